@@ -1,0 +1,74 @@
+# `make help` lists the targets. Every target sets up what it needs.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/lit-distil
+PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c requirements/constraints.txt
+THREADS ?= 1
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := true
+
+include demo.mk
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-zA-Z][a-zA-Z0-9_-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+# Set-up. PyTorch goes first: a CPU build that lies on the machine is taken before a larger one is fetched.
+
+$(VENV)/.core: pyproject.toml requirements/constraints.txt
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/python3") if sys.version_info < (3, 11) else 0'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.PHONY: setup setup-dev
+setup: $(VENV)/.core  ## virtual environment with pinned dependencies and the package
+setup-dev: $(VENV)/.dev  ## the same with what tests and linters need
+
+# Tests
+
+.PHONY: test test-slow test-gpu lint format
+test: $(VENV)/.dev  ## the tests (15 minutes at most on two cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu'
+
+test-slow: $(VENV)/.dev  ## the tests that take longer
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600
+
+test-gpu: $(VENV)/.dev  ## the tests that need a GPU
+	@$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev  ## let ruff put the code in order
+	@$(BIN)/ruff check --fix-only -q .
+	@$(BIN)/ruff format -q .
+
+# Tokenizers of the small recipes, and the recipes
+
+.PHONY: tokenizers
+tokenizers: runs/tokenizers/wordpiece/tokenizer.json runs/tokenizers/byte-bpe/tokenizer.json  ## tokenizers of the small recipes
+
+runs/tokenizers/wordpiece/tokenizer.json: | $(VENV)/.core
+	@$(RUN) tokenizer --source lit_distil.data.Docstrings --kind wordpiece --lowercase true --vocab_size 8192 --out $(@D)
+
+runs/tokenizers/byte-bpe/tokenizer.json: | $(VENV)/.core
+	@$(RUN) tokenizer --source lit_distil.data.Docstrings --kind byte_bpe --vocab_size 8192 --out $(@D)
+
+.PHONY: clean
+clean:  ## remove the virtual environment and all runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,75 @@
+# The demo as files: every stage is done when its export is there, a stage that was cut off goes on from its last
+# checkpoint, and one that is done is not repeated. Students and tasks run two at a time, one thread each.
+
+DEMO := runs/demo
+FIT := $(RUN) fit
+STUDENTS := student-soft student-mlm student-hard student-random student-mlm-time
+TASKS := task-teacher task-soft task-mlm task-unpretrained
+
+# $(call resume,stage): go on from the stage's last checkpoint, if it has one
+resume = $$(test -f $(DEMO)/$(1)/checkpoints/last.ckpt && echo --ckpt_path $(DEMO)/$(1)/checkpoints/last.ckpt)
+exports = $(foreach stage,$(1),$(DEMO)/$(stage)/export/config.json)
+# $(call fit,stage,arguments): a stage whose output goes to its log, and to the screen if it fails
+fit = mkdir -p $(DEMO)/$(1) && $(FIT) $(2) --trainer.default_root_dir $(DEMO)/$(1) $(call resume,$(1))
+
+.PHONY: demo demo-students demo-tasks
+demo: $(VENV)/.core  ## the whole chain on the docstrings of the installed packages (10 minutes on two cores)
+	@$(MAKE) --no-print-directory $(DEMO)/teacher/export/config.json
+	@OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j2 demo-students demo-tasks
+	@$(MAKE) --no-print-directory $(DEMO)/report/report.md
+	@echo "the table and the picture: $(DEMO)/report/report.html"
+
+demo-students: $(call exports,$(STUDENTS))
+demo-tasks: $(call exports,$(TASKS))
+
+$(DEMO)/tokenizer/tokenizer.json: | $(VENV)/.core
+	@echo "== tokenizer: byte-level BPE of 4,096 entries on the docstrings of the installed packages"
+	@$(RUN) tokenizer --source lit_distil.data.Docstrings --vocab_size 4096 --out $(@D)
+
+$(DEMO)/teacher/export/config.json: $(DEMO)/tokenizer/tokenizer.json
+	@echo "== teacher: 6 layers, masked-LM, dynamic masking, full sentences"
+	@$(call fit,teacher,--config configs/demo/teacher.yaml)
+
+$(DEMO)/student-soft/export/config.json: $(DEMO)/teacher/export/config.json
+	@echo "== student: 3 of the teacher's layers, its soft targets"
+	@$(call fit,student-soft,--config configs/demo/student.yaml)
+
+$(DEMO)/student-mlm/export/config.json: $(DEMO)/teacher/export/config.json
+	@echo "== control: the same student without a teacher, for as many steps"
+	@$(call fit,student-mlm,--config configs/demo/student.yaml --model.objectives '$(MASKED_LM_ONLY)')
+
+$(DEMO)/student-mlm-time/export/config.json: $(call exports,student-soft student-mlm)
+	@echo "== control: the same student without a teacher, for as long"
+	@$(call fit,student-mlm-time,--config configs/demo/student.yaml --model.objectives '$(MASKED_LM_ONLY)' \
+		--trainer.max_steps $$($(RUN) budget --reference $(DEMO)/student-soft --run $(DEMO)/student-mlm))
+
+$(DEMO)/student-hard/export/config.json: $(DEMO)/teacher/export/config.json
+	@echo "== control: the same student on the teacher's hard labels"
+	@$(call fit,student-hard,--config configs/demo/student.yaml --model.objectives.soft lit_distil.objectives.TeacherLabelLoss \
+		--model.objectives.soft.weight 5.0)
+
+$(DEMO)/student-random/export/config.json: $(DEMO)/teacher/export/config.json
+	@echo "== control: soft targets from random weights"
+	@$(call fit,student-random,--config configs/demo/student.yaml --model.student lit_distil.models.RandomWeights \
+		--model.student.num_layers 3)
+
+MASKED_LM_ONLY := {"masked_lm": {"class_path": "lit_distil.objectives.MaskedLMLoss"}}
+
+# $(call task,stage,arguments)
+task = echo "== task: which package wrote it ($(1))" && $(call fit,$(1),--config configs/demo/task.yaml $(2))
+
+$(DEMO)/task-teacher/export/config.json: $(DEMO)/teacher/export/config.json
+	@$(call task,task-teacher)
+
+$(DEMO)/task-soft/export/config.json: $(DEMO)/student-soft/export/config.json
+	@$(call task,task-soft,--model.network.name_or_path $(DEMO)/student-soft/export)
+
+$(DEMO)/task-mlm/export/config.json: $(DEMO)/student-mlm/export/config.json
+	@$(call task,task-mlm,--model.network.name_or_path $(DEMO)/student-mlm/export)
+
+$(DEMO)/task-unpretrained/export/config.json: $(DEMO)/tokenizer/tokenizer.json
+	@$(call task,task-unpretrained,--config configs/demo/unpretrained.yaml)
+
+$(DEMO)/report/report.md: $(call exports,teacher $(STUDENTS) $(TASKS)) configs/demo/report.yaml
+	@echo "== report"
+	@OMP_NUM_THREADS=2 $(RUN) report --config configs/demo/report.yaml

@@ -1,0 +1,48 @@
+"""Checkpoints of a run: the last one always, the best ones by a metric, in the run's folder."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that writes to `checkpoints/` in the run's folder and always keeps `last.ckpt`.
+
+    Args:
+        every_n_steps: Optimizer steps between two checkpoints; None saves at the end of validation.
+        every_n_minutes: Minutes between two checkpoints, instead.
+        monitor: Metric by which the best are kept, such as `val/loss`.
+        mode: Whether less or more of it is better.
+        keep: How many of the best to keep; without a metric, of the latest.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep: int = 1,
+    ) -> None:
+        super().__init__(
+            filename="step-{step}",
+            auto_insert_metric_name=False,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=keep,
+            save_last=True,
+            every_n_train_steps=every_n_steps,
+            train_time_interval=timedelta(minutes=every_n_minutes) if every_n_minutes else None,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle on the run's folder before Lightning would choose one by its loggers."""
+        if self.dirpath is None:
+            self.dirpath = f"{trainer.default_root_dir}/checkpoints"
+        super().setup(trainer, pl_module, stage)

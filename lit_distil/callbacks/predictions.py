@@ -1,0 +1,61 @@
+"""Predictions as a file: one JSON object a row, with the text that was predicted on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes `predictions.jsonl` in the run's folder, in the order of the samples, from all ranks.
+
+    Args:
+        file: Where to; None is `predictions.jsonl` in the run's folder.
+    """
+
+    def __init__(self, file: str | None = None) -> None:
+        super().__init__(write_interval="epoch")
+        self.file = file
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Gather the rows of all ranks, put them in order, and write them on the first rank."""
+        rows = [row for batch in predictions for row in batch]
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        if not trainer.is_global_zero:
+            return
+        path = Path(self.file or Path(trainer.default_root_dir, "predictions.jsonl"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        with path.open("w", encoding="utf-8") as out:
+            for row in sorted(rows, key=lambda row: (row["sample"], row.get("position", 0))):
+                out.write(json.dumps(_readable(row, tokenizer), ensure_ascii=False) + "\n")
+        rank_zero_info(f"{len(rows):,} predictions in {path}")
+
+
+def _readable(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Token ids as tokens, where the row has them."""
+    if "top_ids" not in row:
+        return row
+    tokens = tokenizer.convert_ids_to_tokens(row["top_ids"])
+    return {
+        "sample": row["sample"],
+        "position": row["position"],
+        "label": tokenizer.convert_ids_to_tokens(row["label_id"]),
+        "top": dict(zip(tokens, row["top_probabilities"], strict=True)),
+    }

@@ -1,0 +1,92 @@
+"""The command line. Nothing heavy is imported before a command is chosen, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+TRAINER_COMMANDS = {
+    "fit": "train: pretraining, distillation or fine-tuning, whichever the config says",
+    "validate": "evaluate a checkpoint or a pretrained network on the validation split",
+    "test": "evaluate it on the test split",
+    "predict": "write predictions for the predict (or test) split",
+}
+OTHER_COMMANDS = {
+    "tokenizer": "train a tokenizer on a source of text",
+    "export": "turn a checkpoint into a folder that plain transformers loads",
+    "report": "measure exported networks side by side; write a table and a picture",
+}
+HELP = """\
+usage: lit-distil <command> [--config FILE ...] [--key value ...]
+
+Pretrain a BERT-family encoder, distil it into a smaller one, fine-tune either.
+
+commands that train and evaluate (each takes one or more YAML files; later ones win, the command line over all):
+{trainer}
+
+other commands:
+{other}
+
+  lit-distil <command> --help          every option of a command, with its type and default
+  lit-distil fit --print_config ...    the whole configuration as it would be used
+
+examples:
+  lit-distil fit --config configs/pretrain/roberta-small.yaml
+  lit-distil fit --config configs/distill/distilroberta.yaml --config configs/trainer/ddp.yaml --trainer.devices 4
+  lit-distil fit --config configs/pretrain/roberta-small.yaml --data.masking lit_distil.data.WholeWordMasking
+
+Set LIT_DISTIL_TRACEBACK=1 to see where in the code an error arose.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; a mistake in the configuration ends in one message and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    command = arguments[0]
+    if command == "--version":
+        from lit_distil import __version__
+
+        print(f"lit-distil {__version__}")
+        return
+    if command not in TRAINER_COMMANDS and command not in OTHER_COMMANDS:
+        _fail(f"no command {command!r}{_nearest(command)}; `lit-distil --help` lists them")
+    try:
+        if command in TRAINER_COMMANDS:
+            importlib.import_module("lit_distil.commands.training").run(arguments)
+        else:
+            importlib.import_module(f"lit_distil.commands.{command}").run(arguments[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("LIT_DISTIL_TRACEBACK") or not _is_ours(error):
+            raise
+        _fail(str(error))
+
+
+def _help() -> str:
+    def table(commands: dict[str, str]) -> str:
+        return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
+
+    return HELP.format(trainer=table(TRAINER_COMMANDS), other=table(OTHER_COMMANDS))
+
+
+def _nearest(command: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *OTHER_COMMANDS], n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by this package's own checks, whose messages stand for themselves."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def _fail(message: str) -> None:
+    print(f"lit-distil: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,69 @@
+"""`lit-distil tokenizer`: train a tokenizer on a source of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
+from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
+
+from lit_distil.callbacks import replace_folder
+from lit_distil.console import progress_bar
+from lit_distil.data import DocumentSource
+
+# RoBERTa's special tokens stand at the ids that RobertaConfig expects of them
+_ROBERTA_SPECIALS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+
+
+def tokenizer(
+    source: DocumentSource,
+    out: str,
+    kind: Literal["byte_bpe", "wordpiece"] = "byte_bpe",
+    vocab_size: int = 30_522,
+    lowercase: bool = False,
+    max_length: int = 512,
+    min_frequency: int = 2,
+) -> None:
+    """Train a tokenizer on the training split of a source and write it to a folder.
+
+    Args:
+        source: Where the text comes from.
+        out: Folder to write to; transformers' AutoTokenizer loads it.
+        kind: Byte-level BPE (RoBERTa) or WordPiece (BERT).
+        vocab_size: Number of entries, special tokens included.
+        lowercase: Lower the case first (WordPiece only).
+        max_length: What the tokenizer gives as the model's longest input.
+        min_frequency: A pair that is rarer is not merged.
+    """
+    if vocab_size < 300:
+        raise ValueError(f"vocab_size must be at least 300 (256 bytes and the special tokens), got {vocab_size}")
+    if lowercase and kind == "byte_bpe":
+        raise ValueError("lowercase: byte-level BPE keeps case, as RoBERTa's does; use kind: wordpiece")
+    blank: PreTrainedTokenizerBase
+    if kind == "byte_bpe":
+        blank = RobertaTokenizer(vocab=_ROBERTA_SPECIALS, merges=[], model_max_length=max_length)
+    else:
+        blank = BertTokenizer(do_lower_case=lowercase, model_max_length=max_length)
+    trained = blank.train_new_from_iterator(  # type: ignore[attr-defined]
+        _texts(source), vocab_size=vocab_size, show_progress=False, min_frequency=min_frequency
+    )
+    trained.model_max_length = max_length
+    replace_folder(Path(out), trained.save_pretrained)
+    print(f"{len(trained):,} entries in {out}")
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and train."""
+    auto_cli(tokenizer, args=arguments, prog="lit-distil tokenizer", as_positional=False)
+
+
+def _texts(source: DocumentSource) -> Iterator[list[str]]:
+    """The units of each document, as a batch of texts."""
+    count = 0
+    for units in progress_bar(source.documents("train"), desc="reading", unit="document"):
+        count += 1
+        yield units
+    if count == 0:
+        raise ValueError("source: the train split has no documents; check the files and their content")

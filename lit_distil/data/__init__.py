@@ -1,0 +1,56 @@
+"""Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
+
+from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, StepPlan, TrainLoader
+from lit_distil.data.corpus import TokenCorpus, write_corpus
+from lit_distil.data.datamodule import TextDataModule, load_tokenizer, vocabulary_of
+from lit_distil.data.docstrings import Docstrings
+from lit_distil.data.formats import (
+    DocSentences,
+    FullSentences,
+    LinePerSequence,
+    SegmentPair,
+    SentencePair,
+    SequenceFormat,
+    SequenceTable,
+)
+from lit_distil.data.labelled import LabelledSequences
+from lit_distil.data.masking import (
+    FrequencyMasking,
+    MaskingStrategy,
+    SpanMasking,
+    TokenMasking,
+    WholeWordMasking,
+)
+from lit_distil.data.sources import DocumentSource, HubDataset, RowSource, TableFiles, TextFiles
+
+__all__ = [
+    "DocSentences",
+    "Docstrings",
+    "DocumentSource",
+    "EvalLoader",
+    "FrequencyMasking",
+    "FullSentences",
+    "HubDataset",
+    "LabelledSequences",
+    "LinePerSequence",
+    "MaskedSequences",
+    "MaskingStrategy",
+    "RowSource",
+    "SegmentPair",
+    "SentencePair",
+    "SequenceDataset",
+    "SequenceFormat",
+    "SequenceTable",
+    "SpanMasking",
+    "StepPlan",
+    "TableFiles",
+    "TextDataModule",
+    "TextFiles",
+    "TokenCorpus",
+    "TokenMasking",
+    "TrainLoader",
+    "WholeWordMasking",
+    "load_tokenizer",
+    "vocabulary_of",
+    "write_corpus",
+]

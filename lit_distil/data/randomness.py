@@ -1,0 +1,122 @@
+"""Counter-based randomness: every draw is a pure function of its keys, so there is no generator to save or restore.
+
+A number is had by hashing (seed, key, key, ...) with the finaliser of SplitMix64 (Steele, Lea and Flood 2014,
+"Fast splittable pseudorandom number generators"), vectorised over arrays of keys. The same keys give the same number in
+any process, in any order, beside any other keys; that is what makes masks independent of workers, ranks and resumes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_WORD = 0xFFFFFFFFFFFFFFFF
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.uint64(shift) for shift in (30, 27, 31, 11))
+_ROUNDS = 8
+
+
+def _words(key: ArrayLike) -> NDArray[np.uint64]:
+    """Integers (also negative ones) as 64-bit words, modulo 2^64."""
+    if isinstance(key, int):
+        return np.array(key & _WORD, dtype=np.uint64)
+    return np.asarray(key).astype(np.uint64, copy=False)
+
+
+def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One step of SplitMix64, a bijection of the 64-bit words in which every input bit moves every output bit."""
+    with np.errstate(over="ignore"):  # arithmetic is modulo 2^64 on purpose
+        words = np.atleast_1d(words) + _GOLDEN
+        words ^= words >> _SHIFT_30
+        words *= _MULTIPLIER_1
+        words ^= words >> _SHIFT_27
+        words *= _MULTIPLIER_2
+        words ^= words >> _SHIFT_31
+    return words
+
+
+def hash_words(seed: ArrayLike, *keys: ArrayLike) -> NDArray[np.uint64]:
+    """64 random bits for each tuple of keys.
+
+    Args:
+        seed: Integer, or an array of earlier hashes to go on from.
+        *keys: Integers or integer arrays that broadcast against each other.
+
+    Returns:
+        uint64 array of the broadcast shape, at least one-dimensional.
+    """
+    state = _mix(_words(seed))
+    for key in keys:
+        state = _mix(state ^ _words(key))
+    return state
+
+
+def to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Random words as float64 in [0, 1), by their upper 53 bits."""
+    return (words >> _SHIFT_11).astype(np.float64) * 2.0**-53
+
+
+def uniform(seed: ArrayLike, *keys: ArrayLike) -> NDArray[np.float64]:
+    """float64 in [0, 1) for each tuple of keys; the arguments are those of `hash_words`."""
+    return to_uniform(hash_words(seed, *keys))
+
+
+def derive_seed(*keys: int) -> int:
+    """A seed in [0, 2^63) out of several integers, the same in every process (Python's `hash` is not)."""
+    if not keys:
+        raise ValueError("derive_seed needs at least one integer")
+    return int(hash_words(*keys)[0]) >> 1
+
+
+class Permutation:
+    """A pseudo-random bijection of range(size) that keeps nothing in memory.
+
+    A Feistel network permutes the next even power of two, and a value that falls outside the range is sent through
+    again until it falls inside (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). At
+    most 4 passes are needed on average, however large the range.
+
+    Args:
+        size: Number of elements, at least 1.
+        seed: Seed of the run.
+        epoch: Each epoch has a permutation of its own.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int = 0) -> None:
+        if size < 1:
+            raise ValueError(f"size of a permutation must be at least 1, got {size}")
+        self.size = size
+        self._half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+        self._mask = np.uint64((1 << int(self._half)) - 1)
+        self._round_keys = hash_words(seed, epoch, np.arange(_ROUNDS))
+
+    def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The elements that stand at these positions.
+
+        Args:
+            positions: Integers in [0, size), of any shape.
+
+        Returns:
+            int64 array of the same shape.
+
+        Raises:
+            ValueError: If a position is out of range.
+        """
+        positions = np.asarray(positions)
+        if positions.size == 0:
+            return positions.astype(np.int64)
+        if positions.min() < 0 or positions.max() >= self.size:
+            raise ValueError(f"positions must lie in [0, {self.size}), got {positions.min()} to {positions.max()}")
+        values = self._encrypt(positions.reshape(-1).astype(np.uint64))
+        outside = np.flatnonzero(values >= self.size)
+        while outside.size:
+            values[outside] = self._encrypt(values[outside])
+            outside = outside[values[outside] >= self.size]
+        return values.astype(np.int64).reshape(positions.shape)
+
+    def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = values >> self._half, values & self._mask
+        for key in self._round_keys:
+            left, right = right, left ^ (_mix(right ^ key) & self._mask)
+        return (left << self._half) | right

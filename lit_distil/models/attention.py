@@ -1,0 +1,183 @@
+"""Attention over flat batches: many sequences end to end in one row, none of which sees another.
+
+`register` makes the function known to transformers' AttentionInterface under the name `unpadded`, so that stock
+Hugging Face encoders train without padding and need no rewriting. What a batch looks like is worked out once, on the
+host, in a `SequenceLayout`, which travels through the model as the keyword argument `sequence_layout`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lit_distil.models.layout import SequenceLayout
+
+UNPADDED = "unpadded"
+"""The name under which transformers knows the function."""
+
+PLAIN_PRODUCT_MAX_WIDTH = 300
+"""On CPU, below this many tokens, matmul-softmax-matmul is faster than SDPA's flash kernel."""
+
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
+
+    _VARLEN_PARAMETERS = frozenset(inspect.signature(_varlen_attn).parameters)
+except ImportError:  # a torch without the variable-length kernel
+    _varlen_attn = None  # type: ignore[assignment]
+    _VARLEN_PARAMETERS = frozenset()
+
+
+def unpadded_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    sequence_layout: SequenceLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each sequence of a flat batch (the signature is that of transformers' AttentionInterface).
+
+    Args:
+        module: the attention layer that calls.
+        query: `[1, heads, T, dim]`.
+        key: `[1, key heads, T, dim]`; heads is a multiple of key heads.
+        value: like `key`.
+        attention_mask: must be None; the layout says all there is to say.
+        scaling: factor of the scores; None means `dim ** -0.5`.
+        dropout: probability of dropping an attention weight.
+        sliding_window: tokens i and j see each other if |i - j| < sliding_window. This is how transformers hands it to
+            attention functions: ModernBERT's layers pass `local_attention // 2 + 1`.
+        sequence_layout: where the sequences lie.
+        kwargs: what else a model hands to its attention function; not needed.
+
+    Returns:
+        `[1, T, heads, dim]`, and None in place of attention weights.
+
+    Raises:
+        ValueError: if the model was not called with a layout that fits.
+    """
+    if sequence_layout is None or attention_mask is not None:
+        raise ValueError(
+            "attention 'unpadded' needs `sequence_layout` and takes no attention_mask: call the model through "
+            "MaskedLMNetwork or TaskNetwork, or model.set_attn_implementation('sdpa') for padded batches"
+        )
+    if query.shape[0] != 1 or query.shape[2] != sequence_layout.num_tokens:
+        raise ValueError(
+            f"sequence_layout is of a row of {sequence_layout.num_tokens} tokens, got {query.shape[0]} rows of "
+            f"{query.shape[2]}; build it from the lengths of this batch"
+        )
+    if key.shape[1] != query.shape[1]:  # grouped-query attention
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if sliding_window is not None and sequence_layout.max_length <= sliding_window:
+        sliding_window = None
+    if _varlen_applies(query, dropout, sliding_window):
+        return _variable_length(query, key, value, scaling, sequence_layout), None
+
+    outputs = []
+    for index, bucket in enumerate(sequence_layout.buckets):
+        q, k, v = bucket.gather(query), bucket.gather(key), bucket.gather(value)
+        bias = sequence_layout.bias(index, window=sliding_window, dtype=q.dtype)
+        plain = query.device.type == "cpu" and bucket.width <= PLAIN_PRODUCT_MAX_WIDTH
+        attend = _plain_product if plain else _fused_product
+        outputs.append(attend(q, k, v, bias, dropout, scaling).transpose(1, 2).flatten(0, 1))  # [slots, heads, dim]
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if sequence_layout.slots is not None:
+        output = output.index_select(0, sequence_layout.slots)
+    return output[None], None
+
+
+def register() -> None:
+    """Makes `unpadded` known to transformers. Doing it again changes nothing."""
+    ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(UNPADDED, _no_mask)
+
+
+def supports_unpadded(model: PreTrainedModel) -> bool:
+    """Whether the architecture lets its attention function be chosen and its positions be given."""
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return bool(getattr(model, "_supports_attention_backend", False)) and takes_positions
+
+
+def choose_attention(model: PreTrainedModel, attention: str | None = None) -> None:
+    """Sets the attention of a model in place.
+
+    Args:
+        model: the network to set.
+        attention: a name that transformers knows (`sdpa`, `eager`, ...), `unpadded`, or None for `unpadded` where
+            the architecture supports it and its own default elsewhere.
+
+    Raises:
+        ValueError: if `unpadded` is asked for and the architecture cannot.
+    """
+    if attention == UNPADDED and not supports_unpadded(model):
+        raise ValueError(
+            f"attention={UNPADDED!r}: {model.config.model_type} computes attention in its own way; leave attention out "
+            "and it gets the padded view of each batch"
+        )
+    if attention is None and supports_unpadded(model):
+        attention = UNPADDED
+    if attention is not None:
+        model.set_attn_implementation(attention)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """No mask: sequences are kept apart by the layout."""
+
+
+def _plain_product(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scaling: float | None
+) -> Tensor:
+    """`[sequences, heads, width, dim]` each, softmax(q k^T * scaling + bias) v."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if bias is not None:
+        scores += bias
+    weights = scores.softmax(dim=-1)
+    if dropout > 0.0:
+        weights = F.dropout(weights, p=dropout)
+    return torch.matmul(weights, value)
+
+
+def _fused_product(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scaling: float | None
+) -> Tensor:
+    """The same through SDPA, which picks a kernel."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
+
+
+def _varlen_applies(query: Tensor, dropout: float, window: int | None) -> bool:
+    """Whether torch's variable-length kernel can do it: CUDA from Ampere on, half precision, no dropout, no window."""
+    return (
+        _varlen_attn is not None
+        and query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and dropout == 0.0
+        and window is None
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and "scale" in _VARLEN_PARAMETERS
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _variable_length(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, layout: SequenceLayout
+) -> Tensor:
+    """`[1, heads, T, dim]` each to `[1, T, heads, dim]`, by cumulative lengths."""
+    rows = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
+    longest, starts = layout.max_length, layout.cu_seq_lens
+    function: Callable[..., Tensor] = _varlen_attn  # type: ignore[assignment]
+    return function(*rows, starts, starts, longest, longest, scale=scaling)[None]

@@ -1,0 +1,265 @@
+"""Networks: a Hugging Face encoder with its head, called with a flat batch.
+
+The head is computed on the positions that somebody asked for, and on no other: a forward hook on the encoder, there
+for the length of one call, hands the head the chosen rows of the last hidden state. So the logits of a whole batch,
+the largest tensor of all, need never exist, and the Hugging Face models stay as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lit_distil.models.attention import UNPADDED, choose_attention
+from lit_distil.models.layout import SequenceLayout
+from lit_distil.types import Batch, EncoderOutput
+
+Rows = Tensor | Literal["all"] | None
+"""Which rows of T a head is computed on: these positions, all of them, or none."""
+
+
+class FlatNetwork(nn.Module):
+    """What networks have in common: a Hugging Face model, run on flat batches.
+
+    An architecture whose attention function can be chosen (`bert`, `roberta`, `modernbert` and most others) runs on
+    the flat batch itself. One with an attention of its own (`deberta`, `mpnet`), or a model whose attention was set
+    to anything but transformers' default, runs on the padded view of the same batch. The result has the same shape.
+
+    The keys of the state dict are those of the Hugging Face model behind `model.`.
+
+    Args:
+        model: the encoder with its head.
+        attention: an attention that transformers knows, for example `sdpa` or `eager`, which makes batches padded;
+            None keeps what the model has, except for transformers' default (`sdpa`), in whose place comes `unpadded`.
+
+    Raises:
+        ValueError: if the model is a decoder, or mixes positions without an attention mask.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        if getattr(model.config, "is_decoder", False):
+            raise ValueError("is_decoder=True: only encoders are trained here; set is_decoder to False in the config")
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        if "attention_mask" not in self._accepted:
+            raise ValueError(
+                f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
+                "choose an encoder with attention, for example bert"
+            )
+        # what transformers chose by itself is not somebody's choice
+        if attention is not None or model.config._attn_implementation == "sdpa":
+            choose_attention(model, attention)
+        embeddings = getattr(model.base_model, "embeddings", None)
+        table = getattr(embeddings, "position_embeddings", None)
+        self._first_position = 0
+        self.max_length: int | None = None
+        """Tokens of the longest sequence that the position table has room for; None without such a table."""
+        if isinstance(table, nn.Embedding):
+            # RoBERTa-likes give padding a position of its own, and begin after it
+            self._first_position = 0 if table.padding_idx is None else table.padding_idx + 1
+            self.max_length = table.num_embeddings - self._first_position
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The Hugging Face configuration."""
+        return self.model.config
+
+    @property
+    def is_unpadded(self) -> bool:
+        """Whether batches run flat, without padding."""
+        return self.model.config._attn_implementation == UNPADDED
+
+    def num_parameters(self, *, only_trainable: bool = False) -> int:
+        """Number of parameters, tied ones counted once."""
+        return self.model.num_parameters(only_trainable=only_trainable)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes a folder that `AutoModel...from_pretrained` loads."""
+        self.model.save_pretrained(str(directory))
+
+    def _run(
+        self, batch: Batch, select: Callable[[Tensor], Tensor], *, output_hidden_states: bool
+    ) -> tuple[Any, EncoderOutput]:
+        """Runs the model, with `select([T, hidden])` in place of the last hidden state where the head looks for it."""
+        longest = max(batch.lengths)
+        if self.max_length is not None and longest > self.max_length:
+            raise ValueError(
+                f"max_length: a sequence has {longest} tokens and the position table of {self.config.model_type} has "
+                f"room for {self.max_length}; cut sequences to {self.max_length}, or build the model with a larger "
+                "max_position_embeddings"
+            )
+        inputs, flatten = self._flat_inputs(batch) if self.is_unpadded else self._padded_inputs(batch)
+        captured: list[EncoderOutput] = []
+
+        def choose_rows(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = flatten(output.last_hidden_state)
+            states = tuple(flatten(state) for state in output.hidden_states) if output_hidden_states else None
+            captured.append(EncoderOutput(last_hidden_state=hidden, hidden_states=states))
+            output.last_hidden_state = select(hidden)
+            if getattr(output, "pooler_output", None) is not None:
+                output.pooler_output = _pool(module, hidden.index_select(0, batch.first_positions)[:, None])
+            return output
+
+        with _forward_hook(self.model.base_model, choose_rows):
+            output = self.model(**inputs, output_hidden_states=output_hidden_states, return_dict=True)
+        return output, captured[0]
+
+    def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        inputs = {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids + self._first_position,
+            "token_type_ids": self._token_type_ids(batch),
+            "sequence_layout": SequenceLayout.of(batch.lengths, device=batch.input_ids.device),
+        }
+        return {name: value for name, value in inputs.items() if value is not None}, lambda states: states[0]
+
+    def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        num_sequences, width = batch.num_sequences, max(batch.lengths)
+        first_slots = torch.arange(num_sequences, device=batch.input_ids.device) * width
+        # output_size is known on the host, so nothing waits for the device
+        offsets = first_slots.repeat_interleave(batch.cu_seq_lens.diff().long(), output_size=batch.num_tokens)
+        slots = batch.position_ids[0] + offsets  # [T]
+
+        def pad(values: Tensor, filler: int) -> Tensor:  # [1, T] -> [S, width]
+            padded = values.new_full((num_sequences * width,), filler)
+            return padded.index_copy(0, slots, values[0]).view(num_sequences, width)
+
+        def flatten(states: Tensor) -> Tensor:  # [S, width, hidden] -> [T, hidden]
+            return states.flatten(0, 1).index_select(0, slots)
+
+        pad_id = getattr(self.config, "pad_token_id", None)
+        inputs = {
+            "input_ids": pad(batch.input_ids, pad_id or 0),
+            "attention_mask": pad(torch.ones_like(batch.input_ids), 0),
+        }
+        if "position_ids" in self._accepted:
+            inputs["position_ids"] = pad(batch.position_ids + self._first_position, self._first_position)
+        token_type_ids = self._token_type_ids(batch)
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = pad(token_type_ids, 0)
+        return inputs, flatten
+
+    def _token_type_ids(self, batch: Batch) -> Tensor | None:
+        """The segments, for an architecture that tells them apart; all in the first where it knows only one."""
+        num_types = getattr(self.config, "type_vocab_size", None) or 0
+        if "token_type_ids" not in self._accepted or num_types == 0:
+            return None
+        if batch.token_type_ids is None or num_types == 1:
+            return torch.zeros_like(batch.input_ids)
+        return batch.token_type_ids
+
+
+class MaskedLMNetwork(FlatNetwork):
+    """An encoder with a masked-LM head, and with a next-sentence head if the model has one (`...ForPreTraining`)."""
+
+    def forward(self, batch: Batch, *, rows: Rows = None, output_hidden_states: bool = False) -> EncoderOutput:
+        """Runs a flat batch.
+
+        Args:
+            batch: T tokens of S sequences.
+            rows: int64 `[rows]`, the positions in T whose logits are wanted; `all` for every one; None for no logits.
+            output_hidden_states: whether to return the hidden states of every layer.
+
+        Returns:
+            Logits `[rows, vocabulary]` if asked for, next-sentence logits `[S, 2]` where the model has that head.
+
+        Raises:
+            ValueError: if a sequence is longer than the position table, or `rows` is none of the above.
+        """
+        if isinstance(rows, str) and rows != "all":
+            raise ValueError(f"rows must be a tensor of positions, 'all' or None, got {rows!r}")
+
+        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, rows, hidden]
+            if isinstance(rows, Tensor):
+                return hidden.index_select(0, rows)[None]
+            return hidden[None] if rows == "all" else hidden[None, :0]
+
+        output, result = self._run(batch, select, output_hidden_states=output_hidden_states)
+        if rows is not None:
+            logits = output.prediction_logits if "prediction_logits" in output else output.logits
+            result.logits = logits[0]
+            result.rows = rows if isinstance(rows, Tensor) else None
+        result.next_sentence_logits = getattr(output, "seq_relationship_logits", None)
+        return result
+
+
+class TaskNetwork(FlatNetwork):
+    """An encoder with a task's head: `...ForSequenceClassification` or `...ForTokenClassification`.
+
+    Args:
+        model: the encoder with its head.
+        attention: see `FlatNetwork`.
+
+    Raises:
+        ValueError: if the model is of another kind, or pools its sequences in an unknown way.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
+        super().__init__(model, attention=attention)
+        kind = type(model).__name__
+        if not kind.endswith(("ForSequenceClassification", "ForTokenClassification")):
+            raise ValueError(f"model must be a ...ForSequenceClassification or ...ForTokenClassification, got {kind}")
+        self.is_token_level = kind.endswith("ForTokenClassification")
+        self._pooling = getattr(model.config, "classifier_pooling", "cls")
+        if self._pooling not in ("cls", "mean"):
+            raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
+
+    def forward(self, batch: Batch, *, output_hidden_states: bool = False) -> EncoderOutput:
+        """Runs a flat batch.
+
+        Args:
+            batch: T tokens of S sequences.
+            output_hidden_states: whether to return the hidden states of every layer.
+
+        Returns:
+            Logits `[S, labels]`, one row a sequence, or `[T, labels]`, one row a token.
+
+        Raises:
+            ValueError: if a sequence is longer than the position table.
+        """
+
+        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, T, hidden] or [S, 1, hidden]
+            if self.is_token_level:
+                return hidden[None]
+            if self._pooling == "mean":
+                return _mean_of_sequences(hidden, batch)[:, None]
+            return hidden.index_select(0, batch.first_positions)[:, None]
+
+        output, result = self._run(batch, select, output_hidden_states=output_hidden_states)
+        result.logits = output.logits[0] if self.is_token_level else output.logits
+        return result
+
+
+@contextmanager
+def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+    """A hook for one call: nothing to copy, pickle or trip over when the model is called by somebody else."""
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
+    """`[S, 1, hidden]`, the first token of each sequence, to `[S, hidden]` by the encoder's own pooler."""
+    pooler = encoder.pooler
+    if isinstance(pooler, nn.Linear):  # ALBERT keeps the layer and its activation apart
+        return encoder.pooler_activation(pooler(first[:, 0]))  # type: ignore[operator]
+    return pooler(first)  # type: ignore[operator]
+
+
+def _mean_of_sequences(hidden: Tensor, batch: Batch) -> Tensor:
+    """`[T, hidden]` to `[S, hidden]`."""
+    lengths = batch.cu_seq_lens.diff().long()
+    sequence = torch.arange(batch.num_sequences, device=hidden.device)
+    sequence = sequence.repeat_interleave(lengths, output_size=batch.num_tokens)
+    sums = hidden.new_zeros(batch.num_sequences, hidden.shape[1]).index_add(0, sequence, hidden)
+    return sums / lengths[:, None]

@@ -1,0 +1,198 @@
+"""Where the sequences of a flat batch lie, and which of them attention takes together.
+
+A batch is planned once, on the host and from its lengths, and every layer of every network uses the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_WASTE = 0.25
+"""A sequence shares a bucket with another that is at most 1 / (1 - MAX_WASTE) times as long ..."""
+
+SLACK = 8
+"""... or longer by at most this many tokens, so that very short sequences do not make a bucket each."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sequences of like lengths that are attended to together, each padded to `width`.
+
+    Attributes:
+        lengths: real tokens of each sequence.
+        width: tokens of each after padding.
+        start: where in the row they begin if they lie end to end and need no padding, so that a view serves; else None.
+        tokens: int64 `[len(lengths) * width]`, which token of the row stands in each slot (in padding, the
+            sequence's first: it is never attended to); None where `start` is given.
+    """
+
+    lengths: tuple[int, ...]
+    width: int
+    start: int | None
+    tokens: Tensor | None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether no sequence is padded."""
+        return all(length == self.width for length in self.lengths)
+
+    def gather(self, states: Tensor) -> Tensor:
+        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]`."""
+        rows = states[0].transpose(0, 1)  # [T, heads, dim]
+        num_slots = len(self.lengths) * self.width
+        if self.tokens is not None:
+            rows = rows.index_select(0, self.tokens)
+        elif self.start is not None and num_slots < rows.shape[0]:
+            rows = rows.narrow(0, self.start, num_slots)
+        return rows.unflatten(0, (len(self.lengths), self.width)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Where each sequence of a flat batch lies, and in which buckets attention is computed.
+
+    Build it with `SequenceLayout.of`, once per batch; every layer uses the same one.
+
+    Attributes:
+        lengths: the sequences' lengths, on the host.
+        cu_seq_lens: int32 `[S + 1]` on the device: sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
+        buckets: the groups of sequences, each sequence in one of them.
+        slots: int64 `[T]`, the place of each token among the buckets' slots laid end to end; None where that is the
+            order of the tokens already.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seq_lens: Tensor
+    buckets: tuple[Bucket, ...]
+    slots: Tensor | None
+    _biases: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def of(lengths: Sequence[int], *, device: torch.device | str = "cpu") -> SequenceLayout:
+        """The layout of a batch.
+
+        Args:
+            lengths: tokens of each sequence, in the order of the batch. Plain integers: nothing here waits for the
+                device.
+            device: where the batch is.
+
+        Raises:
+            ValueError: if there is no sequence, or an empty one.
+        """
+        if len(lengths) == 0 or min(lengths) < 1:
+            raise ValueError(
+                f"lengths must be one or more positive integers, got {list(lengths)}; drop empty sequences"
+            )
+        return _plan(tuple(int(length) for length in lengths), torch.device(device))
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the number of real tokens."""
+        return sum(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens that attention is computed for, padding included."""
+        return sum(len(bucket.lengths) * bucket.width for bucket in self.buckets)
+
+    def bias(self, index: int, *, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores of a bucket: 0 where a token may look, very negative where it may not.
+
+        Args:
+            index: of the bucket.
+            window: tokens i and j see each other if |i - j| < window; None means all do.
+            dtype: of the scores.
+
+        Returns:
+            A tensor that broadcasts to `[sequences, heads, width, width]`, or None if every token may look everywhere.
+        """
+        bucket = self.buckets[index]
+        if window is not None and max(bucket.lengths) <= window:
+            window = None
+        if window is None and bucket.is_uniform:
+            return None
+        key = (index, window, dtype)
+        if key not in self._biases:
+            self._biases[key] = _bias(bucket, window, dtype, self.cu_seq_lens.device)
+        return self._biases[key]
+
+
+def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # an inference tensor could not be saved for a later backward pass
+    with torch.inference_mode(False), torch.no_grad():
+        place = torch.arange(bucket.width, device=device)
+        forbidden = torch.zeros(1, 1, 1, bucket.width, dtype=torch.bool, device=device)
+        if not bucket.is_uniform:
+            lengths = _to_device(np.array(bucket.lengths, dtype=np.int64), device)
+            forbidden = (place[None] >= lengths[:, None])[:, None, None]
+        if window is not None:
+            forbidden = forbidden | ((place[:, None] - place[None]).abs() >= window)
+        # half the minimum: a padding token may see nothing at all, and -inf throughout would be NaN
+        bias = torch.zeros(forbidden.shape, dtype=dtype, device=device)
+        return bias.masked_fill_(forbidden, torch.finfo(dtype).min / 2)
+
+
+@lru_cache(maxsize=4)  # teacher and student ask for the same layout, and batches of fixed length always do
+def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
+    with torch.inference_mode(False), torch.no_grad():
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        slots = np.empty(starts[-1], dtype=np.int64)
+        buckets, num_slots = [], 0
+        for members in _group(lengths):
+            member_lengths = tuple(lengths[i] for i in members)
+            width = max(member_lengths)
+            is_uniform = min(member_lengths) == width
+            if not is_uniform and device.type == "cuda":
+                width = -(-width // 8) * 8  # kernels want biases aligned to 8 elements
+            within = np.arange(width)[None]  # [1, width]
+            begin = starts[members][:, None]  # [members, 1]
+            is_real = within < np.array(member_lengths)[:, None]
+            tokens = np.where(is_real, begin + within, begin)
+            slots[tokens[is_real]] = num_slots + np.flatnonzero(is_real)
+            num_slots += tokens.size
+            is_view = is_uniform and members == list(range(members[0], members[0] + len(members)))
+            buckets.append(
+                Bucket(
+                    lengths=member_lengths,
+                    width=width,
+                    start=int(starts[members[0]]) if is_view else None,
+                    tokens=None if is_view else _to_device(tokens.reshape(-1), device),
+                )
+            )
+        in_order = num_slots == len(slots) and bool((slots == np.arange(num_slots)).all())
+        return SequenceLayout(
+            lengths=lengths,
+            cu_seq_lens=_to_device(starts.astype(np.int32), device),
+            buckets=tuple(buckets),
+            slots=None if in_order else _to_device(slots, device),
+        )
+
+
+def _group(lengths: tuple[int, ...]) -> list[list[int]]:
+    """Indices of sequences that share a bucket; the longest sequence of a bucket bounds what the others waste."""
+    groups: list[list[int]] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or width - lengths[index] > max(SLACK, MAX_WASTE * width):
+            groups.append([])
+            width = lengths[index]
+        groups[-1].append(index)
+    return [sorted(group) for group in groups]
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":  # page-locked, so that the copy waits for nothing
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,246 @@
+"""Where a network comes from: a configuration (random weights) or a folder or name (pretrained weights)."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
+
+from lit_distil.models.attention import choose_attention
+from lit_distil.types import Vocabulary
+
+Head = Literal["masked_lm", "pretraining", "sequence_classification", "token_classification"]
+"""What stands on the encoder. `pretraining` is masked-LM and next-sentence prediction."""
+
+_AUTO_MODELS: dict[str, Any] = {
+    "masked_lm": AutoModelForMaskedLM,
+    "pretraining": AutoModelForPreTraining,
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+}
+
+# a tokenizer with [CLS] and [SEP] has no other beginning and end, and the other way round
+_STAND_INS = {
+    "bos_token_id": "cls_token_id",
+    "eos_token_id": "sep_token_id",
+    "cls_token_id": "bos_token_id",
+    "sep_token_id": "eos_token_id",
+}
+
+
+class NetworkSource(ABC):
+    """Builds a Hugging Face model with a head, in training mode."""
+
+    @abstractmethod
+    def build(
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        head: Head = "masked_lm",
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
+    ) -> PreTrainedModel:
+        """The model, in training mode, on the CPU, in float32 unless the source says otherwise.
+
+        Args:
+            vocabulary: the tokenizer's facts; None trusts the configuration.
+            head: what stands on the encoder.
+            num_labels: outputs of a task's head.
+            id2label: names of a task's labels, kept in the exported config.
+            problem_type: `regression`, `single_label_classification` or `multi_label_classification`, kept in the
+                exported config.
+
+        Raises:
+            ValueError: if the source, the vocabulary and the head do not fit together.
+        """
+
+
+class FromConfig(NetworkSource):
+    """A network with random weights.
+
+    Args:
+        model_type: transformers' name of the architecture: `bert`, `roberta`, `distilbert`, `modernbert`, ...
+        config: fields of its configuration; the rest have transformers' defaults. The size of the vocabulary and
+            the special ids come from the tokenizer; `vocab_size` may be given to have more rows than entries.
+        attention: None for attention over unpadded batches where the architecture has it; else a name that
+            transformers knows, for example `eager`.
+
+    Raises:
+        ValueError: if the architecture is unknown, or a field is misspelt.
+    """
+
+    def __init__(self, model_type: str, *, config: dict | None = None, attention: str | None = None) -> None:
+        if model_type not in CONFIG_MAPPING_NAMES:
+            near = difflib.get_close_matches(model_type, CONFIG_MAPPING_NAMES, n=3)
+            raise ValueError(f"model_type={model_type!r} is not known to transformers; did you mean one of {near}?")
+        self.model_type = model_type
+        self.overrides = dict(config or {})
+        self.attention = attention
+        _check_spelling(self.overrides, AutoConfig.for_model(model_type))
+
+    def build(
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        head: Head = "masked_lm",
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
+    ) -> PreTrainedModel:
+        """See `NetworkSource.build`."""
+        fields = dict(self.overrides)
+        if vocabulary is not None:
+            default = AutoConfig.for_model(self.model_type)
+            fields["vocab_size"] = fields.get("vocab_size", vocabulary.size)
+            if fields["vocab_size"] < vocabulary.size:
+                raise ValueError(
+                    f"vocab_size={fields['vocab_size']} is smaller than the tokenizer's {vocabulary.size} entries; "
+                    "leave vocab_size out of config"
+                )
+            fields.update(_special_ids(vocabulary, default))
+        fields.update(_label_fields(num_labels, id2label, problem_type))
+        config = AutoConfig.for_model(self.model_type, **fields)
+        _check_head(head, config)
+        model = _AUTO_MODELS[head].from_config(config)
+        choose_attention(model, self.attention)
+        return model.train()
+
+
+class Pretrained(NetworkSource):
+    """A network with the weights of a folder or of a model on the Hub.
+
+    Args:
+        name_or_path: folder written by `save_pretrained`, or a name on the Hub.
+        revision: branch, tag or commit on the Hub.
+        config: fields of the configuration to change, for example dropout rates.
+        attention: see `FromConfig`.
+        dtype: of the weights. Transformers would take that of the file, and a checkpoint in bfloat16 would be trained
+            in bfloat16 without a word.
+
+    Raises:
+        ValueError: if `dtype` is not a floating-point type of torch.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        config: dict | None = None,
+        attention: str | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        parsed = getattr(torch, dtype, None)
+        if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+        self.name_or_path = str(name_or_path)
+        self.revision = revision
+        self.overrides = dict(config or {})
+        self.attention = attention
+        self.dtype = parsed
+
+    def build(
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        head: Head = "masked_lm",
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
+    ) -> PreTrainedModel:
+        """See `NetworkSource.build`."""
+        location = {} if self.revision is None else {"revision": self.revision}
+        try:
+            config = AutoConfig.from_pretrained(self.name_or_path, **location)
+        except (OSError, ValueError) as error:
+            raise ValueError(self._not_found(error)) from error
+        _check_spelling(self.overrides, config)
+        _check_head(head, config)
+        fields = {**self.overrides, **_label_fields(num_labels, id2label, problem_type)}
+        # read again with the changes, for fields that follow from others
+        config = AutoConfig.from_pretrained(self.name_or_path, **location, **fields)
+        try:
+            model = _AUTO_MODELS[head].from_pretrained(self.name_or_path, config=config, dtype=self.dtype, **location)
+        except OSError as error:
+            raise ValueError(self._not_found(error)) from error
+        _check_embedding(model, vocabulary, self.name_or_path)
+        choose_attention(model, self.attention)
+        return model.train()  # from_pretrained gives eval mode, and dropout would never come back
+
+    def _not_found(self, error: Exception) -> str:
+        reason = str(error).strip().split("\n")[0]
+        at = "" if self.revision is None else f" (revision={self.revision!r})"
+        return (
+            f"name_or_path={self.name_or_path!r}{at} is neither a folder written by save_pretrained nor a model that "
+            f"could be fetched: {reason} Give an existing folder or a name on the Hub; without a network, or with "
+            f"HF_HUB_OFFLINE=1, fetch it beforehand with `hf download` and give the folder."
+        )
+
+
+def _special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:
+    """Those ids that the configuration has a field for. A field that is set but unknown to the tokenizer is stale."""
+    ids = {name: value for name, value in vocabulary.special_ids.items() if hasattr(default, name)}
+    for name, stand_in in _STAND_INS.items():
+        is_stale = name not in ids and getattr(default, name, None) is not None
+        if is_stale and stand_in in vocabulary.special_ids:
+            ids[name] = vocabulary.special_ids[stand_in]
+    return ids
+
+
+def _label_fields(num_labels: int | None, id2label: dict[int, str] | None, problem_type: str | None) -> dict[str, Any]:
+    if num_labels is not None and id2label is not None and len(id2label) != num_labels:
+        raise ValueError(f"num_labels={num_labels} but id2label names {len(id2label)}; give one of them")
+    fields: dict[str, Any] = {}
+    if id2label is not None:
+        fields["id2label"] = dict(id2label)
+        fields["label2id"] = {label: index for index, label in id2label.items()}
+    elif num_labels is not None:
+        fields["num_labels"] = num_labels
+    if problem_type is not None:
+        fields["problem_type"] = problem_type
+    return fields
+
+
+def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:
+    """Transformers keeps a field that it does not know and goes on with the default of the one that was meant."""
+    known = [*vars(config), *config.attribute_map]
+    for name in overrides:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if not hasattr(config, name) and near:
+            raise ValueError(f"config: {config.model_type} has no field {name!r}; did you mean {near[0]!r}?")
+
+
+def _check_head(head: str, config: PretrainedConfig) -> None:
+    if head not in _AUTO_MODELS:
+        raise ValueError(f"head must be one of {list(get_args(Head))}, got {head!r}")
+    if head == "pretraining" and config.model_type not in MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES:
+        raise ValueError(
+            f"head='pretraining': {config.model_type} has no next-sentence head; use a format without pairs, or one of "
+            f"{list(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES)}"
+        )
+    if type(config) not in _AUTO_MODELS[head]._model_mapping:
+        raise ValueError(f"head={head!r}: transformers has no such model for model_type={config.model_type!r}")
+
+
+def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None, name: str) -> None:
+    embedding: Any = model.get_input_embeddings()
+    num_rows = embedding.weight.shape[0]
+    if vocabulary is not None and num_rows < vocabulary.size:
+        raise ValueError(
+            f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of {name!r} has {num_rows} "
+            "rows; use the tokenizer that the model was trained with"
+        )

@@ -1,0 +1,15 @@
+"""The Lightning modules: pretraining, distillation, fine-tuning."""
+
+from lit_distil.modules.base import EncoderModule
+from lit_distil.modules.distillation import DistillationModule, FrozenTeacher
+from lit_distil.modules.finetuning import FineTuningModule
+from lit_distil.modules.masked_lm import LanguageModelModule, MaskedLMModule
+
+__all__ = [
+    "DistillationModule",
+    "EncoderModule",
+    "FineTuningModule",
+    "FrozenTeacher",
+    "LanguageModelModule",
+    "MaskedLMModule",
+]

@@ -1,0 +1,262 @@
+"""What the three modules share: the loss over the global batch, optimisation, randomness by step, logging.
+
+A module's step is always the same: networks give outputs, every objective gives a sum over the items it counts, each
+sum is divided by the number of such items in the whole global batch (all ranks, all accumulated micro-batches), and
+the weighted terms are added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_distil.modules.meters import SumMeters
+from lit_distil.objectives import Objective
+from lit_distil.optim import Schedule, parameter_groups
+from lit_distil.types import COUNTABLES, Batch, EncoderOutput, Vocabulary
+
+Stage = Literal["train", "val", "test"]
+
+
+class EncoderModule(LightningModule):
+    """Base of the modules.
+
+    A subclass builds its `network` in `configure_model` and says in `outputs` what its networks make of a batch.
+
+    Args:
+        optimizer: Optimizer class with its arguments; it is called with parameter groups in which biases and
+            normalisation weights carry no weight decay.
+        schedule: Multiplier of the learning rate over the steps; None keeps it constant.
+    """
+
+    def __init__(self, *, optimizer: OptimizerCallable | None = None, schedule: Schedule | None = None) -> None:
+        super().__init__()
+        self.optimizer_factory = optimizer
+        self.schedule = schedule
+        self.network: Any = None  # built in configure_model, where the vocabulary and the strategy are known
+        self.objectives: nn.ModuleDict = nn.ModuleDict()
+        self.latest: dict[str, float] = {}
+        self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
+        self._global_counts: dict[str, int] = {}
+        self._last_logged = (0, perf_counter())
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    def save_plain_hyperparameters(self) -> None:
+        """Keep the constructor's arguments in the checkpoint where they came as plain configuration.
+
+        Built by the command line they are nested dictionaries of plain types. Built in Python they are live objects,
+        which a checkpoint read with `weights_only` must refuse: those are left out.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
+
+    # What a subclass says
+
+    @abstractmethod
+    def outputs(self, batch: Batch) -> tuple[EncoderOutput, EncoderOutput | None]:
+        """What the trained network, and the teacher where there is one, make of a batch."""
+
+    def observe(self, stage: Stage, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> None:
+        """Add further sums to `self._meters[stage]` (accuracies, say); called under `no_grad`."""
+
+    # Steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch, scaled so that Lightning's and DDP's means make it the global batch's mean."""
+        trainer = self.trainer
+        accumulate = trainer.accumulate_grad_batches
+        micro_step = trainer.global_step * accumulate + batch_idx % accumulate
+        self._seed_dropout(micro_step)
+        if batch_idx % accumulate == 0:
+            self._global_counts = self._count_globally(batch)
+        student, teacher = self.outputs(batch)
+        loss = self._combine("train", student, teacher, batch, self._global_counts)
+        # Lightning divides by `accumulate_grad_batches` and DDP averages over the ranks: undo both
+        return loss * (accumulate * trainer.world_size)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the sums of a batch."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the sums of a batch."""
+        self._evaluate("test", batch)
+
+    def on_train_start(self) -> None:
+        """Start the clock of the throughput."""
+        self._last_logged = (self.trainer.global_step, perf_counter())
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
+        trainer = self.trainer
+        is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps
+        if is_step_end and is_due:
+            self._log_training()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the whole validation set."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the whole test set."""
+        self._log_evaluation("test")
+
+    def on_validation_end(self) -> None:
+        """Leave the time of a validation out of the training throughput."""
+        self._last_logged = (self.trainer.global_step, perf_counter())
+        self._meters["train"].drop("tokens")
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the gradient norm, before clipping, in the steps that will be logged."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self._meters["train"].add("grad_norm", torch.nn.utils.get_total_norm(gradients).detach(), 1)
+
+    # Optimisation
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the parameters that train, and the schedule by step."""
+        if self.optimizer_factory is None:
+            raise ValueError("model.optimizer: training needs one, such as {class_path: torch.optim.AdamW, ...}")
+        optimizer = self.optimizer_factory(parameter_groups(self))
+        if self.schedule is None:
+            return optimizer
+        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Checkpoints: the network's own configuration travels with its weights
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the network's configuration, so that loading needs neither teacher nor data."""
+        settings = self.network.config.to_dict()
+        settings.pop("transformers_version", None)
+        checkpoint["network"] = {"head": self.network_head, "config": json.dumps(settings, default=str)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network that the checkpoint was written from, unless it is there."""
+        if "network" not in checkpoint:
+            raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
+        if self.network is None:
+            saved = checkpoint["network"]
+            self.build_from_saved(saved["head"], json.loads(saved["config"]))
+
+    @abstractmethod
+    def build_from_saved(self, head: str, config: dict[str, Any]) -> None:
+        """Build `self.network` with fresh weights from a saved configuration."""
+
+    @property
+    @abstractmethod
+    def network_head(self) -> str:
+        """The kind of head that the network carries."""
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The network's Hugging Face configuration."""
+        return self.network.config
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The facts of the data's tokenizer, asked of the data module when they are needed."""
+        return self.trainer.datamodule.vocabulary  # type: ignore[attr-defined, no-any-return]
+
+    def shard_network(self) -> None:
+        """Under FSDP2 (`ModelParallelStrategy`), shard each layer and then the rest; otherwise nothing."""
+        mesh = self.device_mesh
+        if mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        if mesh["tensor_parallel"].size() > 1:
+            raise ValueError("trainer.strategy.tensor_parallel_size must be 1: encoders are sharded by data only")
+        data_mesh = mesh["data_parallel"]
+        for module in list(self.network.modules()):
+            if isinstance(module, GradientCheckpointingLayer):
+                fully_shard(module, mesh=data_mesh)
+        fully_shard(self.network, mesh=data_mesh)
+
+    # Inside
+
+    def _combine(
+        self,
+        stage: Stage,
+        student: EncoderOutput,
+        teacher: EncoderOutput | None,
+        batch: Batch,
+        counts: dict[str, int],
+    ) -> Tensor:
+        loss: Tensor = student.last_hidden_state.new_zeros(())
+        local_counts = batch.counts
+        for name, objective in self.terms():
+            total = objective(student, teacher, batch)
+            self._meters[stage].add(f"loss/{name}", total.detach(), local_counts[objective.counts])
+            if objective.weight:
+                loss = loss + objective.weight * total / max(counts[objective.counts], 1)
+        with torch.no_grad():
+            self.observe(stage, student, teacher, batch)
+        self._meters[stage].add("tokens", batch.num_tokens, 1)
+        return loss
+
+    def terms(self) -> Iterable[tuple[str, Objective]]:
+        """The objectives under their names."""
+        return self.objectives.items()  # type: ignore[return-value]
+
+    def _evaluate(self, stage: Stage, batch: Batch) -> None:
+        student, teacher = self.outputs(batch)
+        self._combine(stage, student, teacher, batch, dict(batch.counts))
+
+    def _count_globally(self, batch: Batch) -> dict[str, int]:
+        """Items of each kind in the global batch: one small reduction in each optimizer step."""
+        local = batch.step_counts or batch.counts
+        if self.trainer.world_size == 1:
+            return dict(local)
+        counts = torch.tensor([local[kind] for kind in COUNTABLES], dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(counts)
+        return dict(zip(COUNTABLES, counts.tolist()))
+
+    def _seed_dropout(self, micro_step: int) -> None:
+        """Dropout is a function of (seed, micro-step, rank), so a resumed run draws what the unbroken one would."""
+        key = f"{self._seed}:{micro_step}:{self.global_rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+    def _log_training(self) -> None:
+        step, now = self.trainer.global_step, perf_counter()
+        means, totals = self._meters["train"].reduce(self.trainer)
+        since_step, since = self._last_logged
+        values = {f"train/{name}": value for name, value in means.items() if name != "tokens"}
+        values["train/loss"] = self._weighted_sum(means)
+        if step > since_step:
+            values["train/tokens_per_second"] = totals["tokens"] / (now - since)
+        values["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.latest.update(values)
+        self.log_dict(values)
+        self._last_logged = (step, now)
+
+    def _log_evaluation(self, stage: Stage) -> None:
+        means, totals = self._meters[stage].reduce(self.trainer)
+        if not totals:
+            return
+        values = {f"{stage}/{name}": value for name, value in means.items() if name != "tokens"}
+        values[f"{stage}/loss"] = self._weighted_sum(means)
+        if "loss/masked_lm" in means:
+            values[f"{stage}/perplexity"] = math.exp(min(means["loss/masked_lm"], 700.0))
+        self.latest.update(values)
+        self.log_dict(values)
+
+    def _weighted_sum(self, means: dict[str, float]) -> float:
+        return sum(objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in self.terms())

@@ -1,0 +1,31 @@
+"""The terms of the loss: pure functions in `functional`, and a small configurable class around each."""
+
+from lit_distil.objectives.base import LogitObjective, Objective, Positions, hidden_at, logits_at
+from lit_distil.objectives.hard_labels import TeacherLabelLoss
+from lit_distil.objectives.hidden_cosine import HiddenCosineLoss
+from lit_distil.objectives.hidden_mse import HiddenMSELoss
+from lit_distil.objectives.jensen_shannon import JensenShannonLoss
+from lit_distil.objectives.logit_mse import LogitMSELoss
+from lit_distil.objectives.masked_lm import MaskedLMLoss
+from lit_distil.objectives.next_sentence import NextSentenceLoss
+from lit_distil.objectives.reverse_kl import ReverseKLLoss
+from lit_distil.objectives.soft_targets import SoftTargetLoss
+from lit_distil.objectives.task import TaskLoss
+
+__all__ = [
+    "HiddenCosineLoss",
+    "HiddenMSELoss",
+    "JensenShannonLoss",
+    "LogitMSELoss",
+    "LogitObjective",
+    "MaskedLMLoss",
+    "NextSentenceLoss",
+    "Objective",
+    "Positions",
+    "ReverseKLLoss",
+    "SoftTargetLoss",
+    "TaskLoss",
+    "TeacherLabelLoss",
+    "hidden_at",
+    "logits_at",
+]

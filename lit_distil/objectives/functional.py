@@ -1,0 +1,251 @@
+"""The mathematics of the objectives: pure functions from tensors to one number.
+
+Each returns a **sum over rows** (positions, sequences), never a mean: the caller divides by the number of items in the
+global batch, so that the gradient does not depend on how that batch was cut over ranks and micro-batches. Zero rows
+give zero, with a graph. Whatever the input's precision, the arithmetic is at least float32; the teacher is a constant.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+DOUBLE_ABOVE_TEMPERATURE = 32.0
+"""Softened distributions are taken in float64 above this temperature. There the two are so nearly equal that their
+divergence, multiplied by T², is lost in the rounding of float32 (it gave −5.96 at T = 1e4)."""
+
+_CPU_CHUNK_BYTES = 2**18
+"""Rows are worked through in pieces: on a CPU of this size for each thread, so that they stay in its cache."""
+
+_DEVICE_CHUNK_BYTES = 2**28
+"""The same on an accelerator: few kernel launches, and no temporary of the size of the logits."""
+
+
+def soft_target_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of the student from the teacher's softened distribution, times T².
+
+    `T² · Σ_rows Σ_v p_t(v) · (log p_t(v) − log p_s(v))`, with `p = softmax(logits / T)`. The gradient with respect to
+    the student's logits, `T · (p_s − p_t)`, keeps its scale whatever T is (Hinton et al. 2015, section 2): that is what
+    T² is for. As T grows it becomes that of matching the logits (section 2.1). It is taken in closed form, worked out
+    again in the backward pass rather than stored: about a third of plain autograd's time on a CPU, and no buffer of the
+    size of the logits lives between the two passes.
+
+    Args:
+        student_logits: `[rows, vocabulary]`.
+        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+        temperature: T, positive.
+
+    Returns:
+        A scalar in nats, in float32 (float64 if the student's logits are).
+    """
+    _check_same_shape("logits", student_logits, teacher_logits)
+    check_temperature(temperature)
+    divergence: Tensor = _SoftTargetKL.apply(student_logits, teacher_logits.detach(), float(temperature))
+    return divergence
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(student‖teacher), times T²: mode-seeking where `soft_target_kl` is mean-seeking (MiniLLM, section 2.1).
+
+    `T² · Σ_rows Σ_v p_s(v) · (log p_s(v) − log p_t(v))`.
+
+    Args:
+        student_logits: `[rows, vocabulary]`.
+        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+        temperature: T, positive.
+    """
+    _check_same_shape("logits", student_logits, teacher_logits)
+    check_temperature(temperature)
+    student = _log_probabilities(student_logits, temperature)
+    teacher = _log_probabilities(teacher_logits.detach(), temperature)
+    return _scaled(F.kl_div(teacher, student, reduction="sum", log_target=True), temperature, student_logits)
+
+
+def jensen_shannon(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, *, beta: float = 0.5
+) -> Tensor:
+    """Generalised Jensen-Shannon divergence, times T² (GKD, Agarwal et al. 2024, section 2).
+
+    `T² · Σ_rows (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))` with `m = β · p_t + (1 − β) · p_s`. Bounded, and at β = 0.5
+    symmetric; divided by β it tends to `soft_target_kl` as β → 0, divided by 1 − β to `reverse_kl` as β → 1.
+
+    Args:
+        student_logits: `[rows, vocabulary]`.
+        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+        temperature: T, positive.
+        beta: The teacher's share of the mixture, in the open interval (0, 1).
+    """
+    _check_same_shape("logits", student_logits, teacher_logits)
+    check_temperature(temperature)
+    check_beta(beta)
+    student = _log_probabilities(student_logits, temperature)
+    teacher = _log_probabilities(teacher_logits.detach(), temperature)
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    from_teacher = F.kl_div(mixture, teacher, reduction="sum", log_target=True)
+    from_student = F.kl_div(mixture, student, reduction="sum", log_target=True)
+    return _scaled(beta * from_teacher + (1.0 - beta) * from_student, temperature, student_logits)
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """`Σ_rows −log softmax(logits)[label]`; rows whose label is -100 (`IGNORE_INDEX`) add nothing.
+
+    Args:
+        logits: `[rows, classes]`.
+        labels: int64 `[rows]`.
+    """
+    return F.cross_entropy(_at_least_float32(logits), labels, reduction="sum")
+
+
+def hard_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy against the teacher's most likely class: `soft_target_kl` as the teacher's T goes to 0.
+
+    Args:
+        student_logits: `[rows, vocabulary]`.
+        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+    """
+    _check_same_shape("logits", student_logits, teacher_logits)
+    return cross_entropy_sum(student_logits, teacher_logits.argmax(dim=-1))
+
+
+def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """`Σ_rows Σ_v (z_s(v) − z_t(v))²` on raw logits, summed over the vocabulary as in DistilBERT's code.
+
+    Args:
+        student_logits: `[rows, vocabulary]`.
+        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+    """
+    _check_same_shape("logits", student_logits, teacher_logits)
+    return F.mse_loss(_at_least_float32(student_logits), _at_least_float32(teacher_logits.detach()), reduction="sum")
+
+
+def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
+    """`Σ_rows (1 − cos(h_s, h_t))` (DistilBERT, section 3).
+
+    Args:
+        student_hidden: `[rows, width]`.
+        teacher_hidden: `[rows, width]`, no gradient is taken.
+    """
+    _check_same_shape("hidden states", student_hidden, teacher_hidden)
+    student, teacher = _at_least_float32(student_hidden), _at_least_float32(teacher_hidden.detach())
+    # +1 asks for vectors that point the same way
+    return F.cosine_embedding_loss(student, teacher, student.new_ones(student.shape[0]), reduction="sum")
+
+
+def hidden_mse_sum(student_hidden: Tensor, teacher_hidden: Tensor, *, normalise: bool = False) -> Tensor:
+    """`Σ_rows mean_width (h_s − h_t)²` (TinyBERT, equation 8).
+
+    Args:
+        student_hidden: `[rows, width]`.
+        teacher_hidden: `[rows, width]`, no gradient is taken.
+        normalise: Compare directions only: each vector is divided by its L2 norm first (PKD, equation 7, which sums
+            over the width where this takes the mean, as PKD's code does).
+    """
+    _check_same_shape("hidden states", student_hidden, teacher_hidden)
+    student, teacher = _at_least_float32(student_hidden), _at_least_float32(teacher_hidden.detach())
+    if normalise:
+        student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+    return (student - teacher).square().mean(dim=-1).sum()
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` as a float if it is positive and finite, an error otherwise."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    return float(temperature)
+
+
+def check_beta(beta: float) -> float:
+    """`beta` as a float if it makes a mixture, an error otherwise."""
+    if not 0.0 < beta < 1.0:
+        raise ValueError(
+            f"beta must lie between 0 and 1 (both excluded), got {beta}; "
+            "for the limits use soft targets (beta -> 0) or the reverse KL (beta -> 1)"
+        )
+    return float(beta)
+
+
+class _SoftTargetKL(torch.autograd.Function):
+    """`soft_target_kl` with its closed-form gradient, both taken over pieces of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        dtype = _working_dtype(student_logits, temperature)
+        per_row = student_logits.new_empty(student_logits.shape[0], dtype=dtype)
+        # of each row, for the backward pass: the largest logit and the sum of exponentials, of student and teacher
+        statistics = student_logits.new_empty(4, student_logits.shape[0], 1, dtype=dtype)
+        for rows in _row_chunks(student_logits, dtype):
+            student_max = student_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
+            teacher_max = teacher_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
+            student = _shifted(student_logits[rows], student_max, temperature)
+            teacher = _shifted(teacher_logits[rows], teacher_max, temperature)
+            student_sum = student.exp().sum(dim=-1, keepdim=True)
+            teacher_exp = teacher.exp()
+            teacher_sum = teacher_exp.sum(dim=-1, keepdim=True)
+            cross = teacher.sub_(student).mul_(teacher_exp).sum(dim=-1, keepdim=True)
+            per_row[rows] = (cross / teacher_sum + (student_sum / teacher_sum).log()).squeeze(-1)
+            statistics[:, rows] = torch.stack([student_max, student_sum, teacher_max, teacher_sum])
+        ctx.save_for_backward(student_logits, teacher_logits, statistics)
+        ctx.temperature = temperature
+        return _scaled(per_row.sum(), temperature, student_logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        student_logits, teacher_logits, statistics = ctx.saved_tensors
+        gradient = torch.empty_like(student_logits)
+        scale = grad_output.to(statistics.dtype) * ctx.temperature
+        for rows in _row_chunks(student_logits, statistics.dtype):
+            student_max, student_sum, teacher_max, teacher_sum = statistics[:, rows]
+            student = _shifted(student_logits[rows], student_max, ctx.temperature).exp_().mul_(scale / student_sum)
+            teacher = _shifted(teacher_logits[rows], teacher_max, ctx.temperature).exp_().mul_(scale / teacher_sum)
+            gradient[rows] = student.sub_(teacher)
+        return gradient, None, None
+
+
+def _shifted(logits: Tensor, largest: Tensor, temperature: float) -> Tensor:
+    """`(logits − largest) / T` in a new tensor, at the precision of `largest`."""
+    return (logits - largest).div_(temperature)
+
+
+def _row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
+    num_rows, width = logits.shape
+    row_bytes = max(1, width * dtype.itemsize)
+    on_cpu = logits.device.type == "cpu"
+    step = max(1, (_CPU_CHUNK_BYTES * torch.get_num_threads() if on_cpu else _DEVICE_CHUNK_BYTES) // row_bytes)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return F.log_softmax(logits.to(_working_dtype(logits, temperature)) / temperature, dim=-1)
+
+
+def _scaled(divergence: Tensor, temperature: float, logits: Tensor) -> Tensor:
+    """Times T², back at the precision that the caller expects."""
+    return (divergence * temperature**2).to(_working_dtype(logits, 1.0))
+
+
+def _working_dtype(logits: Tensor, temperature: float) -> torch.dtype:
+    if temperature > DOUBLE_ABOVE_TEMPERATURE:
+        return torch.float64
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        hint = (
+            "both models must share one vocabulary and see the same rows"
+            if what == "logits"
+            else "the widths must match, or be brought together by a projection (HiddenMSELoss has one)"
+        )
+        raise ValueError(
+            f"{what} of student {list(student.shape)} and teacher {list(teacher.shape)} differ in shape: {hint}"
+        )

@@ -1,0 +1,26 @@
+"""Next-sentence prediction: BERT's second task, which RoBERTa drops."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_distil.objectives.base import Objective
+from lit_distil.objectives.functional import cross_entropy_sum
+from lit_distil.types import Batch, Countable, EncoderOutput
+
+
+class NextSentenceLoss(Objective):
+    """`Σ_sequences −log p_s(is next or random)` (BERT, section 3.1, task 2), label 0 = is next, 1 = random.
+
+    Wants a network with a next-sentence head and a data format that draws pairs.
+    """
+
+    counts: Countable = "sequences"
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+        """The cross-entropy in nats, summed over the sequences."""
+        if student.next_sentence_logits is None:
+            raise ValueError("NextSentenceLoss needs a network with a next-sentence head; build it as 'pretraining'")
+        if batch.next_sentence_labels is None:
+            raise ValueError("NextSentenceLoss needs next-sentence labels; choose a data format that draws pairs")
+        return cross_entropy_sum(student.next_sentence_logits, batch.next_sentence_labels)

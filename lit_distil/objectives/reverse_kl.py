@@ -1,0 +1,26 @@
+"""Reverse KL: the student keeps to what the teacher finds likely, and may leave out the rest."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_distil.objectives.base import LogitObjective, Positions, configured_temperature
+from lit_distil.objectives.functional import reverse_kl
+
+
+class ReverseKLLoss(LogitObjective):
+    """`T² · Σ_positions KL(p_s‖p_t)`, with `p = softmax(logits / T)` (MiniLLM, Gu et al. 2024, section 2.1).
+
+    Args:
+        temperature: T, positive.
+        positions: "masked" or "all" (every real token).
+        weight: Factor of this term in the total loss.
+    """
+
+    def __init__(self, temperature: float = 1.0, *, positions: Positions = "masked", weight: float = 1.0) -> None:
+        super().__init__(positions=positions, weight=weight)
+        self.temperature = configured_temperature(temperature)
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The divergence in nats times T², summed over the rows."""
+        return reverse_kl(student_logits, teacher_logits, self.temperature)

@@ -1,0 +1,30 @@
+"""Hinton's soft targets: match the teacher's whole output distribution."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_distil.objectives.base import LogitObjective, Positions, configured_temperature
+from lit_distil.objectives.functional import soft_target_kl
+
+
+class SoftTargetLoss(LogitObjective):
+    """`T² · Σ_positions KL(p_t‖p_s)`, with `p = softmax(logits / T)`.
+
+    Hinton et al. 2015, section 2; the distillation loss of DistilBERT, section 2. T² keeps the gradient's scale when T
+    changes and is always there.
+
+    Args:
+        temperature: T, positive. DistilBERT trained with 2.
+        positions: "masked" compares where a token was hidden; "all" at every real token, special ones included, as
+            DistilBERT's code does by default, which costs logits (and time) at all of them.
+        weight: Factor of this term in the total loss. DistilBERT used 5.
+    """
+
+    def __init__(self, temperature: float = 2.0, *, positions: Positions = "masked", weight: float = 1.0) -> None:
+        super().__init__(positions=positions, weight=weight)
+        self.temperature = configured_temperature(temperature)
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The divergence in nats times T², summed over the rows."""
+        return soft_target_kl(student_logits, teacher_logits, self.temperature)

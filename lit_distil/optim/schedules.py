@@ -1,0 +1,166 @@
+"""Learning-rate schedules: a pure function from the step to a factor of the peak learning rate.
+
+The convention is the field's (and transformers'): the optimizer's n-th step, counted from 0, is taken at
+`multiplier(n)`. Warm-up is `n / warmup`, so **the very first step is taken at 0** and step `warmup` at the peak;
+without warm-up step 0 is at the peak. The decay is planned to end at step `num_steps`, which is never taken: the last
+one, `num_steps - 1`, is still a little above the final value, and any step past the end stays at it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class Schedule(ABC):
+    """A linear warm-up, then what the subclass says.
+
+    Args:
+        warmup: Number of steps, or, as a fraction below 1, the share of all steps (rounded up).
+    """
+
+    def __init__(self, warmup: int | float = 0) -> None:
+        self.warmup = _check_span("warmup", warmup)
+
+    def multiplier(self, step: int, num_steps: int) -> float:
+        """Factor of the peak learning rate at a step, counted from 0, of a run of `num_steps`."""
+        warmup = _num_steps_of(self.warmup, num_steps)
+        if step < warmup:
+            return step / warmup
+        return self.after_warmup(step, warmup, num_steps)
+
+    @abstractmethod
+    def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
+        """The factor at a step from `warmup` on; steps past `num_steps` may be asked for.
+
+        Args:
+            step: Counted from 0, from the beginning of the run.
+            warmup: Steps of the warm-up.
+            num_steps: Steps of the whole run.
+        """
+
+    def build(self, optimizer: Optimizer, num_steps: int) -> LambdaLR:
+        """The PyTorch scheduler, to be stepped after every optimizer step.
+
+        Its state holds numbers only: a resumed run takes the schedule from its own configuration, not from the
+        checkpoint.
+
+        Args:
+            optimizer: Its groups' learning rates are the peak.
+            num_steps: Optimizer steps of the whole run.
+
+        Raises:
+            ValueError: The number of steps is not a positive whole number.
+        """
+        if not (num_steps > 0 and float(num_steps).is_integer()):
+            raise ValueError(f"num_steps must be a positive whole number, got {num_steps}; set trainer.max_steps")
+        if _num_steps_of(self.warmup, num_steps) >= num_steps:
+            warnings.warn(
+                f"warmup={self.warmup} is not shorter than the run of {num_steps} steps: "
+                "the learning rate never reaches its peak",
+                stacklevel=2,
+            )
+        # LambdaLR saves the attributes of a callable object; a partial has none, so state and weights_only load agree
+        return LambdaLR(optimizer, functools.partial(self.multiplier, num_steps=int(num_steps)))
+
+
+class ConstantSchedule(Schedule):
+    """The peak to the end, after the warm-up."""
+
+    def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
+        """Always 1."""
+        return 1.0
+
+
+class LinearSchedule(Schedule):
+    """Straight down to 0 (BERT, appendix A.2; RoBERTa; DistilBERT)."""
+
+    def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
+        """The share of the steps after the warm-up that is left."""
+        return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+
+
+class CosineSchedule(Schedule):
+    """Half a cosine from the peak to `final` (SGDR, Loshchilov and Hutter 2017, equation 5, without restarts).
+
+    Args:
+        warmup: Number of steps, or a share of all steps below 1.
+        final: Factor at the end, from 0 to 1.
+    """
+
+    def __init__(self, warmup: int | float = 0, *, final: float = 0.0) -> None:
+        super().__init__(warmup)
+        self.final = _check_final(final)
+
+    def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
+        """`final + (1 − final) · (1 + cos(π · p)) / 2`, p the share of the steps after the warm-up that is done."""
+        progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class WarmupStableDecaySchedule(Schedule):
+    """The peak for most of the run, then a short decay: the trapezoid of MiniCPM (section 4) and ModernBERT.
+
+    A run can be continued from any checkpoint of the stable part, whatever length was planned.
+
+    Args:
+        warmup: Number of steps, or a share of all steps below 1.
+        decay: Number of steps of the decay, or a share of all steps below 1, at the end of the run.
+        shape: "linear", or "1-sqrt" (ModernBERT), which falls faster at first.
+        final: Factor at the end, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        warmup: int | float = 0,
+        *,
+        decay: int | float = 0.1,
+        shape: Literal["linear", "1-sqrt"] = "linear",
+        final: float = 0.0,
+    ) -> None:
+        super().__init__(warmup)
+        if shape not in ("linear", "1-sqrt"):
+            raise ValueError(f"shape must be 'linear' or '1-sqrt', got {shape!r}")
+        self.decay = _check_span("decay", decay)
+        self.shape = shape
+        self.final = _check_final(final)
+
+    def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
+        """1, then in the last `decay` steps down to `final`."""
+        decay = _num_steps_of(self.decay, num_steps)
+        start = max(warmup, num_steps - decay)
+        if step < start or decay == 0:
+            return 1.0
+        progress = min(1.0, (step - start) / max(1, num_steps - start))
+        falling = 1.0 - (progress if self.shape == "linear" else math.sqrt(progress))
+        return self.final + (1.0 - self.final) * falling
+
+
+def _check_span(name: str, span: int | float) -> int | float:
+    if not (span >= 0 and math.isfinite(span)):
+        raise ValueError(f"{name} must be 0 or more, got {span}")
+    if isinstance(span, float) and span >= 1:
+        if span == 1 or not span.is_integer():
+            raise ValueError(
+                f"{name}={span} is neither a share below 1 nor a number of steps; write 0.06 for 6 % of the run, or a "
+                "whole number of steps"
+            )
+        return int(span)
+    return span
+
+
+def _num_steps_of(span: int | float, num_steps: int) -> int:
+    # rounded up, but 0.07 · 100 = 7.000000000000001 is 7
+    return span if isinstance(span, int) else math.ceil(span * num_steps - 1e-9)
+
+
+def _check_final(final: float) -> float:
+    if not 0.0 <= final <= 1.0:
+        raise ValueError(f"final must lie between 0 and 1, a share of the peak learning rate, got {final}")
+    return final

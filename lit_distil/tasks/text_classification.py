@@ -1,0 +1,172 @@
+"""Classification of one text or of a pair of texts, and regression on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
+from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
+from transformers import PreTrainedTokenizerBase
+
+from lit_distil.tasks.base import Features, LabelKind, Row, Task
+
+
+class TextClassification(Task):
+    """One class for each text or pair of texts.
+
+    Args:
+        text: Column of the (first) text.
+        pair: Column of the second text, for pairs.
+        label: Column of the label, a name or a class index.
+        labels: Names of the classes in the order of their indices; None takes the sorted ones of the training rows.
+    """
+
+    head = "sequence_classification"
+    label_kind: LabelKind = "class"
+
+    def __init__(
+        self, text: str = "text", *, pair: str | None = None, label: str = "label", labels: list[str] | None = None
+    ) -> None:
+        self.text, self.pair, self.label = text, pair, label
+        self.labels = [str(name) for name in labels] if labels else None
+
+    def bind(self, rows: Iterable[Row]) -> None:
+        """Take the names of the classes from the training rows, numbers in numerical order."""
+        if self.labels is not None:
+            return
+        found = {_label_name(self._column(row, self.label), row) for row in rows}
+        if len(found) < 2:
+            raise ValueError(f"task.label: column {self.label!r} holds {len(found)} class(es): {sorted(found)}; two are needed")
+        is_numeric = all(name.lstrip("-").isdigit() for name in found)
+        self.labels = sorted(found, key=int) if is_numeric else sorted(found)
+
+    def encode(
+        self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, labelled: bool = True
+    ) -> list[Features]:
+        """Texts cut to `max_length` (the longer of a pair first), labels as class indices."""
+        if not rows:
+            return []
+        first = [str(self._column(row, self.text)) for row in rows]
+        second = [str(self._column(row, self.pair)) for row in rows] if self.pair else None
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
+        types = encoded.get("token_type_ids")
+        return [
+            Features(
+                input_ids=np.asarray(ids, dtype=np.int64),
+                token_type_ids=None if types is None else np.asarray(types[i], dtype=np.int64),
+                label=self._label_of(rows[i]) if labelled else None,
+            )
+            for i, ids in enumerate(encoded["input_ids"])
+        ]
+
+    def head_settings(self) -> dict[str, Any]:
+        """Number and names of the classes."""
+        names = self._names()
+        return {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+            "problem_type": "single_label_classification",
+        }
+
+    def metrics(self) -> MetricCollection:
+        """Accuracy over all rows (micro), macro-F1 and Matthews' correlation."""
+        num_classes = len(self._names())
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+                "matthews": MulticlassMatthewsCorrCoef(num_classes),
+            }
+        )
+
+    def metric_inputs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted and true class indices."""
+        return logits.argmax(-1), labels
+
+    def readable(self, logits: Tensor) -> list[dict[str, Any]]:
+        """Label and the probability of every class."""
+        names = self._names()
+        probabilities = torch.softmax(logits, -1).tolist()
+        return [
+            {"label": names[int(np.argmax(row))], "probabilities": dict(zip(names, row, strict=True))}
+            for row in probabilities
+        ]
+
+    def _names(self) -> list[str]:
+        if self.labels is None:
+            raise ValueError("task.labels: not known yet; give them, or let the data module bind the training rows")
+        return self.labels
+
+    def _column(self, row: Row, name: str) -> Any:
+        if name not in row or row[name] is None:
+            columns = sorted(column for column in row if column != "__source__")
+            raise ValueError(f"{row.get('__source__', 'row')}: no column {name!r} (task); there are {columns}")
+        return row[name]
+
+    def _label_of(self, row: Row) -> int | float:
+        name = _label_name(self._column(row, self.label), row)
+        names = self._names()
+        if name in names:
+            return names.index(name)
+        if name.isdigit() and int(name) < len(names):
+            return int(name)  # the configuration names the classes, the rows number them
+        where = row.get("__source__", "row")
+        if name == "-1":
+            raise ValueError(f"{where}: label -1 marks an unlabelled split; use it with `predict`")
+        raise ValueError(f"{where}: label {name!r} is none of {names} (task.labels)")
+
+
+class TextRegression(TextClassification):
+    """One number for each text or pair of texts, such as a similarity (STS-B).
+
+    Args:
+        text: Column of the (first) text.
+        pair: Column of the second text, for pairs.
+        label: Column of the value.
+    """
+
+    label_kind: LabelKind = "value"
+
+    def __init__(self, text: str = "text", *, pair: str | None = None, label: str = "label") -> None:
+        super().__init__(text, pair=pair, label=label)
+
+    def bind(self, rows: Iterable[Row]) -> None:
+        """Nothing is left open."""
+
+    def head_settings(self) -> dict[str, Any]:
+        """One output, trained on the squared error."""
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def metrics(self) -> MetricCollection:
+        """Pearson's and Spearman's correlation, and the mean squared error."""
+        return MetricCollection({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mse": MeanSquaredError()})
+
+    def metric_inputs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted and true values."""
+        return logits.squeeze(-1), labels
+
+    def readable(self, logits: Tensor) -> list[dict[str, Any]]:
+        """The value."""
+        return [{"value": value} for value in logits.squeeze(-1).tolist()]
+
+    def _label_of(self, row: Row) -> int | float:
+        value = self._column(row, self.label)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{row.get('__source__', 'row')}: label {value!r} is no number (task.label)") from None
+
+
+def _label_name(value: Any, row: Row) -> str:
+    if isinstance(value, float):
+        if not value.is_integer():
+            where = row.get("__source__", "row")
+            raise ValueError(f"{where}: label {value!r} is no class; use lit_distil.tasks.TextRegression for values")
+        value = int(value)
+    return str(value)

@@ -1,0 +1,128 @@
+"""The types that data and modules meet in: the flat batch, the vocabulary's facts, what a network returns.
+
+Nothing here knows files, tokenizers, networks or Lightning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of a position that no loss counts (the convention of `torch.nn.functional.cross_entropy`)."""
+
+Countable = Literal["masked", "tokens", "sequences", "labels"]
+"""What a loss can be a sum over: masked positions, real tokens, sequences, or a task's labels."""
+
+COUNTABLES: tuple[Countable, ...] = ("masked", "tokens", "sequences", "labels")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a module needs to know of the tokenizer, which it never sees.
+
+    Attributes:
+        size: Number of entries, added tokens included.
+        special_ids: Name (`pad_token_id`, `mask_token_id`, `cls_token_id`, `sep_token_id`, `bos_token_id`,
+            `eos_token_id`, `unk_token_id`) to id, for those the tokenizer has.
+    """
+
+    size: int
+    special_ids: dict[str, int]
+
+
+@dataclass
+class Batch:
+    """One flat micro-batch: the real tokens of S sequences, end to end in one row, without padding.
+
+    Attributes:
+        input_ids: int64 `[1, T]`.
+        position_ids: int64 `[1, T]`, counted from 0 within each sequence.
+        cu_seq_lens: int32 `[S + 1]`; sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
+        lengths: the S lengths on the host, so that planning the attention never waits for the device.
+        sample_ids: int64 `[S]`, the index of each sequence in its data set.
+        token_type_ids: int64 `[1, T]`, 0 for the first segment and 1 for the second, where the format has segments.
+        masked_positions: int64 `[M]`, ascending indices into T of the positions to predict.
+        masked_labels: int64 `[M]`, the original ids at those positions.
+        next_sentence_labels: int64 `[S]`, 0 = is next, 1 = random (BERT's convention).
+        labels: a task's labels, `[S]` (one a sequence: int64 classes or float32 values) or `[1, T]` (one a token).
+        step_counts: how many items of each kind this rank has in the whole optimizer step, that is in all of its
+            accumulated micro-batches; empty means that this micro-batch is all of it.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seq_lens: Tensor
+    lengths: tuple[int, ...]
+    sample_ids: Tensor
+    token_type_ids: Tensor | None = None
+    masked_positions: Tensor | None = None
+    masked_labels: Tensor | None = None
+    next_sentence_labels: Tensor | None = None
+    labels: Tensor | None = None
+    step_counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the number of real tokens."""
+        return self.input_ids.shape[1]
+
+    @property
+    def num_sequences(self) -> int:
+        """S, the number of sequences."""
+        return len(self.lengths)
+
+    @property
+    def first_positions(self) -> Tensor:
+        """int64 `[S]`: where each sequence begins, that is where its [CLS] or `<s>` stands."""
+        return self.cu_seq_lens[:-1].long()
+
+    @property
+    def counts(self) -> dict[Countable, int]:
+        """Items of each kind in this micro-batch."""
+        num_labels = 0
+        if self.labels is not None:
+            is_token_level = self.labels.dim() == 2
+            num_labels = int((self.labels != IGNORE_INDEX).sum()) if is_token_level else self.num_sequences
+        return {
+            "masked": 0 if self.masked_positions is None else self.masked_positions.numel(),
+            "tokens": self.num_tokens,
+            "sequences": self.num_sequences,
+            "labels": num_labels,
+        }
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by the DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+@dataclass
+class EncoderOutput:
+    """What a network says of a flat batch.
+
+    Attributes:
+        last_hidden_state: `[T, hidden]`.
+        hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if they were asked for.
+        logits: of a masked-LM head `[rows, vocabulary]`, at the rows that were asked for; of a task head `[S, labels]`
+            or `[T, labels]`.
+        rows: int64 `[rows]`, the positions in T that `logits` stands for; None means all T of them.
+        next_sentence_logits: `[S, 2]`, where the network has that head.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    logits: Tensor | None = None
+    rows: Tensor | None = None
+    next_sentence_logits: Tensor | None = None

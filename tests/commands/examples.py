@@ -1,0 +1,90 @@
+"""Tiny runs: a tokenizer, networks of two layers, and the folders that finished runs leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerBase,
+    RobertaTokenizer,
+)
+
+LINES = [
+    "the cat sat on the mat with a dog",
+    "a dog ran over the hill far away",
+    "birds fly in the sky above the hill",
+    "the fish swims below the boat all day",
+]
+LABELS = ["land", "water"]
+
+
+def make_tokenizer() -> PreTrainedTokenizerBase:
+    specials = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    blank = RobertaTokenizer(vocab=specials, merges=[], model_max_length=64)
+    return blank.train_new_from_iterator([LINES], vocab_size=300, show_progress=False)
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 2, **fields):
+    return AutoConfig.for_model(
+        "roberta",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
+        initializer_range=0.3,  # so that networks differ by more than rounding
+        **fields,
+    )
+
+
+def finished_run(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    layers: int = 2,
+    classifies: bool = False,
+    losses: list[tuple[int, float]] | None = None,
+) -> Path:
+    """A run's folder with `export/`, and `metrics.csv` where losses are given, as (last step's index, value)."""
+    torch.manual_seed(seed)
+    if classifies:
+        names = dict(enumerate(LABELS))
+        config = tiny_config(tokenizer, layers=layers, id2label=names, label2id={v: k for k, v in names.items()})
+        model = AutoModelForSequenceClassification.from_config(config)
+    else:
+        model = AutoModelForMaskedLM.from_config(tiny_config(tokenizer, layers=layers))
+    model.save_pretrained(folder / "export")
+    tokenizer.save_pretrained(folder / "export")
+    if losses:
+        rows = [f"{step},{2.5},,," if loss is None else f"{step},,{loss},," for step, loss in losses]
+        (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/loss/masked_lm,,", *rows]) + "\n")
+    return folder
+
+
+def write_texts(folder: Path) -> dict[str, str]:
+    """Documents for three splits, test and train not the same."""
+    files = {}
+    for number, split in enumerate(("train", "validation", "test")):
+        texts = [LINES[(i + number) % 3] + " " + LINES[(i * i) % 4] for i in range(20)]
+        path = folder / f"{split}.txt"
+        path.write_text("\n\n".join("\n".join(texts[i : i + 4]) for i in range(0, 20, 4)))
+        files[split] = str(path)
+    return files
+
+
+def write_rows(folder: Path) -> dict[str, str]:
+    """Labelled rows; two thirds of the test split are of one class."""
+    files = {}
+    for split, size in (("train", 8), ("validation", 6), ("test", 12)):
+        rows = [{"text": f"{LINES[i % 4]} {i}", "label": LABELS[i % 3 == 0]} for i in range(size)]
+        path = folder / f"{split}.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+        files[split] = str(path)
+    return files

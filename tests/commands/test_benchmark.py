@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from lit_distil.commands import benchmark
+from tests.commands.examples import finished_run, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    root, tokenizer = tmp_path_factory.mktemp("networks"), make_tokenizer()
+    finished_run(root / "deep", tokenizer, seed=0, layers=2)
+    finished_run(root / "shallow", tokenizer, seed=0, layers=1)
+    return [str(root / name / "export") for name in ("deep", "shallow")]
+
+
+def test_counts_and_sizes_are_those_of_the_files(networks):
+    results = benchmark.measure_networks(networks, length=8, batch_size=2, repeats=3)
+    for folder, result in zip(networks, results, strict=True):
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        unique = {parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}
+        assert result.network == folder
+        assert result.parameters == sum(unique.values()) == model.num_parameters()
+        assert result.encoder_parameters == model.roberta.num_parameters() < result.parameters
+        assert result.size_mb * 1e6 == os.path.getsize(f"{folder}/model.safetensors")
+    one_layer = sum(
+        p.numel() for p in AutoModelForMaskedLM.from_pretrained(networks[0]).roberta.encoder.layer[0].parameters()
+    )
+    assert results[0].parameters - results[1].parameters == one_layer
+
+
+def test_derived_rates_follow_from_the_times_and_ratios_are_to_the_first(networks):
+    first, second = benchmark.measure_networks(networks, length=8, batch_size=4, repeats=5)
+    assert first.latency_ratio == first.throughput_ratio == 1
+    assert second.latency_ratio == pytest.approx(second.latency_ms.median / first.latency_ms.median)
+    for result in (first, second):
+        assert 0 < result.latency_ms.lower <= result.latency_ms.median <= result.latency_ms.upper
+        assert result.sequences_per_second == pytest.approx(4 / (result.batch_ms.median / 1000))
+        assert result.tokens_per_second == pytest.approx(8 * result.sequences_per_second)
+
+
+def test_networks_take_turns_so_that_drift_meets_all_alike(networks, monkeypatch):
+    calls = []
+
+    def fake_load(name, length, device):
+        def encoder(input_ids, attention_mask):
+            assert torch.is_inference_mode_enabled()
+            assert torch.get_num_threads() == 1
+            calls.append((name, tuple(input_ids.shape)))
+
+        return SimpleNamespace(base_model=_Callable(encoder), parameters=list, config=SimpleNamespace(vocab_size=9))
+
+    monkeypatch.setattr(benchmark, "_load", fake_load)
+    benchmark.measure_networks(networks, length=8, batch_size=4, repeats=9)
+    assert len(calls) == 2 * ((2 + 9) + (2 + 3))
+    assert [name for name, _ in calls] == networks * (len(calls) // 2)
+    assert [shape for _, shape in calls] == [(1, 8)] * 22 + [(4, 8)] * 10
+
+
+class _Callable:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, **inputs):
+        return self.function(**inputs)
+
+    def parameters(self):
+        return []
+
+
+def test_quartiles_are_those_of_the_values():
+    assert benchmark.Quartiles.of([5.0, 1.0, 3.0, 2.0, 4.0]) == benchmark.Quartiles(median=3.0, lower=2.0, upper=4.0)
+
+
+def test_threads_are_set_back(networks):
+    before = torch.get_num_threads()
+    benchmark.measure_networks(networks[:1], length=4, batch_size=1, repeats=1, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_the_command_prints_an_aligned_row_for_every_network(networks, capsys):
+    benchmark.run(["--networks", str(networks), "--length", "8", "--batch_size", "2", "--repeats", "2"])
+    lines = capsys.readouterr().out.rstrip().split("\n")
+    assert [line.split()[0] for line in lines[2:]] == networks
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_messages_name_what_is_wrong(networks, tmp_path):
+    with pytest.raises(ValueError, match=r"could not be loaded.*a run exported"):
+        benchmark.measure_networks([str(tmp_path)])
+    with pytest.raises(ValueError, match=r"length 65 does not fit .*room for 64 tokens"):
+        benchmark.measure_networks(networks, length=65)
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        benchmark.measure_networks(networks, repeats=0)
+    with pytest.raises(ValueError, match="at least one folder"):
+        benchmark.measure_networks([])

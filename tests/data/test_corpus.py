@@ -1,0 +1,195 @@
+import json
+import pickle
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_distil.data import corpus as corpus_module
+from lit_distil.data.corpus import TokenCorpus, write_corpus
+from tests.data.conftest import LINES
+
+DOCUMENTS = [LINES[:3], LINES[3:4], LINES[1:5]]
+
+
+def words_of(corpus, tokenizer):
+    """The tokens of each word, as strings."""
+    words = []
+    for token, begins in zip(tokenizer.convert_ids_to_tokens(corpus.tokens.tolist()), corpus.word_starts, strict=True):
+        if begins:
+            words.append([])
+        words[-1].append(token)
+    return ["".join(word).replace("##", "").strip("Ġ▁") for word in words]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe", "sentencepiece"])
+def test_tokens_and_ends_are_those_of_the_tokenizer(kind, request, tmp_path):
+    tokenizer = request.getfixturevalue(kind)
+    corpus = write_corpus(DOCUMENTS, tokenizer, tmp_path / "corpus", progress=False)
+    units = [tokenizer(unit, add_special_tokens=False)["input_ids"] for document in DOCUMENTS for unit in document]
+    assert corpus.tokens.dtype == np.uint16
+    assert corpus.tokens.tolist() == [token for unit in units for token in unit]
+    assert corpus.unit_ends.tolist() == np.cumsum([len(unit) for unit in units]).tolist()
+    assert corpus.document_ends.tolist() == [3, 4, 8]
+    assert corpus.token_counts.tolist() == np.bincount(corpus.tokens, minlength=len(tokenizer)).tolist()
+    assert (corpus.num_tokens, corpus.num_units, corpus.num_documents) == (sum(map(len, units)), 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe", "sentencepiece"])
+def test_words_are_whole_and_punctuation_stands_alone(kind, request, tmp_path):
+    tokenizer = request.getfixturevalue(kind)
+    text = "The teacher learns, (they say) the dog!"
+    corpus = write_corpus([[text, "dog fox"]], tokenizer, tmp_path / "corpus", progress=False)
+    words = ["the", "teacher", "learns", ",", "(", "they", "say", ")", "the", "dog", "!", "dog", "fox"]
+    found = [word.lower() for word in words_of(corpus, tokenizer) if word]  # a lone ▁ is a word of SentencePiece
+    assert found == words
+    assert corpus.num_tokens > len(words)  # some word has several tokens
+
+
+def test_the_first_word_of_a_unit_is_not_glued_to_the_unit_before(byte_level_bpe, tmp_path):
+    corpus = write_corpus([["dog", "dog"], ["dog"]], byte_level_bpe, tmp_path / "corpus", progress=False)
+    assert corpus.word_starts[np.concatenate([[0], corpus.unit_ends[:-1]])].all()
+
+
+def test_a_tokenizer_that_cuts_no_words_still_has_some(tmp_path):
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [("n", "e"), ("ne", "w"), ("m", "o"), ("mo", "d"), ("e", "l"), ("el", "s"), ("▁", "new"), ("▁", "mod")]
+    entries = ["<unk>", *"▁newmodls.", *("".join(merge) for merge in merges)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(entries))}
+    raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    corpus = write_corpus([["new models. new"]], tokenizer, tmp_path / "corpus", progress=False)
+    assert words_of(corpus, tokenizer) == ["new", "models", ".", "new"]
+
+
+def test_a_small_chunk_size_changes_nothing(wordpiece, tmp_path, monkeypatch):
+    documents = [*DOCUMENTS, [], [""], ["", LINES[0], " "], [LINES[1]]]
+    with pytest.warns(UserWarning, match="2 empty documents"):
+        whole = write_corpus(documents, wordpiece, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(corpus_module, "_CHUNK_TEXTS", 1)
+    with pytest.warns(UserWarning, match="2 empty documents"):
+        cut = write_corpus(documents, wordpiece, tmp_path / "cut", progress=False)
+    for name in ("tokens", "word_starts", "unit_ends", "document_ends", "token_counts"):
+        assert np.array_equal(getattr(whole, name), getattr(cut, name)), name
+    assert whole.document_ends.tolist() == [3, 4, 8, 9, 10]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["", " ", "dog", "the fox!", LINES[0]]), max_size=4), max_size=6))
+def test_ends_are_right_whatever_is_empty(wordpiece, tmp_path_factory, documents):
+    folder = tmp_path_factory.mktemp("corpus") / "corpus"
+    kept = [[unit for unit in document if unit.strip()] for document in documents]
+    kept = [document for document in kept if document]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not kept:
+            with pytest.raises(ValueError, match="no token"):
+                write_corpus(documents, wordpiece, folder, progress=False)
+            assert not folder.exists()
+            return
+        corpus = write_corpus(documents, wordpiece, folder, progress=False)
+    sizes = [len(wordpiece(unit, add_special_tokens=False)["input_ids"]) for document in kept for unit in document]
+    assert corpus.unit_ends.tolist() == np.cumsum(sizes).tolist()
+    assert corpus.document_ends.tolist() == np.cumsum([len(document) for document in kept]).tolist()
+
+
+def test_a_line_of_megabytes_is_one_unit_and_the_same_tokens(byte_level_bpe, tmp_path, monkeypatch):
+    text = " ".join(LINES * 40)
+    whole = write_corpus([[text]], byte_level_bpe, tmp_path / "whole", progress=False)
+    monkeypatch.setattr(corpus_module, "_LONGEST_TEXT", 1000)
+    cut = write_corpus([[text]], byte_level_bpe, tmp_path / "cut", progress=False)
+    assert len(corpus_module._cut(text)) > 30
+    assert "".join(corpus_module._cut("x" * 2500 + " y")) == "x" * 2500 + " y"
+    assert cut.num_units == 1
+    assert np.array_equal(whole.tokens, cut.tokens) and np.array_equal(whole.word_starts, cut.word_starts)
+
+
+def test_memory_does_not_grow_with_the_corpus(wordpiece, tmp_path):
+    def peak(num_documents, folder):
+        tracemalloc.start()
+        write_corpus(([LINES[0]] * 20 for _ in range(num_documents)), wordpiece, folder, progress=False)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    assert peak(900, tmp_path / "large") < 1.3 * peak(300, tmp_path / "small")
+
+
+def test_a_corpus_of_unknown_tokens_is_reported(wordpiece, tmp_path):
+    with pytest.warns(UserWarning, match="4 of 5 tokens are unknown"):
+        write_corpus([["日 本 語 文", "dog"]], wordpiece, tmp_path / "corpus", progress=False)
+
+
+def test_a_failure_leaves_neither_a_folder_nor_a_half_written_one(wordpiece, tmp_path):
+    def documents():
+        yield LINES
+        raise OSError("the source broke")
+
+    with pytest.raises(OSError, match="the source broke"):
+        write_corpus(documents(), wordpiece, tmp_path / "corpus", progress=False)
+    assert list(tmp_path.iterdir()) == []
+    write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    with pytest.raises(ValueError, match="exists"):
+        write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
+
+
+def test_the_first_of_two_writers_wins(wordpiece, tmp_path):
+    def documents():
+        yield LINES[:1]
+        write_corpus([LINES[:2]], wordpiece, tmp_path / "corpus", progress=False)
+
+    corpus = write_corpus(documents(), wordpiece, tmp_path / "corpus", progress=False)
+    assert corpus.num_units == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_a_damaged_corpus_is_refused(wordpiece, tmp_path):
+    folder = tmp_path / "corpus"
+    with pytest.raises(ValueError, match="no prepared corpus"):
+        TokenCorpus.load(folder)
+    write_corpus([LINES], wordpiece, folder, progress=False)
+    tokens = (folder / "tokens.npy").read_bytes()
+    (folder / "tokens.npy").write_bytes(tokens[:-10])
+    with pytest.raises(ValueError, match=r"tokens\.npy cannot be read"):
+        TokenCorpus.load(folder)
+    np.save(folder / "tokens.npy", np.zeros(3, dtype=np.uint16))
+    with pytest.raises(ValueError, match=r"tokens\.npy has 3 entries"):
+        TokenCorpus.load(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 0}))
+    with pytest.raises(ValueError, match="has version 0"):
+        TokenCorpus.load(folder)
+
+
+def test_a_worker_process_maps_the_files_instead_of_copying_them(wordpiece, tmp_path):
+    corpus = write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
+    data = pickle.dumps(corpus)
+    assert len(data) < 1000
+    copy = pickle.loads(data)
+    assert np.array_equal(copy.tokens, corpus.tokens)
+    assert isinstance(copy.tokens.base, np.memmap)
+
+
+def test_a_large_vocabulary_takes_32_bits(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({str(number): number for number in range(70_000)}, unk_token="0"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    corpus = write_corpus([["69999 5 65536"]], tokenizer, tmp_path / "corpus", progress=False)
+    assert corpus.tokens.dtype == np.uint32 and corpus.tokens.tolist() == [69999, 5, 65536]
+
+
+def test_the_progress_bar_can_be_switched_off(wordpiece, tmp_path, capsys):
+    write_corpus([LINES], wordpiece, tmp_path / "quiet", progress=False)
+    assert capsys.readouterr().err == ""
+    write_corpus([LINES], wordpiece, tmp_path / "loud")
+    assert "tokens/s" in capsys.readouterr().err

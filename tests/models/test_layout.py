@@ -1,0 +1,85 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_distil.models.layout import MAX_WASTE, SLACK, SequenceLayout
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=30))
+def test_every_token_has_one_slot_and_padding_is_bounded(lengths: list[int]) -> None:
+    layout = SequenceLayout.of(lengths)
+    num_tokens = sum(lengths)
+    ids = torch.arange(num_tokens).float()[None, None, :, None]
+    gathered = torch.cat([bucket.gather(ids).transpose(1, 2).flatten() for bucket in layout.buckets])
+    assert len(gathered) == layout.num_slots
+    back = gathered if layout.slots is None else gathered[layout.slots]
+    assert torch.equal(back, torch.arange(num_tokens).float())
+    assert sorted(length for bucket in layout.buckets for length in bucket.lengths) == sorted(lengths)
+    for bucket in layout.buckets:
+        assert bucket.width - min(bucket.lengths) <= max(SLACK, MAX_WASTE * bucket.width)
+
+
+def test_gather_does_not_mix_sequences() -> None:
+    lengths = (5, 20, 6, 20)
+    layout = SequenceLayout.of(lengths)
+    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).float()[None, None, :, None]
+    assert len(layout.buckets) == 2
+    for bucket in layout.buckets:
+        for row in bucket.gather(owner).flatten(1):
+            assert row.unique().numel() == 1
+
+
+def test_fixed_length_batch_is_a_view_without_bias() -> None:
+    layout = SequenceLayout.of([16] * 4)
+    (bucket,) = layout.buckets
+    states = torch.randn(1, 64, 2, 8).transpose(1, 2)
+    assert layout.slots is None
+    assert bucket.tokens is None
+    assert layout.bias(0, window=None, dtype=torch.float32) is None
+    assert bucket.gather(states).data_ptr() == states.data_ptr()
+    assert bucket.gather(states).shape == (4, 2, 16, 8)
+
+
+def test_full_blocks_before_a_short_rest_are_a_view() -> None:
+    layout = SequenceLayout.of([64, 64, 64, 5])
+    assert [bucket.start for bucket in layout.buckets] == [0, 192]
+    assert layout.slots is None
+
+
+def test_equal_lengths_out_of_order_need_no_bias() -> None:
+    layout = SequenceLayout.of([40, 4, 40, 4])
+    assert [bucket.lengths for bucket in layout.buckets] == [(40, 40), (4, 4)]
+    assert all(layout.bias(i, window=None, dtype=torch.float32) is None for i in range(2))
+    assert layout.slots is not None
+
+
+def test_window_makes_a_band_only_where_sequences_are_longer() -> None:
+    layout = SequenceLayout.of([6, 6, 40])
+    assert [bucket.width for bucket in layout.buckets] == [40, 6]
+    assert layout.bias(1, window=6, dtype=torch.float32) is None
+    band = layout.bias(0, window=6, dtype=torch.float32)
+    assert band is not None
+    i, j = torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij")
+    assert torch.equal(band[0, 0] == 0, (i - j).abs() < 6)
+
+
+def test_layout_made_under_inference_mode_serves_training() -> None:
+    with torch.inference_mode():
+        layout = SequenceLayout.of([3, 9, 11])
+        layout.bias(0, window=None, dtype=torch.float32)
+    states = torch.randn(1, 2, 23, 4, requires_grad=True)
+    layout.buckets[0].gather(states).sum().backward()
+    assert not any(bias.is_inference() for bias in layout._biases.values())
+    assert states.grad is not None
+
+
+def test_teacher_and_student_share_a_layout() -> None:
+    assert SequenceLayout.of([3, 9]) is SequenceLayout.of((3, 9))
+
+
+@pytest.mark.parametrize("lengths", [[], [3, 0], [-1]])
+def test_empty_sequences_are_refused(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="lengths must be one or more positive"):
+        SequenceLayout.of(lengths)

@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForPreTraining
+
+from lit_distil.models import FromConfig, MaskedLMNetwork, Pretrained, TaskNetwork
+from lit_distil.types import Vocabulary
+
+from .helpers import ALL, FLAT, VOCABULARY, make_batch, make_model
+
+BATCH = make_batch()
+NO_SIZE = {name: {k: v for k, v in config.items() if k != "vocab_size"} for name, config in ALL.items()}
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert", "deberta"])
+def test_random_network_takes_the_tokenizers_size_and_ids(name: str) -> None:
+    ids = {"pad_token_id": 5, "cls_token_id": 6, "sep_token_id": 7, "mask_token_id": 8}
+    model = FromConfig(name, config={k: v for k, v in NO_SIZE[name].items() if not k.endswith("_id")}).build(
+        Vocabulary(size=61, special_ids=ids)
+    )
+    assert model.training
+    assert model.config.vocab_size == 61
+    assert model.get_input_embeddings().weight.shape[0] == 61
+    assert model.config.pad_token_id == 5
+    assert model.get_input_embeddings().padding_idx == 5
+    assert model.config._attn_implementation == ("unpadded" if name in FLAT else "eager")
+    for field in ("cls_token_id", "sep_token_id"):
+        if hasattr(model.config, field):
+            assert getattr(model.config, field) == ids[field]
+    if name == "modernbert":  # its defaults lie far outside a small vocabulary
+        assert (model.config.bos_token_id, model.config.eos_token_id) == (6, 7)
+
+
+def test_embedding_may_have_more_rows_than_entries_and_never_fewer() -> None:
+    model = FromConfig("bert", config={**NO_SIZE["bert"], "vocab_size": 64}).build(VOCABULARY)
+    assert model.config.vocab_size == 64
+    with pytest.raises(ValueError, match="vocab_size=50 is smaller than the tokenizer's 60"):
+        FromConfig("bert", config={**NO_SIZE["bert"], "vocab_size": 50}).build(VOCABULARY)
+
+
+def test_pretraining_head_has_both_outputs() -> None:
+    model = FromConfig("bert", config=NO_SIZE["bert"]).build(VOCABULARY, head="pretraining")
+    assert isinstance(model, BertForPreTraining)
+    result = MaskedLMNetwork(model)(BATCH, rows="all")
+    assert result.logits is not None and result.logits.shape == (BATCH.num_tokens, 60)
+    assert result.next_sentence_logits is not None and result.next_sentence_logits.shape == (BATCH.num_sequences, 2)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "modernbert", "albert", "electra"])
+def test_architecture_without_next_sentence_head_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} has no next-sentence head; use a format without pairs"):
+        FromConfig(name, config=NO_SIZE[name]).build(VOCABULARY, head="pretraining")
+
+
+def test_task_heads_have_their_labels() -> None:
+    source = FromConfig("bert", config=NO_SIZE["bert"])
+    named = source.build(VOCABULARY, head="sequence_classification", id2label={0: "no", 1: "yes", 2: "perhaps"})
+    assert named.config.label2id == {"no": 0, "yes": 1, "perhaps": 2}
+    assert TaskNetwork(named)(BATCH).logits.shape == (BATCH.num_sequences, 3)  # type: ignore[union-attr]
+    counted = source.build(VOCABULARY, head="token_classification", num_labels=5, problem_type="regression")
+    assert counted.config.problem_type == "regression"
+    assert TaskNetwork(counted)(BATCH).logits.shape == (BATCH.num_tokens, 5)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="num_labels=2 but id2label names 1"):
+        source.build(VOCABULARY, head="sequence_classification", num_labels=2, id2label={0: "no"})
+
+
+def test_attention_can_be_chosen() -> None:
+    model = FromConfig("bert", config=NO_SIZE["bert"], attention="eager").build(VOCABULARY)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_misspelt_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model_type='modernbrt' is not known .*'modernbert'"):
+        FromConfig("modernbrt")
+    with pytest.raises(ValueError, match="no field 'num_hiden_layers'; did you mean 'num_hidden_layers'"):
+        FromConfig("bert", config={"num_hiden_layers": 3})
+    FromConfig("modernbert", config={"global_attn_every_n_layers": 2})  # known to transformers, though no field
+    with pytest.raises(ValueError, match="head must be one of"):
+        FromConfig("bert", config=NO_SIZE["bert"]).build(VOCABULARY, head="mlm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no such model for model_type='gpt2'"):
+        FromConfig("gpt2").build(None)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "mpnet"])
+def test_pretrained_network_is_the_saved_one_in_training_mode(name: str, tmp_path: Path) -> None:
+    saved = make_model(name)
+    saved.save_pretrained(tmp_path)
+    model = Pretrained(str(tmp_path)).build(VOCABULARY)
+    assert model.training
+    assert model.config._attn_implementation == ("unpadded" if name in FLAT else "eager")
+    for key, value in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_pretrained_takes_changes_and_task_heads(tmp_path: Path) -> None:
+    make_model("bert").save_pretrained(tmp_path)
+    source = Pretrained(str(tmp_path), config={"hidden_dropout_prob": 0.37})
+    model = source.build(VOCABULARY, head="sequence_classification", num_labels=4)
+    assert model.bert.embeddings.dropout.p == 0.37
+    assert model.classifier.weight.shape == (4, 16)
+    with pytest.raises(ValueError, match="did you mean 'hidden_dropout_prob'"):
+        Pretrained(str(tmp_path), config={"hidden_droput_prob": 0.1}).build(VOCABULARY)
+
+
+def test_half_precision_checkpoint_is_trained_in_float32(tmp_path: Path) -> None:
+    make_model("bert").to(torch.bfloat16).save_pretrained(tmp_path)
+    assert {p.dtype for p in Pretrained(str(tmp_path)).build(VOCABULARY).parameters()} == {torch.float32}
+    teacher = Pretrained(str(tmp_path), dtype="bfloat16").build(VOCABULARY)
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="dtype must be float32"):
+        Pretrained(str(tmp_path), dtype="int8")
+
+
+def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    make_model("bert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the tokenizer has 61 entries and the embedding of .* has 60"):
+        Pretrained(str(tmp_path)).build(Vocabulary(size=61, special_ids={}))
+
+
+def test_missing_folders_are_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in (str(tmp_path / "nowhere"), "nobody/nothing-of-that-name", str(tmp_path)):
+        with pytest.raises(ValueError, match=r"name_or_path=.* is neither a folder .*HF_HUB_OFFLINE=1, fetch it"):
+            Pretrained(name).build(VOCABULARY)
+    make_model("bert").config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"name_or_path=.* is neither a folder"):
+        Pretrained(str(tmp_path)).build(VOCABULARY)
+
+
+def test_pretrained_without_next_sentence_head_is_refused(tmp_path: Path) -> None:
+    make_model("distilbert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="distilbert has no next-sentence head"):
+        Pretrained(str(tmp_path)).build(VOCABULARY, head="pretraining")
