@@ -18,6 +18,8 @@ OTHER_COMMANDS = {
     "tokenizer": "train a tokenizer on a source of text",
     "export": "turn a checkpoint into a folder that plain transformers loads",
     "report": "measure exported networks side by side; write a table and a picture",
+    "benchmark": "parameters, size, latency and throughput of exported networks",
+    "budget": "how many steps one run can do in another's time, for controls at equal time",
 }
 HELP = """\
 usage: lit-distil <command> [--config FILE ...] [--key value ...]

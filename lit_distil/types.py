@@ -64,7 +64,7 @@ class Batch:
     masked_labels: Tensor | None = None
     next_sentence_labels: Tensor | None = None
     labels: Tensor | None = None
-    step_counts: dict[str, int] = field(default_factory=dict)
+    step_counts: dict[Countable, int] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:

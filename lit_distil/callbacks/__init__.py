@@ -6,4 +6,12 @@ from lit_distil.callbacks.logs import RunCSVLogger
 from lit_distil.callbacks.predictions import PredictionWriter
 from lit_distil.callbacks.progress import StepProgressBar
 
-__all__ = ["ExportCallback", "PredictionWriter", "RunCSVLogger", "RunCheckpoint", "StepProgressBar", "replace_folder", "write_export"]
+__all__ = [
+    "ExportCallback",
+    "PredictionWriter",
+    "RunCSVLogger",
+    "RunCheckpoint",
+    "StepProgressBar",
+    "replace_folder",
+    "write_export",
+]

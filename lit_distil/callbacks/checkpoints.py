@@ -41,6 +41,12 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run, so that `last.ckpt` holds the weights that were exported."""
+        if trainer.global_step > self._last_global_step_saved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        super().on_train_end(trainer, pl_module)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle on the run's folder before Lightning would choose one by its loggers."""
         if self.dirpath is None:

@@ -46,7 +46,7 @@ def tokenizer(
         blank = RobertaTokenizer(vocab=_ROBERTA_SPECIALS, merges=[], model_max_length=max_length)
     else:
         blank = BertTokenizer(do_lower_case=lowercase, model_max_length=max_length)
-    trained = blank.train_new_from_iterator(  # type: ignore[attr-defined]
+    trained = blank.train_new_from_iterator(
         _texts(source), vocab_size=vocab_size, show_progress=False, min_frequency=min_frequency
     )
     trained.model_max_length = max_length

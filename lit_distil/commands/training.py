@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import ExportCallback, PredictionWriter, RunCheckpoint, StepProgressBar
 from lit_distil.data import TextDataModule
@@ -70,6 +73,7 @@ class TrainingCLI(LightningCLI):
 
 def run(arguments: list[str]) -> None:
     """Parse and run one of the trainer's commands."""
+    _quieten()
     TrainingCLI(
         EncoderModule,
         TextDataModule,
@@ -79,8 +83,23 @@ def run(arguments: list[str]) -> None:
         seed_everything_default=42,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},
-        parser_kwargs={"description": "Train and evaluate encoders; see configs/ for complete recipes.", "prog": "lit-distil"},
+        parser_kwargs={
+            "description": "Train and evaluate encoders; configs/ has complete recipes.",
+            "prog": "lit-distil",
+        },
         args=None if arguments == sys.argv[1:] else arguments,
+    )
+
+
+def _quieten() -> None:
+    """Leave out what libraries say that a user of this command can do nothing about."""
+    transformers_logging.disable_progress_bar()
+    # evaluation is reduced over the ranks before it is logged
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
     )
 
 

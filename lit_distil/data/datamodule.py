@@ -301,13 +301,13 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         ValueError: There is none, or it lacks what masked-LM needs (a mask and a padding token).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         tokenizer = _bare_tokenizer(Path(name))
         if tokenizer is None:
             raise ValueError(
                 f"data.tokenizer: no tokenizer in {name!r} ({str(error).splitlines()[0]}). Give a folder that holds "
-                "tokenizer.json or vocab.txt (`lit-distil tokenizer` trains one), or a Hub name while there is a network."
+                "tokenizer.json or vocab.txt (`lit-distil tokenizer` trains one), or, with a network, a Hub name."
             ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"data.tokenizer: {name!r} has no fast tokenizer (tokenizer.json)")
@@ -338,5 +338,5 @@ def _bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend: Any = tokenizer.backend_tokenizer
     return hashlib.sha256(backend.to_str().encode()).hexdigest()

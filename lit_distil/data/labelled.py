@@ -38,7 +38,7 @@ class LabelledSequences(SequenceDataset):
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         token_types = None
         if chosen[0].token_type_ids is not None:
-            token_types = torch.from_numpy(np.concatenate([f.token_type_ids for f in chosen]))[None]  # type: ignore[misc]
+            token_types = torch.from_numpy(np.concatenate([f.token_type_ids for f in chosen]))[None]
         labels = None
         if chosen[0].label is not None:
             dtype = torch.float32 if isinstance(chosen[0].label, float) else torch.int64

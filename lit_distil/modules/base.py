@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_distil.models.sources import Head
 from lit_distil.modules.meters import SumMeters
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule, parameter_groups
-from lit_distil.types import COUNTABLES, Batch, EncoderOutput, Vocabulary
+from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Vocabulary
 
 Stage = Literal["train", "val", "test"]
 
@@ -52,7 +53,7 @@ class EncoderModule(LightningModule):
         self.objectives: nn.ModuleDict = nn.ModuleDict()
         self.latest: dict[str, float] = {}
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
-        self._global_counts: dict[str, int] = {}
+        self._global_counts: dict[Countable, int] = {}
         self._last_logged = (0, perf_counter())
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
@@ -105,7 +106,7 @@ class EncoderModule(LightningModule):
         """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
         trainer = self.trainer
         is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        is_due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps
+        is_due = trainer.global_step % self._log_every == 0 or trainer.global_step == trainer.max_steps
         if is_step_end and is_due:
             self._log_training()
 
@@ -124,7 +125,7 @@ class EncoderModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the gradient norm, before clipping, in the steps that will be logged."""
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             self._meters["train"].add("grad_norm", torch.nn.utils.get_total_norm(gradients).detach(), 1)
 
@@ -157,12 +158,12 @@ class EncoderModule(LightningModule):
             self.build_from_saved(saved["head"], json.loads(saved["config"]))
 
     @abstractmethod
-    def build_from_saved(self, head: str, config: dict[str, Any]) -> None:
+    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
         """Build `self.network` with fresh weights from a saved configuration."""
 
     @property
     @abstractmethod
-    def network_head(self) -> str:
+    def network_head(self) -> Head:
         """The kind of head that the network carries."""
 
     @property
@@ -173,7 +174,7 @@ class EncoderModule(LightningModule):
     @property
     def vocabulary(self) -> Vocabulary:
         """The facts of the data's tokenizer, asked of the data module when they are needed."""
-        return self.trainer.datamodule.vocabulary  # type: ignore[attr-defined, no-any-return]
+        return self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
 
     def shard_network(self) -> None:
         """Under FSDP2 (`ModelParallelStrategy`), shard each layer and then the rest; otherwise nothing."""
@@ -192,13 +193,17 @@ class EncoderModule(LightningModule):
 
     # Inside
 
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+
     def _combine(
         self,
         stage: Stage,
         student: EncoderOutput,
         teacher: EncoderOutput | None,
         batch: Batch,
-        counts: dict[str, int],
+        counts: dict[Countable, int],
     ) -> Tensor:
         loss: Tensor = student.last_hidden_state.new_zeros(())
         local_counts = batch.counts
@@ -218,13 +223,13 @@ class EncoderModule(LightningModule):
 
     def _evaluate(self, stage: Stage, batch: Batch) -> None:
         student, teacher = self.outputs(batch)
-        self._combine(stage, student, teacher, batch, dict(batch.counts))
+        self._combine(stage, student, teacher, batch, batch.counts)
 
-    def _count_globally(self, batch: Batch) -> dict[str, int]:
+    def _count_globally(self, batch: Batch) -> dict[Countable, int]:
         """Items of each kind in the global batch: one small reduction in each optimizer step."""
         local = batch.step_counts or batch.counts
         if self.trainer.world_size == 1:
-            return dict(local)
+            return local
         counts = torch.tensor([local[kind] for kind in COUNTABLES], dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(counts)
         return dict(zip(COUNTABLES, counts.tolist()))

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
-from lit_distil.modules.masked_lm import LanguageModelModule
 from lit_distil.modules.base import Stage
+from lit_distil.modules.masked_lm import LanguageModelModule
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
@@ -87,7 +87,9 @@ class DistillationModule(LanguageModelModule):
         if not any(objective.weight > 0 for objective in objectives.values()):
             raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
         if teacher_dtype is not None and not isinstance(getattr(torch, teacher_dtype, None), torch.dtype):
-            raise ValueError(f"model.teacher_dtype: no dtype {teacher_dtype!r} in torch; use bfloat16, float16 or float32")
+            raise ValueError(
+                f"model.teacher_dtype: no dtype {teacher_dtype!r} in torch; use bfloat16, float16 or float32"
+            )
         self.teacher_source = Pretrained(teacher, revision=teacher_revision)
         self.teacher_name = teacher
         self.teacher_dtype = teacher_dtype

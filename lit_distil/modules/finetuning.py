@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lit_distil.models import NetworkSource, TaskNetwork
+from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.objectives import TaskLoss
 from lit_distil.optim import Schedule
@@ -40,7 +41,7 @@ class FineTuningModule(EncoderModule):
         super().__init__(optimizer=optimizer, schedule=schedule)
         self.save_plain_hyperparameters()
         self.network_source = network
-        self.head = "sequence_classification"
+        self.head: Head = "sequence_classification"
         self.metrics: dict[str, MetricCollection] = {}
 
     def configure_model(self) -> None:
@@ -49,20 +50,24 @@ class FineTuningModule(EncoderModule):
             return
         task = self.trainer.datamodule.task  # type: ignore[attr-defined]
         if task is None:
-            raise ValueError("data.task: fine-tuning needs a task, such as {class_path: lit_distil.tasks.TextClassification}")
+            raise ValueError(
+                "data.task: fine-tuning needs a task, such as {class_path: lit_distil.tasks.TextClassification}"
+            )
         self.head = task.head
         if self.network is None:
-            self.network = TaskNetwork(self.network_source.build(self.vocabulary, head=task.head, **task.head_settings()))
+            self.network = TaskNetwork(
+                self.network_source.build(self.vocabulary, head=task.head, **task.head_settings())
+            )
             self.shard_network()
         self.objectives = nn.ModuleDict({"task": TaskLoss(kind=task.label_kind)})
         self.metrics = {stage: task.metrics() for stage in ("val", "test")}
 
     @property
-    def network_head(self) -> str:
+    def network_head(self) -> Head:
         """The kind of head that the task asked for."""
         return self.head
 
-    def build_from_saved(self, head: str, config: dict[str, Any]) -> None:
+    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
         """Build the network of a checkpoint; its labels stand in its configuration."""
         self.head = head
         self.network = TaskNetwork(AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config)))

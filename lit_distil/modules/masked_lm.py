@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraining
 
 from lit_distil.models import MaskedLMNetwork, NetworkSource
+from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
 from lit_distil.optim import Schedule
@@ -20,14 +21,14 @@ class LanguageModelModule(EncoderModule):
     """What pretraining and distillation share: a masked-LM network and what is seen of its predictions."""
 
     network: MaskedLMNetwork | None
-    head = "masked_lm"
+    head: Head = "masked_lm"
 
     @property
-    def network_head(self) -> str:
+    def network_head(self) -> Head:
         """`masked_lm`, or `pretraining` with a next-sentence head."""
         return self.head
 
-    def build_from_saved(self, head: str, config: dict[str, Any]) -> None:
+    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
         """Build the network of a checkpoint."""
         self.head = head
         auto_class = AutoModelForPreTraining if head == "pretraining" else AutoModelForMaskedLM

@@ -40,7 +40,9 @@ class SumMeters:
         device = trainer.strategy.root_device
         dtype = _widest(device)
         values = [torch.as_tensor(self._totals[name], dtype=dtype, device=device) for name in names]
-        table = torch.stack([*values, *(torch.tensor(float(self._counts[n]), dtype=dtype, device=device) for n in names)])
+        table = torch.stack(
+            [*values, *(torch.tensor(float(self._counts[n]), dtype=dtype, device=device) for n in names)]
+        )
         if trainer.world_size > 1:
             torch.distributed.all_reduce(table)
         numbers = table.tolist()

@@ -41,7 +41,9 @@ class TextClassification(Task):
             return
         found = {_label_name(self._column(row, self.label), row) for row in rows}
         if len(found) < 2:
-            raise ValueError(f"task.label: column {self.label!r} holds {len(found)} class(es): {sorted(found)}; two are needed")
+            raise ValueError(
+                f"task.label: column {self.label!r} holds {len(found)} class(es): {sorted(found)}; two are needed"
+            )
         is_numeric = all(name.lstrip("-").isdigit() for name in found)
         self.labels = sorted(found, key=int) if is_numeric else sorted(found)
 
@@ -70,7 +72,6 @@ class TextClassification(Task):
         return {
             "num_labels": len(names),
             "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
             "problem_type": "single_label_classification",
         }
 
@@ -145,7 +146,9 @@ class TextRegression(TextClassification):
 
     def metrics(self) -> MetricCollection:
         """Pearson's and Spearman's correlation, and the mean squared error."""
-        return MetricCollection({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mse": MeanSquaredError()})
+        return MetricCollection(
+            {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mse": MeanSquaredError()}
+        )
 
     def metric_inputs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true values."""
