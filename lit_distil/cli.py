@@ -63,10 +63,11 @@ def main(argv: list[str] | None = None) -> None:
             importlib.import_module("lit_distil.commands.training").run(arguments)
         else:
             importlib.import_module(f"lit_distil.commands.{command}").run(arguments[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("LIT_DISTIL_TRACEBACK") or not _is_ours(error):
+    except Exception as error:
+        message = _message(error)
+        if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
-        _fail(str(error))
+        _fail(message)
 
 
 def _help() -> str:
@@ -81,6 +82,20 @@ def _nearest(command: str) -> str:
 
     near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *OTHER_COMMANDS], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _message(error: BaseException) -> str | None:
+    """What the error says, if it is a mistake of the user's that somebody has put into words; otherwise None.
+
+    The parser wraps what a class's constructor raises, once for each level of the configuration: the outermost error
+    that this package raised itself is the one to tell.
+    """
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, (ValueError, OSError)) and _is_ours(reason):
+            return str(reason)
+        reason = reason.__cause__
+    return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+_PREFIX = "network.model."  # of the network's weights in a checkpoint
 
 
 class ExportCallback(Callback):
@@ -28,18 +33,34 @@ class ExportCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder, on the first rank, if the run came to its end."""
-        if trainer.fast_dev_run or trainer.interrupted or not trainer.is_global_zero:
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
+        network: Any = pl_module.network
+        weights = self._best_weights(trainer)
+        if weights is None and any(isinstance(p, DTensor) for p in network.parameters()):
+            weights = gather_weights(network.model)  # all ranks take part
+        if not trainer.is_global_zero:
+            return
+        if weights is not None:
+            network = type(network.model)(network.config)
+            network.load_state_dict(weights)
         folder = Path(self.folder or Path(trainer.default_root_dir, "export"))
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "") if self.best else ""
-        monitors = getattr(trainer.checkpoint_callback, "monitor", None)
-        if best and monitors and Path(best).is_file():
-            import torch
-
-            weights = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-            pl_module.load_state_dict(weights)
-        write_export(pl_module.network, trainer.datamodule.tokenizer, folder)  # type: ignore[attr-defined]
+        write_export(network, trainer.datamodule.tokenizer, folder)  # type: ignore[attr-defined]
         rank_zero_info(f"exported to {folder}")
+
+    def _best_weights(self, trainer: Trainer) -> dict[str, Tensor] | None:
+        """The network's weights in the best checkpoint; None where the last ones are asked for or none is monitored."""
+        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if not (self.best and getattr(trainer.checkpoint_callback, "monitor", None) and Path(path).is_file()):
+            return None
+        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        return {k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)}
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, with shards put together; called on all ranks."""
+    state = model.state_dict()
+    return {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for k, v in state.items()}
 
 
 def write_export(network: Any, tokenizer: Any, folder: Path) -> None:

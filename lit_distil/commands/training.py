@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import ExportCallback, PredictionWriter, RunCheckpoint, StepProgressBar
+from lit_distil.commands.messages import shorten
 from lit_distil.data import TextDataModule
 from lit_distil.modules import EncoderModule
 
 
 class TrainingCLI(LightningCLI):
     """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises what is wrong, in place of the usage of some fifty options."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As LightningCLI does, with errors that fit a screen.
+
+        Raises:
+            ValueError: A key, a value or a file is wrong.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            broken = _broken_file(sys.argv[1:] if args is None else list(args))
+            raise ValueError(broken or shorten(error.message, _options())) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The precision of fp32 matrix products, which Lightning leaves to a warning."""
@@ -32,7 +52,7 @@ class TrainingCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run's folder, and log to CSV and TensorBoard in it unless the config names loggers."""
+        """Settle the run's folder, and log to CSV in it, and to TensorBoard unless the config names loggers."""
         config = self.config[self.subcommand]
         if config.matmul_precision not in ("highest", "high", "medium"):
             raise ValueError(f"matmul_precision must be highest, high or medium, got {config.matmul_precision!r}")
@@ -41,9 +61,23 @@ class TrainingCLI(LightningCLI):
         if trainer.default_root_dir is None:
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
-        if trainer.logger in (None, True) and not trainer.fast_dev_run:
-            is_fit = self.subcommand == "fit"
-            trainer.logger = _default_loggers(str(trainer.default_root_dir)) if is_fit else False
+        config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(trainer.default_root_dir))
+        if not trainer.fast_dev_run:
+            trainer.logger = self._loggers(trainer.logger, str(trainer.default_root_dir))
+
+    def _loggers(self, given: Any, folder: str) -> Any:
+        """metrics.csv in every fit, which reports are made from; beside it the given loggers, or else TensorBoard."""
+        if given is False or self.subcommand != "fit":
+            return given if given not in (None, True) else False
+        if given in (None, True):
+            given = [
+                {
+                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                    "init_args": {"save_dir": folder, "name": "", "version": "tensorboard"},
+                }
+            ]
+        given = given if isinstance(given, list) else [given]
+        return [{"class_path": "lit_distil.callbacks.RunCSVLogger", "init_args": {"save_dir": folder}}, *given]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has, unless the config brings one of the kind."""
@@ -91,6 +125,37 @@ def run(arguments: list[str]) -> None:
     )
 
 
+def _find_checkpoint(name: str | None, run: str) -> str | None:
+    """The checkpoint as a file that is there. Lightning would begin anew without a word if `last` found none."""
+    if name is None:
+        return None
+    path = Path(run, "checkpoints", "last.ckpt") if name == "last" else Path(name)
+    if not path.exists():
+        raise ValueError(
+            f"ckpt_path: no checkpoint {str(path)!r} (looked from {Path.cwd()}); give the file, or `last` for the one "
+            "in the run's folder, or leave it out to begin anew"
+        )
+    return str(path)
+
+
+def _broken_file(arguments: list[str]) -> str | None:
+    """The configuration file that is no YAML, which the parser does not name."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    for flag, name in zip(words, words[1:]):
+        if flag in ("--config", "-c") and Path(name).is_file():
+            try:
+                yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+                return f"config: {name} is not YAML: {reason}"
+    return None
+
+
+def _options() -> list[str]:
+    trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+    return ["config", "seed_everything", "model", "data", "ckpt_path", "matmul_precision", "trainer", *trainer]
+
+
 def _quieten() -> None:
     """Leave out what libraries say that a user of this command can do nothing about."""
     transformers_logging.disable_progress_bar()
@@ -101,13 +166,3 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
-
-
-def _default_loggers(folder: str) -> list[dict[str, Any]]:
-    return [
-        {"class_path": "lit_distil.callbacks.RunCSVLogger", "init_args": {"save_dir": folder}},
-        {
-            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-            "init_args": {"save_dir": folder, "name": "", "version": "tensorboard"},
-        },
-    ]

@@ -2,7 +2,7 @@
 
 from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, StepPlan, TrainLoader
 from lit_distil.data.corpus import TokenCorpus, write_corpus
-from lit_distil.data.datamodule import TextDataModule, load_tokenizer, vocabulary_of
+from lit_distil.data.datamodule import TextDataModule
 from lit_distil.data.docstrings import Docstrings
 from lit_distil.data.formats import (
     DocSentences,
@@ -22,6 +22,7 @@ from lit_distil.data.masking import (
     WholeWordMasking,
 )
 from lit_distil.data.sources import DocumentSource, HubDataset, RowSource, TableFiles, TextFiles
+from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 
 __all__ = [
     "DocSentences",

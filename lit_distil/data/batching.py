@@ -346,7 +346,7 @@ class _Steps(Dataset):
         batches = [self.dataset.collate(samples[share], epochs[share]) for share in self.shares]
         counts = [batch.counts for batch in batches]
         for batch in batches:
-            batch.step_counts = {str(kind): sum(count[kind] for count in counts) for kind in counts[0]}
+            batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}
         return batches
 
 

@@ -11,19 +11,19 @@ import json
 import os
 import shutil
 import tempfile
-import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+
+from lit_distil.console import progress_bar
+from lit_distil.data.encoding import TextEncoder
 
 CORPUS_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -166,26 +166,18 @@ def _write(documents: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase, f
         "document_ends": _ArrayWriter(folder / "document_ends.npy", np.int64),
         "token_counts": _ArrayWriter(folder / "token_counts.npy", np.int64),
     }
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # transformers sets both anew for each call of its own
-    backend.no_padding()
-    words = _WordBoundaries(tokenizer)
+    encode = TextEncoder(tokenizer)
     token_counts = np.zeros(vocabulary_size, dtype=np.int64)
     num_tokens = num_units = num_documents = num_empty = 0
     start = perf_counter()
     total = len(documents) if isinstance(documents, Sized) else None
-    with tqdm(total=total, desc="tokenise", unit=" documents", disable=not progress) as bar:
+    with progress_bar(total=total, desc="tokenising", unit=" documents", disable=not progress) as bar:
         for chunk in _chunks(documents):
-            # (encode_batch_fast gives no word ids)
-            encodings = backend.encode_batch([text for text, _, _ in chunk], add_special_tokens=False)
-            lengths = np.fromiter((len(encoding) for encoding in encodings), dtype=np.int64, count=len(chunk))
-            tokens = np.fromiter(
-                chain.from_iterable(encoding.ids for encoding in encodings), dtype=np.int64, count=int(lengths.sum())
-            )
+            tokens, word_starts, lengths = encode([text for text, _, _ in chunk])
             ends_unit = np.array([unit for _, unit, _ in chunk], dtype=bool)
             ends_document = np.array([document for _, _, document in chunk], dtype=bool)
             writers["tokens"].append(tokens)
-            writers["word_starts"].append(words(encodings, tokens, lengths))
+            writers["word_starts"].append(word_starts)
             token_counts += np.bincount(tokens, minlength=vocabulary_size)
 
             # ends in tokens after each text, and how many non-empty units there are by then
@@ -252,47 +244,6 @@ def _cut(text: str) -> list[str]:
         parts.append(text[start:end])
         start = end
     return [*parts, text[start:]]
-
-
-class _WordBoundaries:
-    """Which tokens begin a word, for any kind of tokenizer.
-
-    The tokenizer's own word ids are right where it separates both spaces and punctuation (WordPiece, byte-level BPE).
-    SentencePiece-like ones leave punctuation glued to the word, and some do not cut words at all; for these the token's
-    text decides: a leading `▁` begins a word, and so does a token of punctuation and whatever follows it.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
-        self._cuts_spaces = pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a b")) > 1
-        cuts_punctuation = pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a,b")) > 1
-        self._begins = np.zeros(len(tokenizer), dtype=bool)
-        self._is_punctuation = np.zeros(len(tokenizer), dtype=bool)
-        if self._cuts_spaces and cuts_punctuation:
-            return
-        for token, index in tokenizer.get_vocab().items():
-            text = token.lstrip("▁")
-            self._begins[index] = not self._cuts_spaces and len(text) < len(token)
-            self._is_punctuation[index] = bool(text) and all(unicodedata.category(c)[0] in "PS" for c in text)
-
-    def __call__(
-        self, encodings: list[Any], tokens: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """Bool `[N]`: whether each token of these encodings begins a word."""
-        starts = np.zeros(len(tokens) + 1, dtype=bool)
-        starts[np.cumsum(lengths) - lengths] = True  # word ids restart with each text
-        if self._cuts_spaces:
-            word_ids = np.fromiter(
-                (-1 if word is None else word for encoding in encodings for word in encoding.word_ids),
-                dtype=np.int64,
-                count=len(tokens),
-            )
-            starts[:-1] |= word_ids < 0  # a token that belongs to no word stands alone
-            starts[1:-1] |= word_ids[1:] != word_ids[:-1]
-        is_punctuation = self._is_punctuation[tokens]
-        starts[:-1] |= is_punctuation | self._begins[tokens]
-        starts[1:-1] |= is_punctuation[:-1]
-        return starts[:-1]
 
 
 class _ArrayWriter:

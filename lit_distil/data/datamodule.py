@@ -7,14 +7,14 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, TrainLoader
 from lit_distil.data.corpus import CORPUS_VERSION, TokenCorpus, write_corpus
@@ -23,10 +23,9 @@ from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import MaskingStrategy
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
+from lit_distil.data.tokenizers import load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
-
-_UNLIMITED = 10**12  # a tokenizer that knows no limit says 1e30
 
 
 class TextDataModule(LightningDataModule):
@@ -44,7 +43,7 @@ class TextDataModule(LightningDataModule):
         max_length: Tokens in a sequence at most, special tokens included.
         batch_size: Sequences in an optimizer step, over all ranks and accumulated micro-batches.
         eval_batch_size: Sequences in an evaluation batch of one rank; None takes what one training micro-batch has.
-        max_eval_sequences: Evaluate on the first so many sequences of a split; None takes all.
+        max_eval_sequences: Evaluate on so many sequences of a split, evenly spread over it; None takes all.
         num_workers: Processes that make batches; 0 makes them in the training process.
         seed: Of order and masks; None takes the run's (`seed_everything`).
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
@@ -112,28 +111,31 @@ class TextDataModule(LightningDataModule):
             ValueError: They differ; the message tells the first difference.
         """
         try:
-            theirs = AutoTokenizer.from_pretrained(name, revision=revision).get_vocab()
-        except (OSError, ValueError, KeyError):
+            theirs = load_tokenizer(name, revision=revision).get_vocab()
+        except ValueError:
             rank_zero_warn(f"the teacher {name!r} has no tokenizer beside it: its vocabulary could not be compared")
             return
         ours = self.tokenizer.get_vocab()
         if ours == theirs:
             return
-        differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-        token = differing[0]
+        differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
+        token = min(differing, key=lambda t: (min(ours.get(t, len(ours)), theirs.get(t, len(theirs))), t))
         raise ValueError(
             f"data.tokenizer: {self.tokenizer_name!r} ({len(ours)} entries) is not the teacher's vocabulary "
             f"({name!r}, {len(theirs)} entries): {len(differing)} tokens differ, the first {token!r} is "
-            f"{ours.get(token)} here and {theirs.get(token)} there. Use the teacher's tokenizer: tokenizer: {name}"
+            f"{ours.get(token, 'absent')} here and {theirs.get(token, 'absent')} there. Use the teacher's tokenizer: "
+            f"tokenizer: {name}"
         )
 
     # Lightning's hooks
 
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache yet; Lightning calls this once a node, before the other ranks go on."""
-        if self.task is None:
-            for split in self._splits_of_stage():
+        for split in self._splits_of_stage():
+            if self.task is None:
                 self._prepare(split)
+            else:  # whatever a source downloads or keeps, it does once and not in every rank
+                next(iter(self._rows(split)), None)
 
     def setup(self, stage: str) -> None:
         """Open the splits that the stage needs."""
@@ -160,7 +162,8 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Every validation sample once; none where the source has no validation split."""
-        return self._eval_loader("validation") if "validation" in self.datasets else []
+        is_optional = self._command() == "fit"
+        return [] if is_optional and "validation" not in self.datasets else self._eval_loader("validation")
 
     def test_dataloader(self) -> EvalLoader:
         """Every test sample once."""
@@ -174,7 +177,10 @@ class TextDataModule(LightningDataModule):
 
     def _dataset(self, split: str) -> SequenceDataset:
         if split not in self.datasets:
-            raise ValueError(f"data.source: it gives no {split} split, which this run needs")
+            raise ValueError(
+                f"data.source: it gives no {split} split, which this run needs: name its files (source.{split}), or, "
+                "outside a Trainer, call prepare_data() and setup() first"
+            )
         return self.datasets[split]
 
     def _eval_loader(self, split: str) -> EvalLoader:
@@ -190,26 +196,30 @@ class TextDataModule(LightningDataModule):
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
 
+    def _command(self) -> str | None:
+        """`fit`, `validate`, `test` or `predict`; None where there is no trainer to ask."""
+        function = None if self.trainer is None else self.trainer.state.fn
+        return None if function is None else str(getattr(function, "value", function))
+
     def _splits_of_stage(self) -> list[Split]:
         """The splits that the running command needs; all of them where there is no trainer to ask."""
-        function = None if self.trainer is None else self.trainer.state.fn
         wanted: dict[str, list[Split]] = {
             "fit": ["train", "validation"],
             "validate": ["validation"],
             "test": ["test"],
             "predict": ["predict" if self.task is not None else "test"],
         }
-        return wanted.get(str(getattr(function, "value", function)), list(SPLITS))
+        return wanted.get(self._command() or "", list(SPLITS))
 
-    def _corpus_folder(self, split: Split) -> Path | None:
-        """Folder of the tokenised split, named by everything that it depends on; None where the split is empty."""
+    def _corpus_folder(self, split: Split) -> Path:
+        """Folder of the tokenised split, named by everything that it depends on."""
         assert isinstance(self.source, DocumentSource)
-        key = json.dumps([CORPUS_VERSION, self.source.fingerprint(split), _tokenizer_hash(self.tokenizer)])
+        key = json.dumps([CORPUS_VERSION, self.source.fingerprint(split), tokenizer_hash(self.tokenizer)])
         return default_cache_dir(self.cache_dir) / "corpora" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def _prepare(self, split: Split) -> None:
         folder = self._corpus_folder(split)
-        if folder is None or folder.is_dir():
+        if folder.is_dir():
             return
         documents = self._documents(split)
         if documents is None:
@@ -231,7 +241,7 @@ class TextDataModule(LightningDataModule):
         assert self.format is not None
         for split in self._splits_of_stage():
             folder = self._corpus_folder(split)
-            if split in self.datasets or folder is None or not folder.is_dir():
+            if split in self.datasets or not folder.is_dir():
                 continue
             corpus = TokenCorpus.load(folder)
             is_train = split == "train"
@@ -251,92 +261,48 @@ class TextDataModule(LightningDataModule):
             rank_zero_info(f"{split}: {len(dataset):,} sequences, {len(corpus.tokens):,} tokens")
 
     def _setup_rows(self, task: Task) -> None:
-        assert isinstance(self.source, RowSource)
         wanted = self._splits_of_stage()
-        task.bind(self.source.rows("train"))
+        if any(split not in self.datasets for split in wanted):
+            task.bind(self._rows("train"))
         for split in wanted:
-            if split in self.datasets:
-                continue
-            rows = list(self.source.rows(split))
-            if split == "predict" and not rows:
-                split, rows = "test", list(self.source.rows("test"))
+            rows = [] if split in self.datasets else list(self._rows(split))
+            if split == "predict" and not rows and split not in self.datasets:
+                split = "test"
+                rows = [] if split in self.datasets else list(self._rows(split))
             if not rows:
                 continue
-            labelled = "predict" not in wanted
-            features = task.encode(rows, self.tokenizer, max_length=self.max_length, labelled=labelled)
+            is_labelled = self._command() != "predict"
+            features = task.encode(rows, self.tokenizer, max_length=self.max_length, labelled=is_labelled)
             dataset = LabelledSequences(features)
             self.datasets[split] = dataset if split == "train" else self._cut(dataset)
             rank_zero_info(f"{split}: {len(dataset):,} rows, {int(dataset.lengths.sum()):,} tokens")
 
+    def _rows(self, split: Split) -> Iterable[dict[str, Any]]:
+        assert isinstance(self.source, RowSource)
+        return self.source.rows(split)
+
     def _cut(self, dataset: SequenceDataset) -> SequenceDataset:
         if self.max_eval_sequences is None or len(dataset) <= self.max_eval_sequences:
             return dataset
-        return FirstSequences(dataset, self.max_eval_sequences)
+        return SpreadSequences(dataset, self.max_eval_sequences)
 
 
-class FirstSequences(SequenceDataset):
-    """The first sequences of a data set."""
+class SpreadSequences(SequenceDataset):
+    """So many sequences of a data set, evenly spread over it, as sources put documents of a kind side by side."""
 
     def __init__(self, dataset: SequenceDataset, size: int) -> None:
-        self.dataset, self.size = dataset, size
+        self.dataset = dataset
+        self.chosen = np.arange(size, dtype=np.int64) * len(dataset) // size
 
     def __len__(self) -> int:
         """The number of sequences."""
-        return self.size
+        return len(self.chosen)
 
     @property
     def lengths(self) -> np.ndarray:
         """int64 `[N]`."""
-        return self.dataset.lengths[: self.size]
+        return self.dataset.lengths[self.chosen]
 
     def collate(self, sample_ids: np.ndarray, epochs: np.ndarray) -> Any:
-        """As the whole data set does."""
-        return self.dataset.collate(sample_ids, epochs)
-
-
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer from a folder or the Hub, or from a folder that holds `tokenizer.json` or `vocab.txt` alone.
-
-    Raises:
-        ValueError: There is none, or it lacks what masked-LM needs (a mask and a padding token).
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        tokenizer = _bare_tokenizer(Path(name))
-        if tokenizer is None:
-            raise ValueError(
-                f"data.tokenizer: no tokenizer in {name!r} ({str(error).splitlines()[0]}). Give a folder that holds "
-                "tokenizer.json or vocab.txt (`lit-distil tokenizer` trains one), or, with a network, a Hub name."
-            ) from error
-    if not tokenizer.is_fast:
-        raise ValueError(f"data.tokenizer: {name!r} has no fast tokenizer (tokenizer.json)")
-    for field in ("mask_token", "pad_token"):
-        if getattr(tokenizer, field) is None:
-            raise ValueError(f"data.tokenizer: {name!r} has no {field}, which masked language modelling needs")
-    return tokenizer
-
-
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Size and special ids of a tokenizer."""
-    names = ("pad", "mask", "cls", "sep", "bos", "eos", "unk")
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in names}
-    return Vocabulary(
-        size=len(tokenizer), special_ids={name: value for name, value in ids.items() if value is not None}
-    )
-
-
-def _bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """A BERT tokenizer from a folder with `vocab.txt` and nothing that says whose it is."""
-    from transformers import BertTokenizer
-
-    vocabulary = folder / "vocab.txt"
-    if not vocabulary.is_file():
-        return None
-    is_cased = any(line[:1].isupper() for line in itertools.islice(vocabulary.open(encoding="utf-8"), 200, 20_000))
-    return BertTokenizer.from_pretrained(str(folder), do_lower_case=not is_cased)
-
-
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend: Any = tokenizer.backend_tokenizer
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+        """As the whole data set does, with its sample ids."""
+        return self.dataset.collate(self.chosen[sample_ids], epochs)

@@ -6,23 +6,24 @@ A docstring that stands in two places is kept once. A row is one docstring with 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import os
 import platform
+import subprocess
+import sys
 import sysconfig
 import tempfile
-import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lit_distil.console import progress_bar
-from lit_distil.data.sources import SPLITS, DocumentSource, Row, RowSource, Split
+from lit_distil.data import docstring_reader
+from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
+from lit_distil.data.tables import SOURCE_KEY, Row
 
 STANDARD_LIBRARY = "python"
 CORE_PACKAGES = (
@@ -36,7 +37,7 @@ CORE_PACKAGES = (
     "huggingface_hub",
 )
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
-_MIN_CHARACTERS = 20
+_CACHE_VERSION = 1
 
 
 class Docstrings(DocumentSource, RowSource):
@@ -66,7 +67,9 @@ class Docstrings(DocumentSource, RowSource):
             raise ValueError(
                 f"source.validation_share + source.test_share must lie in [0, 1), got {validation_share} + {test_share}"
             )
-        self.packages = list(packages or CORE_PACKAGES)
+        if unknown := sorted(set(rows_per_package or {}) - set(SPLITS)):
+            raise ValueError(f"source.rows_per_package: no split {unknown[0]!r}; docstrings have {list(SPLITS)}")
+        self.packages = list(dict.fromkeys(packages or CORE_PACKAGES))
         self.validation_share = validation_share
         self.test_share = test_share
         self.rows_per_package = rows_per_package or {}
@@ -82,13 +85,15 @@ class Docstrings(DocumentSource, RowSource):
 
     def rows(self, split: Split) -> Iterator[Row]:
         """One row a docstring: `text`, `package` (the label) and `module`; packages are capped in hash order."""
+        if split == "predict":
+            return
         limit = self.rows_per_package.get(split)
         by_package: dict[str, list[Row]] = {package: [] for package in self.packages}
         for module in self._modules(split):
             for text in module["docstrings"]:
                 if len(text) >= self.min_characters:
                     row = {"text": text, "package": module["package"], "module": module["module"]}
-                    by_package[module["package"]].append({**row, "__source__": module["module"]})
+                    by_package[module["package"]].append({**row, SOURCE_KEY: module["module"]})
         for rows in by_package.values():
             rows.sort(key=lambda row: _hash_fraction(row["text"]))
             yield from rows[:limit]
@@ -112,33 +117,28 @@ class Docstrings(DocumentSource, RowSource):
             return "test"
         return "validation" if fraction < self.test_share + self.validation_share else "train"
 
-    def _versions(self) -> dict[str, str]:
-        return {package: _version(package) for package in self.packages}
+    def _versions(self) -> list[tuple[str, str]]:
+        # in order: of a docstring that two packages have, the first keeps it
+        return [(package, _version(package)) for package in self.packages]
 
     def _read_all(self) -> Path:
         """Read every package once and keep what was found as JSON lines, one a module."""
-        key = hashlib.sha256(json.dumps(self._versions(), sort_keys=True).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([_CACHE_VERSION, self._versions()]).encode()).hexdigest()[:16]
         path = default_cache_dir(self.cache_dir) / f"docstrings-{key}.jsonl"
         if path.is_file():
             return path
+        files = [(package, file, module) for package in self.packages for file, module in _python_files(package)]
+        found = _read_files([file for _, file, _ in files])
         path.parent.mkdir(parents=True, exist_ok=True)
-        files = [(package, file) for package in self.packages for file in _python_files(package)]
         seen: set[str] = set()
-        with (
-            tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as out,
-            ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
-        ):
-            found = pool.map(_docstrings_of, [file for _, (file, _) in files], chunksize=64)
-            for (package, (_, module)), texts in progress_bar(
-                zip(files, found), total=len(files), desc="reading docstrings", unit="module"
-            ):
-                fresh = [text for text in texts if text not in seen]
-                fresh = list(dict.fromkeys(fresh))
-                seen.update(fresh)
-                if fresh:
-                    record = {"package": package, "module": module, "docstrings": fresh}
-                    out.write(json.dumps(record, ensure_ascii=True) + "\n")
-        os.replace(out.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # the file appears whole or not at all
+            with Path(folder, path.name).open("w", encoding="utf-8") as out:
+                for package, file, module in files:
+                    fresh = [text for text in dict.fromkeys(found[file]) if text not in seen]
+                    seen.update(fresh)
+                    if fresh:
+                        out.write(json.dumps({"package": package, "module": module, "docstrings": fresh}) + "\n")
+            os.replace(out.name, path)
         return path
 
 
@@ -151,6 +151,8 @@ def _python_files(package: str) -> list[tuple[str, str]]:
     """(file, dotted name of the module), sorted by name."""
     found = []
     for root in _roots(package):
+        if os.path.isfile(root):
+            return [(root, package)]
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
             for name in sorted(names):
@@ -162,12 +164,18 @@ def _python_files(package: str) -> list[tuple[str, str]]:
 
 
 def _roots(package: str) -> list[str]:
+    """The folders of a package, or the file of a module that is none."""
     if package == STANDARD_LIBRARY:
         return [sysconfig.get_paths()["stdlib"]]
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"source.packages: no package {package!r} is installed; take it off the list or install it")
-    return list(spec.submodule_search_locations)
+    # (a dotted name would import its parent)
+    spec = None if "." in package else importlib.util.find_spec(package)
+    if spec is not None and spec.submodule_search_locations:
+        return list(spec.submodule_search_locations)
+    if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+        return [spec.origin]
+    raise ValueError(
+        f"source.packages: no top-level package {package!r} is installed; take it off the list or install it"
+    )
 
 
 def _version(package: str) -> str:
@@ -175,32 +183,41 @@ def _version(package: str) -> str:
         return platform.python_version()
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    except importlib.metadata.PackageNotFoundError:  # then its files must tell whether it has changed
+        stats = [(file, os.stat(file)) for file, _ in _python_files(package)]
+        states = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
-def _docstrings_of(file: str) -> list[str]:
-    """Docstrings of a file's module, classes and functions, in order, indentation cleaned."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in others' code are none of the user's business
-            tree = ast.parse(Path(file).read_bytes())
-    except (SyntaxError, ValueError):  # templates and Python 2 files of the standard library
-        return []
-    texts: list[str] = []
-    pending: list[ast.AST] = [tree]
-    while pending:
-        node = pending.pop()
-        # docstrings stand on these nodes only, and no expression can hold one: descend through statements alone
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            raw = ast.get_docstring(node, clean=False)
-            if raw is not None:
-                text = inspect.cleandoc(raw).encode("utf-8", "ignore").decode("utf-8").strip()
-                if len(text) >= _MIN_CHARACTERS:
-                    texts.append(text)
-        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)]
-        pending.extend(reversed(children))
-    return texts
+def _read_files(files: list[str]) -> dict[str, list[str]]:
+    """The docstrings of each file, read by a few processes at once."""
+    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    # every share has as many large files as another, so that none is waited for in the end
+    by_size = sorted(files, key=lambda file: (-os.path.getsize(file), file))
+    num_shares = max(1, min(4 * max(2, workers), len(files)))
+    found: dict[str, list[str]] = {}
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        progress_bar(total=len(files), desc="reading docstrings", unit=" modules") as bar,
+    ):
+        for share in pool.map(_read_share, [by_size[number::num_shares] for number in range(num_shares)]):
+            found.update(share)
+            bar.update(len(share))
+    return found
+
+
+def _read_share(files: list[str]) -> dict[str, list[str]]:
+    answer = subprocess.run(
+        [sys.executable, "-I", "-S", docstring_reader.__file__],
+        input="".join(json.dumps(file) + "\n" for file in files),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if answer.returncode:
+        raise RuntimeError(f"reading docstrings failed with status {answer.returncode}: {answer.stderr.strip()[-500:]}")
+    return dict(zip(files, map(json.loads, answer.stdout.splitlines()), strict=True))
 
 
 def _hash_fraction(text: str) -> float:

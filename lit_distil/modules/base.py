@@ -22,6 +22,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -37,7 +39,7 @@ Stage = Literal["train", "val", "test"]
 class EncoderModule(LightningModule):
     """Base of the modules.
 
-    A subclass builds its `network` in `configure_model` and says in `outputs` what its networks make of a batch.
+    A subclass builds its `network` in `build_networks` and says in `outputs` what its networks make of a batch.
 
     Args:
         optimizer: Optimizer class with its arguments; it is called with parameter groups in which biases and
@@ -49,12 +51,13 @@ class EncoderModule(LightningModule):
         super().__init__()
         self.optimizer_factory = optimizer
         self.schedule = schedule
-        self.network: Any = None  # built in configure_model, where the vocabulary and the strategy are known
+        self.network: Any = None  # built when the vocabulary and the strategy are known
         self.objectives: nn.ModuleDict = nn.ModuleDict()
         self.latest: dict[str, float] = {}
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
         self._global_counts: dict[Countable, int] = {}
         self._last_logged = (0, perf_counter())
+        self._configured: list[dict[str, Any]] = []
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     def save_plain_hyperparameters(self) -> None:
@@ -67,6 +70,10 @@ class EncoderModule(LightningModule):
             self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
 
     # What a subclass says
+
+    @abstractmethod
+    def build_networks(self) -> None:
+        """Build `self.network`, and whatever stands beside it, unless it is there; the trainer is."""
 
     @abstractmethod
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, EncoderOutput | None]:
@@ -99,7 +106,8 @@ class EncoderModule(LightningModule):
         self._evaluate("test", batch)
 
     def on_train_start(self) -> None:
-        """Start the clock of the throughput."""
+        """Start the clock of the throughput, and let the configuration win over what a checkpoint brought."""
+        self._apply_configured_optimizer()
         self._last_logged = (self.trainer.global_step, perf_counter())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -127,7 +135,10 @@ class EncoderModule(LightningModule):
         """Note the gradient norm, before clipping, in the steps that will be logged."""
         if (self.trainer.global_step + 1) % self._log_every == 0:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            self._meters["train"].add("grad_norm", torch.nn.utils.get_total_norm(gradients).detach(), 1)
+            norm: Any = torch.nn.utils.get_total_norm(gradients).detach()
+            if isinstance(norm, DTensor):  # of shards, under FSDP2
+                norm = norm.full_tensor()
+            self._meters["train"].add("grad_norm", norm, 1)
 
     # Optimisation
 
@@ -136,6 +147,7 @@ class EncoderModule(LightningModule):
         if self.optimizer_factory is None:
             raise ValueError("model.optimizer: training needs one, such as {class_path: torch.optim.AdamW, ...}")
         optimizer = self.optimizer_factory(parameter_groups(self))
+        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
@@ -148,6 +160,9 @@ class EncoderModule(LightningModule):
         settings = self.network.config.to_dict()
         settings.pop("transformers_version", None)
         checkpoint["network"] = {"head": self.network_head, "config": json.dumps(settings, default=str)}
+        # between two logged steps the meters are half full; what a due step gathered is logged right after this
+        if self._trainer is not None and self.trainer.global_step % self._log_every:
+            checkpoint["meters"] = self._meters["train"].state(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network that the checkpoint was written from, unless it is there."""
@@ -156,6 +171,8 @@ class EncoderModule(LightningModule):
         if self.network is None:
             saved = checkpoint["network"]
             self.build_from_saved(saved["head"], json.loads(saved["config"]))
+        if self._trainer is not None and "meters" in checkpoint:
+            self._meters["train"].restore(checkpoint["meters"], self.trainer)
 
     @abstractmethod
     def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
@@ -176,6 +193,17 @@ class EncoderModule(LightningModule):
         """The facts of the data's tokenizer, asked of the data module when they are needed."""
         return self.trainer.datamodule.vocabulary  # type: ignore[attr-defined]
 
+    def configure_model(self) -> None:
+        """Build the networks, once the data's facts and the strategy are known."""
+        if self._trainer is None:  # loading a checkpoint, whose own configuration builds the network
+            return
+        # on the CPU, also where Lightning would have it elsewhere: the same seed gives the same weights on any device
+        with torch.device("cpu"):
+            is_new = self.network is None
+            self.build_networks()
+        if is_new:
+            self.shard_network()
+
     def shard_network(self) -> None:
         """Under FSDP2 (`ModelParallelStrategy`), shard each layer and then the rest; otherwise nothing."""
         mesh = self.device_mesh
@@ -190,6 +218,9 @@ class EncoderModule(LightningModule):
             if isinstance(module, GradientCheckpointingLayer):
                 fully_shard(module, mesh=data_mesh)
         fully_shard(self.network, mesh=data_mesh)
+        for _, objective in self.terms():
+            if any(True for _ in objective.parameters()):  # a projection; else nobody would average its gradients
+                fully_shard(objective, mesh=data_mesh)
 
     # Inside
 
@@ -238,6 +269,19 @@ class EncoderModule(LightningModule):
         """Dropout is a function of (seed, micro-step, rank), so a resumed run draws what the unbroken one would."""
         key = f"{self._seed}:{micro_step}:{self.global_rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+    def _apply_configured_optimizer(self) -> None:
+        """Learning rate, betas, decay as configured: a resumed optimizer brings those that it was saved with."""
+        schedulers = self.trainer.lr_scheduler_configs
+        for optimizer in self.trainer.optimizers:
+            for group, configured in zip(optimizer.param_groups, self._configured, strict=True):
+                group.update(configured)
+        for scheduler in (config.scheduler for config in schedulers):
+            if isinstance(scheduler, LambdaLR):
+                scheduler.base_lrs = [configured["lr"] for configured in self._configured]
+                for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
+                    group["initial_lr"] = base
+                    group["lr"] = base * factor(scheduler.last_epoch)
 
     def _log_training(self) -> None:
         step, now = self.trainer.global_step, perf_counter()

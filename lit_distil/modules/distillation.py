@@ -98,12 +98,15 @@ class DistillationModule(LanguageModelModule):
         self.objectives = nn.ModuleDict(objectives)
         self.teacher: FrozenTeacher | None = None
 
-    def configure_model(self) -> None:
+    def build_networks(self) -> None:
         """Load the teacher and make the student, unless they are there."""
-        if self._trainer is None or self.teacher is not None:
+        if self.teacher is not None:
             return
         self.trainer.datamodule.check_same_vocabulary(self.teacher_name, self.teacher_source.revision)  # type: ignore[attr-defined]
-        teacher = self.teacher_source.build(self.vocabulary, head="masked_lm")
+        try:
+            teacher = self.teacher_source.build(self.vocabulary, head="masked_lm")
+        except ValueError as error:
+            raise ValueError(f"model.teacher: {error}") from error
         if self.network is None:
             if isinstance(self.student_source, StudentInitialisation):
                 student, records = self.student_source.build(teacher)
@@ -114,7 +117,6 @@ class DistillationModule(LanguageModelModule):
             self.network = MaskedLMNetwork(student)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
-        self.shard_network()
         if self.teacher_dtype is not None:
             teacher = teacher.to(getattr(torch, self.teacher_dtype))
         self.teacher = FrozenTeacher(MaskedLMNetwork(teacher))

@@ -44,10 +44,8 @@ class FineTuningModule(EncoderModule):
         self.head: Head = "sequence_classification"
         self.metrics: dict[str, MetricCollection] = {}
 
-    def configure_model(self) -> None:
+    def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
-        if self._trainer is None:
-            return
         task = self.trainer.datamodule.task  # type: ignore[attr-defined]
         if task is None:
             raise ValueError(
@@ -58,7 +56,6 @@ class FineTuningModule(EncoderModule):
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=task.head, **task.head_settings())
             )
-            self.shard_network()
         self.objectives = nn.ModuleDict({"task": TaskLoss(kind=task.label_kind)})
         self.metrics = {stage: task.metrics() for stage in ("val", "test")}
 

@@ -92,16 +92,15 @@ class MaskedLMModule(LanguageModelModule):
         self.objectives = nn.ModuleDict(objectives or {"masked_lm": MaskedLMLoss()})
         self._objectives_given = bool(objectives)
 
-    def configure_model(self) -> None:
-        """Build the network once the data's vocabulary is known."""
-        if self.network is not None or self._trainer is None:
+    def build_networks(self) -> None:
+        """Build the network for the data's vocabulary."""
+        if self.network is not None:
             return
         has_pairs = self.trainer.datamodule.has_next_sentence  # type: ignore[attr-defined]
         self.head = "pretraining" if has_pairs else "masked_lm"
         self.network = MaskedLMNetwork(self.network_source.build(self.vocabulary, head=self.head))
         if has_pairs and not self._objectives_given:
             self.objectives["next_sentence"] = NextSentenceLoss()
-        self.shard_network()
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, None]:
         """The network's logits at the masked positions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,27 @@ class SumMeters:
         """Forget one name."""
         self._totals.pop(name, None)
         self._counts.pop(name, None)
+
+    def state(self, trainer: Trainer) -> list[dict[str, Any]]:
+        """What has been gathered so far, one dictionary of plain numbers a rank; called on all ranks."""
+        totals = {name: float(total) for name, total in self._totals.items()}
+        mine: dict[str, Any] = {"totals": totals, "counts": dict(self._counts)}
+        if trainer.world_size == 1:
+            return [mine]
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, mine)
+        return gathered
+
+    def restore(self, states: list[dict[str, Any]], trainer: Trainer) -> None:
+        """Go on from `state`; with another number of ranks the first takes all, which gives the same means."""
+        self._totals, self._counts = {}, {}
+        if len(states) == trainer.world_size:
+            states = [states[trainer.global_rank]]
+        elif not trainer.is_global_zero:
+            states = []
+        for state in states:
+            for name, total in state["totals"].items():
+                self.add(name, total, state["counts"][name])
 
     def reduce(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
         """Means and totals over all ranks, by name; the meters start anew.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,18 +36,37 @@ class TextClassification(Task):
     ) -> None:
         self.text, self.pair, self.label = text, pair, label
         self.labels = [str(name) for name in labels] if labels else None
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"task.labels: a name stands twice in {self.labels}")
 
     def bind(self, rows: Iterable[Row]) -> None:
-        """Take the names of the classes from the training rows, numbers in numerical order."""
+        """Take the names of the classes from the training rows, numbers in numerical order.
+
+        Raises:
+            ValueError: There are fewer than two classes, a row has no label, or the labels are values.
+        """
         if self.labels is not None:
+            self._warn_of_absent_classes(rows)
             return
-        found = {_label_name(self._column(row, self.label), row) for row in rows}
-        if len(found) < 2:
+        places: dict[str, str] = {}  # of each class, where it was first met
+        for row in rows:
+            name = _label_name(self._column(row, self.label), row)
+            if name == "-1":
+                raise _unlabelled(row)
+            places.setdefault(name, _place(row))
+        if not places:
             raise ValueError(
-                f"task.label: column {self.label!r} holds {len(found)} class(es): {sorted(found)}; two are needed"
+                "task.labels: the names of the classes are not given, and there are no training rows to take them from "
+                "(source.train): name the files, or the classes in the order of their indices"
             )
-        is_numeric = all(name.lstrip("-").isdigit() for name in found)
-        self.labels = sorted(found, key=int) if is_numeric else sorted(found)
+        if len(places) < 2:
+            raise ValueError(f"task.label: column {self.label!r} holds one class, {[*places]}; two are needed")
+        if all(_is_number(name) for name in places):
+            if fractional := [name for name in places if not float(name).is_integer()]:
+                raise _is_value(fractional[0], places[fractional[0]])
+            self.labels = sorted(places, key=float)
+        else:
+            self.labels = sorted(places)
 
     def encode(
         self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, labelled: bool = True
@@ -99,15 +120,29 @@ class TextClassification(Task):
             for row in probabilities
         ]
 
+    def _warn_of_absent_classes(self, rows: Iterable[Row]) -> None:
+        absent = set(range(len(self._names())))
+        is_empty = True
+        for row in rows:
+            is_empty = False
+            absent.discard(int(self._label_of(row)))
+            if not absent:
+                return
+        if not is_empty:
+            names = [self._names()[index] for index in sorted(absent)]
+            warnings.warn(f"task.labels: no training row has the label {names}", stacklevel=3)
+
     def _names(self) -> list[str]:
         if self.labels is None:
             raise ValueError("task.labels: not known yet; give them, or let the data module bind the training rows")
         return self.labels
 
     def _column(self, row: Row, name: str) -> Any:
-        if name not in row or row[name] is None:
+        if name not in row:
             columns = sorted(column for column in row if column != "__source__")
-            raise ValueError(f"{row.get('__source__', 'row')}: no column {name!r} (task); there are {columns}")
+            raise ValueError(f"{_place(row)}: no column {name!r} (task); there are {columns}")
+        if row[name] is None:
+            raise ValueError(f"{_place(row)}: column {name!r} (task) has no value")
         return row[name]
 
     def _label_of(self, row: Row) -> int | float:
@@ -117,10 +152,9 @@ class TextClassification(Task):
             return names.index(name)
         if name.isdigit() and int(name) < len(names):
             return int(name)  # the configuration names the classes, the rows number them
-        where = row.get("__source__", "row")
         if name == "-1":
-            raise ValueError(f"{where}: label -1 marks an unlabelled split; use it with `predict`")
-        raise ValueError(f"{where}: label {name!r} is none of {names} (task.labels)")
+            raise _unlabelled(row)
+        raise ValueError(f"{_place(row)}: label {name!r} is none of {names} (task.labels)")
 
 
 class TextRegression(TextClassification):
@@ -161,15 +195,36 @@ class TextRegression(TextClassification):
     def _label_of(self, row: Row) -> int | float:
         value = self._column(row, self.label)
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"{row.get('__source__', 'row')}: label {value!r} is no number (task.label)") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{_place(row)}: label {value!r} is no number (task.label)")
+        return number
 
 
 def _label_name(value: Any, row: Row) -> str:
     if isinstance(value, float):
         if not value.is_integer():
-            where = row.get("__source__", "row")
-            raise ValueError(f"{where}: label {value!r} is no class; use lit_distil.tasks.TextRegression for values")
+            raise _is_value(value, _place(row))
         value = int(value)
-    return str(value)
+    return str(value).strip()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _place(row: Row) -> str:
+    return str(row.get("__source__", "row"))
+
+
+def _is_value(value: Any, place: str) -> ValueError:
+    return ValueError(f"{place}: label {value!r} is no class; use lit_distil.tasks.TextRegression for values")
+
+
+def _unlabelled(row: Row) -> ValueError:
+    return ValueError(f"{_place(row)}: label -1 marks an unlabelled split; use it with `predict`, or leave it out")

@@ -1,0 +1,215 @@
+"""Files of text: finding them, and reading their lines whatever the compression, in bounded memory."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+Files = str | list[str] | None
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_BLOCK_BYTES = 1 << 20
+_COMPRESSED_BYTES = 1 << 16
+
+
+def resolve_files(files: Files, *, field: str) -> list[Path]:
+    """Expand files, folders and globs to a list of files, sorted within each entry.
+
+    Args:
+        files: What the configuration names; None gives no files.
+        field: Name of the configuration field, for messages.
+
+    Raises:
+        ValueError: A file is missing (names near it are told), a glob matches nothing, or a folder is empty.
+    """
+    paths: list[Path] = []
+    for name in [files] if isinstance(files, str) else files or []:
+        path = Path(os.path.expandvars(name)).expanduser()
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            if not found:
+                raise ValueError(f"{field}: the folder {name!r} holds no files")
+        elif path.is_file():
+            found = [path]
+        elif glob.has_magic(str(path)):
+            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            if not found:
+                raise ValueError(f"{field}: no file matches {name!r} (looked from {Path.cwd()})")
+        else:
+            raise ValueError(f"{field}: no file {name!r} (looked from {Path.cwd()}){near_names(path)}")
+        paths.extend(found)
+    return paths
+
+
+def warn_of_shared_files(files: dict[str, Files], split: str) -> None:
+    """Warn where a split that is held out has files that are trained on too."""
+
+    def existing(name: str) -> set[Path]:
+        try:
+            return {path.resolve() for path in resolve_files(files.get(name), field=name)}
+        except ValueError:  # not this split's matter
+            return set()
+
+    if split != "train" and (shared := sorted(existing(split) & existing("train"))):
+        warnings.warn(
+            f"source.{split}: {len(shared)} file(s) are also in source.train, the first {str(shared[0])!r}: what is "
+            "measured on them is memory, not skill",
+            stacklevel=3,
+        )
+
+
+def read_lines(
+    path: Path, *, errors: Literal["strict", "replace"] = "strict", longest: int | None = None
+) -> Iterator[str]:
+    r"""Lines of a text file without their ends, which are `\n`, `\r\n` or `\r` and nothing else.
+
+    A byte order mark is dropped; NUL bytes are dropped with a warning.
+
+    Args:
+        path: The file, which may be compressed.
+        errors: What to do with bytes that are not UTF-8: `strict` stops, `replace` puts U+FFFD.
+        longest: Bytes of a line after which it is cut, at a space where there is one, so that a file that is one line
+            takes bounded memory; a warning counts the cuts. None never cuts.
+
+    Raises:
+        ValueError: The file is not UTF-8, is cut short or is damaged; the message names file and line.
+    """
+    num_lines = num_cuts = num_nul = 0
+    for block, cut in _whole_lines(path, longest):
+        if b"\0" in block:
+            num_nul += block.count(b"\0")
+            block = block.replace(b"\0", b"")
+        try:
+            text = block.decode("utf-8", errors)
+        except UnicodeDecodeError as error:
+            number = num_lines + block.count(b"\n", 0, error.start) + 1 - num_cuts
+            raise ValueError(
+                f"{path}:{number}: not UTF-8 ({error.reason}). Convert the file (iconv), or let TextFiles replace "
+                "them (errors: replace)"
+            ) from error
+        lines = text.split("\n")
+        num_lines += len(lines)
+        num_cuts += cut
+        yield from lines
+    if num_nul:
+        warnings.warn(f"{path}: {num_nul} NUL bytes were taken out", stacklevel=2)
+    if num_cuts:
+        warnings.warn(f"{path}: lines of more than {longest:,} bytes were cut in {num_cuts} places", stacklevel=2)
+
+
+def _whole_lines(path: Path, longest: int | None) -> Iterator[tuple[bytes, bool]]:
+    r"""Blocks of whole lines joined by `\n`, without a final one, and whether the block ends in a cut line."""
+    rest = b""
+    is_first = True
+    for block in _blocks(path):
+        if is_first:
+            block = block.removeprefix(_BYTE_ORDER_MARK)
+            is_first = False
+        if rest:
+            # a carriage return at the end may be half a line's end, so it waits for the next block
+            block = rest + block
+        held = b"\r" if block.endswith(b"\r") else b""
+        block = block.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        whole, separator, rest = block.rpartition(b"\n")
+        rest += held
+        if separator:
+            yield whole, False
+        while longest is not None and len(rest) > longest:
+            head = rest[:longest]
+            end = head.rfind(b" ") + 1 or _character_boundary(rest, longest)
+            yield rest[:end], True
+            rest = rest[end:]
+    if rest:
+        yield rest.removesuffix(b"\r"), False
+
+
+def _character_boundary(data: bytes, end: int) -> int:
+    """The last place up to `end` that does not stand within a UTF-8 character."""
+    while end > 1 and data[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, decompressed, with a check at the first that they are text."""
+    is_first = True
+    for block in _raw_blocks(path):
+        if is_first and block:
+            is_first = False
+            head = block[:1024]
+            # without a mark, English in UTF-16 is a NUL at every second byte
+            if head.startswith(_UTF16_MARKS) or head.count(b"\0") * 3 > len(head):
+                raise ValueError(f"{path}: the file is UTF-16 or not text; convert it first (iconv -f UTF-16 -t UTF-8)")
+        yield block
+
+
+def _raw_blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file; gzip and zstd are told by the first bytes, whatever the name."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+        file.seek(0)
+        if not head.startswith((_GZIP_MAGIC, _ZSTD_MAGIC)):
+            yield from iter(lambda: file.read(_BLOCK_BYTES), b"")
+            return
+        new_decoder, damage = _gzip() if head.startswith(_GZIP_MAGIC) else _zstd(path)
+        decoder = new_decoder()
+        size = 0
+        for chunk in iter(lambda: file.read(_COMPRESSED_BYTES), b""):
+            while chunk:
+                if decoder.eof:  # compressed files may stand end to end, with zeros between
+                    chunk = chunk.lstrip(b"\0")
+                    if not chunk:
+                        break
+                    decoder = new_decoder()
+                try:
+                    block = decoder.decompress(chunk)
+                except damage as error:
+                    raise ValueError(
+                        f"{path}: the compressed file is damaged after {size:,} bytes of text ({error}); fetch it again"
+                    ) from error
+                size += len(block)
+                yield block
+                chunk = decoder.unused_data
+        if not decoder.eof:
+            raise ValueError(f"{path}: the compressed file is cut short after {size:,} bytes of text; fetch it again")
+
+
+def _gzip() -> tuple[Callable[[], Any], type[Exception]]:
+    return lambda: zlib.decompressobj(wbits=31), zlib.error
+
+
+def _zstd(path: Path) -> tuple[Callable[[], Any], type[Exception]]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise ValueError(f"{path}: reading zstd needs the extra: pip install 'lit-distil[zstd]'") from error
+    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+
+
+def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:
+    """A hash of settings and of the names, sizes and modification times of files."""
+    digest = hashlib.sha256(json.dumps(extra).encode())
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def near_names(path: Path) -> str:
+    """What stands near a path that does not exist, as the end of a message."""
+    import difflib
+
+    if not path.parent.is_dir():
+        return f"; the folder {str(path.parent)!r} does not exist"
+    near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
+    return f"; near it: {near}" if near else ""

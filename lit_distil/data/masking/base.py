@@ -1,0 +1,143 @@
+"""Masking: which positions of a batch are to be predicted, and what stands there instead.
+
+A mask is a pure function of (seed, sample id, pattern), where the pattern is the epoch (dynamic masking, RoBERTa) or
+the epoch modulo n (static masking, BERT's n copies). It depends neither on what else is in the batch nor on workers,
+ranks or resumes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+
+from lit_distil.data.masking.view import Draws, Ints, Masked, Selection, TokenView
+
+
+class MaskingStrategy(ABC):
+    """Which positions are predicted; a subclass answers in `select`, the rest is done here.
+
+    The number of positions of a sequence of n tokens ([CLS] and [SEP] counted, as in BERT) is
+    `min(max_predictions, max(1, count))`, never more than it has maskable tokens; a sequence with none is skipped.
+    Special ids, [UNK] included, are neither chosen nor, by default, put in.
+
+    Args:
+        rate: Share of the tokens to predict, in (0, 1].
+        mask_share: Share of the chosen positions that become [MASK].
+        random_share: Share of them that become a random id; the rest keep theirs.
+        count: "exact" is BERT's round(rate · n); "stochastic" is fairseq's floor(rate · n + u) with u uniform in
+            [0, 1); "independent" is a coin for each maskable token, the law of transformers' collator.
+        patterns: How many different masks a sequence gets before they repeat (static masking; BERT has 10); None
+            means a new one every epoch (dynamic masking, RoBERTa).
+        max_predictions: Most positions of a sequence (BERT's `max_predictions_per_seq`); None means no limit.
+        random_from_special: Whether random ids are drawn from the whole vocabulary, special ids included, as the
+            original implementations do.
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.15,
+        mask_share: float = 0.8,
+        random_share: float = 0.1,
+        count: Literal["exact", "stochastic", "independent"] = "exact",
+        patterns: int | None = None,
+        max_predictions: int | None = None,
+        random_from_special: bool = False,
+    ) -> None:
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate must lie in (0, 1], got {rate}")
+        if rate == 1:
+            warnings.warn("rate 1 masks every token: nothing is left to predict them from", stacklevel=2)
+        if mask_share < 0 or random_share < 0 or mask_share + random_share > 1 + 1e-9:
+            raise ValueError(
+                "mask_share and random_share must not be negative and must not exceed 1 together (the rest keeps its "
+                f"id), got {mask_share} and {random_share}"
+            )
+        if count not in ("exact", "stochastic", "independent"):
+            raise ValueError(f"count must be 'exact', 'stochastic' or 'independent', got {count!r}")
+        if patterns is not None and patterns < 1:
+            raise ValueError(f"patterns must be at least 1, or None for a new mask every epoch, got {patterns}")
+        if max_predictions is not None and max_predictions < 1:
+            raise ValueError(f"max_predictions must be at least 1, or None for no limit, got {max_predictions}")
+        self.rate = rate
+        self.mask_share = mask_share
+        self.random_share = random_share
+        self.count = count
+        self.patterns = patterns
+        self.max_predictions = max_predictions
+        self.random_from_special = random_from_special
+
+    def bind(self, token_counts: Ints) -> None:  # noqa: B027 (most strategies need no counts)
+        """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
+
+    @abstractmethod
+    def select(self, view: TokenView, draws: Draws) -> Selection:
+        """Choose positions, by `draws` alone and for each sequence by itself.
+
+        Args:
+            view: The batch.
+            draws: Its random numbers.
+
+        Returns:
+            Maskable positions, as many of each sequence as `budgets` says or as near as the strategy comes.
+        """
+
+    def budgets(self, view: TokenView, draws: Draws) -> Ints:
+        """int64 `[S]`: how many positions of each sequence to choose."""
+        if self.count == "exact":
+            counts = np.rint(self.rate * view.lengths).astype(np.int64)
+        elif self.count == "stochastic":
+            counts = (self.rate * view.lengths + draws.per_sequence("count")).astype(np.int64)
+        else:
+            # A binomial number of positions chosen evenly is what independent coins give.
+            heads = (draws.per_token("count") < self.rate) & view.maskable
+            counts = np.add.reduceat(heads, view.starts, dtype=np.int64)
+        counts = np.maximum(counts, 1)
+        if self.max_predictions is not None:
+            counts = np.minimum(counts, self.max_predictions)
+        return np.minimum(counts, view.num_maskable)
+
+    def __call__(
+        self,
+        view: TokenView,
+        epochs: Ints,
+        *,
+        seed: int,
+        vocabulary_size: int,
+        mask_id: int,
+        special_ids: Iterable[int],
+    ) -> Masked:
+        """Mask a batch.
+
+        Args:
+            view: The batch.
+            epochs: int64 `[S]`, the epoch that each sequence is drawn in.
+            seed: Seed of the run.
+            vocabulary_size: Random ids are drawn below it.
+            mask_id: Id of the mask token.
+            special_ids: Ids that are never put in as random ones.
+
+        Returns:
+            The network's input, the positions to predict and what stood there.
+        """
+        epochs = np.asarray(epochs)
+        draws = Draws(seed, view, epochs if self.patterns is None else epochs % self.patterns)
+        selection = self.select(view, draws)
+        order = np.argsort(selection.positions)
+        positions = selection.positions[order]
+        leaders = positions if selection.leaders is None else selection.leaders[order]
+        labels = view.ids[positions]
+        ids = view.ids.copy()
+        action = draws.per_token("action", leaders)
+        ids[positions[action < self.mask_share]] = mask_id
+        is_random = (action >= self.mask_share) & (action < self.mask_share + self.random_share)
+        replaced = positions[is_random]
+        excluded = [] if self.random_from_special else sorted(set(special_ids))
+        values = (draws.per_token("replacement", replaced) * (vocabulary_size - len(excluded))).astype(np.int64)
+        for special in excluded:  # the n-th ordinary id, without a table of them
+            values += values >= special
+        ids[replaced] = values
+        return Masked(ids, positions, labels)

@@ -1,0 +1,58 @@
+"""Rare tokens sooner than common ones (DistilBERT, XLM)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from lit_distil.data.masking.base import MaskingStrategy
+from lit_distil.data.masking.selection import lowest
+from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView
+
+
+class FrequencyMasking(MaskingStrategy):
+    """Single tokens, rare ones sooner: chance proportional to max(count, 1)^-smoothing (DistilBERT's `mlm_smoothing`).
+
+    The original draws one number of positions for the whole batch; here each sequence has its own, so that a mask does
+    not depend on the batch.
+
+    Args:
+        rate: As in `MaskingStrategy`.
+        mask_share: As in `MaskingStrategy`.
+        random_share: As in `MaskingStrategy`.
+        count: As in `MaskingStrategy`.
+        patterns: As in `MaskingStrategy`.
+        max_predictions: As in `MaskingStrategy`.
+        random_from_special: As in `MaskingStrategy`.
+        smoothing: 0 makes all tokens equal; DistilBERT and XLM have 0.7.
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.15,
+        mask_share: float = 0.8,
+        random_share: float = 0.1,
+        count: Literal["exact", "stochastic", "independent"] = "exact",
+        patterns: int | None = None,
+        max_predictions: int | None = None,
+        random_from_special: bool = False,
+        smoothing: float = 0.7,
+    ) -> None:
+        super().__init__(rate, mask_share, random_share, count, patterns, max_predictions, random_from_special)
+        if smoothing < 0:
+            raise ValueError(f"smoothing must not be negative, got {smoothing}")
+        self.smoothing = smoothing
+        self._resistance: Floats | None = None
+
+    def bind(self, token_counts: Ints) -> None:
+        """Take the counts that the chances are made from."""
+        self._resistance = np.maximum(token_counts, 1).astype(np.float64) ** self.smoothing
+
+    def select(self, view: TokenView, draws: Draws) -> Selection:
+        """The first of exponential clocks to ring, which is weighted drawing without replacement."""
+        if self._resistance is None:
+            raise RuntimeError("FrequencyMasking has no token counts: call bind(corpus.token_counts) first")
+        positions = np.flatnonzero(view.maskable)
+        times = -np.log1p(-draws.per_token("order", positions)) * self._resistance[view.ids[positions]]
+        return lowest(view, positions, times, self.budgets(view, draws))

@@ -1,0 +1,59 @@
+"""An export is whole or not there, and holds the weights that were asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from lit_distil.callbacks import replace_folder
+from tests.workspace import Workspace, fit, logged, network_weights
+
+
+def test_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    replace_folder(folder, lambda staging: (staging / "a").write_text("old"))
+
+    def fail(staging: Path) -> None:
+        (staging / "a").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_folder(folder, fail)
+    assert (folder / "a").read_text() == "old"
+    replace_folder(folder, lambda staging: (staging / "b").write_text("new"))
+    assert sorted(path.name for path in folder.iterdir()) == ["b"]
+
+
+def test_best_weights_are_exported_where_a_metric_is_monitored(workspace: Workspace, tmp_path: Path) -> None:
+    """The last weights of a run that got worse are not the ones to hand on."""
+    config = workspace.pretraining()
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.3  # so that it does get worse
+    saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"monitor": "val/loss"}}
+    settings = {"max_steps": 6, "val_check_interval": 1, "check_val_every_n_epoch": None, "limit_val_batches": 4}
+    for best in (True, False):
+        exporting = {"class_path": "lit_distil.callbacks.ExportCallback", "init_args": {"best": best}}
+        run = fit(config, tmp_path / str(best), **settings, callbacks=[saving, exporting])
+        losses = logged(run, "val/loss")
+        step = min(losses, key=losses.get) + 1  # type: ignore[arg-type]
+        assert step < 6
+        name = f"step-{step}.ckpt" if best else "last.ckpt"
+        weights = network_weights(run / "checkpoints" / name)
+        exported = AutoModelForMaskedLM.from_pretrained(run / "export").state_dict()
+        assert all(torch.equal(weights[f"network.model.{key}"], value) for key, value in exported.items())
+
+
+def test_debugging_run_exports_and_saves_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    run = fit(workspace.pretraining(), tmp_path / "run", fast_dev_run=2)
+    assert not (run / "export").exists() and not (run / "checkpoints").exists()
+
+
+def test_last_checkpoint_holds_the_end_of_a_run_that_saves_now_and_then(workspace: Workspace, tmp_path: Path) -> None:
+    saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 2}}
+    run = fit(workspace.pretraining(), tmp_path / "run", max_steps=3, limit_val_batches=0, callbacks=[saving])
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    weights = network_weights(run / "checkpoints" / "last.ckpt")
+    exported = AutoModelForMaskedLM.from_pretrained(run / "export").state_dict()
+    assert all(torch.equal(weights[f"network.model.{key}"], value) for key, value in exported.items())

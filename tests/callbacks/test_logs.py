@@ -1,0 +1,43 @@
+"""`metrics.csv` stands in the run's folder and survives a resume."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lit_distil.callbacks import RunCSVLogger
+from tests.workspace import Workspace, fit, metrics
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_second_run_in_the_folder_adds_rows_and_columns(tmp_path: Path) -> None:
+    """Lightning's own logger deletes the file that it finds."""
+    first = RunCSVLogger(str(tmp_path))
+    first.log_metrics({"a": 1.0}, step=0)
+    first.save()
+    second = RunCSVLogger(str(tmp_path))
+    second.log_metrics({"a": 2.0}, step=1)
+    second.log_metrics({"a": 3.0, "b": 4.0}, step=2)
+    second.save()
+    third = RunCSVLogger(str(tmp_path))
+    third.log_metrics({"b": 5.0}, step=3)
+    third.save()
+    found = [(row["step"], row["a"], row["b"]) for row in rows_of(tmp_path)]
+    assert found == [("0", "1.0", ""), ("1", "2.0", ""), ("2", "3.0", "4.0"), ("3", "", "5.0")]
+
+
+def test_metrics_csv_is_kept_beside_a_logger_of_the_users_own(workspace: Workspace, tmp_path: Path) -> None:
+    """The report reads it, whatever else a run logs to."""
+    own = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "tb")}}
+    run = fit(workspace.pretraining(), tmp_path / "run", limit_val_batches=0, logger=own)
+    assert len(metrics(run)) == 2
+    assert list((tmp_path / "tb").rglob("events.*")) and not (run / "tensorboard").exists()
+
+
+def test_no_logger_means_none(workspace: Workspace, tmp_path: Path) -> None:
+    run = fit(workspace.pretraining(), tmp_path / "run", limit_val_batches=0, logger=False)
+    assert not (run / "metrics.csv").exists() and (run / "export").is_dir()

@@ -1,0 +1,52 @@
+import pytest
+from transformers import AutoTokenizer, BertTokenizer, RobertaTokenizer
+
+from lit_distil.commands.tokenizer import run, tokenizer
+from lit_distil.data import TextFiles, load_tokenizer, vocabulary_of
+
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps.\n\nIt isn't so: don't guess!\n" * 20
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    return TextFiles(str(tmp_path / "a.txt"))
+
+
+def test_byte_level_bpe_has_the_ids_that_robertas_configuration_expects(source, tmp_path):
+    tokenizer(source, out=str(tmp_path / "out"), vocab_size=330, max_length=64)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert isinstance(loaded, RobertaTokenizer) and loaded.model_max_length == 64
+    assert (loaded.bos_token_id, loaded.pad_token_id, loaded.eos_token_id) == (0, 1, 2)
+    assert (loaded.unk_token_id, loaded.mask_token_id) == (3, 4)
+    assert loaded.decode(loaded("The dog isn't é!")["input_ids"], skip_special_tokens=True) == "The dog isn't é!"
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_wordpiece_keeps_or_lowers_case(source, tmp_path, lowercase):
+    tokenizer(source, out=str(tmp_path / "out"), kind="wordpiece", vocab_size=300, lowercase=lowercase)
+    loaded = load_tokenizer(str(tmp_path / "out"))
+    assert isinstance(loaded, BertTokenizer)
+    assert loaded.tokenize("The")[0] == ("the" if lowercase else "The")
+    assert len(set(vocabulary_of(loaded).special_ids.values())) == 5
+    assert loaded("a", "b")["token_type_ids"][-1] == 1
+
+
+def test_the_command_line_gives_the_same(source, tmp_path, capsys):
+    arguments = ["--source", "lit_distil.data.TextFiles", "--source.train", str(tmp_path / "a.txt")]
+    run([*arguments, "--out", str(tmp_path / "out"), "--vocab_size", "320"])
+    assert "entries in" in capsys.readouterr().out
+    tokenizer(source, out=str(tmp_path / "again"), vocab_size=320)
+    first, second = (AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("out", "again"))
+    assert first == second and len(first) <= 320
+
+
+def test_what_cannot_be_is_refused_before_the_text_is_read(tmp_path):
+    source = TextFiles(str(tmp_path / "missing.txt"))
+    with pytest.raises(ValueError, match="vocab_size must be at least 300"):
+        tokenizer(source, out=str(tmp_path / "out"), vocab_size=100)
+    with pytest.raises(ValueError, match="lowercase: byte-level BPE keeps case"):
+        tokenizer(source, out=str(tmp_path / "out"), lowercase=True)
+    with pytest.raises(ValueError, match="the train split has no documents"):
+        tokenizer(TextFiles(), out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

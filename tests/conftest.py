@@ -1,0 +1,25 @@
+"""What tests share: a workspace with tiny text, tokenizers and teachers, made once for all of pytest's processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def workspace(shared_root: Path):  # type: ignore[no-untyped-def]
+    """Files, tokenizers and teachers for tiny runs."""
+    from tests.workspace import Workspace, shared
+
+    return Workspace(shared(shared_root, "workspace", lambda folder: Workspace(folder).fill() and None))

@@ -1,0 +1,324 @@
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizer
+
+from lit_distil.data import (
+    Docstrings,
+    FullSentences,
+    SentencePair,
+    TableFiles,
+    TextDataModule,
+    TextFiles,
+    TokenMasking,
+    WholeWordMasking,
+)
+from lit_distil.data.datamodule import SpreadSequences
+from lit_distil.tasks import TextClassification, TextRegression
+
+WORDS = ["the", "dog", "fox", "sleeps", "jumps", "over", "lazy", "quick", "brown", "and"]
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# every word is its own entry, so that a document's tokens can be counted by eye
+ENTRIES = [*SPECIALS, *WORDS, *"abcdefgh", *"0123456789"]
+
+
+def trainer_of(command="fit", rank=0, world_size=1, accumulate=1, step=0):
+    return SimpleNamespace(
+        state=SimpleNamespace(fn=command),
+        global_rank=rank,
+        world_size=world_size,
+        accumulate_grad_batches=accumulate,
+        global_step=step,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A tokenizer and three files of documents; `corpora` is where they are kept once tokenised."""
+    BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)}).save_pretrained(tmp_path / "tokenizer")
+    draw = random.Random(0)
+    for split, size in {"train": 60, "validation": 20, "test": 12}.items():
+        lines = [" ".join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(3 * size)]
+        text = "\n\n".join("\n".join(lines[n : n + 3]) for n in range(0, len(lines), 3))
+        (tmp_path / f"{split}.txt").write_text(text)
+    return SimpleNamespace(root=tmp_path, tokenizer=str(tmp_path / "tokenizer"), corpora=tmp_path / "cache" / "corpora")
+
+
+def text_data(made, source=None, trainer=None, **settings):
+    source = source or TextFiles(str(made.root / "train.txt"), validation=str(made.root / "validation.txt"))
+    settings = {"format": FullSentences(), "masking": TokenMasking(), "max_length": 32, "batch_size": 8} | settings
+    settings = {"cache_dir": str(made.root / "cache"), "seed": 3} | settings
+    data = TextDataModule(settings.pop("tokenizer", made.tokenizer), source, **settings)
+    data.trainer = trainer or trainer_of()
+    return data
+
+
+def ready(data):
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def first_batches(data, num=4):
+    return [batch for batch, _ in zip(data.train_dataloader(), range(num), strict=False)]
+
+
+def rows_file(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def row_data(made, source, trainer=None, task=None, **settings):
+    settings = {"task": task or TextClassification(), "max_length": 16, "batch_size": 4} | settings
+    data = TextDataModule(made.tokenizer, source, seed=3, **settings)
+    data.trainer = trainer or trainer_of()
+    return data
+
+
+# Pretraining
+
+
+def test_ranks_take_disjoint_shares_of_the_same_global_batch(made):
+    one = first_batches(ready(text_data(made)))
+    for accumulate in (1, 2):
+        share = 2 * accumulate
+        ranks = [
+            first_batches(
+                ready(text_data(made, trainer=trainer_of(rank=r, world_size=2, accumulate=accumulate))), 4 * accumulate
+            )
+            for r in range(2)
+        ]
+        for step, whole in enumerate(one):
+            parts = [b for rank in ranks for b in rank[step * accumulate : (step + 1) * accumulate]]
+            assert [len(part.lengths) for part in parts] == [8 // share] * share
+            assert torch.cat([part.sample_ids for part in parts]).tolist() == whole.sample_ids.tolist()
+            assert torch.cat([part.input_ids[0] for part in parts]).tolist() == whole.input_ids[0].tolist()
+            assert sum(len(part.masked_labels) for part in parts) == len(whole.masked_labels) > 0
+
+
+def test_evaluation_covers_every_sequence_once_over_the_ranks(made):
+    for world_size in (1, 2, 3):
+        found = []
+        for rank in range(world_size):
+            data = ready(text_data(made, trainer=trainer_of(rank=rank, world_size=world_size)))
+            found += [int(i) for batch in data.val_dataloader() for i in batch.sample_ids]
+        assert sorted(found) == list(range(len(data.datasets["validation"])))
+
+
+def test_a_run_goes_on_at_its_step(made):
+    batches = first_batches(ready(text_data(made)), 6)
+    resumed = first_batches(ready(text_data(made, trainer=trainer_of(step=4))), 2)
+    for before, after in zip(batches[4:], resumed, strict=True):
+        assert torch.equal(before.input_ids, after.input_ids)
+
+
+def test_validation_masks_are_the_same_in_every_epoch_and_for_every_seed(made):
+    def validation(data):
+        return [(b.input_ids.tolist(), b.masked_positions.tolist()) for b in data.val_dataloader()]
+
+    data = ready(text_data(made, seed=3))
+    other = ready(text_data(made, seed=4))
+    assert validation(data) == validation(data) == validation(other)
+    first, second = first_batches(data, 1)[0], first_batches(other, 1)[0]
+    assert first.sample_ids.tolist() != second.sample_ids.tolist()
+
+
+def test_the_seed_is_that_of_the_run(made, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "17")
+    assert text_data(made, seed=None).seed == 17
+    assert text_data(made, seed=5).seed == 5
+
+
+def test_setting_up_twice_changes_nothing(made):
+    data = ready(text_data(made))
+    before = dict(data.datasets)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.datasets == before and set(before) == {"train", "validation"}
+
+
+def test_text_is_tokenised_once_and_again_only_when_it_or_the_tokenizer_changes(made, monkeypatch):
+    ready(text_data(made))
+    corpora = set(made.corpora.iterdir())
+    assert len(corpora) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_distil.data.datamodule.write_corpus", None)  # would fail if called
+        ready(text_data(made, masking=WholeWordMasking(), format=SentencePair(), max_length=16, seed=9))
+    with (made.root / "train.txt").open("a") as file:
+        file.write("\n\nthe dog and the fox")
+    ready(text_data(made))
+    assert len(set(made.corpora.iterdir())) == 3
+    entries = [*ENTRIES, "more"]
+    other = BertTokenizer(vocab={entry: index for index, entry in enumerate(entries)})
+    other.save_pretrained(made.root / "other")
+    ready(text_data(made, tokenizer=str(made.root / "other")))
+    assert len(set(made.corpora.iterdir())) == 5
+    assert corpora < set(made.corpora.iterdir())
+
+
+def test_a_run_without_validation_has_no_validation_and_says_so_when_it_is_asked_for(made):
+    source = TextFiles(str(made.root / "train.txt"))
+    assert ready(text_data(made, source)).val_dataloader() == []
+    asked = text_data(made, source, trainer_of("validate"))
+    asked.prepare_data()
+    asked.setup("validate")
+    with pytest.raises(ValueError, match=r"data\.source: it gives no validation split.*source\.validation"):
+        asked.val_dataloader()
+
+
+def test_a_run_without_text_to_train_on_is_refused(made):
+    with pytest.raises(ValueError, match="the train split has no documents"):
+        text_data(made, TextFiles(validation=str(made.root / "validation.txt"))).prepare_data()
+    (made.root / "blank.txt").write_text(" \n\n\t\n")
+    with pytest.raises(ValueError, match=r"source\.train: all of its 1 file\(s\) are empty or blank"):
+        text_data(made, TextFiles(str(made.root / "blank.txt"))).prepare_data()
+    with pytest.raises(ValueError, match="no train split, which this run needs"):
+        text_data(made).train_dataloader()
+
+
+def test_a_batch_larger_than_the_data_is_refused(made):
+    data = ready(text_data(made, batch_size=4096))
+    with pytest.raises(ValueError, match=r"batch_size 4096 is larger than the data \(\d+ sequences\)"):
+        data.train_dataloader()
+
+
+def test_a_corpus_shorter_than_a_sequence_is_a_warning(made):
+    (made.root / "short.txt").write_text("the dog\n\nthe fox")
+    with pytest.warns(UserWarning, match="4 tokens, fewer than one sequence"):
+        ready(text_data(made, TextFiles(str(made.root / "short.txt"))))
+
+
+def test_the_test_command_opens_the_test_split_alone(made):
+    source = TextFiles(str(made.root / "train.txt"), test=str(made.root / "test.txt"))
+    data = text_data(made, source, trainer_of("test"))
+    data.prepare_data()
+    data.setup("test")
+    assert set(data.datasets) == {"test"} and len(list(made.corpora.iterdir())) == 1
+    assert sum(batch.num_sequences for batch in data.test_dataloader()) == len(data.datasets["test"])
+
+
+def test_evaluation_on_a_part_is_spread_over_the_whole(made):
+    data = ready(text_data(made, max_eval_sequences=5))
+    whole = ready(text_data(made)).datasets["validation"]
+    part = data.datasets["validation"]
+    assert isinstance(part, SpreadSequences) and len(part) == 5 < len(whole)
+    batch = next(iter(data.val_dataloader()))
+    chosen = (np.arange(5) * len(whole) // 5).tolist()
+    assert batch.sample_ids.tolist() == chosen
+    assert list(batch.lengths) == part.lengths.tolist() == whole.lengths[chosen].tolist()
+    assert isinstance(ready(text_data(made, max_eval_sequences=5)).datasets["train"], type(whole))
+
+
+def test_vocabularies_are_compared_entry_by_entry(made):
+    data = text_data(made)
+    data.check_same_vocabulary(made.tokenizer)
+
+    def teacher(entries):
+        BertTokenizer(vocab={entry: index for index, entry in enumerate(entries)}).save_pretrained(
+            made.root / "teacher"
+        )
+        return str(made.root / "teacher")
+
+    swapped = [*ENTRIES]
+    swapped[7], swapped[9] = swapped[9], swapped[7]  # as large, and another
+    with pytest.raises(
+        ValueError, match=r"2 tokens differ, the first 'fox' is 7 here and 9 there.*tokenizer: .*teacher"
+    ):
+        data.check_same_vocabulary(teacher(swapped))
+    sizes = rf"\({len(ENTRIES)} entries\).*{len(ENTRIES) + 1} entries\)"
+    with pytest.raises(ValueError, match=sizes + ": 1 tokens differ, the first 'new' is absent here"):
+        data.check_same_vocabulary(teacher([*ENTRIES, "new"]))
+    (made.root / "bare").mkdir()
+    with pytest.warns(UserWarning, match="could not be compared"):
+        data.check_same_vocabulary(str(made.root / "bare"))
+
+
+def test_settings_that_do_not_fit_together_are_refused(made):
+    text, rows = TextFiles("a.txt"), TableFiles("a.csv")
+    for settings, source, message in [
+        ({}, text, "give either format"),
+        ({"format": FullSentences(), "task": TextClassification()}, text, "and not both"),
+        ({"task": TextClassification()}, text, r"data\.source: TextFiles gives documents"),
+        ({"format": FullSentences(), "max_length": 3}, rows, r"data\.max_length must be at least 4, got 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TextDataModule(made.tokenizer, source, **settings)
+
+
+# Fine-tuning
+
+
+@pytest.fixture
+def tables(made):
+    rows = [{"text": f"the dog {letter}", "label": letter in "aceg"} for letter in "abcdefgh"]
+    return TableFiles(
+        rows_file(made.root / "train.jsonl", rows),
+        validation=rows_file(made.root / "validation.jsonl", rows[:3]),
+        predict=rows_file(made.root / "predict.jsonl", [{"text": "fox"}, {"text": "a fox"}]),
+        test=rows_file(made.root / "test.jsonl", rows[4:]),
+    )
+
+
+def test_rows_become_batches_with_the_labels_of_the_training_rows(made, tables):
+    data = ready(row_data(made, tables))
+    assert data.task.head_settings()["id2label"] == {0: "False", 1: "True"}
+    (batch,) = data.val_dataloader()
+    assert batch.labels.tolist() == [1, 0, 1] and batch.num_sequences == 3
+    samples = torch.cat([b.sample_ids for b in first_batches(data, 2)])
+    assert sorted(samples.tolist()) == list(range(8))
+
+
+def test_predicting_needs_no_labels_and_falls_back_to_the_test_split(made, tables):
+    data = row_data(made, tables, trainer_of("predict"))
+    data.prepare_data()
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert batch.labels is None and batch.num_sequences == 2
+    fallback = row_data(made, TableFiles(tables.files["train"], test=tables.files["test"]), trainer_of("predict"))
+    fallback.setup("predict")
+    assert sum(batch.num_sequences for batch in fallback.predict_dataloader()) == 4
+
+
+def test_rows_without_validation_or_training_are_told(made, tables):
+    assert ready(row_data(made, TableFiles(tables.files["train"]))).val_dataloader() == []
+    with pytest.raises(
+        ValueError, match=r"task\.labels: the names of the classes are not given, and there are no training"
+    ):
+        ready(row_data(made, TableFiles(validation=tables.files["validation"])))
+    named = row_data(
+        made, TableFiles(validation=tables.files["validation"]), task=TextClassification(labels=["a", "b"])
+    )
+    with pytest.raises(ValueError, match=r"validation\.jsonl:1: label 'True' is none of"):
+        ready(named)
+
+
+def test_an_unseen_label_names_file_and_row(made, tables):
+    path = rows_file(made.root / "odd.jsonl", [{"text": "a", "label": True}, {"text": "a", "label": "maybe"}])
+    with pytest.raises(ValueError, match=r"odd\.jsonl:2: label 'maybe' is none of \['False', 'True'\]"):
+        ready(row_data(made, TableFiles(tables.files["train"], validation=path)))
+
+
+def test_values_are_trained_on_as_numbers(made):
+    path = rows_file(
+        made.root / "pairs.jsonl", [{"a": "the dog", "b": "the fox", "score": str(n / 2)} for n in range(4)]
+    )
+    data = ready(row_data(made, TableFiles(path), task=TextRegression("a", pair="b", label="score")))
+    (batch,) = first_batches(data, 1)
+    assert sorted(batch.labels.tolist()) == [0.0, 0.5, 1.0, 1.5] and batch.labels.dtype == torch.float32
+    assert batch.token_type_ids.sum() > 0
+
+
+def test_a_source_of_rows_is_made_ready_before_the_ranks_start(made, monkeypatch):
+    data = row_data(
+        made, Docstrings(["tqdm"], cache_dir=str(made.root / "cache")), task=TextClassification(label="package")
+    )
+    data.prepare_data()
+    assert [path.suffix for path in (made.root / "cache").iterdir()] == [".jsonl"]
+    monkeypatch.setattr("lit_distil.data.docstrings._read_files", None)  # would fail if called in a rank
+    with pytest.raises(ValueError, match="two are needed"):  # one package is no task, but it was read
+        data.setup("fit")

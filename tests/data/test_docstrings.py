@@ -1,0 +1,145 @@
+import json
+import sys
+import warnings
+from collections import Counter
+
+import pytest
+
+from lit_distil.data import Docstrings
+
+MODULE = '''"""The module's own documentation, module {n}."""
+class Thing:
+    """What a thing of module {n} is,
+
+        with an indented line,
+    and one that is not."""
+    def method(self):
+        r"""A method of module {n} that does something."""
+        def inner(): "One line in single quotes, module {n}."
+def short():
+    """Too short."""
+def shared():
+    """This docstring stands in every module of the package."""
+if True:
+    try:
+        pass
+    except ValueError:
+        def hidden():
+            """Deep in a handler of module {n} this one stands."""
+not_one = """A string that is assigned to a name is no docstring."""
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    def make(name, num_modules=12, text=MODULE):
+        folder = tmp_path / "path" / name
+        (folder / "sub" / "tests").mkdir(parents=True)
+        (folder / "__init__.py").write_text("raise RuntimeError('this must not be imported')")
+        for number in range(num_modules):
+            (folder / "sub" / f"m{number}.py").write_text(text.format(n=f"{name}-{number}"))
+        (folder / "sub" / "broken.py").write_text('"""A template, not Python."""\nprint {{ x }}')
+        (folder / "sub" / "tests" / "test_m.py").write_text('"""Documentation of a test that is left out."""')
+        return folder
+
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    return make
+
+
+def read(source, split):
+    return list(source.documents(split))
+
+
+def test_docstrings_of_modules_classes_and_functions_are_found_once(package, tmp_path):
+    package("fakea", num_modules=2)
+    source = Docstrings(["fakea"], validation_share=0, test_share=0, cache_dir=str(tmp_path))
+    first, second = read(source, "train")
+    assert first == [
+        "The module's own documentation, module fakea-0.",
+        "What a thing of module fakea-0 is,",
+        "    with an indented line,",
+        "and one that is not.",
+        "A method of module fakea-0 that does something.",
+        "One line in single quotes, module fakea-0.",
+        "This docstring stands in every module of the package.",
+        "Deep in a handler of module fakea-0 this one stands.",
+    ]
+    assert len(second) == len(first) - 1  # what both have is kept once
+
+
+def test_every_document_is_in_one_split_and_stays_there(package, tmp_path):
+    package("fakea", num_modules=40)
+    settings = {"validation_share": 0.3, "test_share": 0.2, "cache_dir": str(tmp_path)}
+    splits = {s: read(Docstrings(["fakea"], **settings), s) for s in ("train", "validation", "test")}
+    titles = {split: {document[0] for document in documents} for split, documents in splits.items()}
+    assert all(len(found) > 3 for found in titles.values())
+    assert sum(map(len, titles.values())) == len(set.union(*titles.values())) == 40
+    package("fakeb", num_modules=5)
+    both = Docstrings(["fakea", "fakeb"], **settings)
+    for split, found in titles.items():
+        assert found <= {document[0] for document in read(both, split)}
+
+
+def test_rows_are_labelled_by_package_capped_and_long_enough(package, tmp_path):
+    package("fakea", num_modules=9)
+    package("fakeb", num_modules=9)
+    source = Docstrings(["fakea", "fakeb"], rows_per_package={"train": 5}, min_characters=45, cache_dir=str(tmp_path))
+    rows = list(source.rows("train"))
+    assert Counter(row["package"] for row in rows) == {"fakea": 5, "fakeb": 5}
+    assert all(len(row["text"]) >= 45 for row in rows)
+    assert all(row["module"].startswith(row["package"]) and row["__source__"] == row["module"] for row in rows)
+    assert rows == list(source.rows("train"))
+    assert list(source.rows("predict")) == []
+
+
+def test_what_was_read_is_kept_until_a_file_changes(package, tmp_path, monkeypatch):
+    folder = package("fakea", num_modules=2)
+    source = Docstrings(["fakea"], validation_share=0, test_share=0, cache_dir=str(tmp_path / "cache"))
+    before, documents = source.fingerprint("train"), read(source, "train")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_distil.data.docstrings._read_files", None)  # would fail if called
+        assert read(source, "train") == documents
+        assert source.fingerprint("train") == before
+    (folder / "sub" / "m9.py").write_text('"""A module that came later than the others."""')
+    assert source.fingerprint("train") != before
+    assert len(read(source, "train")) == 3
+
+
+def test_other_settings_have_another_fingerprint(package, tmp_path):
+    package("fakea", num_modules=2)
+    one = Docstrings(["fakea"], cache_dir=str(tmp_path))
+    other = Docstrings(["fakea"], validation_share=0.2, cache_dir=str(tmp_path))
+    assert one.fingerprint("train") != one.fingerprint("validation")
+    assert one.fingerprint("train") != other.fingerprint("train")
+
+
+def test_reading_neither_warns_nor_leaves_litter_when_torch_is_loaded(package, tmp_path):
+    import torch  # noqa: F401
+
+    package("fakea", num_modules=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = Docstrings(["fakea"], validation_share=0, test_share=0, cache_dir=str(tmp_path / "cache"))
+        assert len(read(source, "train")) == 3
+    assert "fakea" not in sys.modules
+    (file,) = (tmp_path / "cache").iterdir()
+    assert {"package", "module", "docstrings"} == set(json.loads(file.read_text().splitlines()[0]))
+
+
+def test_a_real_package_is_read_without_its_being_imported(tmp_path):
+    source = Docstrings(["tqdm"], validation_share=0, test_share=0, cache_dir=str(tmp_path))
+    text = "\n".join(line for document in read(source, "train") for line in document)
+    assert "progress" in text and len(text) > 10_000
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    for name in ("nopackage", "os.path"):
+        with pytest.raises(ValueError, match=rf"source\.packages: no top-level package '{name}' is installed"):
+            read(Docstrings([name], cache_dir=str(tmp_path)), "train")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\), got 0\.5 \+ 0\.5"):
+        Docstrings(validation_share=0.5, test_share=0.5)
+    with pytest.raises(ValueError, match=r"source\.rows_per_package: no split 'valid'"):
+        Docstrings(rows_per_package={"valid": 3})
+    with pytest.raises(ValueError, match="not 'predict'"):
+        read(Docstrings(["tqdm"], cache_dir=str(tmp_path)), "predict")

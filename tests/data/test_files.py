@@ -1,0 +1,141 @@
+import gzip
+import sys
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_distil.data import files as files_module
+from lit_distil.data.files import read_lines, resolve_files
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"a\nb\n", ["a", "b"]),
+        (b"a\r\nb\rc", ["a", "b", "c"]),
+        (b"a\n\n\r\nb", ["a", "", "", "b"]),
+        (b"\xef\xbb\xbfa\n", ["a"]),
+        ("a\u2028b\x85c\x0cd\x1ce".encode(), ["a\u2028b\x85c\x0cd\x1ce"]),
+        ("שלום 👩‍👩‍👧 e\u0301\n".encode(), ["שלום 👩‍👩‍👧 e\u0301"]),
+        (b"", []),
+    ],
+)
+def test_lines_end_where_they_should_and_keep_their_characters(tmp_path, data, lines):
+    assert list(read_lines(write(tmp_path / "a.txt", data))) == lines
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut in")
+@settings(max_examples=100, deadline=None)
+@given(
+    text=st.text(st.sampled_from("aé\r\n 日"), max_size=40),
+    block=st.integers(1, 7),
+    longest=st.none() | st.integers(4, 9),
+)
+def test_where_blocks_end_changes_nothing(tmp_path_factory, text, block, longest):
+    path = write(tmp_path_factory.mktemp("f") / "a.txt", text.encode())
+    with pytest.MonkeyPatch.context() as patch, path.open(newline=None, encoding="utf-8") as file:
+        patch.setattr(files_module, "_BLOCK_BYTES", block)
+        found = list(read_lines(path, longest=longest))
+        whole = [line.rstrip("\n") for line in file]
+    if longest is None:
+        assert found == whole
+    else:
+        assert "".join(found) == "".join(whole)
+        assert max(map(len, found), default=0) <= max(longest, 1) + block
+
+
+def test_a_line_without_end_is_cut_at_spaces_in_bounded_memory(tmp_path):
+    path = write(tmp_path / "a.txt", b"word " * 4_000_000)
+    tracemalloc.start()
+    with pytest.warns(UserWarning, match="lines of more than 1,000,000 bytes were cut in 1"):
+        total = sum(len(line) for line in read_lines(path, longest=1_000_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == 20_000_000
+    assert peak < 9_000_000
+
+
+def test_nul_bytes_are_taken_out_and_counted(tmp_path):
+    with pytest.warns(UserWarning, match="2 NUL bytes"):
+        assert list(read_lines(write(tmp_path / "a.txt", b"some text a\0b\nand more c\0\n"))) == [
+            "some text ab",
+            "and more c",
+        ]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_bytes_that_are_not_utf8_name_their_line(tmp_path, end):
+    path = write(tmp_path / "a.txt", b"fine" + end + b"fine too" + end + b"caf\xe9" + end + b"x")
+    with pytest.raises(ValueError, match=r"a\.txt:3: not UTF-8"):
+        list(read_lines(path))
+    assert list(read_lines(path, errors="replace"))[2] == "caf\ufffd"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_utf16_is_refused(tmp_path, encoding, pack):
+    path = write(tmp_path / "a.txt", pack("Some English text.\n".encode(encoding)))
+    with pytest.raises(ValueError, match="UTF-16 or not text; convert it first"):
+        list(read_lines(path))
+
+
+def test_gzip_is_told_by_its_bytes_and_may_have_several_members(tmp_path):
+    path = write(tmp_path / "a.txt", gzip.compress(b"a\nb") + gzip.compress(b"c\nd\n") + b"\0\0")
+    assert list(read_lines(path)) == ["a", "bc", "d"]
+
+
+def test_a_gzip_file_that_is_cut_short_or_damaged_is_an_error(tmp_path):
+    data = gzip.compress(b"".join(b"line %d\n" % n for n in range(5000)))
+    with pytest.raises(ValueError, match=r"a\.gz: the compressed file is cut short after"):
+        list(read_lines(write(tmp_path / "a.gz", data[: len(data) // 2])))
+    with pytest.raises(ValueError, match=r"a\.gz: the compressed file is damaged after"):
+        list(read_lines(write(tmp_path / "a.gz", data[:-8] + b"\1\2\3\4" + data[-4:])))
+
+
+def test_zstd_without_the_extra_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ValueError, match=r"needs the extra: pip install 'lit-distil\[zstd\]'"):
+        list(read_lines(write(tmp_path / "a.txt", b"\x28\xb5\x2f\xfdxxxx")))
+
+
+def test_zstd_is_read_to_its_end_or_refused(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    data = zstandard.ZstdCompressor().compress(b"line\n" * 1000)
+    assert len(list(read_lines(write(tmp_path / "a.txt", data + data)))) == 2000
+    with pytest.raises(ValueError, match="cut short"):
+        list(read_lines(write(tmp_path / "a.txt", data[:-4])))
+    with pytest.raises(ValueError, match="damaged"):
+        list(read_lines(write(tmp_path / "a.txt", data[:4] + b"\xff" * 20)))
+
+
+def test_files_folders_and_globs_are_resolved_in_order(tmp_path):
+    for name in ("b.txt", "a.txt", ".hidden", "c[1].txt"):
+        write(tmp_path / name, b"x")
+    names = [path.name for path in resolve_files(str(tmp_path), field="f")]
+    assert names == ["a.txt", "b.txt", "c[1].txt"]
+    assert [path.name for path in resolve_files(f"{tmp_path}/?.txt", field="f")] == ["a.txt", "b.txt"]
+    assert [path.name for path in resolve_files([f"{tmp_path}/c[1].txt", f"{tmp_path}/a.txt"], field="f")] == [
+        "c[1].txt",
+        "a.txt",
+    ]
+    assert resolve_files(None, field="f") == []
+
+
+def test_what_is_not_there_is_named_with_what_is_near(tmp_path):
+    write(tmp_path / "train.txt", b"x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"source\.train: no file .*trian\.txt.*near it: \['train\.txt'\]"):
+        resolve_files(str(tmp_path / "trian.txt"), field="source.train")
+    with pytest.raises(ValueError, match=r"the folder .*nowhere' does not exist"):
+        resolve_files(str(tmp_path / "nowhere" / "a.txt"), field="source.train")
+    with pytest.raises(ValueError, match="no file matches"):
+        resolve_files(str(tmp_path / "*.gz"), field="source.train")
+    with pytest.raises(ValueError, match="holds no files"):
+        resolve_files(str(tmp_path / "empty"), field="source.train")

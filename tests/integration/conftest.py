@@ -1,0 +1,84 @@
+"""Runs that several tests look at: two processes over gloo, started once for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workspace import KINDS, Workspace, run_on_two_ranks, shared, with_trainer, write_config
+
+TWO_RANKS = {"devices": 2, "strategy": "ddp"}
+SHARDED = {
+    "devices": 2,
+    "strategy": {
+        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+    },
+}
+
+
+def probe(name: str, file: Path) -> dict[str, Any]:
+    return {"class_path": f"tests.integration.probes.{name}", "init_args": {"file": str(file)}}
+
+
+def with_projection(config: dict[str, Any]) -> dict[str, Any]:
+    """Distillation with an objective that has parameters of its own."""
+    # the gradient of a key bias is nothing but rounding noise, which Adam would blow up to whole steps
+    config["model"]["init_args"]["optimizer"]["init_args"]["eps"] = 1.0e-3
+    config["model"]["init_args"]["objectives"]["hidden"] = {
+        "class_path": "lit_distil.objectives.HiddenMSELoss",
+        "init_args": {"student_width": 32, "teacher_width": 32},
+    }
+    return config
+
+
+@pytest.fixture(scope="session")
+def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
+    """Folder with what two ranks under DDP leave: gradients, means of a validation, predictions."""
+
+    def make(folder: Path) -> None:
+        jobs = []
+
+        def add(command: str, name: str, config: dict[str, Any], **trainer: Any) -> None:
+            full = with_trainer(config, folder / name, **{**TWO_RANKS, **trainer})
+            jobs.append([command, "--config", write_config(full, folder / f"{name}.yaml")])
+
+        for kind in KINDS:
+            for accumulate in (1, 2):
+                name = f"{kind}-{accumulate}"
+                callbacks = [probe("SaveGradients", folder / f"{name}.pt")]
+                add(
+                    "fit",
+                    name,
+                    workspace.configuration(kind),
+                    callbacks=callbacks,
+                    max_steps=1,
+                    limit_val_batches=0,
+                    accumulate_grad_batches=accumulate,
+                )
+            metrics = [probe("SaveMetrics", folder / f"{kind}-val.json")]
+            add("validate", f"{kind}-val", workspace.configuration(kind), callbacks=metrics)
+        add("predict", "predict", workspace.finetuning())
+        run_on_two_ranks(jobs, folder)
+
+    return shared(shared_root, "two-ranks", make)
+
+
+@pytest.fixture(scope="session")
+def sharded(shared_root: Path, workspace: Workspace) -> Path:
+    """Folder with what two ranks under FSDP2 leave: weights, checkpoint, export."""
+
+    def make(folder: Path) -> None:
+        config = with_projection(workspace.distillation())
+        full = with_trainer(
+            config,
+            folder / "run",
+            **SHARDED,
+            max_steps=3,
+            callbacks=[probe("SaveWeights", folder / "weights.pt")],
+        )
+        run_on_two_ranks([["fit", "--config", write_config(full, folder / "run.yaml")]], folder)
+
+    return shared(shared_root, "sharded", make)

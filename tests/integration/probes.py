@@ -1,0 +1,96 @@
+"""Callbacks that tests name in YAML to see what a run does inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class SaveGradients(Callback):
+    """Writes the gradients of the first step, as the optimizer is about to see them.
+
+    Args:
+        file: Where to; the first rank writes.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+        self.micro_batches: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 0:
+            self.micro_batches.append({"counts": batch.counts, "samples": batch.sample_ids.tolist()})
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if trainer.global_step != 0:
+            return
+        gathered: list[Any] = [self.micro_batches]
+        if trainer.world_size > 1:
+            gathered = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, self.micro_batches)
+        if trainer.is_global_zero:
+            gradients = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"gradients": gradients, "micro_batches": sum(gathered, [])}, self.file)
+
+
+class KillAt(Callback):
+    """Ends the process without a word when a step is done, as a machine that goes away does.
+
+    Args:
+        step: Optimizer steps done.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SaveMetrics(Callback):
+    """Writes what was logged when a command ends.
+
+    Args:
+        file: Where to; the first rank writes.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self.file.write_text(json.dumps(values))
+
+
+class SaveWeights(Callback):
+    """Writes the full weights after training, gathered where they are sharded.
+
+    Args:
+        file: Where to; the first rank writes.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = {
+            name: value.full_tensor() if hasattr(value, "full_tensor") else value
+            for name, value in pl_module.state_dict().items()
+        }
+        if trainer.is_global_zero:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(weights, self.file)

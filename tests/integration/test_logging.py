@@ -1,0 +1,135 @@
+"""What a run shows and leaves: every term under its name, metrics.csv, TensorBoard, an export for plain transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_distil.models import Pretrained, TaskNetwork
+from tests.workspace import Workspace, environment, fit, logged, metrics
+
+WEIGHTS = {"soft": 5.0, "masked_lm": 2.0, "cosine": 1.0}
+
+
+@pytest.fixture(scope="module")
+def distilled(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {"max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    return fit(workspace.distillation(), tmp_path_factory.mktemp("distilled") / "run", **settings)
+
+
+@pytest.fixture(scope="module")
+def finetuned(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(workspace.finetuning(), tmp_path_factory.mktemp("finetuned") / "run", max_steps=3)
+
+
+def test_terms_are_logged_unweighted_and_their_weighted_sum_is_the_loss(
+    distilled: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    for stage, count in (("train", 4), ("val", 2)):
+        terms = {name: logged(distilled, f"{stage}/loss/{name}") for name in WEIGHTS}
+        total = logged(distilled, f"{stage}/loss")
+        assert len(total) == count
+        for step, value in total.items():
+            assert value == pytest.approx(sum(WEIGHTS[name] * terms[name][step] for name in WEIGHTS), rel=1e-5)
+    # ten times the weights: the first step's terms stay what they were
+    config = workspace.distillation()
+    for objective in config["model"]["init_args"]["objectives"].values():
+        objective["init_args"]["weight"] *= 10
+    heavier = fit(config, tmp_path / "run", max_steps=1, limit_val_batches=0)
+    for name in WEIGHTS:
+        assert logged(heavier, f"train/loss/{name}")[0] == logged(distilled, f"train/loss/{name}")[0] > 0
+    assert logged(heavier, "train/loss")[0] == pytest.approx(10 * logged(distilled, "train/loss")[0], rel=1e-6)
+
+
+def test_learning_rate_gradient_norm_throughput_and_accuracy_are_logged(distilled: Path) -> None:
+    columns = set(metrics(distilled)[0])
+    assert {
+        "train/learning_rate",
+        "train/grad_norm",
+        "train/tokens_per_second",
+        "train/masked_accuracy",
+        "train/agreement_with_teacher",
+        "val/masked_accuracy",
+        "val/perplexity",
+        "val/teacher_entropy",
+    } <= columns
+    for name in ("grad_norm", "tokens_per_second"):
+        values = logged(distilled, f"train/{name}")
+        assert len(values) == 4 and min(values.values()) > 0
+    # the schedule of 4 steps with a quarter of warm-up: the learning rate of the step to come
+    rates = logged(distilled, "train/learning_rate")
+    assert list(rates.values()) == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3, 0.0], abs=1e-9)
+
+
+def test_gradient_norm_is_that_before_clipping(workspace: Workspace, tmp_path: Path) -> None:
+    """After clipping it would be the clip value, step after step."""
+    runs = [
+        fit(workspace.distillation(), tmp_path / str(clip), max_steps=1, limit_val_batches=0, gradient_clip_val=clip)
+        for clip in (None, 1.0e-3)
+    ]
+    norms = [logged(run, "train/grad_norm")[0] for run in runs]
+    assert norms[0] == norms[1] > 0.1
+
+
+def test_tensorboard_has_what_the_csv_has(distilled: Path) -> None:
+    events = EventAccumulator(str(distilled / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
+        list(logged(distilled, "train/loss").values())
+    )
+    assert set(metrics(distilled)[0]) - {"step", "epoch"} <= set(events.Tags()["scalars"])
+
+
+def test_mean_over_the_logged_steps_is_over_their_items(workspace: Workspace, tmp_path: Path) -> None:
+    """The value logged every n-th step stands for all n, a token for a token."""
+    settings = {"max_steps": 4, "limit_val_batches": 0}
+    config = workspace.pretraining()
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.0  # so that the steps differ by their data only
+    each = fit(config, tmp_path / "each", **settings, log_every_n_steps=1)
+    fourth = fit(config, tmp_path / "fourth", **settings, log_every_n_steps=4)
+    assert sorted(logged(fourth, "train/loss")) == [3]
+    values = list(logged(each, "train/loss").values())
+    assert min(values) < logged(fourth, "train/loss")[3] < max(values)
+    found = logged(fourth, "train/loss")[3]
+    assert found == pytest.approx(sum(values) / 4, rel=1e-2) and found != pytest.approx(sum(values) / 4, rel=1e-7)
+
+
+def test_exports_load_where_the_package_is_never_imported(distilled: Path, finetuned: Path, tmp_path: Path) -> None:
+    script = """
+import json, sys
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+out = {}
+for name, folder, auto in (("mlm", sys.argv[1], AutoModelForMaskedLM),
+                           ("task", sys.argv[2], AutoModelForSequenceClassification)):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    inputs = tokenizer(["The teacher learns.", "a model of the student"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out[name] = {"logits": model(**inputs).logits.tolist(), "ids": inputs["input_ids"].tolist(),
+                     "labels": model.config.id2label}
+assert "lit_distil" not in sys.modules
+print(json.dumps(out))
+"""
+    command = [sys.executable, "-c", script, str(distilled / "export"), str(finetuned / "export")]
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["task"]["labels"] == {"0": "code", "1": "prose", "2": "verse"}
+    # the network that trained gives the same logits on the flat batch
+    from tests.integration.batches import flat_batch
+
+    network = TaskNetwork(Pretrained(str(finetuned / "export")).build(None, head="sequence_classification")).eval()
+    batch = flat_batch(found["task"]["ids"], pad_id=1)
+    with torch.no_grad():
+        logits = network(batch).logits
+    assert logits is not None
+    torch.testing.assert_close(torch.tensor(found["task"]["logits"]), logits, rtol=1e-4, atol=1e-5)
+    assert torch.tensor(found["mlm"]["logits"]).std() > 0.01

@@ -1,0 +1,30 @@
+"""FSDP2 on two CPU processes: the same weights as one process, a checkpoint, an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM
+
+from tests.integration.conftest import probe, with_projection
+from tests.workspace import Workspace, fit, network_weights
+
+
+def test_sharded_run_trains_saves_and_exports_what_one_process_does(
+    sharded: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.pt"
+    alone = fit(with_projection(workspace.distillation()), tmp_path / "run", max_steps=3, callbacks=[probe("SaveWeights", file)])
+    expected = torch.load(file, weights_only=True)
+    found = torch.load(sharded / "weights.pt", weights_only=True)
+    saved = network_weights(sharded / "run" / "checkpoints" / "last.ckpt")
+    exported = AutoModelForMaskedLM.from_pretrained(sharded / "run" / "export").state_dict()
+    assert found.keys() == expected.keys() == saved.keys() and len(expected) > 20
+    assert "objectives.hidden.projection.weight" in expected
+    assert network_weights(alone / "checkpoints" / "last.ckpt").keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        assert torch.equal(saved[name], found[name]), name
+        if name.startswith("network.model."):
+            assert torch.equal(exported[name.removeprefix("network.model.")], found[name]), name

@@ -1,0 +1,70 @@
+"""Sums and counts: a mean is total over count, whatever the batches."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lit_distil.modules.meters import SumMeters
+
+
+def trainer(world_size: int = 1, rank: int = 0) -> Any:
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(world_size=world_size, global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+
+
+def test_mean_is_over_items_and_not_over_batches() -> None:
+    meters = SumMeters()
+    meters.add("loss", torch.tensor(2.0), 1)
+    meters.add("loss", torch.tensor(6.0), 7)
+    means, totals = meters.reduce(trainer())
+    assert means == {"loss": 1.0} and totals == {"loss": 8.0}
+    assert meters.reduce(trainer()) == ({}, {})
+
+
+def test_what_counted_nothing_has_no_mean() -> None:
+    """A batch without a masked position would otherwise log NaN, or a perfect loss of 0."""
+    meters = SumMeters()
+    meters.add("loss", torch.tensor(0.0), 0)
+    meters.add("tokens", 12, 1)
+    means, totals = meters.reduce(trainer())
+    assert means == {"tokens": 12.0} and totals == {"loss": 0.0, "tokens": 12.0}
+
+
+def test_many_small_terms_are_not_lost_in_a_large_sum() -> None:
+    """In float32 a sum of 1e8 no longer grows by 1."""
+    meters = SumMeters()
+    meters.add("loss", torch.tensor(1e8), 1)
+    for _ in range(100):
+        meters.add("loss", torch.tensor(1.0), 0)
+    assert meters.reduce(trainer())[1]["loss"] == 1e8 + 100
+
+
+def test_dropped_name_is_forgotten() -> None:
+    meters = SumMeters()
+    meters.add("tokens", 5, 1)
+    meters.drop("tokens")
+    meters.drop("never there")
+    assert meters.reduce(trainer()) == ({}, {})
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_restored_on_any_number_of_ranks_nothing_is_lost_or_counted_twice(world_size: int) -> None:
+    saved = []
+    for rank in range(2):
+        meters = SumMeters()
+        meters.add("loss", torch.tensor(float(rank + 1)), rank + 3)
+        saved += meters.state(trainer())
+    totals, counts = 0.0, 0
+    for rank in range(world_size):
+        meters = SumMeters()
+        meters.add("left over", 1.0, 1)
+        meters.restore(saved, trainer(world_size, rank))
+        (state,) = meters.state(trainer())
+        assert "left over" not in state["totals"]
+        totals += state["totals"].get("loss", 0.0)
+        counts += state["counts"].get("loss", 0)
+    assert (totals, counts) == (3.0, 7)

@@ -1,0 +1,101 @@
+"""The notebooks run from the first cell to the last, and are kept without what they printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from transformers import AutoConfig, AutoModelForMaskedLM, RobertaTokenizer
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SOFT_TARGETS = FOLDER / "01_soft_targets.ipynb"
+SENTENCES = [
+    "Returns a new tensor with the same shape as the input.",
+    "If the argument is not given, the default value is None.",
+    "The number of elements in the output.",
+]
+
+
+def test_there_are_notebooks() -> None:
+    assert SOFT_TARGETS in NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_valid_and_kept_without_outputs(path: Path) -> None:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    nbformat.validate(notebook)
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids) > 0
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    for cell in code:
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+
+
+def test_soft_targets_trains_its_own_pair_where_there_are_no_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_DISTIL_DEMO", str(tmp_path / "nothing"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    printed, num_figures = execute(SOFT_TARGETS, tmp_path, "TEACHER_STEPS, STUDENT_STEPS = 20, 10")
+    assert "training a small pair" in printed
+    assert printed.count("layers: 2") == 1
+    assert printed.count("layers: 1") == 1
+    assert num_figures == 3
+    assert len(list(tmp_path.glob("soft-targets-*/student-soft/export/config.json"))) == 1
+
+
+def test_soft_targets_opens_the_exports_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(tmp_path / "demo/teacher/export", layers=4)
+    export(tmp_path / "demo/student-soft/export", layers=3)
+    monkeypatch.setenv("LIT_DISTIL_DEMO", str(tmp_path / "demo"))
+    printed, num_figures = execute(SOFT_TARGETS, tmp_path)
+    assert "training" not in printed
+    assert printed.count("layers: 4") == 1
+    assert printed.count("layers: 3") == 1
+    assert num_figures == 3
+    lines = printed.splitlines()
+    kl = next(float(line.split(":")[1]) for line in lines if line.startswith("soft_target_kl with a one-hot teacher"))
+    hard = next(float(line.split(":")[1]) for line in lines if line.startswith("cross-entropy on the hard labels"))
+    assert kl == pytest.approx(hard, abs=1e-8)
+    assert kl > 0
+
+
+def execute(path: Path, folder: Path, parameters: str = "") -> tuple[str, int]:
+    """Run a copy in `folder`, with `parameters` after its first code cell: what it printed, and its figures."""
+    notebook = nbformat.read(path, as_version=4)
+    first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(parameters))
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    return printed, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def export(folder: Path, *, layers: int) -> None:
+    """A random network and a tokenizer that knows the notebook's words, as a run leaves them."""
+    specials = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    blank = RobertaTokenizer(vocab=specials, merges=[], model_max_length=64)
+    tokenizer = blank.train_new_from_iterator([SENTENCES], vocab_size=400, show_progress=False, min_frequency=1)
+    torch.manual_seed(layers)
+    config = AutoConfig.for_model(
+        "roberta",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=66,
+        initializer_range=0.2,
+    )
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

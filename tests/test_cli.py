@@ -1,0 +1,230 @@
+"""The command line: it answers at once, and a mistake ends in one message that names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_distil import cli
+from lit_distil.commands.messages import shorten
+from tests.workspace import Workspace, environment, fit, kept_environment, logged, metrics, with_trainer, write_config
+
+HEAVY = ("torch", "transformers", "lightning", "numpy", "datasets", "jsonargparse")
+Config = dict[str, Any]
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    """Importing torch and transformers takes ten seconds, which a user who asks for help does not have."""
+    script = (
+        "import json, runpy, sys\n"
+        "sys.argv = ['lit_distil', '--help']\n"
+        "runpy.run_module('lit_distil', run_name='__main__')\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    *text, modules = done.stdout.strip().splitlines()
+    assert not set(HEAVY) & set(json.loads(modules))
+    listed = "\n".join(text)
+    for command in [*cli.TRAINER_COMMANDS, *cli.OTHER_COMMANDS]:
+        assert f"\n  {command} " in listed, command
+
+
+@pytest.mark.parametrize(("command", "near"), [("fitt", "fit"), ("tokeniser", "tokenizer"), ("xyz", None)])
+def test_unknown_command_is_named_with_the_nearest(
+    command: str, near: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and repr(command) in error and len(error.splitlines()) == 1
+    assert (f"did you mean {near!r}" in error) if near else ("did you mean" not in error)
+
+
+def edit(*path: str, value: Any) -> Callable[[Config], None]:
+    def change(config: Config) -> None:
+        for key in path[:-1]:
+            config = config[key]
+        config[path[-1]] = value
+
+    return change
+
+
+INIT, DATA = ("model", "init_args"), ("data", "init_args")
+MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
+    "top-level key": (edit("trainr", value={"max_steps": 2}), ["trainr.max_steps", "did you mean 'trainer.max_steps'"]),
+    "trainer's key": (edit("trainer", "max_stepz", value=3), ["trainer.max_stepz", "did you mean 'trainer.max_steps'"]),
+    "trainer's key on the command line": (["--trainer.max_stepz", "3"], ["trainer.max_stepz", "trainer.max_steps"]),
+    "module's key": (edit(*INIT, "objectivs", value=1), ["DistillationModule", "'objectivs'", "'objectives'"]),
+    "data's key on the command line": (["--data.tokeniser", "x"], ["TextDataModule", "'tokeniser'", "'tokenizer'"]),
+    "nested class's key": (
+        edit(*INIT, "objectives", "soft", "init_args", "temprature", value=3.0),
+        ["model.objectives", "SoftTargetLoss", "'temprature'", "did you mean 'temperature'"],
+    ),
+    "masking's key": (edit(*DATA, "masking", "init_args", "rat", value=1), ["data.masking", "'rat'", "'rate'"]),
+    "optimizer's key": (edit(*INIT, "optimizer", "init_args", "lrr", value=1), ["model.optimizer", "'lrr'", "'lr'"]),
+    "class": (
+        edit(*DATA, "masking", value="lit_distil.data.TokenMaskng"),
+        ["data.masking", "TokenMaskng", "did you mean 'TokenMasking'"],
+    ),
+    "type": (edit(*DATA, "batch_size", value="many"), ["data.batch_size", "many", "int"]),
+    "trainer's type": (["--trainer.max_steps", "abc"], ["trainer.max_steps", "abc"]),
+    "value": (edit(*DATA, "masking", "init_args", "rate", value=7.0), ["rate must lie in (0, 1], got 7.0"]),
+    "precision": (["--matmul_precision", "highst"], ["matmul_precision", "'highst'"]),
+    "data file": (edit(*DATA, "source", "init_args", "train", value="/nope/a.txt"), ["train", "/nope/a.txt"]),
+    "tokenizer": (edit(*DATA, "tokenizer", value="/nope/tokenizer"), ["data.tokenizer", "/nope/tokenizer"]),
+    "teacher's folder": (edit(*INIT, "teacher", value="/nope/teacher"), ["model.teacher", "/nope/teacher"]),
+    "checkpoint": (["--ckpt_path", "/nope/x.ckpt"], ["ckpt_path", "/nope/x.ckpt"]),
+    "last checkpoint": (["--ckpt_path", "last"], ["ckpt_path", "last.ckpt"]),
+    "batch that cannot be shared": (["--trainer.accumulate_grad_batches", "3"], ["batch_size 8", "divisible"]),
+    "accelerator": (["--trainer.accelerator", "tpu"], ["tpu"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_ends_in_one_short_message_that_names_it(
+    name: str, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, expected = MISTAKES[name]
+    config = with_trainer(workspace.distillation(), tmp_path / "run")
+    if not isinstance(change, list):
+        change(config)
+    arguments = ["fit", "--config", write_config(config, tmp_path / "run.yaml")]
+    with kept_environment(), pytest.raises(SystemExit) as stop:
+        cli.main(arguments + (change if isinstance(change, list) else []))
+    error = capsys.readouterr().err
+    message = error[error.index("lit-distil: error:") :]
+    assert stop.value.code == 2
+    assert "Traceback" not in error and "usage:" not in error
+    assert len(message.splitlines()) <= 3, message
+    assert len(error.splitlines()) <= 25, error
+    for part in expected:
+        assert part in message, message
+    assert not (tmp_path / "run" / "export").exists()
+
+
+def test_missing_and_broken_config_files_are_named(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: [a\n b: c\n")
+    good = write_config(with_trainer(workspace.pretraining(), tmp_path / "run"), tmp_path / "good.yaml")
+    for files, part in (([good, "nope.yaml"], "nope.yaml"), ([good, str(broken)], "broken.yaml is not YAML")):
+        with kept_environment(), pytest.raises(SystemExit) as stop:
+            cli.main(["fit", *[word for file in files for word in ("--config", file)]])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and part in error and "Traceback" not in error
+        assert len(error.splitlines()) == 1, error
+
+
+def test_a_real_process_ends_with_status_2_and_the_message_on_stderr(workspace: Workspace, tmp_path: Path) -> None:
+    config = with_trainer(workspace.pretraining(), tmp_path / "run")
+    config["model"]["init_args"]["network"]["init_args"]["model_tipe"] = "bert"
+    command = [sys.executable, "-m", "lit_distil", "fit", "--config", write_config(config, tmp_path / "run.yaml")]
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "model.network" in done.stderr and "did you mean 'model_type'" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 5, done.stderr
+
+
+def test_an_error_that_nobody_put_into_words_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug must not look like a user's mistake."""
+    from lit_distil.commands import training
+
+    def fail(arguments: list[str]) -> None:
+        int("x")
+
+    monkeypatch.setattr(training, "run", lambda arguments: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        cli.main(["fit"])
+
+
+def test_traceback_is_shown_on_request(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_DISTIL_TRACEBACK", "1")
+    with kept_environment(), pytest.raises(ValueError, match="ckpt_path"):
+        file = write_config(with_trainer(workspace.pretraining(), tmp_path / "run"), tmp_path / "run.yaml")
+        cli.main(["fit", "--config", file, "--ckpt_path", "/nope.ckpt"])
+
+
+def test_a_message_that_is_not_understood_is_shown_whole() -> None:
+    """jsonargparse may word its errors otherwise one day; nothing may be lost then."""
+    assert shorten("something\n  entirely new") == "something\nentirely new"
+    assert shorten("  \n") == ""
+
+
+# validate, test and predict
+
+
+@pytest.fixture(scope="module")
+def finetuned(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(workspace.finetuning(), tmp_path_factory.mktemp("finetuned") / "run", max_steps=4)
+
+
+def probe(file: Path) -> Config:
+    return {"class_path": "tests.integration.probes.SaveMetrics", "init_args": {"file": str(file)}}
+
+
+def test_validate_with_a_checkpoint_gives_the_figures_of_the_end_of_training(
+    finetuned: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    file, untrained = tmp_path / "metrics.json", tmp_path / "untrained.json"
+    checkpoint = str(finetuned / "checkpoints" / "last.ckpt")
+    fit(workspace.finetuning(), tmp_path / "a", "--ckpt_path", checkpoint, command="validate", callbacks=[probe(file)])
+    fit(workspace.finetuning(), tmp_path / "b", command="validate", callbacks=[probe(untrained)])
+    found = json.loads(file.read_text())
+    last = [row for row in metrics(finetuned) if row["val/loss"]][-1]
+    for name in ("val/loss", "val/accuracy", "val/macro_f1"):
+        assert found[name] == pytest.approx(float(last[name]), rel=1e-5), name
+    assert found["val/loss"] != pytest.approx(json.loads(untrained.read_text())["val/loss"], rel=1e-3)
+
+
+def test_predict_writes_label_and_probabilities_of_every_row(
+    finetuned: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    checkpoint = str(finetuned / "checkpoints" / "last.ckpt")
+    run = fit(workspace.finetuning(), tmp_path / "run", "--ckpt_path", checkpoint, command="predict")
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [row["sample"] for row in rows] == list(range(5))
+    for row in rows:
+        assert set(row["probabilities"]) == {"code", "prose", "verse"}
+        assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+def test_test_command_works_for_every_module(workspace: Workspace, finetuned: Path, tmp_path: Path) -> None:
+    for kind in ("pretraining", "finetuning"):
+        file = tmp_path / f"{kind}.json"
+        fit(workspace.configuration(kind), tmp_path / kind, command="test", callbacks=[probe(file)])
+        assert json.loads(file.read_text())["test/loss"] > 0
+
+
+def test_distillation_validates_predicts_and_obeys_the_command_line_over_its_checkpoint(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Hyper-parameters in a checkpoint won over the command line, silently."""
+    config = workspace.distillation()
+    run = fit(config, tmp_path / "run", max_steps=2, check_val_every_n_epoch=None, val_check_interval=2)
+    checkpoint = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    found = {}
+    for temperature in ("2.0", "4.0"):
+        file = tmp_path / f"{temperature}.json"
+        changes = [*checkpoint, "--model.objectives.soft.temperature", temperature]
+        fit(config, tmp_path / f"at-{temperature}", *changes, command="validate", callbacks=[probe(file)])
+        found[temperature] = json.loads(file.read_text())
+    at_the_end = logged(run, "val/loss/soft")[1]
+    assert found["2.0"]["val/loss/soft"] == pytest.approx(at_the_end, rel=1e-5)
+    assert found["4.0"]["val/loss/soft"] != pytest.approx(at_the_end, rel=1e-2)
+    assert found["4.0"]["val/loss/masked_lm"] == pytest.approx(found["2.0"]["val/loss/masked_lm"], rel=1e-6)
+    predicted = fit(config, tmp_path / "predict", *checkpoint, command="predict")
+    rows = [json.loads(line) for line in (predicted / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) > 10
+    assert all(len(row["top"]) == 5 and isinstance(row["label"], str) for row in rows)
+    assert [(row["sample"], row["position"]) for row in rows] == sorted((r["sample"], r["position"]) for r in rows)

@@ -1,0 +1,316 @@
+"""Every configuration that ships: it parses, says what it is, runs, and has the papers' numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_distil.commands.training import run as run_command
+from tests.workspace import REPOSITORY, Workspace, kept_environment, logged, write_config
+
+CONFIGS = REPOSITORY / "configs"
+ALL = sorted(CONFIGS.rglob("*.yaml"))
+REPORTS = [path for path in ALL if "masked_lm_data" in path.read_text()]
+
+
+def content_of(path: Path | str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / path).read_text())
+
+
+RECIPES = [path for path in ALL if path not in REPORTS and "class_path" in content_of(path).get("model", {})]
+OVERLAYS = [path for path in ALL if path not in REPORTS and path not in RECIPES]
+FINETUNING = "demo/task.yaml"
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves under dotted names, without the class_path and init_args in between."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}" if prefix else key
+        leaves.update(flat(value, name))
+    return leaves
+
+
+def print_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    with kept_environment(), pytest.raises(SystemExit) as stop:
+        run_command(["fit", *arguments, "--print_config"])
+    assert not stop.value.code
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_configs_are_found() -> None:
+    assert len(RECIPES) >= 12 and len(OVERLAYS) >= 8 and len(REPORTS) == 1
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_config_says_at_its_top_what_it_is(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ") and len(first) > 30
+
+
+def test_every_config_has_a_row_in_the_table_of_configs() -> None:
+    table = (CONFIGS / "README.md").read_text()
+    missing = [name_of(path) for path in ALL if f"`{name_of(path)}`" not in table]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_parses_and_every_value_arrives(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = flat(print_config(["--config", str(path)], capsys))
+    for name, value in flat(content_of(path)).items():
+        if isinstance(value, str) and value.startswith("lit_distil."):
+            assert value in (parsed.get(name), parsed.get(f"{name}.class_path")), name
+        else:
+            assert parsed[name] == value, name
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=name_of)
+def test_overlay_parses_on_top_of_a_recipe_and_wins(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = FINETUNING if path.parent.name == "demo" else "pretrain/roberta-small.yaml"
+    parsed = flat(print_config(["--config", str(CONFIGS / base), "--config", str(path)], capsys))
+    for name, value in flat(content_of(path)).items():
+        assert parsed[name] == value, name
+
+
+# Recipes that run
+
+
+def run_small(name: str, workspace: Workspace, folder: Path, **settings: Any) -> Path:
+    """Two steps of a recipe as it stands, with tiny text, tokenizer and teacher in place of its own."""
+    recipe = content_of(name)
+    is_task = "task" in recipe["data"]["init_args"]
+    data = (workspace.row_data() if is_task else workspace.text_data())["init_args"]
+    tokenizer = settings.pop("tokenizer", workspace.byte_bpe)
+    overlay: dict[str, Any] = {
+        "data": {"init_args": {"tokenizer": tokenizer, "source": data["source"], "cache_dir": str(folder / "cache")}},
+        "trainer": {"default_root_dir": str(folder / "run"), "max_steps": 2, "devices": 1, "strategy": "auto"},
+    }
+    overlay["trainer"].update(log_every_n_steps=1, enable_progress_bar=False)
+    if "val_check_interval" in recipe["trainer"]:
+        overlay["trainer"]["val_check_interval"] = 2
+    if is_task:
+        overlay["data"]["init_args"]["task"] = {
+            "class_path": "lit_distil.tasks.TextClassification",
+            "init_args": {"text": "text", "label": "label"},
+        }
+        overlay["trainer"]["max_epochs"] = -1
+        overlay["data"]["init_args"]["cache_dir"] = None
+    arguments = ["--config", str(CONFIGS / name)]
+    arguments += settings.pop("more", [])
+    arguments += ["--config", write_config(overlay, folder / "overlay.yaml")]
+    for key, value in settings.items():
+        arguments += [f"--model.{key.replace('__', '.')}", value]
+    with kept_environment():
+        run_command(["fit", *arguments])
+    losses = logged(folder / "run", "train/loss")
+    assert len(losses) == 2 and all(value > 0 for value in losses.values())
+    assert (folder / "run" / "export" / "config.json").is_file()
+    return folder / "run" / "export"
+
+
+def test_bert_small_and_its_distilbert_run(workspace: Workspace, tmp_path: Path) -> None:
+    teacher = run_small("pretrain/bert-small.yaml", workspace, tmp_path / "bert", tokenizer=workspace.wordpiece)
+    # BERT has a next-sentence head and is scored on it
+    assert logged(tmp_path / "bert" / "run", "train/loss/next_sentence")
+    assert logged(tmp_path / "bert" / "run", "train/next_sentence_accuracy")
+    student = run_small(
+        "distill/distilbert-small.yaml", workspace, tmp_path / "student", tokenizer=str(teacher), teacher=str(teacher)
+    )
+    config = json.loads((student / "config.json").read_text())
+    assert (config["model_type"], config["n_layers"]) == ("distilbert", 2)
+
+
+def test_roberta_small_and_its_distilroberta_run(workspace: Workspace, tmp_path: Path) -> None:
+    teacher = run_small("pretrain/roberta-small.yaml", workspace, tmp_path / "roberta")
+    student = run_small(
+        "distill/distilroberta-small.yaml", workspace, tmp_path / "student", tokenizer=str(teacher), teacher=str(teacher)
+    )
+    config = json.loads((student / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("roberta", 2)
+
+
+def test_the_stages_of_the_demo_run_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:
+    teacher = run_small("demo/teacher.yaml", workspace, tmp_path / "teacher")
+    student = run_small(
+        "demo/student.yaml", workspace, tmp_path / "student", tokenizer=str(teacher), teacher=str(teacher)
+    )
+    assert json.loads((student / "config.json").read_text())["num_hidden_layers"] == 3
+    run_small("demo/task.yaml", workspace, tmp_path / "task", network__name_or_path=str(student))
+    unpretrained = ["--config", str(CONFIGS / "demo/unpretrained.yaml")]
+    fresh = run_small("demo/task.yaml", workspace, tmp_path / "fresh", more=unpretrained)
+    theirs, ours = (json.loads((folder / "config.json").read_text()) for folder in (student, fresh))
+    for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        assert theirs[field] == ours[field], f"{field}: the control is not of the student's size"
+
+
+def test_finetuning_on_own_files_runs_as_the_file_says(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its relative paths are where a user puts the files."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for ours, theirs in (("train", "train"), ("validation", "validation"), ("test", "test"), ("predict", "unlabelled")):
+        (folder / f"{theirs}.jsonl").write_text((workspace.root / f"{ours}.jsonl").read_text())
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", "--config", str(CONFIGS / "finetune/own-files.yaml"), "--trainer.max_epochs", "1"]
+    arguments += ["--model.network.name_or_path", workspace.teacher, "--data.tokenizer", workspace.byte_bpe]
+    arguments += ["--data.max_length", "48", "--trainer.accelerator", "cpu", "--data.batch_size", "16"]
+    with kept_environment():
+        run_command(arguments)
+    assert (tmp_path / "runs/own-files/export/config.json").is_file()
+
+
+def test_debug_overlay_trains_and_validates(workspace: Workspace, tmp_path: Path) -> None:
+    config = write_config({**workspace.pretraining(), "trainer": {"default_root_dir": str(tmp_path)}}, tmp_path / "c.yaml")
+    with kept_environment():
+        run_command(["fit", "--config", config, "--config", str(CONFIGS / "trainer/debug.yaml")])
+    assert len(logged(tmp_path, "train/loss")) == 4
+    assert len(logged(tmp_path, "val/loss")) == 2
+
+
+# What a laptop's twin may change, and nothing else
+
+SIZE = {
+    "model.network.config.hidden_size",
+    "model.network.config.num_hidden_layers",
+    "model.network.config.num_attention_heads",
+    "model.network.config.intermediate_size",
+    "model.student.layers",
+    "data.max_length",
+    "data.batch_size",
+    "data.eval_batch_size",
+    "data.max_eval_sequences",
+    "data.masking.max_predictions",  # follows from max_length
+}
+STEPS = {"trainer.max_steps", "trainer.max_epochs", "trainer.log_every_n_steps", "trainer.val_check_interval"}
+PATHS = {"data.tokenizer", "model.teacher", "trainer.default_root_dir"}
+HARDWARE = {
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "data.num_workers",
+}
+
+
+@pytest.mark.parametrize("name", ["pretrain/bert", "pretrain/roberta", "distill/distilbert", "distill/distilroberta"])
+def test_small_twin_differs_in_size_steps_paths_and_hardware_only(name: str) -> None:
+    """A recipe that drifts from its twin would no longer be that paper's recipe."""
+    full, small = flat(content_of(f"{name}.yaml")), flat(content_of(f"{name}-small.yaml"))
+    missing = object()
+    different = {key for key in full | small if full.get(key, missing) != small.get(key, missing)}
+    different = {key for key in different if not key.startswith("data.source")}
+    assert different <= SIZE | STEPS | PATHS | HARDWARE, different - (SIZE | STEPS | PATHS | HARDWARE)
+    assert {"data.max_length", "data.batch_size", "trainer.precision"} <= different
+
+
+# The papers' numbers
+
+PAPERS: dict[str, dict[str, Any]] = {
+    # Devlin et al. 2019: section 3 (BASE), appendix A.2; patterns and the 77 predictions: the authors' code
+    "pretrain/bert.yaml": {
+        "model.network.config.hidden_size": 768,
+        "model.network.config.num_hidden_layers": 12,
+        "model.network.config.num_attention_heads": 12,
+        "model.network.config.intermediate_size": 3072,
+        "model.network.config.max_position_embeddings": 512,
+        "model.optimizer.class_path": "torch.optim.AdamW",
+        "model.optimizer.lr": 1e-4,
+        "model.optimizer.betas": [0.9, 0.999],
+        "model.optimizer.eps": 1e-6,
+        "model.optimizer.weight_decay": 0.01,
+        "model.schedule.class_path": "lit_distil.optim.LinearSchedule",
+        "model.schedule.warmup": 10_000 / 1_000_000,
+        "data.format.class_path": "lit_distil.data.SegmentPair",
+        "data.format.short_seq_prob": 0.1,
+        "data.masking.class_path": "lit_distil.data.TokenMasking",
+        "data.masking.rate": 0.15,
+        "data.masking.patterns": 10,
+        "data.max_length": 512,
+        "data.batch_size": 256,
+        "trainer.max_steps": 1_000_000,
+        "trainer.gradient_clip_val": 1.0,
+    },
+    # Liu et al. 2019: sections 3.1 and 4, table 9 (BASE); positions and eps: the released model
+    "pretrain/roberta.yaml": {
+        "model.network.config.hidden_size": 768,
+        "model.network.config.num_hidden_layers": 12,
+        "model.network.config.num_attention_heads": 12,
+        "model.network.config.intermediate_size": 3072,
+        "model.network.config.max_position_embeddings": 514,
+        "model.network.config.type_vocab_size": 1,
+        "model.network.config.layer_norm_eps": 1e-5,
+        "model.optimizer.lr": 6e-4,
+        "model.optimizer.betas": [0.9, 0.98],
+        "model.optimizer.eps": 1e-6,
+        "model.optimizer.weight_decay": 0.01,
+        "model.schedule.class_path": "lit_distil.optim.LinearSchedule",
+        "model.schedule.warmup": 24_000 / 500_000,
+        "data.format": "lit_distil.data.FullSentences",
+        "data.masking.class_path": "lit_distil.data.TokenMasking",
+        "data.masking.rate": 0.15,
+        "data.max_length": 512,
+        "data.batch_size": 8192,
+        "trainer.max_steps": 500_000,
+        "trainer.gradient_clip_val": None,
+    },
+    # Sanh et al. 2019: section 3; weights, rates and clipping: the authors' training code
+    "distill/distilbert.yaml": {
+        "model.student.class_path": "lit_distil.models.DistilBertFromBert",
+        "model.student.layers": [0, 2, 4, 7, 9, 11],
+        "model.objectives.soft.weight": 5.0,
+        "model.objectives.soft.temperature": 2.0,
+        "model.objectives.soft.positions": "all",
+        "model.objectives.masked_lm.weight": 2.0,
+        "model.objectives.cosine.weight": 1.0,
+        "model.objectives.cosine.positions": "all",
+        "model.freeze_positions": True,
+        "model.optimizer.lr": 5e-4,
+        "model.optimizer.betas": [0.9, 0.98],
+        "model.optimizer.eps": 1e-6,
+        "model.optimizer.weight_decay": 0.0,
+        "model.schedule.class_path": "lit_distil.optim.LinearSchedule",
+        "model.schedule.warmup": 0.05,
+        "data.masking.class_path": "lit_distil.data.FrequencyMasking",
+        "data.masking.rate": 0.15,
+        "data.masking.smoothing": 0.7,
+        "data.max_length": 512,
+        "data.batch_size": 4096,
+        "trainer.max_epochs": 3,
+        "trainer.gradient_clip_val": 5.0,
+    },
+}
+PAPERS["distill/distilroberta.yaml"] = {
+    **PAPERS["distill/distilbert.yaml"],
+    "model.teacher": "FacebookAI/roberta-base",
+    "model.student.class_path": "lit_distil.models.Layers",
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_recipe_has_the_papers_numbers(name: str) -> None:
+    found = flat(content_of(name))
+    assert {key: found[key] for key in PAPERS[name]} == PAPERS[name]
+
+
+def test_static_masks_are_berts_and_dynamic_ones_robertas() -> None:
+    """RoBERTa, section 4.1: the whole difference is whether patterns repeat."""
+    assert "patterns" in content_of("pretrain/bert.yaml")["data"]["init_args"]["masking"]["init_args"]
+    for name in ("pretrain/roberta.yaml", "distill/distilbert.yaml", "distill/distilroberta.yaml"):
+        assert "patterns" not in content_of(name)["data"]["init_args"]["masking"]["init_args"]
+
+
+def test_every_batch_size_divides_by_its_accumulation() -> None:
+    for path in RECIPES:
+        config = flat(content_of(path))
+        assert config["data.batch_size"] % config.get("trainer.accumulate_grad_batches", 1) == 0, name_of(path)
