@@ -14,9 +14,9 @@ fit = mkdir -p $(DEMO)/$(1) && $(FIT) $(2) --trainer.default_root_dir $(DEMO)/$(
 
 .PHONY: demo demo-students demo-tasks
 demo: $(VENV)/.core  ## the whole chain on the docstrings of the installed packages (10 minutes on two cores)
-	@$(MAKE) --no-print-directory $(DEMO)/teacher/export/config.json
-	@OMP_NUM_THREADS=$(THREADS) $(MAKE) --no-print-directory -j2 demo-students demo-tasks
-	@$(MAKE) --no-print-directory $(DEMO)/report/report.md
+	@$(MAKE) -s --no-print-directory $(DEMO)/teacher/export/config.json
+	@OMP_NUM_THREADS=$(THREADS) $(MAKE) -s --no-print-directory -j2 demo-students demo-tasks
+	@$(MAKE) -s --no-print-directory $(DEMO)/report/report.md
 	@echo "the table and the picture: $(DEMO)/report/report.html"
 
 demo-students: $(call exports,$(STUDENTS))

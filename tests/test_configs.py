@@ -133,7 +133,11 @@ def test_bert_small_and_its_distilbert_run(workspace: Workspace, tmp_path: Path)
 def test_roberta_small_and_its_distilroberta_run(workspace: Workspace, tmp_path: Path) -> None:
     teacher = run_small("pretrain/roberta-small.yaml", workspace, tmp_path / "roberta")
     student = run_small(
-        "distill/distilroberta-small.yaml", workspace, tmp_path / "student", tokenizer=str(teacher), teacher=str(teacher)
+        "distill/distilroberta-small.yaml",
+        workspace,
+        tmp_path / "student",
+        tokenizer=str(teacher),
+        teacher=str(teacher),
     )
     config = json.loads((student / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"]) == ("roberta", 2)
@@ -171,7 +175,9 @@ def test_finetuning_on_own_files_runs_as_the_file_says(
 
 
 def test_debug_overlay_trains_and_validates(workspace: Workspace, tmp_path: Path) -> None:
-    config = write_config({**workspace.pretraining(), "trainer": {"default_root_dir": str(tmp_path)}}, tmp_path / "c.yaml")
+    config = write_config(
+        {**workspace.pretraining(), "trainer": {"default_root_dir": str(tmp_path)}}, tmp_path / "c.yaml"
+    )
     with kept_environment():
         run_command(["fit", "--config", config, "--config", str(CONFIGS / "trainer/debug.yaml")])
     assert len(logged(tmp_path, "train/loss")) == 4

@@ -23,7 +23,42 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizer, Robert
 
 REPOSITORY = Path(__file__).parent.parent
 _ROBERTA_SPECIALS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
-_WORDS = ["model", "layer", "teacher", "student", "token", "mask", "loss", "gradient", "batch", "tensor", "returns", "the", "a", "of", "to", "for", "with", "given", "each", "value", "input", "output", "shape", "length", "number", "sequence", "learning", "rate", "step", "weight", "attention", "hidden", "state", "vocabulary"]
+_WORDS = [
+    "model",
+    "layer",
+    "teacher",
+    "student",
+    "token",
+    "mask",
+    "loss",
+    "gradient",
+    "batch",
+    "tensor",
+    "returns",
+    "the",
+    "a",
+    "of",
+    "to",
+    "for",
+    "with",
+    "given",
+    "each",
+    "value",
+    "input",
+    "output",
+    "shape",
+    "length",
+    "number",
+    "sequence",
+    "learning",
+    "rate",
+    "step",
+    "weight",
+    "attention",
+    "hidden",
+    "state",
+    "vocabulary",
+]
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

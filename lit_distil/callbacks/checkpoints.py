@@ -43,7 +43,9 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run, so that `last.ckpt` holds the weights that were exported."""
-        if trainer.global_step > self._last_global_step_saved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would leave a `last.ckpt` of it
+            return
+        if trainer.global_step > self._last_global_step_saved:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)
 

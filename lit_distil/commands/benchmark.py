@@ -19,6 +19,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from lit_distil.console import progress_bar
 
@@ -187,6 +188,7 @@ def benchmark(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and measure."""
+    transformers_logging.disable_progress_bar()
     auto_cli(benchmark, args=arguments, prog="lit-distil benchmark", as_positional=False)
 
 

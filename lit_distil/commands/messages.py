@@ -54,7 +54,8 @@ def _reasons(message: str, options: list[str]) -> list[str]:
     # each key and class with the column that it stands at; what stands further right belongs to it
     keys: list[tuple[int, str]] = []
     classes: list[tuple[int, str]] = []
-    reasons, guesses = [], []
+    reasons: list[str] = []
+    guesses: list[str] = []
     for line in filter(str.strip, message.splitlines()):
         text = line.lstrip()
         column = len(line) - len(text)

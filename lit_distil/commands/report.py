@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
+from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.benchmark import measure_networks
 from lit_distil.commands.measure import (
@@ -149,6 +150,7 @@ def raw_numbers(results: Results) -> dict[str, Any]:
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the report."""
+    transformers_logging.disable_progress_bar()
     auto_cli(report, args=arguments, prog="lit-distil report", as_positional=False)
 
 

@@ -7,20 +7,37 @@ import logging
 import sys
 import warnings
 from argparse import ArgumentError
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
-from lit_distil.callbacks import ExportCallback, PredictionWriter, RunCheckpoint, StepProgressBar
+from lit_distil.callbacks import ExportCallback, PredictionWriter, RunCheckpoint, RunCSVLogger, StepProgressBar
 from lit_distil.commands.messages import shorten
 from lit_distil.data import TextDataModule
 from lit_distil.modules import EncoderModule
+
+
+_IDLE_TALK = ("litlogger", "TPU available", "Loading `train_dataloader`")
+
+
+class RunConfigCallback(SaveConfigCallback):
+    """Writes `config.yaml` of a training run; evaluating it later leaves the file alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save what the run was made of, without the checkpoint that this start of it went on from."""
+        if stage == "fit":
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
+            super().setup(trainer, pl_module, stage)
 
 
 class TrainingCLI(LightningCLI):
@@ -62,26 +79,37 @@ class TrainingCLI(LightningCLI):
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(trainer.default_root_dir))
-        if not trainer.fast_dev_run:
-            trainer.logger = self._loggers(trainer.logger, str(trainer.default_root_dir))
 
     def _loggers(self, given: Any, folder: str) -> Any:
         """metrics.csv in every fit, which reports are made from; beside it the given loggers, or else TensorBoard."""
+        is_default = given is None or given is True
         if given is False or self.subcommand != "fit":
-            return given if given not in (None, True) else False
-        if given in (None, True):
-            given = [
-                {
-                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                    "init_args": {"save_dir": folder, "name": "", "version": "tensorboard"},
-                }
-            ]
+            return False if is_default else given
+        if is_default:
+            given = TensorBoardLogger(folder, name="", version="tensorboard")
         given = given if isinstance(given, list) else [given]
-        return [{"class_path": "lit_distil.callbacks.RunCSVLogger", "init_args": {"save_dir": folder}}, *given]
+        return given if any(isinstance(one, RunCSVLogger) for one in given) else [RunCSVLogger(folder), *given]
+
+    def instantiate_classes(self) -> None:
+        """As LightningCLI does; what a class refuses to be built with is a mistake in the configuration.
+
+        Raises:
+            ValueError: A value, a combination of values, or a package that a class needs and is not installed.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, ImportError, MisconfigurationException) as error:
+            reason: BaseException = error
+            while reason.__cause__ is not None:  # the parser wraps it once for each level
+                reason = reason.__cause__
+            raise ValueError(str(reason)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the callbacks that every run has, unless the config brings one of the kind."""
+        """Add the loggers and callbacks that every run has, unless the config brings one of the kind."""
         trainer_config = self._get(self.config_init, "trainer", default={})
+        if not trainer_config.get("fast_dev_run"):
+            folder = str(trainer_config.get("default_root_dir"))
+            trainer_config["logger"] = self._loggers(trainer_config.get("logger"), folder)
         given: list[Callback] = trainer_config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
 
@@ -115,6 +143,7 @@ def run(arguments: list[str]) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=42,
+        save_config_callback=RunConfigCallback,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"use_distributed_sampler": False},
         parser_kwargs={
@@ -141,7 +170,7 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
 def _broken_file(arguments: list[str]) -> str | None:
     """The configuration file that is no YAML, which the parser does not name."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
-    for flag, name in zip(words, words[1:]):
+    for flag, name in pairwise(words):
         if flag in ("--config", "-c") and Path(name).is_file():
             try:
                 yaml.safe_load(Path(name).read_text(encoding="utf-8"))
@@ -164,5 +193,9 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
+        lambda record: (
+            not any(
+                text in record.getMessage() for text in ("litlogger", "TPU available", "Loading `train_dataloader`")
+            )
+        )
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
 from lit_distil.models.attention import choose_attention
 from lit_distil.types import Vocabulary
@@ -174,9 +178,13 @@ class Pretrained(NetworkSource):
         # read again with the changes, for fields that follow from others
         config = AutoConfig.from_pretrained(self.name_or_path, **location, **fields)
         try:
-            model = _AUTO_MODELS[head].from_pretrained(self.name_or_path, config=config, dtype=self.dtype, **location)
+            with _quiet_transformers():
+                model, loaded = _AUTO_MODELS[head].from_pretrained(
+                    self.name_or_path, config=config, dtype=self.dtype, output_loading_info=True, **location
+                )
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
+        _warn_of_fresh_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
         _check_embedding(model, vocabulary, self.name_or_path)
         choose_attention(model, self.attention)
         return model.train()  # from_pretrained gives eval mode, and dropout would never come back
@@ -189,6 +197,30 @@ class Pretrained(NetworkSource):
             f"could be fetched: {reason} Give an existing folder or a name on the Hub; without a network, or with "
             f"HF_HUB_OFFLINE=1, fetch it beforehand with `hf download` and give the folder."
         )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Loading without a bar and without a report of keys, in which a new head looks like a fault."""
+    level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _warn_of_fresh_weights(model: PreTrainedModel, missing: set[str], name: str, head: Head) -> None:
+    """Tell of weights that the folder lacks; a task's head is new by design, and a pooler belongs to it."""
+    if head in ("sequence_classification", "token_classification"):
+        prefix = f"{model.base_model_prefix}."
+        missing = {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
+    if missing:
+        listed = ", ".join(sorted(missing)[:3])
+        warnings.warn(f"{name!r} has no weights for {len(missing)} tensors ({listed}, ...): they are new", stacklevel=3)
 
 
 def _special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:

@@ -279,7 +279,9 @@ class EncoderModule(LightningModule):
         for scheduler in (config.scheduler for config in schedulers):
             if isinstance(scheduler, LambdaLR):
                 scheduler.base_lrs = [configured["lr"] for configured in self._configured]
-                for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
+                for group, base, factor in zip(
+                    scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
+                ):
                     group["initial_lr"] = base
                     group["lr"] = base * factor(scheduler.last_epoch)
 

@@ -16,7 +16,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(workspace: Workspace, run: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **settings: object) -> list[str]:
+def shown(
+    workspace: Workspace, run: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **settings: object
+) -> list[str]:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("lit_distil.console.tqdm.monitor_interval", 0)
@@ -44,7 +46,9 @@ def test_bar_of_a_resumed_run_begins_where_the_run_does(
     first = fit(workspace.pretraining(), tmp_path / "first", max_steps=4, limit_val_batches=0, callbacks=[saving])
     checkpoint = ["--ckpt_path", str(first / "checkpoints" / "step-2.ckpt")]
     settings = {"max_steps": 4, "limit_val_batches": 0}
-    lines = [line for line in shown(workspace, tmp_path / "second", monkeypatch, *checkpoint, **settings) if "/4" in line]
+    lines = [
+        line for line in shown(workspace, tmp_path / "second", monkeypatch, *checkpoint, **settings) if "/4" in line
+    ]
     assert " 2/4 " in lines[0] and " 4/4 " in lines[-1]
 
 

@@ -36,7 +36,7 @@ def with_projection(config: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
-    """Folder with what two ranks under DDP leave: gradients, means of a validation, predictions."""
+    """Folder with what two ranks leave: gradients, means of a validation, predictions; and a run under FSDP2."""
 
     def make(folder: Path) -> None:
         jobs = []
@@ -61,24 +61,8 @@ def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
             metrics = [probe("SaveMetrics", folder / f"{kind}-val.json")]
             add("validate", f"{kind}-val", workspace.configuration(kind), callbacks=metrics)
         add("predict", "predict", workspace.finetuning())
+        weights = [probe("SaveWeights", folder / "sharded.pt")]
+        add("fit", "sharded", with_projection(workspace.distillation()), **SHARDED, max_steps=3, callbacks=weights)
         run_on_two_ranks(jobs, folder)
 
     return shared(shared_root, "two-ranks", make)
-
-
-@pytest.fixture(scope="session")
-def sharded(shared_root: Path, workspace: Workspace) -> Path:
-    """Folder with what two ranks under FSDP2 leave: weights, checkpoint, export."""
-
-    def make(folder: Path) -> None:
-        config = with_projection(workspace.distillation())
-        full = with_trainer(
-            config,
-            folder / "run",
-            **SHARDED,
-            max_steps=3,
-            callbacks=[probe("SaveWeights", folder / "weights.pt")],
-        )
-        run_on_two_ranks([["fit", "--config", write_config(full, folder / "run.yaml")]], folder)
-
-    return shared(shared_root, "sharded", make)

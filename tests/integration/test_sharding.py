@@ -12,14 +12,16 @@ from tests.workspace import Workspace, fit, network_weights
 
 
 def test_sharded_run_trains_saves_and_exports_what_one_process_does(
-    sharded: Path, workspace: Workspace, tmp_path: Path
+    two_ranks: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     file = tmp_path / "weights.pt"
-    alone = fit(with_projection(workspace.distillation()), tmp_path / "run", max_steps=3, callbacks=[probe("SaveWeights", file)])
+    alone = fit(
+        with_projection(workspace.distillation()), tmp_path / "run", max_steps=3, callbacks=[probe("SaveWeights", file)]
+    )
     expected = torch.load(file, weights_only=True)
-    found = torch.load(sharded / "weights.pt", weights_only=True)
-    saved = network_weights(sharded / "run" / "checkpoints" / "last.ckpt")
-    exported = AutoModelForMaskedLM.from_pretrained(sharded / "run" / "export").state_dict()
+    found = torch.load(two_ranks / "sharded.pt", weights_only=True)
+    saved = network_weights(two_ranks / "sharded" / "checkpoints" / "last.ckpt")
+    exported = AutoModelForMaskedLM.from_pretrained(two_ranks / "sharded" / "export").state_dict()
     assert found.keys() == expected.keys() == saved.keys() and len(expected) > 20
     assert "objectives.hidden.projection.weight" in expected
     assert network_weights(alone / "checkpoints" / "last.ckpt").keys() == expected.keys()

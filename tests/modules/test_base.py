@@ -120,7 +120,7 @@ def test_validation_of_a_regression_is_the_mean_over_all_rows(workspace: Workspa
         batch_size=8,
     )
     module = FineTuningModule(Pretrained(workspace.teacher), optimizer=partial(AdamW, lr=1e-3))
-    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=1.0)
     trainer.fit(module, datamodule=data)
     (found,) = trainer.validate(module, datamodule=data, verbose=False)
     module.network.eval()
@@ -162,4 +162,3 @@ def test_evaluation_data_without_masking_cannot_be_predicted_on(workspace: Works
     trainer: Trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"data\.masking"):
         trainer.predict(MaskedLMModule(Pretrained(workspace.teacher)), datamodule=data)
-

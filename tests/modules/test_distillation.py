@@ -45,7 +45,9 @@ def make_module(teacher: str, **changes: Any) -> DistillationModule:
     return DistillationModule(teacher, **settings)
 
 
-def make_trainer(folder: Path, max_steps: int = 2, callbacks: list[Callback] | None = None) -> Trainer:
+def make_trainer(
+    folder: Path, max_steps: int = 2, callbacks: list[Callback] | None = None, limit_val_batches: float = 0
+) -> Trainer:
     return Trainer(
         default_root_dir=folder,
         max_steps=max_steps,
@@ -54,7 +56,8 @@ def make_trainer(folder: Path, max_steps: int = 2, callbacks: list[Callback] | N
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,
+        limit_val_batches=limit_val_batches,
+        num_sanity_val_steps=0,
         callbacks=callbacks,
         use_distributed_sampler=False,
     )
@@ -102,7 +105,9 @@ def test_training_moves_the_student_and_not_the_teacher(
     original = Pretrained(dropout_teacher).build(None)
     assert_equal(weights_of(teacher_of(module).network.model), weights_of(original))
     student, _ = EveryOther().build(original)
-    moved = [n for n, value in weights_of(module.network.model).items() if not torch.equal(value, student.state_dict()[n])]
+    moved = [
+        n for n, value in weights_of(module.network.model).items() if not torch.equal(value, student.state_dict()[n])
+    ]
     assert len(moved) > 20
 
 
@@ -179,7 +184,9 @@ def test_weight_averaging_trains_and_resumes_and_leaves_the_teacher(
     _, trainer = run(2, None)
     trainer.save_checkpoint(tmp_path / "averaged.ckpt")
     content = torch.load(tmp_path / "averaged.ckpt", weights_only=True)
-    assert not any("teacher" in name for key in content for name in (content[key] if isinstance(content[key], dict) else ()))
+    assert not any(
+        "teacher" in name for key in content for name in (content[key] if isinstance(content[key], dict) else ())
+    )
     resumed, trainer = run(4, tmp_path / "averaged.ckpt")
     assert trainer.global_step == 4
     straight, _ = run(4, None)
