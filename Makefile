@@ -11,6 +11,8 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check --no-compile -c requir
 THREADS ?= 1
 
 export HF_HUB_DISABLE_TELEMETRY := 1
+# each stage is a process, and each would compile what it imports anew
+unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := true
 
 include demo.mk

@@ -28,7 +28,7 @@ $(DEMO)/tokenizer/tokenizer.json: | $(VENV)/.core
 
 $(DEMO)/teacher/export/config.json: $(DEMO)/tokenizer/tokenizer.json
 	@echo "== teacher: 6 layers, masked-LM, dynamic masking, full sentences"
-	@OMP_NUM_THREADS=$(THREADS) $(call fit,teacher,--config configs/demo/teacher.yaml)
+	@$(call fit,teacher,--config configs/demo/teacher.yaml)
 
 $(DEMO)/student-soft/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== student: 3 of the teacher's layers, its soft targets"

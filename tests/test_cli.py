@@ -130,14 +130,12 @@ def test_missing_and_broken_config_files_are_named(
         assert len(message.splitlines()) == 1, message
 
 
-def test_a_real_process_ends_with_status_2_and_the_message_on_stderr(workspace: Workspace, tmp_path: Path) -> None:
-    config = with_trainer(workspace.pretraining(), tmp_path / "run")
-    config["model"]["init_args"]["network"]["init_args"]["model_tipe"] = "bert"
-    command = [sys.executable, "-m", "lit_distil", "fit", "--config", write_config(config, tmp_path / "run.yaml")]
-    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+def test_a_real_process_ends_with_status_2_and_the_message_on_stderr(tmp_path: Path) -> None:
+    """What a script or a Makefile sees of it."""
+    command = [sys.executable, "-m", "lit_distil", "fitt"]
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == ""
-    assert "model.network" in done.stderr and "did you mean 'model_type'" in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 5, done.stderr
+    assert "did you mean 'fit'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_error_that_nobody_put_into_words_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +149,8 @@ def test_an_error_that_nobody_put_into_words_keeps_its_traceback(monkeypatch: py
 
 def test_traceback_is_shown_on_request(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_DISTIL_TRACEBACK", "1")
+    file = write_config(with_trainer(workspace.pretraining(), tmp_path / "run"), tmp_path / "run.yaml")
     with kept_environment(), pytest.raises(ValueError, match="ckpt_path"):
-        file = write_config(with_trainer(workspace.pretraining(), tmp_path / "run"), tmp_path / "run.yaml")
         cli.main(["fit", "--config", file, "--ckpt_path", "/nope.ckpt"])
 
 

@@ -1,4 +1,4 @@
-"""A folder with everything that a tiny run needs: text, labelled rows, tokenizers, a teacher; and the arguments of runs."""
+"""A folder with everything that a tiny run needs: text, labelled rows, tokenizers, a teacher."""
 
 from __future__ import annotations
 

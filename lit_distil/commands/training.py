@@ -25,7 +25,6 @@ from lit_distil.commands.messages import shorten
 from lit_distil.data import TextDataModule
 from lit_distil.modules import EncoderModule
 
-
 _IDLE_TALK = ("litlogger", "TPU available", "Loading `train_dataloader`")
 
 
@@ -193,9 +192,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: (
-            not any(
-                text in record.getMessage() for text in ("litlogger", "TPU available", "Loading `train_dataloader`")
-            )
-        )
+        lambda record: not any(text in record.getMessage() for text in _IDLE_TALK)
     )

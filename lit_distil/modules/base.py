@@ -268,7 +268,10 @@ class EncoderModule(LightningModule):
     def _seed_dropout(self, micro_step: int) -> None:
         """Dropout is a function of (seed, micro-step, rank), so a resumed run draws what the unbroken one would."""
         key = f"{self._seed}:{micro_step}:{self.global_rank}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend and takes milliseconds
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def _apply_configured_optimizer(self) -> None:
         """Learning rate, betas, decay as configured: a resumed optimizer brings those that it was saved with."""

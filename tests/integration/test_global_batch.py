@@ -52,6 +52,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(
     assert_same(torch.load(two_ranks / f"{kind}-2.pt", weights_only=True), whole, 4)
 
 
+@pytest.mark.slow
 def test_options_of_the_command_line_start_the_second_rank(workspace: Workspace, tmp_path: Path) -> None:
     """`--trainer.devices 2` must do by itself what the other tests do by hand."""
     file = tmp_path / "gradients.pt"

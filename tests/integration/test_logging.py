@@ -1,4 +1,4 @@
-"""What a run shows and leaves: every term under its name, metrics.csv, TensorBoard, an export for plain transformers."""
+"""What a run shows and leaves: every term under its name, metrics.csv, TensorBoard, an export."""
 
 from __future__ import annotations
 
