@@ -73,3 +73,25 @@ $(DEMO)/task-unpretrained/export/config.json: $(DEMO)/tokenizer/tokenizer.json
 $(DEMO)/report/report.md: $(call exports,teacher $(STUDENTS) $(TASKS)) configs/demo/report.yaml
 	@echo "== report"
 	@OMP_NUM_THREADS=2 $(RUN) report --config configs/demo/report.yaml
+
+# The demo's main comparison under further seeds, for the spread
+
+SEEDS ?= 2 3
+SEED_RUNS := $(foreach seed,$(SEEDS),student-soft-seed$(seed) student-mlm-seed$(seed))
+
+.PHONY: demo-seeds
+demo-seeds: $(VENV)/.core  ## soft targets and no teacher under two more seeds: the spread behind the demo's table
+	@$(MAKE) -s --no-print-directory $(call exports,teacher student-soft student-mlm)
+	@OMP_NUM_THREADS=$(THREADS) $(MAKE) -s --no-print-directory -j2 $(call exports,$(SEED_RUNS))
+	@echo "masked-LM loss on the validation split (nats)"
+	@$(BIN)/python -c 'from lit_distil.commands.runs import read_metric; \
+		[print(f"{run:20}", round(read_metric(f"$(DEMO)/{run}", "val/loss/masked_lm")[-1][1], 3)) \
+		for run in "student-soft student-mlm $(SEED_RUNS)".split()]'
+
+$(DEMO)/student-soft-seed%/export/config.json: $(DEMO)/teacher/export/config.json
+	@echo "== student, soft targets, seed $*"
+	@$(call fit,student-soft-seed$*,--config configs/demo/student.yaml --seed_everything $*)
+
+$(DEMO)/student-mlm-seed%/export/config.json: $(DEMO)/teacher/export/config.json
+	@echo "== student, no teacher, seed $*"
+	@$(call fit,student-mlm-seed$*,--config configs/demo/student.yaml --seed_everything $* --model.objectives '$(MASKED_LM_ONLY)')
