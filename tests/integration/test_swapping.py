@@ -150,7 +150,7 @@ def test_source_of_tables_and_of_a_dataset_on_disk(workspace: Workspace, tmp_pat
 
 def test_pieces_in_a_users_own_file(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A newcomer adds a piece in one file, which nobody has to register."""
-    (tmp_path / "my_pieces.py").write_text(
+    (tmp_path / "pieces_of_a_user.py").write_text(
         '''
 import numpy as np
 from torch import Tensor
@@ -181,15 +181,15 @@ class Shrinkage(Objective):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     config = workspace.pretraining()
-    config["data"]["init_args"]["masking"] = named("my_pieces.HalfMasking", share=0.4)
+    config["data"]["init_args"]["masking"] = named("pieces_of_a_user.HalfMasking", share=0.4)
     config["model"]["init_args"]["objectives"] = {
         "masked_lm": named("lit_distil.objectives.MaskedLMLoss"),
-        "shrinkage": named("my_pieces.Shrinkage", power=2, weight=0.1),
+        "shrinkage": named("pieces_of_a_user.Shrinkage", power=2, weight=0.1),
     }
     try:
         rows = assert_trains(config, tmp_path / "run")
     finally:
-        sys.modules.pop("my_pieces", None)
+        sys.modules.pop("pieces_of_a_user", None)
     parts = {name: float(rows[0][f"train/loss/{name}"]) for name in ("masked_lm", "shrinkage")}
     assert parts["shrinkage"] > 0
     total = parts["masked_lm"] + 0.1 * parts["shrinkage"]
