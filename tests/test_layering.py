@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_distil"
-LEAVES = {"types", "console"}
+LEAVES = {"types", "console", "schedules"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
+    "schedules": set(),
     "tasks": LEAVES,
     "models": LEAVES,
     "objectives": LEAVES,

@@ -1,0 +1,121 @@
+"""Settings that change while a run goes on: a masking rate, a temperature, the weight of an objective.
+
+Each is a pure function of the optimizer step, so that a run resumed at any step goes on with the right value.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+
+class StepValue(ABC):
+    """A number that depends on the optimizer step.
+
+    Wherever a setting is documented as `float | StepValue`, a plain number stands for one that never changes.
+    """
+
+    @abstractmethod
+    def at(self, step: int) -> float:
+        """The value in optimizer step `step`, counted from 0."""
+
+    @property
+    @abstractmethod
+    def extremes(self) -> tuple[float, float]:
+        """The lowest and the highest value that it ever takes, to check them before the first step."""
+
+    @property
+    @abstractmethod
+    def final(self) -> float:
+        """The value that it comes to rest at; evaluation, which has no step, uses it."""
+
+
+class LinearRamp(StepValue):
+    """From `start` to `end` in a straight line.
+
+    Args:
+        start: Value up to step `begin`.
+        end: Value from step `begin + steps` on.
+        steps: Length of the way, in optimizer steps.
+        begin: Step at which it sets out.
+    """
+
+    def __init__(self, start: float, end: float, *, steps: int, begin: int = 0) -> None:
+        if steps < 1:
+            raise ValueError(f"steps of {type(self).__name__} must be at least 1, got {steps}")
+        if begin < 0:
+            raise ValueError(f"begin of {type(self).__name__} must not be negative, got {begin}")
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise ValueError(f"start and end of {type(self).__name__} must be finite, got {start} and {end}")
+        self.start, self.end, self.steps, self.begin = float(start), float(end), steps, begin
+
+    def at(self, step: int) -> float:
+        """See `StepValue.at`."""
+        done = min(max((step - self.begin) / self.steps, 0.0), 1.0)
+        return self.start + (self.end - self.start) * self.share(done)
+
+    def share(self, done: float) -> float:
+        """How much of the way from `start` to `end` is behind it after this share of the steps, both in [0, 1]."""
+        return done
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """See `StepValue.extremes`."""
+        return min(self.start, self.end), max(self.start, self.end)
+
+    @property
+    def final(self) -> float:
+        """See `StepValue.final`."""
+        return self.end
+
+
+class CosineRamp(LinearRamp):
+    """From `start` to `end` along half a cosine: slowly at both ends. The arguments are those of `LinearRamp`."""
+
+    def share(self, done: float) -> float:
+        """See `LinearRamp.share`."""
+        return 0.5 * (1.0 - math.cos(math.pi * done))
+
+
+class Stages(StepValue):
+    """One value after another.
+
+    Args:
+        values: The values, in order; at least one.
+        until: Step at which each but the last is over, ascending: one less than there are values.
+    """
+
+    def __init__(self, values: list[float], until: list[int]) -> None:
+        if len(values) != len(until) + 1:
+            raise ValueError(f"{len(values)} values need {len(values) - 1} steps in until, got {until}")
+        if any(later <= earlier for earlier, later in zip([0, *until], until)):
+            raise ValueError(f"until must be positive steps in ascending order, got {until}")
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"values must be finite, got {values}")
+        self.values, self.until = [float(value) for value in values], list(until)
+
+    def at(self, step: int) -> float:
+        """See `StepValue.at`."""
+        return self.values[sum(step >= end for end in self.until)]
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """See `StepValue.extremes`."""
+        return min(self.values), max(self.values)
+
+    @property
+    def final(self) -> float:
+        """See `StepValue.final`."""
+        return self.values[-1]
+
+
+def value_at(setting: float | StepValue, step: int | None) -> float:
+    """The value of a setting in an optimizer step; None asks for the one that it comes to rest at."""
+    if not isinstance(setting, StepValue):
+        return float(setting)
+    return setting.final if step is None else setting.at(step)
+
+
+def extremes_of(setting: float | StepValue) -> tuple[float, float]:
+    """The lowest and the highest value that a setting ever takes."""
+    return setting.extremes if isinstance(setting, StepValue) else (float(setting), float(setting))
