@@ -15,10 +15,10 @@ from torch import Tensor
 IGNORE_INDEX = -100
 """Label of a position that no loss counts (the convention of `torch.nn.functional.cross_entropy`)."""
 
-Countable = Literal["masked", "tokens", "sequences", "labels"]
-"""What a loss can be a sum over: masked positions, real tokens, sequences, or a task's labels."""
+Countable = Literal["masked", "unmasked", "tokens", "sequences", "labels"]
+"""What a loss can be a sum over: masked positions, the other tokens, all real tokens, sequences, a task's labels."""
 
-COUNTABLES: tuple[Countable, ...] = ("masked", "tokens", "sequences", "labels")
+COUNTABLES: tuple[Countable, ...] = ("masked", "unmasked", "tokens", "sequences", "labels")
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,25 @@ class Batch:
         return self.cu_seq_lens[:-1].long()
 
     @property
+    def masked_first(self) -> Tensor:
+        """int64 `[T]`: all positions, the masked ones first and both kinds ascending."""
+        if self.masked_positions is None:
+            return torch.arange(self.num_tokens, device=self.input_ids.device)
+        is_other = torch.ones(self.num_tokens, dtype=torch.uint8, device=self.input_ids.device)
+        is_other[self.masked_positions] = 0
+        return is_other.argsort(stable=True)  # its size is known, so nothing waits for the device
+
+    @property
     def counts(self) -> dict[Countable, int]:
         """Items of each kind in this micro-batch."""
         num_labels = 0
         if self.labels is not None:
             is_token_level = self.labels.dim() == 2
             num_labels = int((self.labels != IGNORE_INDEX).sum()) if is_token_level else self.num_sequences
+        num_masked = 0 if self.masked_positions is None else self.masked_positions.numel()
         return {
-            "masked": 0 if self.masked_positions is None else self.masked_positions.numel(),
+            "masked": num_masked,
+            "unmasked": self.num_tokens - num_masked,
             "tokens": self.num_tokens,
             "sequences": self.num_sequences,
             "labels": num_labels,
@@ -108,6 +119,25 @@ class Batch:
         return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
+@dataclass(frozen=True)
+class Projection:
+    """Logits that have not been multiplied out: `features @ weight.T + bias`.
+
+    Attributes:
+        features: `[rows, width]`, what goes into the last linear layer of a masked-LM head.
+        weight: `[vocabulary, width]`, often the embedding matrix itself.
+        bias: `[vocabulary]`, where the layer has one.
+    """
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def logits(self) -> Tensor:
+        """`[rows, vocabulary]`, with a graph."""
+        return torch.nn.functional.linear(self.features, self.weight, self.bias)
+
+
 @dataclass
 class EncoderOutput:
     """What a network says of a flat batch.
@@ -117,12 +147,15 @@ class EncoderOutput:
         hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if they were asked for.
         logits: of a masked-LM head `[rows, vocabulary]`, at the rows that were asked for; of a task head `[S, labels]`
             or `[T, labels]`.
-        rows: int64 `[rows]`, the positions in T that `logits` stands for; None means all T of them.
+        projection: in place of a masked-LM head's logits where the caller multiplies them out piece by piece.
+        rows: int64 `[rows]`, the positions in T that logits or projection stand for: the masked ones, or all T with the
+            masked ones first (`Batch.masked_first`); None means all T in their order.
         next_sentence_logits: `[S, 2]`, where the network has that head.
     """
 
     last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
     logits: Tensor | None = None
+    projection: Projection | None = None
     rows: Tensor | None = None
     next_sentence_logits: Tensor | None = None

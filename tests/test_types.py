@@ -27,7 +27,7 @@ def make_batch(**changes: object) -> Batch:
 
 def test_counts_name_every_countable() -> None:
     """A kind that is missing would be divided by nothing, or raise far from here."""
-    assert make_batch().counts == {"masked": 2, "tokens": 10, "sequences": 3, "labels": 0}
+    assert make_batch().counts == {"masked": 2, "unmasked": 8, "tokens": 10, "sequences": 3, "labels": 0}
     assert tuple(make_batch().counts) == COUNTABLES
 
 

@@ -7,6 +7,7 @@ the weighted terms are added.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -22,13 +23,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PretrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.models.sources import Head
+from lit_distil.modules.guards import StepGuard
 from lit_distil.modules.meters import SumMeters
+from lit_distil.modules.sharding import shard
+from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule, parameter_groups
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Vocabulary
@@ -45,10 +47,18 @@ class EncoderModule(LightningModule):
         optimizer: Optimizer class with its arguments; it is called with parameter groups in which biases and
             normalisation weights carry no weight decay.
         schedule: Multiplier of the learning rate over the steps; None keeps it constant.
+        max_skipped_steps: Steps in a row that may be skipped because a gradient is infinite or undefined.
     """
 
-    def __init__(self, *, optimizer: OptimizerCallable | None = None, schedule: Schedule | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule | None = None,
+        max_skipped_steps: int = 25,
+    ) -> None:
         super().__init__()
+        self.guard = StepGuard(max_skipped_steps)
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.network: Any = None  # built when the vocabulary and the strategy are known
@@ -76,11 +86,14 @@ class EncoderModule(LightningModule):
         """Build `self.network`, and whatever stands beside it, unless it is there; the trainer is."""
 
     @abstractmethod
-    def outputs(self, batch: Batch) -> tuple[EncoderOutput, EncoderOutput | None]:
-        """What the trained network, and the teacher where there is one, make of a batch."""
+    def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
+        """What the trained network and the teachers, by name, make of a batch."""
 
-    def observe(self, stage: Stage, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> None:
+    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
         """Add further sums to `self._meters[stage]` (accuracies, say); called under `no_grad`."""
+
+    def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
+        """The same from some rows of masked-LM logits, student's and teacher's; labels are None where not masked."""
 
     # Steps
 
@@ -92,8 +105,12 @@ class EncoderModule(LightningModule):
         self._seed_dropout(micro_step)
         if batch_idx % accumulate == 0:
             self._global_counts = self._count_globally(batch)
-        student, teacher = self.outputs(batch)
-        loss = self._combine("train", student, teacher, batch, self._global_counts)
+        terms = self.loss_terms()
+        terms.set_step(trainer.global_step)
+        student, teachers = self.outputs(batch)
+        if self._measures_shares(batch_idx):
+            self._note_gradient_shares(terms, student, teachers, batch)
+        loss = self._combine("train", student, teachers, batch, self._global_counts)
         # Lightning divides by `accumulate_grad_batches` and DDP averages over the ranks: undo both
         return loss * (accumulate * trainer.world_size)
 
@@ -132,12 +149,9 @@ class EncoderModule(LightningModule):
         self._meters["train"].drop("tokens")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the gradient norm, before clipping, in the steps that will be logged."""
-        if (self.trainer.global_step + 1) % self._log_every == 0:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm: Any = torch.nn.utils.get_total_norm(gradients).detach()
-            if isinstance(norm, DTensor):  # of shards, under FSDP2
-                norm = norm.full_tensor()
+        """Skip a step whose gradient is not finite; note the norm, before clipping, where it will be logged."""
+        norm = self.guard.check(optimizer, self.trainer.global_step)
+        if norm is not None and (self.trainer.global_step + 1) % self._log_every == 0:
             self._meters["train"].add("grad_norm", norm, 1)
 
     # Optimisation
@@ -206,21 +220,8 @@ class EncoderModule(LightningModule):
 
     def shard_network(self) -> None:
         """Under FSDP2 (`ModelParallelStrategy`), shard each layer and then the rest; otherwise nothing."""
-        mesh = self.device_mesh
-        if mesh is None:
-            return
-        from torch.distributed.fsdp import fully_shard
-
-        if mesh["tensor_parallel"].size() > 1:
-            raise ValueError("trainer.strategy.tensor_parallel_size must be 1: encoders are sharded by data only")
-        data_mesh = mesh["data_parallel"]
-        for module in list(self.network.modules()):
-            if isinstance(module, GradientCheckpointingLayer):
-                fully_shard(module, mesh=data_mesh)
-        fully_shard(self.network, mesh=data_mesh)
-        for _, objective in self.terms():
-            if any(True for _ in objective.parameters()):  # a projection; else nobody would average its gradients
-                fully_shard(objective, mesh=data_mesh)
+        if self.device_mesh is not None:
+            shard(self.network, self.objectives.values(), self.device_mesh)
 
     # Inside
 
@@ -232,19 +233,17 @@ class EncoderModule(LightningModule):
         self,
         stage: Stage,
         student: EncoderOutput,
-        teacher: EncoderOutput | None,
+        teachers: TeacherOutputs,
         batch: Batch,
         counts: dict[Countable, int],
     ) -> Tensor:
-        loss: Tensor = student.last_hidden_state.new_zeros(())
         local_counts = batch.counts
+        observer = functools.partial(self.observe_rows, stage)
+        loss, sums = self.loss_terms().total(student, teachers, batch, counts, observer=observer)
         for name, objective in self.terms():
-            total = objective(student, teacher, batch)
-            self._meters[stage].add(f"loss/{name}", total.detach(), local_counts[objective.counts])
-            if objective.weight:
-                loss = loss + objective.weight * total / max(counts[objective.counts], 1)
+            self._meters[stage].add(f"loss/{name}", sums[name], local_counts[objective.counts])
         with torch.no_grad():
-            self.observe(stage, student, teacher, batch)
+            self.observe(stage, student, batch)
         self._meters[stage].add("tokens", batch.num_tokens, 1)
         return loss
 
@@ -252,9 +251,33 @@ class EncoderModule(LightningModule):
         """The objectives under their names."""
         return self.objectives.items()  # type: ignore[return-value]
 
+    def loss_terms(self) -> LossTerms:
+        """The objectives as one loss."""
+        return LossTerms(self.objectives)
+
     def _evaluate(self, stage: Stage, batch: Batch) -> None:
-        student, teacher = self.outputs(batch)
-        self._combine(stage, student, teacher, batch, batch.counts)
+        self.loss_terms().set_step(None)
+        student, teachers = self.outputs(batch)
+        self._combine(stage, student, teachers, batch, batch.counts)
+
+    @property
+    def gradient_shares_every(self) -> int:
+        """Every so many steps the share of each term in the gradient's norm is measured; 0 never does."""
+        return 0
+
+    def _measures_shares(self, batch_idx: int) -> bool:
+        every, trainer = self.gradient_shares_every, self.trainer
+        is_first = batch_idx % trainer.accumulate_grad_batches == 0
+        return bool(every) and is_first and (trainer.global_step + 1) % every == 0 and self.device_mesh is None
+
+    def _note_gradient_shares(
+        self, terms: LossTerms, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch
+    ) -> None:
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        norms = terms.gradient_norms(parameters, student, teachers, batch, self._global_counts)
+        whole = torch.stack([*norms.values()]).sum().clamp_min(1e-30)
+        for name, norm in norms.items():
+            self._meters["train"].add(f"gradient_share/{name}", norm / whole, 1)
 
     def _count_globally(self, batch: Batch) -> dict[Countable, int]:
         """Items of each kind in the global batch: one small reduction in each optimizer step."""
@@ -297,6 +320,10 @@ class EncoderModule(LightningModule):
         if step > since_step:
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)
         values["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        if self.guard.num_skipped:
+            values["train/skipped_steps"] = float(self.guard.num_skipped)
+        for name, objective in self.terms():
+            values.update({f"train/{setting}/{name}": value for setting, value in objective.in_force.items()})
         self.latest.update(values)
         self.log_dict(values)
         self._last_logged = (step, now)

@@ -1,4 +1,4 @@
-"""Distillation: a student that matches a frozen teacher's distribution over the vocabulary."""
+"""Distillation: a student that matches the distribution over the vocabulary of one frozen teacher, or of several."""
 
 from __future__ import annotations
 
@@ -12,139 +12,168 @@ from torch import Tensor, nn
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.modules.base import Stage
 from lit_distil.modules.masked_lm import LanguageModelModule
+from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
+from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective
+from lit_distil.objectives.functional import soft_target_kl
 from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
-
-
-class FrozenTeacher:
-    """Holds the teacher beside the student's parameters, not among them.
-
-    It is no submodule, so optimizer, DDP's buckets, checkpoints, `state_dict` and weight averaging never see it; a
-    deep copy of the module shares it; `.train()` on the module cannot wake its dropout.
-    """
-
-    def __init__(self, network: MaskedLMNetwork) -> None:
-        self.network = network.eval().requires_grad_(False)
-
-    @torch.no_grad()  # not inference mode: inference tensors cannot be saved for the student's backward
-    def __call__(self, batch: Batch, *, rows: Any, output_hidden_states: bool) -> EncoderOutput:
-        """What the teacher makes of the batch, on the batch's device."""
-        if next(self.network.parameters()).device != batch.input_ids.device:
-            self.network.to(batch.input_ids.device)
-        return self.network(batch, rows=rows, output_hidden_states=output_hidden_states)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
-        return self
-
-
-def freeze_position_embeddings(network: MaskedLMNetwork) -> None:
-    """Take the position embeddings out of training.
-
-    Raises:
-        ValueError: The architecture has no table of them.
-    """
-    tables = [module for name, module in network.named_modules() if name.endswith("position_embeddings")]
-    if not tables:
-        raise ValueError(
-            f"model.freeze_positions: {network.config.model_type} has no table of position embeddings; set it to false"
-        )
-    for table in tables:
-        table.requires_grad_(False)
 
 
 class DistillationModule(LanguageModelModule):
     """Distils a teacher into a student (Hinton et al. 2015, section 2; DistilBERT, section 3).
 
+    Several teachers, by name, are one: terms on logits compare with the weighted mean of their distributions, at the
+    temperature of the term. A term named in `objective_teachers` compares with that teacher alone.
+
     Args:
-        teacher: Name on the Hub, an exported folder, or a folder of Hugging Face's own.
+        teacher: Name on the Hub, an exported folder, or a folder of Hugging Face's own; or several of them, by names
+            of your choice.
         student: How the student comes to be: from the teacher's layers (`EveryOther`, `Layers`, ...), from a
-            configuration (`FromConfig`) or from a pretrained one (`Pretrained`).
+            configuration (`FromConfig`) or from a pretrained one (`Pretrained`). Of several teachers it is made from
+            the first.
         objectives: Named objectives with their weights; each is logged unweighted under its name.
+        teacher_weights: Share of each teacher in their mean, by name; None weighs them alike.
+        objective_teachers: Names of objectives to the name of the one teacher that they compare with.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
-        teacher_dtype: `bfloat16` keeps the teacher's weights in half the memory; None keeps its own.
+        teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
         freeze_positions: Leave the student's position embeddings as they were copied, as DistilBERT's authors do.
+        gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
+            one more backward pass for each; 0 never does.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
+        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(
         self,
-        teacher: str,
+        teacher: str | dict[str, str],
         student: StudentInitialisation | NetworkSource,
         objectives: dict[str, Objective],
         *,
+        teacher_weights: dict[str, float] | None = None,
+        objective_teachers: dict[str, str] | None = None,
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
         freeze_positions: bool = False,
+        gradient_shares_every: int = 500,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
+        max_skipped_steps: int = 25,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule)
+        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.save_plain_hyperparameters()
-        if not objectives:
-            raise ValueError("model.objectives: distillation needs at least one, such as {soft: SoftTargetLoss}")
-        if not any(objective.weight > 0 for objective in objectives.values()):
-            raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
+        self.teacher_names = {"teacher": teacher} if isinstance(teacher, str) else dict(teacher)
+        self.teacher_shares = shares_of(self.teacher_names, teacher_weights)
+        self.objective_teachers = objective_teachers or {}
+        self._check_objectives(objectives)
         if teacher_dtype is not None and not isinstance(getattr(torch, teacher_dtype, None), torch.dtype):
             raise ValueError(
                 f"model.teacher_dtype: no dtype {teacher_dtype!r} in torch; use bfloat16, float16 or float32"
             )
-        self.teacher_source = Pretrained(teacher, revision=teacher_revision)
-        self.teacher_name = teacher
-        self.teacher_dtype = teacher_dtype
+        if gradient_shares_every < 0:
+            raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
+        self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
         self.student_source = student
         self.freeze_positions = freeze_positions
+        self._gradient_shares_every = gradient_shares_every
         self.objectives = nn.ModuleDict(objectives)
-        self.teacher: FrozenTeacher | None = None
+        self.teachers: dict[str, FrozenTeacher] = {}
+
+    def _check_objectives(self, objectives: dict[str, Objective]) -> None:
+        if not objectives:
+            raise ValueError("model.objectives: distillation needs at least one, such as {soft: SoftTargetLoss}")
+        if not any(objective.heaviest > 0 for objective in objectives.values()):
+            raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
+        for name, teacher in self.objective_teachers.items():
+            if name not in objectives or teacher not in self.teacher_names:
+                raise ValueError(
+                    f"model.objective_teachers: {name}: {teacher} - the objectives are {sorted(objectives)} and the "
+                    f"teachers {sorted(self.teacher_names)}"
+                )
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The first teacher; None before the networks are built."""
+        return next(iter(self.teachers.values()), None)
+
+    @property
+    def gradient_shares_every(self) -> int:
+        """See `EncoderModule.gradient_shares_every`."""
+        return self._gradient_shares_every
 
     def build_networks(self) -> None:
-        """Load the teacher and make the student, unless they are there."""
-        if self.teacher is not None:
+        """Load the teachers and make the student, unless they are there."""
+        if self.teachers:
             return
-        self.trainer.datamodule.check_same_vocabulary(self.teacher_name, self.teacher_source.revision)  # type: ignore[attr-defined]
-        try:
-            teacher = self.teacher_source.build(self.vocabulary, head="masked_lm")
-        except ValueError as error:
-            raise ValueError(f"model.teacher: {error}") from error
+        loaded = {name: self._load_teacher(folder) for name, folder in self.teacher_names.items()}
         if self.network is None:
-            if isinstance(self.student_source, StudentInitialisation):
-                student, records = self.student_source.build(teacher)
-                num_copied = sum(record.origin == "copied" for record in records)
-                rank_zero_info(f"student: {num_copied} of {len(records)} tensors copied from {self.teacher_name}")
-            else:
-                student = self.student_source.build(self.vocabulary, head="masked_lm")
-            self.network = MaskedLMNetwork(student)
+            self.network = MaskedLMNetwork(self._make_student(next(iter(loaded.values()))))
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
-        if self.teacher_dtype is not None:
-            teacher = teacher.to(getattr(torch, self.teacher_dtype))
-        self.teacher = FrozenTeacher(MaskedLMNetwork(teacher))
+        for name, teacher in loaded.items():
+            if self.teacher_dtype is not None:
+                teacher = teacher.to(getattr(torch, self.teacher_dtype))
+            self.teachers[name] = FrozenTeacher(MaskedLMNetwork(teacher))
 
-    def outputs(self, batch: Batch) -> tuple[EncoderOutput, EncoderOutput | None]:
-        """Student and teacher see the same masked input, and give logits only where an objective needs them."""
+    def _load_teacher(self, folder: str) -> Any:
+        source = Pretrained(folder, revision=self.teacher_revision)
+        self.trainer.datamodule.check_same_vocabulary(folder, source.revision)  # type: ignore[attr-defined]
+        try:
+            return source.build(self.vocabulary, head="masked_lm")
+        except ValueError as error:
+            raise ValueError(f"model.teacher: {error}") from error
+
+    def _make_student(self, teacher: Any) -> Any:
+        if not isinstance(self.student_source, StudentInitialisation):
+            return self.student_source.build(self.vocabulary, head="masked_lm")
+        student, records = self.student_source.build(teacher)
+        num_copied = sum(record.origin == "copied" for record in records)
+        rank_zero_info(
+            f"student: {num_copied} of {len(records)} tensors copied from {next(iter(self.teacher_names.values()))}"
+        )
+        return student
+
+    def loss_terms(self) -> LossTerms:
+        """The objectives, and the teachers that they compare with."""
+        return LossTerms(self.objectives, self.teacher_shares, self.objective_teachers)
+
+    def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
+        """Student and teachers see the same masked input; their heads give rows where an objective needs them.
+
+        In evaluation they give all rows, so that the teacher is compared with on masked and on unmasked tokens.
+        """
         assert self.network is not None
         objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
-        needs_all = any(objective.rows == "all" for objective in objectives)
-        rows: Any = "all" if needs_all else batch.masked_positions
+        needs_teacher = any(objective.needs_teacher for objective in objectives)
+        needs_all = any(objective.rows in ("all", "unmasked") for objective in objectives)
+        if needs_all or (needs_teacher and not self.training) or batch.masked_positions is None:
+            rows = batch.masked_first
+        else:
+            rows = batch.masked_positions
         hidden = any(objective.needs_hidden_states for objective in objectives)
-        teacher = None
-        if any(objective.needs_teacher for objective in objectives):
-            assert self.teacher is not None
-            teacher = self.teacher(batch, rows=rows, output_hidden_states=hidden)
-        return self.network(batch, rows=rows, output_hidden_states=hidden), teacher
+        teachers = {}
+        if needs_teacher:
+            teachers = {name: one(batch, rows=rows, output_hidden_states=hidden) for name, one in self.teachers.items()}
+        return self.network(batch, rows=rows, output_hidden_states=hidden, project=False), teachers
 
-    def observe(self, stage: Stage, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> None:
-        """Beside the accuracies: how often student and teacher name the same token, and how sure the teacher is."""
-        super().observe(stage, student, teacher, batch)
-        if teacher is None or teacher.logits is None or student.logits is None:
+    def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
+        """Beside the accuracy: how far student and teacher agree, on masked and unmasked tokens, and how sure it is.
+
+        The divergences (at temperature 1) and the entropy take longer, and are left to evaluation.
+        """
+        super().observe_rows(stage, student, teacher, labels)
+        if teacher is None:
             return
-        meters = self._meters[stage]
-        agree = (student.logits.argmax(-1) == teacher.logits.argmax(-1)).sum()
-        meters.add("agreement_with_teacher", agree, len(student.logits))
+        meters, num_rows = self._meters[stage], len(student)
+        kind = "masked" if labels is not None else "unmasked"
+        if labels is not None or stage != "train":
+            agree = (student.argmax(-1) == teacher.argmax(-1)).sum()
+            meters.add("agreement_with_teacher" + ("" if labels is not None else "_unmasked"), agree, num_rows)
         if stage != "train":
-            log_p = torch.log_softmax(teacher.logits.float(), -1)
-            meters.add("teacher_entropy", -(log_p.exp() * log_p).sum(), len(log_p))
+            meters.add(f"kl_from_teacher_{kind}", soft_target_kl(student, teacher), num_rows)
+            log_p = torch.log_softmax(teacher.float(), -1)
+            meters.add(f"teacher_entropy_{kind}", -(log_p.exp() * log_p).sum(), num_rows)
 
     def forward(self, batch: Batch) -> Tensor | None:
         """The student's logits of every real token, `[T, vocabulary]`."""

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lit_distil.models import NetworkSource, TaskNetwork
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
 from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
@@ -27,6 +28,7 @@ class FineTuningModule(EncoderModule):
         network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for none pretrained.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
+        max_skipped_steps: See `EncoderModule`.
     """
 
     network: TaskNetwork | None
@@ -37,8 +39,9 @@ class FineTuningModule(EncoderModule):
         *,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
+        max_skipped_steps: int = 25,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule)
+        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.save_plain_hyperparameters()
         self.network_source = network
         self.head: Head = "sequence_classification"
@@ -69,12 +72,12 @@ class FineTuningModule(EncoderModule):
         self.head = head
         self.network = TaskNetwork(AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config)))
 
-    def outputs(self, batch: Batch) -> tuple[EncoderOutput, None]:
+    def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The head's logits, one row a sequence."""
         assert self.network is not None
-        return self.network(batch), None
+        return self.network(batch), {}
 
-    def observe(self, stage: Stage, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> None:
+    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
         """Feed the task's metrics; in training, the accuracy of the batch."""
         if batch.labels is None or student.logits is None:
             return

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraini
 from lit_distil.models import MaskedLMNetwork, NetworkSource
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
 from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
@@ -35,13 +36,14 @@ class LanguageModelModule(EncoderModule):
         model_config = AutoConfig.for_model(**config)
         self.network = MaskedLMNetwork(auto_class.from_config(model_config))
 
-    def observe(self, stage: Stage, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> None:
-        """Accuracy on the masked tokens, and of next-sentence prediction."""
+    def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
+        """Accuracy on the masked tokens."""
+        if labels is not None:
+            self._meters[stage].add("masked_accuracy", (student.argmax(-1) == labels).sum(), len(labels))
+
+    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
+        """Accuracy of next-sentence prediction."""
         meters = self._meters[stage]
-        if student.logits is not None and batch.masked_positions is not None and batch.masked_labels is not None:
-            logits = student.logits if student.rows is not None else student.logits[batch.masked_positions]
-            correct = (logits.argmax(-1) == batch.masked_labels).sum()
-            meters.add("masked_accuracy", correct, batch.masked_labels.numel())
         if student.next_sentence_logits is not None and batch.next_sentence_labels is not None:
             correct = (student.next_sentence_logits.argmax(-1) == batch.next_sentence_labels).sum()
             meters.add("next_sentence_accuracy", correct, batch.num_sequences)
@@ -76,6 +78,7 @@ class MaskedLMModule(LanguageModelModule):
         schedule: See `EncoderModule`.
         objectives: Named objectives; the default is `masked_lm`, and `next_sentence` beside it where the format
             labels pairs, with weight 1 each, as BERT adds them.
+        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(
@@ -85,8 +88,9 @@ class MaskedLMModule(LanguageModelModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         objectives: dict[str, Objective] | None = None,
+        max_skipped_steps: int = 25,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule)
+        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.save_plain_hyperparameters()
         self.network_source = network
         self.objectives = nn.ModuleDict(objectives or {"masked_lm": MaskedLMLoss()})
@@ -102,10 +106,10 @@ class MaskedLMModule(LanguageModelModule):
         if has_pairs and not self._objectives_given:
             self.objectives["next_sentence"] = NextSentenceLoss()
 
-    def outputs(self, batch: Batch) -> tuple[EncoderOutput, None]:
-        """The network's logits at the masked positions."""
+    def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
+        """What the network makes of the masked positions."""
         assert self.network is not None
-        return self.network(batch, rows=batch.masked_positions), None
+        return self.network(batch, rows=batch.masked_positions, project=False), {}
 
     def forward(self, batch: Batch) -> Tensor | None:
         """Logits of every real token, `[T, vocabulary]`."""

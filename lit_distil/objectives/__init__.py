@@ -1,6 +1,6 @@
 """The terms of the loss: pure functions in `functional`, and a small configurable class around each."""
 
-from lit_distil.objectives.base import LogitObjective, Objective, Positions, hidden_at, logits_at
+from lit_distil.objectives.base import Objective, Positions, hidden_at
 from lit_distil.objectives.hard_labels import TeacherLabelLoss
 from lit_distil.objectives.hidden_cosine import HiddenCosineLoss
 from lit_distil.objectives.hidden_mse import HiddenMSELoss
@@ -9,8 +9,10 @@ from lit_distil.objectives.logit_mse import LogitMSELoss
 from lit_distil.objectives.masked_lm import MaskedLMLoss
 from lit_distil.objectives.next_sentence import NextSentenceLoss
 from lit_distil.objectives.reverse_kl import ReverseKLLoss
+from lit_distil.objectives.rows import LogitObjective, RowObjective, logits_at
 from lit_distil.objectives.soft_targets import SoftTargetLoss
 from lit_distil.objectives.task import TaskLoss
+from lit_distil.objectives.vocabulary import RowTerm, Teachers, VocabularyPass, mix_logits
 
 __all__ = [
     "HiddenCosineLoss",
@@ -23,9 +25,14 @@ __all__ = [
     "Objective",
     "Positions",
     "ReverseKLLoss",
+    "RowObjective",
+    "RowTerm",
     "SoftTargetLoss",
     "TaskLoss",
     "TeacherLabelLoss",
+    "Teachers",
+    "VocabularyPass",
     "hidden_at",
     "logits_at",
+    "mix_logits",
 ]

@@ -10,10 +10,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lit_distil.objectives.functional import check_temperature
+from lit_distil.schedules import StepValue, extremes_of, value_at
 from lit_distil.types import Batch, Countable, EncoderOutput
 
-Positions = Literal["masked", "all"]
-"""Where an objective compares: at the masked positions, or at every real token, special ones included."""
+Positions = Literal["masked", "unmasked", "all"]
+"""Where an objective compares: at the masked positions, at the other tokens (special ones included), or at all."""
+
+_POSITIONS: dict[Positions, Countable] = {"masked": "masked", "unmasked": "unmasked", "all": "tokens"}
 
 
 class Objective(nn.Module, ABC):
@@ -27,11 +30,15 @@ class Objective(nn.Module, ABC):
     A subclass sets the four attributes below, on the class or in its constructor, and implements `forward`. It may own
     parameters (a projection), which are then trained with the student.
 
+    Args:
+        weight: Factor of this term in the total loss, not negative; a number, or a `StepValue` that changes over the
+            optimizer steps.
+
     Attributes:
-        weight: Factor of this term in the total loss; not negative.
+        weight: The factor in force.
         counts: What the sum is over, the key of `Batch.counts` that it is divided by.
-        rows: Where it needs logits of the masked-LM head: at the masked positions, at all, or nowhere (None). An
-            objective that needs the masked rows also accepts outputs that carry all of them.
+        rows: Where it needs logits of the masked-LM head: at the masked positions, at the others, at all, or nowhere
+            (None). An objective that needs the masked rows also accepts outputs that carry all of them.
         needs_teacher: Whether `teacher` must be given.
         needs_hidden_states: Whether both networks must return the hidden states of all their layers.
     """
@@ -41,11 +48,32 @@ class Objective(nn.Module, ABC):
     needs_teacher: bool = False
     needs_hidden_states: bool = False
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float | StepValue = 1.0) -> None:
         super().__init__()
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise ValueError(f"weight of {type(self).__name__} must be 0 or more and finite, got {weight}")
-        self.weight = float(weight)
+        self._scheduled: dict[str, StepValue] = {}
+        low, high = extremes_of(weight)
+        if not (low >= 0 and math.isfinite(high)):
+            wrong = high if low >= 0 else low
+            raise ValueError(f"weight of {type(self).__name__} must be 0 or more and finite, got {wrong}")
+        self.weight = self.scheduled("weight", weight)
+        self.heaviest = high
+        """The largest weight that it ever has; an objective of 0 throughout only watches."""
+
+    def scheduled(self, name: str, setting: float | StepValue) -> float:
+        """The value that attribute `name` begins with; it follows the setting from step to step if that changes."""
+        if isinstance(setting, StepValue):
+            self._scheduled[name] = setting
+        return value_at(setting, 0)
+
+    def set_step(self, step: int | None) -> None:
+        """Move what is scheduled to its value in an optimizer step; None, in evaluation, to where it comes to rest."""
+        for name, setting in self._scheduled.items():
+            setattr(self, name, value_at(setting, step))
+
+    @property
+    def in_force(self) -> dict[str, float]:
+        """The present values of what is scheduled, by name, for the log."""
+        return {name: getattr(self, name) for name in self._scheduled}
 
     @abstractmethod
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
@@ -62,69 +90,12 @@ class Objective(nn.Module, ABC):
         return f"weight={self.weight:g}, counts={self.counts}"
 
 
-class LogitObjective(Objective):
-    """A term that compares the student's logits with the teacher's: a subclass implements `compare`.
-
-    Args:
-        positions: "masked" compares where a token was hidden; "all" at every real token, special ones included, which
-            costs logits (and time) at all of them.
-        weight: Factor of this term in the total loss.
-    """
-
-    needs_teacher = True
-
-    def __init__(self, *, positions: Positions = "masked", weight: float = 1.0) -> None:
-        super().__init__(weight)
-        self.positions = check_positions(positions)
-        self.rows = self.positions
-        self.counts = count_of(self.positions)
-
-    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The comparison, summed over the positions."""
-        teacher = require_teacher(self, teacher)
-        return self.compare(logits_at(student, batch, self.positions), logits_at(teacher, batch, self.positions))
-
-    @abstractmethod
-    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The sum over rows of how the two differ, from two `[rows, vocabulary]`; the teacher takes no gradient."""
-
-
-def logits_at(output: EncoderOutput, batch: Batch, where: Positions) -> Tensor:
-    """The masked-LM logits at the positions that an objective compares.
-
-    Args:
-        output: Carries logits of all T tokens (`output.rows` is None) or of the masked positions only.
-        batch: The batch that it speaks of.
-        where: "masked" or "all".
-
-    Returns:
-        `[M, vocabulary]` or `[T, vocabulary]`.
-
-    Raises:
-        ValueError: There are no logits, or not at the positions asked for.
-    """
-    if output.logits is None:
-        raise ValueError("the network returned no logits; ask it for rows ('masked' or 'all')")
-    if where == "all":
-        if output.rows is not None and output.rows.numel() != batch.num_tokens:
-            raise ValueError(
-                f"logits at all {batch.num_tokens} tokens are needed, the network returned {output.rows.numel()} rows; "
-                "ask it for rows='all'"
-            )
-        return output.logits
-    masked = masked_positions(batch)
-    if output.rows is None:
-        return output.logits.index_select(0, masked)
-    if output.rows.numel() != masked.numel():
-        raise ValueError(
-            f"logits at {masked.numel()} masked positions are needed, the network returned {output.rows.numel()} rows"
-        )
-    return output.logits
-
-
 def hidden_at(hidden: Tensor, batch: Batch, where: Positions) -> Tensor:
     """The rows of hidden states `[T, width]` at the positions that an objective compares: `[M, width]` or all."""
-    return hidden if where == "all" else hidden.index_select(0, masked_positions(batch))
+    if where == "all":
+        return hidden
+    masked = masked_positions(batch)
+    return hidden.index_select(0, masked if where == "masked" else batch.masked_first[masked.numel() :])
 
 
 def masked_positions(batch: Batch) -> Tensor:
@@ -142,23 +113,25 @@ def require_teacher(objective: Objective, teacher: EncoderOutput | None) -> Enco
 
 
 def check_positions(positions: str) -> Positions:
-    """`positions` if it is one of the two words, an error otherwise."""
-    if positions not in ("masked", "all"):
-        raise ValueError(f"positions must be 'masked' or 'all', got {positions!r}")
-    return positions  # type: ignore[return-value]
+    """`positions` if it is one of the three words, an error otherwise."""
+    if positions not in _POSITIONS:
+        raise ValueError(f"positions must be 'masked', 'unmasked' or 'all', got {positions!r}")
+    return positions
 
 
 def count_of(positions: Positions) -> Countable:
     """What a sum over these positions counts."""
-    return "masked" if positions == "masked" else "tokens"
+    return _POSITIONS[positions]
 
 
-def configured_temperature(temperature: float) -> float:
+def checked_temperature(temperature: float | StepValue) -> float | StepValue:
     """`temperature` checked, with a warning above 100, where soft targets say little more than raw logits do."""
-    if check_temperature(temperature) > 100:
+    low, high = extremes_of(temperature)
+    check_temperature(low)
+    if check_temperature(high) > 100:
         warnings.warn(
-            f"temperature={temperature:g} flattens the teacher almost to nothing; the loss is then that of matching "
+            f"temperature={high:g} flattens the teacher almost to nothing; the loss is then that of matching "
             "logits, which LogitMSELoss does directly. Usual values are 1 to 20.",
             stacklevel=3,
         )
-    return float(temperature)
+    return temperature

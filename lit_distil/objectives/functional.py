@@ -174,11 +174,11 @@ class _SoftTargetKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-        dtype = _working_dtype(student_logits, temperature)
+        dtype = working_dtype(student_logits, temperature)
         per_row = student_logits.new_empty(student_logits.shape[0], dtype=dtype)
         # of each row, for the backward pass: the largest logit and the sum of exponentials, of student and teacher
         statistics = student_logits.new_empty(4, student_logits.shape[0], 1, dtype=dtype)
-        for rows in _row_chunks(student_logits, dtype):
+        for rows in row_chunks(student_logits, dtype):
             student_max = student_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
             teacher_max = teacher_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
             student = _shifted(student_logits[rows], student_max, temperature)
@@ -199,7 +199,7 @@ class _SoftTargetKL(torch.autograd.Function):
         student_logits, teacher_logits, statistics = ctx.saved_tensors
         gradient = torch.empty_like(student_logits)
         scale = grad_output.to(statistics.dtype) * ctx.temperature
-        for rows in _row_chunks(student_logits, statistics.dtype):
+        for rows in row_chunks(student_logits, statistics.dtype):
             student_max, student_sum, teacher_max, teacher_sum = statistics[:, rows]
             student = _shifted(student_logits[rows], student_max, ctx.temperature).exp_().mul_(scale / student_sum)
             teacher = _shifted(teacher_logits[rows], teacher_max, ctx.temperature).exp_().mul_(scale / teacher_sum)
@@ -212,7 +212,8 @@ def _shifted(logits: Tensor, largest: Tensor, temperature: float) -> Tensor:
     return (logits - largest).div_(temperature)
 
 
-def _row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
+def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
+    """Pieces of the rows of `[rows, vocabulary]` that stay in the cache while they are worked on at this precision."""
     num_rows, width = logits.shape
     row_bytes = max(1, width * dtype.itemsize)
     on_cpu = logits.device.type == "cpu"
@@ -221,15 +222,16 @@ def _row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return F.log_softmax(logits.to(_working_dtype(logits, temperature)) / temperature, dim=-1)
+    return F.log_softmax(logits.to(working_dtype(logits, temperature)) / temperature, dim=-1)
 
 
 def _scaled(divergence: Tensor, temperature: float, logits: Tensor) -> Tensor:
     """Times T², back at the precision that the caller expects."""
-    return (divergence * temperature**2).to(_working_dtype(logits, 1.0))
+    return (divergence * temperature**2).to(working_dtype(logits, 1.0))
 
 
-def _working_dtype(logits: Tensor, temperature: float) -> torch.dtype:
+def working_dtype(logits: Tensor, temperature: float) -> torch.dtype:
+    """The precision that these logits are worked on with: float32 at least, float64 at high temperatures."""
     if temperature > DOUBLE_ABOVE_TEMPERATURE:
         return torch.float64
     return torch.promote_types(logits.dtype, torch.float32)

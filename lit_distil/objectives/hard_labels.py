@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_distil.objectives.base import LogitObjective, Positions
+from lit_distil.objectives.base import Positions
 from lit_distil.objectives.functional import hard_label_cross_entropy
+from lit_distil.objectives.gradients import add_cross_entropy_gradient
+from lit_distil.objectives.rows import LogitObjective
+from lit_distil.schedules import StepValue
 
 
 class TeacherLabelLoss(LogitObjective):
@@ -19,9 +22,21 @@ class TeacherLabelLoss(LogitObjective):
         weight: Factor of this term in the total loss.
     """
 
-    def __init__(self, positions: Positions = "masked", *, weight: float = 1.0) -> None:
+    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """The cross-entropy in nats, summed over the rows."""
         return hard_label_cross_entropy(student_logits, teacher_logits)
+
+    def add_gradient(
+        self,
+        gradient: Tensor | None,
+        scale: float,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """See `RowObjective.add_gradient`; in closed form."""
+        assert teacher_logits is not None
+        return add_cross_entropy_gradient(gradient, scale, student_logits, teacher_logits.argmax(dim=-1))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lit_distil.objectives.base import Objective, Positions, check_positions, count_of, hidden_at, require_teacher
 from lit_distil.objectives.functional import cosine_distance_sum
+from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
 
 
@@ -20,7 +21,7 @@ class HiddenCosineLoss(Objective):
 
     needs_teacher = True
 
-    def __init__(self, positions: Positions = "all", *, weight: float = 1.0) -> None:
+    def __init__(self, positions: Positions = "all", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
         self.positions = check_positions(positions)
         self.counts = count_of(self.positions)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lit_distil.objectives.base import Objective, Positions, check_positions, count_of, hidden_at, require_teacher
 from lit_distil.objectives.functional import hidden_mse_sum
+from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
 
 
@@ -38,7 +39,7 @@ class HiddenMSELoss(Objective):
         student_width: int | None = None,
         teacher_width: int | None = None,
         positions: Positions = "all",
-        weight: float = 1.0,
+        weight: float | StepValue = 1.0,
     ) -> None:
         super().__init__(weight)
         if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):

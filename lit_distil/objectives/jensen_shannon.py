@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_distil.objectives.base import LogitObjective, Positions, configured_temperature
+from lit_distil.objectives.base import Positions, checked_temperature
 from lit_distil.objectives.functional import check_beta, jensen_shannon
+from lit_distil.objectives.rows import LogitObjective
+from lit_distil.schedules import StepValue
 
 
 class JensenShannonLoss(LogitObjective):
@@ -16,17 +18,27 @@ class JensenShannonLoss(LogitObjective):
 
     Args:
         beta: The teacher's share of the mixture, between 0 and 1 (both excluded).
-        temperature: T, positive.
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
         positions: "masked" or "all" (every real token).
         weight: Factor of this term in the total loss.
     """
 
     def __init__(
-        self, beta: float = 0.5, *, temperature: float = 1.0, positions: Positions = "masked", weight: float = 1.0
+        self,
+        beta: float = 0.5,
+        *,
+        temperature: float | StepValue = 1.0,
+        positions: Positions = "masked",
+        weight: float | StepValue = 1.0,
     ) -> None:
         super().__init__(positions=positions, weight=weight)
         self.beta = check_beta(beta)
-        self.temperature = configured_temperature(temperature)
+        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
+
+    @property
+    def mixing_temperature(self) -> float:  # type: ignore[override]
+        """Several teachers are averaged as they are softened."""
+        return self.temperature
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """The divergence in nats times T², summed over the rows."""

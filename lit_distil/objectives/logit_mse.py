@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_distil.objectives.base import LogitObjective, Positions
+from lit_distil.objectives.base import Positions
 from lit_distil.objectives.functional import logit_mse
+from lit_distil.objectives.rows import LogitObjective
+from lit_distil.schedules import StepValue
 
 
 class LogitMSELoss(LogitObjective):
@@ -20,7 +22,7 @@ class LogitMSELoss(LogitObjective):
         weight: Factor of this term in the total loss.
     """
 
-    def __init__(self, positions: Positions = "masked", *, weight: float = 1.0) -> None:
+    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

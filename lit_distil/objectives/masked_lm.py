@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_distil.objectives.base import Objective, Positions, logits_at
 from lit_distil.objectives.functional import cross_entropy_sum
-from lit_distil.types import Batch, Countable, EncoderOutput
+from lit_distil.objectives.gradients import add_cross_entropy_gradient
+from lit_distil.objectives.rows import RowObjective
+from lit_distil.schedules import StepValue
 
 
-class MaskedLMLoss(Objective):
+class MaskedLMLoss(RowObjective):
     """`Σ_masked −log p_s(original token)` (BERT, section 3.1, task 1).
 
     Always at temperature 1. Divided by the number of masked positions it is the loss of BERT, RoBERTa and the
     masked-LM term of DistilBERT.
+
+    Args:
+        weight: Factor of this term in the total loss.
     """
 
-    counts: Countable = "masked"
-    rows: Positions | None = "masked"
+    def __init__(self, weight: float | StepValue = 1.0) -> None:
+        super().__init__(positions="masked", weight=weight)
 
-    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+    def on_rows(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None) -> Tensor:
         """The cross-entropy in nats, summed over the masked positions."""
-        if batch.masked_labels is None:
-            raise ValueError("the batch carries no masked labels; give the data a masking strategy")
-        return cross_entropy_sum(logits_at(student, batch, "masked"), batch.masked_labels)
+        return cross_entropy_sum(student_logits, _given(labels))
+
+    def add_gradient(
+        self,
+        gradient: Tensor | None,
+        scale: float,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """See `RowObjective.add_gradient`; in closed form."""
+        return add_cross_entropy_gradient(gradient, scale, student_logits, _given(labels))
+
+
+def _given(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise ValueError("the batch carries no masked labels; give the data a masking strategy")
+    return labels

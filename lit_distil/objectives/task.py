@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distil.objectives.base import Objective
+from lit_distil.schedules import StepValue
 from lit_distil.types import IGNORE_INDEX, Batch, Countable, EncoderOutput
 
 
@@ -21,7 +22,7 @@ class TaskLoss(Objective):
 
     counts: Countable = "labels"
 
-    def __init__(self, *, kind: Literal["class", "value"] = "class", weight: float = 1.0) -> None:
+    def __init__(self, *, kind: Literal["class", "value"] = "class", weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
         self.kind = kind
 

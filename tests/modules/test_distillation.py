@@ -120,11 +120,11 @@ def test_teacher_is_in_eval_mode_whatever_train_is_called(trained: tuple[Distill
         module.train(mode)
         assert module.network.training is mode
         assert not any(part.training for part in teacher.network.modules())
-        outputs.append(teacher(batch, rows="all", output_hidden_states=False).logits)
+        outputs.append(teacher(batch, rows="all", project=True).logits)
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[1], outputs[2])
     # not vacuous: awake, this teacher's dropout shows
     teacher.network.train()
-    assert not torch.equal(teacher(batch, rows="all", output_hidden_states=False).logits, outputs[0])
+    assert not torch.equal(teacher(batch, rows="all", project=True).logits, outputs[0])
     teacher.network.eval()
 
 

@@ -1,0 +1,148 @@
+"""Objectives on the logits of a masked-LM head: a sum over rows, each of them a distribution over the vocabulary."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from lit_distil.objectives.base import (
+    Objective,
+    Positions,
+    check_positions,
+    count_of,
+    masked_positions,
+    require_teacher,
+)
+from lit_distil.schedules import StepValue
+from lit_distil.types import Batch, EncoderOutput
+
+
+class RowObjective(Objective):
+    """A term that is a sum over rows of logits, so that it can be taken a few rows at a time.
+
+    A subclass implements `on_rows`. That is enough: the gradient of a few rows comes from autograd. One that knows its
+    gradient in closed form also overrides `add_gradient`, and is faster.
+
+    Args:
+        positions: Which rows it sums over.
+        weight: See `Objective`.
+
+    Attributes:
+        mixing_temperature: At which several teachers' distributions are averaged for it.
+    """
+
+    mixing_temperature: float = 1.0
+
+    def __init__(self, *, positions: Positions = "masked", weight: float | StepValue = 1.0) -> None:
+        super().__init__(weight)
+        self.positions = check_positions(positions)
+        self.rows = self.positions
+        self.counts = count_of(self.positions)
+
+    @abstractmethod
+    def on_rows(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None) -> Tensor:
+        """The sum over some rows, with a graph.
+
+        Args:
+            student_logits: `[rows, vocabulary]`.
+            teacher_logits: `[rows, vocabulary]`, takes no gradient; None where there is no teacher.
+            labels: int64 `[rows]`, the original tokens; None for rows that are not masked.
+        """
+
+    def covers(self, *, is_masked: bool) -> bool:
+        """Whether it sums over the masked rows, or over the others."""
+        return self.positions == "all" or (self.positions == "masked") == is_masked
+
+    def add_gradient(
+        self,
+        gradient: Tensor | None,
+        scale: float,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """`on_rows` without a graph; the gradient of `scale` times it is added to `gradient`, unless that is None."""
+        if gradient is None:
+            with torch.no_grad():
+                return self.on_rows(student_logits, teacher_logits, labels)
+        with torch.enable_grad():
+            leaf = student_logits.detach().requires_grad_()
+            total = self.on_rows(leaf, teacher_logits, labels)
+            gradient.add_(torch.autograd.grad(total, leaf)[0], alpha=scale)
+        return total.detach()
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+        """The sum over the rows, on logits that are there or are multiplied out for it."""
+        teacher_logits = None
+        if self.needs_teacher:
+            teacher_logits = logits_at(require_teacher(self, teacher), batch, self.positions)
+        student_logits = logits_at(student, batch, self.positions)
+        labels = batch.masked_labels
+        if self.positions != "masked" and labels is not None:
+            labels = None
+        return self.on_rows(student_logits, teacher_logits, labels)
+
+
+class LogitObjective(RowObjective):
+    """A term that compares the student's logits with the teacher's: a subclass implements `compare`.
+
+    Args:
+        positions: "masked" compares where a token was hidden; "all" at every real token, special ones included, which
+            costs logits (and time) at all of them; "unmasked" at those that were not hidden.
+        weight: Factor of this term in the total loss.
+    """
+
+    needs_teacher = True
+
+    def on_rows(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None) -> Tensor:
+        """The comparison; labels play no part."""
+        assert teacher_logits is not None
+        return self.compare(student_logits, teacher_logits)
+
+    @abstractmethod
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The sum over rows of how the two differ, from two `[rows, vocabulary]`; the teacher takes no gradient."""
+
+
+def logits_at(output: EncoderOutput, batch: Batch, where: Positions) -> Tensor:
+    """The masked-LM logits at the positions that an objective compares.
+
+    Args:
+        output: Carries logits, or what they are multiplied out from, of all T tokens in their order (`output.rows` is
+            None), of all T with the masked ones first, or of the masked positions only.
+        batch: The batch that it speaks of.
+        where: "masked", "unmasked" or "all".
+
+    Returns:
+        `[rows, vocabulary]`: the masked rows, the others, or all of them, in the order of the output.
+
+    Raises:
+        ValueError: There are no logits, or not at the positions asked for.
+    """
+    if output.logits is None and output.projection is not None:
+        output.logits = output.projection.logits()
+    if output.logits is None:
+        raise ValueError("the network returned no logits; ask it for rows ('masked' or 'all')")
+    has_all = output.rows is None or output.rows.numel() == batch.num_tokens
+    if where != "masked" and not has_all:
+        assert output.rows is not None
+        raise ValueError(
+            f"logits at all {batch.num_tokens} tokens are needed, the network returned {output.rows.numel()} rows; "
+            "ask it for rows='all'"
+        )
+    if where == "all":
+        return output.logits
+    masked = masked_positions(batch)
+    num_masked = masked.numel()
+    if output.rows is None:
+        rows = masked if where == "masked" else batch.masked_first[num_masked:]
+        return output.logits.index_select(0, rows)
+    if has_all:
+        return output.logits[:num_masked] if where == "masked" else output.logits[num_masked:]
+    if output.rows.numel() != num_masked:
+        raise ValueError(
+            f"logits at {num_masked} masked positions are needed, the network returned {output.rows.numel()} rows"
+        )
+    return output.logits

@@ -1,0 +1,244 @@
+"""One pass over the vocabulary: projection, every term of the loss and the gradients, a few rows at a time.
+
+The logits of a batch are by far its largest tensor (2,048 tokens by 30,522 entries are 250 MB, and plain autograd keeps
+some eight of that size), and each is read once. Here the hidden states of student and teacher are multiplied out for a
+few rows, every term looks at these logits and adds its gradient, and the gradient goes straight back to the hidden
+states and to the embedding matrix. What a step needs beside those gradients is one buffer of `CHUNK_BYTES` for each
+network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lit_distil.objectives.functional import row_chunks
+from lit_distil.objectives.rows import RowObjective
+from lit_distil.types import Projection
+
+CHUNK_BYTES = 64 * 2**20
+"""Size of the logits of one piece: many rows at once for the matrix products, and little beside a batch's."""
+
+_CPU_COLUMNS = 4096
+
+Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
+"""Is shown every piece: student's logits, teacher's logits, labels (None for rows that are not masked)."""
+
+
+@dataclass(frozen=True)
+class RowTerm:
+    """A term with the factor that its sum enters the loss with.
+
+    Attributes:
+        objective: What is summed over the rows.
+        scale: Weight over the number of items in the global batch; 0 is summed, and adds no gradient.
+        teacher: Name of the teacher that it compares with; None takes the mixture of all.
+    """
+
+    objective: RowObjective
+    scale: float
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers' logits to be, by name, and the share of each in their mixture.
+
+    Attributes:
+        projections: One a teacher, of the same rows as the student's.
+        shares: Positive, of sum 1, under the same names.
+    """
+
+    projections: dict[str, Projection]
+    shares: dict[str, float]
+
+
+@dataclass
+class VocabularyPass:
+    """What one pass shall do.
+
+    Attributes:
+        terms: What is summed.
+        labels: int64 `[M]`, of the masked positions, which are the first M rows.
+        teachers: None where no term compares and nobody observes one.
+        observer: Shown every piece of logits, for metrics.
+        observes_teacher: Whether it wants the teachers' mixture too.
+    """
+
+    terms: list[RowTerm]
+    labels: Tensor | None = None
+    teachers: Teachers | None = None
+    observer: Observer | None = None
+    observes_teacher: bool = True
+    _with_gradient: bool = field(default=False, repr=False)
+
+    def __call__(self, student: Projection) -> tuple[Tensor, list[Tensor]]:
+        """Run it.
+
+        Args:
+            student: Of the rows `[R, width]`: the M masked ones, then the others if any.
+
+        Returns:
+            `Σ scale · sum` with a graph to the student's hidden states and its projection, and each term's sum without.
+        """
+        self._with_gradient = torch.is_grad_enabled()
+        total, sums = _Pass.apply(student.features, student.weight, student.bias, self)
+        return total, list(sums.unbind())
+
+    def pieces(self, num_rows: int, vocabulary_size: int, itemsize: int) -> Iterator[tuple[slice, bool]]:
+        """Slices of rows, and whether they are masked: no piece has rows of both kinds."""
+        step = max(1, CHUNK_BYTES // (vocabulary_size * itemsize))
+        num_masked = 0 if self.labels is None else len(self.labels)
+        for start, end, is_masked in ((0, num_masked, True), (num_masked, num_rows, False)):
+            for first in range(start, end, step):
+                yield slice(first, min(first + step, end)), is_masked
+
+
+class _Pass(torch.autograd.Function):
+    """`VocabularyPass` as a differentiable function of hidden states, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, work: VocabularyPass
+    ) -> tuple[Tensor, Tensor]:
+        wants_features, wants_weight, wants_bias, _ = (need and work._with_gradient for need in ctx.needs_input_grad)
+        with_gradient = wants_features or wants_weight or wants_bias
+        exact = torch.promote_types(features.dtype, torch.float32)
+        student = _Projector(Projection(features, weight, bias))
+        teachers = {}
+        if work.teachers is not None:
+            teachers = {name: _Projector(each) for name, each in work.teachers.projections.items()}
+        grad_features = torch.zeros_like(features) if wants_features else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None
+        sums = torch.zeros(len(work.terms), dtype=exact, device=features.device)
+
+        for rows, is_masked in work.pieces(len(features), len(weight), exact.itemsize):
+            covering = [(i, term) for i, term in enumerate(work.terms) if term.objective.covers(is_masked=is_masked)]
+            if not covering and work.observer is None:
+                continue
+            labels = work.labels[rows] if is_masked and work.labels is not None else None
+            logits = student(rows)
+            given = _TeacherLogits(teachers, work.teachers, rows)
+            for few in row_chunks(logits, exact):
+                gradient = None
+                if with_gradient:
+                    gradient = torch.zeros_like(logits[few], dtype=exact)
+                few_labels = None if labels is None else labels[few]
+                for i, term in covering:
+                    target = given.of(term, few) if term.objective.needs_teacher else None
+                    wanted = gradient if term.scale else None
+                    sums[i] += term.objective.add_gradient(wanted, term.scale, logits[few], target, few_labels)
+                if work.observer is not None:
+                    seen = given.mixture(1.0, few) if work.observes_teacher and teachers else None
+                    work.observer(logits[few], seen, few_labels)
+                if gradient is not None:
+                    logits[few] = gradient  # nobody looks at these logits any more
+            if grad_features is not None:
+                torch.mm(logits, student.weight, out=grad_features[rows])
+            if grad_weight is not None and student.dtype == exact:
+                grad_weight.addmm_(logits.t(), student.features[rows])
+            elif grad_weight is not None:
+                grad_weight += logits.t() @ student.features[rows]
+            if grad_bias is not None:
+                grad_bias += logits.sum(dim=0, dtype=exact)
+
+        ctx.gradients = (
+            grad_features,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        )
+        ctx.mark_non_differentiable(sums)
+        scales = torch.tensor([term.scale for term in work.terms], dtype=exact, device=features.device)
+        return (scales * sums).sum(), sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a vocabulary pass were handed over; run the pass again for new ones")
+        # scaled in place and handed over: they are of the embedding matrix's size
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*(None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients), None)
+
+
+class _Projector:
+    """Multiplies out a few rows at a time, into one buffer; under autocast at its precision."""
+
+    def __init__(self, projection: Projection) -> None:
+        dtype = projection.features.dtype
+        device = projection.features.device.type
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        self.dtype = torch.promote_types(dtype, projection.weight.dtype) if dtype == torch.float64 else dtype
+        self.features = projection.features.detach().to(self.dtype)
+        self.weight = projection.weight.detach().to(self.dtype)
+        self.bias = None if projection.bias is None else projection.bias.detach().to(self.dtype)
+        self._buffer: Tensor | None = None
+
+    def __call__(self, rows: slice) -> Tensor:
+        """The logits of these rows; the next call writes over them."""
+        num_rows = rows.stop - rows.start
+        if self._buffer is None or len(self._buffer) < num_rows:
+            self._buffer = self.features.new_empty(num_rows, len(self.weight))
+        logits = self._buffer[:num_rows]
+        features = self.features[rows]
+        # of a wide matrix, a CPU's library multiplies a block of columns at a time a third faster than all
+        step = _CPU_COLUMNS if logits.device.type == "cpu" else len(self.weight)
+        for start in range(0, len(self.weight), step):
+            block = slice(start, start + step)
+            if self.bias is None:
+                torch.mm(features, self.weight[block].t(), out=logits[:, block])
+            else:
+                torch.addmm(self.bias[block], features, self.weight[block].t(), out=logits[:, block])
+        return logits
+
+
+class _TeacherLogits:
+    """The teachers' logits of one piece, each multiplied out when it is first asked for."""
+
+    def __init__(self, projectors: dict[str, _Projector], teachers: Teachers | None, rows: slice) -> None:
+        self._projectors, self._teachers, self._rows = projectors, teachers, rows
+        self._logits: dict[str, Tensor] = {}
+
+    def of(self, term: RowTerm, few: slice) -> Tensor:
+        """What this term compares a few of the piece's rows with."""
+        if self._teachers is None:
+            raise ValueError(f"{type(term.objective).__name__} compares with a teacher, and there is none")
+        if term.teacher is not None:
+            return self._of(term.teacher)[few]
+        return self.mixture(term.objective.mixing_temperature, few)
+
+    def mixture(self, temperature: float, few: slice) -> Tensor:
+        """Logits whose softmax at this temperature is the weighted mean of the teachers' distributions at it."""
+        assert self._teachers is not None
+        logits = [self._of(name)[few] for name in self._projectors]
+        if len(logits) == 1:
+            return logits[0]
+        return mix_logits(logits, [self._teachers.shares[name] for name in self._projectors], temperature)
+
+    def _of(self, name: str) -> Tensor:
+        if name not in self._logits:
+            self._logits[name] = self._projectors[name](self._rows)
+        return self._logits[name]
+
+
+def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1.0) -> Tensor:
+    """Logits of the weighted mean of distributions: `softmax(result / T) = Σ_i share_i · softmax(logits_i / T)`.
+
+    Args:
+        logits: `[rows, vocabulary]` each.
+        shares: Positive, of sum 1.
+        temperature: T, positive.
+    """
+    parts = [
+        torch.log_softmax(each.to(torch.promote_types(each.dtype, torch.float32)) / temperature, -1)
+        + torch.tensor(share, dtype=torch.float64).log().item()
+        for each, share in zip(logits, shares, strict=True)
+    ]
+    return torch.logsumexp(torch.stack(parts), dim=0) * temperature
