@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.modules.base import Stage
 from lit_distil.modules.masked_lm import LanguageModelModule
+from lit_distil.modules.requests import attention_request
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
@@ -28,11 +30,15 @@ class FrozenTeacher:
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()  # not inference mode: inference tensors cannot be saved for the student's backward
-    def __call__(self, batch: Batch, *, rows: Any, output_hidden_states: bool) -> EncoderOutput:
+    def __call__(
+        self, batch: Batch, *, rows: Any, output_hidden_states: bool, attention_layers: Collection[int] = ()
+    ) -> EncoderOutput:
         """What the teacher makes of the batch, on the batch's device."""
         if next(self.network.parameters()).device != batch.input_ids.device:
             self.network.to(batch.input_ids.device)
-        return self.network(batch, rows=rows, output_hidden_states=output_hidden_states)
+        return self.network(
+            batch, rows=rows, output_hidden_states=output_hidden_states, attention_layers=attention_layers
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         return self
@@ -128,11 +134,13 @@ class DistillationModule(LanguageModelModule):
         needs_all = any(objective.rows == "all" for objective in objectives)
         rows: Any = "all" if needs_all else batch.masked_positions
         hidden = any(objective.needs_hidden_states for objective in objectives)
+        teacher_depth = None if self.teacher is None else self.teacher.network.num_layers
+        ours, theirs = attention_request(objectives, self.network.num_layers, teacher_depth)
         teacher = None
         if any(objective.needs_teacher for objective in objectives):
             assert self.teacher is not None
-            teacher = self.teacher(batch, rows=rows, output_hidden_states=hidden)
-        return self.network(batch, rows=rows, output_hidden_states=hidden), teacher
+            teacher = self.teacher(batch, rows=rows, output_hidden_states=hidden, attention_layers=theirs)
+        return self.network(batch, rows=rows, output_hidden_states=hidden, attention_layers=ours), teacher
 
     def observe(self, stage: Stage, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> None:
         """Beside the accuracies: how often student and teacher name the same token, and how sure the teacher is."""

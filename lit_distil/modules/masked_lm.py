@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraini
 from lit_distil.models import MaskedLMNetwork, NetworkSource
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.requests import attention_request
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
 from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
@@ -103,9 +104,13 @@ class MaskedLMModule(LanguageModelModule):
             self.objectives["next_sentence"] = NextSentenceLoss()
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, None]:
-        """The network's logits at the masked positions."""
+        """The network's logits at the masked positions, and what else the objectives need."""
         assert self.network is not None
-        return self.network(batch, rows=batch.masked_positions), None
+        objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
+        rows: Any = "all" if any(objective.rows == "all" for objective in objectives) else batch.masked_positions
+        hidden = any(objective.needs_hidden_states for objective in objectives)
+        layers, _ = attention_request(objectives, self.network.num_layers, None)
+        return self.network(batch, rows=rows, output_hidden_states=hidden, attention_layers=layers), None
 
     def forward(self, batch: Batch) -> Tensor | None:
         """Logits of every real token, `[T, vocabulary]`."""
