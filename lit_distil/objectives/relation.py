@@ -100,6 +100,12 @@ class RelationLoss(Objective):
         total = student.last_hidden_state.new_zeros(())
         for name, weight in self.relations.items():
             window = same_window(self, (student_block, mine), (teacher_block, its)) if name == "qk" else None
+            if window is not None and self.relation_heads is not None:
+                raise ValueError(
+                    f"relation_heads={self.relation_heads} with qk: block {student_block} has local attention, which "
+                    "only its own heads describe; leave relation_heads out, leave qk out of the relations, or take "
+                    "blocks with global attention"
+                )
             relation, target = self._relation(name, mine), self._relation(name, its)
             heads = (relation.left.shape[1], target.left.shape[1])
             if heads[0] != heads[1]:
