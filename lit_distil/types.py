@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -138,6 +138,55 @@ class Projection:
         return torch.nn.functional.linear(self.features, self.weight, self.bias)
 
 
+class SequenceGroup(Protocol):
+    """Sequences of like lengths that are worked on together, each padded to the same width."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Real tokens of each sequence."""
+
+    @property
+    def width(self) -> int:
+        """Tokens of each after padding, which stands at the end."""
+
+    def gather(self, states: Tensor) -> Tensor:
+        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]`; in padding stands one of the sequence's tokens."""
+
+
+@dataclass(frozen=True)
+class AttentionStates:
+    """What one block hands to its attention: after rotary positions, before any product.
+
+    Attributes:
+        query: `[T, heads, dim]`.
+        key: `[T, key heads, dim]`; heads is a multiple of key heads.
+        value: like `key`.
+        scaling: factor of the scores `q · k`.
+        window: tokens i and j see each other if |i - j| < window; None means all of a sequence do.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    window: int | None
+
+
+@dataclass(frozen=True)
+class RecordedAttention:
+    """Queries, keys and values of some blocks of a network.
+
+    Attributes:
+        num_layers: blocks of the network.
+        layers: by the number of the block, from 1 to `num_layers`, as hidden states are counted (0 is the embeddings).
+        groups: the batch's sequences, each in one group, so that tokens are compared within their own sequence.
+    """
+
+    num_layers: int
+    layers: dict[int, AttentionStates]
+    groups: tuple[SequenceGroup, ...]
+
+
 @dataclass
 class EncoderOutput:
     """What a network says of a flat batch.
@@ -151,6 +200,7 @@ class EncoderOutput:
         rows: int64 `[rows]`, the positions in T that logits or projection stand for: the masked ones, or all T with the
             masked ones first (`Batch.masked_first`); None means all T in their order.
         next_sentence_logits: `[S, 2]`, where the network has that head.
+        attention: queries, keys and values of the blocks that were asked for.
     """
 
     last_hidden_state: Tensor
@@ -159,3 +209,4 @@ class EncoderOutput:
     projection: Projection | None = None
     rows: Tensor | None = None
     next_sentence_logits: Tensor | None = None
+    attention: RecordedAttention | None = None

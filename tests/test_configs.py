@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lit_distil.commands.training import run as run_command
-from tests.workspace import REPOSITORY, Workspace, kept_environment, logged, write_config
+from lit_distil.data import load_tokenizer
+from tests.workspace import REPOSITORY, Workspace, kept_environment, logged, write_config, write_model
 
 CONFIGS = REPOSITORY / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
@@ -141,6 +142,18 @@ def test_roberta_small_and_its_distilroberta_run(workspace: Workspace, tmp_path:
     )
     config = json.loads((student / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"]) == ("roberta", 2)
+
+
+@pytest.mark.parametrize("name", ["minilm", "tinybert"])
+def test_students_of_the_small_bert_with_another_width_run(name: str, workspace: Workspace, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    config = content_of("pretrain/bert-small.yaml")["model"]["init_args"]["network"]["init_args"]["config"]
+    write_model(str(teacher), "bert", load_tokenizer(workspace.wordpiece), **config)
+    student = run_small(
+        f"distill/{name}-small.yaml", workspace, tmp_path / "student", tokenizer=str(teacher), teacher=str(teacher)
+    )
+    config = json.loads((student / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"], config["hidden_size"]) == ("bert", 2, 64)
 
 
 def test_the_stages_of_the_demo_run_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_distil.models.layout import SequenceLayout
+from lit_distil.models.recorder import AttentionRecorder
 
 UNPADDED = "unpadded"
 """The name under which transformers knows the function."""
@@ -45,6 +46,7 @@ def unpadded_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     sequence_layout: SequenceLayout | None = None,
+    attention_recorder: AttentionRecorder | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each sequence of a flat batch (the signature is that of transformers' AttentionInterface).
@@ -60,6 +62,7 @@ def unpadded_attention(
         sliding_window: tokens i and j see each other if |i - j| < sliding_window. This is how transformers hands it to
             attention functions: ModernBERT's layers pass `local_attention // 2 + 1`.
         sequence_layout: where the sequences lie.
+        attention_recorder: keeps queries, keys and values of the layers that somebody asked for.
         kwargs: what else a model hands to its attention function; not needed.
 
     Returns:
@@ -78,6 +81,8 @@ def unpadded_attention(
             f"sequence_layout is of a row of {sequence_layout.num_tokens} tokens, got {query.shape[0]} rows of "
             f"{query.shape[2]}; build it from the lengths of this batch"
         )
+    if attention_recorder is not None:
+        attention_recorder.record(query, key, value, scaling=scaling, window=sliding_window)
     if key.shape[1] != query.shape[1]:  # grouped-query attention
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)

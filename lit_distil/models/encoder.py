@@ -8,7 +8,7 @@ the largest tensor of all, need never exist, and the Hugging Face models stay as
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.attention import UNPADDED, choose_attention
+from lit_distil.models.attention import UNPADDED, choose_attention, supports_unpadded
 from lit_distil.models.layout import SequenceLayout
+from lit_distil.models.recorder import AttentionRecorder
 from lit_distil.types import Batch, EncoderOutput, Projection
 
 Rows = Tensor | Literal["all"] | None
@@ -77,6 +78,11 @@ class FlatNetwork(nn.Module):
         """Whether batches run flat, without padding."""
         return self.model.config._attn_implementation == UNPADDED
 
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.config.num_hidden_layers)
+
     def num_parameters(self, *, only_trainable: bool = False) -> int:
         """Number of parameters, tied ones counted once."""
         return self.model.num_parameters(only_trainable=only_trainable)
@@ -86,7 +92,12 @@ class FlatNetwork(nn.Module):
         self.model.save_pretrained(str(directory))
 
     def _run(
-        self, batch: Batch, select: Callable[[Tensor], Tensor], *, output_hidden_states: bool
+        self,
+        batch: Batch,
+        select: Callable[[Tensor], Tensor],
+        *,
+        output_hidden_states: bool,
+        attention_layers: Collection[int],
     ) -> tuple[Any, EncoderOutput]:
         """Runs the model, with `select([T, hidden])` in place of the last hidden state where the head looks for it."""
         longest = max(batch.lengths)
@@ -97,6 +108,9 @@ class FlatNetwork(nn.Module):
                 "max_position_embeddings"
             )
         inputs, flatten = self._flat_inputs(batch) if self.is_unpadded else self._padded_inputs(batch)
+        recorder = self._recorder(attention_layers) if attention_layers else None
+        if recorder is not None:
+            inputs["attention_recorder"] = recorder
         captured: list[EncoderOutput] = []
 
         def choose_rows(module: nn.Module, args: Any, output: Any) -> Any:
@@ -110,7 +124,24 @@ class FlatNetwork(nn.Module):
 
         with _forward_hook(self.model.base_model, choose_rows):
             output = self.model(**inputs, output_hidden_states=output_hidden_states, return_dict=True)
+        if recorder is not None:
+            captured[0].attention = recorder.finish(inputs["sequence_layout"].buckets)
         return output, captured[0]
+
+    def _recorder(self, layers: Collection[int]) -> AttentionRecorder:
+        if not self.is_unpadded:
+            model_type, attention = self.config.model_type, self.config._attn_implementation
+            way_out = (
+                f"its attention is {attention!r}: leave `attention` out, and it runs on flat batches, which give them"
+                if supports_unpadded(self.model)
+                else "it computes attention in its own way: match hidden states (HiddenMSELoss) instead, or take an "
+                "architecture such as bert, roberta, distilbert or modernbert"
+            )
+            raise ValueError(
+                f"AttentionLoss and RelationLoss need queries, keys and values, which {model_type} does not give here: "
+                f"{way_out}"
+            )
+        return AttentionRecorder(layers, num_layers=self.num_layers)
 
     def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
         inputs = {
@@ -166,7 +197,13 @@ class MaskedLMNetwork(FlatNetwork):
         self._ends_in_projection: bool | None = None
 
     def forward(
-        self, batch: Batch, *, rows: Rows = None, output_hidden_states: bool = False, project: bool = True
+        self,
+        batch: Batch,
+        *,
+        rows: Rows = None,
+        output_hidden_states: bool = False,
+        attention_layers: Collection[int] = (),
+        project: bool = True,
     ) -> EncoderOutput:
         """Runs a flat batch.
 
@@ -174,6 +211,8 @@ class MaskedLMNetwork(FlatNetwork):
             batch: T tokens of S sequences.
             rows: int64 `[rows]`, the positions in T whose logits are wanted; `all` for every one; None for no logits.
             output_hidden_states: whether to return the hidden states of every layer.
+            attention_layers: numbers of the blocks, counted from 1, whose queries, keys and values are wanted; only of
+                a network on flat batches.
             project: whether to multiply out the logits; otherwise the output has `projection` in their place, from
                 which the caller makes them (an architecture whose head does not end in a linear layer gives logits
                 all the same).
@@ -182,7 +221,8 @@ class MaskedLMNetwork(FlatNetwork):
             Logits `[rows, vocabulary]` if asked for, next-sentence logits `[S, 2]` where the model has that head.
 
         Raises:
-            ValueError: if a sequence is longer than the position table, or `rows` is none of the above.
+            ValueError: if a sequence is longer than the position table, `rows` is none of the above, or the network
+                cannot give the `attention_layers`.
         """
         if isinstance(rows, str) and rows != "all":
             raise ValueError(f"rows must be a tensor of positions, 'all' or None, got {rows!r}")
@@ -193,14 +233,15 @@ class MaskedLMNetwork(FlatNetwork):
             return hidden[None] if rows == "all" else hidden[None, :0]
 
         defers = rows is not None and not project and self._ends_in_projection is not False
+        wanted: dict[str, Any] = {"output_hidden_states": output_hidden_states, "attention_layers": attention_layers}
         with self._deferred_projection(enabled=defers) as captured:
-            output, result = self._run(batch, select, output_hidden_states=output_hidden_states)
+            output, result = self._run(batch, select, **wanted)
         if rows is not None:
             logits = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
             if defers and self._is_deferred(captured, logits):
                 result.projection = captured[0]
             elif defers:
-                return self(batch, rows=rows, output_hidden_states=output_hidden_states)
+                return self(batch, rows=rows, **wanted)
             else:
                 result.logits = logits
             result.rows = rows if isinstance(rows, Tensor) else None
@@ -262,18 +303,23 @@ class TaskNetwork(FlatNetwork):
         if self._pooling not in ("cls", "mean"):
             raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
 
-    def forward(self, batch: Batch, *, output_hidden_states: bool = False) -> EncoderOutput:
+    def forward(
+        self, batch: Batch, *, output_hidden_states: bool = False, attention_layers: Collection[int] = ()
+    ) -> EncoderOutput:
         """Runs a flat batch.
 
         Args:
             batch: T tokens of S sequences.
             output_hidden_states: whether to return the hidden states of every layer.
+            attention_layers: numbers of the blocks, counted from 1, whose queries, keys and values are wanted; only of
+                a network on flat batches.
 
         Returns:
             Logits `[S, labels]`, one row a sequence, or `[T, labels]`, one row a token.
 
         Raises:
-            ValueError: if a sequence is longer than the position table.
+            ValueError: if a sequence is longer than the position table, or the network cannot give the
+                `attention_layers`.
         """
 
         def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, T, hidden] or [S, 1, hidden]
@@ -283,7 +329,9 @@ class TaskNetwork(FlatNetwork):
                 return _mean_of_sequences(hidden, batch)[:, None]
             return hidden.index_select(0, batch.first_positions)[:, None]
 
-        output, result = self._run(batch, select, output_hidden_states=output_hidden_states)
+        output, result = self._run(
+            batch, select, output_hidden_states=output_hidden_states, attention_layers=attention_layers
+        )
         result.logits = output.logits[0] if self.is_token_level else output.logits
         return result
 

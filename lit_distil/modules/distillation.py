@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.modules.base import Stage
 from lit_distil.modules.masked_lm import LanguageModelModule
+from lit_distil.modules.requests import network_requests
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective
@@ -145,17 +146,14 @@ class DistillationModule(LanguageModelModule):
         """
         assert self.network is not None
         objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
+        teachers: TeacherOutputs = {}
+        depths = {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
         needs_teacher = any(objective.needs_teacher for objective in objectives)
-        needs_all = any(objective.rows in ("all", "unmasked") for objective in objectives)
-        if needs_all or (needs_teacher and not self.training) or batch.masked_positions is None:
-            rows = batch.masked_first
-        else:
-            rows = batch.masked_positions
-        hidden = any(objective.needs_hidden_states for objective in objectives)
-        teachers = {}
+        every_row = needs_teacher and not self.training
+        ours, theirs = network_requests(objectives, batch, self.network.num_layers, depths, every_row=every_row)
         if needs_teacher:
-            teachers = {name: one(batch, rows=rows, output_hidden_states=hidden) for name, one in self.teachers.items()}
-        return self.network(batch, rows=rows, output_hidden_states=hidden, project=False), teachers
+            teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
+        return self.network(batch, project=False, **ours), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """Beside the accuracy: how far student and teacher agree, on masked and unmasked tokens, and how sure it is.

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraini
 from lit_distil.models import MaskedLMNetwork, NetworkSource
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.requests import network_requests
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
 from lit_distil.optim import Schedule
@@ -107,9 +108,11 @@ class MaskedLMModule(LanguageModelModule):
             self.objectives["next_sentence"] = NextSentenceLoss()
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
-        """What the network makes of the masked positions."""
+        """What the network makes of the masked positions, and what else the objectives need."""
         assert self.network is not None
-        return self.network(batch, rows=batch.masked_positions, project=False), {}
+        objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
+        ours, _ = network_requests(objectives, batch, self.network.num_layers, {})
+        return self.network(batch, project=False, **ours), {}
 
     def forward(self, batch: Batch) -> Tensor | None:
         """Logits of every real token, `[T, vocabulary]`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -24,12 +24,24 @@ class FrozenTeacher:
 
     @torch.no_grad()  # not inference mode: inference tensors cannot be saved for the student's backward
     def __call__(
-        self, batch: Batch, *, rows: Any, output_hidden_states: bool = False, project: bool = False
+        self,
+        batch: Batch,
+        *,
+        rows: Any,
+        output_hidden_states: bool = False,
+        attention_layers: Collection[int] = (),
+        project: bool = False,
     ) -> EncoderOutput:
         """What the teacher makes of the batch, on the batch's device; see `MaskedLMNetwork.forward`."""
         if next(self.network.parameters()).device != batch.input_ids.device:
             self.network.to(batch.input_ids.device)
-        return self.network(batch, rows=rows, output_hidden_states=output_hidden_states, project=project)
+        return self.network(
+            batch,
+            rows=rows,
+            output_hidden_states=output_hidden_states,
+            attention_layers=attention_layers,
+            project=project,
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         return self

@@ -1,5 +1,6 @@
 """The terms of the loss: pure functions in `functional`, and a small configurable class around each."""
 
+from lit_distil.objectives.attention import AttentionLoss
 from lit_distil.objectives.base import Objective, Positions, hidden_at
 from lit_distil.objectives.hard_labels import TeacherLabelLoss
 from lit_distil.objectives.hidden_cosine import HiddenCosineLoss
@@ -8,6 +9,7 @@ from lit_distil.objectives.jensen_shannon import JensenShannonLoss
 from lit_distil.objectives.logit_mse import LogitMSELoss
 from lit_distil.objectives.masked_lm import MaskedLMLoss
 from lit_distil.objectives.next_sentence import NextSentenceLoss
+from lit_distil.objectives.relation import RelationLoss
 from lit_distil.objectives.reverse_kl import ReverseKLLoss
 from lit_distil.objectives.rows import LogitObjective, RowObjective, logits_at
 from lit_distil.objectives.soft_targets import SoftTargetLoss
@@ -15,6 +17,7 @@ from lit_distil.objectives.task import TaskLoss
 from lit_distil.objectives.vocabulary import RowTerm, Teachers, VocabularyPass, mix_logits
 
 __all__ = [
+    "AttentionLoss",
     "HiddenCosineLoss",
     "HiddenMSELoss",
     "JensenShannonLoss",
@@ -24,6 +27,7 @@ __all__ = [
     "NextSentenceLoss",
     "Objective",
     "Positions",
+    "RelationLoss",
     "ReverseKLLoss",
     "RowObjective",
     "RowTerm",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Literal
 
 from torch import Tensor, nn
@@ -84,6 +85,20 @@ class Objective(nn.Module, ABC):
             teacher: What the teacher says of it, or None for an objective that needs none.
             batch: The flat micro-batch.
         """
+
+    def attention_layers(
+        self, student_depth: int, teacher_depth: int | None
+    ) -> tuple[Collection[int], Collection[int]]:
+        """The blocks whose queries, keys and values it needs, of the student and of the teacher; none by default.
+
+        Args:
+            student_depth: Blocks of the student.
+            teacher_depth: Blocks of the teacher; None where there is none.
+
+        Returns:
+            Numbers of blocks, each from 1 to the depth. The networks hand them over as `EncoderOutput.attention`.
+        """
+        return (), ()
 
     def extra_repr(self) -> str:
         """The weight and what it counts, for the model summary."""

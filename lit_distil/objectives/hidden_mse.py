@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
-from lit_distil.objectives.base import Objective, Positions, check_positions, count_of, hidden_at, require_teacher
+from lit_distil.objectives.base import Objective, count_of, hidden_at, require_teacher
 from lit_distil.objectives.functional import hidden_mse_sum
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
+
+States = Literal["all", "masked", "first"]
+"""Which hidden states are compared: of every real token, of the masked ones, or of each sequence's first."""
 
 
 class HiddenMSELoss(Objective):
     """`Σ_pairs Σ_positions mean_width (W · h_s − h_t)²` over mapped pairs of layers.
 
-    TinyBERT, equations 7 and 8 (embeddings included, one learned `W` for all pairs as in its code); with `normalise`
-    the patience loss of PKD, equation 7, except that the width is averaged over, as in its code. Pairs are summed.
+    TinyBERT (Jiao et al. 2020, equations 8 and 9): the blocks and, as layer 0, the embeddings, with one learned `W` for
+    all pairs as in its code. With `normalise` and `positions: first` the patience loss of PKD (Sun et al. 2019,
+    equation 7), which compares [CLS], except that the width is averaged over, as in its code. Pairs are summed.
 
     Args:
         layer_map: Pairs `[student layer, teacher layer]`. Layer 0 is the embeddings' output, layer i the output of
@@ -24,7 +30,8 @@ class HiddenMSELoss(Objective):
         normalise: Compare directions: divide each vector by its L2 norm first (after the projection).
         student_width: Hidden size of the student, when its vectors shall pass through a learned projection.
         teacher_width: Hidden size of the teacher, likewise; both or neither. Without them widths must be equal.
-        positions: "all" (every real token) or "masked".
+        positions: "all" (every real token), "masked", or "first" (the [CLS] or `<s>` of each sequence; the sum is
+            then over sequences).
         weight: Factor of this term in the total loss.
     """
 
@@ -38,7 +45,7 @@ class HiddenMSELoss(Objective):
         normalise: bool = False,
         student_width: int | None = None,
         teacher_width: int | None = None,
-        positions: Positions = "all",
+        positions: States = "all",
         weight: float | StepValue = 1.0,
     ) -> None:
         super().__init__(weight)
@@ -53,8 +60,10 @@ class HiddenMSELoss(Objective):
             )
         self.layer_map = layer_map
         self.normalise = normalise
-        self.positions = check_positions(positions)
-        self.counts = count_of(self.positions)
+        if positions not in ("all", "masked", "first"):
+            raise ValueError(f"positions must be 'all', 'masked' or 'first', got {positions!r}")
+        self.positions = positions
+        self.counts = "sequences" if positions == "first" else count_of(positions)
         self.projection: nn.Module = nn.Identity()
         if student_width is not None and teacher_width is not None:
             self.projection = nn.Linear(student_width, teacher_width)
@@ -66,8 +75,8 @@ class HiddenMSELoss(Objective):
         self._check_widths(student_layers[0].shape[-1], teacher_layers[0].shape[-1])
         total = student_layers[0].new_zeros(())
         for student_layer, teacher_layer in self.pairs(len(student_layers) - 1, len(teacher_layers) - 1):
-            projected = self.projection(hidden_at(student_layers[student_layer], batch, self.positions))
-            target = hidden_at(teacher_layers[teacher_layer], batch, self.positions)
+            projected = self.projection(self._chosen(student_layers[student_layer], batch))
+            target = self._chosen(teacher_layers[teacher_layer], batch)
             total = total + hidden_mse_sum(projected, target, normalise=self.normalise)
         return total
 
@@ -92,6 +101,11 @@ class HiddenMSELoss(Objective):
                         f"{depth}, or -1 down to {-depth - 1} from the end"
                     )
         return self.layer_map
+
+    def _chosen(self, hidden: Tensor, batch: Batch) -> Tensor:
+        if self.positions == "first":
+            return hidden.index_select(0, batch.first_positions)
+        return hidden_at(hidden, batch, self.positions)
 
     def _check_widths(self, student_width: int, teacher_width: int) -> None:
         if isinstance(self.projection, nn.Linear):

@@ -118,35 +118,36 @@ class _Pass(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None
         sums = torch.zeros(len(work.terms), dtype=exact, device=features.device)
 
-        for rows, is_masked in work.pieces(len(features), len(weight), exact.itemsize):
-            covering = [(i, term) for i, term in enumerate(work.terms) if term.objective.covers(is_masked=is_masked)]
-            if not covering and work.observer is None:
-                continue
-            labels = work.labels[rows] if is_masked and work.labels is not None else None
-            logits = student(rows)
-            given = _TeacherLogits(teachers, work.teachers, rows)
-            for few in row_chunks(logits, exact):
-                gradient = None
-                if with_gradient:
-                    gradient = torch.zeros_like(logits[few], dtype=exact)
-                few_labels = None if labels is None else labels[few]
-                for i, term in covering:
-                    target = given.of(term, few) if term.objective.needs_teacher else None
-                    wanted = gradient if term.scale else None
-                    sums[i] += term.objective.add_gradient(wanted, term.scale, logits[few], target, few_labels)
-                if work.observer is not None:
-                    seen = given.mixture(1.0, few) if work.observes_teacher and teachers else None
-                    work.observer(logits[few], seen, few_labels)
-                if gradient is not None:
-                    logits[few] = gradient  # nobody looks at these logits any more
-            if grad_features is not None:
-                torch.mm(logits, student.weight, out=grad_features[rows])
-            if grad_weight is not None and student.dtype == exact:
-                grad_weight.addmm_(logits.t(), student.features[rows])
-            elif grad_weight is not None:
-                grad_weight += logits.t() @ student.features[rows]
-            if grad_bias is not None:
-                grad_bias += logits.sum(dim=0, dtype=exact)
+        with torch.autocast(features.device.type, enabled=False):  # the projectors have seen to the precision
+            for rows, is_masked in work.pieces(len(features), len(weight), exact.itemsize):
+                covering = [(i, one) for i, one in enumerate(work.terms) if one.objective.covers(is_masked=is_masked)]
+                if not covering and work.observer is None:
+                    continue
+                labels = work.labels[rows] if is_masked and work.labels is not None else None
+                logits = student(rows)
+                given = _TeacherLogits(teachers, work.teachers, rows)
+                for few in row_chunks(logits, exact):
+                    gradient = None
+                    if with_gradient:
+                        gradient = torch.zeros_like(logits[few], dtype=exact)
+                    few_labels = None if labels is None else labels[few]
+                    for i, term in covering:
+                        target = given.of(term, few) if term.objective.needs_teacher else None
+                        wanted = gradient if term.scale else None
+                        sums[i] += term.objective.add_gradient(wanted, term.scale, logits[few], target, few_labels)
+                    if work.observer is not None:
+                        seen = given.mixture(1.0, few) if work.observes_teacher and teachers else None
+                        work.observer(logits[few], seen, few_labels)
+                    if gradient is not None:
+                        logits[few] = gradient  # nobody looks at these logits any more
+                if grad_features is not None:
+                    grad_features[rows] = logits @ student.weight
+                if grad_weight is not None and student.dtype == exact:
+                    grad_weight.addmm_(logits.t(), student.features[rows])
+                elif grad_weight is not None:
+                    grad_weight += logits.t() @ student.features[rows]
+                if grad_bias is not None:
+                    grad_bias += logits.sum(dim=0, dtype=exact)
 
         ctx.gradients = (
             grad_features,

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
+from lit_distil.models import MaskedLMNetwork
 from lit_distil.objectives import HiddenMSELoss
+from lit_distil.types import Batch
+from tests.models.helpers import make_batch as flat_batch
+from tests.models.helpers import make_model, padded_inputs
 
+from .eager import cut
 from .examples import MASKED, make_batch, make_output
 
 
@@ -84,3 +92,97 @@ def test_missing_hidden_states_name_the_network() -> None:
     teacher.hidden_states = None
     with pytest.raises(ValueError, match="teacher's hidden states"):
         HiddenMSELoss()(student, teacher, make_batch())
+
+
+# The papers' formulae, on padded models
+
+
+def padded_pair(**teacher: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+    return make_model("bert"), make_model("bert", **teacher)
+
+
+def hidden_of(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, ...]:
+    inputs, _ = padded_inputs(batch, 0)
+    return model(**inputs, output_hidden_states=True).hidden_states
+
+
+def loss_of(
+    objective: HiddenMSELoss, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch
+) -> tuple[torch.Tensor, MaskedLMNetwork]:
+    """What the module makes of it, divided by its count."""
+    network = MaskedLMNetwork(copy.deepcopy(student))
+    with torch.no_grad():
+        target = MaskedLMNetwork(copy.deepcopy(teacher))(batch, output_hidden_states=True)
+    value = objective(network(batch, output_hidden_states=True), target, batch)
+    return value / batch.counts[objective.counts], network
+
+
+def assert_gradients_equal(network: MaskedLMNetwork, reference: PreTrainedModel) -> None:
+    theirs = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    assert len(theirs) > 20
+    for name, parameter in network.model.named_parameters():
+        if name in theirs:
+            torch.testing.assert_close(parameter.grad, theirs[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(9, 9, 9), (7, 19, 3)])
+def test_patient_distillation_equals_pkds_formula(lengths: tuple[int, ...]) -> None:
+    """`Σ_i Σ_j ‖h_s[CLS]/‖h_s‖ − h_t[CLS]/‖h_t‖‖²` over samples i and mapped layers j (PKD-skip: block j with 2j)."""
+    batch = flat_batch(lengths)
+    student, teacher = padded_pair(num_hidden_layers=4)
+    objective = HiddenMSELoss([[1, 2], [2, 4]], normalise=True, positions="first")
+    assert objective.counts == "sequences"
+    value, network = loss_of(objective, student, teacher, batch)
+    s, t = hidden_of(student, batch), [state.detach() for state in hidden_of(teacher, batch)]
+    total = torch.zeros(())
+    for ours, theirs in ((s[1], t[2]), (s[2], t[4])):
+        for row in range(len(lengths)):
+            a, b = ours[row, 0], theirs[row, 0]
+            total = total + (a / a.norm() - b / b.norm()).square().sum()
+    assert total > 0.1
+    expected = total / len(lengths) / 16  # the mean over the width, as in the authors' code
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    (16 * value).backward()
+    (16 * expected).backward()
+    assert_gradients_equal(network, student)
+
+
+@pytest.mark.parametrize("lengths", [(9, 9, 9), (7, 19, 3)])
+def test_projection_on_blocks_and_embeddings_equals_tinyberts_formula(lengths: tuple[int, ...]) -> None:
+    """`MSE(H^S W, H^T)` of each mapped block and `MSE(E^S W, E^T)`, with one W as in the authors' code."""
+    batch = flat_batch(lengths)
+    student, teacher = padded_pair(num_hidden_layers=4, hidden_size=24, num_attention_heads=3)
+    torch.manual_seed(2)
+    objective = HiddenMSELoss(student_width=16, teacher_width=24)
+    value, network = loss_of(objective, student, teacher, batch)
+    projection = copy.deepcopy(objective.projection)
+    s, t = hidden_of(student, batch), [state.detach() for state in hidden_of(teacher, batch)]
+    total = torch.zeros(())
+    for ours, theirs in ((s[0], t[0]), (s[1], t[2]), (s[2], t[4])):
+        for row, n in enumerate(lengths):
+            # the paper's loss of one sequence; sequences count by their length
+            total = total + n * F.mse_loss(projection(ours[row, :n]), theirs[row, :n])
+    expected = total / sum(lengths)
+    if len(set(lengths)) == 1:  # nothing is padded, and PyTorch's mean over the batch is the authors' line
+        whole = sum(F.mse_loss(projection(ours), theirs) for ours, theirs in ((s[0], t[0]), (s[1], t[2]), (s[2], t[4])))
+        torch.testing.assert_close(whole, expected)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    value.backward()
+    expected.backward()
+    assert_gradients_equal(network, student)
+    for ours, theirs in zip(objective.projection.parameters(), projection.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_first_positions_of_a_batch_cut_in_two_add_up() -> None:
+    batch = flat_batch((7, 19, 3))
+    student, teacher = (MaskedLMNetwork(model) for model in padded_pair(num_hidden_layers=4))
+    loss = HiddenMSELoss(normalise=True, positions="first")
+    values = [
+        loss(student(part, output_hidden_states=True), teacher(part, output_hidden_states=True), part)
+        for part in (batch, *cut(batch, 1))
+    ]
+    assert min(values) > 0
+    torch.testing.assert_close(values[1] + values[2], values[0])
+    with pytest.raises(ValueError, match="positions must be 'all', 'masked' or 'first', got 'cls'"):
+        HiddenMSELoss(positions="cls")  # type: ignore[arg-type]
