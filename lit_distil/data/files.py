@@ -20,8 +20,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _BLOCK_BYTES = 1 << 20
-_COMPRESSED_BYTES = 1 << 16
-_LONGEST_DECODED = 1 << 22  # bytes that one step of decompression may give
+_COMPRESSED_BYTES = 1 << 14
+_ZSTD_BYTES = 1 << 6  # few, as nothing else bounds what they unpack to: 128 KiB for each four of them
 
 
 def resolve_files(files: Files, *, field: str) -> list[Path]:
@@ -184,28 +184,50 @@ def _raw_blocks(path: Path) -> Iterator[bytes]:
                         break
                     decoder = new_decoder()
                 try:
-                    block = decoder.decompress(chunk)
+                    block, chunk = decoder.decompress(chunk)
                 except damage as error:
                     raise ValueError(
                         f"{path}: the compressed file is damaged after {size:,} bytes of text ({error}); fetch it again"
                     ) from error
                 size += len(block)
                 yield block
-                chunk = decoder.unused_data
         if not decoder.eof:
             raise ValueError(f"{path}: the compressed file is cut short after {size:,} bytes of text; fetch it again")
 
 
-def _gzip() -> tuple[Callable[[], Any], type[Exception]]:
-    return lambda: zlib.decompressobj(wbits=31), zlib.error
+class _Decoder:
+    """Decompression step by step, so that a little that unpacks to very much takes bounded memory."""
+
+    def __init__(self, decoder: Any, step: int, *limit: int) -> None:
+        self._decoder, self._step, self._limit = decoder, step, limit
+
+    @property
+    def eof(self) -> bool:
+        """Whether the compressed data have come to their end."""
+        return self._decoder.eof
+
+    def decompress(self, chunk: bytes) -> tuple[bytes, bytes]:
+        """The next bytes, and what of the chunk is still to be decompressed."""
+        blocks, size = [], 0
+        while chunk and size < _BLOCK_BYTES and not self.eof:
+            blocks.append(self._decoder.decompress(chunk[: self._step], *self._limit))
+            chunk = (self._decoder.unconsumed_tail or self._decoder.unused_data) + chunk[self._step :]
+            size += len(blocks[-1])
+        return b"".join(blocks), chunk
 
 
-def _zstd(path: Path) -> tuple[Callable[[], Any], type[Exception]]:
+def _gzip() -> tuple[Callable[[], _Decoder], type[Exception]]:
+    return lambda: _Decoder(zlib.decompressobj(wbits=31), _COMPRESSED_BYTES, _BLOCK_BYTES), zlib.error
+
+
+def _zstd(path: Path) -> tuple[Callable[[], _Decoder], type[Exception]]:
     try:
         import zstandard
     except ImportError as error:
         raise ValueError(f"{path}: reading zstd needs the extra: pip install 'lit-distil[zstd]'") from error
-    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+    # large corpora are compressed with windows of up to 2 GiB (zstd --long=31)
+    settings = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    return lambda: _Decoder(settings.decompressobj(), _ZSTD_BYTES), zstandard.ZstdError
 
 
 def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:
