@@ -22,13 +22,14 @@ class Mixture(DocumentSource):
     The next document is of the source that has given the least for its weight so far (the first named, where several
     have), so that at any point the shares are those of the weights to within a document.
 
-    Weights, caps and the end of a source concern the `train` split. The held-out splits are every document of every
-    source once, source after source, so that runs of different mixtures are measured on the same text.
+    Weights, shares, caps and the end of a source concern the `train` split. The held-out splits are every document of
+    every source once, source after source, so that runs of different mixtures are measured on the same text.
 
     Args:
         sources: Sources by name.
         weights: What a source gives beside the others; they need not sum to 1. Sources that are not named have 1.
         measure: What the weights are shares of: `characters`, or `documents`.
+        shares: Share of a source's documents to take, by its name, in (0, 1]; they are evenly spread over the source.
         max_documents: Documents of a source at most, by its name.
         max_characters: Characters of a source at most, by its name; the first document that would exceed them, and
             all after it, are left out.
@@ -43,13 +44,19 @@ class Mixture(DocumentSource):
         *,
         weights: dict[str, float] | None = None,
         measure: Measure = "characters",
+        shares: dict[str, float] | None = None,
         max_documents: dict[str, int] | None = None,
         max_characters: dict[str, int] | None = None,
         at_the_end: AtTheEnd = "go_on",
     ) -> None:
         if not sources:
             raise ValueError("source.sources: at least one source is needed, by a name of your choice")
-        settings = {"weights": weights, "max_documents": max_documents, "max_characters": max_characters}
+        settings = {
+            "weights": weights,
+            "shares": shares,
+            "max_documents": max_documents,
+            "max_characters": max_characters,
+        }
         for field, values in settings.items():
             for name, value in dict(values or {}).items():
                 if name not in sources:
@@ -58,6 +65,9 @@ class Mixture(DocumentSource):
                     raise ValueError(
                         f"source.{field}.{name} must be above 0, got {value}; take a source out to have none of it"
                     )
+        for name, share in (shares or {}).items():
+            if share > 1:
+                raise ValueError(f"source.shares.{name} must lie in (0, 1], got {share}")
         for name, source in sources.items():
             if not isinstance(source, DocumentSource):
                 raise ValueError(f"source.sources.{name}: {type(source).__name__} gives no documents")
@@ -68,6 +78,7 @@ class Mixture(DocumentSource):
         self.sources = sources
         self.weights = {name: float((weights or {}).get(name, 1)) for name in sources}
         self.measure = measure
+        self.shares = shares or {}
         self.max_documents, self.max_characters = max_documents or {}, max_characters or {}
         self.at_the_end = at_the_end
 
@@ -101,7 +112,7 @@ class Mixture(DocumentSource):
     def fingerprint(self, split: Split) -> str:
         """Of the sources' own, and of the settings."""
         parts = [[name, source.fingerprint(split)] for name, source in self.sources.items()]
-        settings = [self.weights, self.measure, self.max_documents, self.max_characters, self.at_the_end]
+        settings = [self.weights, self.measure, self.shares, self.max_documents, self.max_characters, self.at_the_end]
         return hashlib.sha256(json.dumps([parts, settings if split == "train" else None]).encode()).hexdigest()
 
     def _size(self, document: list[str]) -> int:
@@ -109,11 +120,16 @@ class Mixture(DocumentSource):
 
     def _capped(self, name: str) -> Iterator[list[str]]:
         """The documents of a source from its first to its cap."""
+        share = self.shares.get(name, 1)
         documents, characters = self.max_documents.get(name, math.inf), self.max_characters.get(name, math.inf)
-        for number, document in enumerate(self.sources[name].documents("train")):
+        number = 0
+        for index, document in enumerate(self.sources[name].documents("train")):
+            if math.floor((index + 1) * share) == math.floor(index * share):
+                continue
             characters -= sum(map(len, document))
             if number >= documents or characters < 0:
                 return
+            number += 1
             yield document
 
 

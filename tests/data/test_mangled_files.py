@@ -1,4 +1,4 @@
-"""Files with mangled bytes end in a `ValueError` of ours that names the file, or in counted warnings, and nothing else."""
+"""Files with mangled bytes end in a `ValueError` of ours that names the file, or in counted warnings only."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def error_of(path: Path, errors: str) -> ValueError | None:
 def test_whole_files_are_read(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(WHOLE[name])
-    assert read(path, "strict") > 900
+    assert read(path, "strict") > 700
 
 
 @pytest.mark.parametrize("name", WHOLE)
