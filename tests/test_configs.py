@@ -187,7 +187,9 @@ def test_debug_overlay_trains_and_validates(workspace: Workspace, tmp_path: Path
 CLAIMS = sorted((CONFIGS / "claims").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", [path for path in CLAIMS if not path.name.startswith(("data-", "steps-"))], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [path for path in CLAIMS if not path.name.startswith(("data-", "steps-"))], ids=name_of
+)
 def test_claims_run_on_the_small_recipe(path: Path, workspace: Workspace, tmp_path: Path) -> None:
     """(Those of data and steps change what is tiny here.)"""
     run_small("pretrain/roberta-small.yaml", workspace, tmp_path, more=["--config", str(path)])

@@ -12,6 +12,7 @@ from lit_distil.data.files import Errors, read_lines, read_text
 
 _NOT_BLANK = re.compile(r"[^ \t\n\r]")
 _HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
+_DECODER = json.JSONDecoder()
 _LONGEST_LITERAL = 16
 _CHARACTERS = 1 << 16
 
@@ -93,13 +94,13 @@ class _JsonText:
         """The value that stands here, and its text."""
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text, self._position)
+                value, end = _DECODER.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
                 # a value that is not whole yet fails at its end, or in a text that has none
                 is_cut = "Unterminated" in error.msg or len(self._text[error.pos :].strip()) < _LONGEST_LITERAL
+                number = self._line + self._text.count("\n", self._position, error.pos)
                 if is_cut and self._read_more():
                     continue
-                number = self._line + self._text.count("\n", self._position, error.pos)
                 raise ValueError(f"{self._path}:{number}: not JSON ({error.msg}) in an array of objects") from error
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{self.place}: JSON that cannot be read ({error})") from error
