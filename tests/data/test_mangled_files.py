@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -138,6 +139,20 @@ def test_mangled_files_end_in_errors_of_ours_or_in_warnings(tmp_path_factory, na
         assert f"lit_distil{os.sep}data" in raised_in, f"raised by {raised_in}: {error}"
     for warning in caught:
         assert issubclass(warning.category, UserWarning) and path.name in str(warning.message), warning.message
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_file_that_is_cut_in_half_is_an_error_or_gives_less(tmp_path, name):
+    """So that what is shown above is not shown of errors that never come."""
+    path = tmp_path / name
+    path.write_bytes(WHOLE[name])
+    whole = read(path, "strict")
+    path.write_bytes(WHOLE[name][: len(WHOLE[name]) // 2 + 1])
+    if path.suffix in (".txt", ".csv", ".tsv", ".jsonl") and path.name not in ("b.txt", "c.txt"):
+        with contextlib.suppress(ValueError):  # where the cut is within a character or a row
+            assert read(path, "replace") < whole
+    elif path.name != "a.arrow":  # whose batches may end here
+        assert error_of(path, "strict") is not None
 
 
 @settings(max_examples=NUM_EXAMPLES * 2, deadline=None)

@@ -105,7 +105,7 @@ def test_a_long_field_of_csv_is_read(tmp_path):
         ("a.json", '[{"a": 1},\n{"a" 2}]', r"a\.json:2: not JSON \(Expecting ':' delimiter\) in an array of objects"),
         ("a.json", '[{"a": 1}\n{"a": 2}]', r"a\.json:2: not JSON \(, or \] is expected .*, not '\{'\)"),
         ("a.json", '[{"a": 1},\n2]', r"a\.json:2: a JSON object is expected, got int"),
-        ("a.json", '[{"a": 1},\n', r"a\.json:3: not JSON \(Expecting value\)"),
+        ("a.json", '[{"a": 1},\n', r"a\.json:2: not JSON \(Expecting value\)"),
         ("a.json", '[{"a": 1}\n', r"a\.json:2: not JSON \(, or \] is expected .*, and the file ends\)"),
         ("a.json", '[{"a": 1}]\n{"a": 2}', r"a\.json:2: text after the end of the array"),
         ("a.json", '[{"a": 1},]', r"a\.json:1: not JSON"),
