@@ -197,6 +197,51 @@ def test_debug_overlay_trains_and_validates(workspace: Workspace, tmp_path: Path
     assert len(logged(tmp_path, "val/loss")) == 2
 
 
+CLAIMS = sorted((CONFIGS / "claims").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CLAIMS if not path.name.startswith(("data-", "steps-"))], ids=name_of
+)
+def test_claims_run_on_the_small_recipe(path: Path, workspace: Workspace, tmp_path: Path) -> None:
+    """(Those of data and steps change what is tiny here.)"""
+    run_small("pretrain/roberta-small.yaml", workspace, tmp_path, more=["--config", str(path)])
+    has_pairs = "-pair" in path.name
+    assert bool(logged(tmp_path / "run", "train/loss/next_sentence")) == has_pairs
+
+
+def test_a_mixture_of_text_cut_into_sentences_runs(workspace: Workspace, tmp_path: Path) -> None:
+    """The source of the tables of data, over text that is here."""
+    source = workspace.text_data()["init_args"]["source"]
+    cut = {"class_path": "lit_distil.data.Sentences", "init_args": {"source": source, "language": "en"}}
+    mixture = {
+        "class_path": "lit_distil.data.Mixture",
+        "init_args": {"sources": {"plain": source, "cut": cut}, "weights": {"cut": 2}, "shares": {"plain": 0.5}},
+    }
+    mixed = {"data": {"init_args": {"source": mixture, "cache_dir": str(tmp_path / "cache")}}}
+    config = {**workspace.pretraining(), "trainer": {"default_root_dir": str(tmp_path / "run"), "max_steps": 2}}
+    files = [write_config(config, tmp_path / "c.yaml"), write_config(mixed, tmp_path / "mixed.yaml")]
+    arguments = [argument for file in files for argument in ("--config", file)]
+    with kept_environment():
+        run_command(["fit", *arguments, "--config", str(CONFIGS / "trainer/debug.yaml"), "--trainer.max_steps", "2"])
+    assert len(logged(tmp_path / "run", "train/loss")) == 2
+
+
+def test_rows_of_one_table_differ_in_what_the_table_compares_only() -> None:
+    for prefix, compared in (
+        ("format-", {"data.format.class_path", "data.batch_size"}),
+        ("data-", {"data.source.sources.docstrings", "data.source.shares.docstrings"}),
+    ):
+        rows = [flat(content_of(path)) for path in CLAIMS if path.name.startswith(prefix)]
+        assert len(rows) >= 2
+        for row in rows[1:]:
+            different = {key for key in row | rows[0] if row.get(key) != rows[0].get(key)}
+            assert different <= compared | {"trainer.default_root_dir"} and len(different) > 1
+    static, dynamic = (flat(content_of(f"claims/{name}.yaml")) for name in ("static", "dynamic"))
+    assert static["data.masking.patterns"] == 10 and dynamic["data.masking.patterns"] is None
+    assert len({content_of(path)["trainer"]["default_root_dir"] for path in CLAIMS}) == len(CLAIMS)
+
+
 # What a laptop's twin may change, and nothing else
 
 SIZE = {

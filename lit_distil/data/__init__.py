@@ -13,6 +13,7 @@ from lit_distil.data.formats import (
     SequenceFormat,
     SequenceTable,
 )
+from lit_distil.data.hub import HubDataset
 from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import (
     FrequencyMasking,
@@ -21,7 +22,9 @@ from lit_distil.data.masking import (
     TokenMasking,
     WholeWordMasking,
 )
-from lit_distil.data.sources import DocumentSource, HubDataset, RowSource, TableFiles, TextFiles
+from lit_distil.data.mixture import Mixture
+from lit_distil.data.sentences import Sentences
+from lit_distil.data.sources import DocumentSource, RowSource, TableFiles, TextFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 
 __all__ = [
@@ -36,9 +39,11 @@ __all__ = [
     "LinePerSequence",
     "MaskedSequences",
     "MaskingStrategy",
+    "Mixture",
     "RowSource",
     "SegmentPair",
     "SentencePair",
+    "Sentences",
     "SequenceDataset",
     "SequenceFormat",
     "SequenceTable",

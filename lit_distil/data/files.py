@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 Files = str | list[str] | None
+Errors = Literal["strict", "replace"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _BLOCK_BYTES = 1 << 20
-_COMPRESSED_BYTES = 1 << 16
+_COMPRESSED_BYTES = 1 << 14
+_ZSTD_BYTES = 1 << 6  # few, as nothing else bounds what they unpack to: 128 KiB for each four of them
 
 
 def resolve_files(files: Files, *, field: str) -> list[Path]:
@@ -68,9 +70,7 @@ def warn_of_shared_files(files: dict[str, Files], split: str) -> None:
         )
 
 
-def read_lines(
-    path: Path, *, errors: Literal["strict", "replace"] = "strict", longest: int | None = None
-) -> Iterator[str]:
+def read_lines(path: Path, *, errors: Errors = "strict", longest: int | None = None) -> Iterator[str]:
     r"""Lines of a text file without their ends, which are `\n`, `\r\n` or `\r` and nothing else.
 
     A byte order mark is dropped; NUL bytes are dropped with a warning.
@@ -84,27 +84,39 @@ def read_lines(
     Raises:
         ValueError: The file is not UTF-8, is cut short or is damaged; the message names file and line.
     """
-    num_lines = num_cuts = num_nul = 0
-    for block, cut in _whole_lines(path, longest):
+    num_cuts = 0
+    for text, is_cut in _decoded(path, errors, longest):
+        num_cuts += is_cut
+        yield from text.split("\n")
+    if num_cuts:
+        warnings.warn(f"{path}: lines of more than {longest:,} bytes were cut in {num_cuts} places", stacklevel=2)
+
+
+def read_text(path: Path, *, errors: Errors = "strict") -> Iterator[str]:
+    r"""The text of a file in blocks of bounded size, every line ended by `\n`; else as `read_lines`."""
+    for text, is_cut in _decoded(path, errors, _BLOCK_BYTES):
+        yield text if is_cut else f"{text}\n"
+
+
+def _decoded(path: Path, errors: Errors, longest: int | None) -> Iterator[tuple[str, bool]]:
+    r"""Blocks of whole lines joined by `\n`, and whether the last of them is cut and goes on in the next block."""
+    num_lines = num_nul = 0
+    for block, is_cut in _whole_lines(path, longest):
         if b"\0" in block:
             num_nul += block.count(b"\0")
             block = block.replace(b"\0", b"")
         try:
             text = block.decode("utf-8", errors)
         except UnicodeDecodeError as error:
-            number = num_lines + block.count(b"\n", 0, error.start) + 1 - num_cuts
+            number = num_lines + block.count(b"\n", 0, error.start) + 1
             raise ValueError(
-                f"{path}:{number}: not UTF-8 ({error.reason}). Convert the file (iconv), or let TextFiles replace "
+                f"{path}:{number}: not UTF-8 ({error.reason}). Convert the file (iconv), or let the source replace "
                 "them (errors: replace)"
             ) from error
-        lines = text.split("\n")
-        num_lines += len(lines)
-        num_cuts += cut
-        yield from lines
+        num_lines += block.count(b"\n") + (not is_cut)
+        yield text, is_cut
     if num_nul:
-        warnings.warn(f"{path}: {num_nul} NUL bytes were taken out", stacklevel=2)
-    if num_cuts:
-        warnings.warn(f"{path}: lines of more than {longest:,} bytes were cut in {num_cuts} places", stacklevel=2)
+        warnings.warn(f"{path}: {num_nul} NUL bytes were taken out", stacklevel=3)
 
 
 def _whole_lines(path: Path, longest: int | None) -> Iterator[tuple[bytes, bool]]:
@@ -172,28 +184,50 @@ def _raw_blocks(path: Path) -> Iterator[bytes]:
                         break
                     decoder = new_decoder()
                 try:
-                    block = decoder.decompress(chunk)
+                    block, chunk = decoder.decompress(chunk)
                 except damage as error:
                     raise ValueError(
                         f"{path}: the compressed file is damaged after {size:,} bytes of text ({error}); fetch it again"
                     ) from error
                 size += len(block)
                 yield block
-                chunk = decoder.unused_data
         if not decoder.eof:
             raise ValueError(f"{path}: the compressed file is cut short after {size:,} bytes of text; fetch it again")
 
 
-def _gzip() -> tuple[Callable[[], Any], type[Exception]]:
-    return lambda: zlib.decompressobj(wbits=31), zlib.error
+class _Decoder:
+    """Decompression step by step, so that a little that unpacks to very much takes bounded memory."""
+
+    def __init__(self, decoder: Any, step: int, *limit: int) -> None:
+        self._decoder, self._step, self._limit = decoder, step, limit
+
+    @property
+    def eof(self) -> bool:
+        """Whether the compressed data have come to their end."""
+        return self._decoder.eof
+
+    def decompress(self, chunk: bytes) -> tuple[bytes, bytes]:
+        """The next bytes, and what of the chunk is still to be decompressed."""
+        blocks, size = [], 0
+        while chunk and size < _BLOCK_BYTES and not self.eof:
+            blocks.append(self._decoder.decompress(chunk[: self._step], *self._limit))
+            chunk = (self._decoder.unconsumed_tail or self._decoder.unused_data) + chunk[self._step :]
+            size += len(blocks[-1])
+        return b"".join(blocks), chunk
 
 
-def _zstd(path: Path) -> tuple[Callable[[], Any], type[Exception]]:
+def _gzip() -> tuple[Callable[[], _Decoder], type[Exception]]:
+    return lambda: _Decoder(zlib.decompressobj(wbits=31), _COMPRESSED_BYTES, _BLOCK_BYTES), zlib.error
+
+
+def _zstd(path: Path) -> tuple[Callable[[], _Decoder], type[Exception]]:
     try:
         import zstandard
     except ImportError as error:
         raise ValueError(f"{path}: reading zstd needs the extra: pip install 'lit-distil[zstd]'") from error
-    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+    # large corpora are compressed with windows of up to 2 GiB (zstd --long=31)
+    settings = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    return lambda: _Decoder(settings.decompressobj(), _ZSTD_BYTES), zstandard.ZstdError
 
 
 def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:

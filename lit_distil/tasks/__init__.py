@@ -1,6 +1,6 @@
 """Fine-tuning tasks."""
 
-from lit_distil.tasks.base import Features, Task
+from lit_distil.tasks.base import ClassName, Features, Task
 from lit_distil.tasks.text_classification import TextClassification, TextRegression
 
-__all__ = ["Features", "Task", "TextClassification", "TextRegression"]
+__all__ = ["ClassName", "Features", "Task", "TextClassification", "TextRegression"]

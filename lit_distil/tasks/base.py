@@ -16,6 +16,25 @@ LabelKind = Literal["class", "value"]
 Row = dict[str, Any]
 
 
+class ClassName(str):
+    """The name of a class in a row whose source knows its number too.
+
+    Args:
+        name: As the source names it.
+        number: The source's number of it, from 0.
+    """
+
+    number: int
+
+    def __new__(cls, name: str, number: int) -> ClassName:  # noqa: D102
+        made = super().__new__(cls, name)
+        made.number = number
+        return made
+
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
+        return str(self), self.number
+
+
 @dataclass(frozen=True)
 class Features:
     """One encoded row.

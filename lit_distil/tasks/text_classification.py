@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.base import Features, LabelKind, Row, Task
+from lit_distil.tasks.base import ClassName, Features, LabelKind, Row, Task
 
 
 class TextClassification(Task):
@@ -40,7 +40,9 @@ class TextClassification(Task):
             raise ValueError(f"task.labels: a name stands twice in {self.labels}")
 
     def bind(self, rows: Iterable[Row]) -> None:
-        """Take the names of the classes from the training rows, numbers in numerical order.
+        """Take the names of the classes from the training rows, in the order of the source's numbers where it has them.
+
+        Other names are sorted, and numbers stand in numerical order.
 
         Raises:
             ValueError: There are fewer than two classes, a row has no label, or the labels are values.
@@ -49,8 +51,12 @@ class TextClassification(Task):
             self._warn_of_absent_classes(rows)
             return
         places: dict[str, str] = {}  # of each class, where it was first met
+        numbers: dict[str, int] = {}
         for row in rows:
-            name = _label_name(self._column(row, self.label), row)
+            value = self._column(row, self.label)
+            name = _label_name(value, row)
+            if isinstance(value, ClassName):
+                numbers[name] = value.number
             if name == "-1":
                 raise _unlabelled(row)
             places.setdefault(name, _place(row))
@@ -61,7 +67,9 @@ class TextClassification(Task):
             )
         if len(places) < 2:
             raise ValueError(f"task.label: column {self.label!r} holds one class, {[*places]}; two are needed")
-        if all(_is_number(name) for name in places):
+        if len(numbers) == len(places):
+            self.labels = sorted(places, key=lambda name: numbers[name])
+        elif all(_is_number(name) for name in places):
             if fractional := [name for name in places if not float(name).is_integer()]:
                 raise _is_value(fractional[0], places[fractional[0]])
             self.labels = sorted(places, key=float)
@@ -146,10 +154,13 @@ class TextClassification(Task):
         return row[name]
 
     def _label_of(self, row: Row) -> int | float:
-        name = _label_name(self._column(row, self.label), row)
+        value = self._column(row, self.label)
+        name = _label_name(value, row)
         names = self._names()
         if name in names:
             return names.index(name)
+        if isinstance(value, ClassName) and value.number < len(names):
+            return value.number  # the configuration gives the classes names of its own
         if name.isdigit() and int(name) < len(names):
             return int(name)  # the configuration names the classes, the rows number them
         if name == "-1":

@@ -1,12 +1,14 @@
 import gzip
 import json
+import tracemalloc
 
 import datasets
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from lit_distil.data import HubDataset, TableFiles, TextFiles
+from lit_distil.data import TableFiles, TextFiles
 from lit_distil.data.tables import SOURCE_KEY
 
 
@@ -97,8 +99,22 @@ def test_a_long_field_of_csv_is_read(tmp_path):
         ("a.csv", 'a,b\n1,"2\n3,4\n', r"a\.csv: the row that begins after line 1 cannot be read"),
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', r"a\.jsonl:3: not JSON"),
         ("a.jsonl", '{"a": 1}\n[1]\n', r"a\.jsonl:2: a JSON object is expected, got list"),
-        ("a.parquet", "no parquet", r"a\.parquet: not a readable Parquet file"),
-        ("a.xml", "<a/>", r"a\.xml: unknown kind of table; \.jsonl, \.csv, \.tsv and \.parquet are read"),
+        ("a.parquet", "no parquet", r"a\.parquet: not a readable Parquet file, after row 0"),
+        ("a.arrow", "no arrow", r"a\.arrow: not a readable Arrow file, after row 0"),
+        ("a.feather", "ARROW1 or not", r"a\.feather: not a readable Arrow file, after row 0"),
+        ("a.json", '[{"a": 1},\n{"a" 2}]', r"a\.json:2: not JSON \(Expecting ':' delimiter\) in an array of objects"),
+        ("a.json", '[{"a": 1}\n{"a": 2}]', r"a\.json:2: not JSON \(, or \] is expected .*, not '\{'\)"),
+        ("a.json", '[{"a": 1},\n2]', r"a\.json:2: a JSON object is expected, got int"),
+        ("a.json", '[{"a": 1},\n', r"a\.json:2: not JSON \(Expecting value\)"),
+        ("a.json", '[{"a": 1}\n', r"a\.json:2: not JSON \(, or \] is expected .*, and the file ends\)"),
+        ("a.json", '[{"a": 1}]\n{"a": 2}', r"a\.json:2: text after the end of the array"),
+        ("a.json", '[{"a": 1},]', r"a\.json:1: not JSON"),
+        ("a.json", "[]", r"source\.train: all of its 1 file\(s\) are empty"),
+        ("a.json", '{"a": \n 1}', r"a\.json:1: not JSON .*one object a line is expected"),
+        ("a.jsonl", '{"a": ' + "[" * 100_000, r"a\.jsonl:1: JSON that cannot be read \(.*recursion"),
+        ("a.jsonl", '{"a": ' + "9" * 5000 + "}", r"a\.jsonl:1: JSON that cannot be read \(Exceeds the limit"),
+        ("a.jsonl", '{"a": "\\ud83d"}', r"a\.jsonl:1: \\ud83d is half of a surrogate pair .*errors: replace"),
+        ("a.xml", "<a/>", r"a\.xml: unknown kind of table; \.jsonl, .*, \.parquet, .* and \.ipc are read"),
         ("a.jsonl", "\n", r"source\.train: all of its 1 file\(s\) are empty"),
     ],
 )
@@ -127,71 +143,60 @@ def test_rows_serve_as_documents_of_their_text_column(tmp_path):
     assert list(TableFiles(path, text_column="body").documents("train")) == [["one", "two\u2028x"]]
     with pytest.raises(ValueError, match=r"a\.jsonl:1: no column 'text' \(source\.text_column\); there are \['body'\]"):
         list(TableFiles(path).documents("train"))
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl:1: column 'body' .* holds dict; a text or a list of texts is expected"
+    ):
+        list(TableFiles(write(tmp_path / "a.jsonl", '{"body": {}}'), text_column="body").documents("train"))
 
 
-# Datasets
+def test_a_list_of_texts_is_a_document_of_as_many_units(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": ["one", " ", "two\\nthree"]}\n{"text": null}\n{"text": 5}\n')
+    assert list(TableFiles(path).documents("train")) == [["one", "two", "three"], ["5"]]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
-    rows = datasets.Dataset.from_dict({"text": [f"line {n}\nx\u2028y" for n in range(10)], "label": list(range(10))})
-    datasets.DatasetDict({"train": rows, "dev": rows.select([3])}).save_to_disk(folder / "dict")
-    rows.save_to_disk(folder / "single")
-    return folder
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_json_is_read_object_by_object(tmp_path, indent):
+    rows = [{"text": f'line {n} ]}},"[{{ \u2028 שלום', "more": [n, {"a": None}]} for n in range(3000)]
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(rows, indent=indent).encode()))
+    found = list(TableFiles(str(path)).rows("train"))
+    assert plain(found) == rows
+    assert found[2][SOURCE_KEY] == f"{path}:{1 if indent is None else 2 + 2 * 9}"
+    lines = write(tmp_path / "lines.json", "\n".join(map(json.dumps, rows)))
+    assert plain(TableFiles(lines).rows("train")) == rows
 
 
-@pytest.fixture(autouse=True)
-def _quiet_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "hf")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def test_an_array_of_json_on_one_line_takes_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_distil.data.files._BLOCK_BYTES", 1 << 16)
+    path = write(tmp_path / "a.json", json.dumps([{"text": "some words " * 20}] * 30_000))
+    tracemalloc.start()
+    assert sum(1 for _ in TableFiles(path).rows("train")) == 30_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "a.json").stat().st_size > 6_000_000 and peak < 1_500_000
 
 
-def labels(source, split):
-    return [row["label"] for row in source.rows(split)]
+def test_halves_of_characters_are_replaced_where_that_is_asked_for(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "a \\ud83d b \\ud83d\\ude00"}')
+    assert list(TableFiles(path, errors="replace").documents("train")) == [["a \ufffd b 😀"]]
 
 
-def test_splits_of_a_dataset_are_mapped_and_sliced(saved):
-    name = str(saved / "dict")
-    assert labels(HubDataset(name, splits={"validation": "dev"}), "validation") == [3]
-    sliced = HubDataset(name, splits={"train": "train[20%:]", "validation": "train[:20%]", "test": "train[:1]+dev"})
-    assert labels(sliced, "validation") == [0, 1]
-    assert labels(sliced, "train") == list(range(2, 10))
-    assert labels(sliced, "test") == [0, 3]
-    assert len({sliced.fingerprint(split) for split in ("train", "validation", "test")}) == 3
-    assert HubDataset(name).fingerprint("train") == HubDataset(name).fingerprint("train")
+ARROW_ROWS = [{"text": f"line {n}", "label": n / 2, "tags": ["a", None]} for n in range(2500)]
 
 
-def test_a_split_that_is_not_there_is_a_warning_and_a_named_one_an_error(saved):
-    name = str(saved / "dict")
-    with pytest.warns(UserWarning, match=r"has no split 'validation', only \['train', 'dev'\]: nothing is taken"):
-        assert labels(HubDataset(name), "validation") == []
-    assert labels(HubDataset(name, splits={"validation": None}), "validation") == []
-    with pytest.raises(ValueError, match=r"source\.splits\.validation: dataset .* has no 'val'"):
-        labels(HubDataset(name, splits={"validation": "val"}), "validation")
-    with pytest.raises(ValueError, match=r"source\.splits: no split 'valid'"):
-        HubDataset(name, splits={"valid": "dev"})
-
-
-def test_a_dataset_without_splits_is_for_training_and_not_for_everything(saved):
-    source = HubDataset(str(saved / "single"))
-    assert len(labels(source, "train")) == 10
-    with pytest.warns(UserWarning, match="has no split 'test'"):
-        assert labels(source, "test") == []
-
-
-def test_documents_of_a_dataset_are_its_texts(saved):
-    source = HubDataset(str(saved / "single"))
-    assert next(iter(source.documents("train"))) == ["line 0", "x\u2028y"]
-    with pytest.raises(ValueError, match=r"has no column 'body'; there are \['label', 'text'\]"):
-        list(HubDataset(str(saved / "single"), text_column="body").documents("train"))
-
-
-def test_a_folder_of_data_files_is_a_dataset_without_a_network(tmp_path):
-    write(tmp_path / "train.jsonl", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
-    assert labels(HubDataset(str(tmp_path)), "train") == [0, 1]
-
-
-def test_a_dataset_that_is_not_there_names_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match=r"source\.name: cannot load dataset .*save_to_disk"):
-        list(HubDataset(str(tmp_path / "nothing")).rows("train"))
+@pytest.mark.parametrize("kind", ["file", "stream", "feather", "datasets"])
+def test_arrow_rows_are_those_that_were_written(tmp_path, kind):
+    table = pyarrow.Table.from_pylist(ARROW_ROWS)
+    path = tmp_path / ("a.feather" if kind == "feather" else "a.arrow")
+    if kind == "feather":
+        pyarrow.feather.write_feather(table, path, compression="zstd")
+    elif kind == "datasets":
+        datasets.Dataset.from_list(ARROW_ROWS).save_to_disk(tmp_path / "d")
+        path = next((tmp_path / "d").glob("*.arrow"))
+    else:
+        new_writer = pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream
+        with pyarrow.OSFile(str(path), "wb") as out, new_writer(out, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1100)
+    found = list(TableFiles(str(path)).rows("train"))
+    assert plain(found) == ARROW_ROWS
+    assert found[-1][SOURCE_KEY] == f"{path}:row 2500"

@@ -1,183 +1,21 @@
-"""Input formats: how the documents of a corpus become token sequences (RoBERTa, section 4.2 and table 2).
-
-A format moves no tokens. It says for each sequence which contiguous ranges of the corpus it is made of, and a batch is
-cut from the corpus by these numbers.
-"""
+"""Formats of two texts with a next-sentence label: BERT's SEGMENT-PAIR and RoBERTa's SENTENCE-PAIR."""
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from itertools import product
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lit_distil.data.corpus import TokenCorpus
+from lit_distil.data.formats.base import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import derive_seed
 
 IS_NEXT, IS_RANDOM = 0, 1
-
-
-@dataclass(frozen=True, eq=False)
-class SequenceTable:
-    """Sequences as lists of pieces; a piece is a contiguous range of the corpus' tokens.
-
-    A sequence is laid out as `[CLS] piece 0 [SEP] piece 1 [SEP] ...`.
-
-    Attributes:
-        piece_starts: int64 `[P]`, first token of each piece.
-        piece_ends: int64 `[P]`, exclusive end of each piece; no piece is empty.
-        offsets: int64 `[num_sequences + 1]`; the pieces of sequence i are `offsets[i]:offsets[i + 1]`, at least one.
-        next_sentence_labels: int8 `[num_sequences]`, 0 = is next, 1 = random; None where the format has none.
-    """
-
-    piece_starts: NDArray[np.int64]
-    piece_ends: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    next_sentence_labels: NDArray[np.int8] | None = None
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 `[num_sequences]`: tokens of each sequence, special tokens included."""
-        before = np.concatenate([[0], np.cumsum(self.piece_ends - self.piece_starts + 1)])
-        return np.diff(before[self.offsets]) + 1
-
-
-class SequenceFormat(ABC):
-    """How documents become sequences.
-
-    A subclass says which units go together in `arrange`; `build` checks what goes in and what comes out.
-
-    Attributes:
-        has_segments: Whether the two pieces of a sequence are told apart by token type ids 0 and 1.
-        has_next_sentence: Whether sequences carry a label for next-sentence prediction.
-        num_special_tokens: Fewest special tokens that a sequence has.
-    """
-
-    has_segments: bool = False
-    has_next_sentence: bool = False
-    num_special_tokens: int = 2
-
-    def build(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-        """The sequences of a corpus.
-
-        Args:
-            corpus: The tokens with the ends of units and documents.
-            max_length: Most tokens of a sequence, special tokens included.
-            seed: Seed of the random choices, where a format makes some.
-
-        Returns:
-            The table of sequences, in the corpus' order.
-
-        Raises:
-            ValueError: If `max_length` leaves no room for text, or the corpus gives no sequence.
-        """
-        least = self.num_special_tokens + (2 if self.has_segments else 1)
-        if max_length < least:
-            raise ValueError(f"max_length must be at least {least} for {type(self).__name__}, got {max_length}")
-        if corpus.num_tokens == 0:
-            raise ValueError("the corpus has no token, so there is no sequence to train on: check the source's files")
-        if corpus.num_tokens + self.num_special_tokens < max_length:
-            warnings.warn(
-                f"the corpus has {corpus.num_tokens} tokens, fewer than one sequence of max_length {max_length}",
-                stacklevel=2,
-            )
-        table = self.arrange(corpus, max_length, seed)
-        if len(table) == 0:
-            raise ValueError(f"{type(self).__name__} made no sequence from {corpus.num_tokens} tokens")
-        return table
-
-    @abstractmethod
-    def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-        """The sequences of a corpus that is not empty; the arguments are those of `build`."""
-
-
-class _Units(NamedTuple):
-    """Units, those longer than a sequence cut: first token, exclusive end and document of each, int64 `[U]`."""
-
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    documents: NDArray[np.int64]
-
-
-def _cut_units(corpus: TokenCorpus, room: int) -> _Units:
-    """Cut every unit that is longer than `room` tokens into parts of `room` and a rest."""
-    ends = np.asarray(corpus.unit_ends, dtype=np.int64)
-    starts = np.concatenate([[0], ends[:-1]])
-    documents = np.repeat(np.arange(corpus.num_documents), np.diff(corpus.document_ends, prepend=0))
-    num_parts = -(-(ends - starts) // room)
-    part = np.arange(num_parts.sum()) - np.repeat(np.cumsum(num_parts) - num_parts, num_parts)
-    part_starts = np.repeat(starts, num_parts) + part * room
-    part_ends = np.minimum(part_starts + room, np.repeat(ends, num_parts))
-    return _Units(part_starts, part_ends, np.repeat(documents, num_parts))
-
-
-def _fill(units: _Units, max_length: int, *, cross_documents: bool) -> SequenceTable:
-    """Fill sequences with contiguous units, as many as fit; each document in a sequence is a piece."""
-    # units i to j take end[j] - start[i] tokens, a [CLS] and one [SEP] for each document among them
-    cost_to_end = units.ends + units.documents
-    cost_to_start = units.starts + units.documents
-    following = np.searchsorted(cost_to_end, cost_to_start + max_length - 2, side="right")
-    if not cross_documents:
-        following = np.minimum(following, np.searchsorted(units.documents, units.documents, side="right"))
-    next_of = following.tolist()
-    firsts, unit = [], 0
-    while unit < len(next_of):
-        firsts.append(unit)
-        unit = next_of[unit]
-
-    begins_piece = np.diff(units.documents, prepend=-1) != 0
-    begins_piece[firsts] = True
-    piece_units = np.flatnonzero(begins_piece)
-    piece_ends = units.ends[np.concatenate([piece_units[1:], [len(units.ends)]]) - 1]
-    offsets = np.concatenate([np.searchsorted(piece_units, firsts), [len(piece_units)]])
-    return SequenceTable(units.starts[piece_units], piece_ends, offsets.astype(np.int64))
-
-
-class FullSentences(SequenceFormat):
-    """RoBERTa's FULL-SENTENCES: contiguous units up to `max_length`, across documents with an extra separator.
-
-    A unit that does not fit begins the next sequence; one longer than a whole sequence is cut. There is no
-    next-sentence prediction. No token is lost or repeated.
-    """
-
-    def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-        """Sequences of one or more documents, a piece for each."""
-        return _fill(_cut_units(corpus, max_length - 2), max_length, cross_documents=True)
-
-
-class DocSentences(SequenceFormat):
-    """RoBERTa's DOC-SENTENCES: as `FullSentences`, but a sequence never crosses the end of a document.
-
-    The last sequence of a document may be short, so that a batch of a fixed number of sequences has fewer tokens.
-    """
-
-    def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-        """Sequences of one piece."""
-        return _fill(_cut_units(corpus, max_length - 2), max_length, cross_documents=False)
-
-
-class LinePerSequence(SequenceFormat):
-    """One unit is one sequence; a unit that is too long is cut into several, with a warning that counts them."""
-
-    def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-        """Sequences of one piece."""
-        units = _cut_units(corpus, max_length - 2)
-        num_long = int((np.diff(corpus.unit_ends, prepend=0) > max_length - 2).sum())
-        if num_long:
-            warnings.warn(
-                f"{num_long} of {corpus.num_units} units are longer than max_length {max_length} and were cut",
-                stacklevel=3,
-            )
-        return SequenceTable(units.starts, units.ends, np.arange(len(units.starts) + 1))
 
 
 class _Pair(NamedTuple):
@@ -195,10 +33,13 @@ class _PairFormat(SequenceFormat):
     has_next_sentence = True
     num_special_tokens = 3
 
-    def __init__(self, random_next_prob: float = 0.5) -> None:
+    def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:
         if not 0 <= random_next_prob <= 1:
             raise ValueError(f"random_next_prob must lie in [0, 1], got {random_next_prob}")
+        if copies < 1:
+            raise ValueError(f"copies must be at least 1, got {copies}")
         self.random_next_prob = random_next_prob
+        self.copies = copies
 
     @abstractmethod
     def pairs_of(self, document: int, bounds: _Bounds, room: int, random: Random) -> Iterator[_Pair]:
@@ -226,8 +67,8 @@ class _PairFormat(SequenceFormat):
         room = max_length - self.num_special_tokens
         ranges: list[tuple[int, int]] = []
         labels = []
-        for document in range(bounds.num_documents):
-            random = Random(derive_seed(seed, document))
+        for copy, document in product(range(self.copies), range(bounds.num_documents)):
+            random = Random(derive_seed(seed, document, copy) if copy else derive_seed(seed, document))
             for pair in self.pairs_of(document, bounds, room, random):
                 ranges += truncate_pair(pair.first, pair.second, room, random)
                 labels.append(pair.label)
@@ -288,10 +129,12 @@ class SegmentPair(_PairFormat):
     Args:
         short_seq_prob: Share of pairs whose target length is drawn from 2 to the maximum.
         random_next_prob: Chance of a random B where there is a choice.
+        copies: How often the corpus is gone through, each time with other cuts and random segments: the
+            `dupe_factor` of BERT's code, which is 10 there. An epoch is all copies.
     """
 
-    def __init__(self, short_seq_prob: float = 0.1, random_next_prob: float = 0.5) -> None:
-        super().__init__(random_next_prob)
+    def __init__(self, short_seq_prob: float = 0.1, random_next_prob: float = 0.5, copies: int = 1) -> None:
+        super().__init__(random_next_prob, copies)
         if not 0 <= short_seq_prob <= 1:
             raise ValueError(f"short_seq_prob must lie in [0, 1], got {short_seq_prob}")
         self.short_seq_prob = short_seq_prob
@@ -335,7 +178,11 @@ class SentencePair(_PairFormat):
 
     Args:
         random_next_prob: Chance of a random second unit where there is a choice.
+        copies: How often the corpus is gone through, each time with other pairs. An epoch is all copies.
     """
+
+    def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:
+        super().__init__(random_next_prob, copies)
 
     def pairs_of(self, document: int, bounds: _Bounds, room: int, random: Random) -> Iterator[_Pair]:
         """Pairs from the document's first unit to its last."""

@@ -1,0 +1,145 @@
+"""Several sources as one, interleaved by weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lit_distil.data.sources import DocumentSource, Split
+
+Measure = Literal["characters", "documents"]
+AtTheEnd = Literal["go_on", "stop", "repeat"]
+
+
+class Mixture(DocumentSource):
+    """Several sources, interleaved document by document in an order that never changes and needs no memory.
+
+    The next document is of the source that has given the least for its weight so far (the first named, where several
+    have), so that at any point the shares are those of the weights to within a document.
+
+    Weights, shares, caps and the end of a source concern the `train` split. The held-out splits are every document of
+    every source once, source after source, so that runs of different mixtures are measured on the same text.
+
+    Args:
+        sources: Sources by name.
+        weights: What a source gives beside the others; they need not sum to 1. Sources that are not named have 1.
+        measure: What the weights are shares of: `characters`, or `documents`.
+        shares: Share of a source's documents to take, by its name, in (0, 1]; they are evenly spread over the source.
+        max_documents: Documents of a source at most, by its name.
+        max_characters: Characters of a source at most, by its name; the first document that would exceed them, and
+            all after it, are left out.
+        at_the_end: What happens when a source, or what its cap lets through, has come to its end. `go_on`: the others
+            go on without it, and every document is given once. `stop`: the mixture ends there, so that the weights
+            hold throughout. `repeat`: the source begins anew, until each has come to its end once.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, DocumentSource],
+        *,
+        weights: dict[str, float] | None = None,
+        measure: Measure = "characters",
+        shares: dict[str, float] | None = None,
+        max_documents: dict[str, int] | None = None,
+        max_characters: dict[str, int] | None = None,
+        at_the_end: AtTheEnd = "go_on",
+    ) -> None:
+        if not sources:
+            raise ValueError("source.sources: at least one source is needed, by a name of your choice")
+        settings = {
+            "weights": weights,
+            "shares": shares,
+            "max_documents": max_documents,
+            "max_characters": max_characters,
+        }
+        for field, values in settings.items():
+            for name, value in dict(values or {}).items():
+                if name not in sources:
+                    raise ValueError(f"source.{field}: no source {name!r}; there are {list(sources)}")
+                if not (value > 0 and math.isfinite(value)):
+                    raise ValueError(
+                        f"source.{field}.{name} must be above 0, got {value}; take a source out to have none of it"
+                    )
+        for name, share in (shares or {}).items():
+            if share > 1:
+                raise ValueError(f"source.shares.{name} must lie in (0, 1], got {share}")
+        for name, source in sources.items():
+            if not isinstance(source, DocumentSource):
+                raise ValueError(f"source.sources.{name}: {type(source).__name__} gives no documents")
+        if measure not in get_args(Measure):
+            raise ValueError(f"source.measure must be one of {list(get_args(Measure))}, got {measure!r}")
+        if at_the_end not in get_args(AtTheEnd):
+            raise ValueError(f"source.at_the_end must be one of {list(get_args(AtTheEnd))}, got {at_the_end!r}")
+        self.sources = sources
+        self.weights = {name: float((weights or {}).get(name, 1)) for name in sources}
+        self.measure = measure
+        self.shares = shares or {}
+        self.max_documents, self.max_characters = max_documents or {}, max_characters or {}
+        self.at_the_end = at_the_end
+
+    def documents(self, split: Split) -> Iterator[list[str]]:
+        """The documents of all sources, each as its source gives it."""
+        if split != "train":
+            for source in self.sources.values():
+                yield from source.documents(split)
+            return
+        parts = [_Part(name, self._capped(name), self.weights[name]) for name in self.sources]
+        while parts:
+            part = min(parts, key=lambda part: part.given / part.weight)
+            document = next(part.documents, None)
+            if document is not None:
+                part.is_empty = False
+                part.given += self._size(document)
+                yield document
+                continue
+            if part.is_empty:
+                warnings.warn(f"source.sources.{part.name}: it gives no document of the train split", stacklevel=2)
+                parts.remove(part)
+                continue
+            part.has_ended = True
+            if self.at_the_end == "stop" or all(other.has_ended for other in parts):
+                return
+            if self.at_the_end == "repeat":
+                part.documents = self._capped(part.name)
+            else:
+                parts.remove(part)
+
+    def fingerprint(self, split: Split) -> str:
+        """Of the sources' own, and of the settings."""
+        parts = [[name, source.fingerprint(split)] for name, source in self.sources.items()]
+        settings = [self.weights, self.measure, self.shares, self.max_documents, self.max_characters, self.at_the_end]
+        return hashlib.sha256(json.dumps([parts, settings if split == "train" else None]).encode()).hexdigest()
+
+    def _size(self, document: list[str]) -> int:
+        return 1 if self.measure == "documents" else sum(map(len, document))
+
+    def _capped(self, name: str) -> Iterator[list[str]]:
+        """The documents of a source from its first to its cap."""
+        share = self.shares.get(name, 1)
+        documents, characters = self.max_documents.get(name, math.inf), self.max_characters.get(name, math.inf)
+        number = 0
+        for index, document in enumerate(self.sources[name].documents("train")):
+            if math.floor((index + 1) * share) == math.floor(index * share):
+                continue
+            characters -= sum(map(len, document))
+            if number >= documents or characters < 0:
+                return
+            number += 1
+            yield document
+
+
+@dataclass
+class _Part:
+    """A source on its way through its documents."""
+
+    name: str
+    documents: Iterator[list[str]]
+    weight: float
+    given: float = 0
+    is_empty: bool = True
+    has_ended: bool = False
