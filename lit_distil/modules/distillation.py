@@ -10,8 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
+from lit_distil.models.students import describe, summarise
 from lit_distil.modules.base import Stage
 from lit_distil.modules.masked_lm import LanguageModelModule
+from lit_distil.modules.preflight import check_pair
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
@@ -110,8 +112,7 @@ class DistillationModule(LanguageModelModule):
         if self.network is None:
             if isinstance(self.student_source, StudentInitialisation):
                 student, records = self.student_source.build(teacher)
-                num_copied = sum(record.origin == "copied" for record in records)
-                rank_zero_info(f"student: {num_copied} of {len(records)} tensors copied from {self.teacher_name}")
+                rank_zero_info(f"student of {self.teacher_name}: {summarise(records)}\n{describe(records)}")
             else:
                 student = self.student_source.build(self.vocabulary, head="masked_lm")
             self.network = MaskedLMNetwork(student)
@@ -120,6 +121,7 @@ class DistillationModule(LanguageModelModule):
         if self.teacher_dtype is not None:
             teacher = teacher.to(getattr(torch, self.teacher_dtype))
         self.teacher = FrozenTeacher(MaskedLMNetwork(teacher))
+        check_pair(self.network, self.teacher.network, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, EncoderOutput | None]:
         """Student and teacher see the same masked input, and give logits only where an objective needs them."""
