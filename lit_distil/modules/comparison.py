@@ -49,7 +49,7 @@ def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterabl
         ValueError: if there is no masked token in any of the batches.
     """
     networks = (teacher, student)
-    modes = [network.training for network in networks]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
     totals = torch.zeros(6, dtype=torch.float64)
     num_masked = 0
     try:
@@ -72,8 +72,8 @@ def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterabl
             totals += torch.stack([value.double().cpu() for value in values])
             num_masked += len(labels)
     finally:
-        for network, mode in zip(networks, modes, strict=True):
-            network.train(mode)
+        for module, mode in modes:  # one by one: a network in eval mode may stand in a module that trains
+            module.training = mode
     if num_masked == 0:
         raise ValueError("data.masking: no token is masked in these batches; give a strategy with a rate above 0")
     return PairScores(num_masked, *(totals / num_masked).tolist())

@@ -218,6 +218,21 @@ def test_teacher_with_another_vocabulary_is_refused_before_the_first_step(worksp
     assert module.network is None
 
 
+def test_text_longer_than_the_position_table_is_refused_before_the_first_step(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    from lit_distil.data import load_tokenizer
+
+    folder = str(tmp_path / "short")
+    tokenizer = load_tokenizer(workspace.byte_bpe)
+    write_model(folder, "roberta", tokenizer, type_vocab_size=1, max_position_embeddings=18)
+    module = make_module(folder)
+    with pytest.raises(
+        ValueError, match=r"data\.max_length: the train split .* room for 16; set data.max_length to 16"
+    ):
+        make_trainer(tmp_path).fit(module, datamodule=make_data(workspace))
+
+
 def test_missing_teacher_is_named_by_its_key(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.teacher.*/nope/teacher"):
         make_trainer(tmp_path).fit(make_module("/nope/teacher"), datamodule=make_data(workspace))
