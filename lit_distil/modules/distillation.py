@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
-from lit_distil.models.students import describe, summarise
+from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
 from lit_distil.modules.masked_lm import LanguageModelModule
 from lit_distil.modules.preflight import check_pair
@@ -66,6 +66,8 @@ class DistillationModule(LanguageModelModule):
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
         teacher_dtype: `bfloat16` keeps the teacher's weights in half the memory; None keeps its own.
         freeze_positions: Leave the student's position embeddings as they were copied, as DistilBERT's authors do.
+        evaluate_at_start: Validate before the first step too, so that the curves of `val/` begin at step 0 with the
+            student as it was initialised.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
     """
@@ -79,6 +81,7 @@ class DistillationModule(LanguageModelModule):
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
         freeze_positions: bool = False,
+        evaluate_at_start: bool = False,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
     ) -> None:
@@ -97,6 +100,7 @@ class DistillationModule(LanguageModelModule):
         self.teacher_dtype = teacher_dtype
         self.student_source = student
         self.freeze_positions = freeze_positions
+        self.evaluate_at_start = evaluate_at_start
         self.objectives = nn.ModuleDict(objectives)
         self.teacher: FrozenTeacher | None = None
 
@@ -109,19 +113,33 @@ class DistillationModule(LanguageModelModule):
             teacher = self.teacher_source.build(self.vocabulary, head="masked_lm")
         except ValueError as error:
             raise ValueError(f"model.teacher: {error}") from error
+        records: list[CopyRecord] = []
         if self.network is None:
             if isinstance(self.student_source, StudentInitialisation):
                 student, records = self.student_source.build(teacher)
-                rank_zero_info(f"student of {self.teacher_name}: {summarise(records)}\n{describe(records)}")
             else:
                 student = self.student_source.build(self.vocabulary, head="masked_lm")
             self.network = MaskedLMNetwork(student)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
+        if records:
+            records = mark_frozen(records, self.network.model)
+            rank_zero_info(f"student of {self.teacher_name}: {summarise(records)}\n{describe(records)}")
         if self.teacher_dtype is not None:
             teacher = teacher.to(getattr(torch, self.teacher_dtype))
         self.teacher = FrozenTeacher(MaskedLMNetwork(teacher))
         check_pair(self.network, self.teacher.network, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_start(self) -> None:
+        """Beside what every module does, validate the student as it was initialised, if asked to."""
+        trainer: Any = self.trainer
+        if self.evaluate_at_start and trainer.global_step == 0 and trainer.enable_validation:
+            is_first = trainer._logger_connector._first_loop_iter
+            trainer.validating = True  # as Lightning itself does between two steps
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+            trainer._logger_connector._first_loop_iter = is_first
+        super().on_train_start()  # the clock starts after it
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, EncoderOutput | None]:
         """Student and teacher see the same masked input, and give logits only where an objective needs them."""
