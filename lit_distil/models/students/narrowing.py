@@ -95,7 +95,7 @@ class Narrower(StudentInitialisation):
         config = config_with(teacher.config, layers, **self._new_widths(teacher.config))
         kept = kept_indices(teacher.config, config)
         projection = None
-        if self.method == "project":
+        if self.method == "project" and config.hidden_size < teacher.config.hidden_size:
             projection = projection_of(_entering(weights, axes), config.hidden_size)
 
         student = new_model(teacher, config)
