@@ -16,6 +16,7 @@ TRAINER_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "tokenizer": "train a tokenizer on a source of text",
+    "student": "make a student out of its teacher, and say where each of its tensors came from",
     "export": "turn a checkpoint into a folder that plain transformers loads",
     "report": "measure exported networks side by side; write a table and a picture",
     "benchmark": "parameters, size, latency and throughput of exported networks",

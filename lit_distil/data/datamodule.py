@@ -111,12 +111,13 @@ class TextDataModule(LightningDataModule):
             ValueError: They differ; the message tells the first difference.
         """
         try:
-            theirs = load_tokenizer(name, revision=revision).get_vocab()
+            other = load_tokenizer(name, revision=revision)
         except ValueError:
             rank_zero_warn(f"the teacher {name!r} has no tokenizer beside it: its vocabulary could not be compared")
             return
-        ours = self.tokenizer.get_vocab()
+        ours, theirs = self.tokenizer.get_vocab(), other.get_vocab()
         if ours == theirs:
+            self._check_same_special_ids(name, vocabulary_of(other))
             return
         differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
         token = min(differing, key=lambda t: (min(ours.get(t, len(ours)), theirs.get(t, len(theirs))), t))
@@ -126,6 +127,16 @@ class TextDataModule(LightningDataModule):
             f"{ours.get(token, 'absent')} here and {theirs.get(token, 'absent')} there. Use the teacher's tokenizer: "
             f"tokenizer: {name}"
         )
+
+    def _check_same_special_ids(self, name: str, theirs: Vocabulary) -> None:
+        """The same entries may still be masked or padded with others."""
+        ours = self.vocabulary.special_ids
+        for role in ("mask_token_id", "pad_token_id", "cls_token_id", "sep_token_id"):
+            if role in ours and role in theirs.special_ids and ours[role] != theirs.special_ids[role]:
+                raise ValueError(
+                    f"data.tokenizer: {self.tokenizer_name!r} has {role} {ours[role]} and the teacher's ({name!r}) "
+                    f"{theirs.special_ids[role]}, of the same entries. Use the teacher's tokenizer: tokenizer: {name}"
+                )
 
     # Lightning's hooks
 

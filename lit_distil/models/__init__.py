@@ -6,11 +6,15 @@ from lit_distil.models.layout import SequenceLayout
 from lit_distil.models.sources import FromConfig, NetworkSource, Pretrained
 from lit_distil.models.students import (
     CopyRecord,
+    CrossArchitecture,
     DistilBertFromBert,
+    EvenlySpaced,
     EveryOther,
     FirstLayers,
     LastLayers,
+    LayerPick,
     Layers,
+    Narrower,
     RandomWeights,
     StudentInitialisation,
 )
@@ -19,14 +23,18 @@ register()
 
 __all__ = [
     "CopyRecord",
+    "CrossArchitecture",
     "DistilBertFromBert",
+    "EvenlySpaced",
     "EveryOther",
     "FirstLayers",
     "FlatNetwork",
     "FromConfig",
     "LastLayers",
+    "LayerPick",
     "Layers",
     "MaskedLMNetwork",
+    "Narrower",
     "NetworkSource",
     "Pretrained",
     "RandomWeights",

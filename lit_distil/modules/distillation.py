@@ -10,8 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
+from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
 from lit_distil.modules.masked_lm import LanguageModelModule
+from lit_distil.modules.preflight import check_pair
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
@@ -41,6 +43,8 @@ class DistillationModule(LanguageModelModule):
         freeze_positions: Leave the student's position embeddings as they were copied, as DistilBERT's authors do.
         gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
             one more backward pass for each; 0 never does.
+        evaluate_at_start: Validate before the first step too, so that the curves of `val/` begin at step 0 with the
+            student as it was initialised.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
         max_skipped_steps: See `EncoderModule`.
@@ -58,6 +62,7 @@ class DistillationModule(LanguageModelModule):
         teacher_dtype: str | None = None,
         freeze_positions: bool = False,
         gradient_shares_every: int = 500,
+        evaluate_at_start: bool = False,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
@@ -78,6 +83,7 @@ class DistillationModule(LanguageModelModule):
         self.student_source = student
         self.freeze_positions = freeze_positions
         self._gradient_shares_every = gradient_shares_every
+        self.evaluate_at_start = evaluate_at_start
         self.objectives = nn.ModuleDict(objectives)
         self.teachers: dict[str, FrozenTeacher] = {}
 
@@ -108,14 +114,32 @@ class DistillationModule(LanguageModelModule):
         if self.teachers:
             return
         loaded = {name: self._load_teacher(folder) for name, folder in self.teacher_names.items()}
+        records: list[CopyRecord] = []
         if self.network is None:
-            self.network = MaskedLMNetwork(self._make_student(next(iter(loaded.values()))))
+            student, records = self._make_student(next(iter(loaded.values())))
+            self.network = MaskedLMNetwork(student)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
+        if records:
+            records = mark_frozen(records, self.network.model)
+            first = next(iter(self.teacher_names.values()))
+            rank_zero_info(f"student of {first}: {summarise(records)}\n{describe(records)}")
         for name, teacher in loaded.items():
             if self.teacher_dtype is not None:
                 teacher = teacher.to(getattr(torch, self.teacher_dtype))
             self.teachers[name] = FrozenTeacher(MaskedLMNetwork(teacher))
+            check_pair(self.network, self.teachers[name].network, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_start(self) -> None:
+        """Beside what every module does, validate the student as it was initialised, if asked to."""
+        trainer: Any = self.trainer
+        if self.evaluate_at_start and trainer.global_step == 0 and trainer.enable_validation:
+            is_first = trainer._logger_connector._first_loop_iter
+            trainer.validating = True  # as Lightning itself does between two steps
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+            trainer._logger_connector._first_loop_iter = is_first
+        super().on_train_start()  # the clock starts after it
 
     def _load_teacher(self, folder: str) -> Any:
         source = Pretrained(folder, revision=self.teacher_revision)
@@ -125,15 +149,10 @@ class DistillationModule(LanguageModelModule):
         except ValueError as error:
             raise ValueError(f"model.teacher: {error}") from error
 
-    def _make_student(self, teacher: Any) -> Any:
-        if not isinstance(self.student_source, StudentInitialisation):
-            return self.student_source.build(self.vocabulary, head="masked_lm")
-        student, records = self.student_source.build(teacher)
-        num_copied = sum(record.origin == "copied" for record in records)
-        rank_zero_info(
-            f"student: {num_copied} of {len(records)} tensors copied from {next(iter(self.teacher_names.values()))}"
-        )
-        return student
+    def _make_student(self, teacher: Any) -> tuple[Any, list[CopyRecord]]:
+        if isinstance(self.student_source, StudentInitialisation):
+            return self.student_source.build(teacher)
+        return self.student_source.build(self.vocabulary, head="masked_lm"), []
 
     def loss_terms(self) -> LossTerms:
         """The objectives, and the teachers that they compare with."""

@@ -233,6 +233,10 @@ def test_vocabularies_are_compared_entry_by_entry(made):
     sizes = rf"\({len(ENTRIES)} entries\).*{len(ENTRIES) + 1} entries\)"
     with pytest.raises(ValueError, match=sizes + ": 1 tokens differ, the first 'new' is absent here"):
         data.check_same_vocabulary(teacher([*ENTRIES, "new"]))
+    same = BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)}, mask_token=ENTRIES[7])
+    same.save_pretrained(made.root / "teacher")  # the same entries, another of which is the mask
+    with pytest.raises(ValueError, match=r"mask_token_id \d+ and the teacher's \(.*\) 7, of the same entries"):
+        data.check_same_vocabulary(str(made.root / "teacher"))
     (made.root / "bare").mkdir()
     with pytest.warns(UserWarning, match="could not be compared"):
         data.check_same_vocabulary(str(made.root / "bare"))

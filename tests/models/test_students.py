@@ -7,6 +7,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoMode
 
 from lit_distil.models import (
     DistilBertFromBert,
+    EvenlySpaced,
     EveryOther,
     FirstLayers,
     LastLayers,
@@ -36,6 +37,7 @@ def make_teacher(name: str, num_layers: int = 6, **changes: object):  # type: ig
         (Layers([0, 5, -2]), [0, 5, 4]),
         (FirstLayers(2), [0, 1]),
         (LastLayers(2), [4, 5]),
+        (EvenlySpaced(3), [0, 3, 5]),
     ],
 )
 def test_the_layers_named_are_picked(initialisation: StudentInitialisation, expected: list[int]) -> None:
@@ -54,6 +56,33 @@ def test_every_other_of_twelve() -> None:
     assert EveryOther().pick(12) == [0, 2, 4, 6, 8, 10]
 
 
+def test_evenly_spaced_layers_follow_the_rule_and_give_the_papers_list() -> None:
+    assert EvenlySpaced(6).pick(12) == [0, 2, 4, 7, 9, 11]
+    for num_layers in (1, 2, 6, 12, 24):
+        assert EvenlySpaced(num_layers).pick(num_layers) == list(range(num_layers))
+        assert EvenlySpaced(1).pick(num_layers) == [0]
+    for wanted in range(2, 12):
+        exact = [i * 11 / (wanted - 1) for i in range(wanted)]
+        picked = EvenlySpaced(wanted).pick(12)
+        assert all(abs(layer - position) <= 0.5 for layer, position in zip(picked, exact, strict=True))
+        assert picked == sorted(set(picked)) and picked[0] == 0 and picked[-1] == 11
+
+
+@pytest.mark.parametrize("name", PICKABLE)
+def test_a_new_head_leaves_the_encoder_copied_and_the_vocabulary_tied(name: str) -> None:
+    teacher = make_teacher(name)
+    student, records = Layers([0, 1, 2], head="new").build(teacher)
+    new = {record.name for record in records if record.origin == "new"}
+    assert new and not any(record.startswith(f"{student.base_model_prefix}.") for record in new)
+    assert all(record.origin == "copied" for record in records if record.name not in new)
+    matrices = [key for key in new if student.state_dict()[key].dim() == 2]
+    assert len(matrices) == 1  # the transform: the decoder is the embeddings
+    assert not torch.equal(student.state_dict()[matrices[0]], teacher.state_dict()[matrices[0]])
+    embeddings = student.get_input_embeddings().weight
+    assert embeddings is student.get_output_embeddings().weight
+    assert torch.equal(embeddings, teacher.get_input_embeddings().weight)
+
+
 @pytest.mark.parametrize("name", PICKABLE)
 def test_every_tensor_is_copied_from_its_source(name: str) -> None:
     teacher = make_teacher(name)
@@ -63,6 +92,7 @@ def test_every_tensor_is_copied_from_its_source(name: str) -> None:
     for record in records:
         assert record.origin == "copied"
         assert record.source is not None
+        assert record.shape == record.source_shape == tuple(ours[record.name].shape)
         assert torch.equal(ours[record.name], theirs[record.source])
     layered = [record for record in records if record.name != record.source]
     assert len(layered) > 10
@@ -146,7 +176,9 @@ def test_distilbert_with_all_layers_is_the_bert(tmp_path: Path) -> None:
     teacher = make_teacher("bert", 3)
     student, records = DistilBertFromBert(layers=[0, 1, -1]).build(teacher)
     assert student.training
-    assert {record.origin for record in records} == {"copied"}
+    folded = [record.name for record in records if record.origin == "folded"]
+    assert folded == ["distilbert.embeddings.position_embeddings.weight"]
+    assert {record.origin for record in records if record.name not in folded} == {"copied"}
     assert not any("token_type" in record.name or "pooler" in record.name for record in records)
     assert student.get_input_embeddings().weight is student.get_output_embeddings().weight
     student.eval().save_pretrained(tmp_path)
@@ -178,6 +210,8 @@ def test_distilbert_takes_the_released_models_layers() -> None:
         (FirstLayers(7), "num_layers=7 must be from 1 to 6"),
         (LastLayers(0), "num_layers=0 must be from 1 to 6"),
         (RandomWeights(7), "num_layers=7 must be from 1 to 6"),
+        (EvenlySpaced(7), "num_layers=7 must be from 1 to 6, the number of the teacher's layers"),
+        (Layers([0, 1, 2, 3, 4, 5, 5]), "layers: 7 are named and the teacher has 6"),
     ],
 )
 def test_layers_the_teacher_lacks_are_refused(initialisation: StudentInitialisation, message: str) -> None:
@@ -190,3 +224,5 @@ def test_shared_and_empty_layers_are_refused() -> None:
         EveryOther().build(make_model("albert"))
     with pytest.raises(ValueError, match="at least one layer"):
         Layers([])
+    with pytest.raises(ValueError, match="head must be 'copy' or 'new', got 'none'"):
+        EveryOther(head="none")  # type: ignore[arg-type]

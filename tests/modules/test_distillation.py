@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from lit_distil.data import DocSentences, TextDataModule, TextFiles, TokenMaskin
 from lit_distil.models import EveryOther, FromConfig, Pretrained
 from lit_distil.modules import DistillationModule, FrozenTeacher, MaskedLMModule
 from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, SoftTargetLoss
-from tests.workspace import TINY, Workspace, fit, write_model
+from tests.workspace import TINY, Workspace, fit, logged, network_weights, write_model
 
 
 def make_data(workspace: Workspace, tokenizer: str | None = None) -> TextDataModule:
@@ -218,6 +219,21 @@ def test_teacher_with_another_vocabulary_is_refused_before_the_first_step(worksp
     assert module.network is None
 
 
+def test_text_longer_than_the_position_table_is_refused_before_the_first_step(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    from lit_distil.data import load_tokenizer
+
+    folder = str(tmp_path / "short")
+    tokenizer = load_tokenizer(workspace.byte_bpe)
+    write_model(folder, "roberta", tokenizer, type_vocab_size=1, max_position_embeddings=18)
+    module = make_module(folder)
+    with pytest.raises(
+        ValueError, match=r"data\.max_length: the train split .* room for 16; set data.max_length to 16"
+    ):
+        make_trainer(tmp_path).fit(module, datamodule=make_data(workspace))
+
+
 def test_missing_teacher_is_named_by_its_key(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.teacher.*/nope/teacher"):
         make_trainer(tmp_path).fit(make_module("/nope/teacher"), datamodule=make_data(workspace))
@@ -237,6 +253,32 @@ def test_frozen_positions_do_not_move(workspace: Workspace, tmp_path: Path) -> N
     original = Pretrained(workspace.teacher).build(None).roberta.embeddings  # type: ignore[union-attr]
     assert torch.equal(embeddings.position_embeddings.weight, original.position_embeddings.weight)
     assert not torch.equal(embeddings.word_embeddings.weight, original.word_embeddings.weight)
+
+
+def test_the_student_is_evaluated_as_it_was_initialised(
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At step 0 the curve shows the copied layers, and training goes on as if nothing had been looked at."""
+    runs = {}
+    for at_start in (True, False):
+        with caplog.at_level("INFO"):
+            config = workspace.distillation(evaluate_at_start=at_start, freeze_positions=True)
+            runs[at_start] = fit(
+                config, tmp_path / str(at_start), max_steps=2, val_check_interval=2, check_val_every_n_epoch=None
+            )
+    assert "44 tensors: 44 copied; 1 frozen" in caplog.text
+    assert list(logged(runs[True], "val/loss/soft")) != list(logged(runs[False], "val/loss/soft"))
+    assert min(logged(runs[True], "val/loss/soft")) == 0
+    again = tmp_path / "metrics.json"
+    probe = {"class_path": "tests.integration.probes.SaveMetrics", "init_args": {"file": str(again)}}
+    fit(workspace.distillation(), tmp_path / "untrained", command="validate", callbacks=[probe])
+    untrained = json.loads(again.read_text())
+    for name in ("val/loss/soft", "val/masked_accuracy", "val/agreement_with_teacher"):
+        assert logged(runs[True], name)[0] == pytest.approx(untrained[name], rel=1e-5), name
+    both = [logged(run, "train/loss") for run in runs.values()]
+    assert both[0] == both[1] and len(both[0]) == 2
+    finals = [network_weights(run / "checkpoints" / "last.ckpt") for run in runs.values()]
+    assert_equal(*finals)
 
 
 @pytest.mark.parametrize(

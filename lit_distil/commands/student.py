@@ -1,0 +1,108 @@
+"""`lit-distil student`: make a student out of its teacher, say what it is made of, and write it to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from lightning.pytorch import seed_everything
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lit_distil.callbacks import write_export
+from lit_distil.console import progress_bar
+from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
+from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
+from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
+from lit_distil.modules.comparison import PairScores, compare
+from lit_distil.modules.distillation import freeze_position_embeddings
+from lit_distil.modules.preflight import check_pair
+
+
+def student(
+    teacher: str,
+    student: StudentInitialisation,
+    out: str,
+    data: TextDataModule | None = None,
+    teacher_revision: str | None = None,
+    freeze_positions: bool = False,
+    all_tensors: bool = False,
+    seed: int = 0,
+) -> None:
+    """Make a student out of its teacher, print what it is made of, and write it with the teacher's tokenizer.
+
+    Args:
+        teacher: Folder or Hub name of a masked-LM, with its tokenizer.
+        student: How the student comes to be, such as EveryOther, Narrower or CrossArchitecture.
+        out: Folder to write to; plain transformers loads it.
+        data: Text to try teacher and student on (source, format, masking, tokenizer); None tries nothing.
+        teacher_revision: Commit, tag or branch of the teacher on the Hub.
+        freeze_positions: Show the position embeddings as frozen, as a run with model.freeze_positions has them; a
+            folder of weights does not keep it.
+        all_tensors: Print a line for each tensor too.
+        seed: Of the tensors that are new.
+    """
+    seed_everything(seed, verbose=False)
+    tokenizer = load_tokenizer(teacher, revision=teacher_revision)
+    try:
+        source = Pretrained(teacher, revision=teacher_revision).build(vocabulary_of(tokenizer))
+    except ValueError as error:
+        raise ValueError(f"teacher: {error}") from error
+    made, records = student.build(source)
+    networks = MaskedLMNetwork(source), MaskedLMNetwork(made)
+    if freeze_positions:
+        freeze_position_embeddings(networks[1])
+        records = mark_frozen(records, made)
+
+    if all_tensors:
+        print(tensor_table(records), end="\n\n")
+    print(describe(records), end="\n\n")
+    print(f"student   {_size(made)}\nteacher   {_size(source)}\n{summarise(records)}")
+    if data is not None:
+        data.check_same_vocabulary(teacher, teacher_revision)
+        print(_table(_evaluate(*networks, data)))
+    write_export(made, tokenizer, Path(out))
+    print(f"written: {out}")
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and make the student."""
+    transformers_logging.disable_progress_bar()
+    auto_cli(student, args=arguments, prog="lit-distil student", as_positional=False)
+
+
+def _evaluate(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataModule) -> PairScores:
+    """Both networks on the validation split, or on the first other one that there is."""
+    if data.format is None or data.masking is None:
+        raise ValueError("data: trying a student needs documents: give data.format and data.masking")
+    data.prepare_data()
+    data.setup("validate")
+    split = next((name for name in ("validation", "test", "train") if name in data.datasets), None)
+    if split is None:
+        raise ValueError("data.source: it gives no documents to try the student on; name its files")
+    check_pair(student, teacher, data)
+    dataset = data.datasets[split]
+    loader = EvalLoader(dataset, batch_size=data.eval_batch_size or min(16, data.batch_size))
+    return compare(teacher, student, progress_bar(loader, desc=f"trying on the {split} split", unit="batch"))
+
+
+def _size(model: PreTrainedModel) -> str:
+    """Parameters and the memory they take, tied ones counted once."""
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    config = model.config
+    return (
+        f"{model.num_parameters():>13,} parameters  {num_bytes / 1e6:>9,.1f} MB  {config.model_type}, "
+        f"{config.num_hidden_layers} layers, width {config.hidden_size}"
+    )
+
+
+def _table(scores: PairScores) -> str:
+    return "\n".join(
+        [
+            f"right after initialisation, over {scores.num_masked:,} masked tokens:",
+            "          masked-LM loss   top-1",
+            f"student   {scores.student_loss:14.4f}  {scores.student_accuracy:6.2%}",
+            f"teacher   {scores.teacher_loss:14.4f}  {scores.teacher_accuracy:6.2%}",
+            f"they agree on {scores.agreement:.2%}; KL(teacher || student) {scores.kl:.4f} nats",
+        ]
+    )

@@ -1,0 +1,82 @@
+"""What is checked of a teacher, a student and their data before the first step, as it would go wrong in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_distil.models import FlatNetwork, MaskedLMNetwork
+from lit_distil.types import Vocabulary
+
+
+def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: Any) -> None:
+    """Refuse a student and a teacher that cannot be trained together on this data.
+
+    Args:
+        student: the network that trains.
+        teacher: the one that it learns from.
+        data: the data module: `vocabulary`, and `datasets` of the splits that are open.
+
+    Raises:
+        ValueError: if the padding ids differ, the logits have different widths, or a sequence is longer than a position
+            table.
+    """
+    for role, network in (("student", student), ("teacher", teacher)):
+        check_padding_id(role, network, data.vocabulary)
+        check_length(role, network, data)
+    ours, theirs = _num_logits(student), _num_logits(teacher)
+    if ours != theirs:
+        raise ValueError(
+            f"model.student: it has {ours} logits and the teacher {theirs}, so their distributions cannot be compared; "
+            f"give the student's config vocab_size: {theirs}, or the teacher one whose embedding is as long as the "
+            "tokenizer"
+        )
+    segments = {role: _num_segments(network) for role, network in (("student", student), ("teacher", teacher))}
+    has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
+    if has_segments and segments["teacher"] > 1 >= segments["student"]:
+        rank_zero_warn(
+            "data.format tells segments apart, as the teacher does, and the student does not: it has "
+            f"type_vocab_size={segments['student']} and sees every token in the first segment"
+        )
+
+
+def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) -> None:
+    """The configuration's padding id is the tokenizer's: RoBERTa-likes count their positions from it.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    ours, theirs = vocabulary.special_ids.get("pad_token_id"), getattr(network.config, "pad_token_id", None)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ValueError(
+            f"model.{role}: its config has pad_token_id={theirs} and the tokenizer pads with {ours}; take the "
+            "tokenizer that the network was trained with, or correct its config.json"
+        )
+
+
+def check_length(role: str, network: FlatNetwork, data: Any) -> None:
+    """Every sequence fits into the position table.
+
+    Raises:
+        ValueError: if one does not; said before training and not in the step that meets it.
+    """
+    if network.max_length is None:
+        return
+    for split, dataset in data.datasets.items():
+        longest = int(dataset.lengths.max())
+        if longest > network.max_length:
+            raise ValueError(
+                f"data.max_length: the {split} split has a sequence of {longest} tokens and the position table of the "
+                f"{role} ({network.config.model_type}) room for {network.max_length}; set data.max_length to "
+                f"{network.max_length}, or give the network a larger max_position_embeddings"
+            )
+
+
+def _num_logits(network: MaskedLMNetwork) -> int:
+    head: Any = network.model.get_output_embeddings()
+    return head.weight.shape[0] if head is not None else network.config.vocab_size
+
+
+def _num_segments(network: MaskedLMNetwork) -> int:
+    return getattr(network.config, "type_vocab_size", 0) or 0
