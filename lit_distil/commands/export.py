@@ -41,7 +41,7 @@ def export(checkpoint: str, out: str, tokenizer: str | None = None) -> None:
         tokenizer: Folder or Hub name; None takes the one that the run's config.yaml names.
     """
     network = load_network(checkpoint)
-    chosen = load_tokenizer(tokenizer) if tokenizer else _tokenizer_of_run(Path(checkpoint))
+    chosen = load_tokenizer(tokenizer) if tokenizer else tokenizer_of_run(Path(checkpoint))
     embedding: Any = network.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
     if len(chosen) > num_rows:
@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> None:
     auto_cli(export, args=arguments, prog="lit-distil export", as_positional=False)
 
 
-def _tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
+def tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that the configuration beside `checkpoints/` names."""
     path = checkpoint.parent.parent / "config.yaml"
     if not path.is_file():
