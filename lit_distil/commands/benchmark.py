@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from lit_distil.commands.export import position_room
 from lit_distil.console import progress_bar
 
 
@@ -203,13 +204,9 @@ def _load(name: str, length: int, device: str) -> PreTrainedModel:
         raise ValueError(
             f"networks: {name!r} could not be loaded ({reason}); give a folder that a run exported"
         ) from error
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding):
-        room = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-        if length > room:
-            raise ValueError(
-                f"length {length} does not fit {name!r}, which has room for {room} tokens; give a smaller one"
-            )
+    room = position_room(model)
+    if room is not None and length > room:
+        raise ValueError(f"length {length} does not fit {name!r}, which has room for {room} tokens; give a smaller one")
     nn.Module.to(model, device)
     return model.eval()
 

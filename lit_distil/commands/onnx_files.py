@@ -107,7 +107,7 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
                 dynamo=True,
                 input_names=names,
                 output_names=output_names(model),
-                dynamic_shapes=tuple(free for _ in names) if plain.has_segments else (free, free, None)[: len(names)],
+                dynamic_shapes=tuple(free for _ in names),
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -123,6 +123,8 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
         "max_length": max_length,
     }
     onnx.helper.set_model_props(written, {f"{_METADATA}{name}": str(value) for name, value in facts.items()})
+    # the exporter's shapes of what lies in between are of no use, and where they are wrong quantisation trips over them
+    del written.graph.value_info[:]
     onnx.save(written, str(path))
 
 
