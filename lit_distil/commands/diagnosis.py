@@ -41,7 +41,7 @@ class Predictions:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """bool `[N]`: whether each prediction is the label."""
+        """Bool `[N]`: whether each prediction is the label."""
         return self.predicted == self.labels
 
     @property

@@ -52,7 +52,7 @@ def export(
     check_on: str | None = None,
     allow_disagreement: bool = False,
 ) -> None:
-    """Turn a checkpoint into a folder with network and tokenizer that plain transformers loads, and ONNX files if asked.
+    """Turn a checkpoint into a folder that plain transformers loads, with ONNX files if asked for.
 
     ONNX files are compared with the torch network before the folder appears; what was found is kept in onnx.json.
 
@@ -60,7 +60,8 @@ def export(
         checkpoint: File that a run wrote, such as runs/demo/teacher/checkpoints/last.ckpt, or a folder that one
             exported.
         out: Folder to write to.
-        tokenizer: Folder or Hub name; None takes the exported folder's own, or the one that the run's config.yaml names.
+        tokenizer: Folder or Hub name; None takes the exported folder's own, or the one that the run's config.yaml
+            names.
         onnx: Write model.onnx too.
         int8: Write model_int8.onnx too, with ONNX Runtime's dynamic quantisation.
         tolerance: Largest difference of a logit between torch and model.onnx, as a share of the largest logit.
@@ -89,9 +90,7 @@ def export(
         chosen.save_pretrained(staging)
         least = 0.0 if allow_disagreement else min_agreement
         try:
-            write_onnx_files(
-                network, chosen, staging, int8=int8, tolerance=tolerance, min_agreement=least, texts=texts
-            )
+            write_onnx_files(network, chosen, staging, int8=int8, tolerance=tolerance, min_agreement=least, texts=texts)
         except ValueError:
             shutil.rmtree(staging)  # what is refused leaves nothing behind
             raise
@@ -154,7 +153,9 @@ def open_network(name: str | Path, tokenizer: str | None = None) -> tuple[PreTra
     try:
         kinds = AutoConfig.from_pretrained(str(name)).architectures or []
         if not kinds or not hasattr(transformers, kinds[0]):
-            raise ValueError(f"checkpoint: the config.json of {str(name)!r} names no architecture that transformers has")
+            raise ValueError(
+                f"checkpoint: the config.json of {str(name)!r} names no architecture that transformers has"
+            )
         network = getattr(transformers, kinds[0]).from_pretrained(str(name), dtype=torch.float32)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]

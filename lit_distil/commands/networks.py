@@ -156,7 +156,9 @@ def _architectures(name: str) -> list[str]:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model: {name!r} could not be loaded ({reason}); give a folder that a run exported") from error
+        raise ValueError(
+            f"model: {name!r} could not be loaded ({reason}); give a folder that a run exported"
+        ) from error
     return list(config.architectures or [])
 
 

@@ -142,5 +142,3 @@ def _rows(
 
 def _has_masked_lm_head(model: PreTrainedModel) -> bool:
     return type(model).__name__.endswith(("ForMaskedLM", "ForPreTraining"))
-
-

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_distil.commands.benchmark import NetworkBenchmark
-from lit_distil.commands.measure import Floors, MaskedLMScore, TaskScore
+if TYPE_CHECKING:  # its words are needed by what measures, too
+    from lit_distil.commands.benchmark import NetworkBenchmark
+    from lit_distil.commands.measure import Floors, MaskedLMScore, TaskScore
 
 Table = list[list[str]]
 """Rows of cells, the header first."""

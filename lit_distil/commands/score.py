@@ -71,7 +71,7 @@ def score(
 
 
 def score_pairs(model: MaskedLM, pairs: MinimalPairs, **settings: Any) -> NDArray[np.bool_]:
-    """bool `[N]`: whether the good sentence of each pair has the higher score.
+    """Bool `[N]`: whether the good sentence of each pair has the higher score.
 
     Args:
         model: What scores them.
@@ -102,14 +102,18 @@ def _score_pairs(
     parts = [aligned(pairs_table(short, results))]
     if len(names) > 1:
         parts.append(bullets(difference_lines(short, right)))
-    parts.append("± is one standard error from the number of pairs. A pair is right if its good sentence scores higher.")
+    parts.append(
+        "± is one standard error from the number of pairs. A pair is right if its good sentence scores higher."
+    )
     return "\n\n".join(parts), {"models": pairs_numbers(names, results)}
 
 
 def _score_sentences(
     names: list[str], texts: list[str], places: list[str], device: str, settings: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    scores = [pseudo_likelihoods(open_masked_lm(name, device=device), texts, places=places, **settings) for name in names]
+    scores = [
+        pseudo_likelihoods(open_masked_lm(name, device=device), texts, places=places, **settings) for name in names
+    ]
     numbers = {
         name: {
             "corpus_pseudo_perplexity": of_model.corpus_perplexity,

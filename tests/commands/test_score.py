@@ -15,7 +15,12 @@ from lit_distil.commands.networks import open_masked_lm
 from lit_distil.commands.pseudo_likelihood import pseudo_likelihoods
 from tests.workspace import Workspace
 
-SENTENCES = ["The teacher returns a loss.", "gradient", "Each batch of the student: weights, lossteacher tokens!", "a a a"]
+SENTENCES = [
+    "The teacher returns a loss.",
+    "gradient",
+    "Each batch of the student: weights, lossteacher tokens!",
+    "a a a",
+]
 
 
 @pytest.fixture(params=["roberta", "bert"])
@@ -75,7 +80,10 @@ def test_within_word_differs_only_where_a_word_has_several_tokens(folder: str) -
 
 def write_pairs(folder: Path) -> Path:
     folder.mkdir()
-    rows = [("The teacher returns a loss.", "Teacher the loss a returns."), ("A model of the rate.", "Of model the rate a.")]
+    rows = [
+        ("The teacher returns a loss.", "Teacher the loss a returns."),
+        ("A model of the rate.", "Of model the rate a."),
+    ]
     good_bad = [{"sentence_good": good, "sentence_bad": bad, "UID": "word_order"} for good, bad in rows]
     (folder / "word_order.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good_bad))
     swapped = [{"sentence_good": row["sentence_bad"], "sentence_bad": row["sentence_good"]} for row in good_bad]
