@@ -64,7 +64,8 @@ def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: i
         if mask_id not in feature.input_ids:
             raise ValueError(f"{place}: no mask in it; write [MASK] where a token is wanted")
     # a token after one of these begins a word; a lone space is what some tokenizers leave before a mask
-    breaks = set(model.tokenizer.all_special_ids) - {mask_id} | set(model.tokenizer.convert_tokens_to_ids(["Ġ", "▁"]))
+    spaces: Any = model.tokenizer.convert_tokens_to_ids(["Ġ", "▁"])
+    breaks = set(model.tokenizer.all_special_ids) - {mask_id} | set(spaces)
     results: list[list[Filling]] = []
     for start in range(0, len(features), _TEXTS_IN_A_BATCH):
         batch = flat_batch(features[start : start + _TEXTS_IN_A_BATCH], device=model.device)

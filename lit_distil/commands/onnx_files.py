@@ -42,8 +42,9 @@ class _Plain(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """The logits under the names of `output_names`."""
+        model: Any = self.model
         more = {"token_type_ids": token_type_ids} if self.has_segments else {}
-        return logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **more))
+        return logits_of(model(input_ids=input_ids, attention_mask=attention_mask, **more))
 
 
 class OnnxNetwork:

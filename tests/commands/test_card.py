@@ -72,10 +72,13 @@ def test_networks_take_turns_for_every_text(networks: list[str], monkeypatch: py
     assert lengths[::2] == lengths[1::2] and lengths[:6] == lengths[6:] and len(set(lengths)) == 3
 
 
+@pytest.mark.slow
 def test_peak_memory_is_of_a_process_of_its_own_and_grows_with_the_batch(networks: list[str]) -> None:
     small, large = (peak_memory_mb(networks[0], length=60, batch_size=size) for size in (1, 1024))
     # the feed-forward layer's activations alone are 60 x 32 x 1024 floats
     assert 0 < small < large and large - small > 60 * 32 * 1024 * 4 / 1e6
+    with pytest.raises(ValueError, match=r"measuring '/absent' failed \(.*could not be loaded.*--memory false"):
+        peak_memory_mb("/absent", length=4, batch_size=1)
 
 
 def test_any_source_of_rows_will_do_and_mistakes_are_named(networks: list[str], rows: str) -> None:
@@ -92,5 +95,3 @@ def test_any_source_of_rows_will_do_and_mistakes_are_named(networks: list[str], 
         card.time_texts(networks, PAIRS, rounds=0, threads=1, device="cpu", part="encoder")
     with pytest.raises(ValueError, match="part must be 'encoder' or 'whole', got 'head'"):
         card.time_texts(networks, PAIRS, rounds=1, threads=1, device="cpu", part="head")
-    with pytest.raises(ValueError, match=r"measuring '/absent' failed \(.*could not be loaded.*--memory false"):
-        peak_memory_mb("/absent", length=4, batch_size=1)

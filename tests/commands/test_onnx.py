@@ -54,7 +54,7 @@ def test_logits_are_torchs_on_shapes_that_the_exporter_never_saw(written: tuple[
 
 
 def test_what_was_found_is_kept_and_the_sizes_are_those_of_the_files(written: tuple[str, Path]) -> None:
-    source, out = written
+    _, out = written
     kept = json.loads((out / "onnx.json").read_text())
     plain, small = kept["model.onnx"], kept["model_int8.onnx"]
     assert plain["mb"] * 1e6 == (out / "model.onnx").stat().st_size
@@ -104,9 +104,9 @@ def test_onnx_files_are_timed_beside_torch(written: tuple[str, Path]) -> None:
     assert len({of_network.num_tokens for of_network in passes}) == 1
     with pytest.raises(ValueError, match=r"an ONNX file, of which no encoder can be timed alone; give part: whole"):
         benchmark.measure_networks(networks)
-    with pytest.raises(ValueError, match="length 65 does not fit .*room for 64"):
+    with pytest.raises(ValueError, match=r"length 65 does not fit .*room for 64"):
         benchmark.measure_networks(networks[1:], length=65, part="whole")
-    with pytest.raises(ValueError, match="device: .*ONNX Runtime on the CPU"):
+    with pytest.raises(ValueError, match=r"device: .*ONNX Runtime on the CPU"):
         benchmark.measure_networks(networks[1:], device="cuda", part="whole")
 
 
@@ -115,7 +115,7 @@ def test_messages_name_what_is_wrong(
 ) -> None:
     with pytest.raises(ValueError, match=r"neither a checkpoint .* nor an exported folder"):
         export.export(str(tmp_path / "absent"), str(tmp_path / "out"), onnx=True)
-    with pytest.raises(ValueError, match="check_on: .* holds no texts"):
+    with pytest.raises(ValueError, match=r"check_on: .* holds no texts"):
         export.export(written[0], str(tmp_path / "out"), onnx=True, check_on=str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match=r"no ONNX file at .*--onnx true"):
         OnnxNetwork(tmp_path / "absent.onnx")
@@ -123,9 +123,7 @@ def test_messages_name_what_is_wrong(
     with pytest.raises(ValueError, match=r"text\.onnx' is no ONNX file"):
         OnnxNetwork(tmp_path / "text.onnx")
     choice = AutoModelForMultipleChoice.from_config(tiny_config(make_tokenizer(), layers=1))
-    with pytest.raises(
-        ValueError, match="RobertaForMultipleChoice cannot be written; the heads that can are ForMasked"
-    ):
+    with pytest.raises(ValueError, match="RobertaForMultipleChoice cannot be written; the heads that can"):
         write_onnx(choice, tmp_path / "x.onnx", max_length=0)
 
     def without(name: str) -> object:
