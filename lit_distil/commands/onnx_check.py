@@ -118,7 +118,8 @@ def _batches(
         )
         inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         if takes_segments(model):
-            inputs["token_type_ids"] = encoded["token_type_ids"]
+            nothing = [[0] * len(ids) for ids in encoded["input_ids"]]  # of a tokenizer that tells no segments
+            inputs["token_type_ids"] = encoded.get("token_type_ids", nothing)
         tensors = {name: torch.tensor(values) for name, values in inputs.items()}
         if _has_masked_lm_head(model):
             ids = tensors["input_ids"]

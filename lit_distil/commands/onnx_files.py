@@ -78,7 +78,9 @@ class OnnxNetwork:
         """What `write_onnx` noted: `parameters`, `encoder_parameters`, `vocab_size`, `max_length` (0: no limit)."""
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """The logits, as torch tensors on the CPU; inputs that the graph does not have are left out."""
+        """The logits, as torch tensors on the CPU; all is of the first segment where nothing else is said."""
+        if "token_type_ids" not in inputs:
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         given = {name: inputs[name].numpy() for name in self.inputs}
         return tuple(torch.from_numpy(output) for output in self.session.run(None, given))
 
@@ -121,9 +123,10 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
         assert program is not None
         program.save(str(path), external_data=num_bytes > _MOST_BYTES)
     written = onnx.load(str(path), load_external_data=False)
+    encoder: Any = model.base_model
     facts = {
         "parameters": model.num_parameters(),
-        "encoder_parameters": model.base_model.num_parameters(),
+        "encoder_parameters": encoder.num_parameters(),
         "vocab_size": model.config.vocab_size,
         "max_length": max_length,
     }
