@@ -18,6 +18,9 @@ OTHER_COMMANDS = {
     "tokenizer": "train a tokenizer on a source of text",
     "student": "make a student out of its teacher, and say where each of its tensors came from",
     "export": "turn a checkpoint into a folder that plain transformers loads",
+    "fill-mask": "what masked language models put in the place of [MASK], side by side",
+    "score": "sentences or minimal pairs (BLiMP) by pseudo-log-likelihood, side by side",
+    "diagnose": "confusion matrix, reliability and worst examples of a file of predictions",
     "report": "measure exported networks side by side; write a table and a picture",
     "benchmark": "parameters, size, latency and throughput of exported networks",
     "budget": "how many steps one run can do in another's time, for controls at equal time",
@@ -63,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         if command in TRAINER_COMMANDS:
             importlib.import_module("lit_distil.commands.training").run(arguments)
         else:
-            importlib.import_module(f"lit_distil.commands.{command}").run(arguments[1:])
+            importlib.import_module(f"lit_distil.commands.{command.replace('-', '_')}").run(arguments[1:])
     except Exception as error:
         message = _message(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:

@@ -21,7 +21,7 @@ from tests.workspace import Workspace, fit, logged
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/README.md")
-COMMAND = re.compile(r"(?:\w+=\S+ )*(?:lit-distil|.*-m lit_distil) (?P<arguments>\w+ .*)")
+COMMAND = re.compile(r"(?:\w+=\S+ )*(?:lit-distil|.*-m lit_distil) (?P<arguments>[\w-]+ .*)")
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -50,7 +50,8 @@ def parsers() -> dict[str, ArgumentParser]:
     found = {}
     for command in {arguments[0] for arguments in COMMANDS} - set(TRAINER_COMMANDS):
         assert command in OTHER_COMMANDS
-        found[command] = capture_parser(importlib.import_module(f"lit_distil.commands.{command}").run, [])
+        module = importlib.import_module(f"lit_distil.commands.{command.replace('-', '_')}")
+        found[command] = capture_parser(module.run, [])
     trainer = capture_parser(importlib.import_module("lit_distil.commands.training").run, ["fit"])
     return found | dict.fromkeys(TRAINER_COMMANDS, trainer)
 

@@ -1,42 +1,36 @@
 """`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, measured side by side.
 
-The networks are plain transformers models, and what is timed is the encoder without its head, so that networks with
-different heads compare. They take turns, one call each, so that whatever slows the machine down meets all of them.
+The networks are plain transformers models, or ONNX files written from them. What is timed is the encoder without its
+head, so that networks with different heads compare, or the whole network. They take turns, one call each, so that
+whatever slows the machine down meets all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import transformers
 from jsonargparse import auto_cli
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import cached_file
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from lit_distil.commands import card
+from lit_distil.commands.machine import describe_hardware
+from lit_distil.commands.memory import peak_memory_mb
+from lit_distil.commands.timing import (
+    Quartiles,
+    limited_threads,
+    make_inputs,
+    open_timed,
+    timed,
+    timed_calls,
+    weights_on_disk,
+)
 from lit_distil.console import progress_bar
-
-
-@dataclass(frozen=True)
-class Quartiles:
-    """Median and quartiles of repeated measurements."""
-
-    median: float
-    lower: float
-    upper: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Quartiles:
-        """Of these values."""
-        lower, middle, upper = np.percentile(np.asarray(values, dtype=float), [25, 50, 75]).tolist()
-        return cls(median=middle, lower=lower, upper=upper)
+from lit_distil.data import RowSource
 
 
 @dataclass(frozen=True)
@@ -76,17 +70,19 @@ def measure_networks(
     repeats: int = 30,
     threads: int = 1,
     device: str = "cpu",
+    part: Literal["encoder", "whole"] = "encoder",
 ) -> list[NetworkBenchmark]:
     """Measure exported networks in turns: A, B, C, A, B, C, ... after a warm-up.
 
     Args:
-        networks: Folders that `from_pretrained` loads, or names on the Hub. Each is run with transformers' default
-            attention, in float32, in eval mode, under `torch.inference_mode`.
+        networks: Folders that `from_pretrained` loads, names on the Hub, or ONNX files of `lit-distil export`. Each
+            is run with transformers' default attention, in float32, in eval mode, under `torch.inference_mode`.
         length: Tokens of every sequence, special tokens included.
         batch_size: Sequences in a batch for the throughput; the latency is at 1.
         repeats: Rounds of the latency; the throughput gets a third as many, at least 3.
         threads: Threads of torch, set back afterwards.
         device: Where to run, such as `cpu` or `cuda`.
+        part: What is timed: the encoder without its head, or the whole network (ONNX files have no other).
 
     Returns:
         One result a network, in their order; ratios are to the first.
@@ -99,23 +95,21 @@ def measure_networks(
     for name, value in (("length", length), ("batch_size", batch_size), ("repeats", repeats), ("threads", threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    models = [_load(name, length, device) for name in networks]
-    encoders = [model.base_model for model in models]
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        singles = _take_turns(encoders, _inputs(models, length, 1, device), repeats, "latency")
-        batches = _take_turns(encoders, _inputs(models, length, batch_size, device), max(3, repeats // 3), "throughput")
-    finally:
-        torch.set_num_threads(threads_before)
+    opened = [open_timed(name, length=length, device=device, threads=threads) for name in networks]
+    calls = timed_calls(networks, opened, part)
+    with limited_threads(threads):
+        singles = _take_turns(calls, make_inputs(opened, length, 1, device), repeats, "latency")
+        batches = _take_turns(
+            calls, make_inputs(opened, length, batch_size, device), max(3, repeats // 3), "throughput"
+        )
     results = []
     for index, name in enumerate(networks):
         latency, batch = Quartiles.of(singles[index]), Quartiles.of(batches[index])
         results.append(
             NetworkBenchmark(
                 network=str(name),
-                parameters=_count(models[index]),
-                encoder_parameters=_count(encoders[index]),
+                parameters=opened[index].parameters,
+                encoder_parameters=opened[index].encoder_parameters,
                 size_mb=weights_on_disk(name) / 1e6,
                 latency_ms=latency,
                 batch_ms=batch,
@@ -126,15 +120,6 @@ def measure_networks(
             )
         )
     return results
-
-
-def weights_on_disk(network: str) -> int:
-    """Bytes of a network's weight files."""
-    folder = Path(network)
-    if not folder.is_dir():
-        folder = Path(str(cached_file(network, "config.json"))).parent
-    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
-    return sum(file.stat().st_size for file in files)
 
 
 def format_benchmarks(results: Sequence[NetworkBenchmark], *, batch_size: int = 32) -> str:
@@ -168,22 +153,65 @@ def benchmark(
     repeats: int = 30,
     threads: int = 1,
     device: str = "cpu",
+    part: Literal["encoder", "whole"] = "encoder",
+    texts: str | None = None,
+    source: RowSource | None = None,
+    split: Literal["train", "validation", "test", "predict"] = "validation",
+    text_column: str = "text",
+    pair_column: str | None = None,
+    rounds: int = 3,
+    max_texts: int | None = None,
+    memory: bool = True,
+    out: str | None = None,
 ) -> None:
     """Measure parameters, size, latency and throughput of exported networks in turns, and print a table.
 
+    With texts it is the card of DistilBERT's table 3: seconds for a whole evaluation set, one text at a time.
+
     Args:
-        networks: Folders that transformers loads, or names on the Hub; ratios are to the first.
+        networks: Folders that transformers loads, names on the Hub, or ONNX files; ratios are to the first.
         length: Tokens of every sequence.
         batch_size: Sequences in a batch for the throughput; the latency is at 1.
         repeats: Rounds of the latency; the throughput gets a third as many.
-        threads: Threads of torch.
+        threads: Threads of torch and of ONNX Runtime.
         device: Where to run, such as cpu or cuda.
+        part: Time the encoder without its head, or the whole network, which is what ONNX files have.
+        texts: File of rows (JSONL, CSV, TSV, Parquet) to time a pass over, one text at a time.
+        source: The same from any source of rows, such as lit_distil.data.HubDataset.
+        split: Which split of the source.
+        text_column: Column of the text.
+        pair_column: Column of the second text, for pairs.
+        rounds: Passes over the texts.
+        max_texts: Take that many of the texts, the first ones.
+        memory: Measure peak memory too, each network in a process of its own (with texts or out).
+        out: Folder to write card.md and card.json to.
     """
+    rows = card.read_pairs(texts, source, split, text_column, pair_column, max_texts)
     results = measure_networks(
-        networks, length=length, batch_size=batch_size, repeats=repeats, threads=threads, device=device
+        networks, length=length, batch_size=batch_size, repeats=repeats, threads=threads, device=device, part=part
     )
-    print(f"encoders without their heads, {length} tokens a sequence, {threads} thread(s), {device}, float32")
+    what = "encoders without their heads" if part == "encoder" else "whole networks"
+    print(f"{what}, {length} tokens a sequence, {threads} thread(s), {device}, float32")
     print(format_benchmarks(results, batch_size=batch_size))
+    if rows is None and out is None:
+        return
+    passes = card.time_texts(networks, rows, rounds=rounds, threads=threads, device=device, part=part) if rows else None
+    peaks = None
+    if memory:
+        names = progress_bar(networks, desc="memory", unit="network")
+        peaks = [peak_memory_mb(name, length=length, batch_size=batch_size, device=device) for name in names]
+    settings = {"length": length, "batch_size": batch_size, "rounds": rounds, "threads": threads, "part": part}
+    made = card.Card(
+        results=results,
+        passes=passes,
+        peak_memory_mb=peaks,
+        num_texts=len(rows) if rows else None,
+        settings={**settings, "device": device},
+        hardware=describe_hardware(threads=threads, device=device, seed=0),
+    )
+    print(card.to_markdown(made))
+    if out is not None:
+        card.write(made, Path(out))
 
 
 def run(arguments: list[str]) -> None:
@@ -192,54 +220,16 @@ def run(arguments: list[str]) -> None:
     auto_cli(benchmark, args=arguments, prog="lit-distil benchmark", as_positional=False)
 
 
-def _load(name: str, length: int, device: str) -> PreTrainedModel:
-    try:
-        config = AutoConfig.from_pretrained(name)
-        # with its own head, so that nothing is left out or drawn at random
-        kind: Any = getattr(transformers, (config.architectures or [""])[0], AutoModel)
-        model: PreTrainedModel = kind.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"networks: {name!r} could not be loaded ({reason}); give a folder that a run exported"
-        ) from error
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding):
-        room = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-        if length > room:
-            raise ValueError(
-                f"length {length} does not fit {name!r}, which has room for {room} tokens; give a smaller one"
-            )
-    nn.Module.to(model, device)
-    return model.eval()
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())  # tied ones are given once
-
-
-def _inputs(models: list[PreTrainedModel], length: int, batch_size: int, device: str) -> dict[str, Tensor]:
-    """The same ids for all networks; which they are plays no part in the time."""
-    vocabulary = min(model.config.vocab_size for model in models)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (batch_size, length), generator=generator)
-    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
-
-
 @torch.inference_mode()
-def _take_turns(encoders: list[nn.Module], inputs: dict[str, Tensor], repeats: int, what: str) -> list[list[float]]:
+def _take_turns(
+    calls: Sequence[Callable[..., Any]], inputs: dict[str, Tensor], repeats: int, what: str
+) -> list[list[float]]:
     """Milliseconds of each call, by network."""
-    is_cuda = inputs["input_ids"].is_cuda
-    times: list[list[float]] = [[] for _ in encoders]
+    times: list[list[float]] = [[] for _ in calls]
     warm_up = 2
     for turn in progress_bar(range(warm_up + repeats), desc=what, unit="round"):
-        for index, encoder in enumerate(encoders):
-            if is_cuda:
-                torch.cuda.synchronize()
-            start = perf_counter()
-            encoder(**inputs)
-            if is_cuda:
-                torch.cuda.synchronize()
+        for index, call in enumerate(calls):
+            elapsed = timed(call, inputs)
             if turn >= warm_up:
-                times[index].append(1000 * (perf_counter() - start))
+                times[index].append(elapsed)
     return times

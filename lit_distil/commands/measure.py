@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer
 
-from lit_distil import __version__
 from lit_distil.data import MaskedSequences, TextDataModule
 from lit_distil.models import Pretrained
 from lit_distil.modules import FineTuningModule, MaskedLMModule
@@ -139,22 +133,6 @@ def unigram_loss(token_counts: np.ndarray, labels: np.ndarray, *, vocabulary_siz
     return float(np.log(counts.sum()) - np.log(counts[labels]).mean())
 
 
-def describe_hardware(*, threads: int, device: str, seed: int) -> dict[str, str | int | None]:
-    """What the numbers were measured on and with."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "benchmark_threads": threads,
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in ("torch", "transformers", "lightning")},
-        "lit_distil": __version__,
-        "seed": seed,
-        "git_commit": _git_commit(),
-    }
-
-
 def _test(module: MaskedLMModule | FineTuningModule, data: TextDataModule, device: str) -> dict[str, float]:
     trainer = Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
@@ -195,19 +173,3 @@ def _check_labels(export: str, data: TextDataModule) -> None:
             f"task_data.task: its classes {list(ours.values())} are not those that {export} was fine-tuned for "
             f"({list(theirs.values())}); give the source and the task of that run"
         )
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

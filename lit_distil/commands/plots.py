@@ -1,4 +1,4 @@
-"""The report's two pictures: how the loss fell in every run, and what quality each network gives for its latency."""
+"""The reports' pictures: curves of the loss, quality against latency, a confusion matrix, a reliability diagram."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 
@@ -25,6 +27,7 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 _LABEL_GAP = 0.075  # of the height of the axes
+_MOST_WRITTEN_CLASSES = 20  # of a confusion matrix whose cells have room for numbers
 
 
 @dataclass(frozen=True)
@@ -161,3 +164,67 @@ def spread(heights: list[float], *, gap: float) -> list[float]:
     lowest, highest = gap / 2, 1 - gap / 2 - (len(heights) - 1) * gap
     levels = [min(max(mean, lowest), highest) for mean, size in blocks for _ in range(size)]
     return [level + i * gap for i, level in enumerate(levels)]
+
+
+def plot_confusion(path: Path, counts: NDArray[np.int64], classes: list[str]) -> None:
+    """A confusion matrix, coloured by the share of each true class.
+
+    Args:
+        path: PNG to write.
+        counts: int64 `[C, C]`, true classes down and predicted ones across.
+        classes: Their names.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        side = min(14.0, 3.2 + 0.55 * len(classes))
+        figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+        axes = figure.add_subplot()
+        picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+        figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+        axes.set_yticks(range(len(classes)), classes)
+        if len(classes) <= _MOST_WRITTEN_CLASSES:
+            for (row, column), count in np.ndenumerate(counts):
+                colour = "white" if shares[row, column] > 0.6 else "#1d1f21"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xlabel("prediction")
+        axes.set_ylabel("label")
+        axes.set_title("Confusion matrix", loc="left", fontweight="bold")
+        figure.savefig(path, dpi=150)
+
+
+def plot_reliability(
+    path: Path,
+    edges: list[float],
+    accuracy: list[float],
+    confidence: list[float],
+    counts: list[int],
+    *,
+    error: float,
+) -> None:
+    """A reliability diagram: accuracy against confidence by bin, and below it how many rows each bin holds.
+
+    Args:
+        path: PNG to write.
+        edges: B + 1 edges of the bins.
+        accuracy: Of each bin; NaN in an empty one.
+        confidence: Mean of each bin; NaN in an empty one.
+        counts: Rows of each bin.
+        error: Expected calibration error, for the title.
+    """
+    width = edges[1] - edges[0]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.6, 5.6), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        upper.bar(edges[:-1], accuracy, width=width, align="edge", color=_COLOURS[5], edgecolor="white")
+        upper.plot([0, 1], [0, 1], color="#555555", linestyle="--", linewidth=1, label="confidence = accuracy")
+        upper.plot(confidence, accuracy, color=_COLOURS[0], marker="o", linestyle="none", label="mean of the bin")
+        upper.set_ylim(0, 1.02)
+        upper.set_ylabel("accuracy")
+        upper.legend(fontsize=9, loc="upper left")
+        upper.set_title(f"Reliability: expected calibration error {100 * error:.1f}", loc="left", fontweight="bold")
+        lower.bar(edges[:-1], counts, width=width, align="edge", color="#999999", edgecolor="white")
+        lower.set_xlim(0, 1)
+        lower.set_xlabel("confidence")
+        lower.set_ylabel("rows")
+        figure.savefig(path, dpi=150)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_distil.commands.benchmark import NetworkBenchmark
-from lit_distil.commands.measure import Floors, MaskedLMScore, TaskScore
+if TYPE_CHECKING:  # its words are needed by what measures, too
+    from lit_distil.commands.benchmark import NetworkBenchmark
+    from lit_distil.commands.measure import Floors, MaskedLMScore, TaskScore
 
 Table = list[list[str]]
 """Rows of cells, the header first."""
@@ -208,14 +210,19 @@ def to_html(results: Results, pictures: Sequence[Path]) -> str:
     parts = [f"<h1>{escape(results.title)}</h1>", _html_table(main_table(results)), _html_list(notes(results), "notes")]
     if results.comparisons:
         parts += ["<h2>Findings</h2>", _html_list(findings(results), "findings")]
-    for picture in pictures:
-        data = base64.b64encode(picture.read_bytes()).decode()
-        name = picture.stem.replace("_", " ")
-        parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+    parts += [_html_picture(picture) for picture in pictures]
     parts += ["<h2>Beside the published figures</h2>", _html_table(published_table(results))]
     parts += [f'<p class="notes">{escape(_SOURCE)}</p>']
     parts += ["<h2>Measured on</h2>", _html_list(_hardware_lines(results), "notes")]
     return _PAGE.format(title=escape(results.title), style=_CSS, body="\n".join(parts))
+
+
+def page(title: str, summary: Sequence[str], pictures: Sequence[Path], sections: Sequence[tuple[str, Table]]) -> str:
+    """A page of its own: lines, pictures, and tables under headings, as one HTML file that needs no other."""
+    parts = [f"<h1>{escape(title)}</h1>", _html_list(summary, "findings"), *map(_html_picture, pictures)]
+    for heading, table in sections:
+        parts += [f"<h2>{escape(heading)}</h2>", _html_table(table)]
+    return _PAGE.format(title=escape(title), style=_CSS, body="\n".join(parts))
 
 
 def aligned(table: Table) -> str:
@@ -254,6 +261,11 @@ def _html_table(table: Table) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
+def _html_picture(picture: Path) -> str:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f'<img alt="{picture.stem.replace("_", " ")}" src="data:image/png;base64,{data}">'
+
+
 def _html_list(lines: Sequence[str], kind: str) -> str:
     items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul class="{kind}">\n{items}\n</ul>'
@@ -290,6 +302,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .4rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e5e8; }
 th { border-bottom: 2px solid #1d1f21; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td:first-child { max-width: 44rem; white-space: normal; }
 tbody tr:hover { background: #eef3f8; }
 ul { padding-left: 1.1rem; }
 .findings li { margin: .25rem 0; }

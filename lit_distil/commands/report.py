@@ -13,14 +13,8 @@ from lightning.pytorch import seed_everything
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.benchmark import measure_networks
-from lit_distil.commands.measure import (
-    Floors,
-    describe_hardware,
-    measure_floors,
-    measure_masked_lm,
-    measure_task,
-    open_data,
-)
+from lit_distil.commands.machine import describe_hardware
+from lit_distil.commands.measure import Floors, measure_floors, measure_masked_lm, measure_task, open_data
 from lit_distil.commands.plots import Point, plot_curves, plot_quality
 from lit_distil.commands.render import (
     Comparison,

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
 from lit_distil.commands import benchmark
+from lit_distil.commands.timing import TimedNetwork
 from tests.commands.examples import finished_run, make_tokenizer
 
 
@@ -47,30 +47,19 @@ def test_derived_rates_follow_from_the_times_and_ratios_are_to_the_first(network
 def test_networks_take_turns_so_that_drift_meets_all_alike(networks, monkeypatch):
     calls = []
 
-    def fake_load(name, length, device):
+    def fake_open(name, *, length, device, threads):
         def encoder(input_ids, attention_mask):
             assert torch.is_inference_mode_enabled()
-            assert torch.get_num_threads() == 1
+            assert torch.get_num_threads() == threads == 1
             calls.append((name, tuple(input_ids.shape)))
 
-        return SimpleNamespace(base_model=_Callable(encoder), parameters=list, config=SimpleNamespace(vocab_size=9))
+        return TimedNetwork(encoder, encoder, 2, 1, vocab_size=9, max_length=None, has_segments=False)
 
-    monkeypatch.setattr(benchmark, "_load", fake_load)
+    monkeypatch.setattr(benchmark, "open_timed", fake_open)
     benchmark.measure_networks(networks, length=8, batch_size=4, repeats=9)
     assert len(calls) == 2 * ((2 + 9) + (2 + 3))
     assert [name for name, _ in calls] == networks * (len(calls) // 2)
     assert [shape for _, shape in calls] == [(1, 8)] * 22 + [(4, 8)] * 10
-
-
-class _Callable:
-    def __init__(self, function):
-        self.function = function
-
-    def __call__(self, **inputs):
-        return self.function(**inputs)
-
-    def parameters(self):
-        return []
 
 
 def test_quartiles_are_those_of_the_values():

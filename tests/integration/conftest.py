@@ -34,6 +34,14 @@ def with_projection(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def evaluation_of_teacher(workspace: Workspace, attention: str | None = None) -> dict[str, Any]:
+    """Masked-LM evaluation of the workspace's teacher."""
+    config = workspace.pretraining()
+    settings = {"name_or_path": workspace.teacher, "attention": attention}
+    config["model"]["init_args"]["network"] = {"class_path": "lit_distil.models.Pretrained", "init_args": settings}
+    return config
+
+
 @pytest.fixture(scope="session")
 def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
     """Folder with what two ranks leave: gradients, means of a validation, predictions; and a run under FSDP2."""
@@ -60,6 +68,8 @@ def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
                 )
             metrics = [probe("SaveMetrics", folder / f"{kind}-val.json")]
             add("validate", f"{kind}-val", workspace.configuration(kind), callbacks=metrics)
+        metrics = [probe("SaveMetrics", folder / "teacher-test.json")]
+        add("test", "teacher-test", evaluation_of_teacher(workspace), callbacks=metrics)
         add("predict", "predict", workspace.finetuning())
         weights = [probe("SaveWeights", folder / "sharded.pt")]
         add("fit", "sharded", with_projection(workspace.distillation()), **SHARDED, max_steps=3, callbacks=weights)

@@ -1,0 +1,121 @@
+"""Masked-LM loss and perplexity are means over all masked tokens of a corpus, however it is cut, packed and shared."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from lit_distil.commands.measure import measure_masked_lm, open_data
+from lit_distil.data import DocSentences, FullSentences, TextDataModule, TextFiles, TokenMasking
+from lit_distil.models import MaskedLMNetwork, Pretrained
+from lit_distil.objectives import MaskedLMLoss
+from tests.integration.conftest import evaluation_of_teacher, probe
+from tests.workspace import Workspace, fit
+
+NAMES = ("test/loss", "test/loss/masked_lm", "test/perplexity", "test/masked_accuracy")
+
+
+def data_of(workspace: Workspace, format: Any = None, batch_size: int = 4) -> TextDataModule:
+    """The data of `Workspace.text_data`, by hand."""
+    files = {split: str(workspace.root / f"{split}.txt") for split in ("train", "validation", "test")}
+    return TextDataModule(
+        tokenizer=workspace.byte_bpe,
+        source=TextFiles(**files),
+        format=format or DocSentences(),
+        masking=TokenMasking(rate=0.3),
+        max_length=48,
+        batch_size=8,
+        eval_batch_size=batch_size,
+        cache_dir=str(workspace.root / "cache"),
+        seed=7,
+    )
+
+
+def reference(workspace: Workspace, data: TextDataModule) -> dict[str, float]:
+    """One sequence at a time through plain transformers in float64."""
+    model = AutoModelForMaskedLM.from_pretrained(workspace.teacher, dtype=torch.float64).eval()
+    dataset = data.datasets["test"]
+    losses, right = [], []
+    for sample in range(len(dataset)):
+        batch = dataset.collate(np.array([sample]), np.array([0]))
+        with torch.no_grad():
+            logits = model(input_ids=batch.input_ids).logits[0, batch.masked_positions]
+        losses.append(torch.nn.functional.cross_entropy(logits, batch.masked_labels, reduction="none"))
+        right.append(logits.argmax(-1) == batch.masked_labels)
+    sizes = {len(values) for values in losses}
+    assert len(sizes) > 2  # a mean of the sequences' means would be another number
+    loss = float(torch.cat(losses).mean())
+    assert abs(loss - np.mean([float(values.mean()) for values in losses])) > 1e-4
+    accuracy = float(torch.cat(right).double().mean())
+    return dict(zip(NAMES, (loss, loss, math.exp(loss), accuracy), strict=True))
+
+
+def check(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() >= expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=2e-6), name
+
+
+@pytest.fixture(scope="module")
+def expected(workspace: Workspace) -> dict[str, float]:
+    data = data_of(workspace)
+    open_data(data)
+    return reference(workspace, data)
+
+
+@pytest.mark.parametrize("attention", [None, "sdpa"])
+def test_the_test_command_gives_the_mean_over_all_masked_tokens_whatever_the_batches(
+    attention: str | None, workspace: Workspace, expected: dict[str, float], tmp_path: Path
+) -> None:
+    """Unpadded and padded, one, three or sixteen sequences at a time."""
+    for size in (1, 3, 16):
+        config = evaluation_of_teacher(workspace, attention=attention)
+        config["data"]["init_args"]["eval_batch_size"] = size
+        file = tmp_path / f"{size}.json"
+        fit(config, tmp_path / str(size), command="test", callbacks=[probe("SaveMetrics", file)])
+        check(json.loads(file.read_text()), expected)
+
+
+def test_two_ranks_give_the_mean_over_all_masked_tokens(two_ranks: Path, expected: dict[str, float]) -> None:
+    check(json.loads((two_ranks / "teacher-test.json").read_text()), expected)
+
+
+def test_the_report_measures_what_the_test_command_gives(workspace: Workspace, expected: dict[str, float]) -> None:
+    for size in (3, 16):
+        data = data_of(workspace, batch_size=size)
+        open_data(data)
+        score = measure_masked_lm(workspace.teacher, data)
+        found = (score.loss, score.loss, score.perplexity, score.accuracy)
+        check(dict(zip(NAMES, found, strict=True)), expected)
+
+
+@pytest.mark.parametrize("format", [FullSentences(), DocSentences()])
+def test_the_sum_over_masked_sequences_is_the_same_in_any_order_and_any_packing(
+    format: Any, workspace: Workspace
+) -> None:
+    data = data_of(workspace, format)
+    open_data(data)
+    dataset = data.datasets["test"]
+    network = MaskedLMNetwork(Pretrained(workspace.teacher).build(None)).eval()
+    loss = MaskedLMLoss()
+    order = np.random.default_rng(0).permutation(len(dataset))
+    sums, counts = [], []
+    one_by_one, whole = np.array_split(order, len(order)), [order]
+    for cut in (one_by_one, whole, np.array_split(order[::-1], 3)):
+        total, count = 0.0, 0
+        for samples in cut:
+            batch = dataset.collate(samples, np.zeros_like(samples))
+            with torch.no_grad():
+                total += float(loss(network(batch, rows=batch.masked_positions), None, batch))
+            count += batch.counts["masked"]
+        sums.append(total)
+        counts.append(count)
+    assert len(set(counts)) == 1 and counts[0] > 50
+    assert sums == pytest.approx([sums[0]] * 3, rel=1e-6)
