@@ -1,6 +1,6 @@
 """Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
 
-from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, StepPlan, TrainLoader
+from lit_distil.data.batching import EvalLoader, StepPlan, TrainLoader
 from lit_distil.data.corpus import TokenCorpus, write_corpus
 from lit_distil.data.datamodule import TextDataModule
 from lit_distil.data.docstrings import Docstrings
@@ -21,6 +21,7 @@ from lit_distil.data.masking import (
     TokenMasking,
     WholeWordMasking,
 )
+from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import DocumentSource, HubDataset, RowSource, TableFiles, TextFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 

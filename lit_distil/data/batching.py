@@ -1,4 +1,4 @@
-"""From sequences to batches: assembling a flat micro-batch, and which sequences each step and rank takes.
+"""From sequences to batches: which sequences each step, rank and accumulated micro-batch takes.
 
 A run is a function of its step. The order of samples is the concatenation of the epochs' permutations, step s takes the
 next `batch_size` of them, and each rank and accumulated micro-batch takes its share of the step. Nothing is remembered,
@@ -8,7 +8,6 @@ so a run resumed at any step goes on as if it had never stopped, and another num
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -18,146 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lit_distil.data.corpus import TokenCorpus
-from lit_distil.data.formats import SequenceFormat, SequenceTable
-from lit_distil.data.masking import MaskingStrategy, TokenView
 from lit_distil.data.randomness import Permutation
-from lit_distil.types import Batch, Vocabulary
+from lit_distil.data.sequences import SequenceDataset
+from lit_distil.types import Batch
 
 Ints = NDArray[np.int64]
-
-
-class SequenceDataset(ABC):
-    """Samples that can be assembled into a batch, whichever are asked for."""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    @abstractmethod
-    def lengths(self) -> Ints:
-        """int64 `[N]`: tokens of each sample, special tokens included."""
-
-    @abstractmethod
-    def collate(self, sample_ids: Ints, epochs: Ints) -> Batch:
-        """Assemble samples into a flat batch, in the order given.
-
-        Args:
-            sample_ids: int64 `[S]`, in [0, N).
-            epochs: int64 `[S]`, the epoch that each is drawn in; what is random in a sample depends on it.
-
-        Returns:
-            The batch; a pure function of the arguments.
-        """
-
-
-class MaskedSequences(SequenceDataset):
-    """Sequences of a corpus, masked.
-
-    Args:
-        corpus: The tokens.
-        table: Which of them are a sequence.
-        format: The format that made the table; says whether its pieces are told apart by token type ids.
-        vocabulary: Number of ids and the special ones. A sequence begins with `cls_token_id` (or `bos_token_id`), each
-            piece ends with `sep_token_id` (or `eos_token_id`), and no special id is masked or put in.
-        masking: The strategy, bound to the corpus' counts by the caller; None leaves the sequences as they are.
-        seed: Seed of the masks.
-
-    Raises:
-        ValueError: If the vocabulary lacks a special id that is needed, or the corpus has more ids than it.
-    """
-
-    def __init__(
-        self,
-        corpus: TokenCorpus,
-        table: SequenceTable,
-        *,
-        format: SequenceFormat,
-        vocabulary: Vocabulary,
-        masking: MaskingStrategy | None,
-        seed: int,
-    ) -> None:
-        if len(corpus.token_counts) > vocabulary.size:
-            raise ValueError(
-                f"the corpus was tokenised with {len(corpus.token_counts)} ids, the vocabulary has {vocabulary.size}: "
-                "prepare the corpus with this tokenizer"
-            )
-        self.corpus = corpus
-        self.table = table
-        self.vocabulary_size = vocabulary.size
-        self.special_ids = tuple(sorted(set(vocabulary.special_ids.values())))
-        self.mask_id = _special_id(vocabulary, "mask_token_id") if masking is not None else -1
-        self.masking = masking
-        self.seed = seed
-        self.has_segments = format.has_segments
-        self._cls = np.array([_special_id(vocabulary, "cls_token_id", "bos_token_id")], dtype=corpus.tokens.dtype)
-        self._sep = np.array([_special_id(vocabulary, "sep_token_id", "eos_token_id")], dtype=corpus.tokens.dtype)
-        self._is_special = np.zeros(vocabulary.size, dtype=bool)
-        self._is_special[list(self.special_ids)] = True
-
-    @property
-    def lengths(self) -> Ints:
-        """int64 `[N]`: tokens of each sequence, special tokens included."""
-        return self.table.lengths
-
-    def collate(self, sample_ids: Ints, epochs: Ints) -> Batch:
-        """Cut the sequences out of the corpus, add special tokens, mask."""
-        table, corpus = self.table, self.corpus
-        sample_ids = np.asarray(sample_ids, dtype=np.int64)
-        first_pieces = table.offsets[sample_ids]
-        num_pieces = table.offsets[sample_ids + 1] - first_pieces
-        rank = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-        pieces = np.repeat(first_pieces, num_pieces) + rank
-        begins = rank == 0
-        bounds = list(zip(table.piece_starts[pieces].tolist(), table.piece_ends[pieces].tolist(), strict=True))
-
-        tokens, word_starts = [], []
-        one = np.ones(1, dtype=bool)
-        for (start, end), is_first in zip(bounds, begins.tolist(), strict=True):
-            if is_first:
-                tokens.append(self._cls)
-                word_starts.append(one)
-            tokens += (corpus.tokens[start:end], self._sep)
-            word_starts += (corpus.word_starts[start:end], one)
-        ids = np.concatenate(tokens).astype(np.int64)
-
-        # a piece with its [SEP], the first of a sequence with its [CLS] too
-        piece_lengths = table.piece_ends[pieces] - table.piece_starts[pieces] + 1 + begins
-        lengths = table.lengths[sample_ids]
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        batch = Batch(
-            input_ids=torch.from_numpy(ids)[None],
-            position_ids=torch.from_numpy(np.arange(len(ids)) - np.repeat(starts, lengths))[None],
-            cu_seq_lens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
-            lengths=tuple(lengths.tolist()),
-            sample_ids=torch.from_numpy(sample_ids.copy()),
-        )
-        if self.has_segments:
-            batch.token_type_ids = torch.from_numpy(np.repeat(np.minimum(rank, 1), piece_lengths))[None]
-        if table.next_sentence_labels is not None:
-            batch.next_sentence_labels = torch.from_numpy(table.next_sentence_labels[sample_ids].astype(np.int64))
-        if self.masking is not None:
-            view = TokenView(ids, ~self._is_special[ids], np.concatenate(word_starts), lengths, starts, sample_ids)
-            masked = self.masking(
-                view,
-                np.asarray(epochs),
-                seed=self.seed,
-                vocabulary_size=self.vocabulary_size,
-                mask_id=self.mask_id,
-                special_ids=self.special_ids,
-            )
-            batch.input_ids = torch.from_numpy(masked.ids)[None]
-            batch.masked_positions = torch.from_numpy(masked.positions)
-            batch.masked_labels = torch.from_numpy(masked.labels)
-        return batch
-
-
-def _special_id(vocabulary: Vocabulary, *names: str) -> int:
-    for name in names:
-        if name in vocabulary.special_ids:
-            return vocabulary.special_ids[name]
-    raise ValueError(f"the tokenizer has no {' or '.join(names)}, only {vocabulary.special_ids}: take one that has it")
 
 
 class StepPlan:
@@ -343,7 +207,7 @@ class _Steps(Dataset):
 
     def __getitem__(self, step: int) -> list[Batch]:
         samples, epochs = (np.split(values, self.num_shares) for values in self.plan.samples(step))
-        batches = [self.dataset.collate(samples[share], epochs[share]) for share in self.shares]
+        batches = [self.dataset.collate(samples[share], epochs[share], step) for share in self.shares]
         counts = [batch.counts for batch in batches]
         for batch in batches:
             batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}

@@ -16,12 +16,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, TrainLoader
+from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus import CORPUS_VERSION, TokenCorpus, write_corpus
 from lit_distil.data.docstrings import default_cache_dir
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.tokenizers import load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.tasks import Task
@@ -303,6 +304,6 @@ class SpreadSequences(SequenceDataset):
         """int64 `[N]`."""
         return self.dataset.lengths[self.chosen]
 
-    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray) -> Any:
+    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray, step: int | None = None) -> Any:
         """As the whole data set does, with its sample ids."""
-        return self.dataset.collate(self.chosen[sample_ids], epochs)
+        return self.dataset.collate(self.chosen[sample_ids], epochs, step)

@@ -109,6 +109,7 @@ class MaskingStrategy(ABC):
         vocabulary_size: int,
         mask_id: int,
         special_ids: Iterable[int],
+        step: int | None = None,
     ) -> Masked:
         """Mask a batch.
 
