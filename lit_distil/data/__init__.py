@@ -1,6 +1,6 @@
 """Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
 
-from lit_distil.data.batching import EvalLoader, StepPlan, TrainLoader
+from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus import TokenCorpus, write_corpus
 from lit_distil.data.datamodule import TextDataModule
 from lit_distil.data.docstrings import Docstrings
@@ -17,10 +17,13 @@ from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import (
     FrequencyMasking,
     MaskingStrategy,
+    MixedMasking,
+    NgramMasking,
     SpanMasking,
     TokenMasking,
     WholeWordMasking,
 )
+from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import DocumentSource, HubDataset, RowSource, TableFiles, TextFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
@@ -29,14 +32,19 @@ __all__ = [
     "DocSentences",
     "Docstrings",
     "DocumentSource",
+    "EpochOrder",
     "EvalLoader",
     "FrequencyMasking",
     "FullSentences",
     "HubDataset",
     "LabelledSequences",
+    "LengthGroupedOrder",
     "LinePerSequence",
     "MaskedSequences",
     "MaskingStrategy",
+    "MixedMasking",
+    "NgramMasking",
+    "Plan",
     "RowSource",
     "SegmentPair",
     "SentencePair",
@@ -50,6 +58,7 @@ __all__ = [
     "TextFiles",
     "TokenCorpus",
     "TokenMasking",
+    "TokenPlan",
     "TrainLoader",
     "WholeWordMasking",
     "load_tokenizer",

@@ -17,54 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lit_distil.data.randomness import Permutation
+from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.types import Batch
 
 Ints = NDArray[np.int64]
-
-
-class StepPlan:
-    """Which samples each optimizer step takes: the stream of samples, `batch_size` at a time.
-
-    The stream is the concatenation of the epochs' permutations, so no step is short, and one may straddle two epochs.
-
-    Args:
-        num_samples: N, size of the data set.
-        batch_size: B, samples of one optimizer step, over all ranks and accumulated micro-batches.
-        seed: Seed of the order.
-        shuffle: Whether epochs are permuted; otherwise all of them have the data's order.
-
-    Raises:
-        ValueError: If the batch is empty or larger than the data.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool = True) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if batch_size > num_samples:
-            raise ValueError(
-                f"batch_size {batch_size} is larger than the data ({num_samples} sequences): lower batch_size to at "
-                f"most {num_samples}, or take more data"
-            )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps until every sample has been taken once; the last one reaches into the next epoch."""
-        return math.ceil(self.num_samples / self.batch_size)
-
-    def samples(self, step: int) -> tuple[Ints, Ints]:
-        """The samples of a step and the epoch that each is drawn in, int64 `[B]` both."""
-        epochs, samples = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.num_samples)
-        if self.shuffle:
-            for epoch in np.unique(epochs).tolist():
-                is_drawn = epochs == epoch
-                samples[is_drawn] = Permutation(self.num_samples, self.seed, epoch)(samples[is_drawn])
-        return samples, epochs
 
 
 class TrainLoader:
@@ -85,6 +42,9 @@ class TrainLoader:
         pin_memory: Whether batches are put in page-locked memory.
         shuffle: Whether the order is random.
         first_step: Asked for the number of optimizer steps done whenever an iteration begins.
+        batch_tokens: Tokens of one optimizer step, in place of `batch_size` sequences (`TokenPlan`).
+        length_window: Put sequences of like length into a step, out of so many steps' sequences at a time
+            (`LengthGroupedOrder`); None leaves the order as it is.
     """
 
     def __init__(
@@ -100,19 +60,32 @@ class TrainLoader:
         pin_memory: bool = False,
         shuffle: bool = True,
         first_step: Callable[[], int] = lambda: 0,
+        batch_tokens: int | None = None,
+        length_window: int | None = None,
     ) -> None:
         _check_rank(rank, world_size)
         if accumulate < 1:
             raise ValueError(f"accumulate_grad_batches must be at least 1, got {accumulate}")
         shares = world_size * accumulate
-        if batch_size % shares:
+        if batch_tokens is None and batch_size % shares:
             nearest = max(shares, round(batch_size / shares) * shares)
             raise ValueError(
                 f"batch_size {batch_size} (sequences of one optimizer step) must be divisible by devices × "
                 f"accumulate_grad_batches = {world_size} × {accumulate} = {shares}: take batch_size {nearest}, or "
                 "another number of devices or accumulate_grad_batches"
             )
-        self.plan = StepPlan(len(dataset), batch_size, seed=seed, shuffle=shuffle)
+        order = EpochOrder(len(dataset), seed=seed, shuffle=shuffle)
+        if length_window is not None:
+            lengths = dataset.lengths
+            size = batch_size if batch_tokens is None else max(1, round(batch_tokens / lengths.mean()))
+            order = LengthGroupedOrder(
+                lengths, group_size=size, window_groups=length_window, seed=seed, shuffle=shuffle
+            )
+        self.plan: Plan
+        if batch_tokens is None:
+            self.plan = StepPlan(len(dataset), batch_size, seed=seed, order=order)
+        else:
+            self.plan = TokenPlan(dataset.lengths, batch_tokens, order=order, num_shares=shares)
         self.accumulate = accumulate
         self.num_workers = num_workers
         self.pin_memory = pin_memory
@@ -198,7 +171,7 @@ class EvalLoader:
 class _Steps(Dataset):
     """The micro-batches of one rank in a step, as one item."""
 
-    def __init__(self, dataset: SequenceDataset, plan: StepPlan, rank: int, world_size: int, accumulate: int) -> None:
+    def __init__(self, dataset: SequenceDataset, plan: Plan, rank: int, world_size: int, accumulate: int) -> None:
         self.dataset = dataset
         self.plan = plan
         # one rank of 4 micro-batches, two of 2 and four of 1 are cut alike
@@ -206,8 +179,8 @@ class _Steps(Dataset):
         self.num_shares = world_size * accumulate
 
     def __getitem__(self, step: int) -> list[Batch]:
-        samples, epochs = (np.split(values, self.num_shares) for values in self.plan.samples(step))
-        batches = [self.dataset.collate(samples[share], epochs[share], step) for share in self.shares]
+        shares = self.plan.shares(step, self.num_shares)
+        batches = [self.dataset.collate(*shares[share], step) for share in self.shares]
         counts = [batch.counts for batch in batches]
         for batch in batches:
             batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from lit_distil.data.batching import EvalLoader, StepPlan, TrainLoader
+from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.formats import SegmentPair
+from lit_distil.data.ordering import StepPlan
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.types import Batch
 from tests.data.batches import make_dataset, same, sequences_of, take
