@@ -4,11 +4,15 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.formats import SegmentPair
+from lit_distil.data.masking import MixedMasking, SpanMasking, TokenMasking, WholeWordMasking
 from lit_distil.data.ordering import StepPlan
 from lit_distil.data.sequences import SequenceDataset
+from lit_distil.schedules import Stages
 from lit_distil.types import Batch
 from tests.data.batches import make_dataset, same, sequences_of, take
 
@@ -175,3 +179,48 @@ def test_another_kind_of_data_set_needs_lengths_and_collate_only():
     batches = list(islice(TrainLoader(Numbers(), batch_size=3), 2))
     assert sorted(torch.cat([batch.sample_ids for batch in batches]).tolist()) == list(range(6))
     assert batches[0].step_counts == {"masked": 0, "tokens": 3, "sequences": 3, "labels": 3}
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize("patterns", [None, 2])
+def test_workers_and_ranks_see_one_sequence_of_samples_and_masks(num_workers, patterns):
+    parts = [TokenMasking(), WholeWordMasking(), SpanMasking()]
+    dataset = make_dataset(masking=MixedMasking(parts, patterns=patterns))
+    reference = [sequences_of(step) for step in take(TrainLoader(dataset, batch_size=8), 5)]
+    ranks = [
+        take(TrainLoader(dataset, batch_size=8, rank=rank, world_size=2, num_workers=num_workers), 5)
+        for rank in range(2)
+    ]
+    for step in range(5):
+        assert [sequence for rank in ranks for sequence in sequences_of(rank[step])] == reference[step]
+
+
+def test_a_rate_follows_its_schedule_over_steps_and_resumes():
+    dataset = make_dataset(masking=TokenMasking(rate=Stages([0.1, 0.6, 0.3], [2, 4])))
+    plain = {rate: make_dataset(masking=TokenMasking(rate=rate)) for rate in (0.1, 0.6, 0.3)}
+    rates = [0.1, 0.1, 0.6, 0.6, 0.3, 0.3]
+    unbroken = take(TrainLoader(dataset, batch_size=4, accumulate=2), len(rates))
+    for step, rate in enumerate(rates):
+        constant = take(TrainLoader(plain[rate], batch_size=4, accumulate=2), step + 1)[step]
+        assert all(same(a, b) for a, b in zip(unbroken[step], constant, strict=True))
+    for done in range(len(rates)):
+        loader = TrainLoader(dataset, batch_size=4, accumulate=2, first_step=lambda done=done: done)
+        resumed = take(loader, len(rates) - done)
+        pairs = zip(unbroken[done:], resumed, strict=True)
+        assert all(same(a, b) for first, second in pairs for a, b in zip(first, second, strict=True))
+    evaluation = zip(EvalLoader(dataset, batch_size=4), EvalLoader(plain[0.3], batch_size=4), strict=True)
+    assert all(same(a, b) for a, b in evaluation)
+
+
+@settings(max_examples=15, deadline=None)
+@given(done=st.integers(0, 40), world_size=st.sampled_from([1, 2, 4]), accumulate=st.sampled_from([1, 2]))
+def test_a_resume_at_a_random_step_on_other_ranks_goes_on_alike(done, world_size, accumulate):
+    dataset = make_dataset(masking=SpanMasking(patterns=3))
+    plan = StepPlan(len(dataset), 8, seed=0)
+    found = []
+    for rank in range(world_size):
+        loader = TrainLoader(
+            dataset, batch_size=8, rank=rank, world_size=world_size, accumulate=accumulate, first_step=lambda: done
+        )
+        found += sequences_of(take(loader, 1)[0])
+    assert found == sequences_of([dataset.collate(*plan.samples(done), done)]) and len(found) == 8

@@ -91,8 +91,8 @@ def test_like_lengths_meet_in_a_step_and_every_sample_comes_once(shuffle):
 @given(step=st.integers(0, 60), window=st.sampled_from([None, 2, 5]), batch_tokens=st.sampled_from([None, 130, 200]))
 def test_every_rank_count_and_resume_sees_the_same_samples_and_masks(step, window, batch_tokens):
     dataset = make_dataset(DocSentences())
-    settings = {"batch_size": 8, "seed": 1, "batch_tokens": batch_tokens, "length_window": window}
-    alone = TrainLoader(dataset, **settings)
+    arguments = {"batch_size": 8, "seed": 1, "batch_tokens": batch_tokens, "length_window": window}
+    alone = TrainLoader(dataset, **arguments)
     if step == 0:
         assert len(alone) == alone.plan.steps_per_epoch
     reference = [sequence for batch in take(alone, step + 1)[step] for sequence in sequences_of([batch])]
@@ -101,7 +101,7 @@ def test_every_rank_count_and_resume_sees_the_same_samples_and_masks(step, windo
         found = []
         for rank in range(world_size):
             loader = TrainLoader(
-                dataset, rank=rank, world_size=world_size, accumulate=accumulate, first_step=lambda: step, **settings
+                dataset, rank=rank, world_size=world_size, accumulate=accumulate, first_step=lambda: step, **arguments
             )
             found += sequences_of(take(loader, 1)[0])
         assert found == reference
@@ -115,5 +115,5 @@ def test_budgets_and_windows_that_cannot_be_kept_are_refused_with_the_way_out():
         token_plan(batch_tokens=70, shares=2)
     with pytest.raises(ValueError, match=re.escape(f"larger than the data ({LENGTHS.sum()} tokens)")):
         token_plan(batch_tokens=10**6)
-    with pytest.raises(ValueError, match="length_window must be at least 2 steps .* got 1"):
+    with pytest.raises(ValueError, match=r"length_window must be at least 2 steps .* got 1"):
         LengthGroupedOrder(LENGTHS, group_size=4, window_groups=1, seed=0)

@@ -8,7 +8,8 @@ from lit_distil.data.corpus import write_corpus
 from lit_distil.data.formats import FullSentences, SegmentPair
 from lit_distil.data.masking import TokenMasking, TokenView, WholeWordMasking
 from lit_distil.data.sequences import MaskedSequences
-from lit_distil.types import Vocabulary
+from lit_distil.objectives import MaskedLMLoss
+from lit_distil.types import EncoderOutput, Vocabulary
 from tests.data.batches import DOCUMENTS, make_dataset, same
 from tests.data.conftest import LINES, SPECIAL, make_corpus
 
@@ -115,3 +116,16 @@ def test_text_comes_out_of_a_batch_as_it_went_in(kind, request, tmp_path):
     assert len(pickle.dumps(dataset.corpus)) < 1000
     copy = pickle.loads(pickle.dumps(dataset))
     assert same(copy.collate(np.array([0]), np.array([0])), batch)
+
+
+def test_a_batch_without_a_word_has_no_masked_position_and_counts_none():
+    dataset = make_dataset()
+    dataset.corpus.tokens[:] = SPECIAL["unk_token_id"]
+    batch = dataset.collate(np.array([0, 1]), np.array([0, 0]), 5)
+    assert batch.counts["masked"] == 0 and batch.counts["tokens"] > 4
+    assert batch.masked_positions.shape == batch.masked_labels.shape == (0,)
+    hidden = torch.randn(batch.num_tokens, 8, requires_grad=True)
+    output = EncoderOutput(hidden, logits=hidden[batch.masked_positions], rows=batch.masked_positions)
+    loss = MaskedLMLoss()(output, None, batch) / max(batch.counts["masked"], 1)
+    loss.backward()
+    assert loss == 0 and torch.isfinite(hidden.grad).all()
