@@ -2,8 +2,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_distil.data import ordering
 from lit_distil.data.batching import TrainLoader
@@ -105,6 +107,35 @@ def test_every_rank_count_and_resume_sees_the_same_samples_and_masks(step, windo
             )
             found += sequences_of(take(loader, 1)[0])
         assert found == reference
+
+
+class Recorder(LightningModule):
+    """Trains nothing and keeps which samples it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.samples: list[int] = []
+
+    def training_step(self, batch, index):
+        self.samples += batch.sample_ids.tolist()
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        self.estimated = self.trainer.estimated_stepping_batches
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_epochs_of_a_token_budget_have_the_steps_that_the_trainer_expects():
+    dataset = make_dataset(DocSentences())
+    loader = TrainLoader(dataset, batch_size=1, batch_tokens=64, accumulate=2)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=2, accumulate_grad_batches=2, enable_model_summary=False, **quiet)
+    recorder = Recorder()
+    trainer.fit(recorder, train_dataloaders=loader)
+    assert trainer.global_step == recorder.estimated == 2 * -(-dataset.lengths.sum() // 64)
+    counts = np.bincount(recorder.samples, minlength=len(dataset))
+    assert counts.min() >= 2 and counts.max() <= 3  # two epochs, and what the last steps take of the third
 
 
 def test_budgets_and_windows_that_cannot_be_kept_are_refused_with_the_way_out():

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ from tests.data.masking.views import (
     per_sequence,
     pick,
 )
+
+ROOT = Path(__file__).parents[3]
 
 
 @all_counts
@@ -239,13 +242,17 @@ def test_what_is_put_in_order_is_what_sorting_everything_would_choose(kind, coun
 
 
 def test_a_mask_does_not_depend_on_the_process():
+    # the room of masking without the rest of the data, as importing that takes a while
     script = (
-        "from tests.data.masking import views as v;"
+        "import sys, types; data = types.ModuleType('lit_distil.data'); data.__path__ = ['lit_distil/data'];"
+        "sys.modules['lit_distil.data'] = data; from tests.data.masking import views as v;"
         "masks = [v.apply(v.make(kind), v.make_view([100, 60]), 3, 7) for kind in v.KINDS];"
         "print(*(value for masked in masks for value in [*masked.positions, *masked.ids[masked.positions]]))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment, cwd=ROOT
+    )
     here = [apply(make(kind), make_view([100, 60]), 3, 7) for kind in KINDS]
     expected = [value for masked in here for value in [*masked.positions, *masked.ids[masked.positions]]]
     assert run.stdout.split() == [str(value) for value in expected] and len(expected) > 200
