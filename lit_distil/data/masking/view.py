@@ -154,18 +154,22 @@ class Draws:
 
     def per_sequence(self, stream: str) -> Floats:
         """float64 `[S]` in [0, 1); streams of different names are independent."""
-        return mix_32(self._stream(stream).copy()) * 2.0**-32
+        return _uniform(mix_32(self._stream(stream).copy()))
 
     def per_token(self, stream: str, positions: Ints | None = None) -> Floats:
         """float64 in [0, 1) for each token `[T]`, or for those at the positions given `[N]`."""
         view = self._view
         if positions is None:
-            return self.bits(stream, view.lengths) * 2.0**-32
+            return _uniform(self.bits(stream, view.lengths))
         return self.per_index(stream, view.sequence_of[positions], view.position_of[positions])
 
     def per_index(self, stream: str, sequences: Ints, indices: Ints) -> Floats:
         """float64 `[N]` in [0, 1) for the things of each sequence that are numbered by `indices`."""
-        return self.bits_at(stream, sequences, indices) * 2.0**-32
+        return _uniform(self.bits_at(stream, sequences, indices))
+
+
+def _uniform(words: Bits) -> Floats:
+    return words.astype(np.float64) * 2.0**-32
 
 
 @lru_cache(maxsize=64)
