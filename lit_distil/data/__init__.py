@@ -1,6 +1,6 @@
 """Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
 
-from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, StepPlan, TrainLoader
+from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus import TokenCorpus, write_corpus
 from lit_distil.data.datamodule import TextDataModule
 from lit_distil.data.docstrings import Docstrings
@@ -18,12 +18,16 @@ from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import (
     FrequencyMasking,
     MaskingStrategy,
+    MixedMasking,
+    NgramMasking,
     SpanMasking,
     TokenMasking,
     WholeWordMasking,
 )
 from lit_distil.data.mixture import Mixture
+from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.sentences import Sentences
+from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import DocumentSource, RowSource, TableFiles, TextFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 
@@ -31,15 +35,20 @@ __all__ = [
     "DocSentences",
     "Docstrings",
     "DocumentSource",
+    "EpochOrder",
     "EvalLoader",
     "FrequencyMasking",
     "FullSentences",
     "HubDataset",
     "LabelledSequences",
+    "LengthGroupedOrder",
     "LinePerSequence",
     "MaskedSequences",
     "MaskingStrategy",
+    "MixedMasking",
     "Mixture",
+    "NgramMasking",
+    "Plan",
     "RowSource",
     "SegmentPair",
     "SentencePair",
@@ -54,6 +63,7 @@ __all__ = [
     "TextFiles",
     "TokenCorpus",
     "TokenMasking",
+    "TokenPlan",
     "TrainLoader",
     "WholeWordMasking",
     "load_tokenizer",

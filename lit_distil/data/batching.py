@@ -1,4 +1,4 @@
-"""From sequences to batches: assembling a flat micro-batch, and which sequences each step and rank takes.
+"""From sequences to batches: which sequences each step, rank and accumulated micro-batch takes.
 
 A run is a function of its step. The order of samples is the concatenation of the epochs' permutations, step s takes the
 next `batch_size` of them, and each rank and accumulated micro-batch takes its share of the step. Nothing is remembered,
@@ -8,7 +8,6 @@ so a run resumed at any step goes on as if it had never stopped, and another num
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -18,189 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lit_distil.data.corpus import TokenCorpus
-from lit_distil.data.formats import SequenceFormat, SequenceTable
-from lit_distil.data.masking import MaskingStrategy, TokenView
-from lit_distil.data.randomness import Permutation
-from lit_distil.types import Batch, Vocabulary
+from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
+from lit_distil.data.sequences import SequenceDataset
+from lit_distil.types import Batch
 
 Ints = NDArray[np.int64]
-
-
-class SequenceDataset(ABC):
-    """Samples that can be assembled into a batch, whichever are asked for."""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    @abstractmethod
-    def lengths(self) -> Ints:
-        """int64 `[N]`: tokens of each sample, special tokens included."""
-
-    @abstractmethod
-    def collate(self, sample_ids: Ints, epochs: Ints) -> Batch:
-        """Assemble samples into a flat batch, in the order given.
-
-        Args:
-            sample_ids: int64 `[S]`, in [0, N).
-            epochs: int64 `[S]`, the epoch that each is drawn in; what is random in a sample depends on it.
-
-        Returns:
-            The batch; a pure function of the arguments.
-        """
-
-
-class MaskedSequences(SequenceDataset):
-    """Sequences of a corpus, masked.
-
-    Args:
-        corpus: The tokens.
-        table: Which of them are a sequence.
-        format: The format that made the table; says whether its pieces are told apart by token type ids.
-        vocabulary: Number of ids and the special ones. A sequence begins with `cls_token_id` (or `bos_token_id`), each
-            piece ends with `sep_token_id` (or `eos_token_id`), and no special id is masked or put in.
-        masking: The strategy, bound to the corpus' counts by the caller; None leaves the sequences as they are.
-        seed: Seed of the masks.
-
-    Raises:
-        ValueError: If the vocabulary lacks a special id that is needed, or the corpus has more ids than it.
-    """
-
-    def __init__(
-        self,
-        corpus: TokenCorpus,
-        table: SequenceTable,
-        *,
-        format: SequenceFormat,
-        vocabulary: Vocabulary,
-        masking: MaskingStrategy | None,
-        seed: int,
-    ) -> None:
-        if len(corpus.token_counts) > vocabulary.size:
-            raise ValueError(
-                f"the corpus was tokenised with {len(corpus.token_counts)} ids, the vocabulary has {vocabulary.size}: "
-                "prepare the corpus with this tokenizer"
-            )
-        self.corpus = corpus
-        self.table = table
-        self.vocabulary_size = vocabulary.size
-        self.special_ids = tuple(sorted(set(vocabulary.special_ids.values())))
-        self.mask_id = _special_id(vocabulary, "mask_token_id") if masking is not None else -1
-        self.masking = masking
-        self.seed = seed
-        self.has_segments = format.has_segments
-        self._cls = np.array([_special_id(vocabulary, "cls_token_id", "bos_token_id")], dtype=corpus.tokens.dtype)
-        self._sep = np.array([_special_id(vocabulary, "sep_token_id", "eos_token_id")], dtype=corpus.tokens.dtype)
-        self._is_special = np.zeros(vocabulary.size, dtype=bool)
-        self._is_special[list(self.special_ids)] = True
-
-    @property
-    def lengths(self) -> Ints:
-        """int64 `[N]`: tokens of each sequence, special tokens included."""
-        return self.table.lengths
-
-    def collate(self, sample_ids: Ints, epochs: Ints) -> Batch:
-        """Cut the sequences out of the corpus, add special tokens, mask."""
-        table, corpus = self.table, self.corpus
-        sample_ids = np.asarray(sample_ids, dtype=np.int64)
-        first_pieces = table.offsets[sample_ids]
-        num_pieces = table.offsets[sample_ids + 1] - first_pieces
-        rank = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-        pieces = np.repeat(first_pieces, num_pieces) + rank
-        begins = rank == 0
-        bounds = list(zip(table.piece_starts[pieces].tolist(), table.piece_ends[pieces].tolist(), strict=True))
-
-        tokens, word_starts = [], []
-        one = np.ones(1, dtype=bool)
-        for (start, end), is_first in zip(bounds, begins.tolist(), strict=True):
-            if is_first:
-                tokens.append(self._cls)
-                word_starts.append(one)
-            tokens += (corpus.tokens[start:end], self._sep)
-            word_starts += (corpus.word_starts[start:end], one)
-        ids = np.concatenate(tokens).astype(np.int64)
-
-        # a piece with its [SEP], the first of a sequence with its [CLS] too
-        piece_lengths = table.piece_ends[pieces] - table.piece_starts[pieces] + 1 + begins
-        lengths = table.lengths[sample_ids]
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        batch = Batch(
-            input_ids=torch.from_numpy(ids)[None],
-            position_ids=torch.from_numpy(np.arange(len(ids)) - np.repeat(starts, lengths))[None],
-            cu_seq_lens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
-            lengths=tuple(lengths.tolist()),
-            sample_ids=torch.from_numpy(sample_ids.copy()),
-        )
-        if self.has_segments:
-            batch.token_type_ids = torch.from_numpy(np.repeat(np.minimum(rank, 1), piece_lengths))[None]
-        if table.next_sentence_labels is not None:
-            batch.next_sentence_labels = torch.from_numpy(table.next_sentence_labels[sample_ids].astype(np.int64))
-        if self.masking is not None:
-            view = TokenView(ids, ~self._is_special[ids], np.concatenate(word_starts), lengths, starts, sample_ids)
-            masked = self.masking(
-                view,
-                np.asarray(epochs),
-                seed=self.seed,
-                vocabulary_size=self.vocabulary_size,
-                mask_id=self.mask_id,
-                special_ids=self.special_ids,
-            )
-            batch.input_ids = torch.from_numpy(masked.ids)[None]
-            batch.masked_positions = torch.from_numpy(masked.positions)
-            batch.masked_labels = torch.from_numpy(masked.labels)
-        return batch
-
-
-def _special_id(vocabulary: Vocabulary, *names: str) -> int:
-    for name in names:
-        if name in vocabulary.special_ids:
-            return vocabulary.special_ids[name]
-    raise ValueError(f"the tokenizer has no {' or '.join(names)}, only {vocabulary.special_ids}: take one that has it")
-
-
-class StepPlan:
-    """Which samples each optimizer step takes: the stream of samples, `batch_size` at a time.
-
-    The stream is the concatenation of the epochs' permutations, so no step is short, and one may straddle two epochs.
-
-    Args:
-        num_samples: N, size of the data set.
-        batch_size: B, samples of one optimizer step, over all ranks and accumulated micro-batches.
-        seed: Seed of the order.
-        shuffle: Whether epochs are permuted; otherwise all of them have the data's order.
-
-    Raises:
-        ValueError: If the batch is empty or larger than the data.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool = True) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if batch_size > num_samples:
-            raise ValueError(
-                f"batch_size {batch_size} is larger than the data ({num_samples} sequences): lower batch_size to at "
-                f"most {num_samples}, or take more data"
-            )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps until every sample has been taken once; the last one reaches into the next epoch."""
-        return math.ceil(self.num_samples / self.batch_size)
-
-    def samples(self, step: int) -> tuple[Ints, Ints]:
-        """The samples of a step and the epoch that each is drawn in, int64 `[B]` both."""
-        epochs, samples = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.num_samples)
-        if self.shuffle:
-            for epoch in np.unique(epochs).tolist():
-                is_drawn = epochs == epoch
-                samples[is_drawn] = Permutation(self.num_samples, self.seed, epoch)(samples[is_drawn])
-        return samples, epochs
 
 
 class TrainLoader:
@@ -221,6 +42,9 @@ class TrainLoader:
         pin_memory: Whether batches are put in page-locked memory.
         shuffle: Whether the order is random.
         first_step: Asked for the number of optimizer steps done whenever an iteration begins.
+        batch_tokens: Tokens of one optimizer step, in place of `batch_size` sequences (`TokenPlan`).
+        length_window: Put sequences of like length into a step, out of so many steps' sequences at a time
+            (`LengthGroupedOrder`); None leaves the order as it is.
     """
 
     def __init__(
@@ -236,19 +60,32 @@ class TrainLoader:
         pin_memory: bool = False,
         shuffle: bool = True,
         first_step: Callable[[], int] = lambda: 0,
+        batch_tokens: int | None = None,
+        length_window: int | None = None,
     ) -> None:
         _check_rank(rank, world_size)
         if accumulate < 1:
             raise ValueError(f"accumulate_grad_batches must be at least 1, got {accumulate}")
         shares = world_size * accumulate
-        if batch_size % shares:
+        if batch_tokens is None and batch_size % shares:
             nearest = max(shares, round(batch_size / shares) * shares)
             raise ValueError(
                 f"batch_size {batch_size} (sequences of one optimizer step) must be divisible by devices × "
                 f"accumulate_grad_batches = {world_size} × {accumulate} = {shares}: take batch_size {nearest}, or "
                 "another number of devices or accumulate_grad_batches"
             )
-        self.plan = StepPlan(len(dataset), batch_size, seed=seed, shuffle=shuffle)
+        order = EpochOrder(len(dataset), seed=seed, shuffle=shuffle)
+        if length_window is not None:
+            lengths = dataset.lengths
+            size = batch_size if batch_tokens is None else max(1, round(batch_tokens / lengths.mean()))
+            order = LengthGroupedOrder(
+                lengths, group_size=size, window_groups=length_window, seed=seed, shuffle=shuffle
+            )
+        self.plan: Plan
+        if batch_tokens is None:
+            self.plan = StepPlan(len(dataset), batch_size, seed=seed, order=order)
+        else:
+            self.plan = TokenPlan(dataset.lengths, batch_tokens, order=order, num_shares=shares)
         self.accumulate = accumulate
         self.num_workers = num_workers
         self.pin_memory = pin_memory
@@ -334,7 +171,7 @@ class EvalLoader:
 class _Steps(Dataset):
     """The micro-batches of one rank in a step, as one item."""
 
-    def __init__(self, dataset: SequenceDataset, plan: StepPlan, rank: int, world_size: int, accumulate: int) -> None:
+    def __init__(self, dataset: SequenceDataset, plan: Plan, rank: int, world_size: int, accumulate: int) -> None:
         self.dataset = dataset
         self.plan = plan
         # one rank of 4 micro-batches, two of 2 and four of 1 are cut alike
@@ -342,8 +179,8 @@ class _Steps(Dataset):
         self.num_shares = world_size * accumulate
 
     def __getitem__(self, step: int) -> list[Batch]:
-        samples, epochs = (np.split(values, self.num_shares) for values in self.plan.samples(step))
-        batches = [self.dataset.collate(samples[share], epochs[share]) for share in self.shares]
+        shares = self.plan.shares(step, self.num_shares)
+        batches = [self.dataset.collate(*shares[share], step) for share in self.shares]
         counts = [batch.counts for batch in batches]
         for batch in batches:
             batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}

@@ -71,6 +71,21 @@ class TokenCorpus:
         """D, the number of documents."""
         return len(self.document_ends)
 
+    def gather(
+        self, starts: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> tuple[list[NDArray[np.unsignedinteger]], list[NDArray[np.bool_]]]:
+        """The tokens of some pieces and whether each begins a word.
+
+        Args:
+            starts: int64 `[P]`, first token of each piece.
+            ends: int64 `[P]`, exclusive end of each.
+
+        Returns:
+            Two lists of P arrays, which are views of the corpus wherever they can be.
+        """
+        bounds = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return [self.tokens[bound] for bound in bounds], [self.word_starts[bound] for bound in bounds]
+
     @classmethod
     def load(cls, folder: str | Path) -> TokenCorpus:
         """Map a corpus that `write_corpus` wrote; nothing is read until it is used.

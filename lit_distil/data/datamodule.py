@@ -16,12 +16,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, TrainLoader
+from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus import CORPUS_VERSION, TokenCorpus, write_corpus
 from lit_distil.data.docstrings import default_cache_dir
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.tokenizers import load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.tasks import Task
@@ -42,6 +43,10 @@ class TextDataModule(LightningDataModule):
         task: What the rows mean; for fine-tuning.
         max_length: Tokens in a sequence at most, special tokens included.
         batch_size: Sequences in an optimizer step, over all ranks and accumulated micro-batches.
+        batch_tokens: Tokens in an optimizer step, in place of `batch_size` sequences: what keeps steps comparable
+            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence.
+        length_window: Put sequences of like length into a step, out of so many steps' sequences at a time; None leaves
+            the order random.
         eval_batch_size: Sequences in an evaluation batch of one rank; None takes what one training micro-batch has.
         max_eval_sequences: Evaluate on so many sequences of a split, evenly spread over it; None takes all.
         num_workers: Processes that make batches; 0 makes them in the training process.
@@ -66,6 +71,8 @@ class TextDataModule(LightningDataModule):
         seed: int | None = None,
         tokenizer_revision: str | None = None,
         cache_dir: str | None = None,
+        batch_tokens: int | None = None,
+        length_window: int | None = None,
     ) -> None:
         super().__init__()
         if (format is None) == (task is None):
@@ -79,6 +86,7 @@ class TextDataModule(LightningDataModule):
         self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
         self.source, self.format, self.masking, self.task = source, format, masking, task
         self.max_length, self.batch_size = max_length, batch_size
+        self.batch_tokens, self.length_window = batch_tokens, length_window
         self.eval_batch_size, self.max_eval_sequences = eval_batch_size, max_eval_sequences
         self.num_workers, self.cache_dir = num_workers, cache_dir
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -169,6 +177,8 @@ class TextDataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
             first_step=lambda: trainer.global_step,
+            batch_tokens=self.batch_tokens,
+            length_window=self.length_window,
         )
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -198,9 +208,10 @@ class TextDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         share = trainer.world_size * trainer.accumulate_grad_batches
+        batch_size = self.batch_size if self.batch_tokens is None else self.batch_tokens // self.max_length
         return EvalLoader(
             self._dataset(split),
-            batch_size=self.eval_batch_size or max(1, self.batch_size // share),
+            batch_size=self.eval_batch_size or max(1, batch_size // share),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             num_workers=self.num_workers,
@@ -314,6 +325,6 @@ class SpreadSequences(SequenceDataset):
         """int64 `[N]`."""
         return self.dataset.lengths[self.chosen]
 
-    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray) -> Any:
+    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray, step: int | None = None) -> Any:
         """As the whole data set does, with its sample ids."""
-        return self.dataset.collate(self.chosen[sample_ids], epochs)
+        return self.dataset.collate(self.chosen[sample_ids], epochs, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lit_distil.data.batching import SequenceDataset
+from lit_distil.data.sequences import SequenceDataset
 from lit_distil.tasks import Features
 from lit_distil.types import Batch
 
@@ -30,8 +30,8 @@ class LabelledSequences(SequenceDataset):
         """int64 `[N]`, tokens of each row."""
         return self._lengths
 
-    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray) -> Batch:
-        """The rows end to end; `epochs` plays no part, as nothing is drawn."""
+    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray, step: int | None = None) -> Batch:
+        """The rows end to end; `epochs` and `step` play no part, as nothing is drawn."""
         chosen = [self.features[int(i)] for i in sample_ids]
         lengths = self._lengths[sample_ids]
         ends = np.cumsum(lengths)

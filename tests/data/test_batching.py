@@ -1,129 +1,20 @@
 import multiprocessing
-import pickle
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, StepPlan, TrainLoader
-from lit_distil.data.corpus import write_corpus
-from lit_distil.data.formats import FullSentences, SegmentPair, SequenceFormat
-from lit_distil.data.masking import TokenMasking, TokenView, WholeWordMasking
-from lit_distil.types import Batch, Vocabulary
-from tests.data.conftest import LINES, SPECIAL, make_corpus, vocabulary_of
-
-CLS, SEP, MASK = SPECIAL["cls_token_id"], SPECIAL["sep_token_id"], SPECIAL["mask_token_id"]
-DOCUMENTS = [[4, 3, 5, 2, 6, 3], [2, 2], [7, 1, 1, 8, 3, 3, 3], [5, 5, 5], [30, 2]] * 5
-FIELDS = ("input_ids", "position_ids", "cu_seq_lens", "sample_ids", "token_type_ids")
-LABELS = ("masked_positions", "masked_labels", "next_sentence_labels", "labels")
-
-
-def make_dataset(form: SequenceFormat | None = None, masking=True, max_length=16, seed=3) -> MaskedSequences:
-    form = form or FullSentences()
-    corpus = make_corpus(DOCUMENTS)
-    table = form.build(corpus, max_length, 0)
-    return MaskedSequences(
-        corpus,
-        table,
-        format=form,
-        vocabulary=vocabulary_of(corpus),
-        masking=TokenMasking() if masking else None,
-        seed=seed,
-    )
-
-
-def same(first: Batch, second: Batch) -> bool:
-    """Whether two batches are equal in everything."""
-    if first.lengths != second.lengths or first.step_counts != second.step_counts:
-        return False
-    for name in FIELDS + LABELS:
-        a, b = getattr(first, name), getattr(second, name)
-        if (a is None) != (b is None) or (a is not None and (a.dtype != b.dtype or not torch.equal(a, b))):
-            return False
-    return True
-
-
-def sequences_of(batches: list[Batch]) -> list[tuple]:
-    """What each sequence of some batches is: its number, its input, its labels."""
-    found = []
-    for batch in batches:
-        for index, sample in enumerate(batch.sample_ids.tolist()):
-            start, end = batch.cu_seq_lens[index : index + 2].tolist()
-            here = (batch.masked_positions >= start) & (batch.masked_positions < end)
-            inputs = tuple(batch.input_ids[0, start:end].tolist())
-            places = tuple((batch.masked_positions[here] - start).tolist())
-            found.append((sample, inputs, places, tuple(batch.masked_labels[here].tolist())))
-    return found
-
-
-def take(loader: TrainLoader, steps: int) -> list[list[Batch]]:
-    """The micro-batches of the next steps."""
-    batches = list(islice(loader, steps * loader.accumulate))
-    return [batches[index : index + loader.accumulate] for index in range(0, len(batches), loader.accumulate)]
-
-
-@pytest.mark.parametrize("form", [FullSentences(), SegmentPair()])
-def test_collate_equals_a_slow_assembly(form):
-    dataset = make_dataset(form, masking=False)
-    table, corpus = dataset.table, dataset.corpus
-    samples = np.array([5, 0, len(dataset) - 1, 5, 2])
-    batch = dataset.collate(samples, np.zeros(5, dtype=np.int64))
-    ids, positions, segments, bounds = [], [], [], [0]
-    for sample in samples:
-        sequence, segment = [CLS], [0]
-        for number, piece in enumerate(range(table.offsets[sample], table.offsets[sample + 1])):
-            part = [*corpus.tokens[table.piece_starts[piece] : table.piece_ends[piece]].tolist(), SEP]
-            sequence += part
-            segment += [min(number, 1)] * len(part)
-        ids += sequence
-        segments += segment
-        positions += range(len(sequence))
-        bounds.append(len(ids))
-    assert batch.input_ids.tolist() == [ids]
-    assert batch.position_ids.tolist() == [positions]
-    assert batch.cu_seq_lens.tolist() == bounds and batch.cu_seq_lens.dtype == torch.int32
-    assert batch.lengths == tuple(np.diff(bounds).tolist()) == tuple(dataset.lengths[samples].tolist())
-    assert batch.sample_ids.tolist() == samples.tolist()
-    assert batch.input_ids.dtype == batch.position_ids.dtype == torch.int64
-    assert batch.masked_positions is None and batch.masked_labels is None
-    if form.has_segments:
-        assert batch.token_type_ids.tolist() == [segments]
-        assert batch.next_sentence_labels.tolist() == table.next_sentence_labels[samples].tolist()
-    else:
-        assert batch.token_type_ids is None and batch.next_sentence_labels is None
-
-
-def test_the_mask_is_put_on_the_assembled_batch():
-    dataset = make_dataset()
-    samples, epochs = np.array([3, 1, 4]), np.array([0, 2, 0])
-    plain, masked = make_dataset(masking=False).collate(samples, epochs), dataset.collate(samples, epochs)
-    assert masked.masked_positions.numel() >= 3
-    assert torch.equal(plain.input_ids[0, masked.masked_positions], masked.masked_labels)
-    changed = torch.nonzero(plain.input_ids[0] != masked.input_ids[0])[:, 0]
-    assert changed.numel() > 0 and set(changed.tolist()) <= set(masked.masked_positions.tolist())
-    assert not np.isin(masked.masked_labels, list(SPECIAL.values())).any()
-    assert not torch.equal(dataset.collate(samples, epochs + 1).masked_positions, masked.masked_positions)
-
-
-def test_words_begin_anew_after_special_tokens(monkeypatch):
-    views = []
-
-    class Spy(WholeWordMasking):
-        def select(self, view: TokenView, draws):
-            views.append(view)
-            return super().select(view, draws)
-
-    dataset = make_dataset(SegmentPair())
-    dataset.masking = Spy()
-    batch = dataset.collate(np.arange(len(dataset)), np.zeros(len(dataset), dtype=np.int64))
-    (view,) = views
-    is_special = np.isin(view.ids, [CLS, SEP])
-    assert np.array_equal(view.maskable, ~is_special) and view.word_starts[is_special].all()
-    assert is_special.sum() == 3 * len(dataset)
-    text = dataset.corpus.word_starts[view.ids[~is_special] - 5]  # a token's id says where it stands in the corpus
-    assert np.array_equal(view.word_starts[~is_special], text)
-    assert batch.masked_positions.numel() > 0
+from lit_distil.data.batching import EvalLoader, TrainLoader
+from lit_distil.data.formats import SegmentPair
+from lit_distil.data.masking import MixedMasking, SpanMasking, TokenMasking, WholeWordMasking
+from lit_distil.data.ordering import StepPlan
+from lit_distil.data.sequences import SequenceDataset
+from lit_distil.schedules import Stages
+from lit_distil.types import Batch
+from tests.data.batches import make_dataset, same, sequences_of, take
 
 
 @pytest.mark.parametrize(("num_samples", "batch_size"), [(10, 4), (7, 7), (12, 4), (5, 3), (9, 1)])
@@ -273,52 +164,13 @@ def test_what_does_not_divide_is_refused_with_the_way_out():
         EvalLoader(dataset, batch_size=0)
 
 
-def test_a_vocabulary_that_does_not_fit_is_refused():
-    corpus = make_corpus(DOCUMENTS)
-    facts = {"format": FullSentences(), "masking": TokenMasking(), "seed": 0}
-    table = FullSentences().build(corpus, 16, 0)
-    size = len(corpus.token_counts)
-    without_mask = {name: value for name, value in SPECIAL.items() if name != "mask_token_id"}
-    with pytest.raises(ValueError, match="no mask_token_id"):
-        MaskedSequences(corpus, table, vocabulary=Vocabulary(size, without_mask), **facts)
-    with pytest.raises(ValueError, match="no cls_token_id or bos_token_id"):
-        MaskedSequences(corpus, table, vocabulary=Vocabulary(size, {"mask_token_id": 4}), **facts)
-    with pytest.raises(ValueError, match="prepare the corpus with this tokenizer"):
-        MaskedSequences(corpus, table, vocabulary=Vocabulary(10, SPECIAL), **facts)
-    others = {"bos_token_id": 0, "eos_token_id": 2, "mask_token_id": 4}
-    batch = MaskedSequences(corpus, table, vocabulary=Vocabulary(size, others), **facts).collate(
-        np.array([0]), np.array([0])
-    )
-    assert batch.input_ids[0, 0] == 0 and batch.input_ids[0, -1] == 2
-
-
-@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
-def test_text_comes_out_of_a_batch_as_it_went_in(kind, request, tmp_path):
-    tokenizer = request.getfixturevalue(kind)
-    corpus = write_corpus([LINES[:2], LINES[2:3]], tokenizer, tmp_path / "corpus", progress=False)
-    names = [f"{name}_token_id" for name in ("cls", "sep", "pad", "unk", "mask")]
-    vocabulary = Vocabulary(len(tokenizer), {name: getattr(tokenizer, name) for name in names})
-    with pytest.warns(UserWarning, match="fewer than one sequence"):
-        table = FullSentences().build(corpus, 100, 0)
-    assert table.offsets.tolist() == [0, 2]
-    dataset = MaskedSequences(corpus, table, format=FullSentences(), vocabulary=vocabulary, masking=None, seed=0)
-    batch = dataset.collate(np.array([0]), np.array([0]))
-    encode = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in LINES[:3]]
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    assert batch.input_ids[0].tolist() == [cls, *encode[0], *encode[1], sep, *encode[2], sep]
-    # a worker that does not fork gets the folder's name, not the tokens
-    assert len(pickle.dumps(dataset.corpus)) < 1000
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert same(copy.collate(np.array([0]), np.array([0])), batch)
-
-
 def test_another_kind_of_data_set_needs_lengths_and_collate_only():
     class Numbers(SequenceDataset):
         @property
         def lengths(self):
             return np.full(6, 1)
 
-        def collate(self, sample_ids, epochs):
+        def collate(self, sample_ids, epochs, step=None):
             size = len(sample_ids)
             values = torch.from_numpy(sample_ids)
             bounds = torch.arange(size + 1, dtype=torch.int32)
@@ -327,3 +179,47 @@ def test_another_kind_of_data_set_needs_lengths_and_collate_only():
     batches = list(islice(TrainLoader(Numbers(), batch_size=3), 2))
     assert sorted(torch.cat([batch.sample_ids for batch in batches]).tolist()) == list(range(6))
     assert batches[0].step_counts == {"masked": 0, "tokens": 3, "sequences": 3, "labels": 3}
+
+
+@pytest.mark.parametrize(("num_workers", "patterns"), [(0, 2), (4, None)])
+def test_workers_and_ranks_see_one_sequence_of_samples_and_masks(num_workers, patterns):
+    parts = [TokenMasking(), WholeWordMasking(), SpanMasking()]
+    dataset = make_dataset(masking=MixedMasking(parts, patterns=patterns))
+    reference = [sequences_of(step) for step in take(TrainLoader(dataset, batch_size=8), 3)]
+    ranks = [
+        take(TrainLoader(dataset, batch_size=8, rank=rank, world_size=2, num_workers=num_workers), 3)
+        for rank in range(2)
+    ]
+    for step in range(3):
+        assert [sequence for rank in ranks for sequence in sequences_of(rank[step])] == reference[step]
+
+
+def test_a_rate_follows_its_schedule_over_steps_and_resumes():
+    dataset = make_dataset(masking=TokenMasking(rate=Stages([0.1, 0.6, 0.3], [2, 4])))
+    plain = {rate: make_dataset(masking=TokenMasking(rate=rate)) for rate in (0.1, 0.6, 0.3)}
+    rates = [0.1, 0.1, 0.6, 0.6, 0.3, 0.3]
+    unbroken = take(TrainLoader(dataset, batch_size=4, accumulate=2), len(rates))
+    for step, rate in enumerate(rates):
+        constant = take(TrainLoader(plain[rate], batch_size=4, accumulate=2), step + 1)[step]
+        assert all(same(a, b) for a, b in zip(unbroken[step], constant, strict=True))
+    for done in range(len(rates)):
+        loader = TrainLoader(dataset, batch_size=4, accumulate=2, first_step=lambda done=done: done)
+        resumed = take(loader, len(rates) - done)
+        pairs = zip(unbroken[done:], resumed, strict=True)
+        assert all(same(a, b) for first, second in pairs for a, b in zip(first, second, strict=True))
+    evaluation = zip(EvalLoader(dataset, batch_size=4), EvalLoader(plain[0.3], batch_size=4), strict=True)
+    assert all(same(a, b) for a, b in evaluation)
+
+
+@settings(max_examples=15, deadline=None)
+@given(done=st.integers(0, 40), world_size=st.sampled_from([1, 2, 4]), accumulate=st.sampled_from([1, 2]))
+def test_a_resume_at_a_random_step_on_other_ranks_goes_on_alike(done, world_size, accumulate):
+    dataset = make_dataset(masking=SpanMasking(patterns=3))
+    plan = StepPlan(len(dataset), 8, seed=0)
+    found = []
+    for rank in range(world_size):
+        loader = TrainLoader(
+            dataset, batch_size=8, rank=rank, world_size=world_size, accumulate=accumulate, first_step=lambda: done
+        )
+        found += sequences_of(take(loader, 1)[0])
+    assert found == sequences_of([dataset.collate(*plan.samples(done), done)]) and len(found) == 8

@@ -2,6 +2,8 @@
 
 from lit_distil.data.masking.base import MaskingStrategy
 from lit_distil.data.masking.frequency import FrequencyMasking
+from lit_distil.data.masking.mixed import MixedMasking
+from lit_distil.data.masking.ngram import NgramMasking
 from lit_distil.data.masking.span import SpanMasking
 from lit_distil.data.masking.token import TokenMasking
 from lit_distil.data.masking.view import Draws, Masked, Selection, TokenView
@@ -12,6 +14,8 @@ __all__ = [
     "FrequencyMasking",
     "Masked",
     "MaskingStrategy",
+    "MixedMasking",
+    "NgramMasking",
     "Selection",
     "SpanMasking",
     "TokenMasking",

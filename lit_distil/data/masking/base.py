@@ -1,8 +1,8 @@
 """Masking: which positions of a batch are to be predicted, and what stands there instead.
 
 A mask is a pure function of (seed, sample id, pattern), where the pattern is the epoch (dynamic masking, RoBERTa) or
-the epoch modulo n (static masking, BERT's n copies). It depends neither on what else is in the batch nor on workers,
-ranks or resumes.
+the epoch modulo n (static masking, BERT's n copies), and of the rate that is in force, where that follows a schedule.
+It depends neither on what else is in the batch nor on workers, ranks or resumes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
 from lit_distil.data.masking.view import Draws, Ints, Masked, Selection, TokenView
+from lit_distil.data.randomness import mix_32
+from lit_distil.schedules import StepValue, extremes_of, value_at
 
 
 class MaskingStrategy(ABC):
@@ -25,7 +28,8 @@ class MaskingStrategy(ABC):
     Special ids, [UNK] included, are neither chosen nor, by default, put in.
 
     Args:
-        rate: Share of the tokens to predict, in (0, 1].
+        rate: Share of the tokens to predict, in (0, 1], or a schedule of it over the optimizer steps; evaluation has
+            the one that the schedule comes to rest at.
         mask_share: Share of the chosen positions that become [MASK].
         random_share: Share of them that become a random id; the rest keep theirs.
         count: "exact" is BERT's round(rate · n); "stochastic" is fairseq's floor(rate · n + u) with u uniform in
@@ -39,7 +43,7 @@ class MaskingStrategy(ABC):
 
     def __init__(
         self,
-        rate: float = 0.15,
+        rate: float | StepValue = 0.15,
         mask_share: float = 0.8,
         random_share: float = 0.1,
         count: Literal["exact", "stochastic", "independent"] = "exact",
@@ -47,9 +51,11 @@ class MaskingStrategy(ABC):
         max_predictions: int | None = None,
         random_from_special: bool = False,
     ) -> None:
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must lie in (0, 1], got {rate}")
-        if rate == 1:
+        least, most = extremes_of(rate)
+        if not 0 < least <= most <= 1:
+            span = f"a schedule from {least} to {most}" if isinstance(rate, StepValue) else rate
+            raise ValueError(f"rate must lie in (0, 1], got {span}")
+        if most == 1:
             warnings.warn("rate 1 masks every token: nothing is left to predict them from", stacklevel=2)
         if mask_share < 0 or random_share < 0 or mask_share + random_share > 1 + 1e-9:
             raise ValueError(
@@ -87,14 +93,14 @@ class MaskingStrategy(ABC):
 
     def budgets(self, view: TokenView, draws: Draws) -> Ints:
         """int64 `[S]`: how many positions of each sequence to choose."""
+        rate = value_at(self.rate, draws.step)
         if self.count == "exact":
-            counts = np.rint(self.rate * view.lengths).astype(np.int64)
+            counts = np.rint(rate * view.lengths).astype(np.int64)
         elif self.count == "stochastic":
-            counts = (self.rate * view.lengths + draws.per_sequence("count")).astype(np.int64)
+            counts = (rate * view.lengths + draws.per_sequence("count")).astype(np.int64)
         else:
             # A binomial number of positions chosen evenly is what independent coins give.
-            heads = (draws.per_token("count") < self.rate) & view.maskable
-            counts = np.add.reduceat(heads, view.starts, dtype=np.int64)
+            counts = view.count(np.flatnonzero((draws.bits("count", view.lengths) < rate * 2.0**32) & view.maskable))
         counts = np.maximum(counts, 1)
         if self.max_predictions is not None:
             counts = np.minimum(counts, self.max_predictions)
@@ -109,6 +115,7 @@ class MaskingStrategy(ABC):
         vocabulary_size: int,
         mask_id: int,
         special_ids: Iterable[int],
+        step: int | None = None,
     ) -> Masked:
         """Mask a batch.
 
@@ -119,25 +126,50 @@ class MaskingStrategy(ABC):
             vocabulary_size: Random ids are drawn below it.
             mask_id: Id of the mask token.
             special_ids: Ids that are never put in as random ones.
+            step: The optimizer step that the batch is for, None in evaluation; only a rate with a schedule asks for it.
 
         Returns:
             The network's input, the positions to predict and what stood there.
         """
         epochs = np.asarray(epochs)
-        draws = Draws(seed, view, epochs if self.patterns is None else epochs % self.patterns)
-        selection = self.select(view, draws)
-        order = np.argsort(selection.positions)
-        positions = selection.positions[order]
-        leaders = positions if selection.leaders is None else selection.leaders[order]
+        draws = Draws(seed, view, epochs if self.patterns is None else epochs % self.patterns, step)
+        return self.mask(view, draws, vocabulary_size=vocabulary_size, mask_id=mask_id, special_ids=special_ids)
+
+    def mask(
+        self, view: TokenView, draws: Draws, *, vocabulary_size: int, mask_id: int, special_ids: Iterable[int]
+    ) -> Masked:
+        """Choose, replace and label, with the numbers of `draws`; the other arguments are those of a call."""
+        chosen, leaders = self.select(view, draws)
+        positions = chosen
+        if not (chosen[1:] > chosen[:-1]).all():  # cheaper than a sort
+            is_chosen = np.zeros(len(view.ids), dtype=bool)
+            is_chosen[chosen] = True
+            positions = np.flatnonzero(is_chosen)
+        counts = view.count(positions)
+        action = bits = draws.bits_of_tokens("action", positions, counts)
+        if leaders is not None:
+            leader_of = np.empty(len(view.ids), dtype=np.int64)
+            leader_of[chosen] = leaders
+            action = draws.bits_of_tokens("span", leader_of[positions], counts)
+
         labels = view.ids[positions]
+        inputs = labels.copy()
+        is_mask = action < self.mask_share * 2.0**32
+        np.putmask(inputs, is_mask, mask_id)
+        is_mask |= action >= (self.mask_share + self.random_share) * 2.0**32
+        replaced = np.flatnonzero(~is_mask)
+        shifts = _shifts(() if self.random_from_special else tuple(special_ids))
+        # the same bits said what becomes of the token, hence a second hash of them
+        values = ((mix_32(bits[replaced]) * np.uint64(vocabulary_size - len(shifts))) >> np.uint64(32)).astype(np.int64)
+        values += np.searchsorted(shifts, values, side="right")
+        inputs[replaced] = values
         ids = view.ids.copy()
-        action = draws.per_token("action", leaders)
-        ids[positions[action < self.mask_share]] = mask_id
-        is_random = (action >= self.mask_share) & (action < self.mask_share + self.random_share)
-        replaced = positions[is_random]
-        excluded = [] if self.random_from_special else sorted(set(special_ids))
-        values = (draws.per_token("replacement", replaced) * (vocabulary_size - len(excluded))).astype(np.int64)
-        for special in excluded:  # the n-th ordinary id, without a table of them
-            values += values >= special
-        ids[replaced] = values
+        ids[positions] = inputs
         return Masked(ids, positions, labels)
+
+
+@lru_cache(maxsize=8)
+def _shifts(special_ids: tuple[int, ...]) -> Ints:
+    """How many ordinary ids come before each special one: ordinary id n is n and the number of these up to n."""
+    ids = np.array(sorted(set(special_ids)), dtype=np.int64)
+    return ids - np.arange(len(ids))

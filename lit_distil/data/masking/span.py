@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.selection import Words, by_score, ranges, rank, take_first, taken_before
+from lit_distil.data.masking.selection import likely_share, lowest, ranges, sums
 from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView
 from lit_distil.data.masking.whole_word import WholeWordMasking
+from lit_distil.schedules import StepValue
 
 
 class SpanMasking(WholeWordMasking):
@@ -32,7 +33,7 @@ class SpanMasking(WholeWordMasking):
 
     def __init__(
         self,
-        rate: float = 0.15,
+        rate: float | StepValue = 0.15,
         mask_share: float = 0.8,
         random_share: float = 0.1,
         count: Literal["exact", "stochastic", "independent"] = "exact",
@@ -57,50 +58,62 @@ class SpanMasking(WholeWordMasking):
         return law / law.sum()
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """Spans in the order in which they are drawn, as many as fit."""
-        words = Words.of(view)
+        """Spans in the order in which they are drawn, as many as fit; each follows its first token."""
+        positions, leaders = self.spans(view, draws)
+        return Selection(positions, leaders)
+
+    def spans(self, view: TokenView, draws: Draws) -> tuple[Ints, Ints]:
+        """int64 `[M]` both: the positions of the spans, and of each one's first token."""
         budgets = self.budgets(view, draws)
-        starts, lengths = self._place(words, budgets, draws)
-        members = ranges(starts, lengths)
-        heads = np.repeat(starts, lengths)
+        text = np.flatnonzero(view.words.is_text)
+        starts, ends = view.words.edges[text], view.words.edges[text + 1]
+        num_words = view.count(starts)
+        words, lengths, counts = _place(self._lengths(num_words, budgets, draws), num_words, draws)
+
         # words of one run stand side by side; a span stops at the end of its run
-        run = np.cumsum(np.diff(words.starts + words.sizes, prepend=0) != words.sizes)
-        is_inside = run[members] == run[heads]
-        members, heads = members[is_inside], heads[is_inside]
-        sizes, sequences = words.sizes[members], words.sequences[members]
-        is_taken = taken_before(sizes, sequences) + sizes <= budgets[sequences]
-        taken = members[is_taken]
-        positions, leaders = words.positions(taken), np.repeat(words.starts[heads[is_taken]], sizes[is_taken])
-        single = self.shortest_words(words, taken, budgets)
-        return Selection(np.concatenate([positions, single]), np.concatenate([leaders, single]))
+        run_starts = np.append(np.flatnonzero(starts[1:] != ends[:-1]) + 1, len(starts))
+        stops = np.minimum(words + lengths, run_starts[np.searchsorted(run_starts, words, side="right")])
+        first = starts[words]
+        sizes = ends[stops - 1] - first
+        room = np.repeat(budgets, counts) - sums(sizes, counts)[0]
+        cut = np.flatnonzero((room > 0) & (sizes > room))
+        fitting = np.searchsorted(ends, first[cut] + room[cut], side="right")  # words before this end in the room
+        sizes[cut] = np.where(fitting > words[cut], ends[fitting - 1] - first[cut], 0)
+        sizes[room <= 0] = 0
+        single = self.shortest_words(view, budgets, sums(sizes, counts)[1] == 0)
+        positions, leaders = ranges(first, sizes), np.repeat(first, sizes)
+        return np.concatenate([positions, single]), np.concatenate([leaders, single])
 
-    def _place(self, words: Words, budgets: Ints, draws: Draws) -> tuple[Ints, Ints]:
-        """First word and number of words of each span, sequence by sequence as drawn; int64 `[spans]` each."""
-        everyone = np.arange(len(budgets))
-        num_words = np.bincount(words.sequences, minlength=len(budgets))
+    def _lengths(self, num_words: Ints, budgets: Ints, draws: Draws) -> tuple[Ints, Ints]:
+        """Words of each span, sequence by sequence as drawn, int64 `[spans]`, and spans of each sequence."""
         wanted = np.minimum(budgets, num_words)  # a word has at least one token, so this many are always enough
-        sequences = np.repeat(everyone, wanted)
         law = np.cumsum(self.length_probabilities[:-1])
-        lengths = 1 + np.searchsorted(law, draws.per_index("length", sequences, rank(sequences)), side="right")
-        before = taken_before(lengths, sequences)
-        is_needed = before < wanted[sequences]
-        sequences = sequences[is_needed]
-        lengths = np.minimum(lengths[is_needed], num_words[sequences] - before[is_needed])
+        mean = 1 + (1 - law).sum()
+        # half as many again as needed on average; if that is not enough somewhere, a span for each word is
+        for most in (np.minimum(wanted, (1.5 * wanted / mean).astype(np.int64) + 8), wanted):
+            lengths = 1 + np.searchsorted(law * 2.0**32, draws.bits("length", most), side="right")
+            before, drawn = sums(lengths, most)
+            if (drawn >= wanted).all():
+                break
+        limit = np.repeat(wanted, most)
+        needed = np.flatnonzero(before < limit)
+        counts = np.searchsorted(needed, np.cumsum(most))
+        counts[1:] -= counts[:-1].copy()
+        return np.minimum(lengths, np.repeat(num_words, most) - before)[needed], counts
 
-        # Every way to arrange the spans among the words outside of them is as likely as another: of as many slots as
-        # there are spans and words outside, the spans take a random set, in a random order. (In the order of drawing,
-        # the last would stand last in the text, and it is longer than others as it is the one that fills the budget.)
-        num_spans = np.bincount(sequences, minlength=len(budgets))
-        num_inside = np.bincount(sequences, weights=lengths, minlength=len(budgets)).astype(np.int64)
-        slot_sequences = np.repeat(everyone, num_words - num_inside + num_spans)
-        slots = rank(slot_sequences)
-        slot_order = by_score(slot_sequences, slots, draws.per_index("place", slot_sequences, slots))
-        chosen = np.sort(slot_order[take_first(slot_sequences, num_spans)])
-        span_rank = rank(sequences)
-        in_text = by_score(sequences, span_rank, draws.per_index("order", sequences, span_rank))
-        first_words = np.cumsum(num_words) - num_words
-        starts = np.empty_like(lengths)
-        # k spans before take k slots, but as many words as they are long
-        words_before = taken_before(lengths[in_text], sequences)
-        starts[in_text] = first_words[sequences] + slots[chosen] - span_rank + words_before
-        return starts, lengths
+
+def _place(spans: tuple[Ints, Ints], num_words: Ints, draws: Draws) -> tuple[Ints, Ints, Ints]:
+    """First word and number of words of each span, int64 `[spans]` each, and spans of each sequence."""
+    # Every way to arrange the spans among the words outside of them is as likely as another: of as many slots as there
+    # are spans and words outside, the spans take a random set, in a random order. (In the order of drawing, the last
+    # would stand last in the text, and it is longer than others as it is the one that fills the budget.)
+    lengths, counts = spans
+    num_slots = num_words - sums(lengths, counts)[1] + counts
+    slots = lowest(draws.bits("place", num_slots), num_slots, counts, likely_share(counts, num_slots)).items
+    in_text = np.argsort(slots)
+    first_slots, first_words = (np.cumsum(sizes) - sizes for sizes in (num_slots, num_words))
+    # a slot of a span before takes as many words more as it is long, less one
+    shift = sums(lengths[in_text] - 1, counts)[0]
+    words = np.empty_like(lengths)
+    words[in_text] = slots[in_text] + np.repeat(first_words - first_slots, counts) + shift
+    return words, lengths, counts

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from lit_distil.data.masking.base import MaskingStrategy
-from lit_distil.data.masking.selection import lowest
+from lit_distil.data.masking.selection import likely_share, lowest_unordered
 from lit_distil.data.masking.view import Draws, Selection, TokenView
 
 
@@ -14,5 +12,7 @@ class TokenMasking(MaskingStrategy):
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """The maskable tokens with the lowest draws."""
-        positions = np.flatnonzero(view.maskable)
-        return lowest(view, positions, draws.per_token("order", positions), self.budgets(view, draws))
+        budgets = self.budgets(view, draws)
+        shares = likely_share(budgets, view.num_maskable)
+        bits = draws.bits("order", view.lengths)
+        return Selection(lowest_unordered(bits, view.lengths, budgets, shares, view.maskable))

@@ -1,0 +1,94 @@
+"""A mixture of masking strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from lit_distil.data.masking.base import MaskingStrategy
+from lit_distil.data.masking.view import Draws, Ints, Masked, Selection, TokenView
+
+
+class MixedMasking(MaskingStrategy):
+    """Each sequence is masked by one of several strategies, drawn by weight.
+
+    Which one is a function of (seed, sample id, pattern), like the mask itself. Each strategy has a rate, shares and a
+    count of its own, and does to a sequence what it would do to it alone.
+
+    Args:
+        strategies: The strategies; whether masks repeat is said here and not in them (their `patterns` stays None).
+        weights: How likely each is, in any unit; None makes them all alike.
+        patterns: As in `MaskingStrategy`, for the choice and the masks together.
+    """
+
+    def __init__(
+        self, strategies: list[MaskingStrategy], weights: list[float] | None = None, patterns: int | None = None
+    ) -> None:
+        super().__init__(patterns=patterns)
+        if not strategies:
+            raise ValueError("strategies of MixedMasking must name at least one masking strategy")
+        weights = [1.0] * len(strategies) if weights is None else list(weights)
+        if len(weights) != len(strategies):
+            raise ValueError(f"{len(strategies)} strategies need as many weights, got {weights}")
+        if not all(np.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
+            raise ValueError(f"weights must be finite, not negative and not all 0, got {weights}")
+        for strategy in strategies:
+            if strategy.patterns is not None:
+                raise ValueError(
+                    f"patterns {strategy.patterns} of {type(strategy).__name__} must be None within MixedMasking: give "
+                    "patterns to MixedMasking"
+                )
+        self.strategies = strategies
+        self.weights = weights
+
+    def bind(self, token_counts: Ints) -> None:
+        """Pass the counts on to every strategy."""
+        for strategy in self.strategies:
+            strategy.bind(token_counts)
+
+    def choice(self, draws: Draws) -> Ints:
+        """int64 `[S]`: which strategy each sequence gets."""
+        bounds = np.cumsum(self.weights) / sum(self.weights)
+        return np.searchsorted(bounds[:-1], draws.per_sequence("strategy"), side="right")
+
+    def select(self, view: TokenView, draws: Draws) -> Selection:
+        """The positions that each sequence's strategy chooses, with the leaders that they have there."""
+        positions, leaders = [], []
+        for strategy, tokens, part, part_draws in self._parts(view, draws):
+            chosen = strategy.select(part, part_draws)
+            positions.append(tokens[chosen.positions])
+            leaders.append(positions[-1] if chosen.leaders is None else tokens[chosen.leaders])
+        return Selection(np.concatenate(positions), np.concatenate(leaders))
+
+    def mask(
+        self, view: TokenView, draws: Draws, *, vocabulary_size: int, mask_id: int, special_ids: Iterable[int]
+    ) -> Masked:
+        """As each sequence's strategy masks it, in the order of the batch."""
+        facts: dict[str, Any] = {"vocabulary_size": vocabulary_size, "mask_id": mask_id, "special_ids": special_ids}
+        ids, is_chosen = view.ids.copy(), np.zeros(len(view.ids), dtype=bool)
+        for strategy, tokens, part, part_draws in self._parts(view, draws):
+            masked = strategy.mask(part, part_draws, **facts)
+            positions = tokens[masked.positions]
+            ids[positions] = masked.ids[masked.positions]
+            is_chosen[positions] = True
+        positions = np.flatnonzero(is_chosen)
+        return Masked(ids, positions, view.ids[positions])
+
+    def _parts(self, view: TokenView, draws: Draws) -> Iterator[tuple[MaskingStrategy, Ints, TokenView, Draws]]:
+        """Each strategy that some sequences get, the positions of their tokens, and the batch of these alone."""
+        choice = self.choice(draws)
+        choice_of = np.repeat(choice, view.lengths)
+        for index in np.unique(choice).tolist():
+            rows, tokens = np.flatnonzero(choice == index), np.flatnonzero(choice_of == index)
+            lengths = view.lengths[rows]
+            part = TokenView(
+                view.ids[tokens],
+                view.maskable[tokens],
+                view.word_starts[tokens],
+                lengths,
+                np.cumsum(lengths) - lengths,
+                view.sample_ids[rows],
+            )
+            yield self.strategies[index], tokens, part, draws.of(part, rows)

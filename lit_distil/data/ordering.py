@@ -1,0 +1,251 @@
+"""What stands where in an epoch, and which samples each optimizer step takes.
+
+An order says which sample has which place in an epoch, a plan which places a step has. Both are functions of their
+arguments alone: no state, so that a run can be resumed at any step, with any number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_distil.data.randomness import Permutation, derive_seed
+
+Ints = NDArray[np.int64]
+
+_CHUNK = 1 << 16
+
+
+class EpochOrder:
+    """Each epoch's order: a permutation of (seed, epoch), or the data's own order.
+
+    Args:
+        num_samples: N, size of the data set.
+        seed: Seed of the order.
+        shuffle: Whether epochs are permuted.
+    """
+
+    def __init__(self, num_samples: int, *, seed: int, shuffle: bool = True) -> None:
+        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
+
+    def samples(self, epoch: int, places: Ints) -> Ints:
+        """int64: the samples that stand at these places, in [0, N), of an epoch."""
+        return Permutation(self.num_samples, self.seed, epoch)(places) if self.shuffle else places
+
+
+class LengthGroupedOrder(EpochOrder):
+    """Sequences of like length side by side, within windows of the epoch's permutation.
+
+    The permutation is cut into windows; those in a window are sorted by length and cut into groups, and the groups of a
+    window are shuffled. So a step has like lengths, while which samples meet, and when a length comes, stays random. A
+    group that is not full stands last in the epoch.
+
+    Args:
+        lengths: int64 `[N]`, tokens of each sample.
+        group_size: Samples of a group: those of a step.
+        window_groups: Groups in a window.
+        seed: Seed of the order.
+        shuffle: Whether epochs are permuted.
+    """
+
+    def __init__(self, lengths: Ints, *, group_size: int, window_groups: int, seed: int, shuffle: bool = True) -> None:
+        super().__init__(len(lengths), seed=seed, shuffle=shuffle)
+        if window_groups < 2:
+            raise ValueError(
+                f"length_window must be at least 2 steps (1 has nothing to sort), or None for none, got {window_groups}"
+            )
+        self.lengths, self.group_size = lengths, group_size
+        self.window = group_size * window_groups
+        self._cache: tuple[tuple[int, int], Ints] = ((-1, -1), np.zeros(0, dtype=np.int64))
+
+    def samples(self, epoch: int, places: Ints) -> Ints:
+        """See `EpochOrder.samples`."""
+        found = np.empty_like(places)
+        windows = places // self.window
+        for window in np.unique(windows).tolist():
+            here = windows == window
+            found[here] = self._arranged(epoch, window)[places[here] - window * self.window]
+        return found
+
+    def _arranged(self, epoch: int, window: int) -> Ints:
+        """The samples of a window, in their order; the last one asked for is kept."""
+        if self._cache[0] != (epoch, window):
+            start = window * self.window
+            samples = super().samples(epoch, np.arange(start, min(start + self.window, self.num_samples)))
+            samples = samples[np.argsort(self.lengths[samples], kind="stable")]
+            num_full = len(samples) // self.group_size
+            groups = np.arange(num_full)
+            if self.shuffle and num_full > 1:
+                groups = Permutation(num_full, derive_seed(self.seed, epoch, window))(groups)
+            inner = groups[:, None] * self.group_size + np.arange(self.group_size)
+            order = np.concatenate([inner.reshape(-1), np.arange(num_full * self.group_size, len(samples))])
+            self._cache = (epoch, window), samples[order]
+        return self._cache[1]
+
+
+class Plan(ABC):
+    """Which samples each optimizer step takes, out of the stream that the epochs make one after another.
+
+    No step is short, and one may straddle two epochs.
+    """
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Steps until every sample has been taken once; the last one reaches into the next epoch."""
+
+    @abstractmethod
+    def samples(self, step: int) -> tuple[Ints, Ints]:
+        """The samples of a step and the epoch that each is drawn in, int64 `[B]` both."""
+
+    @abstractmethod
+    def shares(self, step: int, num_shares: int) -> list[tuple[Ints, Ints]]:
+        """`samples` cut into so many micro-batches, of all ranks and in their order, none of them empty."""
+
+
+class StepPlan(Plan):
+    """The stream of samples, `batch_size` at a time.
+
+    Args:
+        num_samples: N, size of the data set.
+        batch_size: B, samples of one optimizer step, over all ranks and accumulated micro-batches.
+        seed: Seed of the order.
+        shuffle: Whether epochs are permuted; otherwise all of them have the data's order.
+        order: The order of each epoch, in place of the one that `seed` and `shuffle` make.
+
+    Raises:
+        ValueError: If the batch is empty or larger than the data.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool = True, order: EpochOrder | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size > num_samples:
+            raise ValueError(
+                f"batch_size {batch_size} is larger than the data ({num_samples} sequences): lower batch_size to at "
+                f"most {num_samples}, or take more data"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.order = order or EpochOrder(num_samples, seed=seed, shuffle=shuffle)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See `Plan.steps_per_epoch`."""
+        return math.ceil(self.num_samples / self.batch_size)
+
+    def samples(self, step: int) -> tuple[Ints, Ints]:
+        """See `Plan.samples`."""
+        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.num_samples)
+        return _from_epochs(self.order, epochs, places), epochs
+
+    def shares(self, step: int, num_shares: int) -> list[tuple[Ints, Ints]]:
+        """See `Plan.shares`; all have the same number of samples."""
+        return list(zip(*(np.split(values, num_shares) for values in self.samples(step)), strict=True))
+
+
+class TokenPlan(Plan):
+    """The stream of samples, about `batch_tokens` tokens at a time.
+
+    The stream of tokens is cut at every multiple of `batch_tokens`, and a sample belongs to the step that its first
+    token falls into. A step has `batch_tokens` tokens on average and differs from that by less than the longest sample.
+    What a step takes follows from the lengths before it in its epoch: they are added up when an epoch is begun, and one
+    sum is kept for each 65,536 samples.
+
+    Args:
+        lengths: int64 `[N]`, tokens of each sample.
+        batch_tokens: Tokens of one optimizer step, over all ranks and accumulated micro-batches.
+        order: The order of each epoch.
+        num_shares: Micro-batches of a step over all ranks, each of which must have a sample.
+
+    Raises:
+        ValueError: If a step could have fewer samples than micro-batches, or is larger than the data.
+    """
+
+    def __init__(self, lengths: Ints, batch_tokens: int, *, order: EpochOrder, num_shares: int = 1) -> None:
+        longest, self.total = int(lengths.max()), int(lengths.sum())
+        if batch_tokens < longest * num_shares:
+            raise ValueError(
+                f"batch_tokens {batch_tokens} (tokens of one optimizer step) must hold the longest sequence, of "
+                f"{longest} tokens, for each of devices × accumulate_grad_batches = {num_shares} micro-batches: take "
+                f"at least {longest * num_shares}, or a smaller max_length"
+            )
+        if batch_tokens > self.total:
+            raise ValueError(
+                f"batch_tokens {batch_tokens} is larger than the data ({self.total} tokens): lower batch_tokens to at "
+                f"most {self.total}, or take more data"
+            )
+        self.lengths, self.batch_tokens, self.order = lengths, batch_tokens, order
+        self._sums: dict[int, Ints] = {}
+        self._chunk: tuple[tuple[int, int], tuple[Ints, Ints]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See `Plan.steps_per_epoch`."""
+        return math.ceil(self.total / self.batch_tokens)
+
+    def samples(self, step: int) -> tuple[Ints, Ints]:
+        """See `Plan.samples`."""
+        samples, epochs = [], []
+        start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
+        for epoch in range(start // self.total, (end - 1) // self.total + 1):
+            before = epoch * self.total
+            samples.append(self._between(epoch, max(start - before, 0), min(end - before, self.total)))
+            epochs.append(np.full(len(samples[-1]), epoch, dtype=np.int64))
+        return np.concatenate(samples), np.concatenate(epochs)
+
+    def shares(self, step: int, num_shares: int) -> list[tuple[Ints, Ints]]:
+        """See `Plan.shares`; they have about the same number of tokens."""
+        samples, epochs = self.samples(step)
+        lengths = self.lengths[samples]
+        middles = np.cumsum(lengths) - lengths / 2
+        cuts = np.searchsorted(middles, lengths.sum() * np.arange(1, num_shares) / num_shares)
+        # a share of one very long sample leaves its neighbours theirs
+        places = np.arange(1, num_shares)
+        cuts = np.maximum.accumulate(np.maximum(cuts, 1) - places) + places
+        cuts = np.maximum(np.minimum(cuts, len(samples) - num_shares + places), places)
+        return list(zip(np.split(samples, cuts), np.split(epochs, cuts), strict=True))
+
+    def _between(self, epoch: int, start: int, end: int) -> Ints:
+        """The samples of an epoch whose first token is one of those from `start` to `end` (exclusive)."""
+        sums = self._chunk_sums(epoch)
+        first_chunk, last_chunk = np.searchsorted(sums, [start, end - 1], side="right") - 1
+        found = []
+        for chunk in range(int(first_chunk), int(last_chunk) + 1):
+            samples, firsts = self._chunk_of(epoch, chunk, int(sums[chunk]))
+            found.append(samples[np.searchsorted(firsts, start) : np.searchsorted(firsts, end)])
+        return np.concatenate(found)
+
+    def _chunk_sums(self, epoch: int) -> Ints:
+        """int64: the tokens of an epoch before each of its chunks."""
+        if epoch not in self._sums:
+            chunks = range(-(-len(self.lengths) // _CHUNK))
+            sizes = [int(self.lengths[self.order.samples(epoch, self._places(chunk))].sum()) for chunk in chunks]
+            kept = {number: sums for number, sums in self._sums.items() if number == epoch - 1}
+            self._sums = {**kept, epoch: np.cumsum([0, *sizes[:-1]])}
+        return self._sums[epoch]
+
+    def _places(self, chunk: int) -> Ints:
+        return np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.lengths)))
+
+    def _chunk_of(self, epoch: int, chunk: int, before: int) -> tuple[Ints, Ints]:
+        """The samples of a chunk and where in the epoch's tokens each begins; the last one asked for is kept."""
+        if self._chunk is None or self._chunk[0] != (epoch, chunk):
+            samples = self.order.samples(epoch, self._places(chunk))
+            lengths = self.lengths[samples]
+            self._chunk = (epoch, chunk), (samples, before + np.cumsum(lengths) - lengths)
+        return self._chunk[1]
+
+
+def _from_epochs(order: EpochOrder, epochs: Ints, places: Ints) -> Ints:
+    """The samples that stand at some places of some epochs."""
+    samples = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        is_drawn = epochs == epoch
+        samples[is_drawn] = order.samples(epoch, places[is_drawn])
+    return samples

@@ -1,0 +1,108 @@
+import numpy as np
+from scipy import stats
+
+from lit_distil.data.masking import (
+    SpanMasking,
+    TokenView,
+)
+from tests.data.masking.views import (
+    MASK,
+    apply,
+    draws_of,
+    make_view,
+    words_of,
+)
+
+
+def spans_of(strategy: SpanMasking, view: TokenView, pattern=0) -> list[list[int]]:
+    """The positions of each span."""
+    selection = strategy.select(view, draws_of(view, pattern=pattern))
+    assert selection.leaders is not None
+    spans: dict[int, list[int]] = {}
+    for position, leader in sorted(zip(selection.positions.tolist(), selection.leaders.tolist(), strict=True)):
+        spans.setdefault(leader, []).append(position)
+    return list(spans.values())
+
+
+def test_span_lengths_follow_the_clipped_geometric_law():
+    law = 0.2 * 0.8 ** np.arange(10)
+    assert np.allclose(SpanMasking().length_probabilities, law / law.sum())
+    assert abs((np.arange(1, 11) * law).sum() / law.sum() - 3.8) < 0.01  # the mean in the paper
+    view = make_view([6000] * 4, word_share=1.0, with_middle=False)
+    spans = spans_of(SpanMasking(), view)
+    lengths = np.array([len(span) for span in spans])
+    assert len(lengths) > 800
+    counts = np.bincount(lengths, minlength=11)[1:]
+    assert stats.chisquare(counts, law / law.sum() * len(lengths)).pvalue > 1e-4
+    assert sum(lengths) == 4 * 900
+
+
+def test_spans_are_contiguous_apart_and_cross_no_special_token():
+    view = make_view([100, 60, 33] * 20, word_share=0.6)
+    spans = spans_of(SpanMasking(rate=0.4), view)
+    assert len(spans) > 200
+    word_of = np.cumsum(view.word_starts)
+    for span in spans:
+        assert span == list(range(span[0], span[-1] + 1))
+        assert view.maskable[span].all()
+        assert len(set(word_of[span].tolist())) <= 10
+    assert len({position for span in spans for position in span}) == sum(map(len, spans))
+
+
+def test_spans_stand_evenly_and_fill_the_budget():
+    view = make_view([130] * 3000, word_share=0.7, with_middle=False)
+    positions = apply(SpanMasking(), view).positions
+    share = len(positions) / (3000 * round(0.15 * 130))
+    assert 0.96 < share <= 1  # a word that does not fit ends it
+    # but for the ends, where fewer spans reach, all places are alike; and both ends are
+    places = np.bincount(view.position_of[positions], minlength=130)[1:-1]
+    inner = places[16:-16].reshape(6, 16).sum(1)
+    assert np.abs(inner / inner.mean() - 1).max() < 0.1
+    assert abs(places[:16].sum() / places[-16:].sum() - 1) < 0.12
+
+
+def test_a_span_shares_its_fate():
+    view = make_view([512] * 40)
+    strategy = SpanMasking()
+    masked = apply(strategy, view)
+    fates = []
+    for span in spans_of(strategy, view):
+        is_mask = masked.ids[span] == MASK
+        is_kept = masked.ids[span] == view.ids[span]
+        assert is_mask.all() or not is_mask.any()
+        assert is_mask.any() or is_kept.all() or is_kept.mean() < 0.5
+        fates.append(is_mask.all())
+    assert len(fates) > 500
+    assert abs(np.mean(fates) - 0.8) < 4 * 0.4 / np.sqrt(len(fates))
+
+
+def test_spans_are_those_of_a_walk_over_single_draws():
+    """SpanBERT's law, a sequence and a span at a time: lengths until the budget is full, then an even arrangement."""
+    view = make_view([128, 40, 300, 9, 60], word_share=0.6)
+    strategy = SpanMasking(rate=0.2)
+    chances = strategy.length_probabilities
+    for pattern in range(10):
+        draws = draws_of(view, pattern=pattern)
+        expected = []
+        for sequence, (start, length) in enumerate(zip(view.starts, view.lengths, strict=True)):
+            words = [word.tolist() for word in words_of(view) if start <= word[0] < start + length]
+            budget = max(1, round(0.2 * int(length)))
+            here = np.array([sequence])
+            lengths: list[int] = []
+            while sum(lengths) < min(budget, len(words)):
+                u = draws.per_index("length", here, np.array([len(lengths)]))[0]
+                drawn = 1 + sum(u >= bound for bound in np.cumsum(chances)[:-1])
+                lengths.append(min(drawn, len(words) - sum(lengths)))
+            slots = range(len(words) - sum(lengths) + len(lengths))
+            bits = [draws.bits_at("place", here, np.array([slot]))[0] for slot in slots]
+            taken = sorted(slots, key=bits.__getitem__)[: len(lengths)]
+            used = 0
+            for number, slot in enumerate(taken):
+                first = slot + sum(lengths[other] - 1 for other in range(len(taken)) if taken[other] < slot)
+                span = words[first : first + lengths[number]]
+                joined = [word for i, word in enumerate(span) if word[0] - span[0][0] == sum(map(len, span[:i]))]
+                fitting = [word for i, word in enumerate(joined) if used + sum(map(len, joined[: i + 1])) <= budget]
+                expected += [position for word in fitting for position in word]
+                used += sum(map(len, joined))
+        found = strategy.select(view, draws).positions
+        assert sorted(found.tolist()) == sorted(expected) and len(expected) > 80
