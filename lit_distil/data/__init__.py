@@ -22,6 +22,7 @@ from lit_distil.data.masking import (
     WholeWordMasking,
 )
 from lit_distil.data.sources import DocumentSource, HubDataset, RowSource, TableFiles, TextFiles
+from lit_distil.data.squad import SquadFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "SequenceFormat",
     "SequenceTable",
     "SpanMasking",
+    "SquadFiles",
     "StepPlan",
     "TableFiles",
     "TextDataModule",

@@ -244,6 +244,7 @@ def test_settings_that_do_not_fit_together_are_refused(made):
         ({}, text, "give either format"),
         ({"format": FullSentences(), "task": TextClassification()}, text, "and not both"),
         ({"task": TextClassification()}, text, r"data\.source: TextFiles gives documents"),
+        ({"task": TextClassification(), "validation_share": 1.0}, rows, r"data\.validation_share must be 0 or more"),
         ({"format": FullSentences(), "max_length": 3}, rows, r"data\.max_length must be at least 4, got 3"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -285,7 +286,7 @@ def test_predicting_needs_no_labels_and_falls_back_to_the_test_split(made, table
 
 
 def test_rows_without_validation_or_training_are_told(made, tables):
-    assert ready(row_data(made, TableFiles(tables.files["train"]))).val_dataloader() == []
+    assert ready(row_data(made, TableFiles(tables.files["train"]), validation_share=0)).val_dataloader() == []
     with pytest.raises(
         ValueError, match=r"task\.labels: the names of the classes are not given, and there are no training"
     ):
