@@ -62,6 +62,8 @@ def test_moving_takes_every_tensor_along_and_loses_no_field(device: str) -> None
         "token_type_ids": torch.zeros(1, 10, dtype=torch.int64),
         "next_sentence_labels": torch.zeros(3, dtype=torch.int64),
         "labels": torch.zeros(3),
+        "answer_spans": torch.zeros(3, 2, dtype=torch.int64),
+        "group_sizes": (2, 1),
         "step_counts": {"masked": 5},
     }
     batch = make_batch(**every_field)
