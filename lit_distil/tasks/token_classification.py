@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ class TokenClassification(Task):
             predicted.append(tags)
             gold.append([self.names.known[tag] for tag in self._tags_of(rows[index], len(tags))])
         order = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" is never right
-        pairs = [(order[p], order[g]) for p, g in zip(sum(predicted, []), sum(gold, []), strict=True)]
+        pairs = [(order[p], order[g]) for p, g in zip(chain(*predicted), chain(*gold), strict=True)]
         confusion = confusion_matrix([p for p, _ in pairs], [g for _, g in pairs], len(order))
         if not self.marks_spans:
             return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}

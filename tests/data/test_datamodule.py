@@ -298,6 +298,24 @@ def test_rows_without_validation_or_training_are_told(made, tables):
         ready(named)
 
 
+def test_a_validation_split_is_made_where_there_is_none_and_told(made, tables, caplog):
+    rows = [{"text": f"the dog {n % 10}", "label": "x" if n % 3 else "y"} for n in range(30)]
+    source = TableFiles(rows_file(made.root / "many.jsonl", rows))
+    split = {}
+    with caplog.at_level("INFO"):
+        for rank in range(2):  # whatever the rank
+            data = ready(row_data(made, source, trainer_of(rank=rank, world_size=2), validation_share=0.2))
+            split[rank] = [[row["text"] for row in data.datasets[name].rows] for name in ("train", "validation")]
+    assert split[0] == split[1] and [len(part) for part in split[0]] == [24, 6]
+    told = "6 of the 30 training rows are held out (data.validation_share 0.2, seed 3; 0 holds out none)"
+    assert told in caplog.text
+    asked = row_data(made, source, trainer_of("validate"), validation_share=0.2)  # afterwards, by itself
+    asked.setup("validate")
+    assert [row["text"] for row in asked.datasets["validation"].rows] == split[0][1]
+    given = ready(row_data(made, tables))
+    assert len(given.datasets["validation"]) == 3 and len(given.datasets["train"]) == 8
+
+
 def test_an_unseen_label_names_file_and_row(made, tables):
     path = rows_file(made.root / "odd.jsonl", [{"text": "a", "label": True}, {"text": "a", "label": "maybe"}])
     with pytest.raises(ValueError, match=r"odd\.jsonl:2: label 'maybe' is none of \['False', 'True'\]"):

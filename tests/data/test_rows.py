@@ -1,8 +1,10 @@
 from collections import Counter
 
 import pytest
+from transformers import BertTokenizer
 
-from lit_distil.data.rows import hold_out
+from lit_distil.data import TableFiles
+from lit_distil.data.rows import hold_out, open_rows
 from lit_distil.tasks import ExtractiveQA, TextClassification, TextRegression
 
 
@@ -44,3 +46,21 @@ def test_values_are_parted_without_strata_and_too_few_rows_not_at_all():
     assert len(hold_out(rows, TextRegression(), share=0.25, seed=0)[1]) == 5
     with pytest.warns(UserWarning, match=r"data\.validation_share: 0\.1 of 3 training rows are none"):
         assert hold_out(rows[:3], TextRegression(), share=0.1, seed=0) == ([0, 1, 2], [])
+
+
+def test_a_part_of_the_rows_keeps_their_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t,{'xy'[n % 2]}\n" for n in range(8)))
+    (tmp_path / "b.csv").write_text("text,label\n" + "t,x\n" * 5)
+    opened = open_rows(
+        TableFiles(str(tmp_path / "a.csv"), test=str(tmp_path / "b.csv")),
+        TextClassification(),
+        BertTokenizer(vocab={entry: index for index, entry in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "t"])}),
+        ["train", "test"],
+        max_length=8,
+        labelled=True,
+        max_eval_rows=2,
+        validation_share=0.0,
+        seed=0,
+    )
+    assert [sample.row for sample in opened["test"].features] == [0, 2] and len(opened["test"].rows) == 5
+    assert len(opened["train"]) == 8

@@ -16,9 +16,20 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from lit_distil.commands.training import run as run_command
 from tests.integration.conftest import TWO_RANKS, probe
 from tests.workspace import _WORDS as WORDS
-from tests.workspace import Workspace, fit, run_on_two_ranks, shared, with_trainer, write_config
+from tests.workspace import (
+    REPOSITORY,
+    Workspace,
+    fit,
+    kept_environment,
+    logged,
+    run_on_two_ranks,
+    shared,
+    with_trainer,
+    write_config,
+)
 
 TASKS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "classes": ("TextClassification", {"class_weights": "balanced"}, AutoModelForSequenceClassification),
@@ -154,3 +165,49 @@ def test_official_files_stand_beside_the_readable_answers(two: Path) -> None:
     assert answers == {row["id"]: row["answer"] for row in rows}
     assert odds == {row["id"]: row["no_answer_odds"] for row in rows}
     assert [row["id"] for row in rows] == [f"q{n}" for n in range(5)]
+
+
+OWN_FILES = {
+    "multi-label": "labels",
+    "tagging": "tags",
+    "question-answering": "answers",
+    "multiple-choice": "choices",
+}
+
+
+def write_own_files(recipe: str, folder: Path) -> None:
+    """Files of the names and shapes that the recipe asks for."""
+    draw = random.Random(recipe)
+    folder.mkdir()
+    for split, size in NUM_ROWS.items():
+        rows = [row_of(OWN_FILES[recipe], number, draw) for number in range(1, size + 1)]
+        name = "unlabelled" if split == "predict" else split
+        if recipe == "question-answering":
+            rows = [row for row in rows if row["answers"]["text"]]
+            for row in rows:
+                texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
+                row["answers"] = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+            paragraphs = [{"context": row.pop("context"), "qas": [row]} for row in rows]
+            (folder / f"{name}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+            continue
+        if recipe == "multiple-choice":
+            rows = [{**row, "context": row["text"], "question": "which?"} for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("recipe", OWN_FILES)
+def test_recipe_for_own_files_runs_as_the_file_says(
+    recipe: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its relative paths are where a user puts the files."""
+    write_own_files(recipe, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", "--config", str(REPOSITORY / f"configs/finetune/{recipe}.yaml"), "--trainer.max_epochs", "1"]
+    arguments += ["--model.network.name_or_path", workspace.teacher, "--data.tokenizer", workspace.byte_bpe]
+    arguments += ["--data.max_length", "48", "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
+    if recipe == "question-answering":
+        arguments += ["--data.task.stride", "8"]
+    with kept_environment():
+        run_command(arguments)
+    assert (tmp_path / f"runs/{recipe}/export/config.json").is_file()
+    assert logged(tmp_path / f"runs/{recipe}", "val/loss")
