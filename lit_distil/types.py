@@ -44,12 +44,16 @@ class Batch:
         position_ids: int64 `[1, T]`, counted from 0 within each sequence.
         cu_seq_lens: int32 `[S + 1]`; sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
         lengths: the S lengths on the host, so that planning the attention never waits for the device.
-        sample_ids: int64 `[S]`, the index of each sequence in its data set.
+        sample_ids: int64 `[S]`, the index of each sequence in its data set; `[G]` where G samples have several each.
         token_type_ids: int64 `[1, T]`, 0 for the first segment and 1 for the second, where the format has segments.
         masked_positions: int64 `[M]`, ascending indices into T of the positions to predict.
         masked_labels: int64 `[M]`, the original ids at those positions.
         next_sentence_labels: int64 `[S]`, 0 = is next, 1 = random (BERT's convention).
-        labels: a task's labels, `[S]` (one a sequence: int64 classes or float32 values) or `[1, T]` (one a token).
+        labels: a task's labels, `[S]` (one a sequence: int64 classes or float32 values), int64 `[1, T]` (one a token),
+            float32 `[S, K]` (which of K labels a sequence has, 0 or 1), or int64 `[G]` (the right choice of a group).
+        answer_spans: int64 `[S, 2]`, the first and last position in T of each sequence's answer; both
+            `IGNORE_INDEX` where it is not known.
+        group_sizes: the sequences of each of G groups, on the host, where the sequences are choices.
         step_counts: how many items of each kind this rank has in the whole optimizer step, that is in all of its
             accumulated micro-batches; empty means that this micro-batch is all of it.
     """
@@ -64,6 +68,8 @@ class Batch:
     masked_labels: Tensor | None = None
     next_sentence_labels: Tensor | None = None
     labels: Tensor | None = None
+    answer_spans: Tensor | None = None
+    group_sizes: tuple[int, ...] | None = None
     step_counts: dict[Countable, int] = field(default_factory=dict)
 
     @property
@@ -94,9 +100,11 @@ class Batch:
     def counts(self) -> dict[Countable, int]:
         """Items of each kind in this micro-batch."""
         num_labels = 0
-        if self.labels is not None:
-            is_token_level = self.labels.dim() == 2
-            num_labels = int((self.labels != IGNORE_INDEX).sum()) if is_token_level else self.num_sequences
+        if self.answer_spans is not None:
+            num_labels = int((self.answer_spans[:, 0] != IGNORE_INDEX).sum())
+        elif self.labels is not None:
+            is_token_level = self.labels.dim() == 2 and not self.labels.is_floating_point()
+            num_labels = int((self.labels != IGNORE_INDEX).sum()) if is_token_level else self.labels.numel()
         num_masked = 0 if self.masked_positions is None else self.masked_positions.numel()
         return {
             "masked": num_masked,
@@ -195,7 +203,7 @@ class EncoderOutput:
         last_hidden_state: `[T, hidden]`.
         hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if they were asked for.
         logits: of a masked-LM head `[rows, vocabulary]`, at the rows that were asked for; of a task head `[S, labels]`
-            or `[T, labels]`.
+            or `[T, labels]` (choices: `[S, 1]`; beginnings and ends of answers: `[T, 2]`).
         projection: in place of a masked-LM head's logits where the caller multiplies them out piece by piece.
         rows: int64 `[rows]`, the positions in T that logits or projection stand for: the masked ones, or all T with the
             masked ones first (`Batch.masked_first`); None means all T in their order.

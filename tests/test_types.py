@@ -38,6 +38,13 @@ def test_token_labels_are_counted_without_the_ignored_ones() -> None:
     assert make_batch(labels=torch.tensor([0, 1, 0])).counts["labels"] == 3
 
 
+def test_labels_of_every_task_are_counted_as_its_loss_sums_them() -> None:
+    assert make_batch(labels=torch.zeros(3, 4)).counts["labels"] == 12  # a yes or no for each of 4 labels
+    assert make_batch(labels=torch.tensor([2]), group_sizes=(3,)).counts["labels"] == 1  # a group has one right choice
+    spans = torch.tensor([[0, 1], [IGNORE_INDEX, IGNORE_INDEX], [9, 9]])
+    assert make_batch(answer_spans=spans).counts["labels"] == 2
+
+
 def test_a_batch_that_was_never_masked_counts_no_masked_position() -> None:
     assert make_batch(masked_positions=None, masked_labels=None).counts["masked"] == 0
 
@@ -55,6 +62,8 @@ def test_moving_takes_every_tensor_along_and_loses_no_field(device: str) -> None
         "token_type_ids": torch.zeros(1, 10, dtype=torch.int64),
         "next_sentence_labels": torch.zeros(3, dtype=torch.int64),
         "labels": torch.zeros(3),
+        "answer_spans": torch.zeros(3, 2, dtype=torch.int64),
+        "group_sizes": (2, 1),
         "step_counts": {"masked": 5},
     }
     batch = make_batch(**every_field)

@@ -16,6 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 class PredictionWriter(BasePredictionWriter):
     """Writes `predictions.jsonl` in the run's folder, in the order of the samples, from all ranks.
 
+    Of a task, a line is what `Task.readable` says of a row: its texts, what was predicted with its probabilities, and
+    the true label where the row has one. What `Task.files` gives stands beside it.
+
     Args:
         file: Where to; None is `predictions.jsonl` in the run's folder.
     """
@@ -32,7 +35,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Gather the rows of all ranks, put them in order, and write them on the first rank."""
-        rows = [row for batch in predictions for row in batch]
+        rows: list[Any] = [row for batch in predictions for row in batch]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, rows)
@@ -41,17 +44,22 @@ class PredictionWriter(BasePredictionWriter):
             return
         path = Path(self.file or Path(trainer.default_root_dir, "predictions.jsonl"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data.task is None:
+            rows = [_readable(row, data.tokenizer) for row in sorted(rows, key=lambda r: (r["sample"], r["position"]))]
+        else:
+            dataset = data.datasets[data.predict_split]
+            found = [(dataset.features[n], outcome) for n, outcome in sorted(rows, key=lambda row: row[0])]
+            rows = data.task.readable(found, dataset.rows)
+            for name, content in data.task.files(found, dataset.rows).items():
+                path.with_name(name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         with path.open("w", encoding="utf-8") as out:
-            for row in sorted(rows, key=lambda row: (row["sample"], row.get("position", 0))):
-                out.write(json.dumps(_readable(row, tokenizer), ensure_ascii=False) + "\n")
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         rank_zero_info(f"{len(rows):,} predictions in {path}")
 
 
 def _readable(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Token ids as tokens, where the row has them."""
-    if "top_ids" not in row:
-        return row
+    """Token ids as tokens."""
     tokens = tokenizer.convert_ids_to_tokens(row["top_ids"])
     return {
         "sample": row["sample"],

@@ -87,7 +87,7 @@ def read_pairs(
     if max_texts is not None and max_texts < 1:
         raise ValueError(f"max_texts must be at least 1, got {max_texts}")
     if texts is not None:
-        source = TableFiles(**{split: texts})
+        source = TableFiles(**{split: texts})  # type: ignore[arg-type]
     if source is None:
         return None
     pairs: list[Pair] = []

@@ -30,7 +30,8 @@ def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 1
     Writes diagnosis.md, diagnosis.html (one file), diagnosis.json, confusion.png and reliability.png.
 
     Args:
-        predictions: File that `lit-distil predict` wrote: rows with text, label, prediction and probabilities.
+        predictions: File that `lit-distil predict` wrote: rows with texts, gold (the true class), label and
+            probabilities.
         out: Folder to write to.
         title: Headline; None takes the file's path.
         bins: Bins of the reliability diagram and of the expected calibration error, of equal width.

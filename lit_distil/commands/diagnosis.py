@@ -113,10 +113,10 @@ def calibration(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, b
 
 
 def read_predictions(path: str) -> Predictions:
-    """Rows of a predictions file of a classifier: JSONL with label, prediction and probabilities.
+    """Rows of a predictions file of a classifier: JSONL with gold (the true class), label and probabilities.
 
     Raises:
-        ValueError: There is no such file, or a row lacks its label, its prediction or a class's probability.
+        ValueError: There is no such file, or a row lacks its true class, its label or a class's probability.
     """
     file = Path(path)
     if not file.is_file():
@@ -136,8 +136,8 @@ def read_predictions(path: str) -> Predictions:
         total = float(table[index].sum())
         if not math.isclose(total, 1.0, abs_tol=1e-2) or (table[index] < 0).any():
             raise ValueError(f"{place}: probabilities must not be negative and add up to 1, got a sum of {total:g}")
-        labels.append(_class_of(row, "label", number_of))
-        predicted.append(_class_of(row, "prediction", number_of))
+        labels.append(_class_of(row, "gold", number_of))
+        predicted.append(_class_of(row, "label", number_of))
     return Predictions(
         classes=classes,
         texts=[_text_of(row) for row in rows],
@@ -176,7 +176,7 @@ def _probabilities(row: Mapping[str, Any]) -> dict[str, Any]:
 def _class_of(row: Mapping[str, Any], field: str, number_of: Mapping[str, int]) -> int:
     value = row.get(field)
     if value is None:
-        remedy = "predict on a labelled split" if field == "label" else "write the predictions anew"
+        remedy = "predict on a labelled split" if field == "gold" else "write the predictions anew"
         raise ValueError(f"{row[SOURCE_KEY]}: no {field!r}; {remedy}")
     name = str(value)
     if name not in number_of:
@@ -185,8 +185,6 @@ def _class_of(row: Mapping[str, Any], field: str, number_of: Mapping[str, int]) 
 
 
 def _text_of(row: Mapping[str, Any]) -> str:
-    """The text, or both of a pair."""
-    given = row.get("text")
-    pair = row.get("pair")
-    parts = given if isinstance(given, list) else [given, pair]
-    return " ‖ ".join(str(part) for part in parts if part is not None)
+    """The text, or both of a pair: they keep the names of their columns."""
+    ours = {"sample", "gold", "label", "probabilities", SOURCE_KEY}
+    return " ‖ ".join(str(value) for name, value in row.items() if name not in ours and value is not None)

@@ -15,30 +15,15 @@ import transformers
 import yaml
 from jsonargparse import auto_cli
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.callbacks import replace_folder, write_export
 from lit_distil.commands.onnx_check import compare_with_torch
 from lit_distil.commands.onnx_files import OnnxNetwork, onnx_bytes, quantise, write_onnx
 from lit_distil.data import load_tokenizer
+from lit_distil.models.sources import AUTO_MODELS
 
 _PREFIX = "network.model."
-_AUTO_MODELS: dict[str, Any] = {
-    "masked_lm": AutoModelForMaskedLM,
-    "pretraining": AutoModelForPreTraining,
-    "sequence_classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-}
 
 
 def export(
@@ -184,12 +169,12 @@ def load_network(checkpoint: str | Path) -> PreTrainedModel:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"checkpoint: {str(path)!r} could not be read as one ({reason})") from error
     saved = content.get("network") if isinstance(content, dict) else None
-    if not isinstance(saved, dict) or saved.get("head") not in _AUTO_MODELS:
+    if not isinstance(saved, dict) or saved.get("head") not in AUTO_MODELS:
         raise ValueError(
             f"checkpoint: {str(path)!r} was not written by a module of lit_distil, as it does not say which network it "
             "holds; give one that `lit-distil fit` wrote"
         )
-    model = _AUTO_MODELS[saved["head"]].from_config(AutoConfig.for_model(**json.loads(saved["config"])))
+    model = AUTO_MODELS[saved["head"]].from_config(AutoConfig.for_model(**json.loads(saved["config"])))
     weights = {key[len(_PREFIX) :]: value for key, value in content["state_dict"].items() if key.startswith(_PREFIX)}
     try:
         model.load_state_dict(weights)

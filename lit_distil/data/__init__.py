@@ -29,6 +29,7 @@ from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepP
 from lit_distil.data.sentences import Sentences
 from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import DocumentSource, RowSource, TableFiles, TextFiles
+from lit_distil.data.squad import SquadFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "SequenceFormat",
     "SequenceTable",
     "SpanMasking",
+    "SquadFiles",
     "StepPlan",
     "TableFiles",
     "TextDataModule",

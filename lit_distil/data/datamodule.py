@@ -20,8 +20,8 @@ from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus import CORPUS_VERSION, TokenCorpus, write_corpus
 from lit_distil.data.docstrings import default_cache_dir
 from lit_distil.data.formats import SequenceFormat
-from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.rows import open_rows
 from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.tokenizers import load_tokenizer, tokenizer_hash, vocabulary_of
@@ -48,7 +48,10 @@ class TextDataModule(LightningDataModule):
         length_window: Put sequences of like length into a step, out of so many steps' sequences at a time; None leaves
             the order random.
         eval_batch_size: Sequences in an evaluation batch of one rank; None takes what one training micro-batch has.
-        max_eval_sequences: Evaluate on so many sequences of a split, evenly spread over it; None takes all.
+        max_eval_sequences: Evaluate on so many sequences (or labelled rows) of a split, evenly spread over it; None
+            takes all.
+        validation_share: Share of the labelled training rows that is held out where the source gives no validation
+            rows, of each class alike; 0 holds out none.
         num_workers: Processes that make batches; 0 makes them in the training process.
         seed: Of order and masks; None takes the run's (`seed_everything`).
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
@@ -67,6 +70,7 @@ class TextDataModule(LightningDataModule):
         batch_size: int = 256,
         eval_batch_size: int | None = None,
         max_eval_sequences: int | None = None,
+        validation_share: float = 0.1,
         num_workers: int = 0,
         seed: int | None = None,
         tokenizer_revision: str | None = None,
@@ -83,11 +87,14 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"data.source: {type(source).__name__} gives documents, and data.task needs labelled rows")
         if max_length < 4:
             raise ValueError(f"data.max_length must be at least 4, got {max_length}")
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"data.validation_share must be 0 or more and less than 1, got {validation_share}")
         self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
         self.source, self.format, self.masking, self.task = source, format, masking, task
         self.max_length, self.batch_size = max_length, batch_size
         self.batch_tokens, self.length_window = batch_tokens, length_window
         self.eval_batch_size, self.max_eval_sequences = eval_batch_size, max_eval_sequences
+        self.validation_share = validation_share
         self.num_workers, self.cache_dir = num_workers, cache_dir
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
@@ -192,7 +199,12 @@ class TextDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> EvalLoader:
         """Every sample of the `predict` split once, or of the test split where there is none."""
-        return self._eval_loader("predict" if "predict" in self.datasets else "test")
+        return self._eval_loader(self.predict_split)
+
+    @property
+    def predict_split(self) -> str:
+        """The split that `predict` is about: `predict`, or `test` where there is none."""
+        return "predict" if "predict" in self.datasets else "test"
 
     # Inside
 
@@ -283,21 +295,23 @@ class TextDataModule(LightningDataModule):
             rank_zero_info(f"{split}: {len(dataset):,} sequences, {len(corpus.tokens):,} tokens")
 
     def _setup_rows(self, task: Task) -> None:
-        wanted = self._splits_of_stage()
-        if any(split not in self.datasets for split in wanted):
-            task.bind(self._rows("train"))
-        for split in wanted:
-            rows = [] if split in self.datasets else list(self._rows(split))
-            if split == "predict" and not rows and split not in self.datasets:
-                split = "test"
-                rows = [] if split in self.datasets else list(self._rows(split))
-            if not rows:
-                continue
-            is_labelled = self._command() != "predict"
-            features = task.encode(rows, self.tokenizer, max_length=self.max_length, labelled=is_labelled)
-            dataset = LabelledSequences(features)
-            self.datasets[split] = dataset if split == "train" else self._cut(dataset)
-            rank_zero_info(f"{split}: {len(dataset):,} rows, {int(dataset.lengths.sum()):,} tokens")
+        assert isinstance(self.source, RowSource)
+        missing = [split for split in self._splits_of_stage() if split not in self.datasets]
+        if missing == ["predict"] and "test" in self.datasets:  # which stands for it
+            return
+        if missing:
+            opened = open_rows(
+                self.source,
+                task,
+                self.tokenizer,
+                missing,
+                max_length=self.max_length,
+                labelled=self._command() != "predict",
+                max_eval_rows=self.max_eval_sequences,
+                validation_share=self.validation_share,
+                seed=self.seed,
+            )
+            self.datasets.update(opened)
 
     def _rows(self, split: Split) -> Iterable[dict[str, Any]]:
         assert isinstance(self.source, RowSource)

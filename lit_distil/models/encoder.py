@@ -283,10 +283,11 @@ class MaskedLMNetwork(FlatNetwork):
 
 
 class TaskNetwork(FlatNetwork):
-    """An encoder with a task's head: `...ForSequenceClassification` or `...ForTokenClassification`.
+    """An encoder with a task's head: for classes of texts or tokens, answers to questions, or choices.
 
     Args:
-        model: the encoder with its head.
+        model: the encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
+            `...ForQuestionAnswering` or `...ForMultipleChoice`.
         attention: see `FlatNetwork`.
 
     Raises:
@@ -295,10 +296,12 @@ class TaskNetwork(FlatNetwork):
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
         super().__init__(model, attention=attention)
-        kind = type(model).__name__
-        if not kind.endswith(("ForSequenceClassification", "ForTokenClassification")):
-            raise ValueError(f"model must be a ...ForSequenceClassification or ...ForTokenClassification, got {kind}")
-        self.is_token_level = kind.endswith("ForTokenClassification")
+        name = type(model).__name__
+        kinds = [kind for kind in _TASK_KINDS if name.endswith(kind)]
+        if not kinds:
+            raise ValueError(f"model must be one of {[f'...{kind}' for kind in _TASK_KINDS]}, got {name}")
+        self._kind = kinds[0]
+        self.is_token_level = self._kind in ("ForTokenClassification", "ForQuestionAnswering")
         self._pooling = getattr(model.config, "classifier_pooling", "cls")
         if self._pooling not in ("cls", "mean"):
             raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
@@ -315,7 +318,8 @@ class TaskNetwork(FlatNetwork):
                 a network on flat batches.
 
         Returns:
-            Logits `[S, labels]`, one row a sequence, or `[T, labels]`, one row a token.
+            Logits `[S, labels]`, one row a sequence (of choices `[S, 1]`, a score each), or `[T, labels]`, one row a
+            token (of answers `[T, 2]`, how well one begins and ends there).
 
         Raises:
             ValueError: if a sequence is longer than the position table, or the network cannot give the
@@ -332,8 +336,30 @@ class TaskNetwork(FlatNetwork):
         output, result = self._run(
             batch, select, output_hidden_states=output_hidden_states, attention_layers=attention_layers
         )
-        result.logits = output.logits[0] if self.is_token_level else output.logits
+        if self._kind == "ForQuestionAnswering":
+            result.logits = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
+        else:
+            result.logits = output.logits[0] if self.is_token_level else output.logits
         return result
+
+    def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        return self._as_choices(*super()._flat_inputs(batch))
+
+    def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        return self._as_choices(*super()._padded_inputs(batch))
+
+    def _as_choices(
+        self, inputs: dict[str, Any], flatten: Callable[[Tensor], Tensor]
+    ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        """Every sequence as a question with one choice, since groups may differ in size."""
+        if self._kind == "ForMultipleChoice":
+            inputs["input_ids"] = inputs["input_ids"][:, None]
+            if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools what is pooled already
+                inputs["attention_mask"] = inputs["input_ids"].new_ones(1, 1)
+        return inputs, flatten
+
+
+_TASK_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
 @contextmanager

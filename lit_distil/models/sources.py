@@ -13,7 +13,9 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
@@ -26,15 +28,27 @@ from transformers.utils import logging as transformers_logging
 from lit_distil.models.attention import choose_attention
 from lit_distil.types import Vocabulary
 
-Head = Literal["masked_lm", "pretraining", "sequence_classification", "token_classification"]
+Head = Literal[
+    "masked_lm",
+    "pretraining",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "multiple_choice",
+]
 """What stands on the encoder. `pretraining` is masked-LM and next-sentence prediction."""
 
-_AUTO_MODELS: dict[str, Any] = {
+AUTO_MODELS: dict[str, Any] = {
     "masked_lm": AutoModelForMaskedLM,
     "pretraining": AutoModelForPreTraining,
     "sequence_classification": AutoModelForSequenceClassification,
     "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+    "multiple_choice": AutoModelForMultipleChoice,
 }
+"""The class of transformers that builds and loads each head."""
+
+_TASK_HEADS = frozenset(AUTO_MODELS) - {"masked_lm", "pretraining"}
 
 # a tokenizer with [CLS] and [SEP] has no other beginning and end, and the other way round
 _STAND_INS = {
@@ -119,7 +133,7 @@ class FromConfig(NetworkSource):
         fields.update(_label_fields(num_labels, id2label, problem_type))
         config = AutoConfig.for_model(self.model_type, **fields)
         _check_head(head, config)
-        model = _AUTO_MODELS[head].from_config(config)
+        model = AUTO_MODELS[head].from_config(config)
         choose_attention(model, self.attention)
         return model.train()
 
@@ -179,7 +193,7 @@ class Pretrained(NetworkSource):
         config = AutoConfig.from_pretrained(self.name_or_path, **location, **fields)
         try:
             with _quiet_transformers():
-                model, loaded = _AUTO_MODELS[head].from_pretrained(
+                model, loaded = AUTO_MODELS[head].from_pretrained(
                     self.name_or_path, config=config, dtype=self.dtype, output_loading_info=True, **location
                 )
         except OSError as error:
@@ -215,7 +229,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _warn_of_fresh_weights(model: PreTrainedModel, missing: set[str], name: str, head: Head) -> None:
     """Tell of weights that the folder lacks; a task's head is new by design, and a pooler belongs to it."""
-    if head in ("sequence_classification", "token_classification"):
+    if head in _TASK_HEADS:
         prefix = f"{model.base_model_prefix}."
         missing = {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
     if missing:
@@ -257,14 +271,14 @@ def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None
 
 
 def _check_head(head: str, config: PretrainedConfig) -> None:
-    if head not in _AUTO_MODELS:
+    if head not in AUTO_MODELS:
         raise ValueError(f"head must be one of {list(get_args(Head))}, got {head!r}")
     if head == "pretraining" and config.model_type not in MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES:
         raise ValueError(
             f"head='pretraining': {config.model_type} has no next-sentence head; use a format without pairs, or one of "
             f"{list(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES)}"
         )
-    if type(config) not in _AUTO_MODELS[head]._model_mapping:
+    if type(config) not in AUTO_MODELS[head]._model_mapping:
         raise ValueError(f"head={head!r}: transformers has no such model for model_type={config.model_type!r}")
 
 

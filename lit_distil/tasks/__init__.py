@@ -1,6 +1,22 @@
 """Fine-tuning tasks."""
 
-from lit_distil.tasks.base import ClassName, Features, Task
-from lit_distil.tasks.text_classification import TextClassification, TextRegression
+from lit_distil.tasks.base import ClassName, Features, Found, Task
+from lit_distil.tasks.multi_label_classification import MultiLabelClassification
+from lit_distil.tasks.multiple_choice import MultipleChoice
+from lit_distil.tasks.question_answering import ExtractiveQA
+from lit_distil.tasks.text_classification import TextClassification
+from lit_distil.tasks.text_regression import TextRegression
+from lit_distil.tasks.token_classification import TokenClassification
 
-__all__ = ["ClassName", "Features", "Task", "TextClassification", "TextRegression"]
+__all__ = [
+    "ClassName",
+    "ExtractiveQA",
+    "Features",
+    "Found",
+    "MultiLabelClassification",
+    "MultipleChoice",
+    "Task",
+    "TextClassification",
+    "TextRegression",
+    "TokenClassification",
+]

@@ -1,241 +1,188 @@
-"""Classification of one text or of a pair of texts, and regression on them."""
+"""Classification of one text or of a pair of texts."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
-from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.base import ClassName, Features, LabelKind, Row, Task
+from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, unlabelled
+from lit_distil.tasks.labels import ClassWeights, LabelNames, check_class_weights, label_name
+from lit_distil.tasks.scores import accuracy, confusion_matrix, f1_of_classes, macro_f1, matthews
+from lit_distil.types import Batch
 
 
-class TextClassification(Task):
+class TextTask(Task):
+    """What tasks on one text or a pair of texts share: the encoding, and the texts beside each prediction.
+
+    A subclass says what the label of a row is and how a prediction reads.
+
+    Args:
+        text: Column of the (first) text.
+        pair: Column of the second text, for pairs.
+        label: Column of the label.
+    """
+
+    head = "sequence_classification"
+
+    def __init__(self, text: str, pair: str | None, label: str) -> None:
+        self.text, self.pair, self.label = text, pair, label
+
+    @abstractmethod
+    def _label_of(self, row: Row) -> int | float | np.ndarray:
+        """The row's label as the loss takes it."""
+
+    @abstractmethod
+    def _prediction(self, outcome: Any) -> dict[str, Any]:
+        """What the logits of a row say, for reading."""
+
+    def _true_label(self, row: Row) -> Any:
+        """What the row says itself, for reading; None where it says nothing."""
+        return row.get(self.label)
+
+    def encode(
+        self,
+        rows: list[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        labelled: bool = True,
+        training: bool = False,
+    ) -> list[Features]:
+        """Texts cut to `max_length` (the longer of a pair first), with a warning that counts them; labels."""
+        if not rows:
+            return []
+        first = [str(column_of(row, self.text)) for row in rows]
+        second = [str(column_of(row, self.pair)) for row in rows] if self.pair else None
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
+        if num_cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings or []):
+            warnings.warn(
+                f"data.max_length: {num_cut:,} of {len(rows):,} rows are longer than {max_length} tokens and were cut",
+                stacklevel=2,
+            )
+        features = []
+        for index, row in enumerate(rows):
+            ids, types = encoded_arrays(encoded, index)
+            features.append(Features(ids, types, self._label_of(row) if labelled else None, row=index))
+        return features
+
+    def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:
+        """The logits of each row, float32 `[labels]`."""
+        return list(logits.numpy())
+
+    def readable(self, found: list[Found], rows: list[Row]) -> list[dict[str, Any]]:
+        """Texts, prediction, and what the row says itself (`gold`), where it says something."""
+        predictions = []
+        for features, outcome in found:
+            row = rows[features.row]
+            texts = {name: row[name] for name in (self.text, self.pair) if name is not None}
+            gold = self._true_label(row)
+            labels = {} if gold is None else {"gold": gold}
+            predictions.append({"sample": features.row, **texts, **self._prediction(outcome), **labels})
+        return predictions
+
+
+class TextClassification(TextTask):
     """One class for each text or pair of texts.
+
+    Metrics: accuracy, macro-F1, Matthews' correlation, and for two classes the F1 of the second.
 
     Args:
         text: Column of the (first) text.
         pair: Column of the second text, for pairs.
         label: Column of the label, a name or a class index.
         labels: Names of the classes in the order of their indices; None takes the sorted ones of the training rows.
+        class_weights: Factors of the classes in the loss, in the order of `labels`; `balanced` makes them inversely
+            proportional to the training rows of each class.
     """
 
-    head = "sequence_classification"
     label_kind: LabelKind = "class"
+    main_metric = "accuracy"
 
     def __init__(
-        self, text: str = "text", *, pair: str | None = None, label: str = "label", labels: list[str] | None = None
+        self,
+        text: str = "text",
+        *,
+        pair: str | None = None,
+        label: str = "label",
+        labels: list[str] | None = None,
+        class_weights: ClassWeights = None,
     ) -> None:
-        self.text, self.pair, self.label = text, pair, label
-        self.labels = [str(name) for name in labels] if labels else None
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"task.labels: a name stands twice in {self.labels}")
+        super().__init__(text, pair, label)
+        self.names = LabelNames(labels)
+        self.class_weights = check_class_weights(class_weights)
+        self._counts: Counter[int] = Counter()
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes; None as long as they are not known."""
+        return self.names.names
 
     def bind(self, rows: Iterable[Row]) -> None:
-        """Take the names of the classes from the training rows, in the order of the source's numbers where it has them.
+        """Take the names of the classes from the training rows and count the rows of each.
 
-        Other names are sorted, and numbers stand in numerical order.
+        They stand in the order of the source's numbers where it has them, numbers in numerical order, others sorted.
 
         Raises:
             ValueError: There are fewer than two classes, a row has no label, or the labels are values.
         """
-        if self.labels is not None:
-            self._warn_of_absent_classes(rows)
-            return
-        places: dict[str, str] = {}  # of each class, where it was first met
-        numbers: dict[str, int] = {}
+        values: Counter[str] = Counter()
+        firsts: dict[str, Row] = {}  # of each class, the row that has it first
         for row in rows:
-            value = self._column(row, self.label)
-            name = _label_name(value, row)
-            if isinstance(value, ClassName):
-                numbers[name] = value.number
+            name = label_name(column_of(row, self.label), row)
             if name == "-1":
-                raise _unlabelled(row)
-            places.setdefault(name, _place(row))
-        if not places:
-            raise ValueError(
-                "task.labels: the names of the classes are not given, and there are no training rows to take them from "
-                "(source.train): name the files, or the classes in the order of their indices"
-            )
-        if len(places) < 2:
-            raise ValueError(f"task.label: column {self.label!r} holds one class, {[*places]}; two are needed")
-        if len(numbers) == len(places):
-            self.labels = sorted(places, key=lambda name: numbers[name])
-        elif all(_is_number(name) for name in places):
-            if fractional := [name for name in places if not float(name).is_integer()]:
-                raise _is_value(fractional[0], places[fractional[0]])
-            self.labels = sorted(places, key=float)
-        else:
-            self.labels = sorted(places)
-
-    def encode(
-        self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, labelled: bool = True
-    ) -> list[Features]:
-        """Texts cut to `max_length` (the longer of a pair first), labels as class indices."""
-        if not rows:
-            return []
-        first = [str(self._column(row, self.text)) for row in rows]
-        second = [str(self._column(row, self.pair)) for row in rows] if self.pair else None
-        encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
-        types = encoded.get("token_type_ids")
-        return [
-            Features(
-                input_ids=np.asarray(ids, dtype=np.int64),
-                token_type_ids=None if types is None else np.asarray(types[i], dtype=np.int64),
-                label=self._label_of(rows[i]) if labelled else None,
-            )
-            for i, ids in enumerate(encoded["input_ids"])
-        ]
+                raise unlabelled(row)
+            values[name] += 1
+            firsts.setdefault(name, row)
+        if self.names.names is None:
+            places = {name: place_of(row) for name, row in firsts.items()}
+            self.names.learn(places, column=self.label)
+        self._counts = Counter()
+        for name, number in values.items():
+            self._counts[self.names.index_of(name, firsts[name])] += number
+        self.names.warn_of_absent(self._counts)
 
     def head_settings(self) -> dict[str, Any]:
         """Number and names of the classes."""
-        names = self._names()
+        names = self.names.known
         return {
             "num_labels": len(names),
             "id2label": dict(enumerate(names)),
             "problem_type": "single_label_classification",
         }
 
-    def metrics(self) -> MetricCollection:
-        """Accuracy over all rows (micro), macro-F1 and Matthews' correlation."""
-        num_classes = len(self._names())
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-                "macro_f1": MulticlassF1Score(num_classes, average="macro"),
-                "matthews": MulticlassMatthewsCorrCoef(num_classes),
-            }
-        )
+    def loss_settings(self) -> dict[str, Any]:
+        """Cross-entropy, with the classes' weights."""
+        return {"kind": "class", "class_weights": self.names.weights(self.class_weights, self._counts)}
 
-    def metric_inputs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and true class indices."""
-        return logits.argmax(-1), labels
+    def score(self, found: list[Found], rows: list[Row]) -> dict[str, float]:
+        """Accuracy, macro-F1, Matthews' correlation; F1 of the second of two classes."""
+        num_classes = len(self.names.known)
+        predicted = [int(np.argmax(outcome)) for _, outcome in found]
+        confusion = confusion_matrix(predicted, np.array([f.label for f, _ in found], dtype=np.int64), num_classes)
+        values = {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion), "matthews": matthews(confusion)}
+        if num_classes == 2:
+            values["f1"] = float(np.nan_to_num(f1_of_classes(confusion)[1]))
+        return values
 
-    def readable(self, logits: Tensor) -> list[dict[str, Any]]:
-        """Label and the probability of every class."""
-        names = self._names()
-        probabilities = torch.softmax(logits, -1).tolist()
-        return [
-            {"label": names[int(np.argmax(row))], "probabilities": dict(zip(names, row, strict=True))}
-            for row in probabilities
-        ]
+    def stratum(self, row: Row) -> Hashable:
+        """The class."""
+        return self._label_of(row)
 
-    def _warn_of_absent_classes(self, rows: Iterable[Row]) -> None:
-        absent = set(range(len(self._names())))
-        is_empty = True
-        for row in rows:
-            is_empty = False
-            absent.discard(int(self._label_of(row)))
-            if not absent:
-                return
-        if not is_empty:
-            names = [self._names()[index] for index in sorted(absent)]
-            warnings.warn(f"task.labels: no training row has the label {names}", stacklevel=3)
+    def _prediction(self, outcome: Any) -> dict[str, Any]:
+        names = self.names.known
+        probabilities = torch.softmax(torch.from_numpy(np.asarray(outcome, dtype=np.float64)), -1).tolist()
+        return {"label": names[int(np.argmax(outcome))], "probabilities": dict(zip(names, probabilities, strict=True))}
 
-    def _names(self) -> list[str]:
-        if self.labels is None:
-            raise ValueError("task.labels: not known yet; give them, or let the data module bind the training rows")
-        return self.labels
+    def _true_label(self, row: Row) -> Any:
+        return self.names.name_of(row.get(self.label))
 
-    def _column(self, row: Row, name: str) -> Any:
-        if name not in row:
-            columns = sorted(column for column in row if column != "__source__")
-            raise ValueError(f"{_place(row)}: no column {name!r} (task); there are {columns}")
-        if row[name] is None:
-            raise ValueError(f"{_place(row)}: column {name!r} (task) has no value")
-        return row[name]
-
-    def _label_of(self, row: Row) -> int | float:
-        value = self._column(row, self.label)
-        name = _label_name(value, row)
-        names = self._names()
-        if name in names:
-            return names.index(name)
-        if isinstance(value, ClassName) and value.number < len(names):
-            return value.number  # the configuration gives the classes names of its own
-        if name.isdigit() and int(name) < len(names):
-            return int(name)  # the configuration names the classes, the rows number them
-        if name == "-1":
-            raise _unlabelled(row)
-        raise ValueError(f"{_place(row)}: label {name!r} is none of {names} (task.labels)")
-
-
-class TextRegression(TextClassification):
-    """One number for each text or pair of texts, such as a similarity (STS-B).
-
-    Args:
-        text: Column of the (first) text.
-        pair: Column of the second text, for pairs.
-        label: Column of the value.
-    """
-
-    label_kind: LabelKind = "value"
-
-    def __init__(self, text: str = "text", *, pair: str | None = None, label: str = "label") -> None:
-        super().__init__(text, pair=pair, label=label)
-
-    def bind(self, rows: Iterable[Row]) -> None:
-        """Nothing is left open."""
-
-    def head_settings(self) -> dict[str, Any]:
-        """One output, trained on the squared error."""
-        return {"num_labels": 1, "problem_type": "regression"}
-
-    def metrics(self) -> MetricCollection:
-        """Pearson's and Spearman's correlation, and the mean squared error."""
-        return MetricCollection(
-            {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mse": MeanSquaredError()}
-        )
-
-    def metric_inputs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and true values."""
-        return logits.squeeze(-1), labels
-
-    def readable(self, logits: Tensor) -> list[dict[str, Any]]:
-        """The value."""
-        return [{"value": value} for value in logits.squeeze(-1).tolist()]
-
-    def _label_of(self, row: Row) -> int | float:
-        value = self._column(row, self.label)
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"{_place(row)}: label {value!r} is no number (task.label)")
-        return number
-
-
-def _label_name(value: Any, row: Row) -> str:
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise _is_value(value, _place(row))
-        value = int(value)
-    return str(value).strip()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _place(row: Row) -> str:
-    return str(row.get("__source__", "row"))
-
-
-def _is_value(value: Any, place: str) -> ValueError:
-    return ValueError(f"{place}: label {value!r} is no class; use lit_distil.tasks.TextRegression for values")
-
-
-def _unlabelled(row: Row) -> ValueError:
-    return ValueError(f"{_place(row)}: label -1 marks an unlabelled split; use it with `predict`, or leave it out")
+    def _label_of(self, row: Row) -> int:
+        return self.names.index_of(column_of(row, self.label), row)

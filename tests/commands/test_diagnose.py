@@ -27,8 +27,8 @@ def made_rows(count: int = 200) -> list[dict]:
             {
                 "sample": i,
                 "text": f"row {i} | <b>",
-                "label": CLASSES[label],
-                "prediction": CLASSES[int(values.argmax())],
+                "gold": CLASSES[label],
+                "label": CLASSES[int(values.argmax())],
                 "probabilities": dict(zip(CLASSES, values.tolist(), strict=True)),
             }
         )
@@ -47,11 +47,11 @@ def test_numbers_are_those_of_scikit_learn_and_the_files_hold_them(
     file = write(tmp_path / "predictions.jsonl", rows)
     diagnose.run(["--predictions", file, "--out", str(tmp_path / "out"), "--examples", "5", "--title", "A <title>"])
     numbers = json.loads((tmp_path / "out/diagnosis.json").read_text())
-    labels, predicted = [row["label"] for row in rows], [row["prediction"] for row in rows]
+    labels, predicted = [row["gold"] for row in rows], [row["label"] for row in rows]
     probabilities = [list(row["probabilities"].values()) for row in rows]
     assert numbers["confusion"] == confusion_matrix(labels, predicted, labels=CLASSES).tolist()
     assert numbers["loss"] == pytest.approx(log_loss(labels, probabilities, labels=CLASSES))
-    losses = [-math.log(row["probabilities"][row["label"]]) for row in rows]
+    losses = [-math.log(row["probabilities"][row["gold"]]) for row in rows]
     expected = sorted(range(len(rows)), key=lambda i: -losses[i])[:5]
     assert [row["sample"] for row in numbers["most_wrong"]] == expected
     assert numbers["most_wrong"][0]["loss"] == pytest.approx(max(losses)) and max(losses) > 2
@@ -103,9 +103,9 @@ def test_confusions_are_ranked_without_what_is_right(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": None}, r"p\.jsonl:3: no 'label'; predict on a labelled split"),
-        ({"label": "drama"}, r"p\.jsonl:3: label 'drama' is none of the classes \['code'"),
-        ({"prediction": None}, r"p\.jsonl:3: no 'prediction'"),
+        ({"gold": None}, r"p\.jsonl:3: no 'gold'; predict on a labelled split"),
+        ({"gold": "drama"}, r"p\.jsonl:3: gold 'drama' is none of the classes \['code'"),
+        ({"label": None}, r"p\.jsonl:3: no 'label'"),
         ({"probabilities": None}, r"p\.jsonl:3: no probabilities by class"),
         ({"probabilities": {"code": 1.0}}, r"p\.jsonl:3: probabilities of \['code'\], and the first row has"),
         ({"probabilities": {"code": 1.0, "prose": 0.5, "verse": 0}}, r"p\.jsonl:3: .*add up to 1, got a sum of 1\.5"),

@@ -248,6 +248,7 @@ def test_settings_that_do_not_fit_together_are_refused(made):
         ({}, text, "give either format"),
         ({"format": FullSentences(), "task": TextClassification()}, text, "and not both"),
         ({"task": TextClassification()}, text, r"data\.source: TextFiles gives documents"),
+        ({"task": TextClassification(), "validation_share": 1.0}, rows, r"data\.validation_share must be 0 or more"),
         ({"format": FullSentences(), "max_length": 3}, rows, r"data\.max_length must be at least 4, got 3"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -289,7 +290,7 @@ def test_predicting_needs_no_labels_and_falls_back_to_the_test_split(made, table
 
 
 def test_rows_without_validation_or_training_are_told(made, tables):
-    assert ready(row_data(made, TableFiles(tables.files["train"]))).val_dataloader() == []
+    assert ready(row_data(made, TableFiles(tables.files["train"]), validation_share=0)).val_dataloader() == []
     with pytest.raises(
         ValueError, match=r"task\.labels: the names of the classes are not given, and there are no training"
     ):
@@ -299,6 +300,24 @@ def test_rows_without_validation_or_training_are_told(made, tables):
     )
     with pytest.raises(ValueError, match=r"validation\.jsonl:1: label 'True' is none of"):
         ready(named)
+
+
+def test_a_validation_split_is_made_where_there_is_none_and_told(made, tables, caplog):
+    rows = [{"text": f"the dog {n % 10}", "label": "x" if n % 3 else "y"} for n in range(30)]
+    source = TableFiles(rows_file(made.root / "many.jsonl", rows))
+    split = {}
+    with caplog.at_level("INFO"):
+        for rank in range(2):  # whatever the rank
+            data = ready(row_data(made, source, trainer_of(rank=rank, world_size=2), validation_share=0.2))
+            split[rank] = [[row["text"] for row in data.datasets[name].rows] for name in ("train", "validation")]
+    assert split[0] == split[1] and [len(part) for part in split[0]] == [24, 6]
+    told = "6 of the 30 training rows are held out (data.validation_share 0.2, seed 3; 0 holds out none)"
+    assert told in caplog.text
+    asked = row_data(made, source, trainer_of("validate"), validation_share=0.2)  # afterwards, by itself
+    asked.setup("validate")
+    assert [row["text"] for row in asked.datasets["validation"].rows] == split[0][1]
+    given = ready(row_data(made, tables))
+    assert len(given.datasets["validation"]) == 3 and len(given.datasets["train"]) == 8
 
 
 def test_an_unseen_label_names_file_and_row(made, tables):

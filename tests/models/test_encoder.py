@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -155,6 +157,35 @@ def test_token_classification_equals_transformers(name: str) -> None:
         result = TaskNetwork(copy.deepcopy(reference))(BATCH, output_hidden_states=True)
         close(result.logits, reference(**inputs).logits[real])
     assert result.logits.shape == (BATCH.num_tokens, 4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_question_answering_equals_transformers(name: str) -> None:
+    reference = make_model(name, AutoModelForQuestionAnswering)
+    inputs, real = padded_inputs(BATCH, reference.config.pad_token_id or 0)
+    with torch.no_grad():
+        result = TaskNetwork(copy.deepcopy(reference))(BATCH)
+        expected = reference(**inputs)
+    close(result.logits[:, 0], expected.start_logits[real])
+    close(result.logits[:, 1], expected.end_logits[real])
+    assert result.logits.shape == (BATCH.num_tokens, 2)
+    assert result.logits.std(dim=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "deberta"])  # which has no such head
+def test_every_choice_has_the_score_that_transformers_gives_it(name: str) -> None:
+    poolings = {"modernbert": [{"classifier_pooling": "cls"}, {"classifier_pooling": "mean"}]}.get(name, [{}])
+    for changes in poolings:
+        reference = make_model(name, AutoModelForMultipleChoice, **changes)
+        inputs, _ = padded_inputs(BATCH, reference.config.pad_token_id or 0)
+        with torch.no_grad():
+            result = TaskNetwork(copy.deepcopy(reference))(BATCH)
+            padded = TaskNetwork(copy.deepcopy(reference), attention="eager")(BATCH)
+            expected = reference(**{key: value[None] for key, value in inputs.items()}).logits  # [1, S], one question
+        close(result.logits, expected.T)
+        close(padded.logits, expected.T)
+        assert result.logits.shape == (BATCH.num_sequences, 1)
+        assert result.logits.std() > 1e-3
 
 
 @pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])

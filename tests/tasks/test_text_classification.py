@@ -2,10 +2,11 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
+import sklearn.metrics
+import sklearn.utils.class_weight
 from transformers import BertTokenizer
 
-from lit_distil.tasks import TextClassification, TextRegression
+from lit_distil.tasks import Features, TextClassification
 
 ENTRIES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
 
@@ -119,44 +120,68 @@ def test_names_that_are_not_known_yet_are_asked_for():
         TextClassification().head_settings()
 
 
-def test_metrics_are_the_textbook_ones():
-    sklearn_free = TextClassification(labels=["x", "y"])
-    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [0.0, 2.0]])
-    labels = torch.tensor([0, 1, 1, 1])
-    metrics = sklearn_free.metrics()
-    metrics.update(*sklearn_free.metric_inputs(logits, labels))
-    found = metrics.compute()
-    assert found["accuracy"].item() == pytest.approx(3 / 4)
-    assert found["macro_f1"].item() == pytest.approx((2 / 3 + 4 / 5) / 2)
-    assert found["matthews"].item() == pytest.approx((1 * 2 - 1 * 0) / np.sqrt(2 * 1 * 2 * 3))
+def found_of(labels, logits):
+    return [
+        (Features(np.zeros(1), None, label, row=n), np.array(row)) for n, (label, row) in enumerate(zip(labels, logits))
+    ]
 
 
-def test_predictions_can_be_read():
-    (prediction,) = TextClassification(labels=["x", "y"]).readable(torch.tensor([[0.0, np.log(3.0)]]))
-    assert prediction["label"] == "y"
-    assert prediction["probabilities"] == pytest.approx({"x": 0.25, "y": 0.75})
-    assert TextRegression().readable(torch.tensor([[2.5]])) == [{"value": 2.5}]
+def test_metrics_are_scikit_learns_on_the_same_predictions():
+    draw = np.random.default_rng(0)
+    for names in (["x", "y"], ["x", "y", "z", "never"]):
+        task = TextClassification(labels=names)
+        labels = draw.integers(0, min(3, len(names)), 200).tolist()
+        logits = draw.normal(size=(200, len(names))).astype(np.float32)
+        logits[:, 3:] = -9.0
+        predicted = logits.argmax(-1)
+        found = task.score(found_of(labels, logits), [])
+        assert found["accuracy"] == sklearn.metrics.accuracy_score(labels, predicted)
+        assert found["macro_f1"] == pytest.approx(
+            sklearn.metrics.f1_score(labels, predicted, average="macro"), rel=1e-14
+        )
+        assert found["matthews"] == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted), rel=1e-12)
+        assert ("f1" in found) == (len(names) == 2)
+        if len(names) == 2:
+            assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted), rel=1e-14)
 
 
-def test_values_are_parsed_and_what_is_none_names_its_row(tokenizer):
-    task = TextRegression()
-    task.bind(rows_of("1"))
-    encoded = task.encode(rows_of("3.8", 2, 0.5), tokenizer, max_length=8)
-    assert [feature.label for feature in encoded] == [3.8, 2.0, 0.5]
-    assert task.head_settings() == {"num_labels": 1, "problem_type": "regression"}
-    for bad in ("high", float("nan"), "inf"):
-        with pytest.raises(ValueError, match=r"f\.csv:2: label .* is no number \(task\.label\)"):
-            task.encode(rows_of(bad), tokenizer, max_length=8)
-    with pytest.raises(ValueError, match=r"f\.csv:2: column 'label' \(task\) has no value"):
-        task.encode(rows_of(None), tokenizer, max_length=8)
+@pytest.mark.parametrize("weights", ["balanced", [0.5, 2.0, 1.0]])
+def test_class_weights_are_those_of_scikit_learn_or_those_given(weights):
+    task = TextClassification(class_weights=weights)
+    labels = ["x"] * 5 + ["y"] * 2 + ["z"]
+    task.bind(rows_of(*labels))
+    expected = sklearn.utils.class_weight.compute_class_weight("balanced", classes=np.array(list("xyz")), y=labels)
+    found = task.loss_settings()
+    assert found["kind"] == "class"
+    assert found["class_weights"] == pytest.approx(expected if weights == "balanced" else weights)
+    assert TextClassification(labels=["x", "y"]).loss_settings()["class_weights"] is None
 
 
-def test_correlations_are_those_of_numpy():
-    task = TextRegression()
-    values, labels = torch.tensor([[1.0], [2.0], [4.0], [3.0]]), torch.tensor([1.0, 2.0, 3.0, 5.0])
-    metrics = task.metrics()
-    metrics.update(*task.metric_inputs(values, labels))
-    found = metrics.compute()
-    assert found["pearson"].item() == pytest.approx(np.corrcoef(values[:, 0], labels)[0, 1], rel=1e-5)
-    assert found["spearman"].item() == pytest.approx(0.8, rel=1e-5)
-    assert found["mse"].item() == pytest.approx((0 + 0 + 1 + 4) / 4)
+def test_class_weights_that_fit_no_classes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"task\.class_weights: 1 weights for 2 classes; give one for each of \['x', 'y'\]"
+    ):
+        TextClassification(labels=["x", "y"], class_weights=[1.0]).loss_settings()
+    for weights, message in (
+        ("even", "must be 'balanced' or numbers"),
+        ([-1.0, 1.0], "0 or more"),
+        ([0.0], "all of them"),
+    ):
+        with pytest.raises(ValueError, match=rf"task\.class_weights.*{message}"):
+            TextClassification(class_weights=weights)
+
+
+def test_texts_that_are_cut_are_counted(tokenizer):
+    task = TextClassification(labels=["x", "y"])
+    rows = [{"text": text, "label": "x"} for text in ("a b c d a", "a b", "a b c d")]
+    with pytest.warns(UserWarning, match=r"data\.max_length: 2 of 3 rows are longer than 5 tokens and were cut"):
+        task.encode(rows, tokenizer, max_length=5)
+
+
+def test_predictions_can_be_read_with_text_and_true_label():
+    task = TextClassification(pair="more", labels=["x", "y"])
+    rows = [{"text": "a", "more": "b", "label": 1, "other": 3}, {"text": "c", "more": "d"}]
+    first, second = task.readable(found_of([None, None], [[0.0, np.log(3.0)], [9.0, 0.0]]), rows)
+    assert first.pop("probabilities") == pytest.approx({"x": 0.25, "y": 0.75})
+    assert first == {"sample": 0, "text": "a", "more": "b", "label": "y", "gold": "y"}
+    assert second["label"] == "x" and "gold" not in second

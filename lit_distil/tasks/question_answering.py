@@ -1,0 +1,299 @@
+"""Extractive question answering: the span of a context that answers a question, or that there is none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_distil.tasks.answers import best_threshold, exact_match, f1
+from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of
+from lit_distil.tasks.spans import Answers, best_spans, merge_windows, softmax, text_of, tokens_of
+from lit_distil.types import Batch
+
+_CHUNK = 1_000  # rows that are encoded at a time, as a tokenizer's lists take far more memory than arrays
+
+
+class ExtractiveQA(Task):
+    """The answer to a question as a span of a context, in SQuAD's shape (BERT sections 4.2 and 4.3).
+
+    A context that is longer than a sequence may be becomes several windows which overlap; a window without the whole
+    answer is trained to point at its first token, which stands for no answer. Of all windows the best span is taken, so
+    an answer is found wherever it lies.
+
+    Metrics: `exact_match` and `f1` by SQuAD's official normalisation, as fractions of 1. With `no_answer` also F1 over
+    the questions that have an answer, accuracy over those that have none, and what the best threshold would give.
+
+    Args:
+        question: Column of the question.
+        context: Column of the text that holds the answer.
+        answers: Column of the right answers: `{text: [...], answer_start: [...]}` or a list of such pairs; a
+            beginning is counted in characters.
+        id: Column of the question's name in `predictions.json`; rows without one are numbered.
+        no_answer: Whether questions may have no answer (SQuAD v2).
+        null_threshold: With `no_answer`: how much better than the best span no answer must score to be given.
+        stride: Tokens of context that a window shares with the one before; None takes 128, or half of what a window
+            has beside the longest question where that is less.
+        max_question_length: Tokens of a question; what is beyond is cut.
+        max_answer_length: Tokens of an answer.
+        n_best: How many answers the readable predictions list.
+    """
+
+    head = "question_answering"
+    label_kind: LabelKind = "span"
+    main_metric = "f1"
+
+    def __init__(
+        self,
+        question: str = "question",
+        *,
+        context: str = "context",
+        answers: str = "answers",
+        id: str = "id",
+        no_answer: bool = False,
+        null_threshold: float = 0.0,
+        stride: int | None = None,
+        max_question_length: int = 64,
+        max_answer_length: int = 30,
+        n_best: int = 20,
+    ) -> None:
+        sizes = {"max_question_length": max_question_length, "max_answer_length": max_answer_length, "n_best": n_best}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"task.{name} must be at least 1, got {value}")
+        if stride is not None and stride < 0:
+            raise ValueError(f"task.stride must be 0 or more, got {stride}")
+        self.question, self.context, self.answers, self.id = question, context, answers, id
+        self.no_answer, self.null_threshold, self.stride = no_answer, null_threshold, stride
+        self.max_question_length, self.max_answer_length, self.n_best = max_question_length, max_answer_length, n_best
+
+    def bind(self, rows: Iterable[Row]) -> None:
+        """Nothing is left open."""
+
+    def encode(
+        self,
+        rows: list[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        labelled: bool = True,
+        training: bool = False,
+    ) -> list[Features]:
+        """One or more windows a row: the question, then a part of the context.
+
+        A row to train on whose answer is not in its context is left out, with a warning that counts them. In an
+        evaluation it stays, as its answer can be compared all the same.
+
+        Raises:
+            ValueError: A row breaks the contract, or windows would not get on.
+        """
+        answers = [self._span_of(row) if labelled else None for row in rows]
+        wrong = [n for n, span in enumerate(answers) if labelled and span is None]
+        if wrong:
+            fate = "they are left out" if training else "their loss is not counted, their scores are"
+            warnings.warn(
+                f"task.answers: {len(wrong):,} of {len(rows):,} rows have an answer that is not in its context, the "
+                f"first {place_of(rows[wrong[0]])}; {fate}",
+                stacklevel=2,
+            )
+        self._check_names(rows)
+        left_out = set(wrong) if training else set()
+        chosen = [n for n in range(len(rows)) if n not in left_out]
+        questions = self._questions([rows[n] for n in chosen], tokenizer)
+        stride = self._stride(questions, tokenizer, max_length)
+        features: list[Features] = []
+        for start in range(0, len(chosen), _CHUNK):
+            part = chosen[start : start + _CHUNK]
+            encoded = tokenizer(
+                questions[start : start + _CHUNK],
+                [str(column_of(rows[n], self.context)) for n in part],
+                truncation="only_second",
+                max_length=max_length,
+                stride=stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+            )
+            for window, owner in enumerate(encoded["overflow_to_sample_mapping"]):
+                ids, types = encoded_arrays(encoded, window)
+                of_context = np.array([side == 1 for side in encoded.sequence_ids(window)])
+                first = int(of_context.argmax())
+                offsets = np.asarray(encoded["offset_mapping"][window], dtype=np.int32)[of_context]
+                answer = answers[part[owner]]
+                span = None if answer is None else tokens_of(answer, first, offsets)
+                features.append(Features(ids, types, None, row=part[owner], span=span, detail=(first, offsets)))
+        return features
+
+    def head_settings(self) -> dict[str, Any]:
+        """Two outputs a token: beginning and end."""
+        return {"num_labels": 2}
+
+    def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:
+        """The best spans of each window (scores, characters) and the score of no answer."""
+        found = []
+        for window_logits, window in zip(logits.split(batch.lengths), features, strict=True):
+            starts, ends = window_logits.numpy().T
+            first, offsets = window.detail
+            context = slice(first, first + len(offsets))
+            scores, spans = best_spans(
+                starts[context], ends[context], offsets, longest=self.max_answer_length, n_best=self.n_best
+            )
+            found.append((float(starts[0] + ends[0]), scores, spans))
+        return found
+
+    def score(self, found: list[Found], rows: list[Row]) -> dict[str, float]:
+        """Exact match and F1 over the questions; see the class."""
+        merged = merge_windows(found, self.n_best)
+        gold = [self._gold(rows[index])[0] for index in merged]
+        texts = [self._answer(answers, rows[index]) for index, answers in merged.items()]
+        matches = [exact_match(text, one) for text, one in zip(texts, gold, strict=True)]
+        overlaps = [f1(text, one) for text, one in zip(texts, gold, strict=True)]
+        values = {"exact_match": _mean(matches), "f1": _mean(overlaps)}
+        if not self.no_answer:
+            return values
+        has = [any(text for text in one) for one in gold]
+        spans = [self._best_text(answers, rows[index]) for index, answers in merged.items()]
+        odds = [answers.odds for answers in merged.values()]
+        empty = [not text for text in spans]
+        best_match = best_threshold([exact_match(t, g) for t, g in zip(spans, gold)], odds, has, empty)
+        best_f1 = best_threshold([f1(t, g) for t, g in zip(spans, gold)], odds, has, empty)
+        return {
+            **values,
+            "has_answer_exact_match": _mean([value for value, one in zip(matches, has) if one]),
+            "has_answer_f1": _mean([value for value, one in zip(overlaps, has) if one]),
+            "no_answer_accuracy": _mean([value for value, one in zip(matches, has) if not one]),
+            "best_exact_match": best_match[0],
+            "best_exact_match_threshold": best_match[1],
+            "best_f1": best_f1[0],
+            "best_f1_threshold": best_f1[1],
+        }
+
+    def readable(self, found: list[Found], rows: list[Row]) -> list[dict[str, Any]]:
+        """Question, answer, the n best with their probabilities; the right answers (`gold`) where the row has any."""
+        predictions = []
+        for index, answers in merge_windows(found, self.n_best).items():
+            row = rows[index]
+            scores, spans = [*answers.scores], [*answers.spans]
+            if self.no_answer:
+                place = sum(score >= answers.null for score in scores)
+                scores.insert(place, answers.null)
+                spans.insert(place, (0, 0))
+            probabilities = softmax(scores)
+            prediction = {
+                "sample": index,
+                "id": self._name(row, index),
+                "question": row[self.question],
+                "answer": self._answer(answers, row),
+                "n_best": [
+                    {"text": text_of(row[self.context], span), "start": span[0], "probability": probability}
+                    for span, probability in zip(spans, probabilities, strict=True)
+                ],
+            }
+            if self.no_answer:
+                prediction["no_answer_odds"] = answers.odds
+            if row.get(self.answers) is not None:
+                prediction["gold"] = self._gold(row)[0]
+            predictions.append(prediction)
+        return predictions
+
+    def files(self, found: list[Found], rows: list[Row]) -> dict[str, Any]:
+        """`predictions.json` in SQuAD's official format; with `no_answer` also `null_odds.json`."""
+        merged = merge_windows(found, self.n_best)
+        files: dict[str, Any] = {
+            "predictions.json": {self._name(rows[n], n): self._answer(a, rows[n]) for n, a in merged.items()}
+        }
+        if self.no_answer:
+            files["null_odds.json"] = {self._name(rows[n], n): a.odds for n, a in merged.items()}
+        return files
+
+    def group(self, row: Row) -> Hashable:
+        """The context: several questions are asked of one."""
+        return row.get(self.context)
+
+    # Inside
+
+    def _best_text(self, answers: Answers, row: Row) -> str:
+        return text_of(row[self.context], answers.spans[0]) if answers.spans else ""
+
+    def _answer(self, answers: Answers, row: Row) -> str:
+        return "" if self.no_answer and answers.odds > self.null_threshold else self._best_text(answers, row)
+
+    def _gold(self, row: Row) -> tuple[list[str], list[int | None]]:
+        """The right answers and where they begin, which a row may leave open; none where there is no answer."""
+        value = column_of(row, self.answers)
+        if isinstance(value, dict):
+            texts, starts = value.get("text"), value.get("answer_start")
+        elif isinstance(value, list | tuple) and all(isinstance(one, dict) for one in value):
+            texts, starts = [one.get("text") for one in value], [one.get("answer_start") for one in value]
+        else:
+            texts, starts = None, None
+        texts = list(texts) if isinstance(texts, list | tuple) else [texts]
+        starts = list(starts) if isinstance(starts, list | tuple) else [starts] * len(texts)
+        if not all(isinstance(text, str) for text in texts) or len(starts) != len(texts):
+            raise ValueError(
+                f"{place_of(row)}: column {self.answers!r} (task) must be {{text: [...], answer_start: [...]}} or a "
+                f"list of such pairs, got {value!r}"
+            )
+        return texts, starts
+
+    def _span_of(self, row: Row) -> tuple[int, int] | None:
+        """The characters of the first answer; (-1, -1) where there is none, None where it is not in the context."""
+        texts, starts = self._gold(row)
+        if not any(texts):
+            if not self.no_answer:
+                raise ValueError(
+                    f"{place_of(row)}: the question has no answer; set task.no_answer: true for data of SQuAD v2's "
+                    "kind, or leave the row out"
+                )
+            return -1, -1
+        text, start = next((t, s) for t, s in zip(texts, starts, strict=True) if t)
+        context = str(column_of(row, self.context))
+        if start is None:
+            start = context.find(text)
+        start = int(start)
+        return (start, start + len(text)) if start >= 0 and context.startswith(text, start) else None
+
+    def _questions(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        questions = [str(column_of(row, self.question)).strip() for row in rows]
+        if not questions:
+            return []
+        encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)
+        for index, offsets in enumerate(encoded["offset_mapping"]):
+            if len(offsets) > self.max_question_length:
+                questions[index] = questions[index][: offsets[self.max_question_length - 1][1]]
+        return questions
+
+    def _stride(self, questions: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+        encoded = tokenizer(questions, add_special_tokens=False)["input_ids"] if questions else []
+        longest = max(map(len, encoded), default=0)
+        room = max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
+        stride = min(128, room // 2) if self.stride is None else self.stride
+        if room < 1 or stride >= room:
+            raise ValueError(
+                f"task.stride: beside the longest question ({longest} tokens) data.max_length {max_length} leaves "
+                f"{max(room, 0)} tokens of context, and windows shall share {max(stride, 0)}: raise data.max_length, "
+                "or lower task.max_question_length or task.stride"
+            )
+        return stride
+
+    def _name(self, row: Row, index: int) -> str:
+        value = row.get(self.id)
+        return str(index if value is None else value)
+
+    def _check_names(self, rows: list[Row]) -> None:
+        places: dict[str, Row] = {}
+        for index, row in enumerate(rows):
+            other = places.setdefault(self._name(row, index), row)
+            if other is not row:
+                raise ValueError(
+                    f"{place_of(row)}: the question's {self.id} {self._name(row, index)!r} (task.id) is also that of "
+                    f"{place_of(other)}; each needs its own"
+                )
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

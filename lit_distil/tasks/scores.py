@@ -1,0 +1,80 @@
+"""The metrics of classification and regression, in float64 from all predictions of a split at once.
+
+They are scikit-learn's and scipy's on the same numbers. Where a metric is not defined (a correlation with a constant),
+it is 0, so that it can be logged and compared.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def confusion_matrix(predicted: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+    """int64 `[K, K]`: how many samples of each class (row) were taken for each (column)."""
+    pairs = np.asarray(labels, dtype=np.int64) * num_classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def accuracy(confusion: NDArray[np.int64]) -> float:
+    """Share of the samples that were classified right."""
+    return _ratio(float(np.trace(confusion)), float(confusion.sum()))
+
+
+def f1_of_classes(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64 `[K]`: F1 of each class; NaN for one that is neither in the data nor predicted."""
+    both = confusion.sum(0) + confusion.sum(1)
+    return np.divide(2.0 * np.diag(confusion), both, out=np.full(len(both), np.nan), where=both > 0)
+
+
+def macro_f1(confusion: NDArray[np.int64]) -> float:
+    """Mean F1 over the classes that are in the data or were predicted."""
+    values = f1_of_classes(confusion)
+    return float(np.nanmean(values)) if confusion.any() else 0.0
+
+
+def matthews(confusion: NDArray[np.int64]) -> float:
+    """Matthews' correlation of several classes (Gorodkin 2004)."""
+    table = confusion.astype(np.float64)
+    labelled, predicted, total = table.sum(1), table.sum(0), table.sum()
+    covariance = np.trace(table) * total - labelled @ predicted
+    variances = (total**2 - predicted @ predicted) * (total**2 - labelled @ labelled)
+    return _ratio(float(covariance), float(np.sqrt(variances)))
+
+
+def pearson(values: ArrayLike, labels: ArrayLike) -> float:
+    """Pearson's correlation."""
+    x, y = np.asarray(values, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    x, y = x - x.mean(), y - y.mean()
+    x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
+    return float(np.clip(x @ y, -1.0, 1.0))
+
+
+def spearman(values: ArrayLike, labels: ArrayLike) -> float:
+    """Spearman's correlation; equal values share the mean of their ranks."""
+    return pearson(_ranks(values), _ranks(labels))
+
+
+def f1_of_labels(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
+    """F1 over all decisions together (micro), and of each label, `[K]`; 0 for a label that is nowhere.
+
+    Args:
+        predicted: bool `[N, K]`.
+        labels: bool `[N, K]`.
+    """
+    right = (predicted & labels).sum(0).astype(np.float64)
+    both = (predicted.sum(0) + labels.sum(0)).astype(np.float64)
+    each = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
+    return _ratio(2 * float(right.sum()), float(both.sum())), each
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0
+
+
+def _ranks(values: ArrayLike) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((ends - counts + 1 + ends) / 2)[inverse]

@@ -1,0 +1,273 @@
+"""Token classification: a tag for each word, such as the names of people and places in a sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, unlabelled
+from lit_distil.tasks.labels import LabelNames, label_name
+from lit_distil.tasks.scores import accuracy, confusion_matrix, macro_f1
+from lit_distil.types import IGNORE_INDEX, Batch
+
+_CHUNK = 1_000  # rows that are encoded at a time, as a tokenizer's lists take far more memory than arrays
+
+
+class TokenClassification(Task):
+    """One tag for each word (BERT section 5.3).
+
+    A word is tagged on its first token. A row that is longer than a sequence may be becomes several windows which
+    overlap; each word is trained and judged once, in the window where it has most context on both sides. So no tag is
+    lost, and a word of which the tokenizer leaves nothing counts as tagged `O`.
+
+    Metrics where the tags mark spans (`B-`, `I-` and `O`): precision, recall and F1 of whole spans, strictly IOB2
+    (seqeval), and the accuracy of the tags. For other tags: accuracy and macro-F1.
+
+    Args:
+        tokens: Column of the words, a list; one text is cut at its spaces.
+        tags: Column of the tags, a list as long: names, or indices into `labels`.
+        labels: Names of the tags in the order of their indices; None takes those of the training rows.
+        label_all: Tag the further tokens of a word too, with `I-` after `B-`.
+        stride: Tokens that a window shares with the one before; None takes a quarter of a window.
+    """
+
+    head = "token_classification"
+    label_kind: LabelKind = "class"
+    main_metric = "f1"
+
+    def __init__(
+        self,
+        tokens: str = "tokens",
+        *,
+        tags: str = "tags",
+        labels: list[str] | None = None,
+        label_all: bool = False,
+        stride: int | None = None,
+    ) -> None:
+        if stride is not None and stride < 0:
+            raise ValueError(f"task.stride must be 0 or more, got {stride}")
+        self.tokens, self.tags = tokens, tags
+        self.names = LabelNames(labels)
+        self.label_all, self.stride = label_all, stride
+
+    @property
+    def marks_spans(self) -> bool:
+        """Whether the tags are `O` and, for each kind of span, `B-` and `I-`."""
+        return all(name == "O" or name[:2] in ("B-", "I-") for name in self.names.known)
+
+    def bind(self, rows: Iterable[Row]) -> None:
+        """Take the names of the tags from the training rows.
+
+        Raises:
+            ValueError: A row's tags are none, or the package that scores spans is not installed.
+        """
+        firsts: dict[str, Row] = {}
+        for row in rows:
+            for name in map(str, _items(row, self.tags)) if self.names.names else self._tag_names(row):
+                firsts.setdefault(name, row)
+        if self.names.names is None:
+            self.names.learn({name: place_of(row) for name, row in firsts.items()}, column=self.tags)
+        self.names.warn_of_absent(Counter(self.names.index_of(name, row) for name, row in firsts.items()))
+        if self.marks_spans:
+            _seqeval()
+        else:
+            self.main_metric = "accuracy"
+
+    def encode(
+        self,
+        rows: list[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        labelled: bool = True,
+        training: bool = False,
+    ) -> list[Features]:
+        """One or more windows a row; the words are joined by spaces, as the text was that the network was trained on.
+
+        Raises:
+            ValueError: A row has not as many tags as words, or windows would not get on.
+        """
+        room = max_length - tokenizer.num_special_tokens_to_add()
+        stride = room // 4 if self.stride is None else self.stride
+        if stride >= room:
+            raise ValueError(
+                f"task.stride: windows of {room} tokens (data.max_length {max_length} without special ones) cannot "
+                f"share {stride}; take at most {room - 1}"
+            )
+        features: list[Features] = []
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            words = [list(map(str, _items(row, self.tokens))) for row in chunk]
+            tags = [self._tags_of(row, len(w)) if labelled else None for row, w in zip(chunk, words, strict=True)]
+            encoded = tokenizer(
+                [" ".join(w) for w in words],
+                truncation=True,
+                max_length=max_length,
+                stride=stride,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+            )
+            owners = np.asarray(encoded["overflow_to_sample_mapping"])
+            for index in range(len(chunk)):
+                windows = np.flatnonzero(owners == index).tolist()
+                where = _place_words(words[index], [np.asarray(encoded["offset_mapping"][w]) for w in windows])
+                for window, (word_of_token, positions) in zip(windows, where, strict=True):
+                    ids, types = encoded_arrays(encoded, window)
+                    detail = (positions, word_of_token[positions])
+                    of_row = tags[index]
+                    label = None if of_row is None else self._labels_of(of_row, word_of_token, positions)
+                    features.append(Features(ids, types, label, row=start + index, detail=detail))
+        return features
+
+    def head_settings(self) -> dict[str, Any]:
+        """Number and names of the tags."""
+        names = self.names.known
+        return {"num_labels": len(names), "id2label": dict(enumerate(names))}
+
+    def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:
+        """Tag and its probability for each word of each window."""
+        found = []
+        for scores, window in zip(logits.split(batch.lengths), features, strict=True):
+            positions = torch.from_numpy(window.detail[0])
+            best = torch.softmax(scores.index_select(0, positions), -1).max(-1)
+            found.append((best.indices.numpy().astype(np.int32), best.values.numpy()))
+        return found
+
+    def score(self, found: list[Found], rows: list[Row]) -> dict[str, float]:
+        """F1, precision and recall of spans where the tags mark them, and accuracy; see the class."""
+        predicted, gold = [], []
+        for index, (tags, _) in self._by_row(found, rows).items():
+            predicted.append(tags)
+            gold.append([self.names.known[tag] for tag in self._tags_of(rows[index], len(tags))])
+        order = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" is never right
+        pairs = [(order[p], order[g]) for p, g in zip(chain(*predicted), chain(*gold), strict=True)]
+        confusion = confusion_matrix([p for p, _ in pairs], [g for _, g in pairs], len(order))
+        if not self.marks_spans:
+            return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+        measure, scheme = _seqeval()
+        precision, recall, f1, _ = measure(gold, predicted, average="micro", scheme=scheme, zero_division=0)
+        return {
+            "f1": float(f1),
+            "precision": float(precision),
+            "recall": float(recall),
+            "accuracy": accuracy(confusion),
+        }
+
+    def readable(self, found: list[Found], rows: list[Row]) -> list[dict[str, Any]]:
+        """Words, their tags and how sure each is; `gold`, where the row has tags."""
+        predictions = []
+        for index, (tags, probabilities) in self._by_row(found, rows).items():
+            row = rows[index]
+            read = {"sample": index, self.tokens: _items(row, self.tokens), "labels": tags}
+            gold = row.get(self.tags)
+            labels = {} if gold is None else {"gold": [self.names.name_of(tag) for tag in _items(row, self.tags)]}
+            predictions.append({**read, "probabilities": probabilities, **labels})
+        return predictions
+
+    def _by_row(self, found: list[Found], rows: list[Row]) -> dict[int, tuple[list[str], list[float]]]:
+        """Tags and probabilities of every word of the rows that were evaluated; a word that was not is outside."""
+        names = self.names.known
+        outside = "O" if "O" in names else ""
+        by_row: dict[int, tuple[list[str], list[float]]] = {}
+        for window, (tags, probabilities) in found:
+            if window.row not in by_row:
+                num_words = len(_items(rows[window.row], self.tokens))
+                by_row[window.row] = ([outside] * num_words, [0.0] * num_words)
+            for word, tag, probability in zip(
+                window.detail[1].tolist(), tags.tolist(), probabilities.tolist(), strict=True
+            ):
+                by_row[window.row][0][word] = names[tag]
+                by_row[window.row][1][word] = probability
+        return by_row
+
+    def _labels_of(self, tags: list[int], word_of_token: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        labels = np.full(len(word_of_token), IGNORE_INDEX, dtype=np.int64)
+        labels[positions] = [tags[word] for word in word_of_token[positions]]
+        if self.label_all:
+            names = self.names.known
+            for position in positions.tolist():
+                name = names[labels[position]]
+                inside = f"I-{name[2:]}"
+                further = names.index(inside) if name.startswith("B-") and inside in names else labels[position]
+                rest = position + 1
+                while rest < len(labels) and word_of_token[rest] == word_of_token[position]:
+                    labels[rest] = further
+                    rest += 1
+        return labels
+
+    def _tag_names(self, row: Row) -> list[str]:
+        names = [label_name(tag, row) for tag in _items(row, self.tags)]
+        if "-1" in names:
+            raise unlabelled(row)
+        return names
+
+    def _tags_of(self, row: Row, num_words: int) -> list[int]:
+        tags = _items(row, self.tags)
+        if len(tags) != num_words:
+            raise ValueError(
+                f"{place_of(row)}: {num_words} tokens (column {self.tokens!r}) and {len(tags)} tags (column "
+                f"{self.tags!r}); every token needs its tag"
+            )
+        return [self.names.index_of(tag, row) for tag in tags]
+
+
+def _items(row: Row, column: str) -> list[Any]:
+    value = column_of(row, column)
+    if isinstance(value, str):
+        return value.split()
+    if not isinstance(value, list | tuple):
+        raise ValueError(
+            f"{place_of(row)}: column {column!r} (task) must be a list with an entry a word, got {value!r}"
+        )
+    return list(value)
+
+
+def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Where the words of a row stand in its windows.
+
+    Args:
+        words: The words, which were joined by single spaces.
+        offsets: int `[length, 2]` of each window, the characters of each token; empty ones are special tokens.
+
+    Returns:
+        For each window int64 `[length]`, the word of each token (-1: none), and the positions of the words that are
+        tagged there: each word in one window only, that in which its first token has most tokens on both sides.
+    """
+    word_starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])]) if words else np.zeros(1, dtype=np.int64)
+    word_of_token: list[np.ndarray] = []
+    first_starts: dict[int, int] = {}
+    best: dict[int, tuple[int, int, int]] = {}  # of each word: tokens on its shorter side, window, position
+    for window, spans in enumerate(offsets):
+        is_text = spans[:, 1] > spans[:, 0]
+        # by its last character, as some tokenizers count the space before a word to it
+        found = np.where(is_text, np.searchsorted(word_starts, spans[:, 1] - 1, side="right") - 1, -1)
+        word_of_token.append(found)
+        for position in np.flatnonzero(is_text & (found != np.concatenate([[-1], found[:-1]]))).tolist():
+            word, start = int(found[position]), int(spans[position, 0])
+            if first_starts.setdefault(word, start) != start:
+                continue  # the window begins within the word
+            candidate = (min(position, len(spans) - 1 - position), -window, position)
+            best[word] = max(best.get(word, candidate), candidate)
+    places: list[list[int]] = [[] for _ in offsets]
+    for _, window, position in best.values():
+        places[-window].append(position)
+    return [(found, np.array(sorted(p), dtype=np.int64)) for found, p in zip(word_of_token, places, strict=True)]
+
+
+def _seqeval() -> tuple[Any, Any]:
+    try:
+        from seqeval.metrics.v1 import precision_recall_fscore_support
+        from seqeval.scheme import IOB2
+    except ImportError as error:
+        raise ValueError(
+            "task: the F1 of spans needs seqeval, which is not installed: pip install 'lit-distil[tagging]'"
+        ) from error
+    return precision_recall_fscore_support, IOB2

@@ -1,0 +1,15 @@
+"""What several tests of rows and tasks need."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lit_distil.data import LabelledSequences
+from lit_distil.tasks import Features
+from lit_distil.types import Batch
+
+
+def batch_of(features: list[Features]) -> Batch:
+    """All samples as one batch."""
+    samples = np.arange(len(features))
+    return LabelledSequences(features).collate(samples, np.zeros_like(samples))
