@@ -16,6 +16,7 @@ TRAINER_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "tokenizer": "train a tokenizer on a source of text",
+    "prepare": "turn a source of text into shards of tokens, once for many runs",
     "export": "turn a checkpoint into a folder that plain transformers loads",
     "report": "measure exported networks side by side; write a table and a picture",
     "benchmark": "parameters, size, latency and throughput of exported networks",

@@ -1,9 +1,10 @@
 """Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
 
 from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, StepPlan, TrainLoader
-from lit_distil.data.corpus import TokenCorpus, write_corpus
+from lit_distil.data.corpus import TokenCorpus
 from lit_distil.data.datamodule import TextDataModule
 from lit_distil.data.docstrings import Docstrings
+from lit_distil.data.filters import DocumentFilters
 from lit_distil.data.formats import (
     DocSentences,
     FullSentences,
@@ -21,12 +22,16 @@ from lit_distil.data.masking import (
     TokenMasking,
     WholeWordMasking,
 )
+from lit_distil.data.preparation import prepare_corpus, write_corpus
+from lit_distil.data.prepared import PreparedCorpus
+from lit_distil.data.sequence_tables import open_table
 from lit_distil.data.sources import DocumentSource, HubDataset, RowSource, TableFiles, TextFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 
 __all__ = [
     "DocSentences",
     "Docstrings",
+    "DocumentFilters",
     "DocumentSource",
     "EvalLoader",
     "FrequencyMasking",
@@ -36,6 +41,7 @@ __all__ = [
     "LinePerSequence",
     "MaskedSequences",
     "MaskingStrategy",
+    "PreparedCorpus",
     "RowSource",
     "SegmentPair",
     "SentencePair",
@@ -52,6 +58,8 @@ __all__ = [
     "TrainLoader",
     "WholeWordMasking",
     "load_tokenizer",
+    "open_table",
+    "prepare_corpus",
     "vocabulary_of",
     "write_corpus",
 ]

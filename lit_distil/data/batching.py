@@ -90,8 +90,8 @@ class MaskedSequences(SequenceDataset):
         self.masking = masking
         self.seed = seed
         self.has_segments = format.has_segments
-        self._cls = np.array([_special_id(vocabulary, "cls_token_id", "bos_token_id")], dtype=corpus.tokens.dtype)
-        self._sep = np.array([_special_id(vocabulary, "sep_token_id", "eos_token_id")], dtype=corpus.tokens.dtype)
+        self._cls = np.array([_special_id(vocabulary, "cls_token_id", "bos_token_id")], dtype=np.uint32)
+        self._sep = np.array([_special_id(vocabulary, "sep_token_id", "eos_token_id")], dtype=np.uint32)
         self._is_special = np.zeros(vocabulary.size, dtype=bool)
         self._is_special[list(self.special_ids)] = True
 
@@ -109,16 +109,16 @@ class MaskedSequences(SequenceDataset):
         rank = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
         pieces = np.repeat(first_pieces, num_pieces) + rank
         begins = rank == 0
-        bounds = list(zip(table.piece_starts[pieces].tolist(), table.piece_ends[pieces].tolist(), strict=True))
+        piece_tokens, piece_words = corpus.gather(table.piece_starts[pieces], table.piece_ends[pieces])
 
         tokens, word_starts = [], []
         one = np.ones(1, dtype=bool)
-        for (start, end), is_first in zip(bounds, begins.tolist(), strict=True):
+        for piece, words, is_first in zip(piece_tokens, piece_words, begins.tolist(), strict=True):
             if is_first:
                 tokens.append(self._cls)
                 word_starts.append(one)
-            tokens += (corpus.tokens[start:end], self._sep)
-            word_starts += (corpus.word_starts[start:end], one)
+            tokens += (piece, self._sep)
+            word_starts += (words, one)
         ids = np.concatenate(tokens).astype(np.int64)
 
         # a piece with its [SEP], the first of a sequence with its [CLS] too

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lit_distil.data import write_corpus
 from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDataset, StepPlan, TrainLoader
-from lit_distil.data.corpus import write_corpus
 from lit_distil.data.formats import FullSentences, SegmentPair, SequenceFormat
 from lit_distil.data.masking import TokenMasking, TokenView, WholeWordMasking
 from lit_distil.types import Batch, Vocabulary
