@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -11,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,18 +88,20 @@ class _Pool:
         self._settings = {"tokenizer": backend.to_str(), "token_type": token_type_of(tokenizer).str}
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="encoding")
         self._local = threading.local()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 
     def __enter__(self) -> _Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for process in self._processes:
+        for process, messages in self._processes:
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.close()  # which ends it
+            with contextlib.suppress(BrokenPipeError):  # it has ended already
+                process.stdin.close()  # which ends it
             process.wait()
             process.stdout.close()
+            messages.close()
 
     def submit(self, texts: list[str]) -> Future[Encoded]:
         return self._threads.submit(self._encode, texts)
@@ -117,7 +120,7 @@ class _Pool:
             why = f": {text}" if text else " (a negative one is a signal; -9 is often a lack of memory)"
             raise RuntimeError(f"an encoding process ended with status {status}{why}") from error
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], Any]:
+    def _start(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
         messages = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the process lives)
         # one thread each: the processes are what shares the cores out
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
@@ -128,6 +131,6 @@ class _Pool:
             stderr=messages,
             env=environment,
         )
-        self._processes.append(process)
+        self._processes.append((process, messages))
         write_frame(process.stdin, self._settings)  # type: ignore[arg-type]
         return process, messages

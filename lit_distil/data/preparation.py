@@ -280,8 +280,10 @@ def _lock(staging: Path) -> FileLock:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting for another process that prepares {staging.name[1:-8]}", file=sys.stderr)
-            lock.acquire()
-        # who had the lock may have renamed the folder or removed it, and then it locks nothing
+            try:
+                lock.acquire()
+            except FileNotFoundError:  # who had the lock has renamed the folder or removed it
+                continue
         if (staging / _LOCK).exists():
             return lock
         lock.release()
