@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+
+import numpy as np
 
 CHANGED_WORDS = 0.05
 START = """
@@ -64,24 +66,23 @@ print(json.dumps({"seconds": time.perf_counter() - start}))
 
 def make_text(path: Path, megabytes: float, documents: list[list[str]], seed: int = 0) -> None:
     """Real documents over and over, some words of each exchanged for others or made up."""
-    draw = random.Random(seed)
-    words = sorted({word for document in documents for line in document for word in line.split()})
+    draw = np.random.default_rng(seed)
+    words = "\n\n".join("\n".join(document) for document in documents).split(" ")
+    places = np.array([place for place, word in enumerate(words) if word and "\n" not in word])
     size = 0
     with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
-            for document in documents:
-                lines = []
-                for line in document:
-                    parts = line.split(" ")
-                    for place in range(len(parts)):
-                        if draw.random() < CHANGED_WORDS:
-                            fresh = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
-                            parts[place] = draw.choice(words) if draw.random() < 0.8 else fresh
-                    lines.append(" ".join(parts))
-                text = "\n".join(lines) + "\n\n"
-                size += file.write(text)
-                if size >= megabytes * 1e6:
-                    return
+            changed = words.copy()
+            chosen = draw.choice(places, int(CHANGED_WORDS * len(places)), replace=False)
+            others = draw.choice(places, len(chosen))
+            letters = draw.integers(ord("a"), ord("z") + 1, (len(chosen), 7)).astype(np.uint8)
+            is_made_up = draw.random(len(chosen)) < 0.2
+            for place, other, made_up, fresh in zip(
+                chosen.tolist(), others.tolist(), letters, is_made_up.tolist(), strict=True
+            ):
+                changed[place] = made_up.tobytes().decode() if fresh else words[other]
+            text = " ".join(changed)[: int(megabytes * 1e6) - size] + "\n\n"
+            size += file.write(text)
 
 
 class Memory:
@@ -125,9 +126,9 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def run(arguments: list[str]) -> tuple[float, Memory, str]:
-    """Run a command and watch it: seconds, memory, what it printed."""
-    start = time.perf_counter()
+def run(arguments: list[str]) -> tuple[dict[str, float], str]:
+    """Run a command and watch it: time and memory, and what it printed."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     memory = Memory(process.pid)
     out, _ = process.communicate()
@@ -135,18 +136,27 @@ def run(arguments: list[str]) -> tuple[float, Memory, str]:
     memory.stop()
     if process.returncode:
         raise RuntimeError(f"{arguments} ended with status {process.returncode}")
-    return seconds, memory, out
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    figures = {
+        "seconds_with_imports": seconds,
+        "core_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "peak_rss_each_mb": memory.peak_each,
+        "peak_rss_sum_mb": memory.peak_sum,
+        "peak_pss_sum_mb": memory.peak_proportional,
+    }
+    return figures, out
 
 
-def measure(folder: Path, megabytes: int, slice_megabytes: int, num_processes: int) -> dict[str, object]:
-    """All figures, with a small and a large corpus."""
+def measure(folder: Path, megabytes: int, slice_megabytes: int, num_processes: int) -> None:
+    """Print all figures, with a small and a large corpus, as they are found."""
     from lit_distil.commands.tokenizer import tokenizer
     from lit_distil.data import Docstrings, TextFiles
 
+    def show(name: str, **figures: object) -> None:
+        print(json.dumps({"what": name, "load": os.getloadavg()[0], **figures}), flush=True)
+
     documents = list(Docstrings().documents("train"))
-    found: dict[str, object] = {"load_average_before": os.getloadavg()}
-    sizes = {"small": 10, "slice": slice_megabytes, "large": megabytes}
-    for name, size in sizes.items():
+    for name, size in {"small": 10, "slice": slice_megabytes, "large": megabytes}.items():
         make_text(folder / f"{name}.txt", size, documents)
     tokenizer(TextFiles(str(folder / "small.txt")), out=str(folder / "tokenizer"), vocab_size=30_522)
 
@@ -154,58 +164,50 @@ def measure(folder: Path, megabytes: int, slice_megabytes: int, num_processes: i
         arguments = ["-m", "lit_distil", "prepare", "--source", "lit_distil.data.TextFiles"]
         arguments += ["--source.train", str(folder / f"{name}.txt"), "--tokenizer", str(folder / "tokenizer")]
         arguments += ["--out", str(folder / f"{name}-{processes}"), "--splits", "[train]"]
-        seconds, memory, out = run([*arguments, "--num_processes", str(processes), *more])
-        inside = float(out.split(" s: ")[0].rsplit(" ", 1)[1])
-        size = (folder / f"{name}.txt").stat().st_size / 1e6
-        found[f"prepare {name}, {processes} processes"] = {
-            "megabytes": size,
-            "seconds": inside,
-            "seconds_with_imports": seconds,
-            "megabytes_per_second": size / inside,
-            "peak_rss_each_mb": memory.peak_each,
-            "peak_rss_sum_mb": memory.peak_sum,
-            "peak_pss_sum_mb": memory.peak_proportional,
-            "said": out.strip(),
-        }
+        figures, out = run([*arguments, "--num_processes", str(processes), *more])
+        seconds = float(out.split(" s: ")[0].rsplit(" ", 1)[1])
+        rate = (folder / f"{name}.txt").stat().st_size / 1e6 / seconds
+        show(
+            f"prepare {name}, {processes} processes",
+            seconds=seconds,
+            megabytes_per_second=rate,
+            **figures,
+            said=out.strip(),
+        )
 
-    duplicates = ("--filters.drop_duplicates", "true")
-    for processes in (1, num_processes):
-        prepare("slice", processes)
+    def use_datasets(processes: int) -> None:
         arguments = [str(folder / "tokenizer"), str(folder / "slice.txt"), str(folder / f"cache{processes}")]
-        _, memory, out = run(["-c", DATASETS, *arguments, str(processes)])
+        figures, out = run(["-c", DATASETS, *arguments, str(processes)])
         seconds = json.loads(out)["seconds"]
-        size = (folder / "slice.txt").stat().st_size / 1e6
-        found[f"datasets.map slice, {processes} processes"] = {
-            "seconds": seconds,
-            "megabytes_per_second": size / seconds,
-            "peak_rss_each_mb": memory.peak_each,
-            "peak_rss_sum_mb": memory.peak_sum,
-        }
+        rate = (folder / "slice.txt").stat().st_size / 1e6 / seconds
+        show(f"datasets.map slice, {processes} processes", seconds=seconds, megabytes_per_second=rate, **figures)
+
     prepare("small", num_processes)
-    prepare("large", num_processes, *duplicates)
+    prepare("slice", 1)
+    use_datasets(1)
+    prepare("slice", num_processes)
+    use_datasets(num_processes)
+    prepare("large", num_processes, "--filters.drop_duplicates", "true")
     for name in ("small", "large"):
         corpus = folder / f"{name}-{num_processes}"
         for time_of in ("first", "second"):
-            _, _, out = run(["-c", START, str(folder / "tokenizer"), str(corpus), str(folder / "cache")])
-            found[f"start {name}, {time_of} time"] = json.loads(out)
+            _, out = run(["-c", START, str(folder / "tokenizer"), str(corpus), str(folder / "cache")])
+            show(f"start {name}, {time_of} time", **json.loads(out))
         tables = sum(path.stat().st_size for path in (corpus / "train" / "tables").rglob("*.npy"))
         shards = sum(path.stat().st_size for path in (corpus / "train").glob("shard-*"))
-        found[f"disk {name}"] = {"shards_mb": shards / 1e6, "tables_mb": tables / 1e6}
-    found["load_average_after"] = os.getloadavg()
-    return found
+        show(f"disk {name}", shards_mb=shards / 1e6, tables_mb=tables / 1e6)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the large corpus")
-    parser.add_argument("--slice_megabytes", type=int, default=40, help="size of what datasets.map is measured on")
+    parser.add_argument("--slice_megabytes", type=int, default=20, help="size of what datasets.map is measured on")
     parser.add_argument("--num_processes", type=int, default=2, help="processes that tokenise")
     parser.add_argument("--folder", default=None, help="where the temporary folder is made")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
-        found = measure(Path(folder), settings.megabytes, settings.slice_megabytes, settings.num_processes)
-    print(json.dumps(found, indent=1))
+        measure(Path(folder), settings.megabytes, settings.slice_megabytes, settings.num_processes)
 
 
 if __name__ == "__main__":

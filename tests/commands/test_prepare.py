@@ -1,6 +1,5 @@
-import yaml
-
 import pytest
+import yaml
 
 from lit_distil.commands.prepare import run
 from lit_distil.data import LinePerSequence, PreparedCorpus, TextDataModule, TokenCorpus

@@ -43,7 +43,7 @@ def test_a_table_on_disk_is_what_the_format_makes_of_each_shard(corpora, form, t
     assert arrays(open_table(whole, form, 24, 5, cache_dir=tmp_path)) == arrays(form.build(whole, 24, 5))
     table = open_table(cut, form, 24, 5, cache_dir=tmp_path)
     assert isinstance(table, MappedTable) and isinstance(table.lengths.base, np.memmap)
-    first, end = list(parts_of(cut))[0]
+    first, end = next(parts_of(cut))
     build = form.build(cut.part(first, end), 24, 5)
     assert table.piece_starts[: len(build.piece_starts)].tolist() == build.piece_starts.tolist()
     shard_ends = np.cumsum([size[0] for size in cut.shard_sizes])
