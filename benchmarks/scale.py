@@ -159,6 +159,7 @@ def measure(folder: Path, megabytes: int, slice_megabytes: int, num_processes: i
     for name, size in {"small": 10, "slice": slice_megabytes, "large": megabytes}.items():
         make_text(folder / f"{name}.txt", size, documents)
     tokenizer(TextFiles(str(folder / "small.txt")), out=str(folder / "tokenizer"), vocab_size=30_522)
+    os.sync()
 
     def prepare(name: str, processes: int, *more: str) -> None:
         arguments = ["-m", "lit_distil", "prepare", "--source", "lit_distil.data.TextFiles"]
@@ -182,12 +183,8 @@ def measure(folder: Path, megabytes: int, slice_megabytes: int, num_processes: i
         rate = (folder / "slice.txt").stat().st_size / 1e6 / seconds
         show(f"datasets.map slice, {processes} processes", seconds=seconds, megabytes_per_second=rate, **figures)
 
-    prepare("small", num_processes)
-    prepare("slice", 1)
-    use_datasets(1)
-    prepare("slice", num_processes)
-    use_datasets(num_processes)
     prepare("large", num_processes, "--filters.drop_duplicates", "true")
+    prepare("small", num_processes)
     for name in ("small", "large"):
         corpus = folder / f"{name}-{num_processes}"
         for time_of in ("first", "second"):
@@ -196,6 +193,9 @@ def measure(folder: Path, megabytes: int, slice_megabytes: int, num_processes: i
         tables = sum(path.stat().st_size for path in (corpus / "train" / "tables").rglob("*.npy"))
         shards = sum(path.stat().st_size for path in (corpus / "train").glob("shard-*"))
         show(f"disk {name}", shards_mb=shards / 1e6, tables_mb=tables / 1e6)
+    for processes in (1, num_processes):
+        prepare("slice", processes)
+        use_datasets(processes)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -81,10 +81,12 @@ def prepare_corpus(
     }
     if holds_corpus(folder):
         return _reuse(folder, made_of)
-    if next(iter(source.documents(split)), None) is None:
+    documents = iter(source.documents(split))
+    first = next(documents, None)
+    if first is None:
         return None
     return _prepare(
-        lambda: source.documents(split),
+        itertools.chain([first], documents),
         made_of,
         tokenizer,
         folder,
@@ -126,7 +128,7 @@ def write_corpus(
     settings = {"shard_characters": shard_characters, "filters": asdict(filters)}
     made_of = {"tokenizer": tokenizer_hash(tokenizer), "split": "train", "source": "", "settings": settings}
     return _prepare(
-        lambda: documents,
+        documents,
         made_of,
         tokenizer,
         folder,
@@ -139,7 +141,7 @@ def write_corpus(
 
 
 def _prepare(
-    documents: Callable[[], Iterable[list[str]]],
+    documents: Iterable[list[str]],
     made_of: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
@@ -167,7 +169,7 @@ def _prepare(
             writer = ShardWriter(staging, tokenizer, filters)
             if writer.num_shards and progress:
                 print(f"{folder.name}: {writer.num_shards} shards are whole, going on from there", file=sys.stderr)
-            _fill(writer, documents(), tokenizer, num_processes, shard_characters, total, progress, folder.name)
+            _fill(writer, documents, tokenizer, num_processes, shard_characters, total, progress, folder.name)
             _check_result(writer)
             writer.finish(
                 split=made_of["split"],

@@ -1,9 +1,11 @@
+import gzip
 import hashlib
 import multiprocessing
 import random
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +231,12 @@ def test_what_was_broken_off_with_other_settings_is_begun_anew(
         settings["filters"] = replace(settings["filters"], min_characters=6)
         with pytest.raises(ValueError, match="holds a corpus with another settings"):
             prepare_corpus(source, "train", tokenizer, folder, **settings)
+
+
+def test_the_size_of_plain_files_is_known_and_of_compressed_ones_is_not(text, tmp_path):
+    assert TextFiles(text).text_bytes("train") == Path(text).stat().st_size > 0
+    (tmp_path / "text.gz").write_bytes(gzip.compress(Path(text).read_bytes()))
+    assert TextFiles(str(tmp_path / "text.gz")).text_bytes("train") is None
 
 
 def test_a_folder_of_other_things_is_not_touched(text, wordpiece, tmp_path):

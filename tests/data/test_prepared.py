@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
+from jsonargparse import ArgumentParser
 from transformers import BertTokenizer
 
 from lit_distil.data import (
@@ -198,3 +199,14 @@ def test_a_rank_opens_what_was_prepared_and_makes_nothing(made, monkeypatch):
     data.setup("fit")
     train = data.datasets["train"]
     assert len(train) > 8 and train.lengths.base is not None and not train.lengths.flags.owndata
+
+
+def test_the_settings_can_be_written_in_yaml(made):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TextDataModule, "data", fail_untyped=False)
+    arguments = ["--data.tokenizer", made.tokenizer, "--data.source", "lit_distil.data.PreparedCorpus"]
+    arguments += ["--data.source.folder", str(made.out), "--data.format", "lit_distil.data.FullSentences"]
+    arguments += ["--data.filters.min_characters", "5", "--data.num_processes", "3", "--data.verify_corpus", "true"]
+    data = parser.instantiate_classes(parser.parse_args(arguments)).data
+    assert data.filters == DocumentFilters(min_characters=5) and data.num_processes == 3 and data.verify_corpus
+    assert isinstance(data.source, PreparedCorpus) and data.source.folder == str(made.out)
