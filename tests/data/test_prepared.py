@@ -207,6 +207,6 @@ def test_the_settings_can_be_written_in_yaml(made):
     arguments = ["--data.tokenizer", made.tokenizer, "--data.source", "lit_distil.data.PreparedCorpus"]
     arguments += ["--data.source.folder", str(made.out), "--data.format", "lit_distil.data.FullSentences"]
     arguments += ["--data.filters.min_characters", "5", "--data.num_processes", "3", "--data.verify_corpus", "true"]
-    data = parser.instantiate_classes(parser.parse_args(arguments)).data
+    data = parser.instantiate(parser.parse_args(arguments)).data
     assert data.filters == DocumentFilters(min_characters=5) and data.num_processes == 3 and data.verify_corpus
     assert isinstance(data.source, PreparedCorpus) and data.source.folder == str(made.out)
