@@ -1,9 +1,10 @@
 """Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
-from lit_distil.data.corpus import TokenCorpus, write_corpus
+from lit_distil.data.corpus import TokenCorpus
 from lit_distil.data.datamodule import TextDataModule
 from lit_distil.data.docstrings import Docstrings
+from lit_distil.data.filters import DocumentFilters
 from lit_distil.data.formats import (
     DocSentences,
     FullSentences,
@@ -26,7 +27,10 @@ from lit_distil.data.masking import (
 )
 from lit_distil.data.mixture import Mixture
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
+from lit_distil.data.preparation import prepare_corpus, write_corpus
+from lit_distil.data.prepared import PreparedCorpus
 from lit_distil.data.sentences import Sentences
+from lit_distil.data.sequence_tables import open_table
 from lit_distil.data.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.sources import DocumentSource, RowSource, TableFiles, TextFiles
 from lit_distil.data.squad import SquadFiles
@@ -35,6 +39,7 @@ from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 __all__ = [
     "DocSentences",
     "Docstrings",
+    "DocumentFilters",
     "DocumentSource",
     "EpochOrder",
     "EvalLoader",
@@ -50,6 +55,7 @@ __all__ = [
     "Mixture",
     "NgramMasking",
     "Plan",
+    "PreparedCorpus",
     "RowSource",
     "SegmentPair",
     "SentencePair",
@@ -69,6 +75,8 @@ __all__ = [
     "TrainLoader",
     "WholeWordMasking",
     "load_tokenizer",
+    "open_table",
+    "prepare_corpus",
     "vocabulary_of",
     "write_corpus",
 ]

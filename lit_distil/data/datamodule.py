@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import itertools
-import json
 import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
-from lit_distil.data.corpus import CORPUS_VERSION, TokenCorpus, write_corpus
-from lit_distil.data.docstrings import default_cache_dir
+from lit_distil.data.documents import DocumentSplits
+from lit_distil.data.filters import DocumentFilters
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
 from lit_distil.data.rows import open_rows
-from lit_distil.data.sequences import MaskedSequences, SequenceDataset
+from lit_distil.data.sequences import SequenceDataset
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
-from lit_distil.data.tokenizers import load_tokenizer, tokenizer_hash, vocabulary_of
+from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -56,6 +51,10 @@ class TextDataModule(LightningDataModule):
         seed: Of order and masks; None takes the run's (`seed_everything`).
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
         cache_dir: Where tokenised corpora are kept; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
+        filters: Which documents to leave out of a corpus; None keeps all.
+        num_processes: Processes that tokenise a corpus that is not in the cache; None takes one a core.
+        verify_corpus: Whether to compare every file of a corpus with its sha256 before the run, which reads all of
+            it; otherwise sizes are compared.
     """
 
     def __init__(
@@ -77,6 +76,9 @@ class TextDataModule(LightningDataModule):
         cache_dir: str | None = None,
         batch_tokens: int | None = None,
         length_window: int | None = None,
+        filters: DocumentFilters | None = None,
+        num_processes: int | None = None,
+        verify_corpus: bool = False,
     ) -> None:
         super().__init__()
         if (format is None) == (task is None):
@@ -96,6 +98,7 @@ class TextDataModule(LightningDataModule):
         self.eval_batch_size, self.max_eval_sequences = eval_batch_size, max_eval_sequences
         self.validation_share = validation_share
         self.num_workers, self.cache_dir = num_workers, cache_dir
+        self.filters, self.num_processes, self.verify_corpus = filters, num_processes, verify_corpus
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -156,10 +159,10 @@ class TextDataModule(LightningDataModule):
     # Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Tokenise what is not in the cache yet; Lightning calls this once a node, before the other ranks go on."""
+        """Prepare what is not in the cache yet; Lightning calls this once a node, before the other ranks go on."""
         for split in self._splits_of_stage():
             if self.task is None:
-                self._prepare(split)
+                self._documents().prepare(split)
             else:  # whatever a source downloads or keeps, it does once and not in every rank
                 next(iter(self._rows(split)), None)
 
@@ -245,54 +248,26 @@ class TextDataModule(LightningDataModule):
         }
         return wanted.get(self._command() or "", list(SPLITS))
 
-    def _corpus_folder(self, split: Split) -> Path:
-        """Folder of the tokenised split, named by everything that it depends on."""
-        assert isinstance(self.source, DocumentSource)
-        key = json.dumps([CORPUS_VERSION, self.source.fingerprint(split), tokenizer_hash(self.tokenizer)])
-        return default_cache_dir(self.cache_dir) / "corpora" / hashlib.sha256(key.encode()).hexdigest()[:24]
-
-    def _prepare(self, split: Split) -> None:
-        folder = self._corpus_folder(split)
-        if folder.is_dir():
-            return
-        documents = self._documents(split)
-        if documents is None:
-            return
-        rank_zero_info(f"tokenising the {split} split into {folder}")
-        write_corpus(documents, self.tokenizer, folder)
-
-    def _documents(self, split: Split) -> Iterator[list[str]] | None:
-        assert isinstance(self.source, DocumentSource)
-        documents = iter(self.source.documents(split))
-        first = next(documents, None)
-        if first is None:
-            if split == "train":
-                raise ValueError("data.source: the train split has no documents; check the files and their content")
-            return None
-        return itertools.chain([first], documents)
+    def _documents(self) -> DocumentSplits:
+        assert isinstance(self.source, DocumentSource) and self.format is not None
+        return DocumentSplits(
+            self.source,
+            self.tokenizer,
+            self.format,
+            self.masking,
+            max_length=self.max_length,
+            seed=self.seed,
+            cache_dir=self.cache_dir,
+            filters=self.filters,
+            num_processes=self.num_processes,
+            verify=self.verify_corpus,
+        )
 
     def _setup_documents(self) -> None:
-        assert self.format is not None
         for split in self._splits_of_stage():
-            folder = self._corpus_folder(split)
-            if split in self.datasets or not folder.is_dir():
-                continue
-            corpus = TokenCorpus.load(folder)
-            is_train = split == "train"
-            table = self.format.build(corpus, self.max_length, self.seed if is_train else 0)
-            masking = copy.deepcopy(self.masking)  # each split binds its own token counts
-            if masking is not None:
-                masking.bind(corpus.token_counts)
-            dataset = MaskedSequences(
-                corpus,
-                table,
-                format=self.format,
-                vocabulary=self.vocabulary,
-                masking=masking,
-                seed=self.seed if is_train else 0,
-            )
-            self.datasets[split] = dataset if is_train else self._cut(dataset)
-            rank_zero_info(f"{split}: {len(dataset):,} sequences, {len(corpus.tokens):,} tokens")
+            dataset = None if split in self.datasets else self._documents().open(split)
+            if dataset is not None:
+                self.datasets[split] = dataset if split == "train" else self._cut(dataset)
 
     def _setup_rows(self, task: Task) -> None:
         assert isinstance(self.source, RowSource)

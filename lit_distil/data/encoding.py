@@ -3,6 +3,9 @@
 A tokenizer cuts text into words and then each word into tokens. For printable ASCII and the two usual tokenizers it is
 known where the cuts are, so that the tokens of a word are asked for once and remembered: several times faster than
 encoding every text anew, and the same to the last token. All other text goes through the tokenizer.
+
+This file imports numpy and nothing else at run time, so that a process that does nothing but encode starts at once and
+stays small (see `encoding_worker.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ import re
 import unicodedata
 from array import array
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 _MOST_WORDS = 1_000_000
 # where BertPreTokenizer and ByteLevel (GPT-2's rule) cut printable ASCII
@@ -36,11 +42,11 @@ class TextEncoder:
     it.
 
     Args:
-        tokenizer: A fast tokenizer.
+        tokenizer: A fast tokenizer, or what it is made of in the `tokenizers` library.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        backend: Any = tokenizer.backend_tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> None:
+        backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
         backend.no_truncation()  # transformers sets both anew for each call of its own
         backend.no_padding()
         self._backend = backend
@@ -52,11 +58,11 @@ class TextEncoder:
         pre_tokenizer = backend.pre_tokenizer
         self._cuts_spaces = pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a b")) > 1
         cuts_punctuation = pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a,b")) > 1
-        self._begins = np.zeros(len(tokenizer), dtype=bool)
-        self._is_punctuation = np.zeros(len(tokenizer), dtype=bool)
+        self._begins = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=bool)
+        self._is_punctuation = np.zeros_like(self._begins)
         if self._cuts_spaces and cuts_punctuation:
             return
-        for token, index in tokenizer.get_vocab().items():
+        for token, index in backend.get_vocab(with_added_tokens=True).items():
             text = token.lstrip("▁")
             self._begins[index] = not self._cuts_spaces and len(text) < len(token)
             self._is_punctuation[index] = bool(text) and all(unicodedata.category(c)[0] in "PS" for c in text)

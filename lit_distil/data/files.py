@@ -195,6 +195,12 @@ def _raw_blocks(path: Path) -> Iterator[bytes]:
             raise ValueError(f"{path}: the compressed file is cut short after {size:,} bytes of text; fetch it again")
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file is gzip or zstd, by its first bytes."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith((_GZIP_MAGIC, _ZSTD_MAGIC))
+
+
 class _Decoder:
     """Decompression step by step, so that a little that unpacks to very much takes bounded memory."""
 

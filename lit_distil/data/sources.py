@@ -13,7 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_distil.data.files import Files, fingerprint_files, read_lines, resolve_files, warn_of_shared_files
+from lit_distil.data.files import (
+    Files,
+    fingerprint_files,
+    is_compressed,
+    read_lines,
+    resolve_files,
+    warn_of_shared_files,
+)
 from lit_distil.data.tables import SOURCE_KEY, Row, read_rows
 
 Split = Literal["train", "validation", "test", "predict"]
@@ -33,6 +40,10 @@ class DocumentSource(ABC):
     @abstractmethod
     def fingerprint(self, split: Split) -> str:
         """A string that changes whenever the documents of the split may have changed."""
+
+    def text_bytes(self, split: Split) -> int | None:
+        """About how many bytes of text the split has, where that is known without reading it; for time left."""
+        return None
 
 
 class RowSource(ABC):
@@ -78,6 +89,13 @@ class TextFiles(DocumentSource):
     def fingerprint(self, split: Split) -> str:
         """Names, sizes and modification times of the files."""
         return fingerprint_files(resolve_files(self.files.get(split), field=f"source.{split}"), extra=[self.errors])
+
+    def text_bytes(self, split: Split) -> int | None:
+        """The size of the files; None where one is compressed."""
+        paths = resolve_files(self.files.get(split), field=f"source.{split}")
+        if any(is_compressed(path) for path in paths):
+            return None
+        return sum(path.stat().st_size for path in paths)
 
     def _documents_of(self, path: Path) -> Iterator[list[str]]:
         units: list[str] = []

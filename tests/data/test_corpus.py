@@ -1,5 +1,6 @@
 import json
 import pickle
+import threading
 import tracemalloc
 import warnings
 
@@ -8,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.data import corpus as corpus_module
-from lit_distil.data.corpus import TokenCorpus, write_corpus
+from lit_distil.data import reading, write_corpus
+from lit_distil.data.corpus import TokenCorpus
 from tests.data.conftest import LINES
 
 DOCUMENTS = [LINES[:3], LINES[3:4], LINES[1:5]]
@@ -72,7 +73,7 @@ def test_a_small_chunk_size_changes_nothing(wordpiece, tmp_path, monkeypatch):
     documents = [*DOCUMENTS, [], [""], ["", LINES[0], " "], [LINES[1]]]
     with pytest.warns(UserWarning, match="2 empty documents"):
         whole = write_corpus(documents, wordpiece, tmp_path / "whole", progress=False)
-    monkeypatch.setattr(corpus_module, "_CHUNK_TEXTS", 1)
+    monkeypatch.setattr(reading, "_CHUNK_TEXTS", 1)
     with pytest.warns(UserWarning, match="2 empty documents"):
         cut = write_corpus(documents, wordpiece, tmp_path / "cut", progress=False)
     for name in ("tokens", "word_starts", "unit_ends", "document_ends", "token_counts"):
@@ -102,10 +103,10 @@ def test_ends_are_right_whatever_is_empty(wordpiece, tmp_path_factory, documents
 def test_a_line_of_megabytes_is_one_unit_and_the_same_tokens(byte_level_bpe, tmp_path, monkeypatch):
     text = " ".join(LINES * 40)
     whole = write_corpus([[text]], byte_level_bpe, tmp_path / "whole", progress=False)
-    monkeypatch.setattr(corpus_module, "_LONGEST_TEXT", 1000)
+    monkeypatch.setattr(reading, "_LONGEST_TEXT", 1000)
     cut = write_corpus([[text]], byte_level_bpe, tmp_path / "cut", progress=False)
-    assert len(corpus_module._cut(text)) > 30
-    assert "".join(corpus_module._cut("x" * 2500 + " y")) == "x" * 2500 + " y"
+    assert len(reading.cut_text(text)) > 30
+    assert "".join(reading.cut_text("x" * 2500 + " y")) == "x" * 2500 + " y"
     assert cut.num_units == 1
     assert np.array_equal(whole.tokens, cut.tokens) and np.array_equal(whole.word_starts, cut.word_starts)
 
@@ -113,12 +114,12 @@ def test_a_line_of_megabytes_is_one_unit_and_the_same_tokens(byte_level_bpe, tmp
 def test_memory_does_not_grow_with_the_corpus(wordpiece, tmp_path):
     def peak(num_documents, folder):
         tracemalloc.start()
-        write_corpus(([LINES[0]] * 20 for _ in range(num_documents)), wordpiece, folder, progress=False)
+        write_corpus(([LINES[0]] * 20 for _ in range(num_documents)), wordpiece, folder, False, shard_characters=20_000)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return peak
 
-    assert peak(1800, tmp_path / "large") < 1.3 * peak(600, tmp_path / "small")
+    assert peak(600, tmp_path / "large") < 1.3 * peak(200, tmp_path / "small")
 
 
 def test_a_corpus_of_unknown_tokens_is_reported(wordpiece, tmp_path):
@@ -140,13 +141,23 @@ def test_a_failure_leaves_neither_a_folder_nor_a_half_written_one(wordpiece, tmp
         write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
 
 
-def test_the_first_of_two_writers_wins(wordpiece, tmp_path):
-    def documents():
-        yield LINES[:1]
-        write_corpus([LINES[:2]], wordpiece, tmp_path / "corpus", progress=False)
+def test_the_second_of_two_writers_waits_and_takes_what_the_first_wrote(wordpiece, tmp_path, capsys):
+    second = []
 
-    corpus = write_corpus(documents(), wordpiece, tmp_path / "corpus", progress=False)
-    assert corpus.num_units == 2
+    def write_again():
+        second.append(write_corpus([LINES[:2]], wordpiece, tmp_path / "corpus", progress=False))
+
+    thread = threading.Thread(target=write_again)
+
+    def documents():
+        thread.start()
+        while "waiting for another process" not in capsys.readouterr().err:
+            assert thread.is_alive()
+        yield LINES[:1]
+
+    first = write_corpus(documents(), wordpiece, tmp_path / "corpus", progress=False)
+    thread.join(10)
+    assert first.num_units == second[0].num_units == 1
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
@@ -155,16 +166,30 @@ def test_a_damaged_corpus_is_refused(wordpiece, tmp_path):
     with pytest.raises(ValueError, match="no prepared corpus"):
         TokenCorpus.load(folder)
     write_corpus([LINES], wordpiece, folder, progress=False)
-    tokens = (folder / "tokens.npy").read_bytes()
-    (folder / "tokens.npy").write_bytes(tokens[:-10])
-    with pytest.raises(ValueError, match=r"tokens\.npy cannot be read"):
+    shard = folder / "shard-00000.bin"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"shard-00000\.bin has [\d,]+ bytes, its manifest says .* Delete the folder"):
         TokenCorpus.load(folder)
-    np.save(folder / "tokens.npy", np.zeros(3, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"tokens\.npy has 3 entries"):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    shard.write_bytes(flipped)
+    assert TokenCorpus.load(folder).num_documents == 1  # only reading all of it tells
+    with pytest.raises(ValueError, match=r"shard-00000\.bin is missing or damaged.*Delete the folder"):
+        TokenCorpus.load(folder, verify=True)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"shard-00000\.bin is missing\. Delete the folder"):
+        TokenCorpus.load(folder)
+    shard.write_bytes(whole)
+    np.save(folder / "token_counts.npy", np.zeros(3, dtype=np.int64))
+    with pytest.raises(ValueError, match=r"token_counts\.npy is missing or damaged"):
         TokenCorpus.load(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 0}))
     with pytest.raises(ValueError, match="has version 0"):
+        TokenCorpus.load(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
         TokenCorpus.load(folder)
 
 
@@ -174,7 +199,29 @@ def test_a_worker_process_maps_the_files_instead_of_copying_them(wordpiece, tmp_
     assert len(data) < 1000
     copy = pickle.loads(data)
     assert np.array_equal(copy.tokens, corpus.tokens)
-    assert isinstance(copy.tokens.base, np.memmap)
+    assert isinstance(copy.tokens.base.base, np.memmap)
+
+
+def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path, monkeypatch):
+    whole = write_corpus(DOCUMENTS * 4, wordpiece, tmp_path / "whole", progress=False)
+    cut = write_corpus(DOCUMENTS * 4, wordpiece, tmp_path / "cut", False, shard_characters=200)
+    assert len(whole.shard_sizes) == 1 and len(cut.shard_sizes) > 3
+    assert (cut.num_tokens, cut.num_units, cut.num_documents) == (whole.num_tokens, whole.num_units, 12)
+    assert cut.token_counts.tolist() == whole.token_counts.tolist()
+    monkeypatch.setattr("lit_distil.data.corpus._MOST_MAPS", 2)  # maps come and go
+    ends = whole.unit_ends
+    order = np.random.default_rng(0).permutation(len(ends))
+    starts, ends = np.concatenate([[0], ends[:-1]])[order], ends[order]
+    for ours, theirs in zip(cut.gather(starts, ends), whole.gather(starts, ends), strict=True):
+        assert [piece.tolist() for piece in ours] == [piece.tolist() for piece in theirs]
+    for first, end in ((0, 1), (1, 3), (0, len(cut.shard_sizes))):
+        part = cut.part(first, end)
+        before = sum(size[0] for size in cut.shard_sizes[:first])
+        units = whole.unit_ends[(whole.unit_ends > before) & (whole.unit_ends <= before + part.num_tokens)]
+        assert (part.unit_ends + before).tolist() == units.tolist()
+        assert part.document_ends[-1] == part.num_units
+    with pytest.raises(ValueError, match=r"has \d+ shards: take its tokens with gather"):
+        _ = cut.tokens
 
 
 def test_a_large_vocabulary_takes_32_bits(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_distil.data.corpus import write_corpus
+from lit_distil.data import write_corpus
 from lit_distil.data.formats import FullSentences, SegmentPair
 from lit_distil.data.masking import TokenMasking, TokenView, WholeWordMasking
 from lit_distil.data.sequences import MaskedSequences

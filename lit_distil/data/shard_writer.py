@@ -1,0 +1,203 @@
+"""Writing a corpus shard by shard into a folder of its own, so that work that was broken off can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lit_distil.data.encoding_pool import Encoded, token_type_of
+from lit_distil.data.filters import REASONS, DocumentFilters
+from lit_distil.data.reading import ShardEnd, TextChunk
+from lit_distil.data.shards import (
+    MANIFEST,
+    TOKEN_COUNTS,
+    Manifest,
+    ShardArrays,
+    ShardRecord,
+    map_shard,
+    sha256_of,
+    shard_name,
+    write_file,
+    write_shard,
+)
+
+SETTINGS = "settings.json"
+
+
+class ShardWriter:
+    """The shards of a corpus that is being prepared; those that are whole already are counted and kept.
+
+    Args:
+        folder: Where they are written; what stands there was made with the same settings.
+        tokenizer: Gives the ids.
+        filters: What is left out once the tokens are known.
+
+    Attributes:
+        num_shards: Shards that are whole.
+        documents_read: Documents of the source that went into them.
+        text_bytes: Bytes of text that went into them.
+        num_tokens: Their tokens.
+        num_documents: Their documents.
+        dropped: How many documents were left out, for each reason.
+        token_counts: How often each id occurs in them.
+    """
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, filters: DocumentFilters) -> None:
+        self.folder, self.filters = folder, filters
+        self.token_type = token_type_of(tokenizer)
+        self.unknown_id = tokenizer.unk_token_id
+        self.token_counts = np.zeros(len(tokenizer), dtype=np.int64)
+        self.dropped = dict.fromkeys(REASONS, 0)
+        self.num_tokens = self.num_documents = self.documents_read = self.text_bytes = 0
+        self._records: list[ShardRecord] = []
+        self._begin_shard()
+        self._take_up()
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that are whole."""
+        return len(self._records)
+
+    @property
+    def num_unknown(self) -> int:
+        """Unknown tokens in the whole shards."""
+        return 0 if self.unknown_id is None else int(self.token_counts[self.unknown_id])
+
+    def add(self, chunk: TextChunk, encoded: Encoded) -> None:
+        """Take the next chunk; the last one of a shard puts the shard on disk."""
+        self._open.append((*encoded, np.array(chunk.ends_unit), np.array(chunk.ends_document)))
+        if chunk.ends_document[-1]:
+            self._close_documents()
+        elif any(chunk.ends_document):
+            # the last document goes on in the next chunk
+            last = len(chunk.ends_document) - 1 - chunk.ends_document[::-1].index(True) + 1
+            self._open[-1], rest = _split(self._open[-1], last)
+            self._close_documents()
+            self._open.append(rest)
+        if chunk.end is not None:
+            self._write_shard(chunk.end)
+
+    def finish(self, *, split: str, source: str, tokenizer_hash: str, settings: dict[str, Any]) -> None:
+        """Write the manifest, by which the folder becomes a corpus."""
+        np.save(self.folder / f".{TOKEN_COUNTS}", self.token_counts)  # numpy adds the suffix if it is not there
+        write_file(self.folder / TOKEN_COUNTS, [(self.folder / f".{TOKEN_COUNTS}").read_bytes()])
+        (self.folder / f".{TOKEN_COUNTS}").unlink()
+        manifest = Manifest(
+            tokenizer=tokenizer_hash,
+            vocabulary_size=len(self.token_counts),
+            token_type=self.token_type.name,
+            split=split,
+            source=source,
+            settings=settings,
+            documents=self.num_documents,
+            units=sum(record.units for record in self._records),
+            tokens=self.num_tokens,
+            dropped=self.dropped,
+            token_counts=sha256_of(self.folder / TOKEN_COUNTS),
+            shards=tuple(self._records),
+        )
+        write_file(self.folder / MANIFEST, [manifest.to_json().encode()])
+
+    def _begin_shard(self) -> None:
+        self._open: list[tuple[np.ndarray, ...]] = []  # texts of the document that has not ended
+        self._arrays = ShardArrays(*([] for _ in range(4)))  # type: ignore[arg-type]
+        self._num_tokens = self._num_units = self._num_documents = 0
+        self._dropped = dict.fromkeys(REASONS, 0)
+
+    def _close_documents(self) -> None:
+        """Put the documents that have ended into the shard, less those that are left out."""
+        tokens, word_starts, lengths, ends_unit, ends_document = map(np.concatenate, zip(*self._open, strict=True))
+        self._open = []
+        text_ends = np.cumsum(lengths)
+        unit_sizes = np.diff(text_ends[ends_unit], prepend=0)
+        document_ends = text_ends[ends_document]
+        sizes = np.diff(document_ends, prepend=0)
+        units_by = np.concatenate([[0], np.cumsum(unit_sizes > 0)])[np.cumsum(ends_unit)[ends_document]]
+        document_units = np.diff(units_by, prepend=0)
+        unit_sizes = unit_sizes[unit_sizes > 0]
+
+        keep = sizes > 0
+        self._dropped["empty"] += int((~keep).sum())
+        if self.unknown_id is not None and self.filters.max_unknown_share < 1:
+            unknown = np.concatenate([[0], np.cumsum(tokens == self.unknown_id)])[document_ends]
+            is_unknown = np.diff(unknown, prepend=0) > self.filters.max_unknown_share * sizes
+            self._dropped["unknown_tokens"] += int((keep & is_unknown).sum())
+            keep &= ~is_unknown
+            unit_sizes = unit_sizes[np.repeat(keep, document_units)]
+            keep_token = np.repeat(keep, sizes)
+            tokens, word_starts = tokens[keep_token], word_starts[keep_token]
+        self._arrays.unit_ends.append((self._num_tokens + np.cumsum(unit_sizes)).astype(np.uint32))  # type: ignore[attr-defined]
+        self._arrays.document_ends.append(  # type: ignore[attr-defined]
+            (self._num_units + np.cumsum(document_units[keep])).astype(np.uint32)
+        )
+        self._arrays.tokens.append(tokens)  # type: ignore[attr-defined]
+        self._arrays.word_starts.append(word_starts)  # type: ignore[attr-defined]
+        self._num_tokens += len(tokens)
+        self._num_units += len(unit_sizes)
+        self._num_documents += int(keep.sum())
+        if self._num_tokens >= 1 << 32:
+            raise ValueError(f"a shard has {self._num_tokens:,} tokens, at most 2^32 will do: lower shard_characters")
+
+    def _write_shard(self, end: ShardEnd) -> None:
+        number = self.num_shards
+        for reason, count in end.dropped.items():
+            self._dropped[reason] += count
+        record = ShardRecord(
+            file=shard_name(number),
+            documents=self._num_documents,
+            units=self._num_units,
+            tokens=self._num_tokens,
+            characters=end.characters,
+            sha256=write_shard(self.folder, number, [part for parts in self._arrays for part in parts]),
+        )
+        progress = {"documents_read": end.documents_read, "text_bytes": end.text_bytes, "dropped": self._dropped}
+        data = json.dumps({"record": asdict(record), **progress}).encode()
+        write_file(self.folder / f"{shard_name(number)}.json", [data])
+        for tokens in self._arrays.tokens:
+            self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
+        self._count(record, progress)
+        self._begin_shard()
+
+    def _take_up(self) -> None:
+        """Count the shards that are whole; the first that is not, and all after it, are made anew."""
+        while (path := self.folder / f"{shard_name(self.num_shards)}.json").is_file():
+            progress = json.loads(path.read_text(encoding="utf-8"))
+            record = ShardRecord(**progress.pop("record"))
+            if not (self.folder / record.file).is_file() or sha256_of(self.folder / record.file) != record.sha256:
+                break
+            tokens = map_shard(self.folder, record, self.token_type.name).tokens
+            self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
+            self._count(record, progress)
+        for path in self.folder.glob("shard-*"):
+            if int(path.name[6:].split(".")[0]) >= self.num_shards:
+                path.unlink()
+
+    def _count(self, record: ShardRecord, progress: dict[str, Any]) -> None:
+        self._records.append(record)
+        self.num_tokens += record.tokens
+        self.num_documents += record.documents
+        self.documents_read, self.text_bytes = progress["documents_read"], progress["text_bytes"]
+        for reason, count in progress["dropped"].items():
+            self.dropped[reason] += count
+
+
+def remove_notes(folder: Path) -> None:
+    """Remove what was kept in case the work were broken off."""
+    for path in (*folder.glob("shard-*.json"), *folder.glob(".*"), folder / SETTINGS):
+        if path.is_file():
+            os.unlink(path)
+
+
+def _split(arrays: tuple[np.ndarray, ...], texts: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Cut an encoded chunk after so many texts."""
+    tokens, word_starts, lengths, ends_unit, ends_document = arrays
+    size = int(lengths[:texts].sum())
+    cuts = ((tokens, size), (word_starts, size), (lengths, texts), (ends_unit, texts), (ends_document, texts))
+    head, rest = zip(*((array[:at], array[at:]) for array, at in cuts), strict=True)
+    return head, rest
