@@ -94,6 +94,8 @@ class VocabularyPass:
         """Slices of rows, and whether they are masked: no piece has rows of both kinds."""
         step = max(1, CHUNK_BYTES // (vocabulary_size * itemsize))
         num_masked = 0 if self.labels is None else len(self.labels)
+        if self.labels is not None and num_masked == 0:
+            yield slice(0, 0), True  # nothing is counted, and ranks with and without masked rows count the same things
         for start, end, is_masked in ((0, num_masked, True), (num_masked, num_rows, False)):
             for first in range(start, end, step):
                 yield slice(first, min(first + step, end)), is_masked
@@ -126,7 +128,7 @@ class _Pass(torch.autograd.Function):
                 labels = work.labels[rows] if is_masked and work.labels is not None else None
                 logits = student(rows)
                 given = _TeacherLogits(teachers, work.teachers, rows)
-                for few in row_chunks(logits, exact):
+                for few in row_chunks(logits, exact) or [slice(0, 0)]:
                     gradient = None
                     if with_gradient:
                         gradient = torch.zeros_like(logits[few], dtype=exact)

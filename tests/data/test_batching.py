@@ -178,7 +178,7 @@ def test_another_kind_of_data_set_needs_lengths_and_collate_only():
 
     batches = list(islice(TrainLoader(Numbers(), batch_size=3), 2))
     assert sorted(torch.cat([batch.sample_ids for batch in batches]).tolist()) == list(range(6))
-    assert batches[0].step_counts == {"masked": 0, "tokens": 3, "sequences": 3, "labels": 3}
+    assert batches[0].step_counts == {"masked": 0, "unmasked": 3, "tokens": 3, "sequences": 3, "labels": 3}
 
 
 @pytest.mark.parametrize(("num_workers", "patterns"), [(0, 2), (4, None)])

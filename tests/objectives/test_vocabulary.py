@@ -191,6 +191,20 @@ def test_observer_sees_every_row_once_with_its_labels() -> None:
     assert torch.equal(torch.cat(given), labels()) and seen[-1][2] is None
 
 
+def test_a_batch_without_a_masked_row_is_counted_as_one() -> None:
+    """Ranks add up what they counted name by name, so every rank has to name the same things."""
+    seen: list[int] = []
+    loss, sums = VocabularyPass(
+        [RowTerm(MaskedLMLoss(), 1.0)], labels(0), observer=lambda logits, _, given_labels: seen.append(len(logits))
+    )(Projection(*(t[:0] if i == 0 else t for i, t in enumerate(projection_tensors(make_projection(1))))))
+    assert seen == [0] and loss.item() == 0 and sums[0].item() == 0
+
+
+def projection_tensors(projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
+    assert projection.bias is not None
+    return projection.features, projection.weight, projection.bias
+
+
 def test_without_terms_there_is_a_graph_with_a_zero_gradient() -> None:
     """A head that no term uses still takes part in the backward pass, as DDP wants it."""
     student = make_projection(1)

@@ -1,0 +1,91 @@
+"""A step whose gradient is not finite is not taken, and a run of nothing else ends."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from lit_distil.modules.guards import StepGuard
+from tests.modules.test_distillation import make_data, make_module, make_trainer
+from tests.workspace import Workspace
+
+
+def optimizer_with(gradient: float) -> torch.optim.Optimizer:
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    parameters[0].grad, parameters[1].grad = torch.full((3,), 2.0), torch.full((2,), gradient)
+    return torch.optim.AdamW(parameters, lr=0.1)
+
+
+def test_finite_gradients_are_left_alone_and_measured() -> None:
+    optimizer = optimizer_with(1.0)
+    norm = StepGuard(0).check(optimizer, 7)
+    assert norm is not None and norm.item() == pytest.approx(math.sqrt(3 * 4 + 2))
+    assert optimizer.param_groups[0]["params"][0].grad.tolist() == [2.0] * 3
+
+
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("gradient", [math.inf, math.nan])
+def test_one_bad_entry_takes_all_gradients_away_so_that_nothing_moves(gradient: float) -> None:
+    optimizer, guard = optimizer_with(gradient), StepGuard(3)
+    assert guard.check(optimizer, 7) is None and guard.num_skipped == 1
+    optimizer.step()  # neither the step nor weight decay
+    assert all(torch.equal(p, torch.ones_like(p)) for p in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.filterwarnings("ignore:step")
+def test_patience_is_for_steps_in_a_row() -> None:
+    guard = StepGuard(2)
+    for _ in range(3):
+        for gradient in (math.nan, math.nan, 1.0):
+            guard.check(optimizer_with(gradient), 0)
+    assert guard.num_skipped == 6
+    guard.check(optimizer_with(math.nan), 0)
+    guard.check(optimizer_with(math.nan), 1)
+    with pytest.raises(RuntimeError, match=r"step 2: .* 3 steps in a row.*Lower the learning rate"):
+        guard.check(optimizer_with(math.nan), 2)
+
+
+def test_negative_patience_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.max_skipped_steps must not be negative, got -1"):
+        StepGuard(-1)
+
+
+class Poison(Callback):
+    """Plants an infinite gradient in some steps."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+        self.weights: list[torch.Tensor] = []
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step in self.steps:
+            next(p for p in pl_module.parameters() if p.grad is not None).grad[0] = math.inf  # type: ignore[index]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.weights.append(torch.cat([p.detach().flatten() for p in pl_module.network.parameters()]))
+
+
+@pytest.mark.filterwarnings("ignore:step")
+def test_a_poisoned_step_is_skipped_in_training_and_counted(workspace: Workspace, tmp_path: Path) -> None:
+    poison, module = Poison({1, 2}), make_module(workspace.teacher)
+    trainer = make_trainer(tmp_path, max_steps=5, callbacks=[poison])
+    trainer.fit(module, datamodule=make_data(workspace))
+    weights = poison.weights
+    assert torch.equal(weights[1], weights[0]) and torch.equal(weights[2], weights[0])
+    assert not torch.equal(weights[3], weights[2]) and weights[-1].isfinite().all()
+    assert module.guard.num_skipped == 2
+
+
+@pytest.mark.filterwarnings("ignore:step")
+def test_a_run_of_poisoned_steps_ends_with_finite_weights(workspace: Workspace, tmp_path: Path) -> None:
+    module = make_module(workspace.teacher, max_skipped_steps=2)
+    trainer = make_trainer(tmp_path, max_steps=9, callbacks=[Poison(set(range(1, 9)))])
+    with pytest.raises(RuntimeError, match="3 steps in a row"):
+        trainer.fit(module, datamodule=make_data(workspace))
+    assert trainer.global_step == 3 and all(p.isfinite().all() for p in module.network.parameters())

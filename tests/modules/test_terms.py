@@ -1,0 +1,196 @@
+"""The terms together: one pass or one by one, several teachers, settings that change, shares of the gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from lit_distil.models import EveryOther, Pretrained
+from lit_distil.modules.terms import LossTerms, shares_the_pass
+from lit_distil.objectives import (
+    HiddenCosineLoss,
+    LogitObjective,
+    MaskedLMLoss,
+    SoftTargetLoss,
+    TeacherLabelLoss,
+)
+from lit_distil.schedules import LinearRamp, Stages
+from lit_distil.types import Batch, EncoderOutput, Projection
+from tests.modules.test_distillation import make_data, make_module, make_trainer
+from tests.objectives.examples import make_batch, make_output
+from tests.workspace import Workspace
+
+
+def deferred(output: EncoderOutput, batch: Batch) -> EncoderOutput:
+    """The same output, its logits yet to be multiplied out and the masked rows first."""
+    assert output.logits is not None
+    order = batch.masked_first
+    projection = Projection(output.logits[order], torch.eye(output.logits.shape[1]), None)
+    return EncoderOutput(output.last_hidden_state, output.hidden_states, projection=projection, rows=order)
+
+
+OBJECTIVES = {
+    "soft": SoftTargetLoss(2.0, positions="all", weight=5.0),
+    "unmasked": TeacherLabelLoss("unmasked", weight=0.5),
+    "mlm": MaskedLMLoss(weight=2.0),
+    "cosine": HiddenCosineLoss(weight=1.0),
+    "watched": SoftTargetLoss(1.0, weight=0.0),
+}
+
+
+def test_one_pass_gives_what_the_terms_give_one_by_one() -> None:
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    terms = LossTerms(nn.ModuleDict(OBJECTIVES))
+    counts = {kind: 3 * count for kind, count in batch.counts.items()}  # a global batch of three such micro-batches
+    together, sums = terms.total(deferred(student, batch), {"t": deferred(teacher, batch)}, batch, counts)
+    expected, one_by_one = terms.total(student, {"t": teacher}, batch, counts)
+    torch.testing.assert_close(together, expected)
+    assert list(sums) and set(sums) == set(one_by_one) == set(OBJECTIVES)
+    for name, value in sums.items():
+        torch.testing.assert_close(value, one_by_one[name])
+    leaves = [student.logits, student.last_hidden_state]
+    for ours, theirs in zip(torch.autograd.grad(together, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_an_objective_that_does_more_than_rows_is_called_itself() -> None:
+    class Penalised(SoftTargetLoss):
+        def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+            return super().forward(student, teacher, batch) + 100.0
+
+    class Scaled(LogitObjective):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            return (self.scale * student_logits - teacher_logits).square().sum()
+
+    assert shares_the_pass(SoftTargetLoss()) and not shares_the_pass(Penalised()) and not shares_the_pass(Scaled())
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    terms = LossTerms(nn.ModuleDict({"penalised": Penalised(), "scaled": Scaled(), "mlm": MaskedLMLoss()}))
+    outputs = deferred(student, batch), {"t": deferred(teacher, batch)}
+    loss, sums = terms.total(*outputs, batch, batch.counts)
+    torch.testing.assert_close(loss, terms.total(student, {"t": teacher}, batch, batch.counts)[0])
+    assert sums["penalised"] > 100
+    loss.backward()
+    assert terms.objectives["scaled"].scale.grad.abs() > 0  # type: ignore[union-attr]
+
+
+def test_gradient_norms_are_those_of_each_term_alone() -> None:
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    terms = LossTerms(nn.ModuleDict(OBJECTIVES))
+    assert student.logits is not None
+    leaves: Any = [student.logits, student.last_hidden_state]
+    outputs = deferred(student, batch), {"t": deferred(teacher, batch)}
+    norms = terms.gradient_norms(leaves, *outputs, batch, batch.counts)
+    assert set(norms) == set(OBJECTIVES) - {"watched"}
+    for name, norm in norms.items():
+        objective: Any = OBJECTIVES[name]
+        alone = objective.weight * objective(student, teacher, batch) / batch.counts[objective.counts]
+        gradients = torch.autograd.grad(alone, leaves, allow_unused=True)
+        torch.testing.assert_close(norm, torch.cat([g.flatten() for g in gradients if g is not None]).norm())
+    # the graph is still there for the step itself
+    terms.total(*outputs, batch, batch.counts)[0].backward()
+    assert student.logits.grad is not None and student.logits.grad.abs().sum() > 0
+
+
+def test_a_term_that_does_not_say_which_of_several_teachers_is_an_error() -> None:
+    batch, student = make_batch(), make_output(1)
+    teachers = {"a": make_output(2), "b": make_output(3)}
+    terms = LossTerms(nn.ModuleDict({"cosine": HiddenCosineLoss()}))
+    with pytest.raises(ValueError, match=r"model\.objective_teachers: 'cosine' compares with one teacher"):
+        terms.total(student, teachers, batch, batch.counts)
+    terms.teacher_of = {"cosine": "b"}
+    torch.testing.assert_close(
+        terms.total(student, teachers, batch, batch.counts)[1]["cosine"],
+        HiddenCosineLoss()(student, teachers["b"], batch).detach(),
+    )
+
+
+class Recorder(Callback):
+    """Keeps what the first objective's settings were in each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        soft = pl_module.objectives["soft"]
+        self.seen.append((soft.weight, soft.temperature))
+
+
+def test_weight_and_temperature_follow_their_schedules_and_come_to_rest_in_evaluation(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    soft = SoftTargetLoss(LinearRamp(4.0, 1.0, steps=3), weight=Stages([0.0, 5.0], [2]))
+    recorder, module = Recorder(), make_module(workspace.teacher, objectives={"soft": soft, "mlm": MaskedLMLoss()})
+    trainer = make_trainer(tmp_path, max_steps=5, callbacks=[recorder], limit_val_batches=1)
+    trainer.fit(module, datamodule=make_data(workspace))
+    assert recorder.seen == [(0.0, 4.0), (0.0, 3.0), (5.0, 2.0), (5.0, 1.0), (5.0, 1.0)]
+    assert module.latest["train/weight/soft"] == 5.0 and module.latest["train/temperature/soft"] == 1.0
+    soft.set_step(0)
+    trainer.validate(module, datamodule=make_data(workspace), verbose=False)
+    assert (soft.weight, soft.temperature) == (5.0, 1.0)
+
+
+def test_a_weight_that_is_zero_at_first_is_no_mistake_and_one_below_zero_is() -> None:
+    assert SoftTargetLoss(weight=Stages([0.0, 1.0], [3])).heaviest == 1.0
+    with pytest.raises(ValueError, match="weight of SoftTargetLoss must be 0 or more"):
+        SoftTargetLoss(weight=LinearRamp(1.0, -0.5, steps=4))
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        SoftTargetLoss(LinearRamp(2.0, 0.0, steps=4))
+
+
+def test_two_teachers_are_distilled_as_the_mean_of_their_distributions(workspace: Workspace, tmp_path: Path) -> None:
+    weaker = tmp_path / "weaker"
+    model, _ = EveryOther().build(Pretrained(workspace.teacher).build(None))
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(weaker)
+    from lit_distil.data import load_tokenizer
+
+    load_tokenizer(workspace.byte_bpe).save_pretrained(weaker)
+    module = make_module(
+        {"large": workspace.teacher, "small": str(weaker)},  # type: ignore[arg-type]
+        teacher_weights={"large": 3.0, "small": 1.0},
+        objective_teachers={"cosine": "large"},
+        gradient_shares_every=1,
+    )
+    trainer = make_trainer(tmp_path / "run", max_steps=2)
+    trainer.fit(module, datamodule=make_data(workspace))
+    shares = [module.latest[f"train/gradient_share/{name}"] for name in ("soft", "cosine", "mlm")]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-5) and min(shares) > 0
+    batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+    module.eval()
+    with torch.no_grad():
+        student, teachers = module.outputs(batch)
+        assert set(teachers) == {"large", "small"}
+        _, sums = module.loss_terms().total(student, teachers, batch, batch.counts)
+    num_masked = batch.counts["masked"]
+    logits = {name: one.projection.logits()[:num_masked] for name, one in teachers.items()}  # type: ignore[union-attr]
+    mixture = 0.75 * F.softmax(logits["large"] / 2, -1) + 0.25 * F.softmax(logits["small"] / 2, -1)
+    own = student.projection.logits()[:num_masked]  # type: ignore[union-attr]
+    expected = 4 * F.kl_div(F.log_softmax(own / 2, -1), mixture, reduction="sum")
+    torch.testing.assert_close(sums["soft"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_weights": {"large": 1.0}}, r"model\.teacher_weights names \['large'\], and the teachers are"),
+        ({"teacher_weights": {"large": 1.0, "small": 0.0}}, r"model\.teacher_weights must be positive, got"),
+        ({"objective_teachers": {"sfot": "large"}}, r"model\.objective_teachers: sfot: large"),
+        ({"gradient_shares_every": -1}, r"model\.gradient_shares_every must not be negative"),
+    ],
+)
+def test_mistakes_about_several_teachers_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_module({"large": "a", "small": "b"}, **changes)  # type: ignore[arg-type]
