@@ -24,7 +24,7 @@ from lit_distil.types import Projection
 CHUNK_BYTES = 64 * 2**20
 """Size of the logits of one piece: many rows at once for the matrix products, and little beside a batch's."""
 
-_CPU_COLUMNS = 4096
+_CPU_COLUMNS = 1024
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """Is shown every piece: student's logits, teacher's logits, labels (None for rows that are not masked)."""
