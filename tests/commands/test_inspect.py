@@ -1,0 +1,374 @@
+"""`inspect` shows what is in a batch: neither more nor less, in words, and without a network."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from lit_distil import cli
+from lit_distil.commands.batch_html import _CSS, batches_page
+from lit_distil.commands.batch_text import Painter, sequence_text
+from lit_distil.commands.batch_tokens import TokenTexts, printable
+from lit_distil.commands.batch_totals import SplitFacts, histogram, totals_of
+from lit_distil.commands.batch_views import Reader
+from lit_distil.data import SegmentPair, StepPlan, TextDataModule, TextFiles, TokenMasking, vocabulary_of
+from lit_distil.types import Batch
+from tests.workspace import Workspace, kept_environment, with_trainer, write_config
+
+MARK = re.compile(r"⟦(\S+) (?:→ (\S+)|↺)⟧")
+
+
+def inspect(config: dict[str, Any], folder: Path, *more: str, **trainer: Any) -> Path:
+    """Run the command as a person would; gives the page."""
+    file = write_config(with_trainer(config, folder / "run", **trainer), folder / "config.yaml")
+    with kept_environment(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore")
+        cli.main(["inspect", "--config", file, *more])
+    return folder / "run" / "inspect.html"
+
+
+def pairs(workspace: Workspace) -> dict[str, Any]:
+    """Pretraining on pairs of segments with a WordPiece vocabulary."""
+    config = workspace.pretraining()
+    config["data"] = workspace.text_data(tokenizer=workspace.wordpiece, format="lit_distil.data.SegmentPair", seed=3)
+    return config
+
+
+def batches_of_pairs(workspace: Workspace, *, step: int, number: int) -> tuple[TextDataModule, list[Batch]]:
+    """What a run on these pairs trains on in one step, from the data set and the plan of steps."""
+    files = {split: str(workspace.root / f"{split}.txt") for split in ("train", "validation")}
+    data = TextDataModule(
+        workspace.wordpiece,
+        TextFiles(**files),
+        format=SegmentPair(),
+        masking=TokenMasking(rate=0.3),
+        max_length=48,
+        batch_size=8,
+        seed=3,
+        cache_dir=str(workspace.root / "cache"),
+    )
+    data.prepare_data()
+    data.setup("fit")
+    samples, epochs = StepPlan(len(data.datasets["train"]), 8, seed=3).samples(step)
+    shares = zip(np.split(samples, number), np.split(epochs, number), strict=True)
+    return data, [data.datasets["train"].collate(*share, step) for share in shares]
+
+
+class Page(HTMLParser):
+    """Tags of a page, its words, and what is struck out."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.words: list[str] = []
+        self.struck: list[str] = []
+        self.is_struck = False
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.is_struck = tag == "s"
+        assert not {name for name, _ in attrs} & {"src", "href", "srcset", "onload", "onerror", "onclick"}
+
+    def handle_endtag(self, tag: str) -> None:
+        self.is_struck = False
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self.is_struck:
+            self.struck.append(data)
+
+
+def number(output: str, line: str) -> int:
+    """The first number in a line of the totals."""
+    found = re.search(rf"^{line} +([\d,]+)", output, re.MULTILINE)
+    assert found, output
+    return int(found[1].replace(",", ""))
+
+
+def test_a_step_is_shown_as_it_is_trained_on(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Samples, masked positions with what was and what is there, segments, labels of pairs, and every total."""
+    page = Page(inspect(pairs(workspace), tmp_path, "--step", "5", "--show", "null", accumulate_grad_batches=2))
+    output = capsys.readouterr().out
+    data, batches = batches_of_pairs(workspace, step=5, number=2)
+
+    shown = output.split("\nbatch ")[1:]
+    assert len(shown) == len(batches) == 2
+    mask = data.tokenizer.mask_token_id
+    for text, batch in zip(shown, batches, strict=True):
+        assert re.findall(r"^sample (\d+) · (\d+) tokens", text, re.MULTILINE) == [
+            (str(sample), str(length)) for sample, length in zip(batch.sample_ids.tolist(), batch.lengths, strict=True)
+        ]
+        assert batch.masked_positions is not None and batch.masked_labels is not None
+        expected = []
+        for position, original in zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True):
+            was, put = data.tokenizer.convert_ids_to_tokens([original, int(batch.input_ids[0, position])])
+            expected.append((was.removeprefix("##"), "" if put == was else put.removeprefix("##")))
+        assert len(expected) > 20 and MARK.findall(text) == expected
+        assert batch.next_sentence_labels is not None
+        answers = re.findall(r"(is next: B follows A|random next: B is from another document)", text)
+        assert [answer.startswith("random") for answer in answers] == batch.next_sentence_labels.bool().tolist()
+        assert len(re.findall(r"^  A │ \[CLS\] .* \[SEP\]$", text, re.MULTILINE)) == batch.num_sequences
+        assert len(re.findall(r"^  B │ .* \[SEP\]$", text, re.MULTILINE)) == batch.num_sequences
+
+    marks = [mark for text in shown for mark in MARK.findall(text)]
+    assert Counter(page.struck) == Counter([was for was, _ in marks] + ["was"] * 3)  # the legend has three
+    counts = [batch.counts for batch in batches]
+    assert number(output, "sequences") == 8
+    assert number(output, "tokens") == sum(count["tokens"] for count in counts)
+    assert number(output, "to predict") == sum(count["masked"] for count in counts) == len(marks)
+    hidden = sum(
+        int((batch.input_ids[0, batch.masked_positions] == mask).sum())  # type: ignore[index]
+        for batch in batches
+    )
+    left = sum(
+        int((batch.input_ids[0, batch.masked_positions] == batch.masked_labels).sum())  # type: ignore[index]
+        for batch in batches
+    )
+    assert f"({hidden})" in output.split("of these")[1].splitlines()[0] and 0 < hidden < len(marks)
+    assert re.search(rf"left as it is [\d.]+ % \({left}\)", output)
+    padded = sum(batch.num_sequences * max(batch.lengths) for batch in batches)
+    tokens = sum(batch.num_tokens for batch in batches)
+    assert f"{100 * (padded - tokens) / padded:.1f} % if batches were padded" in output
+    corpus = data.datasets["train"].corpus  # type: ignore[attr-defined]
+    assert f"{corpus.num_documents} documents" in output and f"{corpus.num_tokens:,} tokens" in output
+    bars = re.findall(r"^ +\d+ to \d+ % (?:█+ )?(\d+)$", output, re.MULTILINE)
+    assert sum(map(int, bars)) == 8
+
+
+def test_frequent_and_unknown_tokens_are_those_before_masking(workspace: Workspace) -> None:
+    """What hides a token must not be counted for it, and special tokens are no words."""
+    data, batches = batches_of_pairs(workspace, step=2, number=4)
+    reader = Reader(TokenTexts(data.tokenizer, set(data.vocabulary.special_ids.values())), data.vocabulary, {}, {})
+    totals = totals_of(batches, reader, top=10_000)
+    words: Counter[str] = Counter()
+    for batch in batches:
+        ids = batch.input_ids[0].clone()
+        ids[batch.masked_positions] = batch.masked_labels  # type: ignore[index]
+        words.update(data.tokenizer.convert_ids_to_tokens([i for i in ids.tolist() if i > 4]))
+    assert sorted(count for _, count in totals.frequent) == sorted(words.values())
+    assert totals.num_ordinary == sum(words.values()) > 100 and totals.num_unknown == 0
+    assert (
+        totals.num_masked
+        == [
+            int(((batch.masked_positions >= start) & (batch.masked_positions < end)).sum())  # type: ignore[operator]
+            for batch in batches
+            for start, end in zip(batch.cu_seq_lens[:-1].tolist(), batch.cu_seq_lens[1:].tolist(), strict=True)
+        ]
+    )
+    assert sum(count for _, count in histogram(totals)) == totals.num_sequences == 8
+
+
+def test_no_network_is_made_and_its_files_need_not_be_there(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at the data must not cost what the training costs, nor a download."""
+    made: list[str] = []
+    build = torch.nn.Module.__init__
+
+    def record(self: torch.nn.Module, *args: Any, **settings: Any) -> None:
+        made.append(type(self).__name__)
+        build(self, *args, **settings)
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", record)
+    torch.nn.Identity()
+    assert made == ["Identity"]
+    config = workspace.finetuning()
+    config["model"]["init_args"]["network"]["init_args"]["name_or_path"] = str(tmp_path / "not-there")
+    inspect(config, tmp_path, "--batches", "2", "--show", "3", "--data.batch_size", "4")
+    assert made == ["Identity"]
+    output = capsys.readouterr().out
+    assert number(output, "sequences") == 8 and output.count("and 1 more sequences") == 2
+
+
+def test_fine_tuning_rows_have_their_labels_in_words_and_their_lines(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sample i of the validation rows is line i + 1 of its file, whichever are asked for."""
+    arguments = ("--split", "validation", "--samples", "[4,0,12]", "--out", str(tmp_path / "there" / "page.html"))
+    inspect(workspace.finetuning(), tmp_path, *arguments)
+    output = capsys.readouterr().out
+    names = ("code", "prose", "verse")
+    for sample in (4, 0, 12):
+        assert re.search(rf"^sample {sample} · \d+ tokens · label: {names[sample % 3]} · from ", output, re.MULTILINE)
+        assert re.search(rf"^sample {sample} .*validation.jsonl.*\b{sample + 1}\b", output, re.MULTILINE)
+    assert "to predict" not in output and number(output, "sequences") == 3
+    assert f"written: {tmp_path / 'there' / 'page.html'}" in output
+    assert "label: prose" in "".join(Page(tmp_path / "there" / "page.html").words)
+
+
+def test_colours_are_for_terminals(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file or a pipe gets no escape sequences unless they are asked for."""
+    inspect(workspace.distillation(), tmp_path)
+    plain = capsys.readouterr().out
+    inspect(workspace.distillation(), tmp_path, "--color", "always")
+    coloured = capsys.readouterr().out
+    assert "\x1b" not in plain and re.sub(r"\x1b\[[\d;]+m", "", coloured) == plain
+    codes = {re.search(rf"\x1b\[([\d;]+)m⟦[^⟧]*{end}⟧", coloured)[1] for end in ("<mask>", "↺", "other")}  # type: ignore[index]
+    assert len(codes) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--step", "2", "--split", "validation"], "step 2: only training has steps"),
+        (["--samples", "[0,100000]"], "samples: no sample 100000; the train split has 0 to"),
+        (["--samples", "[0]", "--batches", "2"], "samples: give either samples, or batches and step"),
+        (["--batches", "0"], "batches must be at least 1, got 0"),
+        (["--out", "page.pdf"], "out must be a file that ends in .html, got 'page.pdf'"),
+        (["--split", "test"], "data.source: it gives no test split"),
+        (["--split", "training"], "split"),
+        (["--data.tokenizer", "not-there"], "data.tokenizer: no tokenizer 'not-there'"),
+        (["--data.max_lenght", "4"], "did you mean 'max_length'?"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], told: str, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = workspace.pretraining()
+    del config["data"]["init_args"]["source"]["init_args"]["test"]
+    with pytest.raises(SystemExit) as stop:
+        inspect(config, tmp_path, *arguments)
+    error = capsys.readouterr().err.split("lit-distil: error: ")[1]
+    assert stop.value.code == 2 and told in error and len(error.splitlines()) == 1
+
+
+# Batches made by hand
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Ada", "wrote", "##n", "<script>alert(1)</script>", "\x1b[2J"]
+HOSTILE = WORDS.index("<script>alert(1)</script>")
+
+
+def reader_of(labels: dict[int, str] | None = None, places: dict[int, str] | None = None) -> Reader:
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), WORDS[:5], strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    vocabulary = vocabulary_of(tokenizer)
+    return Reader(TokenTexts(tokenizer, set(vocabulary.special_ids.values())), vocabulary, labels or {}, places or {})
+
+
+def batch_of(*sequences: list[int], **fields: Any) -> Batch:
+    lengths = tuple(map(len, sequences))
+    return Batch(
+        input_ids=torch.tensor([[token for sequence in sequences for token in sequence]]),
+        position_ids=torch.tensor([[place for length in lengths for place in range(length)]]),
+        cu_seq_lens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        lengths=lengths,
+        **{"sample_ids": torch.arange(len(lengths)), **fields},
+    )
+
+
+def test_hostile_text_is_text_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
+    """A corpus may hold markup and escape sequences; neither may act, in tokens, labels, file names or titles."""
+    hostile = "</title><img src=x onerror=alert(1)>\x1b]0;x\x07\u202e"
+    batch = batch_of(
+        [2, HOSTILE, 9, 3], [2, 4, 1, 3], labels=torch.tensor([0, 0]),
+        masked_positions=torch.tensor([5]), masked_labels=torch.tensor([HOSTILE]),
+    )  # fmt: skip
+    reader = reader_of({0: hostile}, {0: hostile, 1: hostile})
+    views, totals = reader.views(batch), totals_of([batch], reader, top=5)
+    file = tmp_path / "page.html"
+    facts = SplitFacts("train", 2, 8, None)
+    file.write_text(batches_page(hostile, [(views, 8)], totals, facts, show=None), encoding="utf-8")
+    page = Page(file)
+    assert not page.tags.keys() & {"script", "img", "link", "iframe", "object"}
+    assert page.tags["title"] == page.tags["h1"] == page.tags["main"] == 1
+    assert page.struck.count(WORDS[HOSTILE]) == 1 and "<img src=x" in "".join(page.words)
+    source = file.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|url\(|@import", source) and "\x1b" not in source
+    shown = "\n".join(sequence_text(view, Painter(False)) for view in views)
+    assert shown.replace("\n", "").isprintable() and "\\x1b[2J" in shown and "\\u202e" in shown
+
+
+def test_marks_of_every_kind() -> None:
+    batch = batch_of(
+        [2, 5, 4, 9, 5, 1, 3],
+        masked_positions=torch.tensor([2, 3, 4]),
+        masked_labels=torch.tensor([7, 6, 5]),
+    )
+    (view,) = reader_of().views(batch)
+    assert sequence_text(view, Painter(False)).splitlines()[1] == (
+        "  │ [CLS] Ada⟦n → [MASK]⟧ ⟦wrote → \\x1b[2J⟧ ⟦Ada ↺⟧ [UNK] [SEP]"
+    )
+    kinds = ["special", "text", "mask", "random", "kept", "unknown", "special"]
+    assert [piece.kind for piece in view.pieces] == kinds
+    assert [piece.position for piece in view.pieces] == list(range(7))
+
+
+def test_documents_within_a_sequence_stand_on_lines_of_their_own() -> None:
+    (view,) = reader_of().views(batch_of([2, 5, 3, 6, 6, 3]))
+    assert sequence_text(view, Painter(False)).splitlines()[1:] == ["  │ [CLS] Ada [SEP]", "  │ wrote wrote [SEP]"]
+    (pair,) = reader_of().views(batch_of([2, 5, 3, 3, 6, 3]))  # RoBERTa's pair has two separators
+    assert [len(part.pieces) for part in pair.parts] == [4, 2]
+
+
+def test_every_kind_of_label_is_in_words() -> None:
+    """Tags, several labels, values, answers and choices."""
+
+    def text(batch: Batch, names: dict[int, str] | None = None) -> str:
+        return "\n".join(sequence_text(view, Painter(False)) for view in reader_of(names).views(batch))
+
+    tags = text(batch_of([2, 5, 7, 6, 3], labels=torch.tensor([[-100, 1, -100, 0, -100]])), {0: "O", 1: "B-PER"})
+    assert tags.splitlines()[1] == "  │ [CLS] Ada⟨B-PER⟩n wrote⟨O⟩ [SEP]"
+    several = text(batch_of([2, 3], [2, 3], labels=torch.tensor([[1.0, 0, 1], [0, 0, 0]])), {0: "a", 1: "b", 2: "c"})
+    assert "label: a, c\n" in several and "label: (none of the labels)\n" in several
+    assert "label: 3.5\n" in text(batch_of([2, 3], labels=torch.tensor([3.5])))
+    spans = torch.tensor([[2, 3], [5, 5], [-100, -100]])
+    answers = text(batch_of([2, 6, 5, 7, 3], [2, 3], [2, 3], answer_spans=spans))
+    assert [line.split(" · ")[2] for line in answers.splitlines() if line.startswith("sample")] == [
+        "answer: Adan",
+        "answer: none in this window",
+        "answer: not known",
+    ]
+    groups = {"group_sizes": (2, 2), "sample_ids": torch.tensor([7, 8]), "labels": torch.tensor([1, 0])}
+    choices = text(batch_of([2, 3], [2, 5, 3], [2, 3], [2, 3], **groups))
+    assert [line for line in choices.splitlines() if line.startswith("sample")] == [
+        "sample 7 · 2 tokens · label: choice 1 of 2",
+        "sample 7 · 3 tokens · label: choice 2 of 2, the right one",
+        "sample 8 · 2 tokens · label: choice 1 of 2, the right one",
+        "sample 8 · 2 tokens · label: choice 2 of 2",
+    ]
+
+
+def test_byte_level_tokens_are_words_again(workspace: Workspace) -> None:
+    """Marks of spaces become spaces, and a part of a character is shown as the vocabulary writes it."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(workspace.byte_bpe)
+    texts = TokenTexts(tokenizer, set(tokenizer.all_special_ids))
+    sentence = "The model returns each token."
+    read = [texts(token) for token in tokenizer(sentence, add_special_tokens=False).input_ids]
+    assert "".join(f"{' ' if spaced else ''}{text}" for text, spaced in read).replace("␣", " ") == sentence
+    assert len(read) > 5 and "." in dict(read)
+    parts = [texts(token) for token in tokenizer("é", add_special_tokens=False).input_ids]
+    assert parts == [("Ã", False), ("©", False)]
+    assert printable("a\tb c\n") == "a→b c↵"
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_the_page_has_contrast_in_light_and_dark(scheme: int) -> None:
+    """WCAG's 4.5 to 1 for text on every ground that it stands on."""
+    found = re.findall(r":root \{(.*?)\}", _CSS, re.DOTALL)
+    assert len(found) == 2 and "prefers-color-scheme: dark" in _CSS
+    colours = dict(re.findall(r"--(\w+): #(\w+)", found[scheme]))
+
+    def light(name: str) -> float:
+        code = colours[name] if len(colours[name]) == 6 else "".join(2 * letter for letter in colours[name])
+        parts = [int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    grounds = [("text", name) for name in ("back", "mask", "random", "kept", "answer")]
+    for text, ground in [*grounds, *((name, "back") for name in ("faint", "unknown", "tag"))]:
+        darker, lighter = sorted((light(text), light(ground)))
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)
