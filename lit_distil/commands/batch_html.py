@@ -5,39 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from lit_distil.commands.batch_text import MEANINGS, batch_heading, segment_name, sequence_heading
+from lit_distil.commands.batch_text import MEANINGS, batch_heading, rest_of, segment_name, sequence_heading
 from lit_distil.commands.batch_tokens import printable
 from lit_distil.commands.batch_totals import SplitFacts, Totals, histogram, summary
-from lit_distil.commands.batch_views import Part, Piece, SequenceView
+from lit_distil.commands.batch_views import Kind, Part, Piece, SequenceView
+from lit_distil.types import Batch
 
 
 def batches_page(
-    title: str,
-    batches: Sequence[tuple[Sequence[SequenceView], int]],
-    totals: Totals,
-    split: SplitFacts,
-    *,
-    show: int | None,
+    title: str, batches: Sequence[tuple[Sequence[SequenceView], Batch]], totals: Totals, split: SplitFacts
 ) -> str:
     """The page.
 
     Args:
         title: Headline.
-        batches: The sequences and the number of tokens of each batch.
+        batches: Each batch and those of its sequences, from the first on, that are to be written out.
         totals: Sums over the batches.
         split: Where they are from.
-        show: How many sequences of each batch to write out; None writes all.
     """
     title = printable(title)
     parts = [f"<h1>{escape(title)}</h1>", _table(summary(totals, split))]
     if totals.has_masks:
         parts += ["<h2>Share of a sequence’s tokens that is to be predicted</h2>", _histogram(histogram(totals))]
     parts.append(_legend(totals))
-    for number, (views, num_tokens) in enumerate(batches, start=1):
-        parts.append(f"<h2>{escape(batch_heading(number, views, num_tokens))}</h2>")
-        parts += [_sequence(view) for view in views[:show]]
-        if show is not None and len(views) > show:
-            parts.append(f'<p class="more">and {len(views) - show:,} more sequences (--show)</p>')
+    for number, (views, batch) in enumerate(batches, start=1):
+        parts.append(f"<h2>{escape(batch_heading(number, batch))}</h2>")
+        parts += map(_sequence, views)
+        if rest := rest_of(views, batch):
+            parts.append(f'<p class="more">{escape(rest)}</p>')
     return _PAGE.format(title=escape(title), style=_CSS, body="\n".join(parts))
 
 
@@ -68,10 +63,8 @@ def _token(piece: Piece) -> str:
 def _legend(totals: Totals) -> str:
     if not totals.has_masks:
         return ""
-    marks = [
-        f'<span class="{kind}"><s>was</s>{put}</span> {escape(MEANINGS[kind])}'
-        for kind, put in (("mask", "<ins>[MASK]</ins>"), ("random", "<ins>other</ins>"), ("kept", ""))
-    ]
+    examples: list[tuple[Kind, str]] = [("mask", "<ins>[MASK]</ins>"), ("random", "<ins>other</ins>"), ("kept", "")]
+    marks = [f'<span class="{kind}"><s>was</s>{put}</span> {escape(MEANINGS[kind])}' for kind, put in examples]
     return f'<p class="legend">{" &ensp; ".join(marks)}</p>'
 
 

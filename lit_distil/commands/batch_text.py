@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lit_distil.commands.batch_totals import SplitFacts, Totals, histogram, summary
 from lit_distil.commands.batch_views import Kind, Piece, SequenceView
+from lit_distil.types import Batch
 
 _LONGEST_BAR = 40
 # bold on a colour of its own for what is to be predicted, which light and dark terminals both show
@@ -43,9 +44,15 @@ class Painter:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colours and code else text
 
 
-def batch_heading(number: int, views: Sequence[SequenceView], num_tokens: int) -> str:
+def batch_heading(number: int, batch: Batch) -> str:
     """What stands above a batch: its number from 1, its sequences and its tokens."""
-    return f"batch {number}: {len(views):,} sequences, {num_tokens:,} tokens"
+    return f"batch {number}: {batch.num_sequences:,} sequences, {batch.num_tokens:,} tokens"
+
+
+def rest_of(views: Sequence[SequenceView], batch: Batch) -> str:
+    """How many sequences of a batch are not among those that are shown; empty where all are."""
+    rest = batch.num_sequences - len(views)
+    return f"and {rest:,} more sequences (--show)" if rest else ""
 
 
 def sequence_heading(view: SequenceView) -> str:

@@ -89,46 +89,53 @@ class Reader:
     labels: dict[int, str]
     places: dict[int, str]
 
-    def views(self, batch: Batch) -> list[SequenceView]:
-        """Every sequence of a batch on the CPU, in its order."""
+    def views(self, batch: Batch, first: int | None = None) -> list[SequenceView]:
+        """Sequences of a batch on the CPU, in its order.
+
+        Args:
+            batch: The batch.
+            first: How many of its sequences; None takes all. A batch of thousands is not taken apart for a few.
+        """
         sizes = batch.group_sizes or (1,) * batch.num_sequences
         samples = [sample for sample, size in zip(batch.sample_ids.tolist(), sizes, strict=True) for _ in range(size)]
         labels = sequence_labels(batch, self.labels)
-        pieces = self._pieces(batch)
+        originals: dict[int, int] = {}
+        if batch.masked_positions is not None and batch.masked_labels is not None:
+            originals = dict(zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True))
         views = []
-        for number, (start, end) in enumerate(pairwise(batch.cu_seq_lens.tolist())):
+        for number, (start, end) in enumerate(list(pairwise(batch.cu_seq_lens.tolist()))[:first]):
+            pieces = self._pieces(batch, number, start, end, originals)
             notes = []
             if batch.next_sentence_labels is not None:
                 is_random = int(batch.next_sentence_labels[number]) == 1
                 notes.append("random next: B is from another document" if is_random else "is next: B follows A")
             if batch.answer_spans is not None:
-                notes.append(self._answer(batch.answer_spans[number].tolist(), start, pieces))
+                notes.append(_answer(batch.answer_spans[number].tolist(), start, pieces))
             if labels[number] is not None:
                 notes.append(f"label: {labels[number]}")
             if samples[number] in self.places:
                 notes.append(f"from {printable(self.places[samples[number]])}")
             segments = None if batch.token_type_ids is None else batch.token_type_ids[0, start:end].tolist()
-            parts = self._parts(pieces[start:end], segments, batch.input_ids[0, start:end].tolist())
+            parts = self._parts(pieces, segments, batch.input_ids[0, start:end].tolist())
             views.append(SequenceView(samples[number], parts, tuple(notes)))
         return views
 
-    def _pieces(self, batch: Batch) -> list[Piece]:
-        originals: dict[int, int] = {}
-        if batch.masked_positions is not None and batch.masked_labels is not None:
-            originals = dict(zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True))
-        tags = batch.labels[0].tolist() if batch.labels is not None and has_token_labels(batch.labels) else None
-        answers: set[int] = set()
-        for first, last in [] if batch.answer_spans is None else batch.answer_spans.tolist():
-            answers.update(range(first, last + 1) if first != IGNORE_INDEX else ())
+    def _pieces(self, batch: Batch, number: int, start: int, end: int, originals: dict[int, int]) -> list[Piece]:
+        """The tokens of one sequence, which are those from `start` to `end` of the batch."""
+        tags = None
+        if batch.labels is not None and has_token_labels(batch.labels):
+            tags = batch.labels[0, start:end].tolist()
+        answer = range(0)
+        if batch.answer_spans is not None and int(batch.answer_spans[number, 0]) != IGNORE_INDEX:
+            answer = range(int(batch.answer_spans[number, 0]) - start, int(batch.answer_spans[number, 1]) - start + 1)
         pieces = []
         after_special = False
-        ids, places = batch.input_ids[0].tolist(), batch.position_ids[0].tolist()
-        for position, (token_id, place) in enumerate(zip(ids, places, strict=True)):
-            original = originals.get(position)
+        for place, token_id in enumerate(batch.input_ids[0, start:end].tolist()):
+            original = originals.get(start + place)
             # a mask within a word stands where the word's part stood
             text, spaced = self.tokens(token_id if original is None else original)
             is_special = original is None and token_id in self.tokens.special_ids
-            tag = None if tags is None or tags[position] == IGNORE_INDEX else tags[position]
+            tag = None if tags is None or tags[place] == IGNORE_INDEX else tags[place]
             pieces.append(
                 Piece(
                     position=place,
@@ -137,7 +144,7 @@ class Reader:
                     spaced=place > 0 and (spaced or is_special or after_special),
                     original=None if original is None else text,
                     label=None if tag is None else printable(self.labels.get(tag, str(tag))),
-                    in_answer=position in answers and not is_special,
+                    in_answer=place in answer and not is_special,
                 )
             )
             after_special = is_special
@@ -168,14 +175,6 @@ class Reader:
                 begin = end
         return tuple(parts)
 
-    def _answer(self, span: list[int], start: int, pieces: list[Piece]) -> str:
-        if span[0] == IGNORE_INDEX:
-            return "answer: not known"
-        if span[0] == start:  # SQuAD's convention: the first token stands for it
-            return "answer: none in this window"
-        words = "".join(f"{' ' if piece.spaced else ''}{piece.text}" for piece in pieces[span[0] : span[1] + 1])
-        return f"answer: {words.strip()}"
-
 
 def has_token_labels(labels: Tensor) -> bool:
     """Whether there is one label a token."""
@@ -201,3 +200,13 @@ def sequence_labels(batch: Batch, names: dict[int, str]) -> list[str | None]:
     if labels.is_floating_point():
         return [f"{value:g}" for value in labels.tolist()]
     return [printable(names.get(index, str(index))) for index in labels.tolist()]
+
+
+def _answer(span: list[int], start: int, pieces: list[Piece]) -> str:
+    if span[0] == IGNORE_INDEX:
+        return "answer: not known"
+    if span[0] == start:  # SQuAD's convention: the first token stands for it
+        return "answer: none in this window"
+    found = pieces[span[0] - start : span[1] - start + 1]
+    words = "".join(f"{' ' if piece.spaced else ''}{piece.text}" for piece in found)
+    return f"answer: {words.strip()}"

@@ -17,13 +17,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_distil.commands.batch_html import batches_page
-from lit_distil.commands.batch_text import Painter, batch_heading, legend, sequence_text, totals_text
+from lit_distil.commands.batch_text import Painter, batch_heading, legend, rest_of, sequence_text, totals_text
 from lit_distil.commands.batch_tokens import TokenTexts
 from lit_distil.commands.batch_totals import SplitFacts, totals_of
 from lit_distil.commands.batch_views import Reader
 from lit_distil.commands.training import TrainingCLI
 from lit_distil.commands.training import run as run_training_command
 from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
+from lit_distil.modules import EncoderModule
 from lit_distil.tasks.base import place_of
 from lit_distil.types import Batch
 
@@ -68,6 +69,13 @@ class InspectCLI(TrainingCLI):
         parser = self._parser("fit")
         parser.prog = "lit-distil inspect"
         parser.description = "Show batches of a configuration as a person reads them, in the terminal and as a page."
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As LightningCLI does, save that data can be looked at before there is a model for it."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+        parser.add_lightning_class_args(EncoderModule, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What to show of which split, and where."""
@@ -121,12 +129,12 @@ class InspectCLI(TrainingCLI):
         show_batches(self.datamodule, self.trainer, self.options, run=self.run_name)
 
 
-def show_batches(data: TextDataModule, trainer: StandingTrainer, options: Namespace, *, run: str) -> None:
+def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, run: str) -> None:
     """Print batches of a data module and write them as a page.
 
     Args:
         data: The data module, as it comes from its constructor.
-        trainer: Where the run stands.
+        trainer: What the data module asks where the run stands (`StandingTrainer`).
         options: What to show, as `InspectCLI` takes it.
         run: Folder of the run; the page stands in it unless `options.out` names another place.
 
@@ -147,24 +155,22 @@ def show_batches(data: TextDataModule, trainer: StandingTrainer, options: Namesp
         TokenTexts(data.tokenizer, set(vocabulary.special_ids.values())), vocabulary, names, _places(dataset, batches)
     )
     totals, facts = totals_of(batches, reader, top=options.top), _facts(split, dataset)
-    views = [reader.views(batch) for batch in batches]
+    shown = [(reader.views(batch, options.show), batch) for batch in batches]
 
     painter = Painter(options.color == "always" or (options.color == "auto" and _shows_colours()))
-    if marks := legend([view for one in views for view in one[: options.show]], painter):
+    if marks := legend([view for views, _ in shown for view in views], painter):
         print(marks)
-    for number, (one, batch) in enumerate(zip(views, batches, strict=True), start=1):
-        print(f"\n{painter(batch_heading(number, one, batch.num_tokens), 'heading')}")
-        for view in one[: options.show]:
+    for number, (views, batch) in enumerate(shown, start=1):
+        print(f"\n{painter(batch_heading(number, batch), 'heading')}")
+        for view in views:
             print(f"\n{sequence_text(view, painter)}")
-        if options.show is not None and len(one) > options.show:
-            print(f"\nand {len(one) - options.show:,} more sequences (--show)")
+        if rest := rest_of(views, batch):
+            print(f"\n{rest}")
     print(f"\n{totals_text(totals, facts, painter)}")
 
     out = Path(options.out or Path(run, "inspect.html"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    pages = [(one, batch.num_tokens) for one, batch in zip(views, batches, strict=True)]
-    page = batches_page(f"{run}: {split} batches", pages, totals, facts, show=options.show)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(batches_page(f"{run}: {split} batches", shown, totals, facts), encoding="utf-8")
     print(f"\nwritten: {out}")
 
 

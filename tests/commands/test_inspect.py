@@ -220,6 +220,14 @@ def test_colours_are_for_terminals(workspace: Workspace, tmp_path: Path, capsys:
     assert len(codes) == 3
 
 
+def test_data_can_be_looked_at_before_there_is_a_model(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspect({"data": workspace.text_data()}, tmp_path, "--show", "0")
+    output = capsys.readouterr().out
+    assert number(output, "sequences") == 8 and "and 8 more sequences" in output and "│" not in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -281,7 +289,7 @@ def test_hostile_text_is_text_on_the_page_and_in_the_terminal(tmp_path: Path) ->
     views, totals = reader.views(batch), totals_of([batch], reader, top=5)
     file = tmp_path / "page.html"
     facts = SplitFacts("train", 2, 8, None)
-    file.write_text(batches_page(hostile, [(views, 8)], totals, facts, show=None), encoding="utf-8")
+    file.write_text(batches_page(hostile, [(views, batch)], totals, facts), encoding="utf-8")
     page = Page(file)
     assert not page.tags.keys() & {"script", "img", "link", "iframe", "object"}
     assert page.tags["title"] == page.tags["h1"] == page.tags["main"] == 1
