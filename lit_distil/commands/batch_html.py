@@ -38,13 +38,13 @@ def batches_page(
 
 def _sequence(view: SequenceView) -> str:
     parts = "\n".join(_part(part) for part in view.parts)
-    return f'<section id="sample-{view.sample}"><h3>{escape(sequence_heading(view))}</h3>\n{parts}\n</section>'
+    return f"<section><h3>{escape(sequence_heading(view))}</h3>\n{parts}\n</section>"
 
 
 def _part(part: Part) -> str:
     words = "".join(f"{' ' if piece.spaced else ''}{_token(piece)}" for piece in part.pieces).strip()
     name = segment_name(part.segment)
-    return f'<p class="part {name.lower() or "whole"}"><b>{name}</b><span>{words}</span></p>'
+    return f'<p class="part"><b>{name}</b><span>{words}</span></p>'
 
 
 def _token(piece: Piece) -> str:

@@ -82,7 +82,12 @@ class InspectCLI(TrainingCLI):
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
         add("--split", type=Literal["train", "validation", "test", "predict"], default="train", help="which split")
-        add("--batches", type=int | None, default=None, help="micro-batches to show; 1, or with --step all of the step")
+        add(
+            "--batches",
+            type=int | None,
+            default=None,
+            help="micro-batches of one process; 1, or with --step all of the step",
+        )
         add("--step", type=int, default=0, help="optimizer steps done before the first batch (split train)")
         add("--samples", type=list[int] | None, default=None, help="show these samples instead, such as [0,17]")
         add("--epoch", type=int, default=0, help="with --samples: the epoch whose masks to show")

@@ -23,6 +23,7 @@ from lit_distil.commands.batch_totals import SplitFacts, histogram, totals_of
 from lit_distil.commands.batch_views import Reader
 from lit_distil.data import SegmentPair, StepPlan, TextDataModule, TextFiles, TokenMasking, vocabulary_of
 from lit_distil.types import Batch
+from tests.integration.test_tasks import configuration
 from tests.workspace import Workspace, kept_environment, with_trainer, write_config
 
 MARK = re.compile(r"⟦(\S+) (?:→ (\S+)|↺)⟧")
@@ -207,6 +208,36 @@ def test_fine_tuning_rows_have_their_labels_in_words_and_their_lines(
     assert "to predict" not in output and number(output, "sequences") == 3
     assert f"written: {tmp_path / 'there' / 'page.html'}" in output
     assert "label: prose" in "".join(Page(tmp_path / "there" / "page.html").words)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("classes", r"label: (code|prose|verse) · from .*jsonl"),
+        ("values", r"label: \d+(\.\d+)? · from"),
+        ("labels", r"label: (\(none of the labels\)|(model|loss|the)(, (model|loss|the))*) · from"),
+        ("tags", r"from .*jsonl"),
+        ("answers", r"answer: (none in this window|[a-z]+ [a-z]+) · from"),
+        ("choices", r"label: choice [1-4] of [2-4](, the right one)? · from"),
+    ],
+)
+def test_every_task_is_shown_with_and_without_labels(
+    name: str, told: str, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configuration(workspace, tmp_path / "rows", name)
+    page = inspect(config, tmp_path, "--split", "validation", "--batches", "2", "--show", "null")
+    output = capsys.readouterr().out
+    headings = [line for line in output.splitlines() if line.startswith("sample ")]
+    assert len(headings) == number(output, "sequences") >= 8
+    assert all(re.search(told, line) for line in headings), headings
+    assert ("⟨B-x⟩" in output and "⟨O⟩" in output) == (name == "tags")
+    assert Page(page).tags["section"] == len(headings)
+    assert (Page(page).tags["mark"] > 0) == (name == "answers") and (Page(page).tags["sub"] > 0) == (name == "tags")
+
+    inspect(config, tmp_path, "--split", "predict")
+    output = capsys.readouterr().out
+    assert not re.search(r"label: (?!choice)|the right one|⟨|answer: [a-z]+ [a-z]+ ·", output)
+    assert "predict split" in output
 
 
 def test_colours_are_for_terminals(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
