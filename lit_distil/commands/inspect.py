@@ -210,7 +210,7 @@ def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
     if options.samples is not None:
         split = data.predict_split if options.split == "predict" else options.split
         samples = np.array(options.samples, dtype=np.int64)
-        dataset = data.datasets[split]
+        dataset = _whole(data.datasets[split])
         if not len(samples):
             raise ValueError("samples: give at least one, such as --samples [0]")
         for sample in options.samples:
@@ -222,10 +222,16 @@ def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
 
 
 def _facts(split: str, dataset: SequenceDataset) -> SplitFacts:
-    whole = getattr(dataset, "dataset", dataset)  # of a split of which every so-manieth sequence is taken
+    whole = _whole(dataset)
     if isinstance(whole, MaskedSequences):
-        return SplitFacts(split, len(dataset), whole.corpus.num_tokens, whole.corpus.num_documents)
+        return SplitFacts(split, len(whole), whole.corpus.num_tokens, whole.corpus.num_documents)
     return SplitFacts(split, len(dataset), int(dataset.lengths.sum()), None)
+
+
+def _whole(dataset: SequenceDataset) -> SequenceDataset:
+    """The data set that sample ids are of, where a split is evaluated on some of its sequences only."""
+    whole: SequenceDataset = getattr(dataset, "dataset", dataset)
+    return whole
 
 
 def _places(dataset: SequenceDataset, batches: list[Batch]) -> dict[int, str]:

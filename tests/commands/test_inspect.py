@@ -251,6 +251,23 @@ def test_colours_are_for_terminals(workspace: Workspace, tmp_path: Path, capsys:
     assert len(codes) == 3
 
 
+def test_samples_are_found_again_by_their_numbers(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a split that is evaluated on some of its sequences: the numbers are the whole split's."""
+
+    def shown(*more: str) -> list[str]:
+        settings = ("--split", "validation", "--show", "null", "--data.max_eval_sequences", "4")
+        inspect(workspace.pretraining(), tmp_path, *settings, *more)
+        return re.findall(r"^sample .*\n(?:  .*\n)+", capsys.readouterr().out, re.MULTILINE)
+
+    batch = shown()
+    assert len(batch) == 4 and int(batch[3].split()[1]) > 4
+    assert shown("--samples", f"[{batch[3].split()[1]},{batch[1].split()[1]}]") == [batch[3], batch[1]]
+    (other,) = shown("--samples", f"[{batch[3].split()[1]}]", "--epoch", "1")
+    assert other != batch[3] and other.split()[:4] == batch[3].split()[:4]
+
+
 def test_data_can_be_looked_at_before_there_is_a_model(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
