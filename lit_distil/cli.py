@@ -17,6 +17,7 @@ TRAINER_COMMANDS = {
 OTHER_COMMANDS = {
     "tokenizer": "train a tokenizer on a source of text",
     "prepare": "turn a source of text into shards of tokens, once for many runs",
+    "inspect": "show batches of a configuration: tokens, masks, segments, labels; in the terminal and as a page",
     "student": "make a student out of its teacher, and say where each of its tensors came from",
     "export": "turn a checkpoint into a folder that plain transformers loads",
     "fill-mask": "what masked language models put in the place of [MASK], side by side",

@@ -132,10 +132,10 @@ class TrainingCLI(LightningCLI):
         """Nothing: what a checkpoint remembers never wins over the files and the command line."""
 
 
-def run(arguments: list[str]) -> None:
-    """Parse and run one of the trainer's commands."""
+def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI) -> None:
+    """Parse and run one of the trainer's commands, or what else is done with the same configuration."""
     _quieten()
-    TrainingCLI(
+    cli(
         EncoderModule,
         TextDataModule,
         subclass_mode_model=True,
