@@ -20,6 +20,7 @@ from lit_distil.data.batching import EvalLoader, MaskedSequences, SequenceDatase
 from lit_distil.data.corpus import CORPUS_VERSION, TokenCorpus, write_corpus
 from lit_distil.data.docstrings import default_cache_dir
 from lit_distil.data.formats import SequenceFormat
+from lit_distil.data.identity import describe
 from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import MaskingStrategy
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
@@ -137,6 +138,21 @@ class TextDataModule(LightningDataModule):
                     f"data.tokenizer: {self.tokenizer_name!r} has {role} {ours[role]} and the teacher's ({name!r}) "
                     f"{theirs.special_ids[role]}, of the same entries. Use the teacher's tokenizer: tokenizer: {name}"
                 )
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """All that the masked sequences of a split depend on, in plain values that JSON can hold."""
+        assert isinstance(self.source, DocumentSource)
+        is_train = split == "train"
+        return {
+            "corpus_version": CORPUS_VERSION,
+            "source": self.source.fingerprint(split),
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "format": describe(self.format),
+            "masking": describe(self.masking),
+            "max_length": self.max_length,
+            "seed": self.seed if is_train else 0,
+            "max_eval_sequences": None if is_train else self.max_eval_sequences,
+        }
 
     # Lightning's hooks
 
