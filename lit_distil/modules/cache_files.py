@@ -204,14 +204,17 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
 
 
 def _file(name: str, file: str, revision: str | None) -> Path | None:
-    found = cached_file(
-        name,
-        file,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        found = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:  # neither a folder nor a name that the Hub could have
+        return None
     return None if found is None else Path(found)
 
 

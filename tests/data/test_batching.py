@@ -106,6 +106,22 @@ def test_the_mask_is_put_on_the_assembled_batch():
     assert not torch.equal(dataset.collate(samples, epochs + 1).masked_positions, masked.masked_positions)
 
 
+def test_a_batch_of_static_masks_says_which_they_are_and_that_key_is_enough():
+    """What is kept of a masked sequence is found by it, in whatever batch, epoch or rank it comes again."""
+    dataset = make_dataset(masking=True)
+    dataset.masking = TokenMasking(0.3, patterns=3)
+    seen = {}
+    for step in range(12):
+        samples, epochs = StepPlan(len(dataset), 4, seed=1).samples(step)
+        batch = dataset.collate(samples, epochs)
+        assert batch.mask_keys == tuple((int(s), int(e) % 3) for s, e in zip(samples, epochs, strict=True))
+        for key, ids in zip(batch.mask_keys, batch.input_ids[0].split(list(batch.lengths)), strict=True):
+            assert torch.equal(seen.setdefault(key, ids), ids)
+    assert len({pattern for _, pattern in seen}) > 1
+    dataset.masking = TokenMasking(0.3)
+    assert dataset.collate(samples, epochs).mask_keys is None
+
+
 def test_words_begin_anew_after_special_tokens(monkeypatch):
     views = []
 
