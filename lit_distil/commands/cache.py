@@ -49,7 +49,9 @@ def cache(
     A row takes 4 k bytes, and 4 for each temperature (6 k for a vocabulary above 65,536; 2 k more in float32): 264
     bytes with k = 64. There is a row for each masked token, or with positions "all" for every token: a million
     sequences of 128 tokens under 4 masks at a rate of 0.15 are 77 million rows, 20 GB. Size and time are printed before
-    anything is written; what was stopped goes on when the same command is given again.
+    anything is written, and which share of the teacher's distribution the k tokens hold: of the others a student
+    learns how likely they are together, and not which of them. What was stopped goes on when the same command is given
+    again.
 
     Args:
         model: The distillation; its teacher is run, and its objectives say at which temperatures and positions.
@@ -187,12 +189,17 @@ def _summary(writer: CacheWriter) -> str:
         f"{split:<11}{len(plan.samples):>13,} sequences × {plan.patterns} masks = {plan.num_rows:,} rows"
         for split, plan in writer.plans.items()
     ]
-    seconds = writer.seconds()
+    seconds, kept = writer.trial()
     time = f"{seconds:,.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
     settings = writer.manifest
     lines += [
         f"a row      {settings['k']} of {settings['vocabulary_size']:,} tokens, temperatures "
         f"{settings['temperatures']}: {writer.row_bytes:,} bytes",
+        "kept       "
+        + ", ".join(
+            f"{share:.1%} of the mass at T = {each:g}"
+            for share, each in zip(kept, settings["temperatures"], strict=True)
+        ),
         f"on disk    {writer.num_bytes / 1e6:,.1f} MB",
         f"time       about {time} on {writer.device}",
     ]

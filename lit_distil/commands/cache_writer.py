@@ -131,20 +131,25 @@ class CacheWriter:
         sequences = sum(12 * len(plan.counts) + 8 * len(plan.samples) for plan in self.plans.values())
         return sequences + self.row_bytes * sum(plan.num_rows for plan in self.plans.values())
 
-    def seconds(self) -> float:
-        """How long it will take as a whole, by the first batches, of which the very first warms up."""
+    def trial(self) -> tuple[float, list[float]]:
+        """The first batches: by them, the seconds that all will take, and the share that is kept at each temperature.
+
+        The very first warms up, and its time does not count.
+        """
         plan = next(iter(self.plans.values()))
-        done, elapsed = 0, 0.0
+        done, elapsed, kept = 0, 0.0, []
         for number, (first, end, batch) in enumerate(plan.batches(self.batch_size)):
             begin = perf_counter()
-            self._rows(batch)
+            _, scores, rests = self._rows(batch)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
+            kept.append(kept_shares(scores, rests, self.manifest["temperatures"]))
             if number > 0 or len(plan.counts) <= self.batch_size:
                 done, elapsed = done + end - first, elapsed + perf_counter() - begin
             if number == _TIMED_BATCHES:
                 break
-        return elapsed / done * sum(len(one.counts) for one in self.plans.values())
+        seconds = elapsed / done * sum(len(one.counts) for one in self.plans.values())
+        return seconds, np.concatenate(kept).mean(axis=0).tolist()
 
     def check_room(self, out: Path) -> None:
         """Refuse to begin what the disk has no room for; what an earlier start has written counts as room.
@@ -231,6 +236,12 @@ class CacheWriter:
             np.concatenate([part.scores.cpu().numpy() for part in parts]),
             np.concatenate([part.rests.cpu().numpy() for part in parts]),
         )
+
+
+def kept_shares(scores: NDArray[Any], rests: NDArray[Any], temperatures: list[float]) -> NDArray[np.float64]:
+    """`[rows, temperatures]`: which share of the teacher's distribution lies in the tokens kept."""
+    kept = np.stack([np.exp(scores.astype(np.float64) / each).sum(axis=-1) for each in temperatures], axis=-1)
+    return kept / (kept + np.exp(rests.astype(np.float64)))
 
 
 def workplace(out: Path) -> Path:

@@ -18,6 +18,7 @@ from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.modules import FrozenTeacher
 from lit_distil.objectives import SoftTargetLoss
 from lit_distil.schedules import LinearRamp
+from lit_distil.types import TopLogits
 from tests.modules.caches import make_data, make_module, write_cache
 from tests.workspace import Workspace, fit, kept_environment, logged, with_trainer, write_config
 
@@ -52,6 +53,8 @@ def test_the_configuration_of_a_distillation_gives_the_cache_that_it_trains_from
     assert sizes["train"]["patterns"] == 2 and sizes["validation"]["patterns"] == 1
     assert re.search(rf"train +172 sequences × 2 masks = {sizes['train']['rows']:,} rows", printed)
     assert "a row      16 of 320 tokens, temperatures [1.0, 2.0]: 72 bytes" in printed
+    kept = re.search(r"kept       ([\d.]+)% of the mass at T = 1, ([\d.]+)% of the mass at T = 2", printed)
+    assert kept is not None and 5 < float(kept[2]) < float(kept[1]) < 100
     taken = sum(path.stat().st_size for path in out.rglob("*.npy")) / 1e6
     said = re.search(r"on disk    ([\d.]+) MB", printed)
     assert said is not None and float(said[1]) == pytest.approx(taken, abs=0.06) and float(said[1]) > 0.2
@@ -111,6 +114,14 @@ def test_what_was_stopped_goes_on_where_it_was_and_gives_the_same_files(
     write_cache(workspace, out, **settings)
     assert sum(asked[before + 5 :]) == 172 + 172 - (172 + 32) + 16  # what was left of train, and validation
     assert content(out) == content(whole) and not work.exists()
+
+
+def test_the_share_that_is_kept_is_that_of_the_distribution() -> None:
+    logits = 3 * torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
+    top = TopLogits.of(logits, 4, (1.0, 2.0))
+    expected = [torch.softmax(logits / each, -1).topk(4).values.sum(-1) for each in (1.0, 2.0)]
+    found = cache_writer.kept_shares(top.scores.numpy(), top.rests.numpy(), [1.0, 2.0])
+    np.testing.assert_allclose(found, torch.stack(expected, -1).numpy(), rtol=1e-5)
 
 
 def test_estimating_writes_nothing(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
