@@ -6,6 +6,7 @@ Nothing here knows files, tokenizers, networks or Lightning.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -54,6 +55,8 @@ class Batch:
         answer_spans: int64 `[S, 2]`, the first and last position in T of each sequence's answer; both
             `IGNORE_INDEX` where it is not known.
         group_sizes: the sequences of each of G groups, on the host, where the sequences are choices.
+        mask_keys: (sample id, pattern) of each of the S sequences, on the host, where masks are static: what has been
+            kept of a masked sequence is found again by it. None where every epoch brings a new mask, and without one.
         step_counts: how many items of each kind this rank has in the whole optimizer step, that is in all of its
             accumulated micro-batches; empty means that this micro-batch is all of it.
     """
@@ -70,6 +73,7 @@ class Batch:
     labels: Tensor | None = None
     answer_spans: Tensor | None = None
     group_sizes: tuple[int, ...] | None = None
+    mask_keys: tuple[tuple[int, int], ...] | None = None
     step_counts: dict[Countable, int] = field(default_factory=dict)
 
     @property
@@ -146,6 +150,69 @@ class Projection:
         return torch.nn.functional.linear(self.features, self.weight, self.bias)
 
 
+@dataclass(frozen=True)
+class TopLogits:
+    """Logits of which each row's k largest are known, and of the others only their mass together.
+
+    Attributes:
+        ids: int64 `[rows, k]`, the entries with the largest logits, the largest first.
+        scores: `[rows, k]`, their logits less the largest.
+        rests: `[rows, temperatures]`, `log Σ exp((z − largest) / T)` over the other entries.
+        temperatures: The T that `rests` was taken at.
+        vocabulary_size: Entries of a row.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    rests: Tensor
+    temperatures: tuple[float, ...]
+    vocabulary_size: int
+
+    @staticmethod
+    def of(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> TopLogits:
+        """The k largest of logits `[rows, vocabulary]`, and the mass of the others at these temperatures."""
+        values, ids = logits.topk(k, dim=-1)
+        largest = values[:, :1]
+        others = (logits - largest).scatter_(-1, ids, -math.inf)
+        rests = [torch.logsumexp(others / temperature, -1) for temperature in temperatures]
+        return TopLogits(ids, values - largest, torch.stack(rests, -1), temperatures, logits.shape[-1])
+
+    def logits(self, temperature: float = 1.0, *, rows: slice = slice(None), student: Tensor | None = None) -> Tensor:
+        """All logits of some rows, less each row's largest: at this temperature the k and the others weigh as they did.
+
+        The others share their mass evenly; or as the student does, if its logits are given. A divergence from the
+        student's distribution then takes them as one outcome, and so does its gradient.
+
+        Args:
+            temperature: At which the softmax will be taken.
+            rows: Which rows.
+            student: `[rows, vocabulary]`, the student's logits of these rows; takes no gradient.
+
+        Returns:
+            `[rows, vocabulary]`, in float32 at least.
+
+        Raises:
+            ValueError: The mass of the others is not known at this temperature.
+        """
+        ids, scores = self.ids[rows], self.scores[rows]
+        scores = scores.to(torch.promote_types(scores.dtype if student is None else student.dtype, torch.float32))
+        num_others = self.vocabulary_size - ids.shape[1]
+        if num_others == 0:
+            return scores.new_empty(len(ids), self.vocabulary_size).scatter_(-1, ids, scores)
+        if temperature not in self.temperatures:
+            raise ValueError(
+                f"temperature {temperature:g}: the mass beyond the {ids.shape[1]} likeliest tokens is known at "
+                f"{list(self.temperatures)} only; take one of these, or write the cache anew for it"
+            )
+        rest = self.rests[rows, self.temperatures.index(temperature), None].to(scores.dtype)
+        if student is None:
+            even = (rest - math.log(num_others)) * temperature
+            return even.repeat(1, self.vocabulary_size).scatter_(-1, ids, scores)
+        logits = student.detach().to(scores.dtype, copy=True).scatter_(-1, ids, -math.inf)
+        mass = torch.logsumexp(logits / temperature, -1, keepdim=True)
+        return logits.add_((rest - mass) * temperature).scatter_(-1, ids, scores)
+
+
 class SequenceGroup(Protocol):
     """Sequences of like lengths that are worked on together, each padded to the same width."""
 
@@ -204,7 +271,8 @@ class EncoderOutput:
         hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if they were asked for.
         logits: of a masked-LM head `[rows, vocabulary]`, at the rows that were asked for; of a task head `[S, labels]`
             or `[T, labels]` (choices: `[S, 1]`; beginnings and ends of answers: `[T, 2]`).
-        projection: in place of a masked-LM head's logits where the caller multiplies them out piece by piece.
+        projection: in place of a masked-LM head's logits where the caller multiplies them out piece by piece; of a
+            teacher that was run before, what was kept of them.
         rows: int64 `[rows]`, the positions in T that logits or projection stand for: the masked ones, or all T with the
             masked ones first (`Batch.masked_first`); None means all T in their order.
         next_sentence_logits: `[S, 2]`, where the network has that head.
@@ -214,7 +282,7 @@ class EncoderOutput:
     last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
     logits: Tensor | None = None
-    projection: Projection | None = None
+    projection: Projection | TopLogits | None = None
     rows: Tensor | None = None
     next_sentence_logits: Tensor | None = None
     attention: RecordedAttention | None = None

@@ -15,11 +15,13 @@ from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.documents import DocumentSplits
 from lit_distil.data.filters import DocumentFilters
 from lit_distil.data.formats import SequenceFormat
+from lit_distil.data.identity import describe
 from lit_distil.data.masking import MaskingStrategy
 from lit_distil.data.rows import open_rows
 from lit_distil.data.sequences import SequenceDataset
+from lit_distil.data.shards import CORPUS_VERSION
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
-from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
+from lit_distil.data.tokenizers import load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -155,6 +157,22 @@ class TextDataModule(LightningDataModule):
                     f"data.tokenizer: {self.tokenizer_name!r} has {role} {ours[role]} and the teacher's ({name!r}) "
                     f"{theirs.special_ids[role]}, of the same entries. Use the teacher's tokenizer: tokenizer: {name}"
                 )
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """All that the masked sequences of a split depend on, in plain values that JSON can hold."""
+        assert isinstance(self.source, DocumentSource)
+        is_train = split == "train"
+        return {
+            "corpus_version": CORPUS_VERSION,
+            "source": self.source.fingerprint(split),
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "filters": describe(self.filters),
+            "format": describe(self.format),
+            "masking": describe(self.masking),
+            "max_length": self.max_length,
+            "seed": self.seed if is_train else 0,
+            "max_eval_sequences": None if is_train else self.max_eval_sequences,
+        }
 
     # Lightning's hooks
 

@@ -146,6 +146,9 @@ class MaskedSequences(SequenceDataset):
             batch.input_ids = torch.from_numpy(masked.ids)[None]
             batch.masked_positions = torch.from_numpy(masked.positions)
             batch.masked_labels = torch.from_numpy(masked.labels)
+            if self.masking.patterns is not None and not self.masking.changes_over_steps:
+                patterns = (np.asarray(epochs) % self.masking.patterns).tolist()
+                batch.mask_keys = tuple(zip(sample_ids.tolist(), patterns, strict=True))
         return batch
 
 

@@ -1,12 +1,14 @@
 """The Lightning modules: pretraining, distillation, fine-tuning."""
 
 from lit_distil.modules.base import EncoderModule
+from lit_distil.modules.cached_teacher import CachedTeacher
 from lit_distil.modules.distillation import DistillationModule
 from lit_distil.modules.finetuning import FineTuningModule
 from lit_distil.modules.masked_lm import LanguageModelModule, MaskedLMModule
 from lit_distil.modules.teachers import FrozenTeacher
 
 __all__ = [
+    "CachedTeacher",
     "DistillationModule",
     "EncoderModule",
     "FineTuningModule",

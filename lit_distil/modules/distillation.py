@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
+from lit_distil.modules.cache_files import teacher_identity
+from lit_distil.modules.cached_teacher import CachedTeacher, check_needs, check_objectives, check_static_masks
 from lit_distil.modules.masked_lm import LanguageModelModule
-from lit_distil.modules.preflight import check_pair
+from lit_distil.modules.preflight import check_beside_cache, check_pair
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
@@ -40,6 +42,9 @@ class DistillationModule(LanguageModelModule):
         objective_teachers: Names of objectives to the name of the one teacher that they compare with.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
         teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
+        teacher_cache: Folder that `lit-distil cache` wrote for this teacher and this data: the teacher is then not run
+            (it is loaded for a moment where the student is made of its layers), and objectives on its distribution
+            take what was kept of it. Needs static masks and one teacher.
         freeze_positions: Leave the student's position embeddings as they were copied, as DistilBERT's authors do.
         gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
             one more backward pass for each; 0 never does.
@@ -60,6 +65,7 @@ class DistillationModule(LanguageModelModule):
         objective_teachers: dict[str, str] | None = None,
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
+        teacher_cache: str | None = None,
         freeze_positions: bool = False,
         gradient_shares_every: int = 500,
         evaluate_at_start: bool = False,
@@ -80,12 +86,21 @@ class DistillationModule(LanguageModelModule):
         if gradient_shares_every < 0:
             raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
         self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
+        if teacher_cache is not None:
+            check_objectives(objectives)
+            if len(self.teacher_names) > 1:
+                raise ValueError(
+                    f"model.teacher_cache: a cache is of one teacher, and there are {sorted(self.teacher_names)}; "
+                    "leave it out, or all teachers but one"
+                )
+        self.teacher_cache = teacher_cache
         self.student_source = student
         self.freeze_positions = freeze_positions
         self._gradient_shares_every = gradient_shares_every
         self.evaluate_at_start = evaluate_at_start
         self.objectives = nn.ModuleDict(objectives)
         self.teachers: dict[str, FrozenTeacher] = {}
+        self.cached_teacher: CachedTeacher | None = None
 
     def _check_objectives(self, objectives: dict[str, Objective]) -> None:
         if not objectives:
@@ -111,12 +126,15 @@ class DistillationModule(LanguageModelModule):
 
     def build_networks(self) -> None:
         """Load the teachers and make the student, unless they are there."""
-        if self.teachers:
+        if self.teachers or self.cached_teacher is not None:
             return
-        loaded = {name: self._load_teacher(folder) for name, folder in self.teacher_names.items()}
+        cached = None if self.teacher_cache is None else self._open_cache(self.teacher_cache)
+        loaded = {}
+        if cached is None or (self.network is None and isinstance(self.student_source, StudentInitialisation)):
+            loaded = {name: self._load_teacher(folder) for name, folder in self.teacher_names.items()}
         records: list[CopyRecord] = []
         if self.network is None:
-            student, records = self._make_student(next(iter(loaded.values())))
+            student, records = self._make_student(next(iter(loaded.values()), None))
             self.network = MaskedLMNetwork(student)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
@@ -124,6 +142,10 @@ class DistillationModule(LanguageModelModule):
             records = mark_frozen(records, self.network.model)
             first = next(iter(self.teacher_names.values()))
             rank_zero_info(f"student of {first}: {summarise(records)}\n{describe(records)}")
+        if cached is not None:  # the teacher, if it was loaded, has done what it was loaded for
+            check_beside_cache(self.network, cached.vocabulary_size, self.trainer.datamodule)  # type: ignore[attr-defined]
+            self.cached_teacher = cached
+            return
         for name, teacher in loaded.items():
             if self.teacher_dtype is not None:
                 teacher = teacher.to(getattr(torch, self.teacher_dtype))
@@ -140,6 +162,18 @@ class DistillationModule(LanguageModelModule):
             trainer.training = True
             trainer._logger_connector._first_loop_iter = is_first
         super().on_train_start()  # the clock starts after it
+
+    def _open_cache(self, folder: str) -> CachedTeacher:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_static_masks(data)
+        name = next(iter(self.teacher_names.values()))
+        cached = CachedTeacher(
+            folder,
+            teacher=teacher_identity(name, self.teacher_revision, self.teacher_dtype),
+            data={split: data.identity(split) for split in data.datasets},
+        )
+        check_needs(cached, self.objectives.values())  # type: ignore[arg-type]
+        return cached
 
     def _load_teacher(self, folder: str) -> Any:
         source = Pretrained(folder, revision=self.teacher_revision)
@@ -161,16 +195,21 @@ class DistillationModule(LanguageModelModule):
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """Student and teachers see the same masked input; their heads give rows where an objective needs them.
 
-        In evaluation they give all rows, so that the teacher is compared with on masked and on unmasked tokens.
+        In evaluation they give all rows, so that the teacher is compared with on masked and on unmasked tokens; a
+        cached teacher gives those it has.
         """
         assert self.network is not None
         objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
         teachers: TeacherOutputs = {}
         depths = {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
         needs_teacher = any(objective.needs_teacher for objective in objectives)
-        every_row = needs_teacher and not self.training
+        cached = self.cached_teacher
+        every_row = needs_teacher and not self.training and (cached is None or cached.has_all)
         ours, theirs = network_requests(objectives, batch, self.network.num_layers, depths, every_row=every_row)
-        if needs_teacher:
+        if needs_teacher and cached is not None:
+            split = "train" if self.trainer.training else "validation"
+            teachers = dict.fromkeys(self.teacher_names, cached(batch, split, ours["rows"]))
+        elif needs_teacher:
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, project=False, **ours), teachers
 

@@ -25,13 +25,7 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: Any) ->
     for role, network in (("student", student), ("teacher", teacher)):
         check_padding_id(role, network, data.vocabulary)
         check_length(role, network, data)
-    ours, theirs = _num_logits(student), _num_logits(teacher)
-    if ours != theirs:
-        raise ValueError(
-            f"model.student: it has {ours} logits and the teacher {theirs}, so their distributions cannot be compared; "
-            f"give the student's config vocab_size: {theirs}, or the teacher one whose embedding is as long as the "
-            "tokenizer"
-        )
+    _check_logits(student, _num_logits(teacher))
     segments = {role: _num_segments(network) for role, network in (("student", student), ("teacher", teacher))}
     has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
     if has_segments and segments["teacher"] > 1 >= segments["student"]:
@@ -39,6 +33,22 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: Any) ->
             "data.format tells segments apart, as the teacher does, and the student does not: it has "
             f"type_vocab_size={segments['student']} and sees every token in the first segment"
         )
+
+
+def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: Any) -> None:
+    """The same of a student whose teacher is a cache; what that was run on was checked when it was written.
+
+    Args:
+        student: the network that trains.
+        vocabulary_size: logits of the teacher.
+        data: the data module.
+
+    Raises:
+        ValueError: see `check_pair`.
+    """
+    check_padding_id("student", student, data.vocabulary)
+    check_length("student", student, data)
+    _check_logits(student, vocabulary_size)
 
 
 def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) -> None:
@@ -71,6 +81,16 @@ def check_length(role: str, network: FlatNetwork, data: Any) -> None:
                 f"{role} ({network.config.model_type}) room for {network.max_length}; set data.max_length to "
                 f"{network.max_length}, or give the network a larger max_position_embeddings"
             )
+
+
+def _check_logits(student: MaskedLMNetwork, theirs: int) -> None:
+    ours = _num_logits(student)
+    if ours != theirs:
+        raise ValueError(
+            f"model.student: it has {ours} logits and the teacher {theirs}, so their distributions cannot be compared; "
+            f"give the student's config vocab_size: {theirs}, or the teacher one whose embedding is as long as the "
+            "tokenizer"
+        )
 
 
 def _num_logits(network: MaskedLMNetwork) -> int:

@@ -22,6 +22,8 @@ class TeacherLabelLoss(LogitObjective):
         weight: Factor of this term in the total loss.
     """
 
+    tail = "even"
+
     def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(positions=positions, weight=weight)
 

@@ -23,6 +23,8 @@ class JensenShannonLoss(LogitObjective):
         weight: Factor of this term in the total loss.
     """
 
+    tail = "student"
+
     def __init__(
         self,
         beta: float = 0.5,

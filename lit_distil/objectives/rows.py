@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from lit_distil.objectives.base import (
     require_teacher,
 )
 from lit_distil.schedules import StepValue
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.types import Batch, EncoderOutput, TopLogits
 
 
 class RowObjective(Objective):
@@ -31,9 +32,14 @@ class RowObjective(Objective):
 
     Attributes:
         mixing_temperature: At which several teachers' distributions are averaged for it.
+        tail: Whether the teacher's likeliest tokens and the mass of the others are enough for it, as a cache of the
+            teacher has them, and how it then sees the others: "student", in the student's own proportions, so that a
+            divergence takes them as one outcome (right for any f-divergence at `mixing_temperature`); "even", each
+            less likely than all the likeliest; None, it needs every logit.
     """
 
     mixing_temperature: float = 1.0
+    tail: Literal["student", "even"] | None = None
 
     def __init__(self, *, positions: Positions = "masked", weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
@@ -76,13 +82,28 @@ class RowObjective(Objective):
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The sum over the rows, on logits that are there or are multiplied out for it."""
         teacher_logits = None
-        if self.needs_teacher:
-            teacher_logits = logits_at(require_teacher(self, teacher), batch, self.positions)
         student_logits = logits_at(student, batch, self.positions)
+        if self.needs_teacher:
+            theirs = require_teacher(self, teacher)
+            if isinstance(theirs.projection, TopLogits):
+                teacher_logits = self.laid_out(theirs.projection, self._slice(batch), student_logits)
+            else:
+                teacher_logits = logits_at(theirs, batch, self.positions)
         labels = batch.masked_labels
         if self.positions != "masked" and labels is not None:
             labels = None
         return self.on_rows(student_logits, teacher_logits, labels)
+
+    def laid_out(self, top: TopLogits, rows: slice, student_logits: Tensor) -> Tensor:
+        """The teacher's logits `[rows, vocabulary]` as this term sees them where only the likeliest were kept."""
+        return top.logits(
+            self.mixing_temperature, rows=rows, student=student_logits if self.tail == "student" else None
+        )
+
+    def _slice(self, batch: Batch) -> slice:
+        """Its rows among those of an output with the masked positions first."""
+        num_masked = masked_positions(batch).numel()
+        return {"masked": slice(num_masked), "unmasked": slice(num_masked, None), "all": slice(None)}[self.positions]
 
 
 class LogitObjective(RowObjective):

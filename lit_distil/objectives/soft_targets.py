@@ -25,6 +25,8 @@ class SoftTargetLoss(LogitObjective):
         weight: Factor of this term in the total loss. DistilBERT used 5.
     """
 
+    tail = "student"
+
     def __init__(
         self, temperature: float | StepValue = 2.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
     ) -> None:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from lit_distil.objectives.functional import row_chunks
 from lit_distil.objectives.rows import RowObjective
-from lit_distil.types import Projection
+from lit_distil.types import Projection, TopLogits
 
 CHUNK_BYTES = 64 * 2**20
 """Size of the logits of one piece: many rows at once for the matrix products, and little beside a batch's."""
@@ -50,11 +50,11 @@ class Teachers:
     """The teachers' logits to be, by name, and the share of each in their mixture.
 
     Attributes:
-        projections: One a teacher, of the same rows as the student's.
+        projections: One a teacher, of the same rows as the student's; what was kept of one that was run before will do.
         shares: Positive, of sum 1, under the same names.
     """
 
-    projections: dict[str, Projection]
+    projections: dict[str, Projection | TopLogits]
     shares: dict[str, float]
 
 
@@ -112,9 +112,10 @@ class _Pass(torch.autograd.Function):
         with_gradient = wants_features or wants_weight or wants_bias
         exact = torch.promote_types(features.dtype, torch.float32)
         student = _Projector(Projection(features, weight, bias))
-        teachers = {}
+        teachers: dict[str, _Projector | TopLogits] = {}
         if work.teachers is not None:
-            teachers = {name: _Projector(each) for name, each in work.teachers.projections.items()}
+            for name, each in work.teachers.projections.items():
+                teachers[name] = each if isinstance(each, TopLogits) else _Projector(each)
         grad_features = torch.zeros_like(features) if wants_features else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None
@@ -134,7 +135,7 @@ class _Pass(torch.autograd.Function):
                         gradient = torch.zeros_like(logits[few], dtype=exact)
                     few_labels = None if labels is None else labels[few]
                     for i, term in covering:
-                        target = given.of(term, few) if term.objective.needs_teacher else None
+                        target = given.of(term, few, logits[few]) if term.objective.needs_teacher else None
                         wanted = gradient if term.scale else None
                         sums[i] += term.objective.add_gradient(wanted, term.scale, logits[few], target, few_labels)
                     if work.observer is not None:
@@ -205,30 +206,46 @@ class _Projector:
 class _TeacherLogits:
     """The teachers' logits of one piece, each multiplied out when it is first asked for."""
 
-    def __init__(self, projectors: dict[str, _Projector], teachers: Teachers | None, rows: slice) -> None:
-        self._projectors, self._teachers, self._rows = projectors, teachers, rows
+    def __init__(self, readers: dict[str, _Projector | TopLogits], teachers: Teachers | None, rows: slice) -> None:
+        self._readers, self._teachers, self._rows = readers, teachers, rows
         self._logits: dict[str, Tensor] = {}
 
-    def of(self, term: RowTerm, few: slice) -> Tensor:
-        """What this term compares a few of the piece's rows with."""
+    def of(self, term: RowTerm, few: slice, student: Tensor) -> Tensor:
+        """What this term compares a few of the piece's rows with, of which the student's logits are given."""
         if self._teachers is None:
             raise ValueError(f"{type(term.objective).__name__} compares with a teacher, and there is none")
-        if term.teacher is not None:
-            return self._of(term.teacher)[few]
-        return self.mixture(term.objective.mixing_temperature, few)
+        names = [term.teacher] if term.teacher is not None else list(self._readers)
+        logits = [self._of(name, few, term.objective, student) for name in names]
+        return self._mixed(logits, names, term.objective.mixing_temperature)
 
     def mixture(self, temperature: float, few: slice) -> Tensor:
         """Logits whose softmax at this temperature is the weighted mean of the teachers' distributions at it."""
+        names = list(self._readers)
+        return self._mixed([self._of(name, few, temperature=temperature) for name in names], names, temperature)
+
+    def _mixed(self, logits: list[Tensor], names: list[str], temperature: float) -> Tensor:
         assert self._teachers is not None
-        logits = [self._of(name)[few] for name in self._projectors]
         if len(logits) == 1:
             return logits[0]
-        return mix_logits(logits, [self._teachers.shares[name] for name in self._projectors], temperature)
+        return mix_logits(logits, [self._teachers.shares[name] for name in names], temperature)
 
-    def _of(self, name: str) -> Tensor:
+    def _of(
+        self,
+        name: str,
+        few: slice,
+        objective: RowObjective | None = None,
+        student: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        reader = self._readers[name]
+        if isinstance(reader, TopLogits):  # made anew for each term: it depends on temperature and student
+            rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
+            if objective is not None and student is not None:
+                return objective.laid_out(reader, rows, student)
+            return reader.logits(temperature, rows=rows)
         if name not in self._logits:
-            self._logits[name] = self._projectors[name](self._rows)
-        return self._logits[name]
+            self._logits[name] = reader(self._rows)
+        return self._logits[name][few]
 
 
 def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1.0) -> Tensor:

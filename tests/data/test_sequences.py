@@ -7,8 +7,10 @@ import torch
 from lit_distil.data import write_corpus
 from lit_distil.data.formats import FullSentences, SegmentPair
 from lit_distil.data.masking import TokenMasking, TokenView, WholeWordMasking
+from lit_distil.data.ordering import StepPlan
 from lit_distil.data.sequences import MaskedSequences
 from lit_distil.objectives import MaskedLMLoss
+from lit_distil.schedules import LinearRamp
 from lit_distil.types import EncoderOutput, Vocabulary
 from tests.data.batches import DOCUMENTS, make_dataset, same
 from tests.data.conftest import LINES, SPECIAL, make_corpus
@@ -129,3 +131,18 @@ def test_a_batch_without_a_word_has_no_masked_position_and_counts_none():
     loss = MaskedLMLoss()(output, None, batch) / max(batch.counts["masked"], 1)
     loss.backward()
     assert loss == 0 and torch.isfinite(hidden.grad).all()
+
+
+def test_a_batch_of_static_masks_says_which_they_are_and_that_key_is_enough():
+    """What is kept of a masked sequence is found by it, in whatever batch, epoch or rank it comes again."""
+    dataset = make_dataset(masking=TokenMasking(0.3, patterns=3))
+    seen = {}
+    for step in range(12):
+        samples, epochs = StepPlan(len(dataset), 4, seed=1).samples(step)
+        batch = dataset.collate(samples, epochs)
+        assert batch.mask_keys == tuple((int(s), int(e) % 3) for s, e in zip(samples, epochs, strict=True))
+        for key, ids in zip(batch.mask_keys, batch.input_ids[0].split(list(batch.lengths)), strict=True):
+            assert torch.equal(seen.setdefault(key, ids), ids)
+    assert len({pattern for _, pattern in seen}) > 1
+    for moving in (TokenMasking(0.3), TokenMasking(LinearRamp(0.4, 0.2, steps=9), patterns=3)):
+        assert make_dataset(masking=moving).collate(samples, epochs).mask_keys is None

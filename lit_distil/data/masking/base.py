@@ -79,6 +79,11 @@ class MaskingStrategy(ABC):
     def bind(self, token_counts: Ints) -> None:  # noqa: B027 (most strategies need no counts)
         """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
 
+    @property
+    def changes_over_steps(self) -> bool:
+        """Whether a mask depends on the optimizer step, as its rate follows a schedule."""
+        return isinstance(self.rate, StepValue)
+
     @abstractmethod
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """Choose positions, by `draws` alone and for each sequence by itself.

@@ -48,6 +48,11 @@ class MixedMasking(MaskingStrategy):
         for strategy in self.strategies:
             strategy.bind(token_counts)
 
+    @property
+    def changes_over_steps(self) -> bool:
+        """Whether the rate of any of them follows a schedule."""
+        return any(strategy.changes_over_steps for strategy in self.strategies)
+
     def choice(self, draws: Draws) -> Ints:
         """int64 `[S]`: which strategy each sequence gets."""
         bounds = np.cumsum(self.weights) / sum(self.weights)

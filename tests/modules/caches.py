@@ -1,0 +1,75 @@
+"""A tiny distillation from static masks, and caches of its teacher."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.optim import SGD
+
+from lit_distil.commands.cache import cache
+from lit_distil.data import DocSentences, TextDataModule, TextFiles, TokenMasking
+from lit_distil.models import EveryOther
+from lit_distil.modules import DistillationModule
+from lit_distil.objectives import MaskedLMLoss, SoftTargetLoss, TeacherLabelLoss
+from tests.workspace import Workspace
+
+PATTERNS = 2
+
+
+def make_data(workspace: Workspace, **changes: Any) -> TextDataModule:
+    settings: dict[str, Any] = {
+        "format": DocSentences(),
+        "masking": TokenMasking(0.3, patterns=PATTERNS),
+        "max_length": 48,
+        "batch_size": 64,
+        "eval_batch_size": 8,
+        "max_eval_sequences": 16,
+        "seed": 3,
+        "cache_dir": str(workspace.root / "cache"),
+        **changes,
+    }
+    root = workspace.root
+    source = TextFiles(str(root / "train.txt"), validation=str(root / "validation.txt"))
+    return TextDataModule(workspace.byte_bpe, source, **settings)
+
+
+def make_module(workspace: Workspace, folder: Path | str | None = None, **changes: Any) -> DistillationModule:
+    settings: dict[str, Any] = {
+        "teacher": workspace.teacher,
+        "student": EveryOther(),
+        "objectives": {
+            "soft": SoftTargetLoss(temperature=2.0, positions="all"),
+            "label": TeacherLabelLoss(weight=0.5),
+            "mlm": MaskedLMLoss(),
+        },
+        "optimizer": partial(SGD, lr=0.05),
+        "teacher_cache": None if folder is None else str(folder),
+        **changes,
+    }
+    return DistillationModule(**settings)
+
+
+def write_cache(workspace: Workspace, out: Path, **changes: Any) -> Path:
+    """A cache of all tokens and all their logits, unless told otherwise."""
+    settings: dict[str, Any] = {"k": 320, "positions": "all", "scores": "float32", "device": "cpu", **changes}
+    module, data = settings.pop("module", None), settings.pop("data", None)
+    cache(module or make_module(workspace), data or make_data(workspace), str(out), **settings)
+    return out
+
+
+def make_trainer(folder: Path, max_steps: int = 2, **changes: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "use_distributed_sampler": False,
+        **changes,
+    }
+    return Trainer(default_root_dir=folder, max_steps=max_steps, **settings)

@@ -1,0 +1,130 @@
+"""Objectives on a teacher of which only the likeliest tokens were kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_distil.objectives import (
+    JensenShannonLoss,
+    RowObjective,
+    RowTerm,
+    SoftTargetLoss,
+    TeacherLabelLoss,
+    Teachers,
+    VocabularyPass,
+)
+from lit_distil.objectives import vocabulary as vocabulary_module
+from lit_distil.types import Batch, EncoderOutput, Projection, TopLogits
+
+ROWS, MASKED, VOCABULARY, WIDTH = 13, 7, 23, 8
+OBJECTIVES: dict[str, RowObjective] = {
+    "soft": SoftTargetLoss(temperature=2.0, positions="all"),
+    "soft_masked": SoftTargetLoss(temperature=1.0),
+    "js": JensenShannonLoss(0.3, temperature=2.0, positions="unmasked"),
+    "label": TeacherLabelLoss("all"),
+}
+
+
+def make_projection(seed: int, dtype: torch.dtype = torch.float32) -> Projection:
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
+
+    return Projection(leaf(ROWS, WIDTH), leaf(VOCABULARY, WIDTH), leaf(VOCABULARY))
+
+
+def run(objectives: list[RowObjective], student: Projection, teacher: Projection | TopLogits) -> list[Tensor]:
+    """Each term's sum, and the gradients of their sum."""
+    terms = [RowTerm(objective, 1.0) for objective in objectives]
+    labels = torch.arange(MASKED) % VOCABULARY
+    loss, sums = VocabularyPass(terms, labels, Teachers({"t": teacher}, {"t": 1.0}))(student)
+    assert student.bias is not None
+    return [*sums, *torch.autograd.grad(loss, (student.features, student.weight, student.bias))]
+
+
+def lumped(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Probabilities of the k tokens and of all others together, `[rows, k + 1]`."""
+    p = torch.softmax(logits / temperature, -1)
+    others = torch.ones_like(p).scatter_(-1, ids, 0.0)
+    return torch.cat([p.gather(-1, ids), (p * others).sum(-1, keepdim=True)], -1)
+
+
+def test_with_all_tokens_losses_and_gradients_are_the_live_teachers() -> None:
+    student, teacher = make_projection(1), make_projection(2)
+    top = TopLogits.of(teacher.logits().detach(), VOCABULARY, (1.0,))
+    objectives = list(OBJECTIVES.values())
+    live, kept = run(objectives, student, teacher), run(objectives, student, top)
+    for ours, theirs in zip(kept, live, strict=True):
+        assert theirs.abs().max() > 0.1
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows_a_piece", [2, 100])
+@pytest.mark.parametrize("k", [1, 5, 22])
+def test_with_fewer_they_are_those_of_the_tokens_kept_and_one_more_outcome(
+    k: int, rows_a_piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary_module, "CHUNK_BYTES", rows_a_piece * VOCABULARY * 8)
+    student, teacher = make_projection(1, torch.float64), make_projection(2, torch.float64)
+    top = TopLogits.of(teacher.logits().detach(), k, (1.0, 2.0))
+    found = run([OBJECTIVES["soft"], OBJECTIVES["js"]], student, top)
+
+    def both(rows: slice) -> tuple[Tensor, Tensor]:
+        return lumped(teacher.logits().detach()[rows], top.ids[rows], 2.0), lumped(
+            student.logits()[rows], top.ids[rows], 2.0
+        )
+
+    p, q = both(slice(None))
+    soft = 4 * (p * (p.log() - q.log())).sum()
+    p, q = both(slice(MASKED, None))
+    middle = 0.3 * p + 0.7 * q
+    js = 4 * (0.3 * p * (p.log() - middle.log()) + 0.7 * q * (q.log() - middle.log())).sum()
+    expected = [soft, js, *torch.autograd.grad(soft + js, (student.features, student.weight, student.bias))]  # type: ignore[arg-type]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient_however_few_are_kept() -> None:
+    """With the rest spread evenly it had both, and would be drawn away from its teacher."""
+    teacher = make_projection(2, torch.float64)
+    for k in (1, 5):
+        top = TopLogits.of(teacher.logits().detach(), k, (2.0,))
+        loss, *gradients = run([OBJECTIVES["soft"]], teacher, top)
+        assert loss.abs() < 1e-12 and all(gradient.abs().max() < 1e-12 for gradient in gradients)
+    other = run([OBJECTIVES["soft"]], make_projection(1, torch.float64), top)
+    live = run([OBJECTIVES["soft"]], make_projection(1, torch.float64), teacher)
+    assert 0 < other[0] < live[0]  # what is not told apart adds nothing
+
+
+def test_the_first_choice_stays_the_first_where_the_rest_weighs_more() -> None:
+    student, teacher = make_projection(1), make_projection(2)
+    top = TopLogits.of(teacher.logits().detach() * 0.05, 1, (1.0,))
+    expected = run([OBJECTIVES["label"]], student, teacher)
+    for ours, theirs in zip(run([OBJECTIVES["label"]], student, top), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_outside_the_pass_an_objective_sees_the_same(name: str) -> None:
+    """Where the student's head does not end in a projection, terms are called one by one on its logits."""
+    objective = OBJECTIVES[name]
+    student, teacher = make_projection(1), make_projection(2)
+    top = TopLogits.of(teacher.logits().detach(), 5, (1.0, 2.0))
+    batch = Batch(
+        input_ids=torch.arange(ROWS)[None],
+        position_ids=torch.arange(ROWS)[None],
+        cu_seq_lens=torch.tensor([0, ROWS], dtype=torch.int32),
+        lengths=(ROWS,),
+        sample_ids=torch.tensor([0]),
+        masked_positions=torch.arange(MASKED),
+        masked_labels=torch.arange(MASKED) % VOCABULARY,
+    )
+    nothing, rows = torch.empty(0), batch.masked_first
+    ours = EncoderOutput(nothing, logits=student.logits(), rows=rows)
+    loss = objective(ours, EncoderOutput(nothing, projection=top, rows=rows), batch)
+    torch.testing.assert_close(loss.detach(), run([objective], student, top)[0])
+    assert loss.item() > 0
