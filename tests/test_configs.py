@@ -360,6 +360,15 @@ PAPERS["distill/distilroberta.yaml"] = {
     "model.student.class_path": "lit_distil.models.Layers",
 }
 
+# Sanh et al. 2019, table 2, the row with (D): the authors' code for SQuAD
+PAPERS["distill/squad.yaml"] = {
+    "model.objectives.soft.temperature": 2.0,
+    "model.objectives.soft.weight": 0.5,
+    "model.objectives.task.weight": 0.5,
+    "model.optimizer.lr": 5e-5,
+    "trainer.max_epochs": 3,
+}
+
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_recipe_has_the_papers_numbers(name: str) -> None:

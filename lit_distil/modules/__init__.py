@@ -1,9 +1,11 @@
-"""The Lightning modules: pretraining, distillation, fine-tuning."""
+"""The Lightning modules: pretraining, distillation, fine-tuning, and distillation on a task."""
 
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.distillation import DistillationModule
 from lit_distil.modules.finetuning import FineTuningModule
+from lit_distil.modules.labelled import TaskModule
 from lit_distil.modules.masked_lm import LanguageModelModule, MaskedLMModule
+from lit_distil.modules.task_distillation import TaskDistillationModule
 from lit_distil.modules.teachers import FrozenTeacher
 
 __all__ = [
@@ -13,4 +15,6 @@ __all__ = [
     "FrozenTeacher",
     "LanguageModelModule",
     "MaskedLMModule",
+    "TaskDistillationModule",
+    "TaskModule",
 ]
