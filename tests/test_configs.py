@@ -170,6 +170,16 @@ def test_the_stages_of_the_demo_run_one_after_the_other(workspace: Workspace, tm
         assert theirs[field] == ours[field], f"{field}: the control is not of the student's size"
 
 
+def test_a_finetuned_network_teaches_half_of_its_layers(workspace: Workspace, tmp_path: Path) -> None:
+    teacher = run_small("demo/task.yaml", workspace, tmp_path / "task", network__name_or_path=workspace.teacher)
+    student = run_small("distill/own-files-task.yaml", workspace, tmp_path / "student", teacher=str(teacher))
+    theirs, ours = (json.loads((folder / "config.json").read_text()) for folder in (teacher, student))
+    assert ours["id2label"] == theirs["id2label"] and ours["architectures"] == theirs["architectures"]
+    assert 2 * ours["num_hidden_layers"] == theirs["num_hidden_layers"]
+    for term in ("soft", "task"):
+        assert len(logged(tmp_path / "student" / "run", f"train/loss/{term}")) == 2
+
+
 def test_finetuning_on_own_files_runs_as_the_file_says(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

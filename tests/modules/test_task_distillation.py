@@ -13,7 +13,8 @@ from torch.optim import AdamW
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from lit_distil.data import TableFiles, TextDataModule, load_tokenizer
-from lit_distil.models import AUTO_MODELS, CrossArchitecture, EveryOther, FromConfig, Pretrained
+from lit_distil.models import CrossArchitecture, EveryOther, FromConfig, Pretrained
+from lit_distil.models.sources import AUTO_MODELS
 from lit_distil.modules import TaskDistillationModule
 from lit_distil.modules.task_teachers import check_task_teacher
 from lit_distil.objectives import HiddenCosineLoss, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss
@@ -172,24 +173,24 @@ def test_a_teacher_of_another_kind_is_refused(workspace: Workspace, teacher: str
     message = refusal(workspace, workspace.teacher, tmp_path)
     assert "holds RobertaForMaskedLM and the task needs RobertaForSequenceClassification" in message
     model = Pretrained(teacher).build(None, head="sequence_classification")
-    with pytest.raises(ValueError, match="fine-tuned for single_label_classification and data.task is for regression"):
+    with pytest.raises(ValueError, match=r"for single_label_classification and data.task is for regression"):
         check_task_teacher(teacher, model, TextRegression())
     model.config.problem_type = None
-    with pytest.raises(ValueError, match="has 3 outputs .* and data.task needs 1"):
+    with pytest.raises(ValueError, match=r"has 3 outputs .* and data.task needs 1"):
         check_task_teacher(teacher, model, TextRegression())
 
 
 def test_objectives_that_a_task_has_no_use_for_are_refused(teacher: str) -> None:
     with pytest.raises(ValueError, match="soft: SoftTargetLoss compares distributions over the vocabulary"):
         make_module(teacher, objectives={"soft": SoftTargetLoss()})
-    with pytest.raises(ValueError, match="hidden: HiddenCosineLoss looks at masked tokens.*set positions: all"):
+    with pytest.raises(ValueError, match=r"hidden: HiddenCosineLoss looks at masked tokens.*set positions: all"):
         make_module(teacher, objectives={"hidden": HiddenCosineLoss(positions="masked")})
 
 
 @pytest.mark.parametrize("head", ["question_answering", "multiple_choice", "sequence_classification"])
 def test_task_heads_go_to_another_architecture(workspace: Workspace, head: Any) -> None:
     model: PreTrainedModel = AUTO_MODELS[head].from_pretrained(workspace.bert_teacher)
-    student, records = CrossArchitecture(FromConfig("distilbert"), layers=EveryOther()).build(model)
+    _, records = CrossArchitecture(FromConfig("distilbert"), layers=EveryOther()).build(model)
     copied = {record.name for record in records if record.origin == "copied"}
     last = "qa_outputs" if head == "question_answering" else "classifier"
     assert {f"{last}.weight", f"{last}.bias"} <= copied
@@ -218,7 +219,8 @@ def test_answers_to_questions_are_distilled(workspace: Workspace, tmp_path: Path
         eval_batch_size=4,
     )
     module = make_module(str(folder))
-    make_trainer(tmp_path, max_steps=2, limit_val_batches=1.0).fit(module, datamodule=data)
+    make_trainer(tmp_path, max_steps=2).fit(module, datamodule=data)
+    make_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=data, verbose=False)
     assert module.latest["val/kl_from_teacher"] > 0 and module.latest["val/loss/task"] > 0
     assert {"val/f1", "val/teacher/f1", "val/agreement_with_teacher"} <= module.latest.keys()
     assert module.network is not None

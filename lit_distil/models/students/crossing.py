@@ -49,11 +49,11 @@ class CrossArchitecture(StudentInitialisation):
     """A student of another architecture, with what matches copied: a distilbert or modernbert out of a roberta.
 
     Word embeddings, their norm and the masked-LM transform, norm and bias are copied between all architectures known
-    here; a task's head between all but modernbert. Positions, token types and layers are copied between those built like BERT (bert, roberta, camembert,
-    xlm-roberta, distilbert, electra); a modernbert, whose layers normalise before and rotate positions, begins with new
-    layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the position table are shifted to match.
-    Where the student has no token types, the first segment's is added to every position, so that dropping the table
-    changes nothing for single texts; where it alone has them, they begin at zero.
+    here; a task's head between all but modernbert. Positions, token types and layers are copied between those built
+    like BERT (bert, roberta, camembert, xlm-roberta, distilbert, electra); a modernbert, whose layers normalise before
+    and rotate positions, begins with new layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the
+    position table are shifted to match. Where the student has no token types, the first segment's is added to every
+    position, so that dropping the table changes nothing for single texts; where it alone has them, they begin at zero.
 
     Args:
         student: the student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
