@@ -170,6 +170,19 @@ def test_the_stages_of_the_demo_run_one_after_the_other(workspace: Workspace, tm
         assert theirs[field] == ours[field], f"{field}: the control is not of the student's size"
 
 
+def test_a_finetuned_network_teaches_half_of_its_layers(workspace: Workspace, tmp_path: Path) -> None:
+    teacher = run_small("demo/task.yaml", workspace, tmp_path / "task", network__name_or_path=workspace.teacher)
+    short = ["--data.max_length", "48"]  # what the tiny teacher has positions for
+    student = run_small(
+        "distill/own-files-task.yaml", workspace, tmp_path / "student", teacher=str(teacher), more=short
+    )
+    theirs, ours = (json.loads((folder / "config.json").read_text()) for folder in (teacher, student))
+    assert ours["id2label"] == theirs["id2label"] and ours["architectures"] == theirs["architectures"]
+    assert 2 * ours["num_hidden_layers"] == theirs["num_hidden_layers"]
+    for term in ("soft", "task"):
+        assert len(logged(tmp_path / "student" / "run", f"train/loss/{term}")) == 2
+
+
 def test_finetuning_on_own_files_runs_as_the_file_says(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +371,15 @@ PAPERS["distill/distilroberta.yaml"] = {
     **PAPERS["distill/distilbert.yaml"],
     "model.teacher": "FacebookAI/roberta-base",
     "model.student.class_path": "lit_distil.models.Layers",
+}
+
+# Sanh et al. 2019, table 2, the row with (D): the authors' code for SQuAD
+PAPERS["distill/squad.yaml"] = {
+    "model.objectives.soft.temperature": 2.0,
+    "model.objectives.soft.weight": 0.5,
+    "model.objectives.task.weight": 0.5,
+    "model.optimizer.lr": 5e-5,
+    "trainer.max_epochs": 3,
 }
 
 

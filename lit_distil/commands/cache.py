@@ -17,7 +17,7 @@ from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cache_files import CACHE_VERSION, teacher_identity
 from lit_distil.modules.cached_teacher import (
     changing_temperature,
-    check_objectives,
+    check_cacheable,
     check_static_masks,
     needs_of,
 )
@@ -73,7 +73,7 @@ def cache(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_static_masks(data)
-    check_objectives(dict(model.objectives.items()))  # type: ignore[arg-type]
+    check_cacheable(dict(model.objectives.items()))  # type: ignore[arg-type]
     if len(model.teacher_names) > 1:
         raise ValueError(f"model.teacher: a cache is of one teacher, got {sorted(model.teacher_names)}; name one")
     torch.set_float32_matmul_precision(matmul_precision)

@@ -1,10 +1,12 @@
-"""The Lightning modules: pretraining, distillation, fine-tuning."""
+"""The Lightning modules: pretraining, distillation, fine-tuning, and distillation on a task."""
 
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.cached_teacher import CachedTeacher
 from lit_distil.modules.distillation import DistillationModule
 from lit_distil.modules.finetuning import FineTuningModule
+from lit_distil.modules.labelled import TaskModule
 from lit_distil.modules.masked_lm import LanguageModelModule, MaskedLMModule
+from lit_distil.modules.task_distillation import TaskDistillationModule
 from lit_distil.modules.teachers import FrozenTeacher
 
 __all__ = [
@@ -15,4 +17,6 @@ __all__ = [
     "FrozenTeacher",
     "LanguageModelModule",
     "MaskedLMModule",
+    "TaskDistillationModule",
+    "TaskModule",
 ]

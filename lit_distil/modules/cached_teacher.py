@@ -160,7 +160,7 @@ def check_static_masks(data: Any) -> None:
         raise ValueError(f"model.teacher_cache: data.masking.patterns is null: {STATIC_MASKS}")
 
 
-def check_objectives(objectives: dict[str, Objective]) -> None:
+def check_cacheable(objectives: dict[str, Objective]) -> None:
     """Refuse objectives that the likeliest tokens are not enough for.
 
     Raises:

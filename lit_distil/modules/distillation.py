@@ -13,8 +13,9 @@ from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, Studen
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
 from lit_distil.modules.cache_files import teacher_identity
-from lit_distil.modules.cached_teacher import CachedTeacher, check_needs, check_objectives, check_static_masks
+from lit_distil.modules.cached_teacher import CachedTeacher, check_cacheable, check_needs, check_static_masks
 from lit_distil.modules.masked_lm import LanguageModelModule
+from lit_distil.modules.objective_checks import check_objectives, check_settings
 from lit_distil.modules.preflight import check_beside_cache, check_pair
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
@@ -78,16 +79,11 @@ class DistillationModule(LanguageModelModule):
         self.teacher_names = {"teacher": teacher} if isinstance(teacher, str) else dict(teacher)
         self.teacher_shares = shares_of(self.teacher_names, teacher_weights)
         self.objective_teachers = objective_teachers or {}
-        self._check_objectives(objectives)
-        if teacher_dtype is not None and not isinstance(getattr(torch, teacher_dtype, None), torch.dtype):
-            raise ValueError(
-                f"model.teacher_dtype: no dtype {teacher_dtype!r} in torch; use bfloat16, float16 or float32"
-            )
-        if gradient_shares_every < 0:
-            raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
+        check_objectives(objectives, self.objective_teachers, self.teacher_names)
+        check_settings(teacher_dtype, gradient_shares_every)
         self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
         if teacher_cache is not None:
-            check_objectives(objectives)
+            check_cacheable(objectives)
             if len(self.teacher_names) > 1:
                 raise ValueError(
                     f"model.teacher_cache: a cache is of one teacher, and there are {sorted(self.teacher_names)}; "
@@ -101,18 +97,6 @@ class DistillationModule(LanguageModelModule):
         self.objectives = nn.ModuleDict(objectives)
         self.teachers: dict[str, FrozenTeacher] = {}
         self.cached_teacher: CachedTeacher | None = None
-
-    def _check_objectives(self, objectives: dict[str, Objective]) -> None:
-        if not objectives:
-            raise ValueError("model.objectives: distillation needs at least one, such as {soft: SoftTargetLoss}")
-        if not any(objective.heaviest > 0 for objective in objectives.values()):
-            raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
-        for name, teacher in self.objective_teachers.items():
-            if name not in objectives or teacher not in self.teacher_names:
-                raise ValueError(
-                    f"model.objective_teachers: {name}: {teacher} - the objectives are {sorted(objectives)} and the "
-                    f"teachers {sorted(self.teacher_names)}"
-                )
 
     @property
     def teacher(self) -> FrozenTeacher | None:

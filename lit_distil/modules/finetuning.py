@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
-from transformers import AutoConfig
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head
-from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.labelled import TaskModule
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
-from lit_distil.objectives.task import side_by_side
 from lit_distil.optim import Schedule
-from lit_distil.tasks import Found, Task
-from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
-
-_SPLITS = {"val": "validation", "test": "test"}
+from lit_distil.types import Batch, EncoderOutput
 
 
-class FineTuningModule(EncoderModule):
+class FineTuningModule(TaskModule):
     """Fine-tunes an encoder with Hugging Face's own head for the task (BERT section 4; RoBERTa section 5).
 
     The task (columns, labels, metrics) belongs to the data module and is asked for when the network is built.
@@ -33,8 +24,6 @@ class FineTuningModule(EncoderModule):
         schedule: See `EncoderModule`.
         max_skipped_steps: See `EncoderModule`.
     """
-
-    network: TaskNetwork | None
 
     def __init__(
         self,
@@ -47,98 +36,17 @@ class FineTuningModule(EncoderModule):
         super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.save_plain_hyperparameters()
         self.network_source = network
-        self.head: Head = "sequence_classification"
-        self.found: dict[str, list[Found]] = {"val": [], "test": []}
-        """What the last evaluation found of each sample, in their order and of all ranks."""
-        self._outcomes: dict[str, list[tuple[int, Any]]] = {"val": [], "test": []}
 
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
-        task = self.trainer.datamodule.task  # type: ignore[attr-defined]
-        if task is None:
-            raise ValueError(
-                "data.task: fine-tuning needs a task, such as {class_path: lit_distil.tasks.TextClassification}"
-            )
-        self.head = task.head
+        task = self.take_task("fine-tuning")
         if self.network is None:
             self.network = TaskNetwork(
-                self.network_source.build(self.vocabulary, head=task.head, **task.head_settings())
+                self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
-
-    @property
-    def network_head(self) -> Head:
-        """The kind of head that the task asked for."""
-        return self.head
-
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build the network of a checkpoint; its labels stand in its configuration."""
-        self.head = head
-        self.network = TaskNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The head's logits."""
         assert self.network is not None
         return self.network(batch), {}
-
-    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
-        """Keep what the metrics need of an evaluation's batch; in training, the accuracy of the batch."""
-        if student.logits is None:
-            return
-        if stage != "train":
-            self._outcomes[stage] += self._read(_SPLITS[stage], student.logits, batch)
-        elif batch.labels is not None and not batch.labels.is_floating_point():
-            logits, labels = student.logits, batch.labels.flatten()
-            if batch.group_sizes is not None:
-                logits = side_by_side(logits.squeeze(-1), batch.group_sizes)
-            correct = ((logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)).sum()
-            self._meters[stage].add("accuracy", correct, batch.counts["labels"])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log loss and metrics of the whole validation set."""
-        super().on_validation_epoch_end()
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log loss and metrics of the whole test set."""
-        super().on_test_epoch_end()
-        self._log_metrics("test")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[int, Any]]:
-        """Each sample's index, and what `Task.outcomes` makes of it; `PredictionWriter` writes them in words."""
-        assert self.network is not None
-        logits = self.network(batch).logits
-        assert logits is not None
-        return self._read(self.trainer.datamodule.predict_split, logits, batch)  # type: ignore[attr-defined]
-
-    def forward(self, batch: Batch) -> torch.Tensor | None:
-        """The head's logits."""
-        assert self.network is not None
-        return self.network(batch).logits
-
-    @property
-    def _task(self) -> Task:
-        return self.trainer.datamodule.task  # type: ignore[attr-defined]
-
-    def _read(self, split: str, logits: torch.Tensor, batch: Batch) -> list[tuple[int, Any]]:
-        dataset = self.trainer.datamodule.datasets[split]  # type: ignore[attr-defined]
-        samples = batch.sample_ids.tolist()
-        outcomes = self._task.outcomes(logits.float().cpu(), batch, [dataset.features[n] for n in samples])
-        return list(zip(samples, outcomes, strict=True))
-
-    def _log_metrics(self, stage: Stage) -> None:
-        """Every rank gathers all samples and computes the metrics of the whole, so that they are the same on each."""
-        outcomes, self._outcomes[stage] = self._outcomes[stage], []
-        if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, outcomes)
-            outcomes = [one for part in gathered for one in part]
-        if not outcomes:
-            return
-        dataset = self.trainer.datamodule.datasets[_SPLITS[stage]]  # type: ignore[attr-defined]
-        outcomes.sort(key=lambda one: one[0])
-        self.found[stage] = [(dataset.features[sample], outcome) for sample, outcome in outcomes]
-        scores = self._task.score(self.found[stage], dataset.rows)
-        values = {f"{stage}/{name}": value for name, value in scores.items()}
-        self.latest.update(values)
-        self.log_dict(values)

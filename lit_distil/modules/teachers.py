@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from lit_distil.models import MaskedLMNetwork
+from lit_distil.models import FlatNetwork
 from lit_distil.types import Batch, EncoderOutput
 
 
@@ -19,35 +19,21 @@ class FrozenTeacher:
     deep copy of the module shares it; `.train()` on the module cannot wake its dropout.
     """
 
-    def __init__(self, network: MaskedLMNetwork) -> None:
-        self.network = network.eval().requires_grad_(False)
+    def __init__(self, network: FlatNetwork) -> None:
+        self.network: Any = network.eval().requires_grad_(False)
 
     @torch.no_grad()  # not inference mode: inference tensors cannot be saved for the student's backward
-    def __call__(
-        self,
-        batch: Batch,
-        *,
-        rows: Any,
-        output_hidden_states: bool = False,
-        attention_layers: Collection[int] = (),
-        project: bool = False,
-    ) -> EncoderOutput:
-        """What the teacher makes of the batch, on the batch's device; see `MaskedLMNetwork.forward`."""
+    def __call__(self, batch: Batch, **request: Any) -> EncoderOutput:
+        """What the teacher makes of the batch, on the batch's device; the request is of its network's `forward`."""
         if next(self.network.parameters()).device != batch.input_ids.device:
             self.network.to(batch.input_ids.device)
-        return self.network(
-            batch,
-            rows=rows,
-            output_hidden_states=output_hidden_states,
-            attention_layers=attention_layers,
-            project=project,
-        )
+        return self.network(batch, **request)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         return self
 
 
-def freeze_position_embeddings(network: MaskedLMNetwork) -> None:
+def freeze_position_embeddings(network: FlatNetwork) -> None:
     """Take the position embeddings out of training.
 
     Raises:

@@ -14,6 +14,7 @@ from lit_distil.objectives.reverse_kl import ReverseKLLoss
 from lit_distil.objectives.rows import LogitObjective, RowObjective, logits_at
 from lit_distil.objectives.soft_targets import SoftTargetLoss
 from lit_distil.objectives.task import TaskLoss
+from lit_distil.objectives.task_soft_targets import TaskSoftTargetLoss
 from lit_distil.objectives.vocabulary import RowTerm, Teachers, VocabularyPass, mix_logits
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RowTerm",
     "SoftTargetLoss",
     "TaskLoss",
+    "TaskSoftTargetLoss",
     "TeacherLabelLoss",
     "Teachers",
     "VocabularyPass",

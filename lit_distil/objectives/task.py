@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lit_distil.objectives.base import Objective
+from lit_distil.objectives.task_logits import LabelKind, side_by_side
 from lit_distil.schedules import StepValue
 from lit_distil.types import IGNORE_INDEX, Batch, Countable, EncoderOutput
-
-LabelKind = Literal["class", "value", "labels", "choice", "span"]
 
 
 class TaskLoss(Objective):
@@ -40,7 +36,11 @@ class TaskLoss(Objective):
         weight: float | StepValue = 1.0,
     ) -> None:
         super().__init__(weight)
-        self.kind = kind
+        self.follow(kind=kind, class_weights=class_weights)
+
+    def follow(self, *, kind: LabelKind, class_weights: list[float] | None = None) -> None:
+        """Take the form of a task: what `Task.loss_settings` says."""
+        self.kind: LabelKind = kind
         if class_weights is not None and kind != "class":
             raise ValueError(f"class_weights: they belong to classes, and the labels are of kind {kind!r}")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
@@ -69,8 +69,3 @@ class TaskLoss(Objective):
 
 def _cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     return F.cross_entropy(logits, labels, weight=weight, ignore_index=IGNORE_INDEX, reduction="sum")
-
-
-def side_by_side(scores: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """`[N]`, groups end to end, to `[G, largest]`; what is no member has no probability."""
-    return pad_sequence(scores.split(sizes), batch_first=True, padding_value=float("-inf"))

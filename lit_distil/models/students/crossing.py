@@ -15,6 +15,7 @@ from lit_distil.models.students.building import Filling, field_name, fill, head_
 from lit_distil.models.students.families import Family, family_of
 from lit_distil.models.students.picks import EvenlySpaced, Layers
 from lit_distil.models.students.records import CopyRecord
+from lit_distil.models.students.task_heads import task_head_names
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _HEADS: dict[str, Head] = {
     "ForPreTraining": "masked_lm",
     "ForSequenceClassification": "sequence_classification",
     "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "question_answering",
+    "ForMultipleChoice": "multiple_choice",
 }
 
 
@@ -46,11 +49,11 @@ class CrossArchitecture(StudentInitialisation):
     """A student of another architecture, with what matches copied: a distilbert or modernbert out of a roberta.
 
     Word embeddings, their norm and the masked-LM transform, norm and bias are copied between all architectures known
-    here. Positions, token types and layers are copied between those built like BERT (bert, roberta, camembert,
-    xlm-roberta, distilbert, electra); a modernbert, whose layers normalise before and rotate positions, begins with new
-    layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the position table are shifted to match.
-    Where the student has no token types, the first segment's is added to every position, so that dropping the table
-    changes nothing for single texts; where it alone has them, they begin at zero.
+    here; a task's head between all but modernbert. Positions, token types and layers are copied between those built
+    like BERT (bert, roberta, camembert, xlm-roberta, distilbert, electra); a modernbert, whose layers normalise before
+    and rotate positions, begins with new layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the
+    position table are shifted to match. Where the student has no token types, the first segment's is added to every
+    position, so that dropping the table changes nothing for single texts; where it alone has them, they begin at zero.
 
     Args:
         student: the student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
@@ -79,6 +82,8 @@ class CrossArchitecture(StudentInitialisation):
         ours = student.state_dict()
         fresh = head_names(student) if self.head == "new" else set()
         names, sources = self._family.names(list(range(len(layers)))), theirs.names(layers)
+        names.update(task_head_names(self.student.model_type, head_of(teacher)))
+        sources.update(task_head_names(teacher.config.model_type, head_of(teacher)))
         fillings = {}
         for key in names.keys() & sources.keys() - {"positions", "segments"}:
             if key.startswith("layer.") and not copies_layers:
@@ -156,10 +161,7 @@ class CrossArchitecture(StudentInitialisation):
 
     def _fresh(self, teacher: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel:
         """The student before anything is copied."""
-        kind = type(teacher).__name__
-        head = next((head for suffix, head in _HEADS.items() if kind.endswith(suffix)), None)
-        if head is None:
-            raise ValueError(f"teacher: a {kind} has a head of another kind than {', '.join(_HEADS)}")
+        head = head_of(teacher)
         labels: dict[str, Any] = {}
         if head != "masked_lm":
             labels = {"id2label": teacher.config.id2label, "problem_type": teacher.config.problem_type}
@@ -191,12 +193,26 @@ class DistilBertFromBert(StudentInitialisation):
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        if teacher.config.model_type != "bert" or "cls.predictions.decoder.weight" not in teacher.state_dict():
+        kind = type(teacher).__name__
+        if teacher.config.model_type != "bert" or not kind.endswith(tuple(_HEADS)):
             raise ValueError(
-                f"teacher must be a bert with a masked-LM head, got {type(teacher).__name__} of model_type="
+                f"teacher must be a bert with a masked-LM head or a task's, got {type(teacher).__name__} of model_type="
                 f"{teacher.config.model_type!r}; use Layers for a student of its own architecture, or CrossArchitecture"
             )
         return self._student.build(teacher)
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The head that a model carries; that for next sentences is left aside.
+
+    Raises:
+        ValueError: if it has none that is known here.
+    """
+    kind = type(model).__name__
+    for suffix, head in _HEADS.items():
+        if kind.endswith(suffix):
+            return head
+    raise ValueError(f"teacher: a {kind} has a head of another kind than {', '.join(_HEADS)}")
 
 
 def _position_fillings(

@@ -1,0 +1,62 @@
+"""What is refused of a distillation's settings as soon as they are read."""
+
+from __future__ import annotations
+
+import torch
+
+from lit_distil.objectives import Objective, RowObjective
+
+
+def check_objectives(
+    objectives: dict[str, Objective], objective_teachers: dict[str, str], teachers: dict[str, str]
+) -> None:
+    """Refuse objectives that train nothing, and names that are none of theirs or of the teachers'.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if not objectives:
+        raise ValueError("model.objectives: distillation needs at least one, such as {soft: SoftTargetLoss}")
+    if not any(objective.heaviest > 0 for objective in objectives.values()):
+        raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
+    for name, teacher in objective_teachers.items():
+        if name not in objectives or teacher not in teachers:
+            raise ValueError(
+                f"model.objective_teachers: {name}: {teacher} - the objectives are {sorted(objectives)} and the "
+                f"teachers {sorted(teachers)}"
+            )
+
+
+def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> None:
+    """Refuse a type that torch does not have, and a negative number of steps.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if teacher_dtype is not None and not isinstance(getattr(torch, teacher_dtype, None), torch.dtype):
+        raise ValueError(f"model.teacher_dtype: no dtype {teacher_dtype!r} in torch; use bfloat16, float16 or float32")
+    if gradient_shares_every < 0:
+        raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
+
+
+def check_for_task(name: str, objective: Objective) -> None:
+    """Refuse an objective on the vocabulary or on masked tokens: a task has neither.
+
+    Args:
+        name: Of the objective.
+        objective: One of the terms of a distillation on a task.
+
+    Raises:
+        ValueError: It is one.
+    """
+    kind = type(objective).__name__
+    if isinstance(objective, RowObjective):
+        raise ValueError(
+            f"model.objectives: {name}: {kind} compares distributions over the vocabulary, and a task's head has none; "
+            "use TaskSoftTargetLoss for the teacher's answers and TaskLoss for the labels"
+        )
+    if objective.counts in ("masked", "unmasked"):
+        raise ValueError(
+            f"model.objectives: {name}: {kind} looks at {objective.counts} tokens, and a task masks none; "
+            "set positions: all"
+        )

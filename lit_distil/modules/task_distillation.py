@@ -1,0 +1,199 @@
+"""Distillation on a task: a student that matches the answers of a fine-tuned teacher, or of several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
+from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
+from lit_distil.modules.base import Stage
+from lit_distil.modules.labelled import SPLITS, Outcomes, TaskModule
+from lit_distil.modules.objective_checks import check_for_task, check_objectives, check_settings
+from lit_distil.modules.preflight import check_length, check_padding_id
+from lit_distil.modules.requests import attention_request
+from lit_distil.modules.task_teachers import TaskLossTerms, load_task_teacher, mean_of_teachers
+from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
+from lit_distil.modules.terms import TeacherOutputs
+from lit_distil.objectives import Objective, TaskLoss, TaskSoftTargetLoss
+from lit_distil.objectives.task_logits import same_answers, task_soft_targets
+from lit_distil.optim import Schedule
+from lit_distil.tasks import Task
+from lit_distil.types import Batch, Countable, EncoderOutput
+
+
+class TaskDistillationModule(TaskModule):
+    """Distils a fine-tuned teacher into a student on the teacher's task (DistilBERT, section 4.1: a second stage).
+
+    The task belongs to the data module; its kind of labels gives `TaskLoss` and `TaskSoftTargetLoss` their form. The
+    student is evaluated and predicts as in fine-tuning. Beside that an evaluation logs how often it agrees with the
+    teacher and how far from it it is, and the first one what the teacher itself scores (`val/teacher/`).
+
+    Several teachers, by name, are one: `TaskSoftTargetLoss` compares with the weighted mean of their distributions. A
+    term named in `objective_teachers` compares with that teacher alone.
+
+    Args:
+        teacher: An exported folder of a network that is fine-tuned on this task, or a name on the Hub; or several of
+            them, by names of your choice.
+        student: How the student comes to be: from the teacher's layers, its head included (`EveryOther`, ...), or from
+            a pretrained or distilled export (`Pretrained`), with a new head. Of several teachers it is made from the
+            first.
+        objectives: Named objectives with their weights, such as `TaskLoss` and `TaskSoftTargetLoss`, and those on
+            hidden states or attention at all tokens; each is logged unweighted under its name.
+        teacher_weights: Share of each teacher in their mean, by name; None weighs them alike.
+        objective_teachers: Names of objectives to the name of the one teacher that they compare with.
+        teacher_revision: Commit, tag or branch of the teacher on the Hub.
+        teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
+        freeze_positions: Leave the student's position embeddings as they are.
+        gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
+            one more backward pass for each; 0 never does.
+        optimizer: See `EncoderModule`.
+        schedule: See `EncoderModule`.
+        max_skipped_steps: See `EncoderModule`.
+    """
+
+    def __init__(
+        self,
+        teacher: str | dict[str, str],
+        student: StudentInitialisation | NetworkSource,
+        objectives: dict[str, Objective],
+        *,
+        teacher_weights: dict[str, float] | None = None,
+        objective_teachers: dict[str, str] | None = None,
+        teacher_revision: str | None = None,
+        teacher_dtype: str | None = None,
+        freeze_positions: bool = False,
+        gradient_shares_every: int = 500,
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule | None = None,
+        max_skipped_steps: int = 25,
+    ) -> None:
+        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
+        self.save_plain_hyperparameters()
+        self.teacher_names = {"teacher": teacher} if isinstance(teacher, str) else dict(teacher)
+        self.teacher_shares = shares_of(self.teacher_names, teacher_weights)
+        self.objective_teachers = objective_teachers or {}
+        check_objectives(objectives, self.objective_teachers, self.teacher_names)
+        for name, objective in objectives.items():
+            check_for_task(name, objective)
+        check_settings(teacher_dtype, gradient_shares_every)
+        self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
+        self.student_source = student
+        self.freeze_positions = freeze_positions
+        self._gradient_shares_every = gradient_shares_every
+        self.objectives = nn.ModuleDict(objectives)
+        self.teachers: dict[str, FrozenTeacher] = {}
+        self._teacher_outcomes: Outcomes = []
+        self._teacher_is_scored = False
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The first teacher; None before the networks are built."""
+        return next(iter(self.teachers.values()), None)
+
+    @property
+    def gradient_shares_every(self) -> int:
+        """See `EncoderModule.gradient_shares_every`."""
+        return self._gradient_shares_every
+
+    def build_networks(self) -> None:
+        """Load the teachers and make the student, both with the task's head, unless they are there."""
+        if self.teachers:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        task = self.take_task("distillation on a task")
+        for objective in self.objectives.values():
+            if isinstance(objective, TaskLoss | TaskSoftTargetLoss):
+                objective.follow(**task.loss_settings())
+        loaded = {}
+        for name, folder in self.teacher_names.items():
+            data.check_same_vocabulary(folder, self.teacher_revision)
+            loaded[name] = load_task_teacher(folder, self.teacher_revision, task, self.vocabulary)
+        records: list[CopyRecord] = []
+        if self.network is None:
+            student, records = self._make_student(next(iter(loaded.values())), task)
+            self.network = TaskNetwork(student)
+        if self.freeze_positions:
+            freeze_position_embeddings(self.network)
+        if records:
+            records = mark_frozen(records, self.network.model)
+            first = next(iter(self.teacher_names.values()))
+            rank_zero_info(f"student of {first}: {summarise(records)}\n{describe(records)}")
+        for name, teacher in loaded.items():
+            if self.teacher_dtype is not None:
+                teacher = teacher.to(getattr(torch, self.teacher_dtype))
+            self.teachers[name] = FrozenTeacher(TaskNetwork(teacher))
+        for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
+            check_padding_id(role, network, self.vocabulary)
+            check_length(role, network, data)
+
+    def _make_student(self, teacher: Any, task: Task) -> tuple[Any, list[CopyRecord]]:
+        settings = task.head_settings()
+        if isinstance(self.student_source, StudentInitialisation):
+            student, records = self.student_source.build(teacher)
+            if "problem_type" in settings:  # which a teacher of others may not name
+                student.config.problem_type = settings["problem_type"]
+            return student, records
+        return self.student_source.build(self.vocabulary, head=self.head, **settings), []
+
+    def loss_terms(self) -> TaskLossTerms:
+        """The objectives, and the teachers that they compare with."""
+        return TaskLossTerms(self.objectives, self.teacher_shares, self.objective_teachers)
+
+    def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
+        """What student and teachers make of a batch; in training only the teachers that a term needs are asked."""
+        assert self.network is not None
+        objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
+        hidden = any(objective.needs_hidden_states for objective in objectives)
+        depths = {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
+        ours, _ = attention_request(objectives, self.network.num_layers, next(iter(depths.values()), None))
+        teachers: TeacherOutputs = {}
+        if not self.training or any(objective.needs_teacher for objective in objectives):
+            for name, teacher in self.teachers.items():
+                _, theirs = attention_request(objectives, self.network.num_layers, depths[name])
+                teachers[name] = teacher(batch, output_hidden_states=hidden, attention_layers=theirs)
+        return self.network(batch, output_hidden_states=hidden, attention_layers=ours), teachers
+
+    def _combine(
+        self,
+        stage: Stage,
+        student: EncoderOutput,
+        teachers: TeacherOutputs,
+        batch: Batch,
+        counts: dict[Countable, int],
+    ) -> Tensor:
+        loss = super()._combine(stage, student, teachers, batch, counts)
+        if teachers:
+            with torch.no_grad():
+                self._observe_pair(stage, student, teachers, batch)
+        return loss
+
+    def _observe_pair(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
+        """How far student and teacher agree, at temperature 1; and in the first validation what the teacher says."""
+        kind, meters, count = self._task.label_kind, self._meters[stage], batch.counts["labels"]
+        theirs = mean_of_teachers(teachers, self.teacher_shares, kind, batch, 1.0).logits
+        ours = student.logits
+        assert ours is not None and theirs is not None
+        if kind != "value":
+            meters.add("agreement_with_teacher", same_answers(kind, ours, theirs, batch), count)
+        if stage != "train":
+            name = "squared_distance_from_teacher" if kind == "value" else "kl_from_teacher"
+            meters.add(name, task_soft_targets(kind, ours, theirs, batch, 1.0), count)
+        if stage == "val" and not self._teacher_is_scored and not self.trainer.sanity_checking:
+            self._teacher_outcomes += self.read(SPLITS[stage], theirs, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Beside the student's metrics, once the teacher's on the same samples."""
+        super().on_validation_epoch_end()
+        if self._teacher_is_scored or self.trainer.sanity_checking:
+            return
+        self._teacher_is_scored = True
+        outcomes, self._teacher_outcomes = self._teacher_outcomes, []
+        _, scores = self.score_together("val", outcomes)
+        values = {f"val/teacher/{name}": value for name, value in scores.items()}
+        self.latest.update(values)
+        self.log_dict(values)
