@@ -24,7 +24,9 @@ def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
     Raises:
         ValueError: The model has no list of so many blocks.
     """
-    stacks = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == num_layers]
+    stacks = [
+        name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == num_layers
+    ]
     if not stacks:
         raise ValueError(
             f"{type(model).__name__} has no list of {num_layers} blocks (it may share one among its layers), so "
