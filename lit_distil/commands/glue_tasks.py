@@ -71,8 +71,8 @@ PUBLISHED: dict[str, tuple[str, float, dict[str, float]]] = {
 """Development sets: name to source, macro-average as printed there, and score of each task in percent."""
 
 NOTE = (
-    "Scores in percent on the development sets: the mean of a task's metrics (F1 and accuracy, Pearson's and Spearman's "
-    "correlation), Matthews' correlation for CoLA, for MNLI the matched half. Ours: the median over the seeds, ± half "
+    "Scores in percent on the development sets: the mean of a task's metrics (F1 and accuracy, both correlations), "
+    "Matthews' correlation for CoLA, for MNLI the matched half. Ours: the median over the seeds, ± half "
     "the spread (largest less smallest). Every average is over the tasks that ran here, as printed where those are all "
     "of the paper's. The papers print one number a task and do not all say which of its metrics that is."
 )

@@ -18,7 +18,7 @@ from tests.workspace import REPOSITORY, Workspace, environment, fit, write_confi
 
 WORDS = ["the", "a", "model", "loss", "film", "good", "bad", "layer"]
 CONFIGS = REPOSITORY / "configs/finetune/glue"
-NUM_ROWS = {"train": 24, "validation": 12, "test": 5}
+NUM_ROWS = {"train": 40, "validation": 12, "test": 5}
 
 
 def write_rows(folder: Path, task: str) -> None:
@@ -29,7 +29,7 @@ def write_rows(folder: Path, task: str) -> None:
     splits = {**NUM_ROWS}
     if task == "mnli":
         splits = {
-            "train": 24,
+            "train": 40,
             **{f"{split}_{half}": 6 for split in ("validation", "test") for half in ("matched", "mismatched")},
         }
     for split, size in splits.items():
