@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/finetuning.py --file train.jsonl --column sentence
 
 An epoch over the same rows with the same network, batch size (8), maximum length (128), optimizer (fused AdamW),
-clipping and schedule, on the CPU in fp32, once here and once in each other way, `--rounds` times in turn, so that a busy
-machine slows all. Ours is the whole path of `lit-distil fit`: Lightning's Trainer, the data module, the meters and the
-log. Of transformers' Trainer it is the loop alone, which needs no `accelerate`: its collators, its sampler that groups by
-length, and what it does in a step; what else Trainer does is left out, in its favour.
+clipping and schedule, on the CPU in fp32, once here and once in each other way, `--rounds` times in turn, so that a
+busy machine slows all. Ours is the whole path of `lit-distil fit`: Lightning's Trainer, the data module, the meters and
+the log. Of transformers' Trainer it is the loop alone, which needs no `accelerate`: its collators, its sampler that
+groups by length, and what it does in a step; what else Trainer does is left out, in its favour.
 
 Lengths follow a log-normal law like that of SST-2's phrases unless a file is given. The smaller the network, the more
 weighs what is no matrix product: larger ones gain more.
