@@ -71,6 +71,13 @@ runs/tokenizers/wordpiece/tokenizer.json: | $(VENV)/.core
 runs/tokenizers/byte-bpe/tokenizer.json: | $(VENV)/.core
 	@$(RUN) tokenizer --source lit_distil.data.Docstrings --kind byte_bpe --vocab_size 8192 --out $(@D)
 
+# GLUE; further options: make glue MODEL=runs/demo/teacher/export GLUE="--tasks cola rte --seeds 1 2 3 --data folder"
+
+.PHONY: glue
+glue: $(VENV)/.core  ## fine-tune MODEL on the tasks of GLUE, beside the papers' figures
+	@test -n "$(MODEL)" || { echo "give the network: make glue MODEL=folder-or-name" >&2; exit 2; }
+	@$(RUN) glue --model $(MODEL) $(GLUE)
+
 .PHONY: clean
 clean:  ## remove the virtual environment and all runs
 	rm -rf $(VENV) runs

@@ -33,6 +33,8 @@ def name_of(path: Path) -> str:
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves under dotted names, without the class_path and init_args in between."""
+    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):  # callbacks
+        tree = {str(number): item for number, item in enumerate(tree)}
     if not isinstance(tree, dict):
         return {prefix: tree}
     leaves: dict[str, Any] = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -15,7 +17,8 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         every_n_steps: Optimizer steps between two checkpoints; None saves at the end of validation.
         every_n_minutes: Minutes between two checkpoints, instead.
-        monitor: Metric by which the best are kept, such as `val/loss`.
+        monitor: Metric by which the best are kept, such as `val/loss`. None takes the task's main metric in
+            fine-tuning with validation rows, saved when they were evaluated; elsewhere the latest is kept.
         mode: Whether less or more of it is better.
         keep: How many of the best to keep; without a metric, of the latest.
     """
@@ -29,6 +32,7 @@ class RunCheckpoint(ModelCheckpoint):
         mode: Literal["min", "max"] = "min",
         keep: int = 1,
     ) -> None:
+        self._may_follow_task = monitor is None and not every_n_steps and not every_n_minutes
         super().__init__(
             filename="step-{step}",
             auto_insert_metric_name=False,
@@ -51,6 +55,23 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle on the run's folder before Lightning would choose one by its loggers."""
+        if self._may_follow_task and stage == "fit":
+            self._follow_task(trainer)
         if self.dirpath is None:
             self.dirpath = f"{trainer.default_root_dir}/checkpoints"
         super().setup(trainer, pl_module, stage)
+
+    def _follow_task(self, trainer: Trainer) -> None:
+        """Keep the best by the task's metric, now that the data module knows whether there are rows to evaluate."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "task", None) is None or "validation" not in data.datasets or not trainer.limit_val_batches:
+            return
+        self.monitor, self.mode = f"val/{data.task.main_metric}", "max"
+        self.kth_value = torch.tensor(-torch.inf)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Save the best; `last.ckpt` is written in any case, so that a run which gets no better can be resumed."""
+        is_known = self.monitor is None or self.monitor in monitor_candidates
+        if is_known or not self._may_follow_task:  # a run may end before its first validation
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        self._last_global_step_saved = trainer.global_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -194,10 +194,16 @@ class Pretrained(NetworkSource):
         try:
             with _quiet_transformers():
                 model, loaded = AUTO_MODELS[head].from_pretrained(
-                    self.name_or_path, config=config, dtype=self.dtype, output_loading_info=True, **location
+                    self.name_or_path,
+                    config=config,
+                    dtype=self.dtype,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=head in _TASK_HEADS,
+                    **location,
                 )
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
+        _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
         _warn_of_fresh_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
         _check_embedding(model, vocabulary, self.name_or_path)
         choose_attention(model, self.attention)
@@ -235,6 +241,20 @@ def _warn_of_fresh_weights(model: PreTrainedModel, missing: set[str], name: str,
     if missing:
         listed = ", ".join(sorted(missing)[:3])
         warnings.warn(f"{name!r} has no weights for {len(missing)} tensors ({listed}, ...): they are new", stacklevel=3)
+
+
+def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], name: str) -> None:
+    """A head for other labels (MNLI's three where RTE has two) begins anew, with a notice; the encoder must fit."""
+    sizes = {str(key): (tuple(theirs), tuple(ours)) for key, theirs, ours in mismatched}
+    for key, (theirs, ours) in sorted(sizes.items()):
+        if key.startswith(f"{model.base_model_prefix}."):
+            raise ValueError(
+                f"config: {key} of {name!r} has the shape {list(theirs)}, and the configuration makes it {list(ours)}; "
+                "leave out of `config` what changes the sizes of the encoder"
+            )
+    if sizes:
+        listed = ", ".join(f"{key} {list(theirs)} -> {list(ours)}" for key, (theirs, ours) in sorted(sizes.items()))
+        warnings.warn(f"{name!r} has a head for other labels ({listed}): this part of it begins anew", stacklevel=3)
 
 
 def _special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:

@@ -32,7 +32,7 @@ from lit_distil.modules.meters import SumMeters
 from lit_distil.modules.sharding import shard
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective
-from lit_distil.optim import Schedule, parameter_groups
+from lit_distil.optim import Schedule, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Vocabulary
 
 Stage = Literal["train", "val", "test"]
@@ -160,12 +160,17 @@ class EncoderModule(LightningModule):
         """The optimizer over the parameters that train, and the schedule by step."""
         if self.optimizer_factory is None:
             raise ValueError("model.optimizer: training needs one, such as {class_path: torch.optim.AdamW, ...}")
-        optimizer = self.optimizer_factory(parameter_groups(self))
+        optimizer = self.optimizer_factory(self.optimizer_groups())
+        scale_learning_rates(optimizer.param_groups)
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.schedule is None:
             return optimizer
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The parameters that train, as the optimizer takes them."""
+        return parameter_groups(self)
 
     # Checkpoints: the network's own configuration travels with its weights
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
@@ -9,7 +11,7 @@ from lit_distil.models import NetworkSource, TaskNetwork
 from lit_distil.modules.labelled import TaskModule
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
-from lit_distil.optim import Schedule
+from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
 from lit_distil.types import Batch, EncoderOutput
 
 
@@ -22,6 +24,10 @@ class FineTuningModule(TaskModule):
         network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for none pretrained.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
+        layer_decay: Factor of the learning rate from each layer to the one below, counted from the head over the blocks
+            to the embeddings (ELECTRA: 0.8 to 0.9); None has one learning rate for all.
+        freeze_layers: Freeze the embeddings and so many of the lowest blocks; 0 the embeddings alone, None or -1
+            nothing. Their dropout stays on in training.
         max_skipped_steps: See `EncoderModule`.
     """
 
@@ -31,10 +37,15 @@ class FineTuningModule(TaskModule):
         *,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
+        layer_decay: float | None = None,
+        freeze_layers: int | None = None,
         max_skipped_steps: int = 25,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.save_plain_hyperparameters()
+        if layer_decay is not None:
+            check_layer_decay(layer_decay)
+        self.layer_decay, self.freeze_layers = layer_decay, freeze_layers
         self.network_source = network
 
     def build_networks(self) -> None:
@@ -44,7 +55,17 @@ class FineTuningModule(TaskModule):
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
+        if self.freeze_layers is not None:
+            freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups, with a factor of the learning rate for each layer where it decays."""
+        if self.layer_decay is None or self.network is None:
+            return super().optimizer_groups()
+        layers = layers_of_parameters(self.network.model, self.config.num_hidden_layers)
+        named = {f"network.model.{name}": layer for name, layer in layers.items()}
+        return layered_groups(self, named, decay=self.layer_decay)
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The head's logits."""

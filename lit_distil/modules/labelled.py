@@ -127,6 +127,7 @@ class TaskModule(EncoderModule):
             return
         self.found[stage] = found
         values = {f"{stage}/{name}": value for name, value in scores.items()}
+        values[f"{stage}/score"] = scores[self._task.main_metric]  # one name for any task: early stopping, seeds
         self.latest.update(values)
         self.log_dict(values)
 

@@ -1,6 +1,13 @@
 """What the optimizer is given besides the gradients: parameter groups and learning-rate schedules."""
 
 from lit_distil.optim.groups import parameter_groups
+from lit_distil.optim.layers import (
+    check_layer_decay,
+    freeze_lowest,
+    layered_groups,
+    layers_of_parameters,
+    scale_learning_rates,
+)
 from lit_distil.optim.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -15,5 +22,10 @@ __all__ = [
     "LinearSchedule",
     "Schedule",
     "WarmupStableDecaySchedule",
+    "check_layer_decay",
+    "freeze_lowest",
+    "layered_groups",
+    "layers_of_parameters",
     "parameter_groups",
+    "scale_learning_rates",
 ]

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -101,10 +101,11 @@ class TextClassification(TextTask):
         labels: Names of the classes in the order of their indices; None takes the sorted ones of the training rows.
         class_weights: Factors of the classes in the loss, in the order of `labels`; `balanced` makes them inversely
             proportional to the training rows of each class.
+        main_metric: Metric by which checkpoints are compared: `accuracy`, `macro_f1`, `matthews`, or for two classes
+            `f1`.
     """
 
     label_kind: LabelKind = "class"
-    main_metric = "accuracy"
 
     def __init__(
         self,
@@ -114,10 +115,12 @@ class TextClassification(TextTask):
         label: str = "label",
         labels: list[str] | None = None,
         class_weights: ClassWeights = None,
+        main_metric: Literal["accuracy", "macro_f1", "matthews", "f1"] = "accuracy",
     ) -> None:
         super().__init__(text, pair, label)
         self.names = LabelNames(labels)
         self.class_weights = check_class_weights(class_weights)
+        self.main_metric = main_metric
         self._counts: Counter[int] = Counter()
 
     @property
@@ -148,6 +151,10 @@ class TextClassification(TextTask):
         for name, number in values.items():
             self._counts[self.names.index_of(name, firsts[name])] += number
         self.names.warn_of_absent(self._counts)
+        if self.main_metric == "f1" and len(self.names.known) != 2:
+            raise ValueError(
+                f"task.main_metric: f1 is of two classes, and there are {len(self.names.known)}; take macro_f1"
+            )
 
     def head_settings(self) -> dict[str, Any]:
         """Number and names of the classes."""

@@ -1,0 +1,92 @@
+"""`lit-distil seeds`: one configuration under several seeds, with median and spread of every metric."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_distil.commands.jobs import Job, run_jobs
+from lit_distil.commands.render import aligned
+from lit_distil.commands.seed_table import best_scores, seeds_table, summarise
+
+
+def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Sequence[str] = ()) -> bool:
+    """Run a configuration under each seed, in a process each, and write `seeds.md` and `seeds.json`.
+
+    The metrics of a run are those of its best validation. Runs that are finished are not repeated.
+
+    Args:
+        configs: Files, as `lit-distil fit --config` takes them.
+        seeds: One run each.
+        out: Folder; each run writes to `seed-<n>` in it.
+        more: Further arguments of `lit-distil fit`.
+
+    Returns:
+        Whether all runs came to their end.
+
+    Raises:
+        ValueError: No seed, or the same twice; a folder holds another run.
+    """
+    check_seeds(seeds)
+    folder = Path(out)
+    files = [word for config in configs for word in ("--config", config)]
+    jobs = [
+        Job(f"seed {seed}", folder / f"seed-{seed}", (*files, "--seed_everything", str(seed), *more)) for seed in seeds
+    ]
+    failed = run_jobs(jobs)
+    runs = {str(seed): best_scores(job.folder) for seed, job in zip(seeds, jobs, strict=True) if job not in failed}
+    summaries = summarise(runs)
+    report = aligned(seeds_table(summaries, [str(seed) for seed in seeds])) if runs else "no run came to its end"
+    print(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seeds.md").write_text(f"# {', '.join(configs)}\n\n{report}\n", encoding="utf-8")
+    content = {
+        "configs": list(configs),
+        "arguments": list(more),
+        "failed": [job.name for job in failed],
+        "metrics": {name: summary.to_json() for name, summary in summaries.items()},
+    }
+    (folder / "seeds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {folder / 'seeds.md'}")
+    return not failed
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises:
+    ValueError: There is none, or one stands twice.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds: give one or more, each once, got {list(seeds)}")
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """The two ways to say which seeds."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--seeds", type=int, nargs="+", help="such as 1 2 3; a run each")
+    group.add_argument("--num_seeds", type=int, help="as many, from 1 on")
+
+
+def chosen_seeds(arguments: argparse.Namespace, *, default: int) -> list[int]:
+    """The seeds that were asked for, or 1 to `default`."""
+    if arguments.seeds is not None:
+        return list(arguments.seeds)
+    return list(range(1, (default if arguments.num_seeds is None else arguments.num_seeds) + 1))
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and run the seeds; what is not known here goes to `lit-distil fit`."""
+    parser = argparse.ArgumentParser(
+        prog="lit-distil seeds",
+        description="One configuration under several seeds: median, spread, min and max of each metric at the best "
+        "validation. Other options, such as --trainer.max_epochs 3, go to `lit-distil fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="append", required=True, help="as of `lit-distil fit`; may be repeated")
+    add_seeds(parser)
+    parser.add_argument("--out", help="folder; default: runs/seeds/<name of the first config>")
+    known, more = parser.parse_known_args(arguments)
+    out = known.out or f"runs/seeds/{Path(known.config[0]).stem}"
+    if not seeds(known.config, seeds=chosen_seeds(known, default=3), out=out, more=more):
+        raise SystemExit(1)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_distil.commands import glue, jobs
+from lit_distil.commands.glue_tasks import PUBLISHED, TASKS, data_files, score_of, scores_table, submission_lines
+from lit_distil.commands.jobs import Job, run_jobs
+from lit_distil.commands.seed_table import best_scores, seeds_table, summarise
+from tests.workspace import REPOSITORY, Workspace, environment, fit, write_config
+
+WORDS = ["the", "a", "model", "loss", "film", "good", "bad", "layer"]
+CONFIGS = REPOSITORY / "configs/finetune/glue"
+NUM_ROWS = {"train": 40, "validation": 12, "test": 5}
+
+
+def write_rows(folder: Path, task: str) -> None:
+    """Files of the task's shape, named as the Hub names its splits; the test labels are hidden as there."""
+    settings = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())["data"]["init_args"]["task"]["init_args"]
+    draw = random.Random(task)
+    (folder / task).mkdir(parents=True)
+    splits = {**NUM_ROWS}
+    if task == "mnli":
+        splits = {
+            "train": 40,
+            **{f"{split}_{half}": 6 for split in ("validation", "test") for half in ("matched", "mismatched")},
+        }
+    for split, size in splits.items():
+        rows = []
+        for number in range(size):
+            texts = {
+                column: " ".join(draw.choices(WORDS, k=4))
+                for column in (settings["text"], settings.get("pair"))
+                if column
+            }
+            label: float = number % 5 + 0.5 if task == "stsb" else number % len(settings["labels"])
+            rows.append({**texts, "label": -1 if split.startswith("test") else label, "idx": number})
+        (folder / task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_recipe_reads_local_files_of_the_hubs_shape_by_configuration_alone(
+    task: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "data", task)
+    recipe: dict[str, Any] = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text())
+    recipe["model"]["init_args"]["network"]["init_args"]["name_or_path"] = workspace.teacher
+    data = recipe["data"]["init_args"]
+    data.update(tokenizer=workspace.byte_bpe, max_length=48)
+    files = {split: file for split, file in data_files(tmp_path / "data", task).items() if "_second" not in split}
+    data["source"] = {"class_path": "lit_distil.data.TableFiles", "init_args": files}
+    run = fit(
+        {key: recipe[key] for key in ("seed_everything", "model", "data")}, tmp_path / "run", max_epochs=1, max_steps=-1
+    )
+    scores = best_scores(run)
+    metrics = TASKS[task].metrics
+    assert 0 <= abs(score_of(task, scores)) <= 1 and scores["score"] == scores[metrics[0]]
+    config = json.loads((run / "export/config.json").read_text())
+    names = recipe["data"]["init_args"]["task"]["init_args"].get("labels", ["LABEL_0"])
+    assert list(config["id2label"].values()) == names
+
+
+def runs_of(*scores: float) -> dict[str, dict[str, float]]:
+    return {str(seed): {"score": value, "accuracy": value} for seed, value in enumerate(scores, start=1)}
+
+
+def test_seeds_are_summed_up_by_median_and_spread() -> None:
+    summaries = summarise({**runs_of(0.5, 0.9, 0.6), "4": {"accuracy": 0.7}})
+    score, accuracy = summaries["score"], summaries["accuracy"]
+    assert list(summaries) == ["score", "accuracy"]
+    assert (score.median, score.least, score.most, score.spread) == (0.6, 0.5, 0.9, 0.9 - 0.5)
+    assert accuracy.median == pytest.approx(0.65)
+    table = seeds_table(summaries, ["1", "2", "3", "4"])
+    assert table[1] == ["score", "0.5000", "0.9000", "0.6000", "–", "0.6000", "0.4000", "0.5000", "0.9000"]
+
+
+def test_table_has_the_papers_rows_with_averages_over_the_same_tasks() -> None:
+    scores = {task: summarise(runs_of(0.5, 0.7))["score"] for task in ("rte", "cola")}
+    table = scores_table("ours", scores, 2)
+    assert table[0] == ["network", "CoLA", "RTE", "average", "source"]
+    assert table[1] == ["ours", "60.0 ± 10.0", "60.0 ± 10.0", "60.0", "measured here, 2 seeds"]
+    rows = {row[0]: row[1:4] for row in table[2:]}
+    assert rows["DistilBERT"] == ["51.3", "59.9", "55.6"] and set(rows) == set(PUBLISHED)
+    whole = scores_table("ours", dict.fromkeys(TASKS, scores["rte"]), 2)
+    assert {row[0]: row[-2] for row in whole[2:]} == {
+        "BERT base": "79.5",
+        "DistilBERT": "77.0",
+        "roberta-base": "–",  # no figure for WNLI
+        "DistilRoBERTa": "–",
+    }
+
+
+def test_published_averages_are_those_of_their_figures() -> None:
+    for name, (_, macro, figures) in PUBLISHED.items():
+        assert sum(figures.values()) / len(figures) == pytest.approx(macro, abs=0.11), name
+
+
+def test_submissions_speak_the_leaderboards_words() -> None:
+    words = ["entailment", "not_entailment"]
+    rows = [{"sample": 0, "label": "not_entailment"}, {"sample": 1, "label": "entailment"}]
+    assert submission_lines("rte", rows, words) == ["index\tprediction", "0\tnot_entailment", "1\tentailment"]
+    assert submission_lines("wnli", rows, words) == ["index\tprediction", "0\t1", "1\t0"]
+    values = [{"sample": 0, "value": 5.21}, {"sample": 1, "value": 2.0}]
+    assert submission_lines("stsb", values, []) == ["index\tprediction", "0\t5.000", "1\t2.000"]
+    with pytest.raises(ValueError, match="row 1 is missing"):
+        submission_lines("rte", [rows[0], {"sample": 2, "label": "entailment"}], words)
+
+
+def test_finished_runs_are_skipped_and_a_failure_ends_one_run_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+
+    def instead_of_a_process(arguments: list[str], log: Path) -> int:
+        called.append(arguments)
+        log.write_text("no room\n")
+        if "--fails" in arguments:
+            return 1
+        (log.parent / "export").mkdir()
+        (log.parent / "export/config.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(jobs, "call", instead_of_a_process)
+    plan = [Job(name, tmp_path / name, (f"--{name}",)) for name in ("first", "fails", "last")]
+    assert [job.name for job in run_jobs(plan)] == ["fails"] and len(called) == 3
+    assert "no room" in capsys.readouterr().out
+    (tmp_path / "fails/checkpoints").mkdir()
+    (tmp_path / "fails/checkpoints/last.ckpt").touch()
+    assert [job.name for job in run_jobs(plan)] == ["fails"] and len(called) == 4
+    assert called[-1][-2:] == ["--ckpt_path", "last"]
+    with pytest.raises(ValueError, match="holds a run with other arguments"):
+        run_jobs([Job("first", tmp_path / "first", ("--other",))])
+
+
+def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no task \['sst'\] in GLUE"):
+        glue.GlueRun(model="x", tasks=["sst"], seeds=[1], out=tmp_path)
+    with pytest.raises(ValueError, match="each once"):
+        glue.GlueRun(model="x", tasks=["rte"], seeds=[1, 1], out=tmp_path)
+    with pytest.raises(ValueError, match=r"has no file train\.jsonl"):
+        data_files(tmp_path, "rte")
+
+
+@pytest.mark.slow
+def test_two_tasks_and_two_seeds_in_processes(workspace: Workspace, tmp_path: Path) -> None:
+    """MNLI with its second half; a run again does nothing but print."""
+    for task in ("cola", "mnli"):
+        write_rows(tmp_path / "data", task)
+    overlay = {"data": {"init_args": {"max_length": 48}}, "trainer": {"accelerator": "cpu", "precision": "32-true"}}
+    file = write_config(overlay, tmp_path / "overlay.yaml")
+    command = [sys.executable, "-m", "lit_distil", "glue", "--model", workspace.teacher, "--tasks", "cola", "mnli"]
+    command += ["--seeds", "1", "2", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    command += ["--config", file, "--submission", "true", "--trainer.max_epochs", "1"]
+    for attempt in range(2):
+        done = subprocess.run(
+            command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("done before") == 4 * attempt
+    numbers = json.loads((tmp_path / "out/glue.json").read_text())
+    assert set(numbers["tasks"]) == {"cola", "mnli"} and not numbers["failed"]
+    assert set(numbers["tasks"]["mnli"]["accuracy_mismatched"]["values"]) == {"1", "2"}
+    for name, size in (("CoLA", 5), ("MNLI-m", 6), ("MNLI-mm", 6)):
+        lines = (tmp_path / f"out/submission/{name}.tsv").read_text().splitlines()
+        allowed = {"0", "1"} if name == "CoLA" else {"entailment", "neutral", "contradiction"}
+        assert lines[0] == "index\tprediction" and len(lines) == size + 1
+        assert {line.split("\t")[1] for line in lines[1:]} <= allowed
+    assert "DistilBERT" in (tmp_path / "out/glue.md").read_text()

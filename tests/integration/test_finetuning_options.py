@@ -1,0 +1,81 @@
+"""Layer-wise rates, frozen layers, the best checkpoint, early stopping and new heads in whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from lit_distil.commands.training import run as run_command
+from tests.workspace import (
+    REPOSITORY,
+    Workspace,
+    fit,
+    kept_environment,
+    logged,
+    network_weights,
+    with_trainer,
+    write_config,
+)
+
+
+def test_layer_rates_survive_a_resume_under_another_decay(workspace: Workspace, tmp_path: Path) -> None:
+    """The configuration wins over the checkpoint, group by group; frozen parts stay as they were."""
+    first = workspace.finetuning(layer_decay=0.5, freeze_layers=0)
+    run = fit(first, tmp_path / "run", max_steps=2)
+    last = run / "checkpoints" / "last.ckpt"
+    groups = torch.load(last, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert {group["initial_lr"] for group in groups} == {1e-3 * 0.5**n for n in range(5)}, "four blocks and a head"
+    fit(workspace.finetuning(layer_decay=0.1, freeze_layers=0), run, "--ckpt_path", "last", max_steps=4)
+    groups = torch.load(last, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert sorted({group["initial_lr"] for group in groups}) == pytest.approx([1e-3 * 0.1**n for n in range(4, -1, -1)])
+    trained = network_weights(last)
+    start = AutoModelForSequenceClassification.from_pretrained(workspace.teacher).state_dict()
+    key = "roberta.embeddings.word_embeddings.weight"
+    assert torch.equal(trained[f"network.model.{key}"], start[key])
+    key = "roberta.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(trained[f"network.model.{key}"], start[key])
+
+
+def test_the_best_by_the_tasks_metric_is_exported_and_the_last_is_kept(workspace: Workspace, tmp_path: Path) -> None:
+    run = fit(workspace.finetuning(), tmp_path / "run", max_steps=16, check_val_every_n_epoch=1)
+    scores, accuracies = logged(run, "val/score"), logged(run, "val/accuracy")
+    assert scores == accuracies and len(scores) == 4
+    best_step = max(scores, key=lambda step: (scores[step], -step)) + 1
+    best, last = run / "checkpoints" / f"step-{best_step}.ckpt", run / "checkpoints" / "last.ckpt"
+    assert [file.name for file in (run / "checkpoints").glob("step-*")] == [best.name]
+    assert torch.load(last, weights_only=True)["global_step"] == 16
+    exported = AutoModelForSequenceClassification.from_pretrained(run / "export").state_dict()
+    for key, value in network_weights(best).items():
+        assert torch.equal(exported[key.removeprefix("network.model.")], value), key
+
+
+def test_early_stopping_fits_any_task(workspace: Workspace, tmp_path: Path) -> None:
+    """No learning, so the score never rises: one validation, and three that are waited for."""
+    config: dict[str, Any] = with_trainer(workspace.finetuning(), tmp_path / "run", max_steps=40)
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.0
+    file = write_config(config, tmp_path / "run.yaml")
+    overlay = str(REPOSITORY / "configs/trainer/early-stopping.yaml")
+    with kept_environment():
+        run_command(["fit", "--config", file, "--config", overlay])
+    assert len(logged(tmp_path / "run", "val/score")) == 4
+    assert (tmp_path / "run/export/config.json").is_file()
+
+
+def test_a_network_with_other_labels_gets_a_new_head_with_a_notice(workspace: Workspace, tmp_path: Path) -> None:
+    """MNLI's three-way head before RTE's two-way one; what is below is kept."""
+    run = fit(workspace.finetuning(), tmp_path / "three", max_steps=1)
+    config = workspace.finetuning()
+    config["model"]["init_args"]["network"]["init_args"]["name_or_path"] = str(run / "export")
+    config["data"]["init_args"]["task"]["init_args"] = {"labels": ["code", "prose", "verse", "song"]}
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.0
+    with pytest.warns(UserWarning, match=r"head for other labels .*classifier.out_proj.weight \[3, 32\] -> \[4, 32\]"):
+        second = fit(config, tmp_path / "four", max_steps=1)
+    before, after = (
+        AutoModelForSequenceClassification.from_pretrained(folder / "export").state_dict() for folder in (run, second)
+    )
+    assert after["classifier.out_proj.weight"].shape == (4, 32)
+    assert all(torch.equal(after[key], before[key]) for key in before if "out_proj" not in key)
