@@ -84,7 +84,7 @@ class Flat:
     def loss(self) -> Tensor:
         """The loss of the batch, with a graph."""
         rows = self.batch.masked_first
-        teachers = {"teacher": self.teacher(self.batch, rows=rows)}
+        teachers = {"teacher": self.teacher(self.batch, rows=rows, project=False)}
         student = self.student(self.batch, rows=rows, project=False)
         return self.terms.total(student, teachers, self.batch, self.batch.counts)[0]
 

@@ -51,7 +51,7 @@ def parsers() -> dict[str, ArgumentParser]:
     for command in {arguments[0] for arguments in COMMANDS} - set(TRAINER_COMMANDS):
         assert command in OTHER_COMMANDS
         module = importlib.import_module(f"lit_distil.commands.{command.replace('-', '_')}")
-        found[command] = capture_parser(module.run, [])
+        found[command] = module.make_parser() if hasattr(module, "make_parser") else capture_parser(module.run, [])
     trainer = capture_parser(importlib.import_module("lit_distil.commands.training").run, ["fit"])
     return found | dict.fromkeys(TRAINER_COMMANDS, trainer)
 

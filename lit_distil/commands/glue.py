@@ -134,8 +134,8 @@ def glue(wanted: GlueRun, *, submission: bool = False) -> bool:
     return not problems
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and run the tasks; what is not known here goes to `lit-distil fit`."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command; others are those of `lit-distil fit`."""
     parser = argparse.ArgumentParser(
         prog="lit-distil glue",
         description="A network on the tasks of GLUE, beside the papers' figures. Other options, such as "
@@ -151,7 +151,12 @@ def run(arguments: list[str]) -> None:
     parser.add_argument(
         "--submission", choices=["true", "false"], default="false", help="write the leaderboard's files"
     )
-    known, more = parser.parse_known_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and run the tasks; what is not known here goes to `lit-distil fit`."""
+    known, more = make_parser().parse_known_args(arguments)
     wanted = GlueRun(
         model=known.model,
         tasks=known.tasks,

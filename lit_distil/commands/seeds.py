@@ -75,8 +75,8 @@ def chosen_seeds(arguments: argparse.Namespace, *, default: int) -> list[int]:
     return list(range(1, (default if arguments.num_seeds is None else arguments.num_seeds) + 1))
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and run the seeds; what is not known here goes to `lit-distil fit`."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command; others are those of `lit-distil fit`."""
     parser = argparse.ArgumentParser(
         prog="lit-distil seeds",
         description="One configuration under several seeds: median, spread, min and max of each metric at the best "
@@ -86,7 +86,12 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--config", action="append", required=True, help="as of `lit-distil fit`; may be repeated")
     add_seeds(parser)
     parser.add_argument("--out", help="folder; default: runs/seeds/<name of the first config>")
-    known, more = parser.parse_known_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and run the seeds; what is not known here goes to `lit-distil fit`."""
+    known, more = make_parser().parse_known_args(arguments)
     out = known.out or f"runs/seeds/{Path(known.config[0]).stem}"
     if not seeds(known.config, seeds=chosen_seeds(known, default=3), out=out, more=more):
         raise SystemExit(1)

@@ -194,7 +194,7 @@ class DistillationModule(LanguageModelModule):
             split = "train" if self.trainer.training else "validation"
             teachers = dict.fromkeys(self.teacher_names, cached(batch, split, ours["rows"]))
         elif needs_teacher:
-            teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
+            teachers = {name: teacher(batch, project=False, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, project=False, **ours), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
