@@ -1,13 +1,12 @@
-"""Fine-tuning on short sentences, beside the loop of transformers' Trainer with each of its ways to pad.
+"""Fine-tuning on short sentences, beside transformers' Trainer with each of its ways to pad.
 
     OMP_NUM_THREADS=1 python benchmarks/finetuning.py
     OMP_NUM_THREADS=1 python benchmarks/finetuning.py --file train.jsonl --column sentence
 
 An epoch over the same rows with the same network, batch size (8), maximum length (128), optimizer (fused AdamW),
 clipping and schedule, on the CPU in fp32, once here and once in each other way, `--rounds` times in turn, so that a
-busy machine slows all. Ours is the whole path of `lit-distil fit`: Lightning's Trainer, the data module, the meters and
-the log. Of transformers' Trainer it is the loop alone, which needs no `accelerate`: its collators, its sampler that
-groups by length, and what it does in a step; what else Trainer does is left out, in its favour.
+busy machine slows all. Both are the whole path that a user has, from rows of token ids to the log: Lightning's Trainer
+with the data module and the meters, and transformers' Trainer (which needs `accelerate`).
 
 Lengths follow a log-normal law like that of SST-2's phrases unless a file is given. The smaller the network, the more
 weighs what is no matrix product: larger ones gain more.
@@ -33,17 +32,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from lightning.pytorch import Callback, Trainer, seed_everything
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
-    get_linear_schedule_with_warmup,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import Trainer as HuggingFaceTrainer
+from transformers.utils.logging import disable_progress_bar
 
 from lit_distil.data import TableFiles, TextDataModule
 from lit_distil.models import Pretrained
@@ -93,9 +95,22 @@ class Clock(Callback):
         self.seconds = perf_counter() - self.start
 
 
+class TheirClock(TrainerCallback):
+    """The same of transformers' Trainer."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start."""
+        self.start = perf_counter()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.seconds = perf_counter() - self.start
+
+
 def ours(folder: Path, num_steps: int) -> float:
     """Seconds of an epoch by this package."""
     seed_everything(1, verbose=False)
+    torch.set_float32_matmul_precision("medium")  # the command line's default; it matters where the CPU has bfloat16
     clock = Clock()
     trainer = Trainer(
         accelerator="cpu",
@@ -124,34 +139,45 @@ def ours(folder: Path, num_steps: int) -> float:
         Pretrained(str(folder / "model")), optimizer=OPTIMIZER, schedule=LinearSchedule(warmup=0.06)
     )
     trainer.fit(module, data)
+    torch.set_float32_matmul_precision("highest")  # torch's own default, which transformers leaves alone
     assert trainer.global_step == num_steps
     return clock.seconds
 
 
 def theirs(folder: Path, rows: list[dict[str, Any]], tokenizer: Any, padding: str) -> float:
-    """Seconds of an epoch by the loop of transformers' Trainer."""
-    torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_pretrained(folder / "model").train()
+    """Seconds of an epoch by transformers' Trainer."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model")
     is_fixed = padding == "padding to 128"
-    collate = DataCollatorWithPadding(tokenizer, padding="max_length" if is_fixed else True, max_length=LENGTH)
-    lengths = [len(row["input_ids"]) for row in rows]
-    sampler = LengthGroupedSampler(BATCH, lengths=lengths) if padding == "length grouping" else None
-    loader = DataLoader(rows, batch_size=BATCH, shuffle=sampler is None, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    optimizer = OPTIMIZER([{"params": decayed}, {"params": plain, "weight_decay": 0.0}])
-    schedule = get_linear_schedule_with_warmup(optimizer, int(0.06 * len(loader)), len(loader))
-    total = torch.zeros(())
-    start = perf_counter()
-    for batch in loader:
-        loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        total += loss.detach()
-    return perf_counter() - start
+    settings = TrainingArguments(
+        output_dir=str(folder / "theirs"),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        optim="adamw_torch_fused",
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        warmup_steps=0.06,
+        train_sampling_strategy="group_by_length" if padding == "length grouping" else "random",
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=1,
+    )
+    clock = TheirClock()
+    trainer = HuggingFaceTrainer(
+        model,
+        settings,
+        data_collator=DataCollatorWithPadding(tokenizer, padding="max_length" if is_fixed else True, max_length=LENGTH),
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[clock],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    assert trainer.state.global_step == len(rows) // BATCH
+    return clock.seconds
 
 
 def prepare(folder: Path, texts: list[str], *, layers: int, width: int) -> tuple[list[dict[str, Any]], Any]:
@@ -215,6 +241,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.rows -= arguments.rows % BATCH  # every way has the same whole batches
     warnings.filterwarnings("ignore")
+    disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

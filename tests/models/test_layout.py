@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.models.layout import MAX_WASTE, SLACK, SequenceLayout
+from lit_distil.models.layout import BUCKET_COST, MAX_WASTE, SequenceLayout
 
 
 @settings(max_examples=60, deadline=None)
@@ -17,12 +17,19 @@ def test_every_token_has_one_slot_and_padding_is_bounded(lengths: list[int]) -> 
     back = gathered if layout.slots is None else gathered[layout.slots]
     assert torch.equal(back, torch.arange(num_tokens).float())
     assert sorted(length for bucket in layout.buckets for length in bucket.lengths) == sorted(lengths)
-    for bucket in layout.buckets:
-        assert bucket.width - min(bucket.lengths) <= max(SLACK, MAX_WASTE * bucket.width)
+    # what padding costs beyond like lengths is never more than the buckets that it saves
+    scores = sum(len(bucket.lengths) * bucket.width * (bucket.width + 16) for bucket in layout.buckets)
+    alike = [length / (1 - MAX_WASTE) for length in lengths]
+    assert scores <= sum(width * (width + 16) for width in alike) + BUCKET_COST * (len(lengths) - len(layout.buckets))
+
+
+def test_short_sequences_share_a_bucket_and_long_ones_do_not() -> None:
+    assert len(SequenceLayout.of([5, 9, 14, 21, 6, 11, 7, 30]).buckets) == 1
+    assert len(SequenceLayout.of([100, 50, 512, 256]).buckets) == 4
 
 
 def test_gather_does_not_mix_sequences() -> None:
-    lengths = (5, 20, 6, 20)
+    lengths = (25, 80, 26, 80)
     layout = SequenceLayout.of(lengths)
     owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).float()[None, None, :, None]
     assert len(layout.buckets) == 2
@@ -49,19 +56,19 @@ def test_full_blocks_before_a_short_rest_are_a_view() -> None:
 
 
 def test_equal_lengths_out_of_order_need_no_bias() -> None:
-    layout = SequenceLayout.of([40, 4, 40, 4])
-    assert [bucket.lengths for bucket in layout.buckets] == [(40, 40), (4, 4)]
+    layout = SequenceLayout.of([80, 4, 80, 4])
+    assert [bucket.lengths for bucket in layout.buckets] == [(80, 80), (4, 4)]
     assert all(layout.bias(i, window=None, dtype=torch.float32) is None for i in range(2))
     assert layout.slots is not None
 
 
 def test_window_makes_a_band_only_where_sequences_are_longer() -> None:
-    layout = SequenceLayout.of([6, 6, 40])
-    assert [bucket.width for bucket in layout.buckets] == [40, 6]
+    layout = SequenceLayout.of([6, 6, 80])
+    assert [bucket.width for bucket in layout.buckets] == [80, 6]
     assert layout.bias(1, window=6, dtype=torch.float32) is None
     band = layout.bias(0, window=6, dtype=torch.float32)
     assert band is not None
-    i, j = torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij")
+    i, j = torch.meshgrid(torch.arange(80), torch.arange(80), indexing="ij")
     assert torch.equal(band[0, 0] == 0, (i - j).abs() < 6)
 
 
