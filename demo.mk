@@ -45,8 +45,7 @@ $(DEMO)/student-mlm-time/export/config.json: $(call exports,student-soft student
 
 $(DEMO)/student-hard/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== control: the same student on the teacher's hard labels"
-	@$(call fit,student-hard,--config configs/demo/student.yaml --model.objectives.soft lit_distil.objectives.TeacherLabelLoss \
-		--model.objectives.soft.weight 5.0)
+	@$(call fit,student-hard,--config configs/demo/student.yaml $(HARD_LABELS))
 
 $(DEMO)/student-random/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== control: soft targets from random weights"
@@ -54,6 +53,7 @@ $(DEMO)/student-random/export/config.json: $(DEMO)/teacher/export/config.json
 		--model.student.num_layers 3)
 
 MASKED_LM_ONLY := {"masked_lm": {"class_path": "lit_distil.objectives.MaskedLMLoss"}}
+HARD_LABELS := --model.objectives.soft lit_distil.objectives.TeacherLabelLoss --model.objectives.soft.weight 5.0
 
 # $(call task,stage,arguments)
 task = echo "== task: which package wrote it ($(1))" && $(call fit,$(1),--config configs/demo/task.yaml $(2))
@@ -77,16 +77,19 @@ $(DEMO)/report/report.md: $(call exports,teacher $(STUDENTS) $(TASKS)) configs/d
 # The demo's main comparison under further seeds, for the spread
 
 SEEDS ?= 2 3
-SEED_RUNS := $(foreach seed,$(SEEDS),student-soft-seed$(seed) student-mlm-seed$(seed))
+KINDS := student-soft student-mlm student-hard
+SEED_RUNS := $(foreach seed,$(SEEDS),$(addsuffix -seed$(seed),$(KINDS)))
+comma := ,
+# $(call folders,kind): the kind's runs under all seeds, as a list of YAML
+folders = [$(DEMO)/$(1)$(foreach seed,$(SEEDS),$(comma) $(DEMO)/$(1)-seed$(seed))]
+KINDS_AND_RUNS = soft targets: $(call folders,student-soft)$(comma) no teacher: $(call folders,student-mlm)$(comma) \
+	hard labels of the teacher: $(call folders,student-hard)
 
 .PHONY: demo-seeds
-demo-seeds: $(VENV)/.core  ## soft targets and no teacher under two more seeds: the spread behind the demo's table
-	@$(MAKE) -s --no-print-directory $(call exports,teacher student-soft student-mlm)
+demo-seeds: $(VENV)/.core  ## soft targets, no teacher and hard labels under two more seeds: the spread behind the demo's table
+	@$(MAKE) -s --no-print-directory $(call exports,teacher $(KINDS))
 	@OMP_NUM_THREADS=$(THREADS) $(MAKE) -s --no-print-directory -j2 $(call exports,$(SEED_RUNS))
-	@echo "masked-LM loss on the validation split (nats)"
-	@$(BIN)/python -c 'from lit_distil.commands.runs import read_metric; \
-		[print(f"{run:20}", round(read_metric(f"$(DEMO)/{run}", "val/loss/masked_lm")[-1][1], 3)) \
-		for run in "student-soft student-mlm $(SEED_RUNS)".split()]'
+	@$(RUN) spread --metric val/loss/masked_lm --out $(DEMO)/report/seeds.md --runs '{$(KINDS_AND_RUNS)}'
 
 $(DEMO)/student-soft-seed%/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== student, soft targets, seed $*"
@@ -95,3 +98,7 @@ $(DEMO)/student-soft-seed%/export/config.json: $(DEMO)/teacher/export/config.jso
 $(DEMO)/student-mlm-seed%/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== student, no teacher, seed $*"
 	@$(call fit,student-mlm-seed$*,--config configs/demo/student.yaml --seed_everything $* --model.objectives '$(MASKED_LM_ONLY)')
+
+$(DEMO)/student-hard-seed%/export/config.json: $(DEMO)/teacher/export/config.json
+	@echo "== student, teacher's hard labels, seed $*"
+	@$(call fit,student-hard-seed$*,--config configs/demo/student.yaml --seed_everything $* $(HARD_LABELS))

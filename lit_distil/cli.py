@@ -25,6 +25,7 @@ OTHER_COMMANDS = {
     "score": "sentences or minimal pairs (BLiMP) by pseudo-log-likelihood, side by side",
     "diagnose": "confusion matrix, reliability and worst examples of a file of predictions",
     "seeds": "a configuration under several seeds: median and spread of each metric",
+    "spread": "a metric of finished runs that differ in their seed: median, spread, and the gap between kinds",
     "glue": "fine-tune a network on the tasks of GLUE, beside the papers' figures",
     "report": "measure exported networks side by side; write a table and a picture",
     "benchmark": "parameters, size, latency and throughput of exported networks",
