@@ -289,8 +289,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_on_two_ranks(jobs: list[list[str]], folder: Path, timeout: float = 240) -> None:
-    """Run command lines one after the other in two processes that are the two ranks of each."""
+def run_on_two_ranks(jobs: list[list[str]], folder: Path, timeout: float = 240, exit_code: int = 0) -> None:
+    """Run command lines one after the other in two processes that are the two ranks of each, and end like this."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     command = [sys.executable, "-m", "tests.integration.jobs", str(folder / "jobs.json")]
@@ -313,7 +313,7 @@ def run_on_two_ranks(jobs: list[list[str]], folder: Path, timeout: float = 240) 
         for log in logs:
             log.close()
     output = "\n".join((folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(2))
-    assert codes == [0, 0], output
+    assert codes == [exit_code] * 2, output
 
 
 def shared(root: Path, name: str, make: Callable[[Path], None]) -> Path:

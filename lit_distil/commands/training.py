@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,7 +21,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
-from lit_distil.callbacks import ExportCallback, PredictionWriter, RunCheckpoint, RunCSVLogger, StepProgressBar
+from lit_distil.callbacks import (
+    ExportCallback,
+    PredictionWriter,
+    RunCheckpoint,
+    RunCSVLogger,
+    StepProgressBar,
+    StopOnSignal,
+    WholeCheckpoints,
+)
 from lit_distil.commands.messages import shorten
 from lit_distil.data import TextDataModule
 from lit_distil.modules import EncoderModule
@@ -109,6 +118,10 @@ class TrainingCLI(LightningCLI):
         if not trainer_config.get("fast_dev_run"):
             folder = str(trainer_config.get("default_root_dir"))
             trainer_config["logger"] = self._loggers(trainer_config.get("logger"), folder)
+        plugins = trainer_config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            trainer_config["plugins"] = [*plugins, WholeCheckpoints()]
         given: list[Callback] = trainer_config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
 
@@ -121,6 +134,8 @@ class TrainingCLI(LightningCLI):
         wants_checkpoints = trainer_config.get("enable_checkpointing") is not False
         if self.subcommand == "fit" and wants_checkpoints and lacks(ModelCheckpoint):
             added.append(RunCheckpoint())
+        if self.subcommand == "fit" and lacks(StopOnSignal):
+            added.append(StopOnSignal())
         if self.subcommand == "fit" and lacks(ExportCallback):
             added.append(ExportCallback())
         if self.subcommand == "predict" and lacks(PredictionWriter):

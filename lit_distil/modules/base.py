@@ -64,6 +64,7 @@ class EncoderModule(LightningModule):
         self.network: Any = None  # built when the vocabulary and the strategy are known
         self.objectives: nn.ModuleDict = nn.ModuleDict()
         self.latest: dict[str, float] = {}
+        self.stop_requested = self.stop_agreed = False  # on this rank; on all of them (`_count_globally`)
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
         self._global_counts: dict[Countable, int] = {}
         self._last_logged = (0, perf_counter())
@@ -289,9 +290,11 @@ class EncoderModule(LightningModule):
         local = batch.step_counts or batch.counts
         if self.trainer.world_size == 1:
             return local
-        counts = torch.tensor([local[kind] for kind in COUNTABLES], dtype=torch.int64, device=self.device)
+        counts = torch.tensor([*(local[kind] for kind in COUNTABLES), int(self.stop_requested)], device=self.device)
         torch.distributed.all_reduce(counts)
-        return dict(zip(COUNTABLES, counts.tolist()))
+        *numbers, stops = counts.tolist()
+        self.stop_agreed = stops > 0
+        return dict(zip(COUNTABLES, numbers))
 
     def _seed_dropout(self, micro_step: int) -> None:
         """Dropout is a function of (seed, micro-step, rank), so a resumed run draws what the unbroken one would."""

@@ -59,6 +59,27 @@ class KillAt(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class SignalAt(Callback):
+    """Sends this process a signal while a step is computed.
+
+    Args:
+        step: Optimizer steps done before it.
+        name: Of the signal.
+        rank: Which rank is told.
+        times: How often.
+    """
+
+    def __init__(self, step: int, name: str, rank: int = 0, times: int = 1) -> None:
+        self.step, self.number, self.rank, self.times = step, getattr(signal, name), rank, times
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
 class SaveMetrics(Callback):
     """Writes what was logged when a command ends.
 

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_distil.callbacks import WholeCheckpoints
+from lit_distil.callbacks import checkpoint_files as files
+
+OLD, NEW = ({"weights": torch.full((1000,), float(value)), "step": value} for value in (1, 2))
+
+
+class Killed(BaseException):
+    """The process is gone: nothing of ours runs after it, save what `finally` does, which harms nothing."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    target = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint(OLD, target)
+    return target
+
+
+def step_of(path: Path) -> int:
+    return WholeCheckpoints().load_checkpoint(path, weights_only=True)["step"]
+
+
+def test_what_was_written_is_read_and_its_hash_is_sha256sums(path: Path) -> None:
+    WholeCheckpoints().save_checkpoint(NEW, path)
+    assert step_of(path) == 2
+    assert sorted(one.name for one in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
+    assert files._hashes(path).read_text() == f"{files._digest(path)}  last.ckpt\n"
+    WholeCheckpoints().remove_checkpoint(path)
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+@pytest.mark.parametrize("calls", range(6))
+def test_killed_anywhere_in_a_write_the_old_or_the_new_is_there_whole(
+    name: str, calls: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, left = getattr(os, name), [calls]
+
+    def fault(*arguments: object) -> object:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        return original(*arguments)
+
+    monkeypatch.setattr(files.os, name, fault)
+    try:
+        WholeCheckpoints().save_checkpoint(NEW, path)
+    except Killed:
+        monkeypatch.undo()
+        assert step_of(path) in (1, 2)
+    monkeypatch.undo()
+    WholeCheckpoints().save_checkpoint(NEW, path)
+    assert step_of(path) == 2
+
+
+def test_a_full_disk_leaves_the_last_good_one_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(checkpoint: object, file: object) -> None:
+        file.write(b"half of it")  # type: ignore[attr-defined]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.torch, "save", full)
+    with pytest.raises(OSError, match=r"last\.ckpt: the checkpoint could not be written .*No space left.* untouched"):
+        WholeCheckpoints().save_checkpoint(NEW, path)
+    monkeypatch.undo()
+    assert step_of(path) == 1
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def flip_a_bit(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << place % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [0, 137, 1500, 3001, -3])
+def test_a_flipped_bit_in_the_last_one_takes_the_newest_sound_one(path: Path, place: int) -> None:
+    older, newer = path.with_name("step-3.ckpt"), path.with_name("step-4.ckpt")
+    for seconds, (other, step) in enumerate(((older, 3), (newer, 4))):
+        WholeCheckpoints().save_checkpoint({**OLD, "step": step}, other)
+        os.utime(other, (seconds, seconds))
+    flip_a_bit(path, place)
+    with pytest.warns(UserWarning, match=r"last\.ckpt: the checkpoint is damaged.*going on from .*step-4\.ckpt"):
+        assert step_of(path) == 4
+    flip_a_bit(newer, place)
+    with pytest.warns(UserWarning, match=r"going on from .*step-3\.ckpt"):
+        assert step_of(path) == 3
+    with pytest.raises(ValueError, match=r"step-4\.ckpt: the checkpoint is damaged.*a sound one is .*step-3\.ckpt"):
+        step_of(newer)
+
+
+def test_a_damaged_one_with_no_other_is_named(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"last\.ckpt: the checkpoint is damaged.*begin anew"):
+        step_of(path)
+
+
+def test_a_checkpoint_without_a_hash_is_taken_as_it_is(tmp_path: Path) -> None:
+    torch.save(OLD, tmp_path / "other.ckpt")
+    assert step_of(tmp_path / "other.ckpt") == 1
