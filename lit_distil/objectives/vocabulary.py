@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_distil.objectives.functional import row_chunks
-from lit_distil.objectives.rows import RowObjective
+from lit_distil.objectives.rows import LogitRows, RowObjective
 from lit_distil.types import Projection, TopLogits
 
 CHUNK_BYTES = 64 * 2**20
@@ -136,8 +136,8 @@ class _Pass(torch.autograd.Function):
                     few_labels = None if labels is None else labels[few]
                     for i, term in covering:
                         target = given.of(term, few, logits[few]) if term.objective.needs_teacher else None
-                        wanted = gradient if term.scale else None
-                        sums[i] += term.objective.add_gradient(wanted, term.scale, logits[few], target, few_labels)
+                        those = LogitRows(logits[few], target, few_labels)
+                        sums[i] += term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
                     if work.observer is not None:
                         seen = given.mixture(1.0, few) if work.observes_teacher and teachers else None
                         work.observer(logits[few], seen, few_labels)
