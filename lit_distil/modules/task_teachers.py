@@ -81,19 +81,12 @@ def check_task_teacher(folder: str, teacher: PreTrainedModel, task: Task) -> Non
 class TaskLossTerms(LossTerms):
     """The terms of a task, of which those on soft targets compare with the mean of several teachers."""
 
-    batch: Batch
-
-    def total(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch, counts: Any, **options: Any) -> Any:
-        """See `LossTerms.total`."""
-        self.batch = batch  # what the teachers' logits are of
-        return super().total(student, teachers, batch, counts, **options)
-
-    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs) -> EncoderOutput | None:
+    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs, batch: Batch) -> EncoderOutput | None:
         is_mean = isinstance(objective, TaskSoftTargetLoss) and name not in self.teacher_of
         if is_mean and teachers:
             assert isinstance(objective, TaskSoftTargetLoss)
-            return mean_of_teachers(teachers, self.shares, objective.kind, self.batch, objective.temperature)
-        return super()._teacher(name, objective, teachers)
+            return mean_of_teachers(teachers, self.shares, objective.kind, batch, objective.temperature)
+        return super()._teacher(name, objective, teachers, batch)
 
 
 def mean_of_teachers(

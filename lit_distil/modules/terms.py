@@ -5,6 +5,7 @@ Terms on the logits of a masked-LM head share one pass over the vocabulary; the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -50,7 +51,6 @@ class LossTerms:
         counts: Counts,
         *,
         observer: Observer | None = None,
-        only: str | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss of a micro-batch, with a graph, and each term's unweighted sum, without.
 
@@ -60,7 +60,6 @@ class LossTerms:
             batch: The micro-batch.
             counts: Items of each kind in the global batch.
             observer: Shown the logits of the masked-LM head, piece by piece.
-            only: Take this term alone.
         """
         loss: Tensor = student.last_hidden_state.new_zeros(())
         sums: dict[str, Tensor] = {}
@@ -68,16 +67,14 @@ class LossTerms:
         is_deferred = student.projection is not None and student.logits is None
         is_deferred &= all(output.projection is not None for output in teachers.values() if output.rows is not None)
         for name, objective in self.items():
-            if only not in (None, name):
-                continue
             if is_deferred and isinstance(objective, RowObjective) and shares_the_pass(objective):
                 in_rows[name] = objective
                 continue
-            one = objective(student, self._teacher(name, objective, teachers), batch)
+            one = objective(student, self._teacher(name, objective, teachers, batch), batch)
             sums[name] = one.detach()
             if objective.weight:
                 loss = loss + objective.weight * one / max(counts[objective.counts], 1)
-        if is_deferred and (in_rows or observer is not None or only is None):
+        if is_deferred:  # also where no term is in it: the head is then part of the graph, as it is in every step
             part, row_sums = self._pass(in_rows, teachers, batch, counts, observer)(student.projection)  # type: ignore[arg-type]
             loss = loss + part
             sums.update(zip(in_rows, row_sums, strict=True))
@@ -97,7 +94,8 @@ class LossTerms:
         norms = {}
         for name, objective in self.items():
             if objective.weight:
-                loss, _ = self.total(student, teachers, batch, counts, only=name)
+                alone = dataclasses.replace(self, objectives=nn.ModuleDict({name: objective}))
+                loss, _ = alone.total(student, teachers, batch, counts)
                 gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
                 norms[name] = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
         return norms
@@ -114,10 +112,6 @@ class LossTerms:
             raise ValueError("the batch carries no masked positions; give the data a masking strategy")
         terms = []
         for name, objective in in_rows.items():
-            if objective.needs_teacher and not teachers:
-                raise ValueError(
-                    f"{type(objective).__name__} compares with a teacher, and there is none; distil with it"
-                )
             scale = objective.weight / max(counts[objective.counts], 1)
             terms.append(RowTerm(objective, scale, self.teacher_of.get(name)))
         projections = {name: one.projection for name, one in teachers.items() if one.projection is not None}
@@ -137,7 +131,8 @@ class LossTerms:
         with torch.no_grad():
             observer(logits_at(student, batch, "masked").detach(), theirs, batch.masked_labels)
 
-    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs) -> EncoderOutput | None:
+    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs, batch: Batch) -> EncoderOutput | None:
+        """What one term compares with, of this batch."""
         if not teachers or not objective.needs_teacher:
             return None
         chosen = self.teacher_of.get(name)
