@@ -95,6 +95,9 @@ class EncoderModule(LightningModule):
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """The same from some rows of masked-LM logits, student's and teacher's; labels are None where not masked."""
 
+    def observe_terms(self, terms: LossTerms, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
+        """The same in the first micro-batch of a training step, before the loss is taken, with the graph."""
+
     # Steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -108,8 +111,8 @@ class EncoderModule(LightningModule):
         terms = self.loss_terms()
         terms.set_step(trainer.global_step)
         student, teachers = self.outputs(batch)
-        if self._measures_shares(batch_idx):
-            self._note_gradient_shares(terms, student, teachers, batch)
+        if batch_idx % accumulate == 0:
+            self.observe_terms(terms, student, teachers, batch)
         loss = self._combine("train", student, teachers, batch, self._global_counts)
         # Lightning divides by `accumulate_grad_batches` and DDP averages over the ranks: undo both
         return loss * (accumulate * trainer.world_size)
@@ -264,25 +267,6 @@ class EncoderModule(LightningModule):
         self.loss_terms().set_step(None)
         student, teachers = self.outputs(batch)
         self._combine(stage, student, teachers, batch, batch.counts)
-
-    @property
-    def gradient_shares_every(self) -> int:
-        """Every so many steps the share of each term in the gradient's norm is measured; 0 never does."""
-        return 0
-
-    def _measures_shares(self, batch_idx: int) -> bool:
-        every, trainer = self.gradient_shares_every, self.trainer
-        is_first = batch_idx % trainer.accumulate_grad_batches == 0
-        return bool(every) and is_first and (trainer.global_step + 1) % every == 0 and self.device_mesh is None
-
-    def _note_gradient_shares(
-        self, terms: LossTerms, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch
-    ) -> None:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        norms = terms.gradient_norms(parameters, student, teachers, batch, self._global_counts)
-        whole = torch.stack([*norms.values()]).sum().clamp_min(1e-30)
-        for name, norm in norms.items():
-            self._meters["train"].add(f"gradient_share/{name}", norm / whole, 1)
 
     def _count_globally(self, batch: Batch) -> dict[Countable, int]:
         """Items of each kind in the global batch: one small reduction in each optimizer step."""

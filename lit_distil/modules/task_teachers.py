@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lit_distil.models import Pretrained
+from lit_distil.modules.teachers import load_teacher
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective, TaskSoftTargetLoss
 from lit_distil.objectives.task_logits import mix_task_logits
@@ -26,10 +26,7 @@ def load_task_teacher(folder: str, revision: str | None, task: Task, vocabulary:
     Raises:
         ValueError: There is none, it was not fine-tuned on such a task, or its labels are not the task's.
     """
-    try:
-        teacher = Pretrained(folder, revision=revision).build(vocabulary, head=task.head)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"model.teacher: {error}") from error
+    teacher = load_teacher(folder, revision, vocabulary, task.head)  # type: ignore[arg-type]
     check_task_teacher(folder, teacher, task)
     return teacher
 
