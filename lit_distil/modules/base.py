@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PretrainedConfig
 
 from lit_distil.models.sources import Head
-from lit_distil.modules.guards import StepGuard
+from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
 from lit_distil.modules.meters import SumMeters
 from lit_distil.modules.sharding import shard
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
@@ -156,6 +156,18 @@ class EncoderModule(LightningModule):
         norm = self.guard.check(optimizer, self.trainer.global_step)
         if norm is not None and (self.trainer.global_step + 1) % self._log_every == 0:
             self._meters["train"].add("grad_norm", norm, 1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does; by the norm, if that is what to clip by, that the guard has taken already."""
+        if self.guard.norm is None or not clips_by_plain_norm(self.trainer, gradient_clip_algorithm, optimizer):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None and gradient_clip_val > 0:
+            self.guard.clip(optimizer, gradient_clip_val)
 
     # Optimisation
 
