@@ -30,7 +30,7 @@ from lit_distil.models.sources import Head
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
 from lit_distil.modules.meters import SumMeters
 from lit_distil.modules.sharding import shard
-from lit_distil.modules.terms import LossTerms, TeacherOutputs
+from lit_distil.modules.terms import LossTerms, TeacherOutputs, with_all_outputs
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Vocabulary
@@ -114,6 +114,8 @@ class EncoderModule(LightningModule):
         if batch_idx % accumulate == 0:
             self.observe_terms(terms, student, teachers, batch)
         loss = self._combine("train", student, teachers, batch, self._global_counts)
+        if trainer.world_size > 1 and self.device_mesh is None:
+            loss = with_all_outputs(loss, student)
         # Lightning divides by `accumulate_grad_batches` and DDP averages over the ranks: undo both
         return loss * (accumulate * trainer.world_size)
 

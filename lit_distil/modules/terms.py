@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lit_distil.objectives import Objective, RowObjective, RowTerm, Teachers, VocabularyPass, logits_at
 from lit_distil.objectives.vocabulary import Observer
-from lit_distil.types import Batch, Countable, EncoderOutput
+from lit_distil.types import Batch, Countable, EncoderOutput, Projection
 
 Counts = dict[Countable, int]
 TeacherOutputs = dict[str, EncoderOutput]
@@ -72,7 +74,7 @@ class LossTerms:
                 continue
             one = objective(student, self._teacher(name, objective, teachers, batch), batch)
             sums[name] = one.detach()
-            if objective.weight:
+            if objective.weight or _trains(objective):  # what trains has a gradient in every step, as DDP expects it
                 loss = loss + objective.weight * one / max(counts[objective.counts], 1)
         if is_deferred:  # also where no term is in it: the head is then part of the graph, as it is in every step
             part, row_sums = self._pass(in_rows, teachers, batch, counts, observer)(student.projection)  # type: ignore[arg-type]
@@ -146,5 +148,41 @@ class LossTerms:
 
 def shares_the_pass(objective: RowObjective) -> bool:
     """Whether the pass over the vocabulary gives what `forward` would: it is not overridden, and trains nothing."""
-    is_plain = type(objective).forward is RowObjective.forward
-    return is_plain and next(objective.parameters(), None) is None
+    return type(objective).forward is RowObjective.forward and not _trains(objective)
+
+
+def _trains(objective: Objective) -> bool:
+    return next(objective.parameters(), None) is not None
+
+
+def with_all_outputs(loss: Tensor, student: EncoderOutput) -> Tensor:
+    """The same loss, from which every output of the network takes a gradient: of zeros, where no term looks at it.
+
+    DDP waits for a gradient of every parameter that trains. Losses on hidden states or attention alone give none to
+    the head, nor to the blocks above the last one that they compare; its search for such parameters
+    (`find_unused_parameters`) would walk the graph in every step.
+
+    Args:
+        loss: Of a micro-batch, with a graph.
+        student: What the trained network said of it.
+    """
+    projection = student.projection
+    outputs = [student.last_hidden_state, student.logits, student.next_sentence_logits]
+    if isinstance(projection, Projection):
+        outputs += [projection.features, projection.weight, projection.bias]
+    joined: Tensor = _Joined.apply(loss, *(each for each in outputs if each is not None and each.requires_grad))
+    return joined
+
+
+class _Joined(torch.autograd.Function):
+    """The first argument as it is; the others take zeros, which nothing is multiplied for."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.kinds = [(each.shape, each.dtype) for each in outputs]
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return (gradient, *(gradient.new_zeros((), dtype=dtype).expand(shape) for shape, dtype in ctx.kinds))

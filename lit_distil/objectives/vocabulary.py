@@ -126,12 +126,13 @@ class _Pass(torch.autograd.Function):
                 covering = [(i, one) for i, one in enumerate(work.terms) if one.objective.covers(is_masked=is_masked)]
                 if not covering and work.observer is None:
                     continue
+                adds_gradient = with_gradient and any(term.scale for _, term in covering)
                 labels = work.labels[rows] if is_masked and work.labels is not None else None
                 logits = student(rows)
                 given = _TeacherLogits(teachers, work.teachers, rows)
                 for few in row_chunks(logits, exact) or [slice(0, 0)]:
                     gradient = None
-                    if with_gradient:
+                    if adds_gradient:
                         gradient = torch.zeros_like(logits[few], dtype=exact)
                     few_labels = None if labels is None else labels[few]
                     for i, term in covering:
@@ -143,6 +144,8 @@ class _Pass(torch.autograd.Function):
                         work.observer(logits[few], seen, few_labels)
                     if gradient is not None:
                         logits[few] = gradient  # nobody looks at these logits any more
+                if not adds_gradient:
+                    continue
                 if grad_features is not None:
                     grad_features[rows] = logits @ student.weight
                 if grad_weight is not None and student.dtype == exact:
