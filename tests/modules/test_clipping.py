@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_distil.modules.guards import StepGuard
 from tests.modules.test_distillation import assert_equal, make_data, make_module, weights_of
@@ -48,6 +49,22 @@ def test_clipping_without_a_norm_of_this_step_is_an_error() -> None:
     guard.clip(optimizer, 1.0)
     with pytest.raises(RuntimeError, match=r"call check\(\) of this step first"):
         guard.clip(optimizer, 1.0)
+
+
+def test_the_decision_waits_for_the_device_once_and_the_clipping_never() -> None:
+    found: list[str] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    guard, optimizer = StepGuard(0), optimizer_with_gradients(1.0)
+    with Reads():
+        guard.check(optimizer, 0)
+        assert sum(name == "_local_scalar_dense" for name in found) == 1
+        guard.clip(optimizer, 0.5)
+    assert sum(name == "_local_scalar_dense" for name in found) == 1 and "_foreach_mul_" in found
 
 
 RUNS: dict[str, dict[str, Any]] = {
