@@ -9,6 +9,7 @@ from lit_distil.commands.batch_text import MEANINGS, batch_heading, rest_of, seg
 from lit_distil.commands.batch_tokens import printable
 from lit_distil.commands.batch_totals import SplitFacts, Totals, histogram, summary
 from lit_distil.commands.batch_views import Kind, Part, Piece, SequenceView
+from lit_distil.commands.html_page import html_page
 from lit_distil.types import Batch
 
 
@@ -33,7 +34,7 @@ def batches_page(
         parts += map(_sequence, views)
         if rest := rest_of(views, batch):
             parts.append(f'<p class="more">{escape(rest)}</p>')
-    return _PAGE.format(title=escape(title), style=_CSS, body="\n".join(parts))
+    return html_page(title, parts, style=_CSS)
 
 
 def _sequence(view: SequenceView) -> str:
@@ -92,23 +93,6 @@ def _histogram(bars: list[tuple[str, int]]) -> str:
     )
 
 
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 # colours after Okabe and Ito, which stay apart for the colour-blind; the words keep the contrast of text
 _CSS = """
 :root { color-scheme: light dark; --back: #fff; --text: #1d1f21; --faint: #5b6168; --line: #dfe3e7; --bar: #0072b2;

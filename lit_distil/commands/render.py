@@ -10,6 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_distil.commands.html_page import html_page
+
 if TYPE_CHECKING:  # its words are needed by what measures, too
     from lit_distil.commands.benchmark import NetworkBenchmark
     from lit_distil.commands.measure import Floors, MaskedLMScore, TaskScore
@@ -214,7 +216,7 @@ def to_html(results: Results, pictures: Sequence[Path]) -> str:
     parts += ["<h2>Beside the published figures</h2>", _html_table(published_table(results))]
     parts += [f'<p class="notes">{escape(_SOURCE)}</p>']
     parts += ["<h2>Measured on</h2>", _html_list(_hardware_lines(results), "notes")]
-    return _PAGE.format(title=escape(results.title), style=_CSS, body="\n".join(parts))
+    return html_page(results.title, parts, style=_CSS)
 
 
 def page(title: str, summary: Sequence[str], pictures: Sequence[Path], sections: Sequence[tuple[str, Table]]) -> str:
@@ -222,7 +224,7 @@ def page(title: str, summary: Sequence[str], pictures: Sequence[Path], sections:
     parts = [f"<h1>{escape(title)}</h1>", _html_list(summary, "findings"), *map(_html_picture, pictures)]
     for heading, table in sections:
         parts += [f"<h2>{escape(heading)}</h2>", _html_table(table)]
-    return _PAGE.format(title=escape(title), style=_CSS, body="\n".join(parts))
+    return html_page(title, parts, style=_CSS)
 
 
 def aligned(table: Table) -> str:
@@ -276,22 +278,6 @@ _SOURCE = (
     "development set of STS-B on a CPU at batch 1). Other data, sizes and tasks than here: the ratios compare, the "
     "numbers do not."
 )
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 _CSS = """
 body { margin: 0; background: #fff; color: #1d1f21; font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 74rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }

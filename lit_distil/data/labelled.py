@@ -35,6 +35,11 @@ class LabelledSequences(SequenceDataset):
         """int64 `[N]`, tokens of each sample."""
         return self._lengths
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence; a sample of several choices has one of each."""
+        return max(n for f in self.features for n in f.choices or (len(f.input_ids),))
+
     def collate(self, sample_ids: np.ndarray, epochs: np.ndarray, step: int | None = None) -> Batch:
         """The samples end to end; `epochs` and `step` play no part, as nothing is drawn."""
         chosen = [self.features[int(i)] for i in sample_ids]

@@ -27,6 +27,11 @@ class SequenceDataset(ABC):
     def lengths(self) -> Ints:
         """int64 `[N]`: tokens of each sample, special tokens included."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that a network sees."""
+        return int(self.lengths.max())
+
     @abstractmethod
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """Assemble samples into a flat batch, in the order given.

@@ -7,6 +7,7 @@ from lit_distil.modules.finetuning import FineTuningModule
 from lit_distil.modules.labelled import TaskModule
 from lit_distil.modules.masked_lm import LanguageModelModule, MaskedLMModule
 from lit_distil.modules.task_distillation import TaskDistillationModule
+from lit_distil.modules.taught import TaughtModule
 from lit_distil.modules.teachers import FrozenTeacher
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "MaskedLMModule",
     "TaskDistillationModule",
     "TaskModule",
+    "TaughtModule",
 ]

@@ -27,10 +27,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PretrainedConfig
 
 from lit_distil.models.sources import Head
-from lit_distil.modules.guards import StepGuard
+from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
 from lit_distil.modules.meters import SumMeters
 from lit_distil.modules.sharding import shard
-from lit_distil.modules.terms import LossTerms, TeacherOutputs
+from lit_distil.modules.terms import LossTerms, TeacherOutputs, with_all_outputs
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Vocabulary
@@ -96,6 +96,9 @@ class EncoderModule(LightningModule):
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """The same from some rows of masked-LM logits, student's and teacher's; labels are None where not masked."""
 
+    def observe_terms(self, terms: LossTerms, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
+        """The same in the first micro-batch of a training step, before the loss is taken, with the graph."""
+
     # Steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -109,9 +112,11 @@ class EncoderModule(LightningModule):
         terms = self.loss_terms()
         terms.set_step(trainer.global_step)
         student, teachers = self.outputs(batch)
-        if self._measures_shares(batch_idx):
-            self._note_gradient_shares(terms, student, teachers, batch)
+        if batch_idx % accumulate == 0:
+            self.observe_terms(terms, student, teachers, batch)
         loss = self._combine("train", student, teachers, batch, self._global_counts)
+        if trainer.world_size > 1 and self.device_mesh is None:
+            loss = with_all_outputs(loss, student)
         # Lightning divides by `accumulate_grad_batches` and DDP averages over the ranks: undo both
         return loss * (accumulate * trainer.world_size)
 
@@ -154,6 +159,18 @@ class EncoderModule(LightningModule):
         norm = self.guard.check(optimizer, self.trainer.global_step)
         if norm is not None and (self.trainer.global_step + 1) % self._log_every == 0:
             self._meters["train"].add("grad_norm", norm, 1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does; by the norm, if that is what to clip by, that the guard has taken already."""
+        if self.guard.norm is None or not clips_by_plain_norm(self.trainer, gradient_clip_algorithm, optimizer):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None and gradient_clip_val > 0:
+            self.guard.clip(optimizer, gradient_clip_val)
 
     # Optimisation
 
@@ -265,25 +282,6 @@ class EncoderModule(LightningModule):
         self.loss_terms().set_step(None)
         student, teachers = self.outputs(batch)
         self._combine(stage, student, teachers, batch, batch.counts)
-
-    @property
-    def gradient_shares_every(self) -> int:
-        """Every so many steps the share of each term in the gradient's norm is measured; 0 never does."""
-        return 0
-
-    def _measures_shares(self, batch_idx: int) -> bool:
-        every, trainer = self.gradient_shares_every, self.trainer
-        is_first = batch_idx % trainer.accumulate_grad_batches == 0
-        return bool(every) and is_first and (trainer.global_step + 1) % every == 0 and self.device_mesh is None
-
-    def _note_gradient_shares(
-        self, terms: LossTerms, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch
-    ) -> None:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        norms = terms.gradient_norms(parameters, student, teachers, batch, self._global_counts)
-        whole = torch.stack([*norms.values()]).sum().clamp_min(1e-30)
-        for name, norm in norms.items():
-            self._meters["train"].add(f"gradient_share/{name}", norm / whole, 1)
 
     def _count_globally(self, batch: Batch) -> dict[Countable, int]:
         """Items of each kind in the global batch: one small reduction in each optimizer step."""

@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
-from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
+from lit_distil.models import MaskedLMNetwork, NetworkSource, StudentInitialisation
+from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
 from lit_distil.modules.cache_files import teacher_identity
 from lit_distil.modules.cached_teacher import CachedTeacher, check_cacheable, check_needs, check_static_masks
 from lit_distil.modules.masked_lm import LanguageModelModule
-from lit_distil.modules.objective_checks import check_objectives, check_settings
 from lit_distil.modules.preflight import check_beside_cache, check_pair
 from lit_distil.modules.requests import network_requests
-from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
+from lit_distil.modules.taught import TaughtModule
+from lit_distil.modules.teachers import load_teacher
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective
 from lit_distil.objectives.functional import soft_target_kl
@@ -26,7 +26,7 @@ from lit_distil.optim import Schedule
 from lit_distil.types import Batch, EncoderOutput
 
 
-class DistillationModule(LanguageModelModule):
+class DistillationModule(TaughtModule, LanguageModelModule):
     """Distils a teacher into a student (Hinton et al. 2015, section 2; DistilBERT, section 3).
 
     Several teachers, by name, are one: terms on logits compare with the weighted mean of their distributions, at the
@@ -76,12 +76,17 @@ class DistillationModule(LanguageModelModule):
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.save_plain_hyperparameters()
-        self.teacher_names = {"teacher": teacher} if isinstance(teacher, str) else dict(teacher)
-        self.teacher_shares = shares_of(self.teacher_names, teacher_weights)
-        self.objective_teachers = objective_teachers or {}
-        check_objectives(objectives, self.objective_teachers, self.teacher_names)
-        check_settings(teacher_dtype, gradient_shares_every)
-        self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
+        self.take_settings(
+            teacher,
+            student,
+            objectives,
+            teacher_weights=teacher_weights,
+            objective_teachers=objective_teachers,
+            teacher_revision=teacher_revision,
+            teacher_dtype=teacher_dtype,
+            freeze_positions=freeze_positions,
+            gradient_shares_every=gradient_shares_every,
+        )
         if teacher_cache is not None:
             check_cacheable(objectives)
             if len(self.teacher_names) > 1:
@@ -90,51 +95,25 @@ class DistillationModule(LanguageModelModule):
                     "leave it out, or all teachers but one"
                 )
         self.teacher_cache = teacher_cache
-        self.student_source = student
-        self.freeze_positions = freeze_positions
-        self._gradient_shares_every = gradient_shares_every
         self.evaluate_at_start = evaluate_at_start
-        self.objectives = nn.ModuleDict(objectives)
-        self.teachers: dict[str, FrozenTeacher] = {}
         self.cached_teacher: CachedTeacher | None = None
-
-    @property
-    def teacher(self) -> FrozenTeacher | None:
-        """The first teacher; None before the networks are built."""
-        return next(iter(self.teachers.values()), None)
-
-    @property
-    def gradient_shares_every(self) -> int:
-        """See `EncoderModule.gradient_shares_every`."""
-        return self._gradient_shares_every
 
     def build_networks(self) -> None:
         """Load the teachers and make the student, unless they are there."""
         if self.teachers or self.cached_teacher is not None:
             return
         cached = None if self.teacher_cache is None else self._open_cache(self.teacher_cache)
-        loaded = {}
-        if cached is None or (self.network is None and isinstance(self.student_source, StudentInitialisation)):
-            loaded = {name: self._load_teacher(folder) for name, folder in self.teacher_names.items()}
-        records: list[CopyRecord] = []
-        if self.network is None:
-            student, records = self._make_student(next(iter(loaded.values()), None))
-            self.network = MaskedLMNetwork(student)
-        if self.freeze_positions:
-            freeze_position_embeddings(self.network)
-        if records:
-            records = mark_frozen(records, self.network.model)
-            first = next(iter(self.teacher_names.values()))
-            rank_zero_info(f"student of {first}: {summarise(records)}\n{describe(records)}")
+        needs_weights = self.network is None and isinstance(self.student_source, StudentInitialisation)
+        loaded = self.load_teachers() if cached is None or needs_weights else {}
+        self.build_student(loaded, MaskedLMNetwork)
+        assert self.network is not None
         if cached is not None:  # the teacher, if it was loaded, has done what it was loaded for
             check_beside_cache(self.network, cached.vocabulary_size, self.trainer.datamodule)  # type: ignore[attr-defined]
             self.cached_teacher = cached
             return
-        for name, teacher in loaded.items():
-            if self.teacher_dtype is not None:
-                teacher = teacher.to(getattr(torch, self.teacher_dtype))
-            self.teachers[name] = FrozenTeacher(MaskedLMNetwork(teacher))
-            check_pair(self.network, self.teachers[name].network, self.trainer.datamodule)  # type: ignore[attr-defined]
+        self.keep_teachers(loaded, MaskedLMNetwork)
+        for teacher in self.teachers.values():
+            check_pair(self.network, teacher.network, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         """Beside what every module does, validate the student as it was initialised, if asked to."""
@@ -159,16 +138,14 @@ class DistillationModule(LanguageModelModule):
         check_needs(cached, self.objectives.values())  # type: ignore[arg-type]
         return cached
 
-    def _load_teacher(self, folder: str) -> Any:
-        source = Pretrained(folder, revision=self.teacher_revision)
-        self.trainer.datamodule.check_same_vocabulary(folder, source.revision)  # type: ignore[attr-defined]
-        try:
-            return source.build(self.vocabulary, head="masked_lm")
-        except ValueError as error:
-            raise ValueError(f"model.teacher: {error}") from error
+    def load_teacher(self, folder: str) -> PreTrainedModel:
+        """A network with a masked-LM head."""
+        return load_teacher(folder, self.teacher_revision, self.vocabulary, "masked_lm")
 
-    def _make_student(self, teacher: Any) -> tuple[Any, list[CopyRecord]]:
+    def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
+        """Of the teacher's layers, or of its own source."""
         if isinstance(self.student_source, StudentInitialisation):
+            assert teacher is not None
             return self.student_source.build(teacher)
         return self.student_source.build(self.vocabulary, head="masked_lm"), []
 
@@ -185,11 +162,11 @@ class DistillationModule(LanguageModelModule):
         assert self.network is not None
         objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
         teachers: TeacherOutputs = {}
-        depths = {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
         needs_teacher = any(objective.needs_teacher for objective in objectives)
         cached = self.cached_teacher
         every_row = needs_teacher and not self.training and (cached is None or cached.has_all)
-        ours, theirs = network_requests(objectives, batch, self.network.num_layers, depths, every_row=every_row)
+        depths = self.network.num_layers, self.teacher_depths
+        ours, theirs = network_requests(objectives, batch, *depths, every_row=every_row)
         if needs_teacher and cached is not None:
             split = "train" if self.trainer.training else "validation"
             teachers = dict.fromkeys(self.teacher_names, cached(batch, split, ours["rows"]))

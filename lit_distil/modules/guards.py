@@ -1,11 +1,17 @@
-"""A step whose gradient is not finite is not taken."""
+"""A step whose gradient is not finite is not taken; the norm that tells it is what gradients are clipped by, too."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
+
+_PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 
 
 class StepGuard:
@@ -24,6 +30,8 @@ class StepGuard:
             raise ValueError(f"model.max_skipped_steps must not be negative, got {patience}")
         self.patience = patience
         self.num_skipped = 0
+        self.norm: Tensor | None = None
+        """Of the gradients of the step at hand, from `check` to `clip`."""
         self._in_a_row = 0
 
     def check(self, optimizer: torch.optim.Optimizer, step: int) -> Tensor | None:
@@ -32,10 +40,12 @@ class StepGuard:
         Raises:
             RuntimeError: This happened more often in a row than the patience allows.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).detach()
-        if isinstance(norm, DTensor):  # of shards, under FSDP2
-            norm = norm.full_tensor()
+        parameters = _with_gradient(optimizer)
+        self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = self.norm
+        if isinstance(norm, DTensor):  # of shards, under FSDP2: brought together once, for the clipping as well
+            self.norm = norm.redistribute(placements=[Replicate()] * norm.device_mesh.ndim)
+            norm = self.norm.to_local()
         if torch.isfinite(norm):
             self._in_a_row = 0
             return norm
@@ -53,3 +63,30 @@ class StepGuard:
         if self._in_a_row == 1:
             rank_zero_warn(f"step {step}: the gradient is infinite or undefined ({float(norm)}); the step is skipped")
         return None
+
+    def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+        """What `torch.nn.utils.clip_grad_norm_` does, without taking the norm again, and nothing waits for the device.
+
+        Args:
+            optimizer: Whose gradients `check` has just looked at.
+            max_norm: Positive.
+        """
+        if self.norm is None:
+            raise RuntimeError("clip() has no norm to clip by: call check() of this step first")
+        torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), max_norm, self.norm)
+        self.norm = None
+
+
+def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether Lightning would call `torch.nn.utils.clip_grad_norm_` on these gradients, as they are.
+
+    Not where it clips by value, where a plugin has its own way, or where the gradients still carry a loss scale that
+    the optimizer itself will take away (`16-mixed` with a fused optimizer, which Lightning refuses to clip).
+    """
+    plugin = trainer.precision_plugin
+    is_scaled = getattr(plugin, "scaler", None) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+    return algorithm in (None, "norm") and type(plugin) in _PLAIN_PLUGINS and not is_scaled
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -74,7 +74,7 @@ def check_length(role: str, network: FlatNetwork, data: Any) -> None:
     if network.max_length is None:
         return
     for split, dataset in data.datasets.items():
-        longest = int(dataset.lengths.max())
+        longest = dataset.longest
         if longest > network.max_length:
             raise ValueError(
                 f"data.max_length: the {split} split has a sequence of {longest} tokens and the position table of the "

@@ -9,7 +9,7 @@ from lit_distil.objectives import Objective
 from lit_distil.types import Batch
 
 Request = dict[str, Any]
-"""Keyword arguments of `MaskedLMNetwork.forward`."""
+"""Keyword arguments of a network's `forward`."""
 
 
 def network_requests(
@@ -38,16 +38,25 @@ def network_requests(
     objectives = list(objectives)
     every_row |= any(objective.rows in ("all", "unmasked") for objective in objectives)
     rows = batch.masked_first if every_row or batch.masked_positions is None else batch.masked_positions
-    common = {"rows": rows, "output_hidden_states": any(objective.needs_hidden_states for objective in objectives)}
-    ours, _ = attention_request(objectives, student_depth, next(iter(teacher_depths.values()), None))
+    ours, theirs = state_requests(objectives, student_depth, teacher_depths)
+    return {**ours, "rows": rows}, {name: {**request, "rows": rows} for name, request in theirs.items()}
+
+
+def state_requests(
+    objectives: Iterable[Objective], student_depth: int, teacher_depths: dict[str, int]
+) -> tuple[Request, dict[str, Request]]:
+    """The same of a network without a masked-LM head: hidden states and attention alone."""
+    objectives = list(objectives)
+    hidden = {"output_hidden_states": any(objective.needs_hidden_states for objective in objectives)}
+    ours, _ = _attention_layers(objectives, student_depth, next(iter(teacher_depths.values()), None))
     theirs = {
-        name: {**common, "attention_layers": attention_request(objectives, student_depth, depth)[1]}
+        name: {**hidden, "attention_layers": _attention_layers(objectives, student_depth, depth)[1]}
         for name, depth in teacher_depths.items()
     }
-    return {**common, "attention_layers": ours}, theirs
+    return {**hidden, "attention_layers": ours}, theirs
 
 
-def attention_request(
+def _attention_layers(
     objectives: Iterable[Objective], student_depth: int, teacher_depth: int | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The blocks whose queries, keys and values the objectives need together.

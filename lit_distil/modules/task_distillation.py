@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
-from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
+from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
 from lit_distil.modules.labelled import SPLITS, Outcomes, TaskModule
-from lit_distil.modules.objective_checks import check_for_task, check_objectives, check_settings
+from lit_distil.modules.objective_checks import check_for_task
 from lit_distil.modules.preflight import check_length, check_padding_id
-from lit_distil.modules.requests import attention_request
+from lit_distil.modules.requests import state_requests
 from lit_distil.modules.task_teachers import TaskLossTerms, load_task_teacher, mean_of_teachers
-from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
+from lit_distil.modules.taught import TaughtModule
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import Objective, TaskLoss, TaskSoftTargetLoss
 from lit_distil.objectives.task_logits import same_answers, task_soft_targets
 from lit_distil.optim import Schedule
-from lit_distil.tasks import Task
 from lit_distil.types import Batch, Countable, EncoderOutput
 
 
-class TaskDistillationModule(TaskModule):
+class TaskDistillationModule(TaughtModule, TaskModule):
     """Distils a fine-tuned teacher into a student on the teacher's task (DistilBERT, section 4.1: a second stage).
 
     The task belongs to the data module; its kind of labels gives `TaskLoss` and `TaskSoftTargetLoss` their form. The
@@ -74,66 +71,46 @@ class TaskDistillationModule(TaskModule):
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.save_plain_hyperparameters()
-        self.teacher_names = {"teacher": teacher} if isinstance(teacher, str) else dict(teacher)
-        self.teacher_shares = shares_of(self.teacher_names, teacher_weights)
-        self.objective_teachers = objective_teachers or {}
-        check_objectives(objectives, self.objective_teachers, self.teacher_names)
+        self.take_settings(
+            teacher,
+            student,
+            objectives,
+            teacher_weights=teacher_weights,
+            objective_teachers=objective_teachers,
+            teacher_revision=teacher_revision,
+            teacher_dtype=teacher_dtype,
+            freeze_positions=freeze_positions,
+            gradient_shares_every=gradient_shares_every,
+        )
         for name, objective in objectives.items():
             check_for_task(name, objective)
-        check_settings(teacher_dtype, gradient_shares_every)
-        self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
-        self.student_source = student
-        self.freeze_positions = freeze_positions
-        self._gradient_shares_every = gradient_shares_every
-        self.objectives = nn.ModuleDict(objectives)
-        self.teachers: dict[str, FrozenTeacher] = {}
         self._teacher_outcomes: Outcomes = []
         self._teacher_is_scored = False
-
-    @property
-    def teacher(self) -> FrozenTeacher | None:
-        """The first teacher; None before the networks are built."""
-        return next(iter(self.teachers.values()), None)
-
-    @property
-    def gradient_shares_every(self) -> int:
-        """See `EncoderModule.gradient_shares_every`."""
-        return self._gradient_shares_every
 
     def build_networks(self) -> None:
         """Load the teachers and make the student, both with the task's head, unless they are there."""
         if self.teachers:
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         task = self.take_task("distillation on a task")
         for objective in self.objectives.values():
             if isinstance(objective, TaskLoss | TaskSoftTargetLoss):
                 objective.follow(**task.loss_settings())
-        loaded = {}
-        for name, folder in self.teacher_names.items():
-            data.check_same_vocabulary(folder, self.teacher_revision)
-            loaded[name] = load_task_teacher(folder, self.teacher_revision, task, self.vocabulary)
-        records: list[CopyRecord] = []
-        if self.network is None:
-            student, records = self._make_student(next(iter(loaded.values())), task)
-            self.network = TaskNetwork(student)
-        if self.freeze_positions:
-            freeze_position_embeddings(self.network)
-        if records:
-            records = mark_frozen(records, self.network.model)
-            first = next(iter(self.teacher_names.values()))
-            rank_zero_info(f"student of {first}: {summarise(records)}\n{describe(records)}")
-        for name, teacher in loaded.items():
-            if self.teacher_dtype is not None:
-                teacher = teacher.to(getattr(torch, self.teacher_dtype))
-            self.teachers[name] = FrozenTeacher(TaskNetwork(teacher))
+        loaded = self.load_teachers()
+        self.build_student(loaded, TaskNetwork)
+        self.keep_teachers(loaded, TaskNetwork)
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
-            check_length(role, network, data)
+            check_length(role, network, self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def _make_student(self, teacher: Any, task: Task) -> tuple[Any, list[CopyRecord]]:
-        settings = task.head_settings()
+    def load_teacher(self, folder: str) -> PreTrainedModel:
+        """A network that is fine-tuned on the task."""
+        return load_task_teacher(folder, self.teacher_revision, self._task, self.vocabulary)
+
+    def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
+        """Of the teacher's layers with its head, or of its own source with a new one."""
+        settings = self._task.head_settings()
         if isinstance(self.student_source, StudentInitialisation):
+            assert teacher is not None
             student, records = self.student_source.build(teacher)
             if "problem_type" in settings:  # which a teacher of others may not name
                 student.config.problem_type = settings["problem_type"]
@@ -148,15 +125,11 @@ class TaskDistillationModule(TaskModule):
         """What student and teachers make of a batch; in training only the teachers that a term needs are asked."""
         assert self.network is not None
         objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
-        hidden = any(objective.needs_hidden_states for objective in objectives)
-        depths = {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
-        ours, _ = attention_request(objectives, self.network.num_layers, next(iter(depths.values()), None))
+        ours, theirs = state_requests(objectives, self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
         if not self.training or any(objective.needs_teacher for objective in objectives):
-            for name, teacher in self.teachers.items():
-                _, theirs = attention_request(objectives, self.network.num_layers, depths[name])
-                teachers[name] = teacher(batch, output_hidden_states=hidden, attention_layers=theirs)
-        return self.network(batch, output_hidden_states=hidden, attention_layers=ours), teachers
+            teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
+        return self.network(batch, **ours), teachers
 
     def _combine(
         self,

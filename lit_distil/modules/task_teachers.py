@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lit_distil.models import Pretrained
+from lit_distil.modules.teachers import load_teacher
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective, TaskSoftTargetLoss
 from lit_distil.objectives.task_logits import mix_task_logits
@@ -26,10 +26,7 @@ def load_task_teacher(folder: str, revision: str | None, task: Task, vocabulary:
     Raises:
         ValueError: There is none, it was not fine-tuned on such a task, or its labels are not the task's.
     """
-    try:
-        teacher = Pretrained(folder, revision=revision).build(vocabulary, head=task.head)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"model.teacher: {error}") from error
+    teacher = load_teacher(folder, revision, vocabulary, task.head)  # type: ignore[arg-type]
     check_task_teacher(folder, teacher, task)
     return teacher
 
@@ -81,19 +78,12 @@ def check_task_teacher(folder: str, teacher: PreTrainedModel, task: Task) -> Non
 class TaskLossTerms(LossTerms):
     """The terms of a task, of which those on soft targets compare with the mean of several teachers."""
 
-    batch: Batch
-
-    def total(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch, counts: Any, **options: Any) -> Any:
-        """See `LossTerms.total`."""
-        self.batch = batch  # what the teachers' logits are of
-        return super().total(student, teachers, batch, counts, **options)
-
-    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs) -> EncoderOutput | None:
+    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs, batch: Batch) -> EncoderOutput | None:
         is_mean = isinstance(objective, TaskSoftTargetLoss) and name not in self.teacher_of
         if is_mean and teachers:
             assert isinstance(objective, TaskSoftTargetLoss)
-            return mean_of_teachers(teachers, self.shares, objective.kind, self.batch, objective.temperature)
-        return super()._teacher(name, objective, teachers)
+            return mean_of_teachers(teachers, self.shares, objective.kind, batch, objective.temperature)
+        return super()._teacher(name, objective, teachers, batch)
 
 
 def mean_of_teachers(

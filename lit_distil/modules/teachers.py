@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from lit_distil.models import FlatNetwork
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.models import FlatNetwork, Pretrained
+from lit_distil.models.sources import Head
+from lit_distil.types import Batch, EncoderOutput, Vocabulary
 
 
 class FrozenTeacher:
@@ -31,6 +33,18 @@ class FrozenTeacher:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         return self
+
+
+def load_teacher(folder: str, revision: str | None, vocabulary: Vocabulary, head: Head) -> PreTrainedModel:
+    """The network in a folder or on the Hub, with this head.
+
+    Raises:
+        ValueError: There is none such.
+    """
+    try:
+        return Pretrained(folder, revision=revision).build(vocabulary, head=head)
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
 
 
 def freeze_position_embeddings(network: FlatNetwork) -> None:

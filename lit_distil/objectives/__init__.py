@@ -11,7 +11,7 @@ from lit_distil.objectives.masked_lm import MaskedLMLoss
 from lit_distil.objectives.next_sentence import NextSentenceLoss
 from lit_distil.objectives.relation import RelationLoss
 from lit_distil.objectives.reverse_kl import ReverseKLLoss
-from lit_distil.objectives.rows import LogitObjective, RowObjective, logits_at
+from lit_distil.objectives.rows import LogitObjective, LogitRows, RowObjective, logits_at
 from lit_distil.objectives.soft_targets import SoftTargetLoss
 from lit_distil.objectives.task import TaskLoss
 from lit_distil.objectives.task_soft_targets import TaskSoftTargetLoss
@@ -24,6 +24,7 @@ __all__ = [
     "JensenShannonLoss",
     "LogitMSELoss",
     "LogitObjective",
+    "LogitRows",
     "MaskedLMLoss",
     "NextSentenceLoss",
     "Objective",

@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from lit_distil.types import Batch, Countable, EncoderOutput
 
 Positions = Literal["masked", "unmasked", "all"]
 """Where an objective compares: at the masked positions, at the other tokens (special ones included), or at all."""
+
+Given = TypeVar("Given")
 
 _POSITIONS: dict[Positions, Countable] = {"masked": "masked", "unmasked": "unmasked", "all": "tokens"}
 
@@ -120,8 +122,8 @@ def masked_positions(batch: Batch) -> Tensor:
     return batch.masked_positions
 
 
-def require_teacher(objective: Objective, teacher: EncoderOutput | None) -> EncoderOutput:
-    """The teacher's output, or an error that names the objective that misses it."""
+def require_teacher(objective: Objective, teacher: Given | None) -> Given:
+    """What the teacher says, or an error that names the objective that misses it."""
     if teacher is None:
         raise ValueError(f"{type(objective).__name__} compares with a teacher, and there is none; use it to distil")
     return teacher

@@ -7,7 +7,7 @@ from torch import Tensor
 from lit_distil.objectives.base import Positions
 from lit_distil.objectives.functional import hard_label_cross_entropy
 from lit_distil.objectives.gradients import add_cross_entropy_gradient
-from lit_distil.objectives.rows import LogitObjective
+from lit_distil.objectives.rows import LogitObjective, LogitRows
 from lit_distil.schedules import StepValue
 
 
@@ -31,14 +31,7 @@ class TeacherLabelLoss(LogitObjective):
         """The cross-entropy in nats, summed over the rows."""
         return hard_label_cross_entropy(student_logits, teacher_logits)
 
-    def add_gradient(
-        self,
-        gradient: Tensor | None,
-        scale: float,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-    ) -> Tensor:
+    def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """See `RowObjective.add_gradient`; in closed form."""
-        assert teacher_logits is not None
-        return add_cross_entropy_gradient(gradient, scale, student_logits, teacher_logits.argmax(dim=-1))
+        assert rows.teacher is not None
+        return add_cross_entropy_gradient(gradient, scale, rows.student, rows.teacher.argmax(dim=-1))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_distil.objectives.functional import cross_entropy_sum
 from lit_distil.objectives.gradients import add_cross_entropy_gradient
-from lit_distil.objectives.rows import RowObjective
+from lit_distil.objectives.rows import LogitRows, RowObjective
 from lit_distil.schedules import StepValue
 
 
@@ -23,23 +23,16 @@ class MaskedLMLoss(RowObjective):
     def __init__(self, weight: float | StepValue = 1.0) -> None:
         super().__init__(positions="masked", weight=weight)
 
-    def on_rows(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None) -> Tensor:
+    def on_rows(self, rows: LogitRows) -> Tensor:
         """The cross-entropy in nats, summed over the masked positions."""
-        return cross_entropy_sum(student_logits, _given(labels))
+        return cross_entropy_sum(rows.student, _labels_of(rows))
 
-    def add_gradient(
-        self,
-        gradient: Tensor | None,
-        scale: float,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-    ) -> Tensor:
+    def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """See `RowObjective.add_gradient`; in closed form."""
-        return add_cross_entropy_gradient(gradient, scale, student_logits, _given(labels))
+        return add_cross_entropy_gradient(gradient, scale, rows.student, _labels_of(rows))
 
 
-def _given(labels: Tensor | None) -> Tensor:
-    if labels is None:
+def _labels_of(rows: LogitRows) -> Tensor:
+    if rows.labels is None:
         raise ValueError("the batch carries no masked labels; give the data a masking strategy")
-    return labels
+    return rows.labels

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,6 +20,21 @@ from lit_distil.objectives.base import (
 )
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput, TopLogits
+
+
+@dataclass(frozen=True)
+class LogitRows:
+    """A few rows of logits, and what there is to compare them with.
+
+    Attributes:
+        student: `[rows, vocabulary]`.
+        teacher: `[rows, vocabulary]`, takes no gradient; None where there is no teacher.
+        labels: int64 `[rows]`, the original tokens; None for rows that are not masked.
+    """
+
+    student: Tensor
+    teacher: Tensor | None = None
+    labels: Tensor | None = None
 
 
 class RowObjective(Objective):
@@ -48,34 +65,21 @@ class RowObjective(Objective):
         self.counts = count_of(self.positions)
 
     @abstractmethod
-    def on_rows(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None) -> Tensor:
-        """The sum over some rows, with a graph.
-
-        Args:
-            student_logits: `[rows, vocabulary]`.
-            teacher_logits: `[rows, vocabulary]`, takes no gradient; None where there is no teacher.
-            labels: int64 `[rows]`, the original tokens; None for rows that are not masked.
-        """
+    def on_rows(self, rows: LogitRows) -> Tensor:
+        """The sum over some rows, with a graph."""
 
     def covers(self, *, is_masked: bool) -> bool:
         """Whether it sums over the masked rows, or over the others."""
         return self.positions == "all" or (self.positions == "masked") == is_masked
 
-    def add_gradient(
-        self,
-        gradient: Tensor | None,
-        scale: float,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-    ) -> Tensor:
+    def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """`on_rows` without a graph; the gradient of `scale` times it is added to `gradient`, unless that is None."""
         if gradient is None:
             with torch.no_grad():
-                return self.on_rows(student_logits, teacher_logits, labels)
+                return self.on_rows(rows)
         with torch.enable_grad():
-            leaf = student_logits.detach().requires_grad_()
-            total = self.on_rows(leaf, teacher_logits, labels)
+            leaf = rows.student.detach().requires_grad_()
+            total = self.on_rows(dataclasses.replace(rows, student=leaf))
             gradient.add_(torch.autograd.grad(total, leaf)[0], alpha=scale)
         return total.detach()
 
@@ -89,10 +93,8 @@ class RowObjective(Objective):
                 teacher_logits = self.laid_out(theirs.projection, self._slice(batch), student_logits)
             else:
                 teacher_logits = logits_at(theirs, batch, self.positions)
-        labels = batch.masked_labels
-        if self.positions != "masked" and labels is not None:
-            labels = None
-        return self.on_rows(student_logits, teacher_logits, labels)
+        labels = batch.masked_labels if self.positions == "masked" else None
+        return self.on_rows(LogitRows(student_logits, teacher_logits, labels))
 
     def laid_out(self, top: TopLogits, rows: slice, student_logits: Tensor) -> Tensor:
         """The teacher's logits `[rows, vocabulary]` as this term sees them where only the likeliest were kept."""
@@ -117,10 +119,10 @@ class LogitObjective(RowObjective):
 
     needs_teacher = True
 
-    def on_rows(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None) -> Tensor:
+    def on_rows(self, rows: LogitRows) -> Tensor:
         """The comparison; labels play no part."""
-        assert teacher_logits is not None
-        return self.compare(student_logits, teacher_logits)
+        assert rows.teacher is not None
+        return self.compare(rows.student, rows.teacher)
 
     @abstractmethod
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from lit_distil.objectives.base import Positions, checked_temperature
 from lit_distil.objectives.functional import soft_target_kl
 from lit_distil.objectives.gradients import add_soft_target_gradient
-from lit_distil.objectives.rows import LogitObjective
+from lit_distil.objectives.rows import LogitObjective, LogitRows
 from lit_distil.schedules import StepValue
 
 
@@ -42,14 +42,7 @@ class SoftTargetLoss(LogitObjective):
         """The divergence in nats times T², summed over the rows."""
         return soft_target_kl(student_logits, teacher_logits, self.temperature)
 
-    def add_gradient(
-        self,
-        gradient: Tensor | None,
-        scale: float,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        labels: Tensor | None,
-    ) -> Tensor:
+    def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """See `RowObjective.add_gradient`; in closed form."""
-        assert teacher_logits is not None
-        return add_soft_target_gradient(gradient, scale, student_logits, teacher_logits, self.temperature)
+        assert rows.teacher is not None
+        return add_soft_target_gradient(gradient, scale, rows.student, rows.teacher, self.temperature)

@@ -9,6 +9,7 @@ network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_distil.objectives.base import require_teacher
 from lit_distil.objectives.functional import row_chunks
-from lit_distil.objectives.rows import RowObjective
+from lit_distil.objectives.rows import LogitRows, RowObjective
 from lit_distil.types import Projection, TopLogits
 
 CHUNK_BYTES = 64 * 2**20
@@ -66,15 +68,13 @@ class VocabularyPass:
         terms: What is summed.
         labels: int64 `[M]`, of the masked positions, which are the first M rows.
         teachers: None where no term compares and nobody observes one.
-        observer: Shown every piece of logits, for metrics.
-        observes_teacher: Whether it wants the teachers' mixture too.
+        observer: Shown every piece of logits, the teachers' mixture beside the student's, for metrics.
     """
 
     terms: list[RowTerm]
     labels: Tensor | None = None
     teachers: Teachers | None = None
     observer: Observer | None = None
-    observes_teacher: bool = True
     _with_gradient: bool = field(default=False, repr=False)
 
     def __call__(self, student: Projection) -> tuple[Tensor, list[Tensor]]:
@@ -126,23 +126,26 @@ class _Pass(torch.autograd.Function):
                 covering = [(i, one) for i, one in enumerate(work.terms) if one.objective.covers(is_masked=is_masked)]
                 if not covering and work.observer is None:
                     continue
+                adds_gradient = with_gradient and any(term.scale for _, term in covering)
                 labels = work.labels[rows] if is_masked and work.labels is not None else None
                 logits = student(rows)
                 given = _TeacherLogits(teachers, work.teachers, rows)
                 for few in row_chunks(logits, exact) or [slice(0, 0)]:
                     gradient = None
-                    if with_gradient:
+                    if adds_gradient:
                         gradient = torch.zeros_like(logits[few], dtype=exact)
                     few_labels = None if labels is None else labels[few]
                     for i, term in covering:
                         target = given.of(term, few, logits[few]) if term.objective.needs_teacher else None
-                        wanted = gradient if term.scale else None
-                        sums[i] += term.objective.add_gradient(wanted, term.scale, logits[few], target, few_labels)
+                        those = LogitRows(logits[few], target, few_labels)
+                        sums[i] += term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
                     if work.observer is not None:
-                        seen = given.mixture(1.0, few) if work.observes_teacher and teachers else None
+                        seen = given.mixture(1.0, few) if teachers else None
                         work.observer(logits[few], seen, few_labels)
                     if gradient is not None:
                         logits[few] = gradient  # nobody looks at these logits any more
+                if not adds_gradient:
+                    continue
                 if grad_features is not None:
                     grad_features[rows] = logits @ student.weight
                 if grad_weight is not None and student.dtype == exact:
@@ -179,7 +182,7 @@ class _Projector:
         device = projection.features.device.type
         if torch.is_autocast_enabled(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
-        self.dtype = torch.promote_types(dtype, projection.weight.dtype) if dtype == torch.float64 else dtype
+        self.dtype = dtype
         self.features = projection.features.detach().to(self.dtype)
         self.weight = projection.weight.detach().to(self.dtype)
         self.bias = None if projection.bias is None else projection.bias.detach().to(self.dtype)
@@ -212,8 +215,7 @@ class _TeacherLogits:
 
     def of(self, term: RowTerm, few: slice, student: Tensor) -> Tensor:
         """What this term compares a few of the piece's rows with, of which the student's logits are given."""
-        if self._teachers is None:
-            raise ValueError(f"{type(term.objective).__name__} compares with a teacher, and there is none")
+        require_teacher(term.objective, self._teachers)
         names = [term.teacher] if term.teacher is not None else list(self._readers)
         logits = [self._of(name, few, term.objective, student) for name in names]
         return self._mixed(logits, names, term.objective.mixing_temperature)
@@ -257,8 +259,7 @@ def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1
         temperature: T, positive.
     """
     parts = [
-        torch.log_softmax(each.to(torch.promote_types(each.dtype, torch.float32)) / temperature, -1)
-        + torch.tensor(share, dtype=torch.float64).log().item()
+        torch.log_softmax(each.to(torch.promote_types(each.dtype, torch.float32)) / temperature, -1) + math.log(share)
         for each, share in zip(logits, shares, strict=True)
     ]
     return torch.logsumexp(torch.stack(parts), dim=0) * temperature

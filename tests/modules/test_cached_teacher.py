@@ -94,7 +94,7 @@ def test_a_student_of_its_own_needs_no_teacher_loaded(
     def refuse(self: Any, folder: str) -> None:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr(DistillationModule, "_load_teacher", refuse)
+    monkeypatch.setattr(DistillationModule, "load_teacher", refuse)
     student = FromConfig("roberta", config={**TINY, "type_vocab_size": 1})
     train(make_module(workspace, full, student=student), workspace, tmp_path, steps=1)
     narrow = FromConfig("roberta", config={**TINY, "type_vocab_size": 1, "vocab_size": 328})

@@ -6,7 +6,6 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lit_distil.models import CrossArchitecture, EveryOther, FromConfig, MaskedLMNetwork
@@ -16,7 +15,7 @@ from tests.models.helpers import VOCABULARY, make_model
 
 
 def make_data(longest: int = 20, *, pad: int = 0, has_segments: bool = False) -> Any:
-    dataset = SimpleNamespace(lengths=np.array([3, longest, 7]), has_segments=has_segments)
+    dataset = SimpleNamespace(longest=longest, has_segments=has_segments)
     vocabulary = Vocabulary(60, {**VOCABULARY.special_ids, "pad_token_id": pad})
     return SimpleNamespace(datasets={"train": dataset}, vocabulary=vocabulary)
 

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_distil.models import EveryOther, Pretrained
-from lit_distil.modules.terms import LossTerms, shares_the_pass
+from lit_distil.modules.terms import LossTerms, shares_the_pass, with_all_outputs
 from lit_distil.objectives import (
     HiddenCosineLoss,
+    HiddenMSELoss,
     LogitObjective,
     MaskedLMLoss,
     SoftTargetLoss,
@@ -100,6 +102,65 @@ def test_gradient_norms_are_those_of_each_term_alone() -> None:
     # the graph is still there for the step itself
     terms.total(*outputs, batch, batch.counts)[0].backward()
     assert student.logits.grad is not None and student.logits.grad.abs().sum() > 0
+
+
+def test_every_output_takes_a_gradient_and_the_loss_is_what_it_was() -> None:
+    """Under DDP a parameter without a gradient ends the run; an infinity times 0 would end it, too."""
+    batch, student = make_batch(), make_output(1)
+    assert student.logits is not None
+    with torch.no_grad():
+        student.logits[0, 0] = torch.inf
+    student.next_sentence_logits = torch.ones(3, 2, requires_grad=True)
+    loss = LossTerms(nn.ModuleDict({"cosine": HiddenCosineLoss()})).total(
+        student, {"t": make_output(2)}, batch, batch.counts
+    )[0]
+    leaves = [student.logits, student.next_sentence_logits, student.last_hidden_state]
+    before = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    assert before[:2] == (None, None)
+    joined = with_all_outputs(loss, student)
+    after = torch.autograd.grad(joined, leaves)
+    assert torch.equal(joined, loss) and before[2].abs().max() > 0
+    assert not after[0].any() and not after[1].any() and torch.equal(after[2], before[2])
+    projection = deferred(make_output(1), batch)
+    assert isinstance(projection.projection, Projection)
+    joined = with_all_outputs(loss.detach().requires_grad_(), projection)
+    assert not torch.autograd.grad(joined, projection.projection.features)[0].any()
+
+
+def test_what_a_term_trains_has_a_gradient_from_the_first_step_on() -> None:
+    """DDP would not hear of it while the weight is 0."""
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    width = student.last_hidden_state.shape[1]
+    late = HiddenMSELoss([[-1, -1]], student_width=width, teacher_width=width, weight=Stages([0.0, 1.0], until=[1]))
+    terms = LossTerms(nn.ModuleDict({"mlm": MaskedLMLoss(), "late": late}))
+    found = []
+    for step in (0, 1):
+        terms.set_step(step)
+        late.zero_grad()
+        terms.total(student, {"t": teacher}, batch, batch.counts)[0].backward()
+        found.append([p.grad.abs().max().item() for p in late.parameters() if p.grad is not None])
+    assert found[0] == [0.0, 0.0] and min(found[1]) > 0
+
+
+def test_a_pass_in_which_nothing_weighs_multiplies_nothing_back() -> None:
+    """Where all terms are on hidden states, two of a step's largest products would be of zeros."""
+    batch, student = make_batch(), deferred(make_output(1), make_batch())
+    counted: list[str] = []
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counted.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    for weight, products in ((0.0, 1), (1.0, 2)):  # the logits; and the gradient of the hidden states
+        terms = LossTerms(nn.ModuleDict({"mlm": MaskedLMLoss(weight=weight)}))
+        counted.clear()
+        with Counter():
+            loss, _ = terms.total(student, {}, batch, batch.counts)
+        assert sum(name in ("mm", "addmm", "addmm_") for name in counted) == products
+        assert isinstance(student.projection, Projection)
+        (gradient,) = torch.autograd.grad(loss, student.projection.features, retain_graph=True)
+        assert gradient.any() == bool(weight)
 
 
 def test_a_term_that_does_not_say_which_of_several_teachers_is_an_error() -> None:

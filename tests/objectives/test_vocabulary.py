@@ -15,6 +15,7 @@ from lit_distil.objectives import (
     JensenShannonLoss,
     LogitMSELoss,
     LogitObjective,
+    LogitRows,
     MaskedLMLoss,
     ReverseKLLoss,
     RowObjective,
@@ -72,7 +73,7 @@ def plain(terms: list[RowTerm], student: Projection, teacher_logits: Tensor | No
         positions = term.objective.positions
         rows = {"masked": slice(num_masked), "unmasked": slice(num_masked, None), "all": slice(None)}[positions]
         theirs = None if teacher_logits is None else teacher_logits[rows].detach()
-        loss = loss + term.scale * term.objective.on_rows(logits[rows], theirs, given_labels)
+        loss = loss + term.scale * term.objective.on_rows(LogitRows(logits[rows], theirs, given_labels))
     return loss
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from transformers import PreTrainedModel
 
 from lit_distil.models.students.base import HeadChoice, LayerPick, StudentInitialisation, check_number
@@ -24,7 +26,24 @@ class EveryOther(LayerPick):
         return list(range(0, num_layers, 2))
 
 
-class EvenlySpaced(LayerPick):
+class _SomeOf(LayerPick):
+    """A number of layers that the teacher must have; which of them, a subclass says in `choose`."""
+
+    def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
+        super().__init__(head=head)
+        self.num_layers = num_layers
+
+    def pick(self, num_layers: int) -> list[int]:
+        """See `LayerPick.pick`."""
+        check_number(self.num_layers, num_layers)
+        return self.choose(num_layers)
+
+    @abstractmethod
+    def choose(self, available: int) -> list[int]:
+        """`num_layers` of so many layers, in order."""
+
+
+class EvenlySpaced(_SomeOf):
     """Layers at equal distances from the first to the last, both included.
 
     Student layer i of k takes the teacher's layer i · (n − 1) / (k − 1) of n, rounded, halves up; a student of one
@@ -35,15 +54,10 @@ class EvenlySpaced(LayerPick):
         head: see `LayerPick`.
     """
 
-    def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
-        self.num_layers = num_layers
-
-    def pick(self, num_layers: int) -> list[int]:
+    def choose(self, available: int) -> list[int]:
         """See `LayerPick.pick`."""
-        check_number(self.num_layers, num_layers)
         gaps = max(self.num_layers - 1, 1)
-        return [(2 * i * (num_layers - 1) + gaps) // (2 * gaps) for i in range(self.num_layers)]
+        return [(2 * i * (available - 1) + gaps) // (2 * gaps) for i in range(self.num_layers)]
 
 
 class Layers(LayerPick):
@@ -78,7 +92,7 @@ class Layers(LayerPick):
         return [layer % num_layers for layer in self.layers]
 
 
-class FirstLayers(LayerPick):
+class FirstLayers(_SomeOf):
     """The first layers.
 
     Args:
@@ -86,17 +100,12 @@ class FirstLayers(LayerPick):
         head: see `LayerPick`.
     """
 
-    def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
-        self.num_layers = num_layers
-
-    def pick(self, num_layers: int) -> list[int]:
+    def choose(self, available: int) -> list[int]:
         """See `LayerPick.pick`."""
-        check_number(self.num_layers, num_layers)
         return list(range(self.num_layers))
 
 
-class LastLayers(LayerPick):
+class LastLayers(_SomeOf):
     """The last layers.
 
     Args:
@@ -104,14 +113,9 @@ class LastLayers(LayerPick):
         head: see `LayerPick`.
     """
 
-    def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
-        self.num_layers = num_layers
-
-    def pick(self, num_layers: int) -> list[int]:
+    def choose(self, available: int) -> list[int]:
         """See `LayerPick.pick`."""
-        check_number(self.num_layers, num_layers)
-        return list(range(num_layers - self.num_layers, num_layers))
+        return list(range(available - self.num_layers, available))
 
 
 class RandomWeights(StudentInitialisation):
