@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
+from lit_distil.modules.cache_checks import (
+    Comparisons,
+    cache_folders,
+    check_cacheable,
+    check_needs,
+    check_static_masks,
+)
 from lit_distil.modules.cache_files import teacher_identity
-from lit_distil.modules.cached_teacher import CachedTeacher, check_cacheable, check_needs, check_static_masks
+from lit_distil.modules.cached_teacher import CachedTeacher
 from lit_distil.modules.masked_lm import LanguageModelModule
 from lit_distil.modules.objective_checks import check_objectives, check_settings
-from lit_distil.modules.preflight import check_beside_cache, check_pair
+from lit_distil.modules.preflight import check_beside_cache, check_networks, check_pair
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
@@ -43,9 +50,11 @@ class DistillationModule(LanguageModelModule):
         objective_teachers: Names of objectives to the name of the one teacher that they compare with.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
         teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
-        teacher_cache: Folder that `lit-distil cache` wrote for this teacher and this data: the teacher is then not run
-            (it is loaded for a moment where the student is made of its layers), and objectives on its distribution
-            take what was kept of it. Needs static masks and one teacher.
+        teacher_cache: Folder that `lit-distil cache` wrote for this teacher and this data, or of several teachers
+            folders by their names: such a teacher is then not run (it is loaded for a moment where the student is made
+            of its layers), and objectives on its distribution take what was kept of it. Teachers without one are run.
+            Needs static masks. An evaluation's divergence from it and its entropy take the mass beyond the tokens kept
+            as spread evenly, and are a little too large.
         freeze_positions: Leave the student's position embeddings as they were copied, as DistilBERT's authors do.
         gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
             one more backward pass for each; 0 never does.
@@ -66,7 +75,7 @@ class DistillationModule(LanguageModelModule):
         objective_teachers: dict[str, str] | None = None,
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
-        teacher_cache: str | None = None,
+        teacher_cache: str | dict[str, str] | None = None,
         freeze_positions: bool = False,
         gradient_shares_every: int = 500,
         evaluate_at_start: bool = False,
@@ -82,26 +91,26 @@ class DistillationModule(LanguageModelModule):
         check_objectives(objectives, self.objective_teachers, self.teacher_names)
         check_settings(teacher_dtype, gradient_shares_every)
         self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
-        if teacher_cache is not None:
-            check_cacheable(objectives)
-            if len(self.teacher_names) > 1:
-                raise ValueError(
-                    f"model.teacher_cache: a cache is of one teacher, and there are {sorted(self.teacher_names)}; "
-                    "leave it out, or all teachers but one"
-                )
-        self.teacher_cache = teacher_cache
+        self.teacher_cache = cache_folders(teacher_cache, self.teacher_names)
         self.student_source = student
         self.freeze_positions = freeze_positions
         self._gradient_shares_every = gradient_shares_every
         self.evaluate_at_start = evaluate_at_start
         self.objectives = nn.ModuleDict(objectives)
+        check_cacheable(self.comparisons, self.teacher_cache)
         self.teachers: dict[str, FrozenTeacher] = {}
-        self.cached_teacher: CachedTeacher | None = None
+        self.cached_teachers: dict[str, CachedTeacher] = {}
 
     @property
     def teacher(self) -> FrozenTeacher | None:
         """The first teacher; None before the networks are built."""
         return next(iter(self.teachers.values()), None)
+
+    @property
+    def comparisons(self) -> Comparisons:
+        """Which teacher each objective compares with."""
+        objectives: dict[str, Objective] = dict(self.objectives.items())  # type: ignore[arg-type]
+        return Comparisons(objectives, tuple(self.teacher_names), self.objective_teachers)
 
     @property
     def gradient_shares_every(self) -> int:
@@ -110,31 +119,38 @@ class DistillationModule(LanguageModelModule):
 
     def build_networks(self) -> None:
         """Load the teachers and make the student, unless they are there."""
-        if self.teachers or self.cached_teacher is not None:
+        if self.teachers or self.cached_teachers:
             return
-        cached = None if self.teacher_cache is None else self._open_cache(self.teacher_cache)
-        loaded = {}
-        if cached is None or (self.network is None and isinstance(self.student_source, StudentInitialisation)):
-            loaded = {name: self._load_teacher(folder) for name, folder in self.teacher_names.items()}
+        cached = {name: self._open_cache(name, folder) for name, folder in self.teacher_cache.items()}
+        first = next(iter(self.teacher_names))
+        makes_student = self.network is None and isinstance(self.student_source, StudentInitialisation)
+        loaded = {
+            name: self._load_teacher(folder)
+            for name, folder in self.teacher_names.items()
+            if name not in cached or (makes_student and name == first)
+        }
         records: list[CopyRecord] = []
         if self.network is None:
-            student, records = self._make_student(next(iter(loaded.values()), None))
+            student, records = self._make_student(loaded.get(first))
             self.network = MaskedLMNetwork(student)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
         if records:
             records = mark_frozen(records, self.network.model)
-            first = next(iter(self.teacher_names.values()))
-            rank_zero_info(f"student of {first}: {summarise(records)}\n{describe(records)}")
-        if cached is not None:  # the teacher, if it was loaded, has done what it was loaded for
-            check_beside_cache(self.network, cached.vocabulary_size, self.trainer.datamodule)  # type: ignore[attr-defined]
-            self.cached_teacher = cached
-            return
+            rank_zero_info(f"student of {self.teacher_names[first]}: {summarise(records)}\n{describe(records)}")
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for name, teacher in loaded.items():
+            if name in cached:  # it has done what it was loaded for
+                continue
             if self.teacher_dtype is not None:
                 teacher = teacher.to(getattr(torch, self.teacher_dtype))
             self.teachers[name] = FrozenTeacher(MaskedLMNetwork(teacher))
-            check_pair(self.network, self.teachers[name].network, self.trainer.datamodule)  # type: ignore[attr-defined]
+            check_pair(self.network, self.teachers[name].network, data)
+        for each in cached.values():
+            check_beside_cache(self.network, each.vocabulary_size, data)
+        networks = {name: teacher.network for name, teacher in self.teachers.items()}
+        check_networks(self.comparisons, self.network, networks, data)
+        self.cached_teachers = cached
 
     def on_train_start(self) -> None:
         """Beside what every module does, validate the student as it was initialised, if asked to."""
@@ -147,16 +163,15 @@ class DistillationModule(LanguageModelModule):
             trainer._logger_connector._first_loop_iter = is_first
         super().on_train_start()  # the clock starts after it
 
-    def _open_cache(self, folder: str) -> CachedTeacher:
+    def _open_cache(self, name: str, folder: str) -> CachedTeacher:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_static_masks(data)
-        name = next(iter(self.teacher_names.values()))
         cached = CachedTeacher(
             folder,
-            teacher=teacher_identity(name, self.teacher_revision, self.teacher_dtype),
+            teacher=teacher_identity(self.teacher_names[name], self.teacher_revision, self.teacher_dtype),
             data={split: data.identity(split) for split in data.datasets},
         )
-        check_needs(cached, self.objectives.values())  # type: ignore[arg-type]
+        check_needs(cached, self.comparisons, name)
         return cached
 
     def _load_teacher(self, folder: str) -> Any:
@@ -187,14 +202,16 @@ class DistillationModule(LanguageModelModule):
         teachers: TeacherOutputs = {}
         depths = {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
         needs_teacher = any(objective.needs_teacher for objective in objectives)
-        cached = self.cached_teacher
-        every_row = needs_teacher and not self.training and (cached is None or cached.has_all)
+        has_all = all(cached.has_all for cached in self.cached_teachers.values())
+        every_row = needs_teacher and not self.training and has_all
         ours, theirs = network_requests(objectives, batch, self.network.num_layers, depths, every_row=every_row)
-        if needs_teacher and cached is not None:
+        if needs_teacher:
             split = "train" if self.trainer.training else "validation"
-            teachers = dict.fromkeys(self.teacher_names, cached(batch, split, ours["rows"]))
-        elif needs_teacher:
-            teachers = {name: teacher(batch, project=False, **theirs[name]) for name, teacher in self.teachers.items()}
+            for name in self.teacher_names:
+                if name in self.cached_teachers:
+                    teachers[name] = self.cached_teachers[name](batch, split, ours["rows"])
+                else:
+                    teachers[name] = self.teachers[name](batch, project=False, **theirs[name])
         return self.network(batch, project=False, **ours), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:

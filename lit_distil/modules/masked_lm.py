@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraini
 from lit_distil.models import MaskedLMNetwork, NetworkSource
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.cache_checks import Comparisons
+from lit_distil.modules.preflight import check_networks
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
@@ -106,6 +108,8 @@ class MaskedLMModule(LanguageModelModule):
         self.network = MaskedLMNetwork(self.network_source.build(self.vocabulary, head=self.head))
         if has_pairs and not self._objectives_given:
             self.objectives["next_sentence"] = NextSentenceLoss()
+        named: dict[str, Objective] = dict(self.objectives.items())  # type: ignore[arg-type]
+        check_networks(Comparisons(named, (), {}), self.network, {}, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """What the network makes of the masked positions, and what else the objectives need."""

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
+from lit_distil.modules.cache_checks import Comparisons
 from lit_distil.modules.labelled import SPLITS, Outcomes, TaskModule
 from lit_distil.modules.objective_checks import check_for_task, check_objectives, check_settings
-from lit_distil.modules.preflight import check_length, check_padding_id
+from lit_distil.modules.preflight import check_length, check_networks, check_padding_id
 from lit_distil.modules.requests import attention_request
 from lit_distil.modules.task_teachers import TaskLossTerms, load_task_teacher, mean_of_teachers
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
@@ -130,6 +131,9 @@ class TaskDistillationModule(TaskModule):
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
             check_length(role, network, data)
+        named: dict[str, Objective] = dict(self.objectives.items())  # type: ignore[arg-type]
+        comparisons = Comparisons(named, tuple(self.teacher_names), self.objective_teachers)
+        check_networks(comparisons, self.network, {name: each.network for name, each in self.teachers.items()})
 
     def _make_student(self, teacher: Any, task: Task) -> tuple[Any, list[CopyRecord]]:
         settings = task.head_settings()
