@@ -76,7 +76,12 @@ class SplitArrays:
         """
         folder.mkdir(parents=True, exist_ok=True)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        fixed = {"samples": samples, "offsets": offsets, "checks": checks, "sums": np.zeros_like(checks)}
+        fixed: dict[str, NDArray[Any]] = {
+            "samples": samples,
+            "offsets": offsets,
+            "checks": checks,
+            "sums": np.zeros_like(checks),
+        }
         for name, values in fixed.items():
             np.save(folder / f"{name}.npy", values)
         shapes = {
@@ -169,7 +174,7 @@ def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) ->
     """Of a sequence's rows as they lie in the files, so that a damaged one is noticed when it is read."""
     total = 0
     for part in (ids, scores, rests):
-        total = zlib.crc32(np.ascontiguousarray(part).view(np.uint8), total)
+        total = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, total)
     return total
 
 
