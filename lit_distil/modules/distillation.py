@@ -13,7 +13,6 @@ from lit_distil.models import MaskedLMNetwork, NetworkSource, Pretrained, Studen
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
 from lit_distil.modules.cache_checks import (
-    Comparisons,
     cache_folders,
     check_cacheable,
     check_needs,
@@ -23,6 +22,7 @@ from lit_distil.modules.cache_files import teacher_identity
 from lit_distil.modules.cached_teacher import CachedTeacher
 from lit_distil.modules.masked_lm import LanguageModelModule
 from lit_distil.modules.objective_checks import check_objectives, check_settings
+from lit_distil.modules.pairing import Comparisons
 from lit_distil.modules.preflight import check_beside_cache, check_networks, check_pair
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
@@ -204,7 +204,7 @@ class DistillationModule(LanguageModelModule):
         needs_teacher = any(objective.needs_teacher for objective in objectives)
         has_all = all(cached.has_all for cached in self.cached_teachers.values())
         every_row = needs_teacher and not self.training and has_all
-        ours, theirs = network_requests(objectives, batch, self.network.num_layers, depths, every_row=every_row)
+        ours, theirs = network_requests(self.comparisons, batch, self.network.num_layers, depths, every_row=every_row)
         if needs_teacher:
             split = "train" if self.trainer.training else "validation"
             for name in self.teacher_names:

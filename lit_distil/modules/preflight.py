@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_distil.models import FlatNetwork, MaskedLMNetwork
-from lit_distil.modules.cache_checks import Comparisons
+from lit_distil.modules.pairing import Comparisons
 from lit_distil.objectives import NetworkFacts
 from lit_distil.types import Vocabulary
 

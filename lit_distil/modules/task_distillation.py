@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import Stage
-from lit_distil.modules.cache_checks import Comparisons
 from lit_distil.modules.labelled import SPLITS, Outcomes, TaskModule
 from lit_distil.modules.objective_checks import check_for_task, check_objectives, check_settings
+from lit_distil.modules.pairing import Comparisons
 from lit_distil.modules.preflight import check_length, check_networks, check_padding_id
-from lit_distil.modules.requests import attention_request
+from lit_distil.modules.requests import state_requests
 from lit_distil.modules.task_teachers import TaskLossTerms, load_task_teacher, mean_of_teachers
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
 from lit_distil.modules.terms import TeacherOutputs
@@ -101,6 +101,12 @@ class TaskDistillationModule(TaskModule):
         """See `EncoderModule.gradient_shares_every`."""
         return self._gradient_shares_every
 
+    @property
+    def comparisons(self) -> Comparisons:
+        """Which teacher each objective compares with."""
+        objectives: dict[str, Objective] = dict(self.objectives.items())  # type: ignore[arg-type]
+        return Comparisons(objectives, tuple(self.teacher_names), self.objective_teachers)
+
     def build_networks(self) -> None:
         """Load the teachers and make the student, both with the task's head, unless they are there."""
         if self.teachers:
@@ -131,9 +137,7 @@ class TaskDistillationModule(TaskModule):
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
             check_length(role, network, data)
-        named: dict[str, Objective] = dict(self.objectives.items())  # type: ignore[arg-type]
-        comparisons = Comparisons(named, tuple(self.teacher_names), self.objective_teachers)
-        check_networks(comparisons, self.network, {name: each.network for name, each in self.teachers.items()})
+        check_networks(self.comparisons, self.network, {name: each.network for name, each in self.teachers.items()})
 
     def _make_student(self, teacher: Any, task: Task) -> tuple[Any, list[CopyRecord]]:
         settings = task.head_settings()
@@ -151,16 +155,12 @@ class TaskDistillationModule(TaskModule):
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """What student and teachers make of a batch; in training only the teachers that a term needs are asked."""
         assert self.network is not None
-        objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
-        hidden = any(objective.needs_hidden_states for objective in objectives)
         depths = {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
-        ours, _ = attention_request(objectives, self.network.num_layers, next(iter(depths.values()), None))
+        ours, theirs = state_requests(self.comparisons, self.network.num_layers, depths)
         teachers: TeacherOutputs = {}
-        if not self.training or any(objective.needs_teacher for objective in objectives):
-            for name, teacher in self.teachers.items():
-                _, theirs = attention_request(objectives, self.network.num_layers, depths[name])
-                teachers[name] = teacher(batch, output_hidden_states=hidden, attention_layers=theirs)
-        return self.network(batch, output_hidden_states=hidden, attention_layers=ours), teachers
+        if not self.training or any(objective.needs_teacher for _, objective in self.loss_terms().items()):
+            teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
+        return self.network(batch, **ours), teachers
 
     def _combine(
         self,

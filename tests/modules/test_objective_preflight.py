@@ -12,7 +12,7 @@ from torch.optim import SGD
 from lit_distil.data import DocSentences, TextDataModule, TextFiles
 from lit_distil.models import FromConfig, MaskedLMNetwork
 from lit_distil.modules import DistillationModule, MaskedLMModule
-from lit_distil.modules.cache_checks import Comparisons
+from lit_distil.modules.pairing import Comparisons
 from lit_distil.modules.preflight import check_networks, facts_of
 from lit_distil.objectives import (
     AttentionLoss,
@@ -26,7 +26,8 @@ from lit_distil.objectives import (
 )
 from lit_distil.types import EncoderOutput
 from tests.models.helpers import FLAT, make_batch, make_model
-from tests.modules.test_distillation import make_data, make_module, make_trainer
+from tests.modules.caches import write_second_teacher
+from tests.modules.test_distillation import make_data, make_loader, make_module, make_trainer
 from tests.workspace import TINY, Workspace
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -171,6 +172,23 @@ def test_each_objective_is_checked_against_its_own_teacher() -> None:
     check_networks(Comparisons(objectives, ("small", "odd"), {"relations": "small"}), network("bert"), teachers)
     with pytest.raises(ValueError, match=r"model\.objectives\.relations: .*deberta does not give here"):
         check_networks(Comparisons(objectives, ("small", "odd"), {"relations": "odd"}), network("bert"), teachers)
+
+
+def test_blocks_that_one_teacher_has_are_not_asked_of_another(workspace: Workspace, tmp_path: Path) -> None:
+    """A map into four layers said of a teacher of two that they were out of range."""
+    objectives: dict[str, Any] = {"soft": SoftTargetLoss(), "deep": RelationLoss(teacher_layer=3)}
+    objectives |= {"map": AttentionLoss([[1, 4]]), "hidden": HiddenMSELoss([[1, 1]])}
+    teachers: Any = {"large": workspace.teacher, "small": write_second_teacher(workspace, tmp_path / "small")}
+    owners = {"deep": "large", "map": "large", "hidden": "small"}
+    module = make_module(teachers, objectives=objectives, objective_teachers=owners)
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, datamodule=make_data(workspace))
+    assert all(module.latest[f"train/loss/{name}"] > 0 for name in objectives)
+    student, outputs = module.outputs(next(iter(make_loader(trainer))))
+    assert student.attention is not None and sorted(student.attention.layers) == [1, 2]
+    large, small = outputs["large"], outputs["small"]
+    assert large.attention is not None and sorted(large.attention.layers) == [3, 4] and small.attention is None
+    assert large.hidden_states is None and small.hidden_states is not None
 
 
 def test_a_term_on_hidden_states_says_at_once_which_of_several_teachers_it_has() -> None:
