@@ -14,13 +14,8 @@ from lit_distil.commands.cache_writer import CacheWriter, SplitPlan, plan_split
 from lit_distil.data import TextDataModule, vocabulary_of
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.modules import DistillationModule, FrozenTeacher
+from lit_distil.modules.cache_checks import check_cacheable, check_smaller, check_static_masks, needs_of
 from lit_distil.modules.cache_files import CACHE_VERSION, teacher_identity
-from lit_distil.modules.cached_teacher import (
-    changing_temperature,
-    check_cacheable,
-    check_static_masks,
-    needs_of,
-)
 from lit_distil.modules.preflight import check_length, check_padding_id
 
 
@@ -34,6 +29,7 @@ def cache(
     batch_size: int = 32,
     device: str | None = None,
     estimate: bool = False,
+    teacher: str | None = None,
     seed_everything: bool | int = 42,
     trainer: dict[str, Any] | None = None,
     matmul_precision: str = "medium",
@@ -43,7 +39,8 @@ def cache(
 
     Give the configuration of the distillation itself (--config); afterwards, train with --model.teacher_cache FOLDER
     and no teacher runs. Masks must be static (data.masking.init_args.patterns), and the objectives SoftTargetLoss,
-    JensenShannonLoss, TeacherLabelLoss, or such as need no teacher. The folder holds the train split under every mask
+    ReverseKLLoss, JensenShannonLoss, TeacherLabelLoss, or such as need no teacher. Of several teachers each has a cache
+    of its own (--teacher NAME) or is run. The folder holds the train split under every mask
     and the validation split under its one.
 
     A row takes 4 k bytes, and 4 for each temperature (6 k for a vocabulary above 65,536; 2 k more in float32): 264
@@ -63,6 +60,8 @@ def cache(
         batch_size: Sequences that the teacher sees at a time.
         device: Where it runs, such as cpu or cuda; None takes a GPU where there is one.
         estimate: Print size and time, and write nothing.
+        teacher: Name of the one to run, where model.teacher has several; train with
+            --model.teacher_cache '{NAME: FOLDER}', and those that are not named there are run.
         seed_everything: As for fit, whose masks follow from it.
         trainer: Taken from the configuration and left aside.
         matmul_precision: As for fit.
@@ -73,16 +72,14 @@ def cache(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_static_masks(data)
-    check_cacheable(dict(model.objectives.items()))  # type: ignore[arg-type]
-    if len(model.teacher_names) > 1:
-        raise ValueError(f"model.teacher: a cache is of one teacher, got {sorted(model.teacher_names)}; name one")
+    role = _which(teacher, model)
+    check_cacheable(model.comparisons, [role])
     torch.set_float32_matmul_precision(matmul_precision)
-    name = next(iter(model.teacher_names.values()))
-    network = _load(model, data, name)
-    plans = _plan(data, network, wanted := _positions(positions, model), batch_size)
+    network = _load(model, data, model.teacher_names[role])
+    plans = _plan(data, network, wanted := _positions(positions, model, role), batch_size)
     writer = CacheWriter(
         FrozenTeacher(network),
-        _manifest(model, data, name, network, plans, k=k, positions=wanted, scores=scores),
+        _manifest(model, data, role, network, plans, k=k, positions=wanted, scores=scores),
         plans,
         batch_size=batch_size,
         device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
@@ -93,7 +90,8 @@ def cache(
         return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     writer.write(Path(out))
-    print(f"written: {out}; train with --model.teacher_cache {out}")
+    given = out if len(model.teacher_names) == 1 else f"'{{{role}: {out}}}'"
+    print(f"written: {out}; train with --model.teacher_cache {given}")
 
 
 def run(arguments: list[str]) -> None:
@@ -121,8 +119,18 @@ def _load(model: DistillationModule, data: TextDataModule, name: str) -> MaskedL
     return MaskedLMNetwork(loaded)
 
 
-def _positions(given: str | None, model: DistillationModule) -> str:
-    needed, _, _ = needs_of(model.objectives.values())  # type: ignore[arg-type]
+def _which(given: str | None, model: DistillationModule) -> str:
+    """The name of the teacher that is run."""
+    names = list(model.teacher_names)
+    if given is None and len(names) > 1:
+        raise ValueError(f"teacher: a cache is of one teacher, and there are {names}; say which: --teacher {names[0]}")
+    if given is not None and given not in names:
+        raise ValueError(f"teacher: {given!r} is none of {names}, the names in model.teacher")
+    return given or names[0]
+
+
+def _positions(given: str | None, model: DistillationModule, role: str) -> str:
+    needed, _, _ = needs_of(model.comparisons, role)
     if given == "masked" and needed == "all":
         raise ValueError("positions: an objective has positions all or unmasked; take --positions all")
     return given or needed
@@ -151,7 +159,7 @@ def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_
 def _manifest(
     model: DistillationModule,
     data: TextDataModule,
-    name: str,
+    role: str,
     network: MaskedLMNetwork,
     plans: dict[str, SplitPlan],
     *,
@@ -164,12 +172,12 @@ def _manifest(
     vocabulary_size = head.weight.shape[0] if head is not None else network.config.vocab_size
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
-    _, temperatures, changing = needs_of(model.objectives.values())  # type: ignore[arg-type]
-    if changing and k < vocabulary_size:
-        raise ValueError(f"{changing_temperature(changing, k)} (--k {vocabulary_size})")
+    _, temperatures, changing = needs_of(model.comparisons, role)
+    if k < vocabulary_size:
+        check_smaller(model.comparisons, role, changing, k, vocabulary_size)
     return {
         "version": CACHE_VERSION,
-        "teacher": teacher_identity(name, model.teacher_revision, model.teacher_dtype),
+        "teacher": teacher_identity(model.teacher_names[role], model.teacher_revision, model.teacher_dtype),
         "data": {split: data.identity(split) for split in plans},  # type: ignore[arg-type]
         "k": k,
         "positions": positions,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset
 from lit_distil.modules import FrozenTeacher
-from lit_distil.modules.cache_files import MANIFEST, SplitArrays, bytes_per_row, check_sum, write_json
+from lit_distil.modules.cache_files import MANIFEST, SplitArrays, bytes_per_row, check_sum, sum_of_rows, write_json
 from lit_distil.objectives.vocabulary import CHUNK_BYTES
 from lit_distil.types import Batch, Projection, TopLogits
 
@@ -128,7 +128,7 @@ class CacheWriter:
     @property
     def num_bytes(self) -> int:
         """What all the files take on the disk."""
-        sequences = sum(12 * len(plan.counts) + 8 * len(plan.samples) for plan in self.plans.values())
+        sequences = sum(16 * len(plan.counts) + 8 * len(plan.samples) for plan in self.plans.values())
         return sequences + self.row_bytes * sum(plan.num_rows for plan in self.plans.values())
 
     def trial(self) -> tuple[float, list[float]]:
@@ -205,6 +205,9 @@ class CacheWriter:
             rows = slice(int(arrays.offsets[first]), int(arrays.offsets[end]))
             ids, scores, rests = self._rows(batch)
             arrays.ids[rows], arrays.scores[rows], arrays.rests[rows] = ids, scores, rests
+            for number in range(first, end):
+                own = slice(int(arrays.offsets[number]), int(arrays.offsets[number + 1]))
+                arrays.sums[number] = sum_of_rows(arrays.ids[own], arrays.scores[own], arrays.rests[own])
             done[split] = end
             bar.update(end - first)
             if perf_counter() - saved > _SECONDS_BETWEEN_SAVES or end == len(plan.counts):
@@ -216,7 +219,10 @@ class CacheWriter:
         """How far an earlier start came; None if there is none, or it did not come to its first row."""
         if not (work / _PROGRESS).is_file():
             return None
-        earlier = json.loads((work / _PROGRESS).read_text(encoding="utf-8"))
+        try:
+            earlier = json.loads((work / _PROGRESS).read_text(encoding="utf-8"))
+        except ValueError:  # damaged: how far it came is not known, and all is asked again
+            return None
         if earlier["manifest"] != self.manifest:
             raise ValueError(
                 f"out: {str(work)!r} is an unfinished cache of other settings; delete it, or name another folder"

@@ -83,6 +83,20 @@ class FlatNetwork(nn.Module):
         """Number of blocks."""
         return int(self.config.num_hidden_layers)
 
+    @property
+    def no_attention(self) -> str | None:
+        """Why it cannot hand over queries, keys and values, and the way out; None if it can."""
+        if self.is_unpadded:
+            return None
+        model_type, attention = self.config.model_type, self.config._attn_implementation
+        way_out = (
+            f"its attention is {attention!r}: leave `attention` out, and it runs on flat batches, which give them"
+            if supports_unpadded(self.model)
+            else "it computes attention in its own way: match hidden states (HiddenMSELoss) instead, or take an "
+            "architecture such as bert, roberta, distilbert or modernbert"
+        )
+        return f"which {model_type} does not give here: {way_out}"
+
     def num_parameters(self, *, only_trainable: bool = False) -> int:
         """Number of parameters, tied ones counted once."""
         return self.model.num_parameters(only_trainable=only_trainable)
@@ -129,18 +143,8 @@ class FlatNetwork(nn.Module):
         return output, captured[0]
 
     def _recorder(self, layers: Collection[int]) -> AttentionRecorder:
-        if not self.is_unpadded:
-            model_type, attention = self.config.model_type, self.config._attn_implementation
-            way_out = (
-                f"its attention is {attention!r}: leave `attention` out, and it runs on flat batches, which give them"
-                if supports_unpadded(self.model)
-                else "it computes attention in its own way: match hidden states (HiddenMSELoss) instead, or take an "
-                "architecture such as bert, roberta, distilbert or modernbert"
-            )
-            raise ValueError(
-                f"AttentionLoss and RelationLoss need queries, keys and values, which {model_type} does not give here: "
-                f"{way_out}"
-            )
+        if self.no_attention is not None:
+            raise ValueError(f"AttentionLoss and RelationLoss need queries, keys and values, {self.no_attention}")
         return AttentionRecorder(layers, num_layers=self.num_layers)
 
     def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from transformers.utils import cached_file
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MANIFEST = "manifest.json"
 _WEIGHTS = (
     "model.safetensors",
@@ -36,6 +36,7 @@ class SplitArrays:
         samples: int64 `[N]`, the sequences' sample ids, ascending.
         offsets: int64 `[P · N + 1]`; sequence i under pattern p has the rows `offsets[p · N + i]` to the next.
         checks: uint32 `[P · N]`, a check sum of each masked sequence's ids.
+        sums: uint32 `[P · N]`, a check sum of each masked sequence's rows, see `sum_of_rows`.
         ids: uint16 or uint32 `[R, k]`, the likeliest tokens, the likeliest first.
         scores: float16 or float32 `[R, k]`, their logits less the largest.
         rests: float32 `[R, temperatures]`, see `TopLogits.rests`.
@@ -44,6 +45,7 @@ class SplitArrays:
     samples: NDArray[np.int64]
     offsets: NDArray[np.int64]
     checks: NDArray[np.uint32]
+    sums: NDArray[np.uint32]
     ids: NDArray[np.unsignedinteger]
     scores: NDArray[np.floating]
     rests: NDArray[np.float32]
@@ -74,7 +76,13 @@ class SplitArrays:
         """
         folder.mkdir(parents=True, exist_ok=True)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        for name, values in (("samples", samples), ("offsets", offsets), ("checks", checks)):
+        fixed: dict[str, NDArray[Any]] = {
+            "samples": samples,
+            "offsets": offsets,
+            "checks": checks,
+            "sums": np.zeros_like(checks),
+        }
+        for name, values in fixed.items():
             np.save(folder / f"{name}.npy", values)
         shapes = {
             "ids": (k, id_type(vocabulary_size)),
@@ -94,7 +102,7 @@ class SplitArrays:
             ValueError: One is missing or cut short.
         """
         arrays = {}
-        for name in ("samples", "offsets", "checks", "ids", "scores", "rests"):
+        for name in (field.name for field in fields(SplitArrays)):
             try:
                 mapped = np.load(folder / f"{name}.npy", mmap_mode="r+" if writable else "r")
                 # a plain view of the map, unless it will be flushed: slices of np.memmap itself are slow to make
@@ -105,6 +113,36 @@ class SplitArrays:
                 ) from error
         return SplitArrays(**arrays)
 
+    def check_shapes(
+        self, folder: Path, *, sequences: int, patterns: int, rows: int, k: int, num_temperatures: int
+    ) -> None:
+        """Compare the arrays with what the manifest says of them.
+
+        Raises:
+            ValueError: One is of another shape, or they do not fit together.
+        """
+        masked = sequences * patterns
+        expected = {
+            "samples": (sequences,),
+            "offsets": (masked + 1,),
+            "checks": (masked,),
+            "sums": (masked,),
+            "ids": (rows, k),
+            "scores": (rows, k),
+            "rests": (rows, num_temperatures),
+        }
+        for name, shape in expected.items():
+            if (found := getattr(self, name).shape) != shape:
+                raise ValueError(
+                    f"model.teacher_cache: {folder / name}.npy has the shape {list(found)} and the manifest says "
+                    f"{list(shape)}: delete the cache and write it anew"
+                )
+        if self.offsets[0] != 0 or self.offsets[-1] != rows or (np.diff(self.offsets) < 0).any():
+            raise ValueError(
+                f"model.teacher_cache: {folder / 'offsets'}.npy is damaged (it does not lead through {rows} rows): "
+                "delete the cache and write it anew"
+            )
+
     @property
     def num_sequences(self) -> int:
         """P · N, the masked sequences."""
@@ -112,7 +150,7 @@ class SplitArrays:
 
     def flush(self) -> None:
         """Have what was written on the disk."""
-        for array in (self.ids, self.scores, self.rests):
+        for array in (self.sums, self.ids, self.scores, self.rests):
             assert isinstance(array, np.memmap)
             array.flush()
 
@@ -130,6 +168,14 @@ def bytes_per_row(k: int, vocabulary_size: int, scores: DTypeLike, num_temperatu
 def check_sum(ids: NDArray[np.int64]) -> int:
     """Of the ids of a masked sequence, as the networks see them."""
     return zlib.crc32(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+
+
+def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) -> int:
+    """Of a sequence's rows as they lie in the files, so that a damaged one is noticed when it is read."""
+    total = 0
+    for part in (ids, scores, rests):
+        total = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, total)
+    return total
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -155,10 +201,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"model.teacher_cache: {str(folder)!r} holds no cache (no {MANIFEST}){more}. `lit-distil cache --config "
             f"CONFIG --out {folder}` writes it"
         )
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest.get("version") != CACHE_VERSION:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest.get("version")
+    except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"model.teacher_cache: {str(folder)!r} has version {manifest.get('version')}, this is version "
+            f"model.teacher_cache: {str(folder / MANIFEST)!r} is damaged ({error}): delete the cache and write it anew"
+        ) from error
+    if version != CACHE_VERSION:
+        raise ValueError(
+            f"model.teacher_cache: {str(folder)!r} has version {version}, this is version "
             f"{CACHE_VERSION}: delete the folder and write it anew"
         )
     return manifest

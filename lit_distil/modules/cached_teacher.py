@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_distil.modules.cache_files import SplitArrays, check_sum, differences, read_manifest
-from lit_distil.objectives import Objective, RowObjective
+from lit_distil.modules.cache_checks import STATIC_MASKS
+from lit_distil.modules.cache_files import SplitArrays, check_sum, differences, read_manifest, sum_of_rows
 from lit_distil.types import Batch, EncoderOutput, TopLogits
 
 _CHECKED_BATCHES = 8
+_SETTINGS = ("teacher", "data", "k", "positions", "temperatures", "vocabulary_size", "splits")
 
 
 class CachedTeacher:
@@ -28,12 +28,17 @@ class CachedTeacher:
         data: By split, what its masked sequences depend on, see `TextDataModule.identity`.
 
     Raises:
-        ValueError: It is no cache, or one of another teacher or other data.
+        ValueError: It is no cache, a damaged one, or one of another teacher or other data.
     """
 
     def __init__(self, folder: str | Path, *, teacher: dict[str, Any], data: dict[str, dict[str, Any]]) -> None:
         self.folder = Path(folder)
         manifest = read_manifest(self.folder)
+        if absent := [name for name in _SETTINGS if name not in manifest]:
+            raise ValueError(
+                f"model.teacher_cache: the manifest of {str(folder)!r} is damaged (it has no {absent[0]}): delete the "
+                "cache and write it anew"
+            )
         if missing := [split for split in data if split not in manifest["splits"]]:
             raise ValueError(
                 f"model.teacher_cache: {str(folder)!r} holds {sorted(manifest['splits'])} and not {missing[0]}; for "
@@ -52,12 +57,9 @@ class CachedTeacher:
         self._splits = {split: SplitArrays.open(self.folder / split) for split in data}
         self._to_check = dict.fromkeys(data, _CHECKED_BATCHES)
         for split, arrays in self._splits.items():
-            rows = manifest["splits"][split]["rows"]
-            if not len(arrays.ids) == len(arrays.scores) == len(arrays.rests) == arrays.offsets[-1] == rows:
-                raise ValueError(
-                    f"model.teacher_cache: the files of {str(self.folder / split)!r} do not fit together ({rows} rows "
-                    "in its manifest): delete the cache and write it anew"
-                )
+            arrays.check_shapes(
+                self.folder / split, **manifest["splits"][split], k=self.k, num_temperatures=len(self.temperatures)
+            )
 
     @property
     def has_all(self) -> bool:
@@ -73,7 +75,8 @@ class CachedTeacher:
             rows: int64, positions in T: the masked ones, or any where the cache has all.
 
         Raises:
-            ValueError: A sequence is not in the cache, or was masked in another way when it was written.
+            ValueError: A sequence is not in the cache, was masked in another way when it was written, or its rows are
+                damaged.
         """
         if batch.mask_keys is None:
             raise ValueError(f"model.teacher_cache: the batch has no static masks; {STATIC_MASKS}")
@@ -91,18 +94,26 @@ class CachedTeacher:
                 f"{split} split that needs {expected}: the masks are others than when it was written; write it anew"
             )
 
-        def read(array: Any, dtype: Any) -> Tensor:
-            parts = [array[start:end] for start, end in zip(starts, ends, strict=True)]
-            tensor = torch.from_numpy(np.concatenate(parts).astype(dtype))
+        pieces: list[tuple[Any, Any, Any]] = []
+        for number, start, end in zip(numbers.tolist(), starts, ends, strict=True):
+            pieces.append((arrays.ids[start:end], arrays.scores[start:end], arrays.rests[start:end]))
+            if sum_of_rows(*pieces[-1]) != arrays.sums[number]:
+                raise ValueError(
+                    f"model.teacher_cache: the rows {start} to {end} in {str(self.folder / split)!r} (ids.npy, "
+                    "scores.npy, rests.npy or sums.npy) are damaged: delete the cache and write it anew"
+                )
+
+        def read(part: int, dtype: Any) -> Tensor:
+            tensor = torch.from_numpy(np.concatenate([piece[part] for piece in pieces]).astype(dtype))
             if rows.device.type == "cuda":  # page-locked, so that the copy waits for nothing
                 tensor = tensor.pin_memory()
             tensor = tensor.to(rows.device, non_blocking=True)
             return tensor.index_select(0, rows) if self.has_all else tensor
 
         top = TopLogits(
-            ids=read(arrays.ids, np.int64),
-            scores=read(arrays.scores, np.float32),
-            rests=read(arrays.rests, np.float32),
+            ids=read(0, np.int64),
+            scores=read(1, np.float32),
+            rests=read(2, np.float32),
             temperatures=self.temperatures,
             vocabulary_size=self.vocabulary_size,
         )
@@ -135,93 +146,3 @@ class CachedTeacher:
                     f"model.teacher_cache: sample {int(arrays.samples[number % len(arrays.samples)])} of the {split} "
                     f"split was masked in another way when {str(self.folder)!r} was written; write it anew"
                 )
-
-
-STATIC_MASKS = (
-    "a cache holds what the teacher says of each masked sequence, and with dynamic masks none comes twice. Give every "
-    "sequence a fixed number of masks: data.masking.init_args.patterns: 4"
-)
-"""Why dynamic masks cannot be cached, and what to do."""
-
-
-def check_static_masks(data: Any) -> None:
-    """Refuse data whose masks never come again.
-
-    Args:
-        data: The data module.
-
-    Raises:
-        ValueError: There is no masking, or it is dynamic.
-    """
-    masking = getattr(data, "masking", None)
-    if masking is None:
-        raise ValueError("model.teacher_cache: data.masking is not given, and a cache is keyed by masks; give one")
-    if masking.patterns is None:
-        raise ValueError(f"model.teacher_cache: data.masking.patterns is null: {STATIC_MASKS}")
-
-
-def check_cacheable(objectives: dict[str, Objective]) -> None:
-    """Refuse objectives that the likeliest tokens are not enough for.
-
-    Raises:
-        ValueError: There are some; the message names them.
-    """
-    others = {
-        name: one
-        for name, one in objectives.items()
-        if one.needs_teacher and not (isinstance(one, RowObjective) and one.tail is not None)
-    }
-    if others:
-        listed = ", ".join(f"{name} ({type(one).__name__})" for name, one in others.items())
-        raise ValueError(
-            f"model.teacher_cache: it has the teacher's likeliest tokens and the mass of the others, and {listed} "
-            "needs more of the teacher (hidden states, attention, or every logit); leave out that objective, or the "
-            "cache"
-        )
-
-
-def needs_of(objectives: Iterable[Objective]) -> tuple[str, tuple[float, ...], list[str]]:
-    """What a cache must hold for these objectives.
-
-    Returns:
-        "masked" or "all"; the temperatures, with 1, at which evaluation compares; and the names of classes whose
-        temperature changes over the steps, for which only the whole vocabulary will do.
-    """
-    objectives = list(objectives)
-    positions = "masked" if all(one.rows in (None, "masked") for one in objectives) else "all"
-    theirs = [one for one in objectives if isinstance(one, RowObjective) and one.needs_teacher]
-    temperatures = {1.0, *(float(one.mixing_temperature) for one in theirs)}
-    changing = [type(one).__name__ for one in theirs if "temperature" in one.in_force]
-    return positions, tuple(sorted(temperatures)), changing
-
-
-def check_needs(cache: CachedTeacher, objectives: Iterable[Objective]) -> None:
-    """Refuse a cache that lacks positions or temperatures.
-
-    Raises:
-        ValueError: It does.
-    """
-    positions, temperatures, changing = needs_of(objectives)
-    if positions == "all" and not cache.has_all:
-        raise ValueError(
-            f"model.teacher_cache: {str(cache.folder)!r} has the masked positions only, and an objective has positions "
-            "all or unmasked; write it anew with --positions all, or set positions: masked"
-        )
-    if cache.k == cache.vocabulary_size:
-        return
-    if changing:
-        raise ValueError(changing_temperature(changing, cache.k))
-    if missing := [temperature for temperature in temperatures if temperature not in cache.temperatures]:
-        raise ValueError(
-            f"model.teacher_cache: {str(cache.folder)!r} knows the mass beyond the {cache.k} likeliest tokens at the "
-            f"temperatures {list(cache.temperatures)}, and an objective has {missing[0]:g}; take one of these, or "
-            "write it anew"
-        )
-
-
-def changing_temperature(names: list[str], k: int) -> str:
-    """What to say of temperatures that change, with a cache of k tokens a row."""
-    return (
-        f"model.teacher_cache: the temperature of {', '.join(names)} changes over the steps, and the mass beyond the "
-        f"{k} likeliest tokens is known at few temperatures; give a constant one, or cache the whole vocabulary"
-    )

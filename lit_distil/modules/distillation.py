@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from lit_distil.models import MaskedLMNetwork, NetworkSource, StudentInitialisation
 from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
+from lit_distil.modules.cache_checks import cache_folders, check_cacheable, check_needs, check_static_masks
 from lit_distil.modules.cache_files import teacher_identity
-from lit_distil.modules.cached_teacher import CachedTeacher, check_cacheable, check_needs, check_static_masks
+from lit_distil.modules.cached_teacher import CachedTeacher
 from lit_distil.modules.masked_lm import LanguageModelModule
-from lit_distil.modules.preflight import check_beside_cache, check_pair
+from lit_distil.modules.preflight import check_beside_cache, check_networks, check_pair
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.taught import TaughtModule
 from lit_distil.modules.teachers import load_teacher
@@ -43,9 +44,11 @@ class DistillationModule(TaughtModule, LanguageModelModule):
         objective_teachers: Names of objectives to the name of the one teacher that they compare with.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
         teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
-        teacher_cache: Folder that `lit-distil cache` wrote for this teacher and this data: the teacher is then not run
-            (it is loaded for a moment where the student is made of its layers), and objectives on its distribution
-            take what was kept of it. Needs static masks and one teacher.
+        teacher_cache: Folder that `lit-distil cache` wrote for this teacher and this data, or of several teachers
+            folders by their names: such a teacher is then not run (it is loaded for a moment where the student is made
+            of its layers), and objectives on its distribution take what was kept of it. Teachers without one are run.
+            Needs static masks. An evaluation's divergence from it and its entropy take the mass beyond the tokens kept
+            as spread evenly, and are a little too large.
         freeze_positions: Leave the student's position embeddings as they were copied, as DistilBERT's authors do.
         gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
             one more backward pass for each; 0 never does.
@@ -66,7 +69,7 @@ class DistillationModule(TaughtModule, LanguageModelModule):
         objective_teachers: dict[str, str] | None = None,
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
-        teacher_cache: str | None = None,
+        teacher_cache: str | dict[str, str] | None = None,
         freeze_positions: bool = False,
         gradient_shares_every: int = 500,
         evaluate_at_start: bool = False,
@@ -87,33 +90,31 @@ class DistillationModule(TaughtModule, LanguageModelModule):
             freeze_positions=freeze_positions,
             gradient_shares_every=gradient_shares_every,
         )
-        if teacher_cache is not None:
-            check_cacheable(objectives)
-            if len(self.teacher_names) > 1:
-                raise ValueError(
-                    f"model.teacher_cache: a cache is of one teacher, and there are {sorted(self.teacher_names)}; "
-                    "leave it out, or all teachers but one"
-                )
-        self.teacher_cache = teacher_cache
+        self.teacher_cache = cache_folders(teacher_cache, self.teacher_names)
+        check_cacheable(self.comparisons, self.teacher_cache)
         self.evaluate_at_start = evaluate_at_start
-        self.cached_teacher: CachedTeacher | None = None
+        self.cached_teachers: dict[str, CachedTeacher] = {}
 
     def build_networks(self) -> None:
         """Load the teachers and make the student, unless they are there."""
-        if self.teachers or self.cached_teacher is not None:
+        if self.teachers or self.cached_teachers:
             return
-        cached = None if self.teacher_cache is None else self._open_cache(self.teacher_cache)
-        needs_weights = self.network is None and isinstance(self.student_source, StudentInitialisation)
-        loaded = self.load_teachers() if cached is None or needs_weights else {}
+        cached = {name: self._open_cache(name, folder) for name, folder in self.teacher_cache.items()}
+        needed = {name for name in self.teacher_names if name not in cached}
+        if self.network is None and isinstance(self.student_source, StudentInitialisation):
+            needed.add(next(iter(self.teacher_names)))  # a cached one is loaded for its layers alone
+        loaded = self.load_teachers(needed)
         self.build_student(loaded, MaskedLMNetwork)
+        self.keep_teachers({name: one for name, one in loaded.items() if name not in cached}, MaskedLMNetwork)
         assert self.network is not None
-        if cached is not None:  # the teacher, if it was loaded, has done what it was loaded for
-            check_beside_cache(self.network, cached.vocabulary_size, self.trainer.datamodule)  # type: ignore[attr-defined]
-            self.cached_teacher = cached
-            return
-        self.keep_teachers(loaded, MaskedLMNetwork)
-        for teacher in self.teachers.values():
-            check_pair(self.network, teacher.network, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        networks = {name: teacher.network for name, teacher in self.teachers.items()}
+        for network in networks.values():
+            check_pair(self.network, network, data)
+        for each in cached.values():
+            check_beside_cache(self.network, each.vocabulary_size, data)
+        check_networks(self.comparisons, self.network, networks, data)
+        self.cached_teachers = cached
 
     def on_train_start(self) -> None:
         """Beside what every module does, validate the student as it was initialised, if asked to."""
@@ -126,16 +127,15 @@ class DistillationModule(TaughtModule, LanguageModelModule):
             trainer._logger_connector._first_loop_iter = is_first
         super().on_train_start()  # the clock starts after it
 
-    def _open_cache(self, folder: str) -> CachedTeacher:
+    def _open_cache(self, name: str, folder: str) -> CachedTeacher:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_static_masks(data)
-        name = next(iter(self.teacher_names.values()))
         cached = CachedTeacher(
             folder,
-            teacher=teacher_identity(name, self.teacher_revision, self.teacher_dtype),
+            teacher=teacher_identity(self.teacher_names[name], self.teacher_revision, self.teacher_dtype),
             data={split: data.identity(split) for split in data.datasets},
         )
-        check_needs(cached, self.objectives.values())  # type: ignore[arg-type]
+        check_needs(cached, self.comparisons, name)
         return cached
 
     def load_teacher(self, folder: str) -> PreTrainedModel:
@@ -160,18 +160,19 @@ class DistillationModule(TaughtModule, LanguageModelModule):
         cached teacher gives those it has.
         """
         assert self.network is not None
-        objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
         teachers: TeacherOutputs = {}
-        needs_teacher = any(objective.needs_teacher for objective in objectives)
-        cached = self.cached_teacher
-        every_row = needs_teacher and not self.training and (cached is None or cached.has_all)
+        needs_teacher = any(objective.needs_teacher for _, objective in self.terms())
+        has_all = all(cached.has_all for cached in self.cached_teachers.values())
+        every_row = needs_teacher and not self.training and has_all
         depths = self.network.num_layers, self.teacher_depths
-        ours, theirs = network_requests(objectives, batch, *depths, every_row=every_row)
-        if needs_teacher and cached is not None:
+        ours, theirs = network_requests(self.comparisons, batch, *depths, every_row=every_row)
+        if needs_teacher:
             split = "train" if self.trainer.training else "validation"
-            teachers = dict.fromkeys(self.teacher_names, cached(batch, split, ours["rows"]))
-        elif needs_teacher:
-            teachers = {name: teacher(batch, project=False, **theirs[name]) for name, teacher in self.teachers.items()}
+            for name in self.teacher_names:
+                if name in self.cached_teachers:
+                    teachers[name] = self.cached_teachers[name](batch, split, ours["rows"])
+                else:
+                    teachers[name] = self.teachers[name](batch, project=False, **theirs[name])
         return self.network(batch, project=False, **ours), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraini
 from lit_distil.models import MaskedLMNetwork, NetworkSource
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.pairing import Comparisons
+from lit_distil.modules.preflight import check_networks
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
@@ -106,12 +108,17 @@ class MaskedLMModule(LanguageModelModule):
         self.network = MaskedLMNetwork(self.network_source.build(self.vocabulary, head=self.head))
         if has_pairs and not self._objectives_given:
             self.objectives["next_sentence"] = NextSentenceLoss()
+        check_networks(self.comparisons, self.network, {}, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @property
+    def comparisons(self) -> Comparisons:
+        """The objectives, none of which compares with a teacher."""
+        return Comparisons(dict(self.objectives.items()), (), {})  # type: ignore[arg-type]
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """What the network makes of the masked positions, and what else the objectives need."""
         assert self.network is not None
-        objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
-        ours, _ = network_requests(objectives, batch, self.network.num_layers, {})
+        ours, _ = network_requests(self.comparisons, batch, self.network.num_layers, {})
         return self.network(batch, project=False, **ours), {}
 
     def forward(self, batch: Batch) -> Tensor | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from lit_distil.objectives import Objective, RowObjective
+from lit_distil.modules.terms import shares_the_pass
+from lit_distil.objectives import Objective, RowObjective, TaskSoftTargetLoss
 
 
 def check_objectives(
     objectives: dict[str, Objective], objective_teachers: dict[str, str], teachers: dict[str, str]
 ) -> None:
-    """Refuse objectives that train nothing, and names that are none of theirs or of the teachers'.
+    """Refuse objectives that train nothing, names that are none of theirs or of the teachers', and unnamed teachers.
 
     Raises:
         ValueError: It is so.
@@ -24,6 +25,15 @@ def check_objectives(
             raise ValueError(
                 f"model.objective_teachers: {name}: {teacher} - the objectives are {sorted(objectives)} and the "
                 f"teachers {sorted(teachers)}"
+            )
+    for name, objective in objectives.items():
+        takes_mean = isinstance(objective, TaskSoftTargetLoss) or (
+            isinstance(objective, RowObjective) and shares_the_pass(objective)
+        )
+        if len(teachers) > 1 and objective.needs_teacher and name not in objective_teachers and not takes_mean:
+            raise ValueError(
+                f"model.objective_teachers: {name} ({type(objective).__name__}) compares with one teacher, and there "
+                f"are {sorted(teachers)}; say which: {{{name}: {next(iter(teachers))}}}"
             )
 
 

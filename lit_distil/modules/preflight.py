@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_distil.models import FlatNetwork, MaskedLMNetwork
+from lit_distil.modules.pairing import Comparisons
+from lit_distil.objectives import NetworkFacts
 from lit_distil.types import Vocabulary
 
 
@@ -49,6 +51,60 @@ def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: Any
     check_padding_id("student", student, data.vocabulary)
     check_length("student", student, data)
     _check_logits(student, vocabulary_size)
+
+
+def check_networks(
+    comparisons: Comparisons, student: FlatNetwork, teachers: dict[str, FlatNetwork], data: Any = None
+) -> None:
+    """Let every objective refuse networks and data that it can make nothing of; see `Objective.check`.
+
+    Args:
+        comparisons: The objectives, and which teacher each compares with.
+        student: the network that trains.
+        teachers: those that run, by name; what was kept of others was checked when it was opened.
+        data: the data module; None where its masks play no part.
+
+    Raises:
+        ValueError: if one does; the message names the objective by its key.
+    """
+    ours = facts_of(student)
+    facts = {name: facts_of(network) for name, network in teachers.items()}
+    for name, objective in comparisons.objectives.items():
+        theirs: list[NetworkFacts | None] = [None]
+        if objective.needs_teacher and comparisons.teachers:
+            theirs = [facts[teacher] for teacher in comparisons.teachers_of(name) if teacher in facts]
+        try:
+            for each in theirs:
+                objective.check(ours, each)
+        except ValueError as error:
+            raise ValueError(f"model.objectives.{name}: {error}") from error
+        looks_at = {objective.rows, objective.counts} & {"masked", "unmasked"}
+        if looks_at and data is not None and data.masking is None:
+            raise ValueError(
+                f"data.masking: model.objectives.{name} ({type(objective).__name__}) looks at {looks_at.pop()} tokens, "
+                "and nothing is masked; give the data a masking strategy, such as lit_distil.data.TokenMasking"
+            )
+
+
+def facts_of(network: FlatNetwork) -> NetworkFacts:
+    """What objectives are checked against, from the network's configuration."""
+    config: Any = network.config
+    num_heads = getattr(config, "num_attention_heads", None)
+    head_width = getattr(config, "head_dim", None) or (None if num_heads is None else config.hidden_size // num_heads)
+    kinds = getattr(config, "layer_types", None) or []
+    # ModernBERT's blocks of local attention see as many tokens to either side as `sliding_window` says
+    windows = tuple(config.sliding_window + 1 if kind == "sliding_attention" else None for kind in kinds)
+    return NetworkFacts(
+        model_type=config.model_type,
+        num_layers=network.num_layers,
+        width=config.hidden_size,
+        num_heads=num_heads,
+        num_key_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_width=head_width,
+        windows=windows,
+        no_attention=network.no_attention,
+        has_next_sentence=any(name.endswith("seq_relationship") for name, _ in network.named_modules()),
+    )
 
 
 def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lit_distil.modules.pairing import Comparisons
 from lit_distil.objectives import Objective
 from lit_distil.types import Batch
 
@@ -13,7 +14,7 @@ Request = dict[str, Any]
 
 
 def network_requests(
-    objectives: Iterable[Objective],
+    comparisons: Comparisons,
     batch: Batch,
     student_depth: int,
     teacher_depths: dict[str, int],
@@ -23,10 +24,10 @@ def network_requests(
     """What the objectives need of a batch together.
 
     Args:
-        objectives: All terms of the loss.
+        comparisons: All terms of the loss, and which teacher each compares with.
         batch: The batch that the networks will see.
         student_depth: Blocks of the trained network.
-        teacher_depths: Blocks of each teacher, by name; empty where there is none.
+        teacher_depths: Blocks of each teacher that runs, by name; empty where there is none.
         every_row: Whether logits are wanted at every position, although the objectives may do with fewer.
 
     Returns:
@@ -35,47 +36,50 @@ def network_requests(
     Raises:
         ValueError: An objective asks for a block that a network does not have, or compares with a missing teacher.
     """
-    objectives = list(objectives)
+    objectives = list(comparisons.objectives.values())
     every_row |= any(objective.rows in ("all", "unmasked") for objective in objectives)
     rows = batch.masked_first if every_row or batch.masked_positions is None else batch.masked_positions
-    ours, theirs = state_requests(objectives, student_depth, teacher_depths)
-    return {**ours, "rows": rows}, {name: {**request, "rows": rows} for name, request in theirs.items()}
+    ours, theirs = state_requests(comparisons, student_depth, teacher_depths)
+    return {"rows": rows, **ours}, {name: {"rows": rows, **request} for name, request in theirs.items()}
 
 
 def state_requests(
-    objectives: Iterable[Objective], student_depth: int, teacher_depths: dict[str, int]
+    comparisons: Comparisons, student_depth: int, teacher_depths: dict[str, int]
 ) -> tuple[Request, dict[str, Request]]:
-    """The same of a network without a masked-LM head: hidden states and attention alone."""
-    objectives = list(objectives)
-    hidden = {"output_hidden_states": any(objective.needs_hidden_states for objective in objectives)}
-    ours, _ = _attention_layers(objectives, student_depth, next(iter(teacher_depths.values()), None))
-    theirs = {
-        name: {**hidden, "attention_layers": _attention_layers(objectives, student_depth, depth)[1]}
-        for name, depth in teacher_depths.items()
-    }
-    return {**hidden, "attention_layers": ours}, theirs
-
-
-def _attention_layers(
-    objectives: Iterable[Objective], student_depth: int, teacher_depth: int | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The blocks whose queries, keys and values the objectives need together.
+    """The hidden states and the blocks' queries, keys and values that the objectives need, each of its own teacher.
 
     Args:
-        objectives: All terms of the loss.
+        comparisons: All terms of the loss, and which teacher each compares with.
         student_depth: Blocks of the trained network.
-        teacher_depth: Blocks of the teacher; None where there is none.
+        teacher_depths: Blocks of each teacher that runs, by name.
 
     Returns:
-        Numbers of the student's blocks and of the teacher's, counted from 1, ascending.
+        What to ask of the student, and of each teacher.
 
     Raises:
         ValueError: An objective asks for a block that a network does not have, or compares with a missing teacher.
     """
+    objectives = comparisons.objectives
+    alone = [one for name, one in objectives.items() if not comparisons.teachers_of(name)]
+    ours, _ = _blocks(alone, student_depth, None)
+    theirs: dict[str, Request] = {}
+    for name, depth in teacher_depths.items():
+        own = list(comparisons.with_teacher(name).values())
+        mine, its = _blocks(own, student_depth, depth)
+        ours |= mine
+        hidden = any(one.needs_hidden_states for one in own)
+        theirs[name] = {"output_hidden_states": hidden, "attention_layers": tuple(sorted(its))}
+    hidden = any(one.needs_hidden_states for one in objectives.values())
+    return {"output_hidden_states": hidden, "attention_layers": tuple(sorted(ours))}, theirs
+
+
+def _blocks(
+    objectives: Iterable[Objective], student_depth: int, teacher_depth: int | None
+) -> tuple[set[int], set[int]]:
     student: set[int] = set()
     teacher: set[int] = set()
     for objective in objectives:
         ours, theirs = objective.attention_layers(student_depth, teacher_depth)
         student.update(ours)
         teacher.update(theirs)
-    return tuple(sorted(student)), tuple(sorted(teacher))
+    return student, teacher

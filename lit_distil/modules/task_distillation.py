@@ -12,7 +12,7 @@ from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
 from lit_distil.modules.labelled import SPLITS, Outcomes, TaskModule
 from lit_distil.modules.objective_checks import check_for_task
-from lit_distil.modules.preflight import check_length, check_padding_id
+from lit_distil.modules.preflight import check_length, check_networks, check_padding_id
 from lit_distil.modules.requests import state_requests
 from lit_distil.modules.task_teachers import TaskLossTerms, load_task_teacher, mean_of_teachers
 from lit_distil.modules.taught import TaughtModule
@@ -98,9 +98,11 @@ class TaskDistillationModule(TaughtModule, TaskModule):
         loaded = self.load_teachers()
         self.build_student(loaded, TaskNetwork)
         self.keep_teachers(loaded, TaskNetwork)
+        assert self.network is not None
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
             check_length(role, network, self.trainer.datamodule)  # type: ignore[attr-defined]
+        check_networks(self.comparisons, self.network, {name: each.network for name, each in self.teachers.items()})
 
     def load_teacher(self, folder: str) -> PreTrainedModel:
         """A network that is fine-tuned on the task."""
@@ -124,10 +126,9 @@ class TaskDistillationModule(TaughtModule, TaskModule):
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """What student and teachers make of a batch; in training only the teachers that a term needs are asked."""
         assert self.network is not None
-        objectives: list[Objective] = list(self.objectives.values())  # type: ignore[arg-type]
-        ours, theirs = state_requests(objectives, self.network.num_layers, self.teacher_depths)
+        ours, theirs = state_requests(self.comparisons, self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
-        if not self.training or any(objective.needs_teacher for objective in objectives):
+        if not self.training or any(objective.needs_teacher for _, objective in self.terms()):
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, **ours), teachers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lit_distil.models import FlatNetwork, NetworkSource, StudentInitialisation
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.objective_checks import check_objectives, check_settings
+from lit_distil.modules.pairing import Comparisons
 from lit_distil.modules.teachers import FrozenTeacher, freeze_position_embeddings, shares_of
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective
@@ -68,6 +69,11 @@ class TaughtModule(EncoderModule):
         """Blocks of each teacher, by name."""
         return {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
 
+    @property
+    def comparisons(self) -> Comparisons:
+        """Which teacher each objective compares with."""
+        return Comparisons(dict(self.terms()), tuple(self.teacher_names), self.objective_teachers)
+
     @abstractmethod
     def load_teacher(self, folder: str) -> PreTrainedModel:
         """The network in a folder or on the Hub, with the head that this module compares with."""
@@ -76,10 +82,12 @@ class TaughtModule(EncoderModule):
     def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """The student as it begins, and what became of the first teacher's tensors in it, if it is made of them."""
 
-    def load_teachers(self) -> dict[str, PreTrainedModel]:
-        """All teachers by name, once their vocabularies are known to be the data's."""
+    def load_teachers(self, names: Container[str] | None = None) -> dict[str, PreTrainedModel]:
+        """Teachers by name, or all of them, once their vocabularies are known to be the data's."""
         loaded = {}
         for name, folder in self.teacher_names.items():
+            if names is not None and name not in names:
+                continue
             self.trainer.datamodule.check_same_vocabulary(folder, self.teacher_revision)  # type: ignore[attr-defined]
             loaded[name] = self.load_teacher(folder)
         return loaded

@@ -2,6 +2,7 @@
 
 from lit_distil.objectives.attention import AttentionLoss
 from lit_distil.objectives.base import Objective, Positions, hidden_at
+from lit_distil.objectives.facts import NetworkFacts
 from lit_distil.objectives.hard_labels import TeacherLabelLoss
 from lit_distil.objectives.hidden_cosine import HiddenCosineLoss
 from lit_distil.objectives.hidden_mse import HiddenMSELoss
@@ -26,6 +27,7 @@ __all__ = [
     "LogitObjective",
     "LogitRows",
     "MaskedLMLoss",
+    "NetworkFacts",
     "NextSentenceLoss",
     "Objective",
     "Positions",

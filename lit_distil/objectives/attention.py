@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from lit_distil.objectives.base import Objective, require_teacher
+from lit_distil.objectives.facts import NetworkFacts
 from lit_distil.objectives.recorded import block_number, query_key, recorded_attention, same_window
 from lit_distil.objectives.relations_functional import relation_kl, score_mse
 from lit_distil.schedules import StepValue
@@ -63,6 +64,15 @@ class AttentionLoss(Objective):
         pairs = self.pairs(student_depth, teacher_depth)
         return {ours for ours, _ in pairs}, {theirs for _, theirs in pairs}
 
+    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+        """Beside what every objective checks: heads are as many, and blocks that are paired see as far."""
+        super().check(student, teacher)
+        assert teacher is not None
+        if student.num_heads is not None and teacher.num_heads is not None:
+            _check_heads(student.num_heads, teacher.num_heads)
+        for ours, theirs in self.pairs(student.num_layers, teacher.num_layers):
+            same_window(self, (ours, student.window(ours)), (theirs, teacher.window(theirs)))
+
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The differences, summed over pairs of blocks and tokens."""
         ours, theirs = (
@@ -73,12 +83,8 @@ class AttentionLoss(Objective):
         total = student.last_hidden_state.new_zeros(())
         for student_block, teacher_block in self.pairs(ours.num_layers, theirs.num_layers):
             mine, its = ours.layers[student_block], theirs.layers[teacher_block]
-            if mine.query.shape[1] != its.query.shape[1]:
-                raise ValueError(
-                    f"AttentionLoss compares heads one by one; the student has {mine.query.shape[1]} and the teacher "
-                    f"{its.query.shape[1]}: use RelationLoss, whose relation heads need no equal number"
-                )
-            window = same_window(self, (student_block, mine), (teacher_block, its))
+            _check_heads(mine.query.shape[1], its.query.shape[1])
+            window = same_window(self, (student_block, mine.window), (teacher_block, its.window))
             total = total + compare(query_key(mine), query_key(its), ours.groups, window=window)
         return total
 
@@ -105,3 +111,11 @@ class AttentionLoss(Objective):
             )
             for pair in self.layer_map
         ]
+
+
+def _check_heads(student: int, teacher: int) -> None:
+    if student != teacher:
+        raise ValueError(
+            f"AttentionLoss compares heads one by one; the student has {student} and the teacher {teacher}: use "
+            "RelationLoss, whose relation heads need no equal number"
+        )

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
+from lit_distil.objectives.facts import NetworkFacts
 from lit_distil.objectives.functional import check_temperature
 from lit_distil.schedules import StepValue, extremes_of, value_at
 from lit_distil.types import Batch, Countable, EncoderOutput
@@ -101,6 +102,26 @@ class Objective(nn.Module, ABC):
             Numbers of blocks, each from 1 to the depth. The networks hand them over as `EncoderOutput.attention`.
         """
         return (), ()
+
+    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+        """Refuse networks that it cannot compare, before the first step; called once they are configured.
+
+        A subclass that needs more of them than this calls it and goes on.
+
+        Args:
+            student: The trained network.
+            teacher: The one that it compares with; each in turn where there are several, None where there is none.
+
+        Raises:
+            ValueError: It needs a teacher and there is none, a block that a network does not have, or queries, keys
+                and values of one that cannot hand them over.
+        """
+        if self.needs_teacher and teacher is None:
+            raise ValueError(f"{type(self).__name__} compares with a teacher, and there is none; use it to distil")
+        ours, theirs = self.attention_layers(student.num_layers, None if teacher is None else teacher.num_layers)
+        for layers, network in ((ours, student), (theirs, teacher)):
+            if layers and network is not None and network.no_attention is not None:
+                raise ValueError(f"{type(self).__name__} needs queries, keys and values, {network.no_attention}")
 
     def extra_repr(self) -> str:
         """The weight and what it counts, for the model summary."""

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lit_distil.objectives.base import Objective, count_of, hidden_at, require_teacher
+from lit_distil.objectives.facts import NetworkFacts
 from lit_distil.objectives.functional import hidden_mse_sum
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
@@ -67,6 +68,13 @@ class HiddenMSELoss(Objective):
         self.projection: nn.Module = nn.Identity()
         if student_width is not None and teacher_width is not None:
             self.projection = nn.Linear(student_width, teacher_width)
+
+    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+        """Beside what every objective checks: the layers are there, and the widths equal or brought together."""
+        super().check(student, teacher)
+        assert teacher is not None
+        self.pairs(student.num_layers, teacher.num_layers)
+        self._check_widths(student.width, teacher.width)
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The squared differences, summed over pairs of layers and positions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lit_distil.objectives.base import Objective
+from lit_distil.objectives.facts import NetworkFacts
 from lit_distil.objectives.functional import cross_entropy_sum
 from lit_distil.types import Batch, Countable, EncoderOutput
 
@@ -16,6 +17,15 @@ class NextSentenceLoss(Objective):
     """
 
     counts: Countable = "sequences"
+
+    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+        """Beside what every objective checks: the network has the head."""
+        super().check(student, teacher)
+        if not student.has_next_sentence:
+            raise ValueError(
+                f"NextSentenceLoss needs a network with a next-sentence head, and {student.model_type} has none here; "
+                "pretrain with it (MaskedLMModule) on a data format that draws pairs, or leave it out"
+            )
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The cross-entropy in nats, summed over the sequences."""

@@ -38,20 +38,23 @@ def query_key(states: AttentionStates) -> Relation:
     return Relation(query, key, states.scaling)
 
 
-def same_window(
-    objective: Objective, student: tuple[int, AttentionStates], teacher: tuple[int, AttentionStates]
-) -> int | None:
+def same_window(objective: Objective, student: tuple[int, int | None], teacher: tuple[int, int | None]) -> int | None:
     """The window of both blocks; distributions over different tokens cannot be compared.
+
+    Args:
+        objective: Who compares.
+        student: Number of the student's block, and its window.
+        teacher: Likewise the teacher's.
 
     Raises:
         ValueError: One of them sees further than the other.
     """
     (student_block, ours), (teacher_block, theirs) = student, teacher
-    if ours.window != theirs.window:
-        sight = ["all tokens" if s.window is None else f"tokens less than {s.window} away" for s in (ours, theirs)]
+    if ours != theirs:
+        sight = ["all tokens" if window is None else f"tokens less than {window} away" for window in (ours, theirs)]
         raise ValueError(
             f"{type(objective).__name__}: the student's block {student_block} sees {sight[0]}, the teacher's block "
             f"{teacher_block} {sight[1]}; pair blocks with the same (local or global) attention, or use RelationLoss "
             "with relations among qq, kk, vv, which know no window"
         )
-    return ours.window
+    return ours

@@ -9,8 +9,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from lit_distil.objectives.base import Objective, require_teacher
+from lit_distil.objectives.facts import NetworkFacts
 from lit_distil.objectives.recorded import block_number, query_key, recorded_attention, same_window
-from lit_distil.objectives.relations_functional import Relation, relation_kl, split_heads
+from lit_distil.objectives.relations_functional import Relation, check_divides, relation_kl, split_heads
 from lit_distil.schedules import StepValue
 from lit_distil.types import AttentionStates, Batch, EncoderOutput
 
@@ -92,6 +93,22 @@ class RelationLoss(Objective):
         teacher = block_number("teacher_layer: the teacher's", self.teacher_layer, teacher_depth)
         return (student,), (teacher,)
 
+    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+        """Beside what every objective checks: heads are as many or can be cut anew, and `qk` sees as far in both."""
+        super().check(student, teacher)
+        assert teacher is not None
+        (ours,), (theirs,) = self.attention_layers(student.num_layers, teacher.num_layers)
+        for name in self.relations:
+            if name == "qk":
+                self._shared_window((ours, student.window(ours)), (theirs, teacher.window(theirs)))
+            if not (student.relation_widths and teacher.relation_widths):
+                continue
+            if self.relation_heads is None:
+                _check_heads(name, _heads(name, student), _heads(name, teacher))
+            else:
+                for who, network in (("student", student), ("teacher", teacher)):
+                    check_divides(self.relation_heads, network.relation_widths[name], who)
+
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The divergences, summed over relations and tokens."""
         ours = recorded_attention(self, "student", student)
@@ -100,22 +117,23 @@ class RelationLoss(Objective):
         mine, its = ours.layers[student_block], theirs.layers[teacher_block]
         total = student.last_hidden_state.new_zeros(())
         for name, weight in self.relations.items():
-            window = same_window(self, (student_block, mine), (teacher_block, its)) if name == "qk" else None
-            if window is not None and self.relation_heads is not None:
-                raise ValueError(
-                    f"relation_heads={self.relation_heads} with qk: block {student_block} has local attention, which "
-                    "only its own heads describe; leave relation_heads out, leave qk out of the relations, or take "
-                    "blocks with global attention"
-                )
+            window = None
+            if name == "qk":
+                window = self._shared_window((student_block, mine.window), (teacher_block, its.window))
             relation, target = self._relation(name, mine), self._relation(name, its)
-            heads = (relation.left.shape[1], target.left.shape[1])
-            if heads[0] != heads[1]:
-                raise ValueError(
-                    f"relation {name}: the student has {heads[0]} heads and the teacher {heads[1]}; set relation_heads "
-                    "to a common divisor of their widths"
-                )
+            _check_heads(name, relation.left.shape[1], target.left.shape[1])
             total = total + weight * relation_kl(relation, target, ours.groups, window=window)
         return total
+
+    def _shared_window(self, student: tuple[int, int | None], teacher: tuple[int, int | None]) -> int | None:
+        window = same_window(self, student, teacher)
+        if window is not None and self.relation_heads is not None:
+            raise ValueError(
+                f"relation_heads={self.relation_heads} with qk: block {student[0]} has local attention, which only its "
+                "own heads describe; leave relation_heads out, leave qk out of the relations, or take blocks with "
+                "global attention"
+            )
+        return window
 
     def _relation(self, name: RelationName, states: AttentionStates) -> Relation:
         if name == "qk":
@@ -131,3 +149,16 @@ class RelationLoss(Objective):
     def extra_repr(self) -> str:
         """The relations beside what every objective shows."""
         return f"{super().extra_repr()}, relations={self.relations}, relation_heads={self.relation_heads}"
+
+
+def _heads(name: str, network: NetworkFacts) -> int:
+    """Heads of a relation where they are those of attention; `qk` has keys repeated for each query head."""
+    return (network.num_heads if name in ("qk", "qq") else network.num_key_heads) or 0
+
+
+def _check_heads(name: str, student: int, teacher: int) -> None:
+    if student != teacher:
+        raise ValueError(
+            f"relation {name}: the student has {student} heads and the teacher {teacher}; set relation_heads to a "
+            "common divisor of their widths"
+        )

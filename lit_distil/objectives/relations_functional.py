@@ -103,12 +103,21 @@ def split_heads(states: Tensor, num_heads: int) -> Tensor:
         ValueError: The width cannot be cut into so many.
     """
     width = states.shape[1] * states.shape[2]
+    check_divides(num_heads, width, "network")
+    return states.reshape(states.shape[0], num_heads, width // num_heads)
+
+
+def check_divides(num_heads: int, width: int, who: str) -> None:
+    """Refuse a number of relation heads that does not divide a network's width.
+
+    Raises:
+        ValueError: It is so.
+    """
     if width % num_heads:
         raise ValueError(
-            f"relation_heads={num_heads} does not divide the width {width} of a network's queries, keys or values; "
+            f"relation_heads={num_heads} does not divide the width {width} of the {who}'s queries, keys or values; "
             "choose a common divisor of the student's and the teacher's"
         )
-    return states.reshape(states.shape[0], num_heads, width // num_heads)
 
 
 Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]

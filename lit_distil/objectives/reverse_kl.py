@@ -19,6 +19,8 @@ class ReverseKLLoss(LogitObjective):
         weight: Factor of this term in the total loss.
     """
 
+    tail = "student"
+
     def __init__(
         self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
     ) -> None:

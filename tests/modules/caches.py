@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from torch.optim import SGD
 
 from lit_distil.commands.cache import cache
-from lit_distil.data import DocSentences, TextDataModule, TextFiles, TokenMasking
-from lit_distil.models import EveryOther
+from lit_distil.data import DocSentences, TextDataModule, TextFiles, TokenMasking, load_tokenizer
+from lit_distil.models import EveryOther, Pretrained
 from lit_distil.modules import DistillationModule
 from lit_distil.objectives import MaskedLMLoss, SoftTargetLoss, TeacherLabelLoss
 from tests.workspace import Workspace
@@ -32,11 +33,14 @@ def make_data(workspace: Workspace, **changes: Any) -> TextDataModule:
         **changes,
     }
     root = workspace.root
-    source = TextFiles(str(root / "train.txt"), validation=str(root / "validation.txt"))
-    return TextDataModule(workspace.byte_bpe, source, **settings)
+    train, tokenizer = settings.pop("train", root / "train.txt"), settings.pop("tokenizer", workspace.byte_bpe)
+    source = TextFiles(str(train), validation=str(root / "validation.txt"))
+    return TextDataModule(tokenizer, source, **settings)
 
 
-def make_module(workspace: Workspace, folder: Path | str | None = None, **changes: Any) -> DistillationModule:
+def make_module(
+    workspace: Workspace, folder: Path | str | dict[str, str] | None = None, **changes: Any
+) -> DistillationModule:
     settings: dict[str, Any] = {
         "teacher": workspace.teacher,
         "student": EveryOther(),
@@ -46,10 +50,22 @@ def make_module(workspace: Workspace, folder: Path | str | None = None, **change
             "mlm": MaskedLMLoss(),
         },
         "optimizer": partial(SGD, lr=0.05),
-        "teacher_cache": None if folder is None else str(folder),
+        "teacher_cache": str(folder) if isinstance(folder, Path) else folder,
         **changes,
     }
     return DistillationModule(**settings)
+
+
+def write_second_teacher(workspace: Workspace, folder: Path) -> str:
+    """Half the layers of the workspace's teacher, and other weights."""
+    model, _ = EveryOther().build(Pretrained(workspace.teacher).build(None))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    load_tokenizer(workspace.byte_bpe).save_pretrained(folder)
+    return str(folder)
 
 
 def write_cache(workspace: Workspace, out: Path, **changes: Any) -> Path:

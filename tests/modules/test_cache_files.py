@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForMaskedLM
 
 from lit_distil.modules.cache_files import (
+    CACHE_VERSION,
     SplitArrays,
     bytes_per_row,
     check_sum,
@@ -94,6 +95,6 @@ def test_an_unfinished_cache_is_told_from_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"kept\.partial' is an unfinished one: run the same command again"):
         read_manifest(tmp_path / "kept")
     (tmp_path / "done").mkdir()
-    write_json(tmp_path / "done" / "manifest.json", {"version": 1, "k": 3})
+    write_json(tmp_path / "done" / "manifest.json", {"version": CACHE_VERSION, "k": 3})
     assert read_manifest(tmp_path / "done")["k"] == 3
     assert [path.name for path in (tmp_path / "done").iterdir()] == ["manifest.json"]

@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from lit_distil.data import EvalLoader, TokenMasking, TrainLoader
+from lit_distil.data import EvalLoader, FullSentences, TokenMasking, TrainLoader
 from lit_distil.models import FromConfig, MaskedLMNetwork, Pretrained
 from lit_distil.modules import CachedTeacher, DistillationModule, FrozenTeacher
 from lit_distil.modules.cache_files import teacher_identity
 from lit_distil.objectives import (
-    HiddenCosineLoss,
-    LogitMSELoss,
     MaskedLMLoss,
     Objective,
-    ReverseKLLoss,
     SoftTargetLoss,
 )
 from lit_distil.schedules import LinearRamp
@@ -84,7 +81,7 @@ def test_with_all_tokens_a_run_is_that_of_the_live_teacher(workspace: Workspace,
 def test_no_teacher_stays_in_memory(workspace: Workspace, full: Path, tmp_path: Path) -> None:
     module = make_module(workspace, full)
     train(module, workspace, tmp_path, steps=1)
-    assert module.teacher is None and not module.teachers and module.cached_teacher is not None
+    assert module.teacher is None and not module.teachers and list(module.cached_teachers) == ["teacher"]
     assert not any("teacher" in name for name in module.state_dict())
 
 
@@ -168,6 +165,7 @@ def test_a_resumed_run_goes_on_as_the_unbroken_one(workspace: Workspace, small: 
         ({"masking": TokenMasking(0.2, patterns=2)}, r"data\.train\.masking\.rate is 0\.2 here and 0\.3 there"),
         ({"masking": TokenMasking(0.3, patterns=3)}, r"masking\.patterns is 3 here and 2 there"),
         ({"max_eval_sequences": 12}, r"data\.validation\.max_eval_sequences is 12 here and 16 there"),
+        ({"format": FullSentences()}, r"data\.train\.format\.class is 'lit_distil\S+FullSentences' here"),
         ({"masking": TokenMasking(0.3)}, r"patterns is null: .* none comes twice.*masking\.init_args\.patterns: 4"),
         ({"masking": None}, r"data\.masking is not given"),
     ],
@@ -179,6 +177,25 @@ def test_other_data_is_refused_by_what_differs(
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path).fit(module, datamodule=make_data(workspace, **changes))
     assert module.network is None
+
+
+def test_another_text_or_tokenizer_is_refused(workspace: Workspace, full: Path, tmp_path: Path) -> None:
+    """Of the same sizes: one word, and two tokens that change places."""
+    text = (workspace.root / "train.txt").read_text()
+    (tmp_path / "train.txt").write_text(text.replace("teacher", "student", 1))
+    shutil.copytree(workspace.byte_bpe, tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = (token for token, number in vocabulary.items() if number in (300, 301))
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(content))
+    changes = (("source", {"train": tmp_path / "train.txt"}), ("tokenizer", {"tokenizer": str(file.parent)}))
+    for name, change in changes:
+        module = make_module(workspace, full)
+        with pytest.raises(ValueError, match=rf"was written for something else: .*data\.train\.{name}\S* is "):
+            make_trainer(tmp_path).fit(module, datamodule=make_data(workspace, **change))
+        assert module.network is None
 
 
 def test_another_teacher_is_refused(workspace: Workspace, full: Path, tmp_path: Path) -> None:
@@ -217,20 +234,6 @@ def test_a_sequence_masked_in_another_way_is_noticed_whatever_the_manifest_says(
 
 
 @pytest.mark.parametrize(
-    ("objectives", "message"),
-    [
-        ({"soft": SoftTargetLoss(), "cosine": HiddenCosineLoss()}, r"cosine \(HiddenCosineLoss\) needs more"),
-        ({"back": ReverseKLLoss(), "mse": LogitMSELoss()}, r"back \(ReverseKLLoss\), mse \(LogitMSELoss\) needs more"),
-    ],
-)
-def test_objectives_that_need_more_are_named_at_once(
-    objectives: dict[str, Objective], message: str, workspace: Workspace
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_module(workspace, "anything", objectives=objectives)
-
-
-@pytest.mark.parametrize(
     ("objective", "message"),
     [
         (SoftTargetLoss(temperature=2.0, positions="all"), "the masked positions only.*--positions all"),
@@ -244,26 +247,3 @@ def test_what_a_small_cache_lacks_is_said_before_the_first_step(
     module = make_module(workspace, small, objectives={"soft": objective})
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path).fit(module, datamodule=make_data(workspace))
-
-
-def test_several_teachers_are_refused(workspace: Workspace) -> None:
-    with pytest.raises(ValueError, match=r"a cache is of one teacher, and there are \['a', 'b'\]"):
-        make_module(workspace, "anything", teacher={"a": "x", "b": "y"})
-
-
-def test_a_folder_that_is_no_whole_cache_is_refused(workspace: Workspace, small: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no cache .* `lit-distil cache --config CONFIG --out"):
-        open_cache(workspace, tmp_path)
-    broken = tmp_path / "broken"
-    shutil.copytree(small, broken)
-    file = broken / "train" / "scores.npy"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"scores\.npy cannot be read"):
-        open_cache(workspace, broken)
-    np.save(file, np.load(small / "train" / "scores.npy")[:-1])
-    with pytest.raises(ValueError, match="do not fit together"):
-        open_cache(workspace, broken)
-    manifest = json.loads((broken / "manifest.json").read_text())
-    (broken / "manifest.json").write_text(json.dumps({**manifest, "version": 0}))
-    with pytest.raises(ValueError, match="has version 0, this is version"):
-        open_cache(workspace, broken)

@@ -89,3 +89,33 @@ def test_a_run_of_poisoned_steps_ends_with_finite_weights(workspace: Workspace, 
     with pytest.raises(RuntimeError, match="3 steps in a row"):
         trainer.fit(module, datamodule=make_data(workspace))
     assert trainer.global_step == 3 and all(p.isfinite().all() for p in module.network.parameters())
+
+
+class InfiniteLogits(Callback):
+    """Makes some logits of the student infinite in some steps, as an overflow does."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        bias = pl_module.network.model.get_output_embeddings().bias
+        with torch.no_grad():
+            if trainer.global_step in self.steps:
+                self.before = bias[7].item()
+                bias[7] = math.inf
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        bias = pl_module.network.model.get_output_embeddings().bias
+        with torch.no_grad():
+            if bias[7].isinf():
+                bias[7] = self.before
+
+
+@pytest.mark.filterwarnings("ignore:step")
+def test_infinite_logits_skip_the_step_and_leave_finite_weights(workspace: Workspace, tmp_path: Path) -> None:
+    """The closed forms must not make an infinity look like a gradient."""
+    module = make_module(workspace.teacher, gradient_shares_every=0)
+    trainer = make_trainer(tmp_path, max_steps=5, callbacks=[InfiniteLogits({1, 3})])
+    trainer.fit(module, datamodule=make_data(workspace))
+    assert module.guard.num_skipped == 2
+    assert all(parameter.isfinite().all() for parameter in module.network.parameters())

@@ -254,4 +254,4 @@ def test_two_teachers_are_distilled_as_the_mean_of_their_distributions(workspace
 )
 def test_mistakes_about_several_teachers_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_module({"large": "a", "small": "b"}, **changes)  # type: ignore[arg-type]
+        make_module({"large": "a", "small": "b"}, **{"objective_teachers": {"cosine": "large"}, **changes})  # type: ignore[arg-type]

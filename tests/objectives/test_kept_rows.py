@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
 from lit_distil.objectives import (
     JensenShannonLoss,
+    ReverseKLLoss,
     RowObjective,
     RowTerm,
     SoftTargetLoss,
@@ -22,6 +26,7 @@ ROWS, MASKED, VOCABULARY, WIDTH = 13, 7, 23, 8
 OBJECTIVES: dict[str, RowObjective] = {
     "soft": SoftTargetLoss(temperature=2.0, positions="all"),
     "soft_masked": SoftTargetLoss(temperature=1.0),
+    "back": ReverseKLLoss(temperature=2.0, positions="all"),
     "js": JensenShannonLoss(0.3, temperature=2.0, positions="unmasked"),
     "label": TeacherLabelLoss("all"),
 }
@@ -34,6 +39,12 @@ def make_projection(seed: int, dtype: torch.dtype = torch.float32) -> Projection
         return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
 
     return Projection(leaf(ROWS, WIDTH), leaf(VOCABULARY, WIDTH), leaf(VOCABULARY))
+
+
+def in_precision(projection: Projection, dtype: torch.dtype) -> Projection:
+    assert projection.bias is not None
+    parts = (projection.features, projection.weight, projection.bias)
+    return Projection(*(part.detach().to(dtype).requires_grad_() for part in parts))
 
 
 def run(objectives: list[RowObjective], student: Projection, teacher: Projection | TopLogits) -> list[Tensor]:
@@ -70,7 +81,7 @@ def test_with_fewer_they_are_those_of_the_tokens_kept_and_one_more_outcome(
     monkeypatch.setattr(vocabulary_module, "CHUNK_BYTES", rows_a_piece * VOCABULARY * 8)
     student, teacher = make_projection(1, torch.float64), make_projection(2, torch.float64)
     top = TopLogits.of(teacher.logits().detach(), k, (1.0, 2.0))
-    found = run([OBJECTIVES["soft"], OBJECTIVES["js"]], student, top)
+    found = run([OBJECTIVES["soft"], OBJECTIVES["back"], OBJECTIVES["js"]], student, top)
 
     def both(rows: slice) -> tuple[Tensor, Tensor]:
         return lumped(teacher.logits().detach()[rows], top.ids[rows], 2.0), lumped(
@@ -78,14 +89,56 @@ def test_with_fewer_they_are_those_of_the_tokens_kept_and_one_more_outcome(
         )
 
     p, q = both(slice(None))
-    soft = 4 * (p * (p.log() - q.log())).sum()
+    soft, back = 4 * (p * (p.log() - q.log())).sum(), 4 * (q * (q.log() - p.log())).sum()
     p, q = both(slice(MASKED, None))
     middle = 0.3 * p + 0.7 * q
     js = 4 * (0.3 * p * (p.log() - middle.log()) + 0.7 * q * (q.log() - middle.log())).sum()
-    expected = [soft, js, *torch.autograd.grad(soft + js, (student.features, student.weight, student.bias))]  # type: ignore[arg-type]
+    leaves: tuple[Tensor, ...] = (student.features, student.weight, student.bias)  # type: ignore[assignment]
+    expected = [soft, back, js, *torch.autograd.grad(soft + back + js, leaves)]
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs.detach())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 20.0])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: SoftTargetLoss(t, positions="all"),
+        lambda t: ReverseKLLoss(t, positions="all"),
+        lambda t: JensenShannonLoss(0.2, temperature=t, positions="all"),
+    ],
+    ids=["soft", "reverse", "jensen_shannon"],
+)
+def test_keeping_fewer_never_adds_to_a_divergence(make: Callable[[float], RowObjective], temperature: float) -> None:
+    """The data processing inequality: outcomes that are not told apart cannot tell two distributions apart."""
+    student, teacher = make_projection(1, torch.float64), make_projection(2, torch.float64)
+    objective = make(temperature)
+    values = []
+    for k in (1, 2, 4, 8, 16, 22, VOCABULARY):
+        top = TopLogits.of(teacher.logits().detach(), k, (temperature,))
+        values.append(run([objective], student, top)[0].item())
+    live = run([objective], student, teacher)[0].item()
+    assert 0 < values[0] < 0.9 * values[-1]
+    assert all(fewer <= more * (1 + 1e-12) for fewer, more in pairwise(values))
+    assert values[-1] == pytest.approx(live, rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:temperature")
+@pytest.mark.parametrize("temperature", [64.0, 1e4])
+@pytest.mark.parametrize("name", ["soft", "back"])
+def test_high_temperatures_are_right_in_float32_too(name: str, temperature: float) -> None:
+    """Divergences are then differences of nearly equal numbers, times T squared."""
+    values = {}
+    for dtype in (torch.float32, torch.float64):
+        student, teacher = (in_precision(make_projection(seed, torch.float64), dtype) for seed in (1, 2))
+        objective = type(OBJECTIVES[name])(temperature, positions="all")  # type: ignore[call-arg,arg-type]
+        for k in (5, VOCABULARY):
+            top = TopLogits.of(teacher.logits().detach(), k, (temperature,))
+            values[k, dtype] = run([objective], student, top)[0].item()
+    for k in (5, VOCABULARY):
+        assert values[k, torch.float64] > 0
+        assert values[k, torch.float32] == pytest.approx(values[k, torch.float64], rel=2e-3), k
 
 
 def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient_however_few_are_kept() -> None:

@@ -1,0 +1,70 @@
+"""What a distillation shows of its student is what the words say."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lit_distil.data import EvalLoader
+from lit_distil.modules.terms import LossTerms
+from tests.modules.test_distillation import make_data, make_module, make_trainer, teacher_of
+from tests.workspace import Workspace
+
+
+def test_agreement_divergence_and_entropy_are_those_of_logits_in_full(workspace: Workspace, tmp_path: Path) -> None:
+    """On masked and on other tokens apart, over the whole validation set."""
+    module, data = make_module(workspace.teacher), make_data(workspace)
+    trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=1.0)
+    trainer.fit(module, datamodule=data)
+    trainer.validate(module, datamodule=data, verbose=False)
+    shown = dict(module.latest)
+    sums: dict[str, float] = dict.fromkeys(("masked", "unmasked", "kl_masked", "kl_unmasked", "h_masked"), 0.0)
+    sums |= dict.fromkeys(("h_unmasked", "same_masked", "same_unmasked"), 0.0)
+    module.network.eval()
+    for batch in EvalLoader(data.datasets["validation"], batch_size=3):
+        with torch.no_grad():
+            ours = module.network(batch, rows="all").logits.double()
+            theirs = teacher_of(module)(batch, rows="all").logits.double()
+        is_masked = torch.zeros(batch.num_tokens, dtype=torch.bool)
+        is_masked[batch.masked_positions] = True
+        p = F.softmax(theirs, -1)
+        rows = {
+            "kl": (p * (p.log() - F.log_softmax(ours, -1))).sum(-1),
+            "h": -(p * p.log()).sum(-1),
+            "same": (ours.argmax(-1) == theirs.argmax(-1)).double(),
+        }
+        for kind, where in (("masked", is_masked), ("unmasked", ~is_masked)):
+            sums[kind] += where.sum().item()
+            for name, values in rows.items():
+                sums[f"{name}_{kind}"] += values[where].sum().item()
+    assert sums["masked"] > 100 and sums["unmasked"] > 1000
+    for kind, ending in (("masked", ""), ("unmasked", "_unmasked")):
+        assert shown[f"val/kl_from_teacher_{kind}"] == pytest.approx(sums[f"kl_{kind}"] / sums[kind], rel=1e-4)
+        assert shown[f"val/teacher_entropy_{kind}"] == pytest.approx(sums[f"h_{kind}"] / sums[kind], rel=1e-5)
+        agreement = sums[f"same_{kind}"] / sums[kind]
+        assert shown[f"val/agreement_with_teacher{ending}"] == pytest.approx(agreement, abs=2 / sums[kind])
+        assert 0 < agreement < 1
+
+
+def test_shares_of_the_gradient_are_measured_every_so_many_steps(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    norms = LossTerms.gradient_norms
+
+    def note(self: LossTerms, *arguments: Any) -> Any:
+        measured.append(trainer.global_step)
+        return norms(self, *arguments)
+
+    monkeypatch.setattr(LossTerms, "gradient_norms", note)
+    trainer = make_trainer(tmp_path, max_steps=7)
+    module = make_module(workspace.teacher, gradient_shares_every=3)
+    trainer.fit(module, datamodule=make_data(workspace))
+    assert len(measured) in (2, 3) and {b - a for a, b in pairwise(measured)} == {3}
+    shares = [module.latest[f"train/gradient_share/{name}"] for name in module.objectives]
+    assert sum(shares) == pytest.approx(1.0) and min(shares) > 0
