@@ -1,0 +1,280 @@
+"""The loops of masking, a sequence after another, compiled by numba when they are first called.
+
+The module is imported when the first mask is made (`view.kernels`): numba takes a third of a second to import, which those
+who mask nothing need not wait.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lit_distil.data.masking.numbers import (
+    compiled,
+    draw_at,
+    draws_at,
+    in_order,
+    index_of,
+    key_of,
+    keys_of,
+    mix_32,
+    streams_of,
+)
+from lit_distil.data.masking.view import Arrays, Bits, Floats, Ints, Keys
+
+__all__ = [
+    "budgets",
+    "draws_at",
+    "first_clocks",
+    "keys_of",
+    "lowest_tokens",
+    "replaced",
+    "spans",
+    "streams_of",
+    "whole_words",
+]
+
+# Which positions
+
+
+@compiled
+def budgets(view: Arrays, rate: float, rule: int, streams: Bits, most: int) -> Ints:
+    """int64 `[S]`: how many positions, by one of the rules of `MaskingStrategy`: exact, stochastic, independent."""
+    counts = np.empty(len(view.starts), dtype=np.int64)
+    for sequence in range(len(counts)):
+        length = view.lengths[sequence]
+        maskable = view.maskable[view.starts[sequence] : view.starts[sequence] + length]
+        if rule == 0:
+            count = np.int64(np.rint(rate * length))
+        elif rule == 1:
+            count = np.int64(rate * length + draw_at(streams[sequence], 0) * 2.0**-32)
+        else:  # a binomial number of positions chosen evenly is what independent coins give
+            count = 0
+            for index in range(length):
+                count += (draw_at(streams[sequence], index) < rate * 2.0**32) & maskable[index]
+        counts[sequence] = min(max(count, 1), most, maskable.sum())
+    return counts
+
+
+@compiled
+def lowest_tokens(view: Arrays, budgets: Ints, streams: Bits) -> Ints:
+    """int64 `[M]`: of each sequence the maskable tokens with the lowest draws."""
+    positions = np.empty(budgets.sum(), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        start = view.starts[sequence]
+        keys = np.empty(view.lengths[sequence], dtype=np.uint64)
+        num_keys = 0
+        for index in range(len(keys)):
+            keys[num_keys] = key_of(draw_at(streams[sequence], index), index)
+            num_keys += view.maskable[start + index]
+        for key in in_order(keys[:num_keys])[: budgets[sequence]]:
+            positions[num] = start + index_of(key)
+            num += 1
+    return positions
+
+
+@compiled
+def first_clocks(view: Arrays, budgets: Ints, streams: Bits, resistance: Floats, deadline: np.float32) -> Ints:
+    """int64 `[M]`: of each sequence the maskable tokens whose exponential clocks ring first.
+
+    Those that ring before the deadline are looked at, and all where these are too few.
+    """
+    positions = np.empty(budgets.sum(), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        keys = _ringing(view, sequence, streams[sequence], resistance, deadline)
+        if len(keys) < budgets[sequence]:
+            keys = _ringing(view, sequence, streams[sequence], resistance, np.float32(np.inf))
+        for key in in_order(keys)[: budgets[sequence]]:
+            positions[num] = view.starts[sequence] + index_of(key)
+            num += 1
+    return positions
+
+
+@compiled
+def _ringing(view: Arrays, sequence: int, stream: np.uint32, resistance: Floats, deadline: np.float32) -> Keys:
+    """Keys of the tokens whose clocks ring before the deadline, by their time."""
+    keys = np.empty(view.lengths[sequence], dtype=np.uint64)
+    times = np.empty(len(keys), dtype=np.float32)
+    bits = times.view(np.uint32)  # those of a float that is not negative are in its order
+    num = 0
+    for index in range(len(keys)):
+        position = view.starts[sequence] + index
+        if not view.maskable[position]:
+            continue
+        share, slowness = draw_at(stream, index) * 2.0**-32, resistance[view.ids[position]]
+        if share * slowness <= deadline:  # -log(1 - share) is not less than share: most tokens need no logarithm
+            times[num] = -np.log1p(-share) * slowness
+            keys[num] = key_of(bits[num], index)
+            num += times[num] < deadline
+    return keys[:num]
+
+
+@compiled
+def whole_words(view: Arrays, budgets: Ints, streams: Bits, most: int) -> Ints:
+    """int64 `[M]`: of each sequence words in random order, those that fit into what is left of the budget."""
+    positions = np.empty(len(view.ids), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        edges = _words(view, sequence)
+        keys = np.empty(len(edges) - 1, dtype=np.uint64)
+        num_keys = 0
+        for word in range(len(keys)):
+            keys[num_keys] = key_of(draw_at(streams[sequence], word), word)
+            num_keys += view.maskable[edges[word]]
+        left = budgets[sequence]
+        for key in in_order(keys[:num_keys]):
+            begin, end = edges[index_of(key)], edges[index_of(key) + 1]
+            if end - begin <= left:
+                num = _take(positions, num, begin, end)
+                left -= end - begin
+            if left == 0:
+                break
+        if left > 0 and left == budgets[sequence]:
+            num = _take_shortest(positions, num, view, edges, most)
+    return positions[:num]
+
+
+@compiled
+def _words(view: Arrays, sequence: int) -> Ints:
+    """int64 `[W + 1]`: where each word of a sequence begins, and its end; a special token is a word of its own."""
+    start, end = view.starts[sequence], view.starts[sequence] + view.lengths[sequence]
+    edges = np.empty(end - start + 1, dtype=np.int64)
+    num, after_special = 0, True
+    for position in range(start, end):
+        is_special = not view.maskable[position]
+        edges[num] = position
+        num += view.word_starts[position] | is_special | after_special
+        after_special = is_special
+    edges[num] = end
+    return edges[: num + 1]
+
+
+@compiled
+def _take(positions: Ints, num: int, begin: int, end: int) -> int:
+    """Write the positions of a range behind the first `num`, and return how many there are now."""
+    for position in range(begin, end):
+        positions[num] = position
+        num += 1
+    return num
+
+
+@compiled
+def _take_shortest(positions: Ints, num: int, view: Arrays, edges: Ints, most: int) -> int:
+    """As `_take`, of the first of the shortest words, cut to `most` tokens."""
+    shortest, least = 0, np.int64(len(view.ids) + 1)
+    for word in range(len(edges) - 1):
+        if view.maskable[edges[word]] and edges[word + 1] - edges[word] < least:
+            shortest, least = edges[word], edges[word + 1] - edges[word]
+    return _take(positions, num, shortest, shortest + min(least, most))
+
+
+@compiled
+def spans(
+    view: Arrays, budgets: Ints, length_streams: Bits, place_streams: Bits, bounds: Floats, most: int
+) -> tuple[Ints, Ints]:
+    """int64 `[M]` both: of each sequence spans of words until the budget is full, and each one's first token."""
+    positions, leaders = np.empty(len(view.ids), dtype=np.int64), np.empty(len(view.ids), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        edges = _words(view, sequence)
+        words = np.flatnonzero(view.maskable[edges[:-1]])
+        before, left = num, budgets[sequence]
+        sizes = _span_lengths(min(left, len(words)), len(words), length_streams[sequence], bounds)
+        firsts = _span_places(sizes, len(words), place_streams[sequence])
+        for first, size in zip(firsts, sizes):
+            leader = edges[words[first]]
+            end = fitting = leader
+            for word in words[first : first + size]:
+                if edges[word] != end:  # there is a special token between them
+                    break
+                end = edges[word + 1]
+                fitting = end if end - leader <= left else fitting
+            leaders[num : num + fitting - leader] = leader
+            num = _take(positions, num, leader, fitting)
+            left -= end - leader
+            if left <= 0:
+                break
+        if num == before and budgets[sequence] > 0:
+            num = _take_shortest(positions, num, view, edges, most)
+            leaders[before:num] = positions[before:num]
+    return positions[:num], leaders[:num]
+
+
+@compiled
+def _span_lengths(wanted: int, num_words: int, stream: np.uint32, bounds: Floats) -> Ints:
+    """Words of each span: one drawn after another until they have so many words, the last cut to those that there are."""
+    sizes = np.empty(wanted, dtype=np.int64)
+    num = drawn = 0
+    while drawn < wanted:
+        size = 1 + np.searchsorted(bounds, np.float64(draw_at(stream, num)), side="right")
+        sizes[num] = min(size, num_words - drawn)
+        drawn += size
+        num += 1
+    return sizes[:num]
+
+
+@compiled
+def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
+    """The first word of each span; every way to arrange them among the words outside of them is as likely as another.
+
+    Of as many slots as there are spans and words outside, the spans take a random set, in a random order. (In the order
+    of drawing, the last would stand last in the text, and it is longer than others as it is the one that fills the
+    budget.)
+    """
+    keys = np.empty(num_words - sizes.sum() + len(sizes), dtype=np.uint64)
+    for slot in range(len(keys)):
+        keys[slot] = key_of(draw_at(stream, slot), slot)
+    span_of = np.full(len(keys), -1, dtype=np.int64)
+    span = 0
+    for key in in_order(keys)[: len(sizes)]:
+        span_of[index_of(key)] = span
+        span += 1
+    firsts = np.empty(len(sizes), dtype=np.int64)
+    word = 0
+    for span in span_of:
+        if span < 0:
+            word += 1
+        else:
+            firsts[span] = word
+            word += sizes[span]
+    return firsts
+
+
+# What stands there instead
+
+
+@compiled
+def replaced(
+    view: Arrays,
+    chosen: Ints,
+    leaders: Ints,
+    token_streams: Bits,
+    leader_streams: Bits,
+    mask_below: float,
+    keep_from: float,
+    mask_id: int,
+    shifts: Ints,
+    num_ordinary: int,
+) -> tuple[Ints, Ints, Ints]:
+    """int64 `[T]` and twice `[M]`: the masked ids, the chosen positions ascending, and what stood there."""
+    leader_of = np.full(len(view.ids), -1, dtype=np.int64)
+    for number in range(len(chosen)):
+        leader_of[chosen[number]] = leaders[number]
+    ids = view.ids.copy()
+    positions = np.flatnonzero(leader_of >= 0)
+    num = 0
+    for sequence in range(len(view.starts)):
+        start, end = view.starts[sequence], view.starts[sequence] + view.lengths[sequence]
+        while num < len(positions) and positions[num] < end:
+            position = positions[num]
+            num += 1
+            fate = np.float64(draw_at(leader_streams[sequence], leader_of[position] - start))
+            if fate < mask_below:
+                ids[position] = mask_id
+            elif fate < keep_from:
+                # where a token has no leader, these bits said what becomes of it, hence a second hash of them
+                bits = mix_32(draw_at(token_streams[sequence], position - start))
+                ordinary = np.int64((np.uint64(bits) * np.uint64(num_ordinary)) >> np.uint64(32))
+                ids[position] = ordinary + np.searchsorted(shifts, ordinary, side="right")
+    return ids, positions, view.ids[positions]
