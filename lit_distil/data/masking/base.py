@@ -105,7 +105,7 @@ class MaskingStrategy(ABC):
     def budgets(self, view: TokenView, draws: Draws) -> Ints:
         """int64 `[S]`: how many positions of each sequence to choose."""
         rate, rule = value_at(self.rate, draws.step), _RULES.index(self.count)
-        return kernels().budgets(view.arrays, rate, rule, draws.stream("count"), self.most)
+        return kernels().budgets(view.arrays, draws.keys, rate, rule, self.most)
 
     def __call__(
         self,
@@ -142,29 +142,31 @@ class MaskingStrategy(ABC):
         """Choose, replace and label, with the numbers of `draws`; the other arguments are those of a call."""
         chosen, leaders = self.select(view, draws)
         chosen = np.ascontiguousarray(chosen, dtype=np.int64)
+        share_fates = leaders is not None
         leaders = chosen if leaders is None else np.ascontiguousarray(leaders, dtype=np.int64)
-        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(view.ids):
-            raise ValueError(
-                f"{type(self).__name__}.select chose positions from {chosen.min()} to {chosen.max()} of a batch of "
-                f"{len(view.ids)} tokens: they must lie in [0, {len(view.ids)})"
-            )
         if leaders.shape != chosen.shape:
             raise ValueError(
                 f"{type(self).__name__}.select chose {len(chosen)} positions with {len(leaders)} leaders: give one each"
             )
         shifts = _shifts(() if self.random_from_special else tuple(special_ids))
-        masked = kernels().replaced(
-            view.arrays,
-            chosen,
-            leaders,
-            draws.stream("action"),
-            draws.stream("action" if leaders is chosen else "span"),
-            self.mask_share * 2.0**32,
-            (self.mask_share + self.random_share) * 2.0**32,
-            mask_id,
-            shifts,
-            vocabulary_size - len(shifts),
-        )
+        try:
+            masked = kernels().replaced(
+                view.arrays,
+                draws.keys,
+                chosen,
+                leaders,
+                share_fates,
+                self.mask_share * 2.0**32,
+                (self.mask_share + self.random_share) * 2.0**32,
+                mask_id,
+                shifts,
+                vocabulary_size - len(shifts),
+            )
+        except IndexError:
+            raise ValueError(
+                f"{type(self).__name__}.select chose positions from {chosen.min()} to {chosen.max()} of a batch of "
+                f"{len(view.ids)} tokens: they must lie in [0, {len(view.ids)})"
+            ) from None
         return Masked(*masked)
 
 

@@ -67,7 +67,5 @@ class FrequencyMasking(MaskingStrategy):
         # tokens, all its clocks are looked at; the choice is the same.
         share = 1.5 * budgets.sum() / max(1, np.count_nonzero(view.maskable))
         deadline = self._deadlines[min(np.searchsorted(self._rung, share), _NUM_DEADLINES - 1)]
-        chosen = kernels().first_clocks(
-            view.arrays, budgets, draws.stream("order"), self._resistance, np.float32(deadline)
-        )
-        return Selection(chosen)
+        clocks = self._resistance, np.float32(deadline)
+        return Selection(kernels().first_clocks(view.arrays, draws.keys, budgets, *clocks))

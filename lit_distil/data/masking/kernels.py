@@ -6,75 +6,82 @@ who mask nothing need not wait.
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
 from lit_distil.data.masking.numbers import (
     compiled,
     draw_at,
     draws_at,
+    first_draws,
     in_order,
     index_of,
     key_of,
     keys_of,
+    lowest,
     mix_32,
-    streams_of,
+    stream_of,
 )
-from lit_distil.data.masking.view import Arrays, Bits, Floats, Ints, Keys
+from lit_distil.data.masking.view import Arrays, Bools, Floats, Ints, Keys
 
 __all__ = [
     "budgets",
     "draws_at",
     "first_clocks",
+    "first_draws",
+    "grouped",
     "keys_of",
     "lowest_tokens",
+    "put_back",
     "replaced",
     "spans",
-    "streams_of",
     "whole_words",
 ]
+
+# the names of the streams that the strategies draw from, as `Draws` hashes them
+_COUNT, _ORDER, _LENGTH, _PLACE, _ACTION, _SPAN = (
+    np.uint64(zlib.crc32(name)) for name in (b"count", b"order", b"length", b"place", b"action", b"span")
+)
 
 # Which positions
 
 
 @compiled
-def budgets(view: Arrays, rate: float, rule: int, streams: Bits, most: int) -> Ints:
+def budgets(view: Arrays, keys: Keys, rate: float, rule: int, most: int) -> Ints:
     """int64 `[S]`: how many positions, by one of the rules of `MaskingStrategy`: exact, stochastic, independent."""
     counts = np.empty(len(view.starts), dtype=np.int64)
     for sequence in range(len(counts)):
-        length = view.lengths[sequence]
+        length, stream = view.lengths[sequence], stream_of(keys[sequence], _COUNT)
         maskable = view.maskable[view.starts[sequence] : view.starts[sequence] + length]
         if rule == 0:
             count = np.int64(np.rint(rate * length))
         elif rule == 1:
-            count = np.int64(rate * length + draw_at(streams[sequence], 0) * 2.0**-32)
+            count = np.int64(rate * length + draw_at(stream, 0) * 2.0**-32)
         else:  # a binomial number of positions chosen evenly is what independent coins give
             count = 0
             for index in range(length):
-                count += (draw_at(streams[sequence], index) < rate * 2.0**32) & maskable[index]
+                count += (draw_at(stream, index) < rate * 2.0**32) & maskable[index]
         counts[sequence] = min(max(count, 1), most, maskable.sum())
     return counts
 
 
 @compiled
-def lowest_tokens(view: Arrays, budgets: Ints, streams: Bits) -> Ints:
+def lowest_tokens(view: Arrays, keys: Keys, budgets: Ints) -> Ints:
     """int64 `[M]`: of each sequence the maskable tokens with the lowest draws."""
     positions = np.empty(budgets.sum(), dtype=np.int64)
     num = 0
     for sequence in range(len(budgets)):
         start = view.starts[sequence]
-        keys = np.empty(view.lengths[sequence], dtype=np.uint64)
-        num_keys = 0
-        for index in range(len(keys)):
-            keys[num_keys] = key_of(draw_at(streams[sequence], index), index)
-            num_keys += view.maskable[start + index]
-        for key in in_order(keys[:num_keys])[: budgets[sequence]]:
+        maskable = view.maskable[start : start + view.lengths[sequence]]
+        for key in lowest(stream_of(keys[sequence], _ORDER), maskable, budgets[sequence]):
             positions[num] = start + index_of(key)
             num += 1
     return positions
 
 
 @compiled
-def first_clocks(view: Arrays, budgets: Ints, streams: Bits, resistance: Floats, deadline: np.float32) -> Ints:
+def first_clocks(view: Arrays, keys: Keys, budgets: Ints, resistance: Floats, deadline: np.float32) -> Ints:
     """int64 `[M]`: of each sequence the maskable tokens whose exponential clocks ring first.
 
     Those that ring before the deadline are looked at, and all where these are too few.
@@ -82,10 +89,11 @@ def first_clocks(view: Arrays, budgets: Ints, streams: Bits, resistance: Floats,
     positions = np.empty(budgets.sum(), dtype=np.int64)
     num = 0
     for sequence in range(len(budgets)):
-        keys = _ringing(view, sequence, streams[sequence], resistance, deadline)
-        if len(keys) < budgets[sequence]:
-            keys = _ringing(view, sequence, streams[sequence], resistance, np.float32(np.inf))
-        for key in in_order(keys)[: budgets[sequence]]:
+        stream = stream_of(keys[sequence], _ORDER)
+        ringing = _ringing(view, sequence, stream, resistance, deadline)
+        if len(ringing) < budgets[sequence]:
+            ringing = _ringing(view, sequence, stream, resistance, np.float32(np.inf))
+        for key in in_order(ringing)[: budgets[sequence]]:
             positions[num] = view.starts[sequence] + index_of(key)
             num += 1
     return positions
@@ -94,42 +102,45 @@ def first_clocks(view: Arrays, budgets: Ints, streams: Bits, resistance: Floats,
 @compiled
 def _ringing(view: Arrays, sequence: int, stream: np.uint32, resistance: Floats, deadline: np.float32) -> Keys:
     """Keys of the tokens whose clocks ring before the deadline, by their time."""
-    keys = np.empty(view.lengths[sequence], dtype=np.uint64)
-    times = np.empty(len(keys), dtype=np.float32)
+    start = view.starts[sequence]
+    ids = view.ids[start : start + view.lengths[sequence]]
+    maskable = view.maskable[start : start + view.lengths[sequence]]
+    near = np.empty(len(ids), dtype=np.int64)
+    num_near = 0
+    for index in range(len(ids)):  # -log(1 - share) is not less than share, so that few tokens need the logarithm
+        near[num_near] = index
+        num_near += maskable[index] & (draw_at(stream, index) * 2.0**-32 * resistance[ids[index]] <= deadline)
+    keys = np.empty(num_near, dtype=np.uint64)
+    times = np.empty(num_near, dtype=np.float32)
     bits = times.view(np.uint32)  # those of a float that is not negative are in its order
     num = 0
-    for index in range(len(keys)):
-        position = view.starts[sequence] + index
-        if not view.maskable[position]:
-            continue
-        share, slowness = draw_at(stream, index) * 2.0**-32, resistance[view.ids[position]]
-        if share * slowness <= deadline:  # -log(1 - share) is not less than share: most tokens need no logarithm
-            times[num] = -np.log1p(-share) * slowness
-            keys[num] = key_of(bits[num], index)
-            num += times[num] < deadline
+    for index in near[:num_near]:
+        times[num] = -np.log1p(draw_at(stream, index) * -(2.0**-32)) * resistance[ids[index]]
+        keys[num] = key_of(bits[num], index)
+        num += times[num] < deadline
     return keys[:num]
 
 
 @compiled
-def whole_words(view: Arrays, budgets: Ints, streams: Bits, most: int) -> Ints:
+def whole_words(view: Arrays, keys: Keys, budgets: Ints, most: int) -> Ints:
     """int64 `[M]`: of each sequence words in random order, those that fit into what is left of the budget."""
     positions = np.empty(len(view.ids), dtype=np.int64)
     num = 0
     for sequence in range(len(budgets)):
         edges = _words(view, sequence)
-        keys = np.empty(len(edges) - 1, dtype=np.uint64)
-        num_keys = 0
-        for word in range(len(keys)):
-            keys[num_keys] = key_of(draw_at(streams[sequence], word), word)
-            num_keys += view.maskable[edges[word]]
-        left = budgets[sequence]
-        for key in in_order(keys[:num_keys]):
-            begin, end = edges[index_of(key)], edges[index_of(key) + 1]
-            if end - begin <= left:
-                num = _take(positions, num, begin, end)
-                left -= end - begin
+        is_text = view.maskable[edges[:-1]]
+        left, num_seen = budgets[sequence], 0
+        for wanted in (left, len(is_text)):  # the first are enough, but where those that fit come late
+            for key in lowest(stream_of(keys[sequence], _ORDER), is_text, wanted)[num_seen:]:
+                begin, end = edges[index_of(key)], edges[index_of(key) + 1]
+                if end - begin <= left:
+                    num = _take(positions, num, begin, end)
+                    left -= end - begin
+                if left == 0:
+                    break
             if left == 0:
                 break
+            num_seen = wanted
         if left > 0 and left == budgets[sequence]:
             num = _take_shortest(positions, num, view, edges, most)
     return positions[:num]
@@ -170,9 +181,7 @@ def _take_shortest(positions: Ints, num: int, view: Arrays, edges: Ints, most: i
 
 
 @compiled
-def spans(
-    view: Arrays, budgets: Ints, length_streams: Bits, place_streams: Bits, bounds: Floats, most: int
-) -> tuple[Ints, Ints]:
+def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) -> tuple[Ints, Ints]:
     """int64 `[M]` both: of each sequence spans of words until the budget is full, and each one's first token."""
     positions, leaders = np.empty(len(view.ids), dtype=np.int64), np.empty(len(view.ids), dtype=np.int64)
     num = 0
@@ -180,8 +189,8 @@ def spans(
         edges = _words(view, sequence)
         words = np.flatnonzero(view.maskable[edges[:-1]])
         before, left = num, budgets[sequence]
-        sizes = _span_lengths(min(left, len(words)), len(words), length_streams[sequence], bounds)
-        firsts = _span_places(sizes, len(words), place_streams[sequence])
+        sizes = _span_lengths(min(left, len(words)), len(words), stream_of(keys[sequence], _LENGTH), bounds)
+        firsts = _span_places(sizes, len(words), stream_of(keys[sequence], _PLACE))
         for first, size in zip(firsts, sizes):
             leader = edges[words[first]]
             end = fitting = leader
@@ -222,12 +231,10 @@ def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
     of drawing, the last would stand last in the text, and it is longer than others as it is the one that fills the
     budget.)
     """
-    keys = np.empty(num_words - sizes.sum() + len(sizes), dtype=np.uint64)
-    for slot in range(len(keys)):
-        keys[slot] = key_of(draw_at(stream, slot), slot)
-    span_of = np.full(len(keys), -1, dtype=np.int64)
+    num_slots = num_words - sizes.sum() + len(sizes)
+    span_of = np.full(num_slots, -1, dtype=np.int64)
     span = 0
-    for key in in_order(keys)[: len(sizes)]:
+    for key in lowest(stream, span_of < 0, len(sizes)):
         span_of[index_of(key)] = span
         span += 1
     firsts = np.empty(len(sizes), dtype=np.int64)
@@ -241,16 +248,54 @@ def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
     return firsts
 
 
+# A batch of some of the sequences
+
+
+@compiled
+def grouped(view: Arrays, choice: Ints, num_groups: int) -> tuple[Arrays, Ints, Ints, Ints]:
+    """The sequences of choice 0, then those of choice 1, ... end to end.
+
+    Returns:
+        Their arrays; int64 `[S]`, which sequences they were; int64 `[groups + 1]`, how many come before each group; and
+        int64 `[T]`, where each token stood.
+    """
+    order, before = np.empty(len(choice), dtype=np.int64), np.zeros(num_groups + 1, dtype=np.int64)
+    for group in range(num_groups):
+        before[group + 1] = before[group]
+        for sequence in range(len(choice)):
+            if choice[sequence] == group:
+                order[before[group + 1]] = sequence
+                before[group + 1] += 1
+    lengths = view.lengths[order]
+    starts = np.cumsum(lengths) - lengths
+    tokens, ids = np.empty(len(view.ids), dtype=np.int64), np.empty(len(view.ids), dtype=np.int64)
+    maskable, word_starts = np.empty(len(view.ids), dtype=np.bool_), np.empty(len(view.ids), dtype=np.bool_)
+    for number in range(len(order)):
+        start, length = view.starts[order[number]], lengths[number]
+        here, there = slice(start, start + length), slice(starts[number], starts[number] + length)
+        tokens[there] = np.arange(start, start + length)
+        ids[there], maskable[there], word_starts[there] = view.ids[here], view.maskable[here], view.word_starts[here]
+    return Arrays(ids, maskable, word_starts, starts, lengths), order, before, tokens
+
+
+@compiled
+def put_back(ids: Ints, is_chosen: Bools, tokens: Ints, group_ids: Ints, group_positions: Ints) -> None:
+    """Write what became of the chosen positions of a group into the ids of the whole batch."""
+    for position in group_positions:
+        ids[tokens[position]] = group_ids[position]
+        is_chosen[tokens[position]] = True
+
+
 # What stands there instead
 
 
 @compiled
 def replaced(
     view: Arrays,
+    keys: Keys,
     chosen: Ints,
     leaders: Ints,
-    token_streams: Bits,
-    leader_streams: Bits,
+    share_fates: bool,
     mask_below: float,
     keep_from: float,
     mask_id: int,
@@ -258,23 +303,27 @@ def replaced(
     num_ordinary: int,
 ) -> tuple[Ints, Ints, Ints]:
     """int64 `[T]` and twice `[M]`: the masked ids, the chosen positions ascending, and what stood there."""
-    leader_of = np.full(len(view.ids), -1, dtype=np.int64)
+    leader_of = np.full(len(view.ids), -1, dtype=np.int32)
     for number in range(len(chosen)):
+        if not 0 <= chosen[number] < len(view.ids):
+            raise IndexError("no such position")
         leader_of[chosen[number]] = leaders[number]
     ids = view.ids.copy()
-    positions = np.flatnonzero(leader_of >= 0)
-    num = 0
+    positions, num = np.empty(len(chosen) + 1, dtype=np.int64), 0
     for sequence in range(len(view.starts)):
-        start, end = view.starts[sequence], view.starts[sequence] + view.lengths[sequence]
-        while num < len(positions) and positions[num] < end:
-            position = positions[num]
-            num += 1
-            fate = np.float64(draw_at(leader_streams[sequence], leader_of[position] - start))
+        start, begin = view.starts[sequence], num
+        stream = stream_of(keys[sequence], _ACTION)
+        fates = stream_of(keys[sequence], _SPAN) if share_fates else stream
+        for index, leader in enumerate(leader_of[start : start + view.lengths[sequence]]):
+            positions[num] = start + index
+            num += leader >= 0
+        for position in positions[begin:num]:
+            fate = np.float64(draw_at(fates, leader_of[position] - start))
             if fate < mask_below:
                 ids[position] = mask_id
             elif fate < keep_from:
                 # where a token has no leader, these bits said what becomes of it, hence a second hash of them
-                bits = mix_32(draw_at(token_streams[sequence], position - start))
+                bits = mix_32(draw_at(stream, position - start))
                 ordinary = np.int64((np.uint64(bits) * np.uint64(num_ordinary)) >> np.uint64(32))
                 ids[position] = ordinary + np.searchsorted(shifts, ordinary, side="right")
-    return ids, positions, view.ids[positions]
+    return ids, positions[:num], view.ids[positions[:num]]

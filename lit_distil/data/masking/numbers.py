@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from lit_distil.data.masking.view import Bits, Ints, Keys
+from lit_distil.data.masking.view import Bits, Bools, Ints, Keys
 from lit_distil.data.randomness import GOLDEN, MULTIPLIER_1, MULTIPLIER_2
 
 _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_32 = (np.uint64(shift) for shift in (30, 27, 31, 32))
-_LOW_32 = np.uint64(0xFFFFFFFF)
+_LOW_32, _LARGEST_32 = np.uint64(0xFFFFFFFF), np.uint32(0xFFFFFFFF)
 _WEYL_32 = np.uint32(0x9E3779B9)  # the golden ratio of 32 bits, odd
 _MULTIPLIER_32_1, _MULTIPLIER_32_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _SHIFT_32_16, _SHIFT_32_15 = np.uint32(16), np.uint32(15)
@@ -70,20 +70,26 @@ def keys_of(seed: np.uint64, samples: Ints, patterns: Ints) -> Keys:
 
 
 @compiled
-def streams_of(keys: Keys, name: np.uint64) -> Bits:
-    """uint32 `[S]`: where a stream begins in each sequence, the upper half of `hash_words(keys ^ name)`."""
-    streams = np.empty(len(keys), dtype=np.uint32)
-    for sequence in range(len(keys)):
-        streams[sequence] = np.uint32(_mix_64(keys[sequence] ^ name) >> _SHIFT_32)
-    return streams
+def stream_of(key: np.uint64, name: np.uint64) -> np.uint32:
+    """Where a sequence's stream of this name begins, the upper half of `hash_words(key ^ name)`."""
+    return np.uint32(_mix_64(key ^ name) >> _SHIFT_32)
 
 
 @compiled
-def draws_at(streams: Bits, sequences: Ints, indices: Ints) -> Bits:
-    """uint32 `[N]`: some draws, by their sequence and their index there."""
+def first_draws(keys: Keys, name: np.uint64) -> Bits:
+    """uint32 `[S]`: the first draw of each sequence."""
+    bits = np.empty(len(keys), dtype=np.uint32)
+    for sequence in range(len(keys)):
+        bits[sequence] = draw_at(stream_of(keys[sequence], name), 0)
+    return bits
+
+
+@compiled
+def draws_at(keys: Keys, name: np.uint64, sequences: Ints, indices: Ints) -> Bits:
+    """uint32 `[N]`: some draws of a stream, by their sequence and their index there."""
     bits = np.empty(len(indices), dtype=np.uint32)
     for number in range(len(indices)):
-        bits[number] = draw_at(streams[sequences[number]], indices[number])
+        bits[number] = draw_at(stream_of(keys[sequences[number]], name), indices[number])
     return bits
 
 
@@ -102,27 +108,51 @@ def index_of(key: np.uint64) -> int:
 
 
 @compiled
+def lowest(stream: np.uint32, allowed: Bools, wanted: int) -> Keys:
+    """Keys of the allowed things with the lowest draws, so many of them or all, the lowest first."""
+    share = min(wanted / max(1, len(allowed)), 1.0)
+    # almost surely holds them; where it does not, all are looked at
+    likely = np.uint32(min(1.4 * share + 8 / max(1, len(allowed)), 1.0) * _LARGEST_32)
+    keys = _below(stream, allowed, likely)
+    if len(keys) < wanted:
+        keys = _below(stream, allowed, _LARGEST_32)
+    return in_order(keys)[:wanted]
+
+
+@compiled
+def _below(stream: np.uint32, allowed: Bools, largest: np.uint32) -> Keys:
+    """Keys of the allowed things whose draws are no larger than this, by their index."""
+    keys = np.empty(len(allowed), dtype=np.uint64)
+    num = 0
+    for index in range(len(allowed)):
+        draw = draw_at(stream, index)
+        keys[num] = key_of(draw, index)
+        num += allowed[index] & (draw <= largest)
+    return keys[:num]
+
+
+@compiled
 def in_order(keys: Keys) -> Keys:
     """The keys, the lowest first.
 
-    Random keys are spread evenly, so that as many buckets as there are keys hold about one each; what they hold more is
-    put in its place step by step.
+    Random keys are spread out, so that as many buckets as there are keys hold few each; what is out of place in them is
+    moved step by step.
     """
     num = len(keys)
     if num < 2:
         return keys
-    draws = np.empty(num, dtype=np.float64)
-    for number in range(num):
-        draws[number] = np.int64(keys[number] >> _SHIFT_32)
-    lowest = draws.min()
-    scale = num / (draws.max() - lowest + 1.0)
+    smallest, scale = keys.min() >> _SHIFT_32, np.float64(num)
+    scale /= np.float64(np.int64((keys.max() >> _SHIFT_32) - smallest)) + 1.0
     bucket_of = np.empty(num, dtype=np.int32)
     ends = np.zeros(num, dtype=np.int32)
     for number in range(num):
-        bucket_of[number] = np.int32((draws[number] - lowest) * scale)
-        ends[bucket_of[number]] += 1
-    for bucket in range(1, num):
-        ends[bucket] += ends[bucket - 1]
+        bucket = np.int32(np.float64(np.int64((keys[number] >> _SHIFT_32) - smallest)) * scale)
+        bucket_of[number] = bucket
+        ends[bucket] += 1
+    end = np.int32(0)
+    for bucket in range(num):
+        end += ends[bucket]
+        ends[bucket] = end
     ordered = np.empty(num, dtype=np.uint64)
     for number in range(num):
         ends[bucket_of[number]] -= 1
@@ -134,5 +164,3 @@ def in_order(keys: Keys) -> Keys:
             place -= 1
         ordered[place] = key
     return ordered
-
-

@@ -64,5 +64,4 @@ class SpanMasking(WholeWordMasking):
     def spans(self, view: TokenView, draws: Draws) -> tuple[Ints, Ints]:
         """int64 `[M]` both: the positions of the spans, and of each one's first token."""
         bounds = np.cumsum(self.length_probabilities[:-1]) * 2.0**32
-        streams = draws.stream("length"), draws.stream("place")
-        return kernels().spans(view.arrays, self.budgets(view, draws), *streams, bounds, self.most)
+        return kernels().spans(view.arrays, draws.keys, self.budgets(view, draws), bounds, self.most)

@@ -11,5 +11,4 @@ class TokenMasking(MaskingStrategy):
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """The maskable tokens with the lowest draws."""
-        budgets = self.budgets(view, draws)
-        return Selection(kernels().lowest_tokens(view.arrays, budgets, draws.stream("order")))
+        return Selection(kernels().lowest_tokens(view.arrays, draws.keys, self.budgets(view, draws)))

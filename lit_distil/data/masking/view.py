@@ -99,6 +99,9 @@ class Draws:
         view: The batch.
         pattern_per_sequence: int64 `[S]`, see `MaskingStrategy`.
         step: The optimizer step, for settings that follow a schedule; no number depends on it.
+
+    Attributes:
+        keys: uint64 `[S]`, what all numbers of a sequence follow from, for the kernels.
     """
 
     def __init__(self, seed: int, view: TokenView, pattern_per_sequence: Ints, step: int | None = None) -> None:
@@ -106,7 +109,7 @@ class Draws:
         self._view = view
         samples = np.ascontiguousarray(view.sample_ids, dtype=np.int64)
         patterns = np.ascontiguousarray(pattern_per_sequence, dtype=np.int64)
-        self._keys: Keys = kernels().keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
+        self.keys: Keys = kernels().keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
 
     def of(self, view: TokenView, sequences: Ints) -> Draws:
         """The same numbers for a batch of some of the sequences alone.
@@ -116,12 +119,8 @@ class Draws:
             sequences: int64, which of these sequences it holds.
         """
         part = copy.copy(self)
-        part._view, part._keys = view, self._keys[sequences]
+        part._view, part.keys = view, self.keys[sequences]
         return part
-
-    def stream(self, name: str) -> Bits:
-        """uint32 `[S]`: where the draws of a name begin in each sequence, for kernels that draw one after another."""
-        return kernels().streams_of(self._keys, np.uint64(zlib.crc32(name.encode())))
 
     def bits(self, stream: str, counts: Ints) -> Bits:
         """uint32 `[sum(counts)]`, 32 random bits for each of so many things of each sequence; int64 `[S]`."""
@@ -131,11 +130,11 @@ class Draws:
     def bits_at(self, stream: str, sequences: Ints, indices: Ints) -> Bits:
         """uint32 `[N]`, the bits of some things: of which sequence, and which of its things."""
         places = (np.ascontiguousarray(place, dtype=np.int64) for place in (sequences, indices))
-        return kernels().draws_at(self.stream(stream), *places)
+        return kernels().draws_at(self.keys, _name(stream), *places)
 
     def per_sequence(self, stream: str) -> Floats:
         """float64 `[S]` in [0, 1); streams of different names are independent."""
-        return _uniform(self.bits(stream, np.ones_like(self._view.lengths)))
+        return _uniform(kernels().first_draws(self.keys, _name(stream)))
 
     def per_token(self, stream: str, positions: Ints | None = None) -> Floats:
         """float64 in [0, 1) for each token `[T]`, or for those at the positions given `[N]`."""
@@ -147,6 +146,10 @@ class Draws:
     def per_index(self, stream: str, sequences: Ints, indices: Ints) -> Floats:
         """float64 `[N]` in [0, 1) for the things of each sequence that are numbered by `indices`."""
         return _uniform(self.bits_at(stream, sequences, indices))
+
+
+def _name(stream: str) -> np.uint64:
+    return np.uint64(zlib.crc32(stream.encode()))
 
 
 def _uniform(words: Bits) -> Floats:

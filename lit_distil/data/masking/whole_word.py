@@ -14,5 +14,4 @@ class WholeWordMasking(MaskingStrategy):
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """Words in random order, as many as fit."""
-        budgets = self.budgets(view, draws)
-        return Selection(kernels().whole_words(view.arrays, budgets, draws.stream("order"), self.most))
+        return Selection(kernels().whole_words(view.arrays, draws.keys, self.budgets(view, draws), self.most))
