@@ -1,4 +1,4 @@
-"""Pieces of a corpus end to end, with special tokens between them: the loop that assembles a batch, compiled by numba."""
+"""The loop that assembles a batch, compiled by numba: pieces of a corpus, with special tokens between them."""
 
 from __future__ import annotations
 

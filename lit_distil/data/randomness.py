@@ -4,8 +4,7 @@ A number is had by hashing (seed, key, key, ...) with the finaliser of SplitMix6
 "Fast splittable pseudorandom number generators"), vectorised over arrays of keys. The same keys give the same number in
 any process, in any order, beside any other keys; that is what makes masks independent of workers, ranks and resumes.
 
-Where a batch needs a number for each of its tokens, 32 bits do, at a quarter of the cost: `mix_32` over a key for each
-sequence and a Weyl sequence of the items in it.
+Masks, which need a number for each token of a batch, draw 32 bits from a hash like this (`masking/numbers.py`).
 """
 
 from __future__ import annotations

@@ -91,6 +91,15 @@ class MaskedSequences(SequenceDataset):
         """int64 `[N]`: tokens of each sequence, special tokens included."""
         return self.table.lengths
 
+    def compile(self) -> None:
+        """Compile the loops that a batch takes, or load them from the disk where they are kept.
+
+        Done before there are workers, which have them then or find them on the disk, so that no two compile the same.
+        """
+        if self.masking is not None:
+            self.masking.compile()
+        self.collate(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """Cut the sequences out of the corpus, add special tokens, mask."""
         from lit_distil.data.assembly import assemble  # numba, which a run without documents does not need
@@ -102,9 +111,15 @@ class MaskedSequences(SequenceDataset):
         pieces = np.repeat(first_pieces + num_pieces - np.cumsum(num_pieces), num_pieces)
         pieces += np.arange(len(pieces))
         piece_starts, piece_ends = table.piece_starts[pieces], table.piece_ends[pieces]
-        tokens, word_starts = map(np.concatenate, self.corpus.gather(piece_starts, piece_ends))
+        tokens, word_starts = self.corpus.gather(piece_starts, piece_ends)
         flat = assemble(
-            tokens, word_starts, piece_ends - piece_starts, num_pieces, self.cls_id, self.sep_id, self._is_ordinary
+            np.concatenate(tokens),
+            np.concatenate(word_starts),
+            piece_ends - piece_starts,
+            num_pieces,
+            self.cls_id,
+            self.sep_id,
+            self._is_ordinary,
         )
         lengths = table.lengths[sample_ids]
         cu_seq_lens = np.zeros(len(lengths) + 1, dtype=np.int32)

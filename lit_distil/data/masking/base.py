@@ -80,6 +80,12 @@ class MaskingStrategy(ABC):
     def bind(self, token_counts: Ints) -> None:  # noqa: B027 (most strategies need no counts)
         """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
 
+    def compile(self) -> None:
+        """Compile the loops that a mask takes, or load them, by masking a sequence of one token."""
+        zero, one, true = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64), np.ones(1, dtype=bool)
+        view = TokenView(zero, true, true, lengths=one, starts=zero, sample_ids=zero)
+        self(view, zero, seed=0, vocabulary_size=2, mask_id=1, special_ids=(1,))
+
     @property
     def changes_over_steps(self) -> bool:
         """Whether a mask depends on the optimizer step, as its rate follows a schedule."""

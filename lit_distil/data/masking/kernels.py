@@ -1,7 +1,7 @@
 """The loops of masking, a sequence after another, compiled by numba when they are first called.
 
-The module is imported when the first mask is made (`view.kernels`): numba takes a third of a second to import, which those
-who mask nothing need not wait.
+The module is imported when the first mask is made (`view.kernels`): numba takes a third of a second to import, which
+those who mask nothing need not wait.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) ->
 
 @compiled
 def _span_lengths(wanted: int, num_words: int, stream: np.uint32, bounds: Floats) -> Ints:
-    """Words of each span: one drawn after another until they have so many words, the last cut to those that there are."""
+    """Words of each span: one drawn after another until so many are in spans, the last cut to those that there are."""
     sizes = np.empty(wanted, dtype=np.int64)
     num = drawn = 0
     while drawn < wanted:
@@ -233,10 +233,8 @@ def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
     """
     num_slots = num_words - sizes.sum() + len(sizes)
     span_of = np.full(num_slots, -1, dtype=np.int64)
-    span = 0
-    for key in lowest(stream, span_of < 0, len(sizes)):
+    for span, key in enumerate(lowest(stream, span_of < 0, len(sizes))):
         span_of[index_of(key)] = span
-        span += 1
     firsts = np.empty(len(sizes), dtype=np.int64)
     word = 0
     for span in span_of:

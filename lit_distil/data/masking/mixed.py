@@ -49,6 +49,12 @@ class MixedMasking(MaskingStrategy):
         for strategy in self.strategies:
             strategy.bind(token_counts)
 
+    def compile(self) -> None:
+        """As each strategy does, and the mixture."""
+        for strategy in self.strategies:
+            strategy.compile()
+        super().compile()
+
     @property
     def changes_over_steps(self) -> bool:
         """Whether the rate of any of them follows a schedule."""
@@ -89,6 +95,6 @@ class MixedMasking(MaskingStrategy):
             if first < end:
                 here, rows = slice(ends[first], ends[end]), order[first:end]
                 starts, lengths = arrays.starts[first:end] - ends[first], arrays.lengths[first:end]
-                texts = (values[here] for values in arrays[:3])
-                part = TokenView(*texts, starts=starts, lengths=lengths, sample_ids=view.sample_ids[rows])
+                ids, maskable, word_starts = arrays.ids[here], arrays.maskable[here], arrays.word_starts[here]
+                part = TokenView(ids, maskable, word_starts, lengths, starts, view.sample_ids[rows])
                 yield strategy, tokens[here], part, draws.of(part, rows)

@@ -1,8 +1,8 @@
 """Random numbers and random order, compiled by numba: what the kernels of masking are made of.
 
-What numba compiled is kept on the disk, and it tells by a kernel's own file whether that is still right. Kernels of other
-files have these inside, so that a change here asks for `__pycache__` to be deleted. It is not likely to: a mask is what
-these functions make of its keys, and published figures depend on it.
+What numba compiled is kept on the disk, and it tells by a kernel's own file whether that is still right. Kernels of
+other files have these inside: whoever changes something here deletes `__pycache__`. There should be no need, as masks are what
+these functions make of their keys, and published figures depend on them.
 
 Whatever numba makes wider is cast back: two integers of 32 bits become one of 64, a signed and an unsigned one a float.
 """
@@ -26,7 +26,7 @@ _SHIFT_32_16, _SHIFT_32_15 = np.uint32(16), np.uint32(15)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled for the types that it is called with, without the interpreter's lock, and kept on the disk."""
+    """The function, compiled for the types that it is called with; runs without the interpreter's lock."""
     try:
         return njit(function, cache=True, nogil=True)
     except RuntimeError:  # no folder can be written to, so that each process compiles for itself
@@ -104,6 +104,7 @@ def key_of(draw: np.uint32, index: int) -> np.uint64:
 
 @compiled
 def index_of(key: np.uint64) -> int:
+    """The index that is in a key."""
     return np.int64(key & _LOW_32)
 
 
