@@ -19,7 +19,7 @@ class Assembled(NamedTuple):
     Attributes:
         ids: int64 `[T]`.
         position_ids: int64 `[T]`, counted from 0 within each sequence.
-        segments: int64 `[T]`, 0 in the first piece of a sequence and 1 in the others.
+        segments: int64 `[T]`, 0 in the first piece of a sequence and 1 in the others; empty if not asked for.
         is_ordinary: bool `[T]`, False for special tokens.
         word_starts: bool `[T]`, whether a token begins a word, as every special token does.
     """
@@ -40,6 +40,7 @@ def assemble(
     cls: int,
     sep: int,
     is_ordinary: Bools,
+    has_segments: bool,
 ) -> Assembled:
     """Put [CLS] before each sequence and [SEP] after each of its pieces.
 
@@ -51,15 +52,16 @@ def assemble(
         cls: Id of [CLS].
         sep: Id of [SEP].
         is_ordinary: bool `[vocabulary]`, False for special ids.
+        has_segments: Whether segments are asked for.
     """
     total = len(tokens) + len(piece_lengths) + len(num_pieces)
     ids, position_ids = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
-    segments = np.empty(total, dtype=np.int64)
+    segments = np.zeros(total if has_segments else 0, dtype=np.int64)
     ordinary, begins_word = np.zeros(total, dtype=np.bool_), np.ones(total, dtype=np.bool_)
     source = place = piece = 0
     for sequence in range(len(num_pieces)):
         start = place
-        ids[place], segments[place] = cls, 0
+        ids[place] = cls
         place += 1
         for rank in range(num_pieces[sequence]):
             length = piece_lengths[piece]
@@ -70,7 +72,8 @@ def assemble(
             for index in range(length):
                 marks[index] = is_ordinary[own[index]]
             ids[place + length] = sep
-            segments[place : place + length + 1] = min(rank, 1)
+            if has_segments and rank > 0:
+                segments[place : place + length + 1] = 1
             source += length
             place += length + 1
             piece += 1

@@ -120,6 +120,7 @@ class MaskedSequences(SequenceDataset):
             self.cls_id,
             self.sep_id,
             self._is_ordinary,
+            self.has_segments,
         )
         lengths = table.lengths[sample_ids]
         cu_seq_lens = np.zeros(len(lengths) + 1, dtype=np.int32)

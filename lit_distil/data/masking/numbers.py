@@ -1,8 +1,8 @@
 """Random numbers and random order, compiled by numba: what the kernels of masking are made of.
 
 What numba compiled is kept on the disk, and it tells by a kernel's own file whether that is still right. Kernels of
-other files have these inside: whoever changes something here deletes `__pycache__`. There should be no need, as masks are what
-these functions make of their keys, and published figures depend on them.
+other files have these inside: whoever changes something here deletes `__pycache__`. There should be no need, as masks
+are what these functions make of their keys, and published figures depend on them.
 
 Whatever numba makes wider is cast back: two integers of 32 bits become one of 64, a signed and an unsigned one a float.
 """
@@ -103,7 +103,7 @@ def key_of(draw: np.uint32, index: int) -> np.uint64:
 
 
 @compiled
-def index_of(key: np.uint64) -> int:
+def index_of(key: np.uint64) -> np.int64:
     """The index that is in a key."""
     return np.int64(key & _LOW_32)
 
