@@ -15,7 +15,7 @@ from lit_distil import cli
 from lit_distil.commands.messages import shorten
 from tests.workspace import Workspace, environment, fit, kept_environment, logged, metrics, with_trainer, write_config
 
-HEAVY = ("torch", "transformers", "lightning", "numpy", "datasets", "jsonargparse")
+HEAVY = ("torch", "transformers", "lightning", "numpy", "numba", "datasets", "jsonargparse")
 Config = dict[str, Any]
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
@@ -75,14 +76,18 @@ class DocumentSplits:
                 raise ValueError("data.source: the train split has no documents; check the files and their content")
         if folder is not None and holds_corpus(folder):
             corpus = TokenCorpus.load(folder, verify=self.verify)
-            open_table(corpus, self.format, self.max_length, self._seed(split), cache_dir=self._cache)
+            self._sequences(split, corpus)  # where ranks share a disk, one compiles and the others load
 
     def open(self, split: Split) -> MaskedSequences | None:
         """The masked sequences of a split that is prepared; None where there is none."""
         folder = self._folder(split, fetch=False)
         if folder is None or not holds_corpus(folder):
             return None
-        corpus = TokenCorpus.load(folder)
+        dataset = self._sequences(split, TokenCorpus.load(folder))
+        rank_zero_info(f"{split}: {len(dataset):,} sequences, {dataset.corpus.num_tokens:,} tokens")
+        return dataset
+
+    def _sequences(self, split: Split, corpus: TokenCorpus) -> MaskedSequences:
         table = open_table(corpus, self.format, self.max_length, self._seed(split), cache_dir=self._cache)
         masking = copy.deepcopy(self.masking)  # each split binds its own token counts
         if masking is not None:
@@ -95,7 +100,10 @@ class DocumentSplits:
             masking=masking,
             seed=self._seed(split),
         )
-        rank_zero_info(f"{split}: {len(dataset):,} sequences, {corpus.num_tokens:,} tokens")
+        start = perf_counter()
+        dataset.compile()
+        if perf_counter() - start > 1:
+            rank_zero_info(f"compiled what batches are made with in {perf_counter() - start:.0f} s, once and for all")
         return dataset
 
     @property

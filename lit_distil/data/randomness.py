@@ -4,8 +4,7 @@ A number is had by hashing (seed, key, key, ...) with the finaliser of SplitMix6
 "Fast splittable pseudorandom number generators"), vectorised over arrays of keys. The same keys give the same number in
 any process, in any order, beside any other keys; that is what makes masks independent of workers, ranks and resumes.
 
-Where a batch needs a number for each of its tokens, 32 bits do, at a quarter of the cost: `mix_32` over a key for each
-sequence and a Weyl sequence of the items in it.
+Masks, which need a number for each token of a batch, draw 32 bits from a hash like this (`masking/numbers.py`).
 """
 
 from __future__ import annotations
@@ -14,18 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _WORD = 0xFFFFFFFFFFFFFFFF
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.uint64(shift) for shift in (30, 27, 31, 11))
 _ROUNDS = 8
-
-WEYL_32 = np.uint32(0x9E3779B9)
-"""What the key of an item of `mix_32` grows by from one to the next: the golden ratio of 32 bits, odd."""
-
-_MULTIPLIER_32_1 = np.uint32(0x7FEB352D)
-_MULTIPLIER_32_2 = np.uint32(0x846CA68B)
-_SHIFT_32_16, _SHIFT_32_15 = np.uint32(16), np.uint32(15)
 
 
 def _words(key: ArrayLike) -> NDArray[np.uint64]:
@@ -38,12 +30,12 @@ def _words(key: ArrayLike) -> NDArray[np.uint64]:
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """One step of SplitMix64, a bijection of the 64-bit words in which every input bit moves every output bit."""
     # arithmetic is modulo 2^64 on purpose; numpy warns of that for scalars only
-    words = np.atleast_1d(words) + _GOLDEN
+    words = np.atleast_1d(words) + GOLDEN
     scratch = words >> _SHIFT_30
     words ^= scratch
-    words *= _MULTIPLIER_1
+    words *= MULTIPLIER_1
     words ^= np.right_shift(words, _SHIFT_27, out=scratch)
-    words *= _MULTIPLIER_2
+    words *= MULTIPLIER_2
     words ^= np.right_shift(words, _SHIFT_31, out=scratch)
     return words
 
@@ -62,17 +54,6 @@ def hash_words(seed: ArrayLike, *keys: ArrayLike) -> NDArray[np.uint64]:
     for key in keys:
         state = _mix(state ^ _words(key))
     return state
-
-
-def mix_32(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Hash 32-bit words in place, by the bijection `lowbias32` (Wellons 2018, "Prospecting for hash functions")."""
-    scratch = words >> _SHIFT_32_16
-    words ^= scratch
-    words *= _MULTIPLIER_32_1
-    words ^= np.right_shift(words, _SHIFT_32_15, out=scratch)
-    words *= _MULTIPLIER_32_2
-    words ^= np.right_shift(words, _SHIFT_32_16, out=scratch)
-    return words
 
 
 def to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -86,11 +86,8 @@ class MaskedSequences(SequenceDataset):
         self.masking = masking
         self.seed = seed
         self.has_segments = format.has_segments
-        cls = _special_id(vocabulary, "cls_token_id", "bos_token_id")
-        sep = _special_id(vocabulary, "sep_token_id", "eos_token_id")
-        dtype = np.uint16 if vocabulary.size <= 1 << 16 else np.uint32
-        # what stands between two pieces, by whether the second begins a sequence
-        self._joints = (np.array([sep], dtype=dtype), np.array([sep, cls], dtype=dtype))
+        self.cls_id = _special_id(vocabulary, "cls_token_id", "bos_token_id")
+        self.sep_id = _special_id(vocabulary, "sep_token_id", "eos_token_id")
         self._is_ordinary = np.ones(vocabulary.size, dtype=bool)
         self._is_ordinary[list(self.special_ids)] = False
 
@@ -99,46 +96,54 @@ class MaskedSequences(SequenceDataset):
         """int64 `[N]`: tokens of each sequence, special tokens included."""
         return self.table.lengths
 
+    def compile(self) -> None:
+        """Compile the loops that a batch takes, or load them from the disk where they are kept.
+
+        Done before there are workers, which have them then or find them on the disk, so that no two compile the same.
+        """
+        if self.masking is not None:
+            self.masking.compile()
+        self.collate(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """Cut the sequences out of the corpus, add special tokens, mask."""
+        from lit_distil.data.assembly import assemble  # numba, which a run without documents does not need
+
         table = self.table
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
         first_pieces = table.offsets[sample_ids]
         num_pieces = table.offsets[sample_ids + 1] - first_pieces
-        rank = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-        pieces = np.repeat(first_pieces, num_pieces) + rank
-        begins = rank == 0
+        pieces = np.repeat(first_pieces + num_pieces - np.cumsum(num_pieces), num_pieces)
+        pieces += np.arange(len(pieces))
         piece_starts, piece_ends = table.piece_starts[pieces], table.piece_ends[pieces]
         tokens, word_starts = self.corpus.gather(piece_starts, piece_ends)
-        ids = _join(tokens, [self._joints[begin] for begin in begins.tolist()]).astype(np.int64)
-
+        flat = assemble(
+            np.concatenate(tokens),
+            np.concatenate(word_starts),
+            piece_ends - piece_starts,
+            num_pieces,
+            self.cls_id,
+            self.sep_id,
+            self._is_ordinary,
+            self.has_segments,
+        )
         lengths = table.lengths[sample_ids]
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
         cu_seq_lens = np.zeros(len(lengths) + 1, dtype=np.int32)
+        ends = np.cumsum(lengths)
         cu_seq_lens[1:] = ends
         batch = Batch(
-            input_ids=torch.from_numpy(ids)[None],
-            position_ids=torch.from_numpy(np.arange(len(ids)) - np.repeat(starts, lengths))[None],
+            input_ids=torch.from_numpy(flat.ids)[None],
+            position_ids=torch.from_numpy(flat.position_ids)[None],
             cu_seq_lens=torch.from_numpy(cu_seq_lens),
             lengths=tuple(lengths.tolist()),
             sample_ids=torch.from_numpy(sample_ids.copy()),
         )
         if self.has_segments:
-            # a piece with its [SEP], the first of a sequence with its [CLS] too
-            piece_lengths = piece_ends - piece_starts + 1 + begins
-            batch.token_type_ids = torch.from_numpy(np.repeat(np.minimum(rank, 1), piece_lengths))[None]
+            batch.token_type_ids = torch.from_numpy(flat.segments)[None]
         if table.next_sentence_labels is not None:
             batch.next_sentence_labels = torch.from_numpy(table.next_sentence_labels[sample_ids].astype(np.int64))
         if self.masking is not None:
-            view = TokenView(
-                ids,
-                self._is_ordinary[ids],
-                _join(word_starts, [_WORDS[begin] for begin in begins.tolist()]),
-                lengths,
-                starts,
-                sample_ids,
-            )
+            view = TokenView(flat.ids, flat.is_ordinary, flat.word_starts, lengths, ends - lengths, sample_ids)
             masked = self.masking(
                 view,
                 np.asarray(epochs),
@@ -155,17 +160,6 @@ class MaskedSequences(SequenceDataset):
                 patterns = (np.asarray(epochs) % self.masking.patterns).tolist()
                 batch.mask_keys = tuple(zip(sample_ids.tolist(), patterns, strict=True))
         return batch
-
-
-_WORDS = (np.ones(1, dtype=bool), np.ones(2, dtype=bool))  # a special token is a word of its own
-
-
-def _join(pieces: list[NDArray], joints: list[NDArray]) -> NDArray:
-    """`joint piece joint piece ... joint`, without the [SEP] that the first joint begins with."""
-    parts: list[NDArray] = [joints[0][:0]] * (2 * len(pieces) + 1)
-    parts[0:-1:2], parts[1::2] = joints, pieces
-    parts[0], parts[-1] = joints[0][1:], joints[0][:1]
-    return np.concatenate(parts)
 
 
 def _special_id(vocabulary: Vocabulary, *names: str) -> int:

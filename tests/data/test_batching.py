@@ -181,7 +181,7 @@ def test_another_kind_of_data_set_needs_lengths_and_collate_only():
     assert batches[0].step_counts == {"masked": 0, "unmasked": 3, "tokens": 3, "sequences": 3, "labels": 3}
 
 
-@pytest.mark.parametrize(("num_workers", "patterns"), [(0, 2), (4, None)])
+@pytest.mark.parametrize(("num_workers", "patterns"), [(0, 2), (1, None), (4, None)])
 def test_workers_and_ranks_see_one_sequence_of_samples_and_masks(num_workers, patterns):
     parts = [TokenMasking(), WholeWordMasking(), SpanMasking()]
     dataset = make_dataset(masking=MixedMasking(parts, patterns=patterns))

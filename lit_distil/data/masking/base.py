@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.view import Draws, Ints, Masked, Selection, TokenView
-from lit_distil.data.randomness import mix_32
+from lit_distil.data.masking.view import LONGEST, Draws, Ints, Masked, Selection, TokenView, kernels
 from lit_distil.schedules import StepValue, extremes_of, value_at
+
+_RULES = ("exact", "stochastic", "independent")
 
 
 class MaskingStrategy(ABC):
@@ -62,7 +63,7 @@ class MaskingStrategy(ABC):
                 "mask_share and random_share must not be negative and must not exceed 1 together (the rest keeps its "
                 f"id), got {mask_share} and {random_share}"
             )
-        if count not in ("exact", "stochastic", "independent"):
+        if count not in _RULES:
             raise ValueError(f"count must be 'exact', 'stochastic' or 'independent', got {count!r}")
         if patterns is not None and patterns < 1:
             raise ValueError(f"patterns must be at least 1, or None for a new mask every epoch, got {patterns}")
@@ -79,10 +80,21 @@ class MaskingStrategy(ABC):
     def bind(self, token_counts: Ints) -> None:  # noqa: B027 (most strategies need no counts)
         """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
 
+    def compile(self) -> None:
+        """Compile the loops that a mask takes, or load them, by masking a sequence of one token."""
+        zero, one, true = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64), np.ones(1, dtype=bool)
+        view = TokenView(zero, true, true, lengths=one, starts=zero, sample_ids=zero)
+        self(view, zero, seed=0, vocabulary_size=2, mask_id=1, special_ids=(1,))
+
     @property
     def changes_over_steps(self) -> bool:
         """Whether a mask depends on the optimizer step, as its rate follows a schedule."""
         return isinstance(self.rate, StepValue)
+
+    @property
+    def most(self) -> int:
+        """Most positions of a sequence, `max_predictions` or more than there can be."""
+        return LONGEST if self.max_predictions is None else self.max_predictions
 
     @abstractmethod
     def select(self, view: TokenView, draws: Draws) -> Selection:
@@ -98,18 +110,8 @@ class MaskingStrategy(ABC):
 
     def budgets(self, view: TokenView, draws: Draws) -> Ints:
         """int64 `[S]`: how many positions of each sequence to choose."""
-        rate = value_at(self.rate, draws.step)
-        if self.count == "exact":
-            counts = np.rint(rate * view.lengths).astype(np.int64)
-        elif self.count == "stochastic":
-            counts = (rate * view.lengths + draws.per_sequence("count")).astype(np.int64)
-        else:
-            # A binomial number of positions chosen evenly is what independent coins give.
-            counts = view.count(np.flatnonzero((draws.bits("count", view.lengths) < rate * 2.0**32) & view.maskable))
-        counts = np.maximum(counts, 1)
-        if self.max_predictions is not None:
-            counts = np.minimum(counts, self.max_predictions)
-        return np.minimum(counts, view.num_maskable)
+        rate, rule = value_at(self.rate, draws.step), _RULES.index(self.count)
+        return kernels().budgets(view.arrays, draws.keys, rate, rule, self.most)
 
     def __call__(
         self,
@@ -145,32 +147,33 @@ class MaskingStrategy(ABC):
     ) -> Masked:
         """Choose, replace and label, with the numbers of `draws`; the other arguments are those of a call."""
         chosen, leaders = self.select(view, draws)
-        positions = chosen
-        if not (chosen[1:] > chosen[:-1]).all():  # cheaper than a sort
-            is_chosen = np.zeros(len(view.ids), dtype=bool)
-            is_chosen[chosen] = True
-            positions = np.flatnonzero(is_chosen)
-        counts = view.count(positions)
-        action = bits = draws.bits_of_tokens("action", positions, counts)
-        if leaders is not None:
-            leader_of = np.empty(len(view.ids), dtype=np.int64)
-            leader_of[chosen] = leaders
-            action = draws.bits_of_tokens("span", leader_of[positions], counts)
-
-        labels = view.ids[positions]
-        inputs = labels.copy()
-        is_mask = action < self.mask_share * 2.0**32
-        np.putmask(inputs, is_mask, mask_id)
-        is_mask |= action >= (self.mask_share + self.random_share) * 2.0**32
-        replaced = np.flatnonzero(~is_mask)
+        chosen = np.ascontiguousarray(chosen, dtype=np.int64)
+        share_fates = leaders is not None
+        leaders = chosen if leaders is None else np.ascontiguousarray(leaders, dtype=np.int64)
+        if leaders.shape != chosen.shape:
+            raise ValueError(
+                f"{type(self).__name__}.select chose {len(chosen)} positions with {len(leaders)} leaders: give one each"
+            )
         shifts = _shifts(() if self.random_from_special else tuple(special_ids))
-        # the same bits said what becomes of the token, hence a second hash of them
-        values = ((mix_32(bits[replaced]) * np.uint64(vocabulary_size - len(shifts))) >> np.uint64(32)).astype(np.int64)
-        values += np.searchsorted(shifts, values, side="right")
-        inputs[replaced] = values
-        ids = view.ids.copy()
-        ids[positions] = inputs
-        return Masked(ids, positions, labels)
+        try:
+            masked = kernels().replaced(
+                view.arrays,
+                draws.keys,
+                chosen,
+                leaders,
+                share_fates,
+                self.mask_share * 2.0**32,
+                (self.mask_share + self.random_share) * 2.0**32,
+                mask_id,
+                shifts,
+                vocabulary_size - len(shifts),
+            )
+        except IndexError:
+            raise ValueError(
+                f"{type(self).__name__}.select chose positions from {chosen.min()} to {chosen.max()} of a batch of "
+                f"{len(view.ids)} tokens: they must lie in [0, {len(view.ids)})"
+            ) from None
+        return Masked(*masked)
 
 
 @lru_cache(maxsize=8)

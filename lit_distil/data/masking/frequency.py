@@ -7,12 +7,10 @@ from typing import Literal
 import numpy as np
 
 from lit_distil.data.masking.base import MaskingStrategy
-from lit_distil.data.masking.selection import Ordered, by_key, count_items, first
-from lit_distil.data.masking.view import Bits, Bools, Draws, Floats, Ints, Selection, TokenView
+from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView, kernels
 from lit_distil.schedules import StepValue
 
 _NUM_DEADLINES = 96
-_MARGIN = 1.01
 
 
 class FrequencyMasking(MaskingStrategy):
@@ -50,7 +48,6 @@ class FrequencyMasking(MaskingStrategy):
         self._resistance: Floats | None = None
         self._deadlines: Floats = np.zeros(0)
         self._rung: Floats = np.zeros(0)
-        self._limits: tuple[float, Floats] = (-1.0, np.zeros(0))
 
     def bind(self, token_counts: Ints) -> None:
         """Take the counts that the chances are made from."""
@@ -60,40 +57,15 @@ class FrequencyMasking(MaskingStrategy):
         self._deadlines = np.geomspace(self._resistance.min() * 1e-3, self._resistance.max() * 50, _NUM_DEADLINES)
         rung = -np.expm1(-self._deadlines[:, None] / self._resistance)
         self._rung = rung @ (counts / counts.sum())
-        self._limits = (-1.0, np.zeros(0))
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """The first of exponential clocks to ring, which is weighted drawing without replacement."""
         if self._resistance is None:
             raise RuntimeError("FrequencyMasking has no token counts: call bind(corpus.token_counts) first")
         budgets = self.budgets(view, draws)
-        bits = draws.bits("order", view.lengths)
         # Half as many again as are needed ring before this time in the corpus. Where a sequence is poorer in rare
         # tokens, all its clocks are looked at; the choice is the same.
-        share = 1.5 * budgets.sum() / max(1, view.num_maskable.sum())
+        share = 1.5 * budgets.sum() / max(1, np.count_nonzero(view.maskable))
         deadline = self._deadlines[min(np.searchsorted(self._rung, share), _NUM_DEADLINES - 1)]
-        near = self._ringing(view, bits, view.maskable, deadline)
-        is_short = near.counts < budgets
-        if not is_short.any():
-            return Selection(first(near, budgets).items)
-        allowed = np.repeat(is_short, view.lengths) & view.maskable
-        rest = self._ringing(view, bits, allowed, np.inf)
-        chosen = first(near, np.where(is_short, 0, budgets)).items
-        return Selection(np.concatenate([chosen, first(rest, budgets).items]))
-
-    def _ringing(self, view: TokenView, bits: Bits, allowed: Bools, deadline: float) -> Ordered:
-        """The allowed positions whose clocks ring before a time, in the order of ringing."""
-        assert self._resistance is not None
-        if self._limits[0] != deadline:  # bits below this, for each id: a clock that may ring before the deadline
-            self._limits = (deadline, (-np.expm1(-deadline / self._resistance) * 2.0**32).astype(np.float32))
-        is_near = allowed
-        if np.isfinite(deadline):
-            is_near = (bits < self._limits[1][view.ids]) & allowed
-        items = np.flatnonzero(is_near)
-        times = -np.log1p(bits[items] * -(2.0**-32)) * self._resistance[view.ids[items]]
-        # the limits are rounded, so that they are right only for clocks that ring well before the deadline
-        certain = times * _MARGIN < deadline
-        items, times = items[certain], times[certain]
-        counts = count_items(items, view.lengths)
-        # the bits of a float that is not negative are in its order
-        return Ordered(by_key(items, times.astype(np.float32).view(np.uint32), counts), counts)
+        clocks = self._resistance, np.float32(deadline)
+        return Selection(kernels().first_clocks(view.arrays, draws.keys, budgets, *clocks))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from lit_distil.data.masking.base import MaskingStrategy
-from lit_distil.data.masking.view import Draws, Ints, Masked, Selection, TokenView
+from lit_distil.data.masking.view import Draws, Ints, Masked, Selection, TokenView, kernels
 
 
 class MixedMasking(MaskingStrategy):
@@ -48,6 +49,12 @@ class MixedMasking(MaskingStrategy):
         for strategy in self.strategies:
             strategy.bind(token_counts)
 
+    def compile(self) -> None:
+        """As each strategy does, and the mixture."""
+        for strategy in self.strategies:
+            strategy.compile()
+        super().compile()
+
     @property
     def changes_over_steps(self) -> bool:
         """Whether the rate of any of them follows a schedule."""
@@ -55,8 +62,8 @@ class MixedMasking(MaskingStrategy):
 
     def choice(self, draws: Draws) -> Ints:
         """int64 `[S]`: which strategy each sequence gets."""
-        bounds = np.cumsum(self.weights) / sum(self.weights)
-        return np.searchsorted(bounds[:-1], draws.per_sequence("strategy"), side="right")
+        bounds = np.array(list(accumulate(self.weights[:-1]))) / sum(self.weights)
+        return np.searchsorted(bounds, draws.per_sequence("strategy"), side="right")
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """The positions that each sequence's strategy chooses, with the leaders that they have there."""
@@ -75,25 +82,19 @@ class MixedMasking(MaskingStrategy):
         ids, is_chosen = view.ids.copy(), np.zeros(len(view.ids), dtype=bool)
         for strategy, tokens, part, part_draws in self._parts(view, draws):
             masked = strategy.mask(part, part_draws, **facts)
-            positions = tokens[masked.positions]
-            ids[positions] = masked.ids[masked.positions]
-            is_chosen[positions] = True
+            kernels().put_back(ids, is_chosen, tokens, masked.ids, masked.positions)
         positions = np.flatnonzero(is_chosen)
         return Masked(ids, positions, view.ids[positions])
 
     def _parts(self, view: TokenView, draws: Draws) -> Iterator[tuple[MaskingStrategy, Ints, TokenView, Draws]]:
         """Each strategy that some sequences get, the positions of their tokens, and the batch of these alone."""
-        choice = self.choice(draws)
-        choice_of = np.repeat(choice, view.lengths)
-        for index in np.unique(choice).tolist():
-            rows, tokens = np.flatnonzero(choice == index), np.flatnonzero(choice_of == index)
-            lengths = view.lengths[rows]
-            part = TokenView(
-                view.ids[tokens],
-                view.maskable[tokens],
-                view.word_starts[tokens],
-                lengths,
-                np.cumsum(lengths) - lengths,
-                view.sample_ids[rows],
-            )
-            yield self.strategies[index], tokens, part, draws.of(part, rows)
+        arrays, order, before, tokens = kernels().grouped(view.arrays, self.choice(draws), len(self.strategies))
+        bounds = before.tolist()
+        ends = [0, *np.cumsum(arrays.lengths).tolist()]
+        for strategy, first, end in zip(self.strategies, bounds, bounds[1:], strict=False):
+            if first < end:
+                here, rows = slice(ends[first], ends[end]), order[first:end]
+                starts, lengths = arrays.starts[first:end] - ends[first], arrays.lengths[first:end]
+                ids, maskable, word_starts = arrays.ids[here], arrays.maskable[here], arrays.word_starts[here]
+                part = TokenView(ids, maskable, word_starts, lengths, starts, view.sample_ids[rows])
+                yield strategy, tokens[here], part, draws.of(part, rows)

@@ -6,8 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.selection import likely_share, lowest, ranges, sums
-from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView
+from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView, kernels
 from lit_distil.data.masking.whole_word import WholeWordMasking
 from lit_distil.schedules import StepValue
 
@@ -64,56 +63,5 @@ class SpanMasking(WholeWordMasking):
 
     def spans(self, view: TokenView, draws: Draws) -> tuple[Ints, Ints]:
         """int64 `[M]` both: the positions of the spans, and of each one's first token."""
-        budgets = self.budgets(view, draws)
-        text = np.flatnonzero(view.words.is_text)
-        starts, ends = view.words.edges[text], view.words.edges[text + 1]
-        num_words = view.count(starts)
-        words, lengths, counts = _place(self._lengths(num_words, budgets, draws), num_words, draws)
-
-        # words of one run stand side by side; a span stops at the end of its run
-        run_starts = np.append(np.flatnonzero(starts[1:] != ends[:-1]) + 1, len(starts))
-        stops = np.minimum(words + lengths, run_starts[np.searchsorted(run_starts, words, side="right")])
-        first = starts[words]
-        sizes = ends[stops - 1] - first
-        room = np.repeat(budgets, counts) - sums(sizes, counts)[0]
-        cut = np.flatnonzero((room > 0) & (sizes > room))
-        fitting = np.searchsorted(ends, first[cut] + room[cut], side="right")  # words before this end in the room
-        sizes[cut] = np.where(fitting > words[cut], ends[fitting - 1] - first[cut], 0)
-        sizes[room <= 0] = 0
-        single = self.shortest_words(view, budgets, sums(sizes, counts)[1] == 0)
-        positions, leaders = ranges(first, sizes), np.repeat(first, sizes)
-        return np.concatenate([positions, single]), np.concatenate([leaders, single])
-
-    def _lengths(self, num_words: Ints, budgets: Ints, draws: Draws) -> tuple[Ints, Ints]:
-        """Words of each span, sequence by sequence as drawn, int64 `[spans]`, and spans of each sequence."""
-        wanted = np.minimum(budgets, num_words)  # a word has at least one token, so this many are always enough
-        law = np.cumsum(self.length_probabilities[:-1])
-        mean = 1 + (1 - law).sum()
-        # half as many again as needed on average; if that is not enough somewhere, a span for each word is
-        for most in (np.minimum(wanted, (1.5 * wanted / mean).astype(np.int64) + 8), wanted):
-            lengths = 1 + np.searchsorted(law * 2.0**32, draws.bits("length", most), side="right")
-            before, drawn = sums(lengths, most)
-            if (drawn >= wanted).all():
-                break
-        limit = np.repeat(wanted, most)
-        needed = np.flatnonzero(before < limit)
-        counts = np.searchsorted(needed, np.cumsum(most))
-        counts[1:] -= counts[:-1].copy()
-        return np.minimum(lengths, np.repeat(num_words, most) - before)[needed], counts
-
-
-def _place(spans: tuple[Ints, Ints], num_words: Ints, draws: Draws) -> tuple[Ints, Ints, Ints]:
-    """First word and number of words of each span, int64 `[spans]` each, and spans of each sequence."""
-    # Every way to arrange the spans among the words outside of them is as likely as another: of as many slots as there
-    # are spans and words outside, the spans take a random set, in a random order. (In the order of drawing, the last
-    # would stand last in the text, and it is longer than others as it is the one that fills the budget.)
-    lengths, counts = spans
-    num_slots = num_words - sums(lengths, counts)[1] + counts
-    slots = lowest(draws.bits("place", num_slots), num_slots, counts, likely_share(counts, num_slots)).items
-    in_text = np.argsort(slots)
-    first_slots, first_words = (np.cumsum(sizes) - sizes for sizes in (num_slots, num_words))
-    # a slot of a span before takes as many words more as it is long, less one
-    shift = sums(lengths[in_text] - 1, counts)[0]
-    words = np.empty_like(lengths)
-    words[in_text] = slots[in_text] + np.repeat(first_words - first_slots, counts) + shift
-    return words, lengths, counts
+        bounds = np.cumsum(self.length_probabilities[:-1]) * 2.0**32
+        return kernels().spans(view.arrays, draws.keys, self.budgets(view, draws), bounds, self.most)

@@ -5,34 +5,38 @@ from __future__ import annotations
 import copy
 import zlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_distil.data.randomness import WEYL_32, hash_words, mix_32
-
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bits = NDArray[np.uint32]
+Keys = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
 
 LONGEST = 1 << 16
 
 
-class Words(NamedTuple):
-    """The words of a batch, in the order of the text; a special token is one of its own.
+@cache
+def kernels() -> ModuleType:
+    """The compiled loops; imported when the first mask is made, as numba takes a third of a second to import."""
+    from lit_distil.data.masking import kernels
 
-    Attributes:
-        edges: int64 `[W + 1]`, where each word begins, and T.
-        is_text: bool `[W]`, False for special tokens.
-        counts: int64 `[S]`, words of each sequence, special tokens included.
-    """
+    return kernels
 
-    edges: Ints
-    is_text: Bools
-    counts: Ints
+
+class Arrays(NamedTuple):
+    """What the kernels see of a `TokenView`: its arrays, in the types that they are compiled for."""
+
+    ids: Ints
+    maskable: Bools
+    word_starts: Bools
+    starts: Ints
+    lengths: Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +65,15 @@ class TokenView:
             raise ValueError(f"masking takes sequences of up to {LONGEST} tokens, got one of {longest}")
 
     @cached_property
-    def ends(self) -> Ints:
-        """int64 `[S]`: where each sequence ends in T, exclusive."""
-        return self.starts + self.lengths
+    def arrays(self) -> Arrays:
+        """What the kernels see."""
+        return Arrays(
+            np.ascontiguousarray(self.ids, dtype=np.int64),
+            np.ascontiguousarray(self.maskable, dtype=np.bool_),
+            np.ascontiguousarray(self.word_starts, dtype=np.bool_),
+            np.ascontiguousarray(self.starts, dtype=np.int64),
+            np.ascontiguousarray(self.lengths, dtype=np.int64),
+        )
 
     @cached_property
     def sequence_of(self) -> Ints:
@@ -76,28 +86,9 @@ class TokenView:
         return np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths)
 
     @cached_property
-    def special_positions(self) -> Ints:
-        """int64, ascending: where the tokens stand that are not maskable."""
-        return np.flatnonzero(~self.maskable)
-
-    @cached_property
     def num_maskable(self) -> Ints:
         """int64 `[S]`: maskable tokens of each sequence."""
-        return self.lengths - self.count(self.special_positions)
-
-    @cached_property
-    def words(self) -> Words:
-        """The batch cut into words; no word reaches from one sequence into the next, or over a special token."""
-        begins = np.append(self.word_starts, True)
-        begins[self.starts] = begins[self.special_positions] = begins[self.special_positions + 1] = True
-        edges = np.flatnonzero(begins)
-        return Words(edges, self.maskable[edges[:-1]], self.count(edges[:-1]))
-
-    def count(self, positions: Ints) -> Ints:
-        """int64 `[S]`: how many of some positions, ascending, lie in each sequence."""
-        counts = np.searchsorted(positions, self.ends)
-        counts[1:] -= counts[:-1].copy()
-        return counts
+        return np.add.reduceat(self.maskable, self.starts, dtype=np.int64)
 
 
 class Draws:
@@ -108,12 +99,17 @@ class Draws:
         view: The batch.
         pattern_per_sequence: int64 `[S]`, see `MaskingStrategy`.
         step: The optimizer step, for settings that follow a schedule; no number depends on it.
+
+    Attributes:
+        keys: uint64 `[S]`, what all numbers of a sequence follow from, for the kernels.
     """
 
     def __init__(self, seed: int, view: TokenView, pattern_per_sequence: Ints, step: int | None = None) -> None:
         self.step = step
         self._view = view
-        self._keys = hash_words(seed, view.sample_ids, pattern_per_sequence)
+        samples = np.ascontiguousarray(view.sample_ids, dtype=np.int64)
+        patterns = np.ascontiguousarray(pattern_per_sequence, dtype=np.int64)
+        self.keys: Keys = kernels().keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
 
     def of(self, view: TokenView, sequences: Ints) -> Draws:
         """The same numbers for a batch of some of the sequences alone.
@@ -123,38 +119,22 @@ class Draws:
             sequences: int64, which of these sequences it holds.
         """
         part = copy.copy(self)
-        part._view, part._keys = view, self._keys[sequences]
+        part._view, part.keys = view, self.keys[sequences]
         return part
-
-    def _stream(self, name: str) -> Bits:
-        """uint32 `[S]`: where the sequence of keys begins that a stream has in each of the sequences."""
-        # the upper halves of the words, which a view has without arithmetic
-        return hash_words(self._keys ^ _stream_key(name)).astype("<u8", copy=False).view("<u4")[1::2]
 
     def bits(self, stream: str, counts: Ints) -> Bits:
         """uint32 `[sum(counts)]`, 32 random bits for each of so many things of each sequence; int64 `[S]`."""
-        before = np.cumsum(counts) - counts
-        words = np.repeat(self._stream(stream) - before.astype(np.uint32) * WEYL_32, counts)
-        words += _weyl(len(words))
-        return mix_32(words)
+        sequences = np.repeat(np.arange(len(counts)), counts)
+        return self.bits_at(stream, sequences, np.arange(len(sequences)) - (np.cumsum(counts) - counts)[sequences])
 
     def bits_at(self, stream: str, sequences: Ints, indices: Ints) -> Bits:
         """uint32 `[N]`, the bits of some things: of which sequence, and which of its things."""
-        words = indices.astype(np.uint32)
-        words *= WEYL_32
-        words += self._stream(stream)[sequences]
-        return mix_32(words)
-
-    def bits_of_tokens(self, stream: str, positions: Ints, counts: Ints) -> Bits:
-        """uint32 `[M]`, the bits of tokens, sequence by sequence: where they stand in T, and how many of each."""
-        words = positions.astype(np.uint32)
-        words *= WEYL_32
-        words += np.repeat(self._stream(stream) - self._view.starts.astype(np.uint32) * WEYL_32, counts)
-        return mix_32(words)
+        places = (np.ascontiguousarray(place, dtype=np.int64) for place in (sequences, indices))
+        return kernels().draws_at(self.keys, _name(stream), *places)
 
     def per_sequence(self, stream: str) -> Floats:
         """float64 `[S]` in [0, 1); streams of different names are independent."""
-        return _uniform(mix_32(self._stream(stream).copy()))
+        return _uniform(kernels().first_draws(self.keys, _name(stream)))
 
     def per_token(self, stream: str, positions: Ints | None = None) -> Floats:
         """float64 in [0, 1) for each token `[T]`, or for those at the positions given `[N]`."""
@@ -168,23 +148,12 @@ class Draws:
         return _uniform(self.bits_at(stream, sequences, indices))
 
 
+def _name(stream: str) -> np.uint64:
+    return np.uint64(zlib.crc32(stream.encode()))
+
+
 def _uniform(words: Bits) -> Floats:
     return words.astype(np.float64) * 2.0**-32
-
-
-@lru_cache(maxsize=64)
-def _stream_key(name: str) -> np.uint64:
-    return np.uint64(zlib.crc32(name.encode()))
-
-
-@lru_cache(maxsize=1)
-def _weyl_table(size: int) -> Bits:
-    return np.arange(size, dtype=np.uint32) * WEYL_32
-
-
-def _weyl(size: int) -> Bits:
-    """uint32 `[size]`: the multiples of `WEYL_32`."""
-    return _weyl_table(1 << max(size, 1).bit_length())[:size]
 
 
 class Selection(NamedTuple):

@@ -17,11 +17,11 @@ from lit_distil.data.masking import (
     Masked,
     MaskingStrategy,
     MixedMasking,
+    Selection,
     SpanMasking,
     TokenMasking,
     TokenView,
     WholeWordMasking,
-    token,
 )
 from lit_distil.schedules import LinearRamp, Stages
 from tests.data.masking.views import (
@@ -227,18 +227,21 @@ def test_the_rate_in_force_is_that_of_the_step_and_evaluation_has_the_last(kind)
         assert abs(len(masked.positions) / 1000 - rate) <= 0.02
 
 
-@pytest.mark.parametrize("count", ["exact", "independent"])
-@pytest.mark.parametrize("kind", [TokenMasking, FrequencyMasking])
-def test_what_is_put_in_order_is_what_sorting_everything_would_choose(kind, count, monkeypatch):
-    view = make_view([300, 5, 70, 512, 12] * 8)
-    strategy = make(kind, count=count)
-    usual = [apply(strategy, view, epoch).positions for epoch in range(5)]
-    assert min(map(len, usual)) > 500
-    monkeypatch.setattr(token, "likely_share", lambda wanted, available: np.ones(len(wanted)))
-    strategy = make(kind, count=count)
-    if kind is FrequencyMasking:
-        strategy._deadlines = np.full(96, np.inf)
-    assert all(np.array_equal(apply(strategy, view, epoch).positions, usual[epoch]) for epoch in range(5))
+@pytest.mark.parametrize(
+    ("positions", "leaders", "message"),
+    [
+        ([3, 30], None, r"Careless.select chose positions from 3 to 30 of a batch of 30 tokens: .* \[0, 30\)"),
+        ([-1, 2], None, "from -1 to 2"),
+        ([1, 2], [1], "chose 2 positions with 1 leaders: give one each"),
+    ],
+)
+def test_a_strategy_that_chooses_what_is_not_there_is_told_so(positions, leaders, message):
+    class Careless(MaskingStrategy):
+        def select(self, view, draws):
+            return Selection(np.array(positions), None if leaders is None else np.array(leaders))
+
+    with pytest.raises(ValueError, match=message):
+        apply(Careless(), make_view([30]))
 
 
 def test_a_mask_does_not_depend_on_the_process():

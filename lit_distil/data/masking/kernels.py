@@ -1,0 +1,327 @@
+"""The loops of masking, a sequence after another, compiled by numba when they are first called.
+
+The module is imported when the first mask is made (`view.kernels`): numba takes a third of a second to import, which
+those who mask nothing need not wait.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from lit_distil.data.masking.numbers import (
+    compiled,
+    draw_at,
+    draws_at,
+    first_draws,
+    in_order,
+    index_of,
+    key_of,
+    keys_of,
+    lowest,
+    mix_32,
+    stream_of,
+)
+from lit_distil.data.masking.view import Arrays, Bools, Floats, Ints, Keys
+
+__all__ = [
+    "budgets",
+    "draws_at",
+    "first_clocks",
+    "first_draws",
+    "grouped",
+    "keys_of",
+    "lowest_tokens",
+    "put_back",
+    "replaced",
+    "spans",
+    "whole_words",
+]
+
+# the names of the streams that the strategies draw from, as `Draws` hashes them
+_COUNT, _ORDER, _LENGTH, _PLACE, _ACTION, _SPAN = (
+    np.uint64(zlib.crc32(name)) for name in (b"count", b"order", b"length", b"place", b"action", b"span")
+)
+
+# Which positions
+
+
+@compiled
+def budgets(view: Arrays, keys: Keys, rate: float, rule: int, most: int) -> Ints:
+    """int64 `[S]`: how many positions, by one of the rules of `MaskingStrategy`: exact, stochastic, independent."""
+    counts = np.empty(len(view.starts), dtype=np.int64)
+    for sequence in range(len(counts)):
+        length, stream = view.lengths[sequence], stream_of(keys[sequence], _COUNT)
+        maskable = view.maskable[view.starts[sequence] : view.starts[sequence] + length]
+        if rule == 0:
+            count = np.int64(np.rint(rate * length))
+        elif rule == 1:
+            count = np.int64(rate * length + draw_at(stream, 0) * 2.0**-32)
+        else:  # a binomial number of positions chosen evenly is what independent coins give
+            count = 0
+            for index in range(length):
+                count += (draw_at(stream, index) < rate * 2.0**32) & maskable[index]
+        counts[sequence] = min(max(count, 1), most, maskable.sum())
+    return counts
+
+
+@compiled
+def lowest_tokens(view: Arrays, keys: Keys, budgets: Ints) -> Ints:
+    """int64 `[M]`: of each sequence the maskable tokens with the lowest draws."""
+    positions = np.empty(budgets.sum(), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        start = view.starts[sequence]
+        maskable = view.maskable[start : start + view.lengths[sequence]]
+        for key in lowest(stream_of(keys[sequence], _ORDER), maskable, budgets[sequence]):
+            positions[num] = start + index_of(key)
+            num += 1
+    return positions
+
+
+@compiled
+def first_clocks(view: Arrays, keys: Keys, budgets: Ints, resistance: Floats, deadline: np.float32) -> Ints:
+    """int64 `[M]`: of each sequence the maskable tokens whose exponential clocks ring first.
+
+    Those that ring before the deadline are looked at, and all where these are too few.
+    """
+    positions = np.empty(budgets.sum(), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        stream = stream_of(keys[sequence], _ORDER)
+        ringing = _ringing(view, sequence, stream, resistance, deadline)
+        if len(ringing) < budgets[sequence]:
+            ringing = _ringing(view, sequence, stream, resistance, np.float32(np.inf))
+        for key in in_order(ringing)[: budgets[sequence]]:
+            positions[num] = view.starts[sequence] + index_of(key)
+            num += 1
+    return positions
+
+
+@compiled
+def _ringing(view: Arrays, sequence: int, stream: np.uint32, resistance: Floats, deadline: np.float32) -> Keys:
+    """Keys of the tokens whose clocks ring before the deadline, by their time."""
+    start = view.starts[sequence]
+    ids = view.ids[start : start + view.lengths[sequence]]
+    maskable = view.maskable[start : start + view.lengths[sequence]]
+    near = np.empty(len(ids), dtype=np.int64)
+    num_near = 0
+    for index in range(len(ids)):  # -log(1 - share) is not less than share, so that few tokens need the logarithm
+        near[num_near] = index
+        num_near += maskable[index] & (draw_at(stream, index) * 2.0**-32 * resistance[ids[index]] <= deadline)
+    keys = np.empty(num_near, dtype=np.uint64)
+    times = np.empty(num_near, dtype=np.float32)
+    bits = times.view(np.uint32)  # those of a float that is not negative are in its order
+    num = 0
+    for index in near[:num_near]:
+        times[num] = -np.log1p(draw_at(stream, index) * -(2.0**-32)) * resistance[ids[index]]
+        keys[num] = key_of(bits[num], index)
+        num += times[num] < deadline
+    return keys[:num]
+
+
+@compiled
+def whole_words(view: Arrays, keys: Keys, budgets: Ints, most: int) -> Ints:
+    """int64 `[M]`: of each sequence words in random order, those that fit into what is left of the budget."""
+    positions = np.empty(len(view.ids), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        edges = _words(view, sequence)
+        is_text = view.maskable[edges[:-1]]
+        left, num_seen = budgets[sequence], 0
+        for wanted in (left, len(is_text)):  # the first are enough, but where those that fit come late
+            for key in lowest(stream_of(keys[sequence], _ORDER), is_text, wanted)[num_seen:]:
+                begin, end = edges[index_of(key)], edges[index_of(key) + 1]
+                if end - begin <= left:
+                    num = _take(positions, num, begin, end)
+                    left -= end - begin
+                if left == 0:
+                    break
+            if left == 0:
+                break
+            num_seen = wanted
+        if left > 0 and left == budgets[sequence]:
+            num = _take_shortest(positions, num, view, edges, most)
+    return positions[:num]
+
+
+@compiled
+def _words(view: Arrays, sequence: int) -> Ints:
+    """int64 `[W + 1]`: where each word of a sequence begins, and its end; a special token is a word of its own."""
+    start, end = view.starts[sequence], view.starts[sequence] + view.lengths[sequence]
+    edges = np.empty(end - start + 1, dtype=np.int64)
+    num, after_special = 0, True
+    for position in range(start, end):
+        is_special = not view.maskable[position]
+        edges[num] = position
+        num += view.word_starts[position] | is_special | after_special
+        after_special = is_special
+    edges[num] = end
+    return edges[: num + 1]
+
+
+@compiled
+def _take(positions: Ints, num: int, begin: int, end: int) -> int:
+    """Write the positions of a range behind the first `num`, and return how many there are now."""
+    for position in range(begin, end):
+        positions[num] = position
+        num += 1
+    return num
+
+
+@compiled
+def _take_shortest(positions: Ints, num: int, view: Arrays, edges: Ints, most: int) -> int:
+    """As `_take`, of the first of the shortest words, cut to `most` tokens."""
+    shortest, least = 0, np.int64(len(view.ids) + 1)
+    for word in range(len(edges) - 1):
+        if view.maskable[edges[word]] and edges[word + 1] - edges[word] < least:
+            shortest, least = edges[word], edges[word + 1] - edges[word]
+    return _take(positions, num, shortest, shortest + min(least, most))
+
+
+@compiled
+def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) -> tuple[Ints, Ints]:
+    """int64 `[M]` both: of each sequence spans of words until the budget is full, and each one's first token."""
+    positions, leaders = np.empty(len(view.ids), dtype=np.int64), np.empty(len(view.ids), dtype=np.int64)
+    num = 0
+    for sequence in range(len(budgets)):
+        edges = _words(view, sequence)
+        words = np.flatnonzero(view.maskable[edges[:-1]])
+        before, left = num, budgets[sequence]
+        sizes = _span_lengths(min(left, len(words)), len(words), stream_of(keys[sequence], _LENGTH), bounds)
+        firsts = _span_places(sizes, len(words), stream_of(keys[sequence], _PLACE))
+        for first, size in zip(firsts, sizes):
+            leader = edges[words[first]]
+            end = fitting = leader
+            for word in words[first : first + size]:
+                if edges[word] != end:  # there is a special token between them
+                    break
+                end = edges[word + 1]
+                fitting = end if end - leader <= left else fitting
+            leaders[num : num + fitting - leader] = leader
+            num = _take(positions, num, leader, fitting)
+            left -= end - leader
+            if left <= 0:
+                break
+        if num == before and budgets[sequence] > 0:
+            num = _take_shortest(positions, num, view, edges, most)
+            leaders[before:num] = positions[before:num]
+    return positions[:num], leaders[:num]
+
+
+@compiled
+def _span_lengths(wanted: int, num_words: int, stream: np.uint32, bounds: Floats) -> Ints:
+    """Words of each span: one drawn after another until so many are in spans, the last cut to those that there are."""
+    sizes = np.empty(wanted, dtype=np.int64)
+    num = drawn = 0
+    while drawn < wanted:
+        size = 1 + np.searchsorted(bounds, np.float64(draw_at(stream, num)), side="right")
+        sizes[num] = min(size, num_words - drawn)
+        drawn += size
+        num += 1
+    return sizes[:num]
+
+
+@compiled
+def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
+    """The first word of each span; every way to arrange them among the words outside of them is as likely as another.
+
+    Of as many slots as there are spans and words outside, the spans take a random set, in a random order. (In the order
+    of drawing, the last would stand last in the text, and it is longer than others as it is the one that fills the
+    budget.)
+    """
+    num_slots = num_words - sizes.sum() + len(sizes)
+    span_of = np.full(num_slots, -1, dtype=np.int64)
+    for span, key in enumerate(lowest(stream, span_of < 0, len(sizes))):
+        span_of[index_of(key)] = span
+    firsts = np.empty(len(sizes), dtype=np.int64)
+    word = 0
+    for span in span_of:
+        if span < 0:
+            word += 1
+        else:
+            firsts[span] = word
+            word += sizes[span]
+    return firsts
+
+
+# A batch of some of the sequences
+
+
+@compiled
+def grouped(view: Arrays, choice: Ints, num_groups: int) -> tuple[Arrays, Ints, Ints, Ints]:
+    """The sequences of choice 0, then those of choice 1, ... end to end.
+
+    Returns:
+        Their arrays; int64 `[S]`, which sequences they were; int64 `[groups + 1]`, how many come before each group; and
+        int64 `[T]`, where each token stood.
+    """
+    order, before = np.empty(len(choice), dtype=np.int64), np.zeros(num_groups + 1, dtype=np.int64)
+    for group in range(num_groups):
+        before[group + 1] = before[group]
+        for sequence in range(len(choice)):
+            if choice[sequence] == group:
+                order[before[group + 1]] = sequence
+                before[group + 1] += 1
+    lengths = view.lengths[order]
+    starts = np.cumsum(lengths) - lengths
+    tokens, ids = np.empty(len(view.ids), dtype=np.int64), np.empty(len(view.ids), dtype=np.int64)
+    maskable, word_starts = np.empty(len(view.ids), dtype=np.bool_), np.empty(len(view.ids), dtype=np.bool_)
+    for number in range(len(order)):
+        start, length = view.starts[order[number]], lengths[number]
+        here, there = slice(start, start + length), slice(starts[number], starts[number] + length)
+        tokens[there] = np.arange(start, start + length)
+        ids[there], maskable[there], word_starts[there] = view.ids[here], view.maskable[here], view.word_starts[here]
+    return Arrays(ids, maskable, word_starts, starts, lengths), order, before, tokens
+
+
+@compiled
+def put_back(ids: Ints, is_chosen: Bools, tokens: Ints, group_ids: Ints, group_positions: Ints) -> None:
+    """Write what became of the chosen positions of a group into the ids of the whole batch."""
+    for position in group_positions:
+        ids[tokens[position]] = group_ids[position]
+        is_chosen[tokens[position]] = True
+
+
+# What stands there instead
+
+
+@compiled
+def replaced(
+    view: Arrays,
+    keys: Keys,
+    chosen: Ints,
+    leaders: Ints,
+    share_fates: bool,
+    mask_below: float,
+    keep_from: float,
+    mask_id: int,
+    shifts: Ints,
+    num_ordinary: int,
+) -> tuple[Ints, Ints, Ints]:
+    """int64 `[T]` and twice `[M]`: the masked ids, the chosen positions ascending, and what stood there."""
+    leader_of = np.full(len(view.ids), -1, dtype=np.int32)
+    for number in range(len(chosen)):
+        if not 0 <= chosen[number] < len(view.ids):
+            raise IndexError("no such position")
+        leader_of[chosen[number]] = leaders[number]
+    ids = view.ids.copy()
+    positions, num = np.empty(len(chosen) + 1, dtype=np.int64), 0
+    for sequence in range(len(view.starts)):
+        start, begin = view.starts[sequence], num
+        stream = stream_of(keys[sequence], _ACTION)
+        fates = stream_of(keys[sequence], _SPAN) if share_fates else stream
+        for index, leader in enumerate(leader_of[start : start + view.lengths[sequence]]):
+            positions[num] = start + index
+            num += leader >= 0
+        for position in positions[begin:num]:
+            fate = np.float64(draw_at(fates, leader_of[position] - start))
+            if fate < mask_below:
+                ids[position] = mask_id
+            elif fate < keep_from:
+                # where a token has no leader, these bits said what becomes of it, hence a second hash of them
+                bits = mix_32(draw_at(stream, position - start))
+                ordinary = np.int64((np.uint64(bits) * np.uint64(num_ordinary)) >> np.uint64(32))
+                ids[position] = ordinary + np.searchsorted(shifts, ordinary, side="right")
+    return ids, positions[:num], view.ids[positions[:num]]
