@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PretrainedConfig
 
 from lit_distil.models.sources import Head
+from lit_distil.modules.fill import fill_of, note_size
 from lit_distil.modules.guards import StepGuard
 from lit_distil.modules.meters import SumMeters
 from lit_distil.modules.sharding import shard
@@ -249,7 +250,7 @@ class EncoderModule(LightningModule):
             self._meters[stage].add(f"loss/{name}", sums[name], local_counts[objective.counts])
         with torch.no_grad():
             self.observe(stage, student, batch)
-        self._meters[stage].add("tokens", batch.num_tokens, 1)
+        note_size(self._meters[stage], batch)
         return loss
 
     def terms(self) -> Iterable[tuple[str, Objective]]:
@@ -320,7 +321,8 @@ class EncoderModule(LightningModule):
         step, now = self.trainer.global_step, perf_counter()
         means, totals = self._meters["train"].reduce(self.trainer)
         since_step, since = self._last_logged
-        values = {f"train/{name}": value for name, value in means.items() if name != "tokens"}
+        means |= fill_of(means.pop("tokens"), self.trainer) if "tokens" in means else {}
+        values = {f"train/{name}": value for name, value in means.items()}
         values["train/loss"] = self._weighted_sum(means)
         if step > since_step:
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)
