@@ -118,7 +118,8 @@ def _with_fewer_searches(language: Any) -> Any:
                 return str(super().search_for_abbreviations_in_string(text))
             found = set(_WORDS_BEFORE_PERIODS(text.lower()))
             needed = [abbr for abbr in rules.ABBREVIATIONS if abbr not in plain or plain[abbr] in found]
-            whole, self.lang = self.lang, _language_of(rules, needed)
+            whole = vars(self)["lang"]
+            self.lang = _language_of(rules, needed)
             try:
                 return str(super().search_for_abbreviations_in_string(text))
             finally:
