@@ -96,5 +96,6 @@ class WorkerPool:
             env=environment,
         )
         self._processes.append((process, messages))
+        assert process.stdin is not None
         write_frame(process.stdin, self._settings)
         return process, messages
