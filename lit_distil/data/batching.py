@@ -8,7 +8,7 @@ so a run resumed at any step goes on as if it had never stopped, and another num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any
 
@@ -153,10 +153,10 @@ class EvalLoader:
                 f"the evaluation data has {len(dataset)} sequences for {world_size} devices: take at most "
                 f"{len(dataset)} devices, or more data"
             )
-        order = np.argsort(-dataset.lengths, kind="stable") if sort_by_length else np.arange(len(dataset))
+        order = np.argsort(-dataset.lengths, kind="stable") if sort_by_length else None
         # at least one sample for every rank in every batch
         num_batches = min(math.ceil(len(dataset) / (world_size * batch_size)), len(dataset) // world_size)
-        self._batches = _FixedBatches(dataset, np.array_split(order, world_size * num_batches)[rank::world_size])
+        self._batches = _FixedBatches(dataset, world_size * num_batches, order, rank, world_size)
         self.num_workers = num_workers
         self.pin_memory = pin_memory
 
@@ -188,17 +188,26 @@ class _Steps(Dataset):
 
 
 class _FixedBatches(Dataset):
-    """Batches of given samples, in epoch 0."""
+    """All samples of a data set in so many batches of like size, of which a rank has every n-th; in epoch 0."""
 
-    def __init__(self, dataset: SequenceDataset, batches: Sequence[Ints]) -> None:
+    def __init__(
+        self, dataset: SequenceDataset, num_batches: int, order: Ints | None, rank: int, world_size: int
+    ) -> None:
         self.dataset = dataset
-        self.batches = batches
+        self.order = order  # None is that of the data, which takes no memory
+        self.numbers = range(rank, num_batches, world_size)
+        # the first batches have one more where it does not divide evenly
+        self.size, self.num_larger = divmod(len(dataset), num_batches)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Batch:
-        samples = self.batches[index]
+        number = self.numbers[index]
+        start = number * self.size + min(number, self.num_larger)
+        samples = np.arange(start, start + self.size + (number < self.num_larger))
+        if self.order is not None:
+            samples = self.order[samples]
         return self.dataset.collate(samples, np.zeros_like(samples))
 
 

@@ -124,6 +124,11 @@ class TextDataModule(LightningDataModule):
         """Whether the format labels pairs."""
         return self.format is not None and self.format.has_next_sentence
 
+    @property
+    def step_capacity(self) -> int:
+        """Tokens that an optimizer step may hold: its budget, or so many sequences of full length."""
+        return self.batch_tokens or self.batch_size * self.max_length
+
     def check_same_vocabulary(self, name: str, revision: str | None = None) -> None:
         """Compare this vocabulary with a teacher's, entry by entry.
 

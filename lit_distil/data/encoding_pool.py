@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import subprocess
-import sys
-import tempfile
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.data import encoding_worker
 from lit_distil.data.encoding import TextEncoder
-from lit_distil.data.encoding_worker import read_frame, write_frame
+from lit_distil.data.worker_pool import WorkerPool, results_in_order
 
 Encoded = tuple[NDArray[np.unsignedinteger], NDArray[np.bool_], NDArray[np.int64]]
 """Ids of all texts end to end, whether each begins a word, and the number of tokens of each text."""
@@ -66,71 +58,11 @@ def encode_in_order(
             tokens, word_starts, lengths = encode(chunk.texts)
             yield chunk, (tokens.astype(token_type), word_starts, lengths)
         return
-    with _Pool(tokenizer, num_processes) as pool:
-        waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
-        for chunk in itertools.chain(first, chunks):
-            waiting.append((chunk, pool.submit(chunk.texts)))
-            # one chunk in hand and one in wait for each process
-            if len(waiting) > 2 * num_processes:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
-
-
-class _Pool:
-    """Threads that have an encoding process each."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, num_processes: int) -> None:
-        backend: Any = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        self._settings = {"tokenizer": backend.to_str(), "token_type": token_type_of(tokenizer).str}
-        self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="encoding")
-        self._local = threading.local()
-        self._processes: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        for process, messages in self._processes:
-            assert process.stdin is not None and process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already
-                process.stdin.close()  # which ends it
-            process.wait()
-            process.stdout.close()
-            messages.close()
-
-    def submit(self, texts: list[str]) -> Future[Encoded]:
-        return self._threads.submit(self._encode, texts)
-
-    def _encode(self, texts: list[str]) -> Encoded:
-        if not hasattr(self._local, "process"):
-            self._local.process, self._local.messages = self._start()
-        process, messages = self._local.process, self._local.messages
-        try:
-            write_frame(process.stdin, texts)
-            return read_frame(process.stdout)
-        except (EOFError, BrokenPipeError) as error:
-            status = process.wait()
-            messages.seek(0)
-            text = messages.read().decode(errors="replace").strip()[-1000:]
-            why = f": {text}" if text else " (a negative one is a signal; -9 is often a lack of memory)"
-            raise RuntimeError(f"an encoding process ended with status {status}{why}") from error
-
-    def _start(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-        messages = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the process lives)
-        # one thread each: the processes are what shares the cores out
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-P", encoding_worker.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            env=environment,
-        )
-        self._processes.append((process, messages))
-        write_frame(process.stdin, self._settings)  # type: ignore[arg-type]
-        return process, messages
+    backend: Any = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    settings = {"tokenizer": backend.to_str(), "token_type": token_type_of(tokenizer).str}
+    with WorkerPool(settings, num_processes) as pool:
+        # one chunk in hand and one in wait for each process
+        ahead = 2 * num_processes
+        yield from results_in_order(itertools.chain(first, chunks), lambda chunk: pool.submit(chunk.texts), ahead)

@@ -1,4 +1,6 @@
-"""A process that encodes texts for another one: run as a script, frames of pickled lists in, frames of arrays out.
+"""A process that works on texts for another one: run as a script, frames of pickled lists in, frames of answers out.
+
+The first frame says what for: `tokenizer` and `token_type` to encode them, `language` to cut them into sentences.
 
 It is started by its path, so that it imports neither torch nor the package: it is ready in half a second, is small, and
 works under whatever has started it (threads, CUDA, a notebook), which a forked process would not.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,27 +37,44 @@ def read_frame(stream: IO[bytes]) -> Any:
     return pickle.loads(data)
 
 
-def _serve() -> None:
+def _beside(name: str) -> Any:
+    """A module of this folder, without the package around it."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and typing look a module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _encoder(settings: dict[str, str]) -> Callable[[list[str]], Any]:
+    """Texts to tokens, their word starts and the number of tokens of each text."""
     import numpy as np
     from tokenizers import Tokenizer
 
-    spec = importlib.util.spec_from_file_location("encoding", Path(__file__).with_name("encoding.py"))
-    assert spec is not None and spec.loader is not None
-    encoding = importlib.util.module_from_spec(spec)
-    sys.modules["encoding"] = encoding  # where dataclasses and typing look a module up
-    spec.loader.exec_module(encoding)
+    encode = _beside("encoding").TextEncoder(Tokenizer.from_str(settings["tokenizer"]))
+    token_type = np.dtype(settings["token_type"])
 
+    def work(texts: list[str]) -> Any:
+        tokens, word_starts, lengths = encode(texts)
+        return tokens.astype(token_type), word_starts, lengths
+
+    return work
+
+
+def _serve() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     settings = read_frame(requests)
-    encode = encoding.TextEncoder(Tokenizer.from_str(settings["tokenizer"]))
-    token_type = np.dtype(settings["token_type"])
+    if "language" in settings:
+        work = _beside("sentence_rules").SentenceCutter(settings["language"])
+    else:
+        work = _encoder(settings)
     while True:
         try:
             texts = read_frame(requests)
         except EOFError:
             return
-        tokens, word_starts, lengths = encode(texts)
-        write_frame(answers, (tokens.astype(token_type), word_starts, lengths))
+        write_frame(answers, work(texts))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,11 @@ class Mixture(DocumentSource):
         self.max_documents, self.max_characters = max_documents or {}, max_characters or {}
         self.at_the_end = at_the_end
 
+    def use_processes(self, number: int) -> None:
+        """See `DocumentSource.use_processes`."""
+        for source in self.sources.values():
+            source.use_processes(number)
+
     def documents(self, split: Split) -> Iterator[list[str]]:
         """The documents of all sources, each as its source gives it."""
         if split != "train":

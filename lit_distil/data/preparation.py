@@ -81,6 +81,7 @@ def prepare_corpus(
     }
     if holds_corpus(folder):
         return _reuse(folder, made_of)
+    source.use_processes(num_processes or available_cores())
     documents = iter(source.documents(split))
     first = next(documents, None)
     if first is None:

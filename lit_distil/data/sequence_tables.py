@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.console import progress_bar
+from lit_distil.data import formats
 from lit_distil.data.corpus import TokenCorpus
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import derive_seed
-from lit_distil.data.shards import MANIFEST, sync_folder
+from lit_distil.data.shards import MANIFEST, sha256_of, sync_folder
 
 _TABLE_VERSION = 1
 _INTEGERS = ("piece_starts", "piece_ends", "offsets", "lengths")
@@ -170,7 +171,7 @@ class ArrayWriter:
 
     def append(self, values: NDArray[Any]) -> None:
         """Write values behind those that are there."""
-        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).tobytes())
+        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
         self._size += len(values)
 
     def close(self) -> None:
@@ -210,6 +211,8 @@ def _key(format: SequenceFormat, max_length: int, seed: int) -> str:
     names = [name for name in inspect.signature(kind).parameters if hasattr(format, name)]
     settings = {name: _settings_of(getattr(format, name)) for name in names}
     code = [_code_of(base) for base in kind.__mro__ if issubclass(base, SequenceFormat)]
+    # what the formats of the package call stands in files beside theirs
+    code += [sha256_of(path) for path in sorted(Path(formats.__file__).parent.glob("*.py"))]
     facts = [_TABLE_VERSION, f"{kind.__module__}.{kind.__qualname__}", code, settings, max_length, seed]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return f"{kind.__name__}-{max_length}-{digest}"

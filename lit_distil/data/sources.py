@@ -45,6 +45,13 @@ class DocumentSource(ABC):
         """About how many bytes of text the split has, where that is known without reading it; for time left."""
         return None
 
+    def use_processes(self, number: int) -> None:
+        """Told, before documents are asked for, how many processes may work on the text; few sources take any.
+
+        What `documents` gives must not depend on it. A source over other sources tells them.
+        """
+        del number  # reading takes one
+
 
 class RowSource(ABC):
     """Gives labelled rows for fine-tuning."""

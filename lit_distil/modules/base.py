@@ -23,16 +23,16 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PretrainedConfig
 
 from lit_distil.models.sources import Head
+from lit_distil.modules.fill import fill_of, note_size
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
 from lit_distil.modules.meters import SumMeters
 from lit_distil.modules.sharding import shard
 from lit_distil.modules.terms import LossTerms, TeacherOutputs, with_all_outputs
 from lit_distil.objectives import Objective
-from lit_distil.optim import Schedule, parameter_groups, scale_learning_rates
+from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Vocabulary
 
 Stage = Literal["train", "val", "test"]
@@ -130,7 +130,8 @@ class EncoderModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock of the throughput, and let the configuration win over what a checkpoint brought."""
-        self._apply_configured_optimizer()
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        apply_configured(self.trainer.optimizers, schedulers, self._configured)
         self._last_logged = (self.trainer.global_step, perf_counter())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -267,7 +268,7 @@ class EncoderModule(LightningModule):
             self._meters[stage].add(f"loss/{name}", sums[name], local_counts[objective.counts])
         with torch.no_grad():
             self.observe(stage, student, batch)
-        self._meters[stage].add("tokens", batch.num_tokens, 1)
+        note_size(self._meters[stage], batch)
         return loss
 
     def terms(self) -> Iterable[tuple[str, Objective]]:
@@ -302,26 +303,12 @@ class EncoderModule(LightningModule):
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
-    def _apply_configured_optimizer(self) -> None:
-        """Learning rate, betas, decay as configured: a resumed optimizer brings those that it was saved with."""
-        schedulers = self.trainer.lr_scheduler_configs
-        for optimizer in self.trainer.optimizers:
-            for group, configured in zip(optimizer.param_groups, self._configured, strict=True):
-                group.update(configured)
-        for scheduler in (config.scheduler for config in schedulers):
-            if isinstance(scheduler, LambdaLR):
-                scheduler.base_lrs = [configured["lr"] for configured in self._configured]
-                for group, base, factor in zip(
-                    scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
-                ):
-                    group["initial_lr"] = base
-                    group["lr"] = base * factor(scheduler.last_epoch)
-
     def _log_training(self) -> None:
         step, now = self.trainer.global_step, perf_counter()
         means, totals = self._meters["train"].reduce(self.trainer)
         since_step, since = self._last_logged
-        values = {f"train/{name}": value for name, value in means.items() if name != "tokens"}
+        means |= fill_of(means.pop("tokens"), self.trainer) if "tokens" in means else {}
+        values = {f"train/{name}": value for name, value in means.items()}
         values["train/loss"] = self._weighted_sum(means)
         if step > since_step:
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)

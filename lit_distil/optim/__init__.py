@@ -1,5 +1,6 @@
 """What the optimizer is given besides the gradients: parameter groups and learning-rate schedules."""
 
+from lit_distil.optim.configured import apply_configured
 from lit_distil.optim.groups import parameter_groups
 from lit_distil.optim.layers import (
     check_layer_decay,
@@ -22,6 +23,7 @@ __all__ = [
     "LinearSchedule",
     "Schedule",
     "WarmupStableDecaySchedule",
+    "apply_configured",
     "check_layer_decay",
     "freeze_lowest",
     "layered_groups",

@@ -22,8 +22,8 @@ from lit_distil.data import (
     SequenceFormat,
     TokenCorpus,
 )
-from lit_distil.data.formats import truncate_pair
 from tests.data.conftest import FIRST_ORDINARY_ID, SPECIAL, make_corpus, vocabulary_of
+from tests.data.pairs import truncated
 
 CLS, SEP = SPECIAL["cls_token_id"], SPECIAL["sep_token_id"]
 corpora = st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=7), min_size=1, max_size=7)
@@ -272,7 +272,7 @@ def test_every_other_document_is_as_likely_to_give_the_random_next(form):
 
 def test_truncation_takes_each_token_from_the_front_or_the_back_by_a_coin():
     # 14 tokens have to go, all of them from the first
-    fronts = [truncate_pair((0, 40), (0, 10), 36, Random(seed))[0][0] for seed in range(4000)]
+    fronts = [truncated((0, 40), (0, 10), 36, seed)[0][0] for seed in range(4000)]
     expected = stats.binom(14, 0.5).pmf(np.arange(15)) * len(fronts)
     counts = np.bincount(fronts, minlength=15)
     inner = slice(3, 12)  # the rest is too rare for a chi-square test, and goes together

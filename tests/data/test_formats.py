@@ -15,10 +15,10 @@ from lit_distil.data.formats import (
     SentencePair,
     SequenceFormat,
     SequenceTable,
-    truncate_pair,
 )
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus
+from tests.data.pairs import truncate_by_hand, truncated
 
 documents_strategy = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=8)
 
@@ -128,7 +128,7 @@ def segment_pairs_by_hand(documents, max_length, seed, short_seq_prob, random_ne
     """`create_instances_from_document` of google-research/bert on lists of token numbers.
 
     It differs in two points: the random document is never the same one, and the removal of tokens is that of
-    `truncate_pair`, which has a test of its own.
+    `truncate_by_hand`.
     """
     token, all_documents = 0, []
     for document in documents:
@@ -167,7 +167,7 @@ def segment_pairs_by_hand(documents, max_length, seed, short_seq_prob, random_ne
                 else:
                     is_random_next = False
                     tokens_b = [token for j in range(a_end, len(current_chunk)) for token in current_chunk[j]]
-                (start_a, end_a), (start_b, end_b) = truncate_pair(
+                (start_a, end_a), (start_b, end_b) = truncate_by_hand(
                     (0, len(tokens_a)), (0, len(tokens_b)), max_num_tokens, rng
                 )
                 instances.append((tokens_a[start_a:end_a], tokens_b[start_b:end_b], int(is_random_next)))
@@ -254,7 +254,7 @@ def test_the_share_of_random_pairs_is_that_of_a_coin_where_there_is_a_choice(for
 @settings(max_examples=200, deadline=None)
 @given(a=st.integers(1, 60), b=st.integers(1, 60), room=st.integers(2, 80), seed=st.integers(0, 10))
 def test_truncation_takes_from_the_longer_side_as_bert_does(a, b, room, seed):
-    first, second = truncate_pair((100, 100 + a), (500, 500 + b), room, Random(seed))
+    first, second = truncated((100, 100 + a), (500, 500 + b), room, seed)
     lengths = [a, b]
     while sum(lengths) > room:  # truncate_seq_pair of google-research/bert
         lengths[0 if lengths[0] > lengths[1] else 1] -= 1
@@ -263,7 +263,7 @@ def test_truncation_takes_from_the_longer_side_as_bert_does(a, b, room, seed):
 
 
 def test_truncation_takes_from_front_and_back_alike():
-    fronts = np.array([truncate_pair((0, 30), (0, 10), 30, Random(seed))[0][0] for seed in range(2000)])
+    fronts = np.array([truncated((0, 30), (0, 10), 30, seed)[0][0] for seed in range(2000)])
     assert fronts.min() >= 0 and fronts.max() <= 10  # binomial(10, 1/2)
     assert abs(fronts.mean() - 5) < 0.15 and abs(fronts.var() - 2.5) < 0.3
 

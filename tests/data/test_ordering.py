@@ -1,4 +1,5 @@
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_distil.data import ordering
-from lit_distil.data.batching import TrainLoader
+from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.formats import DocSentences
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, StepPlan, TokenPlan
+from lit_distil.data.sequences import SequenceDataset
 from tests.data.batches import make_dataset, sequences_of, take
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 500)
@@ -148,3 +150,34 @@ def test_budgets_and_windows_that_cannot_be_kept_are_refused_with_the_way_out():
         token_plan(batch_tokens=10**6)
     with pytest.raises(ValueError, match=r"length_window must be at least 2 steps .* got 1"):
         LengthGroupedOrder(LENGTHS, group_size=4, window_groups=1, seed=0)
+
+
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_plans_over_lengths_on_disk_hold_nothing_that_grows_with_their_number(is_grouped, tmp_path):
+    peaks = []
+    for number in (250_000, 1_000_000):
+        np.save(tmp_path / "lengths.npy", np.random.default_rng(0).integers(3, 512, number))
+        lengths = np.asarray(np.load(tmp_path / "lengths.npy", mmap_mode="r"))
+        tracemalloc.start()
+        order = EpochOrder(number, seed=1)
+        if is_grouped:
+            order = LengthGroupedOrder(lengths, group_size=256, window_groups=16, seed=1)
+        plan = TokenPlan(lengths, 65_536, order=order)
+        assert len(plan.samples(plan.steps_per_epoch // 2)[0]) > 100
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] < lengths.nbytes
+    evaluation = EvalLoader(SizeOnly(), batch_size=64)
+    assert len(evaluation) == 10**12 // 64  # would not fit if it were spread out
+
+
+class SizeOnly(SequenceDataset):
+    def __len__(self):
+        return 10**12
+
+    @property
+    def lengths(self):
+        raise AssertionError("not needed")
+
+    def collate(self, sample_ids, epochs, step=None):
+        raise AssertionError("not needed")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from lit_distil.data import DocumentFilters, TextFiles, TokenCorpus, encoding_pool, prepare_corpus, write_corpus
+from lit_distil.data import DocumentFilters, TextFiles, TokenCorpus, prepare_corpus, worker_pool, write_corpus
 from lit_distil.data.encoding import TextEncoder
 from lit_distil.data.filters import Duplicates
 from lit_distil.data.preparation import _check_tokenizer
@@ -272,7 +272,7 @@ def test_an_encoding_process_that_dies_is_told(byte_level_bpe, text, tmp_path, m
     monkeypatch.setattr("lit_distil.data.reading._CHUNK_CHARACTERS", 3_000)
     broken = tmp_path / "worker.py"
     broken.write_text("import sys; sys.exit('no such library')")
-    monkeypatch.setattr(encoding_pool.encoding_worker, "__file__", str(broken))
+    monkeypatch.setattr(worker_pool.encoding_worker, "__file__", str(broken))
     with pytest.raises(RuntimeError, match="ended with status 1: no such library"):
         prepared(text, byte_level_bpe, tmp_path / "corpus", num_processes=2)
 

@@ -1,4 +1,6 @@
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import fsspec
@@ -125,6 +127,24 @@ def test_a_copy_goes_on_file_by_file_and_is_checked(made, monkeypatch):
     assert (folder / shards[1]).read_bytes() == flipped
     ready(text_data(made, source, verify_corpus=True))
     assert (folder / shards[1]).read_bytes() == data_of_shard
+
+
+def test_runs_that_start_together_on_a_node_copy_a_corpus_once(made, monkeypatch):
+    fetched = []
+    fetch = PreparedCorpus._fetch_file
+
+    def slow(self, address, path, sha256, bar):
+        time.sleep(0.02)
+        fetched.append(path.name)
+        fetch(self, address, path, sha256, bar)
+
+    monkeypatch.setattr(PreparedCorpus, "_fetch_file", slow)
+    with ThreadPoolExecutor(3) as threads:
+        runs = [threads.submit(text_data(made, PreparedCorpus(f"file://{made.out}")).prepare_data) for _ in range(3)]
+        assert [run.result() for run in runs] == [None] * 3
+    there = [path.name for split in ("train", "validation") for path in (made.out / split).iterdir() if path.is_file()]
+    assert sorted(fetched) == sorted(name for name in there if name.startswith(("shard-", "token_counts")))
+    assert len(fetched) > 6
 
 
 def test_what_arrives_damaged_is_named_with_the_way_out(made):

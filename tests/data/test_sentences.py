@@ -1,8 +1,13 @@
 import random
+import re
 
+import pysbd
 import pytest
+from pysbd.languages import LANGUAGE_CODES
 
-from lit_distil.data import Sentences, TextFiles
+from lit_distil.data import Mixture, Sentences, TextFiles, prepare_corpus
+from lit_distil.data import sentences as sentences_module
+from lit_distil.data.sentence_rules import SentenceCutter
 from lit_distil.data.sources import DocumentSource
 
 
@@ -72,7 +77,7 @@ def test_what_pysbd_fails_on_stands_uncut_and_is_counted(monkeypatch):
         def processor(self, text):
             raise IndexError("string index out of range")
 
-    monkeypatch.setattr(source, "_segmenter", Failing())
+    monkeypatch.setattr(source._cutter, "_segmenter", Failing())
     with pytest.warns(UserWarning, match="pysbd could not cut 1 pieces of text, which stand uncut"):
         assert list(source.documents("train")) == [["One. Two.", "Plain text"]]
 
@@ -82,7 +87,7 @@ def test_plain_text_takes_no_rules_and_gives_the_same(monkeypatch):
     words = ["the", "model's", "self-taught", "layer", "T5", "x", "No", "Mr", "it,", "e", "1", "20"]
     texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) + draw.choice(["", ".", "!", "?"]) for _ in range(300)]
     fast = [sentences(text) for text in texts]
-    monkeypatch.setattr("lit_distil.data.sentences._IS_PLAIN", lambda text: None)
+    monkeypatch.setattr("lit_distil.data.sentence_rules._IS_PLAIN", lambda text: None)
     assert fast == [sentences(text) for text in texts]
 
 
@@ -103,3 +108,72 @@ def test_wrong_settings_are_refused_by_name():
         Sentences(TextFiles("a.txt"), language="xx")
     with pytest.raises(ValueError, match=r"source\.source: str gives no documents"):
         Sentences("a.txt", language="en")
+
+
+MARKS = ["no.", "No. 7", "U.S.", "p.m.", "Mr.", "e.g.", "eng.", "art.", "St. Ives", "vs.", "a. b.", "(ii) x", "1) y"]
+MARKS += ["2. z", "K. o.", "ſt. x", "İn. y", "etc.", "“Dr. No.”", "s. d.", "z.B. so", "usw.", "м.н.с.", "\u3000Mr. X"]
+
+
+@pytest.mark.parametrize("language", sorted(LANGUAGE_CODES))
+def test_searches_that_are_left_out_change_nothing(language):
+    draw = random.Random(language)
+    rules = LANGUAGE_CODES[language].Abbreviation.ABBREVIATIONS
+    cutter = SentenceCutter(language)
+    plain = pysbd.Segmenter(language=language, clean=False)
+    num_compared = 0
+    for _ in range(60):
+        words = [
+            draw.choice([draw.choice(MARKS), draw.choice(rules or MARKS).strip() + ".", "Then", "it was", "so.", "No"])
+            for _ in range(draw.randint(2, 14))
+        ]
+        text = draw.choice([" ", " ", "\n"]).join(word.title() if draw.random() < 0.2 else word for word in words)
+        try:
+            expected = plain.processor(text).process()
+        except (IndexError, ValueError, re.error):
+            continue
+        assert cutter._segmenter.processor(text).process() == expected, text
+        num_compared += 1
+    assert num_compared > 40
+
+
+def paragraphs(number):
+    draw = random.Random(number)
+    words = ["Dr. Who", "came.", "He", "saw 3.5 things!", "Nobody did?", "the layer", "learns", "from it."]
+    units = [" ".join(draw.choices(words, k=draw.choice([3, 20, 200]))) for _ in range(number)]
+    return [units[start : start + 7] for start in range(0, number, 7)]
+
+
+def test_other_processes_cut_as_this_one_does(monkeypatch):
+    monkeypatch.setattr(sentences_module, "_BATCH_CHARACTERS", 3000)  # so that documents are cut in the middle
+    given = Given(*paragraphs(60), [], ["One. Two."])
+    alone = Sentences(given, language="en")
+    several = Sentences(Mixture({"only": given}), language="en")
+    nested = Mixture({"only": several})
+    nested.use_processes(2)
+    assert several.num_processes == 2 and alone.num_processes == 1
+    expected = list(alone.documents("train"))
+    assert list(several.documents("train")) == expected == list(nested.documents("train"))
+    assert expected[-2:] == [[], ["One.", "Two."]] and sum(map(len, expected)) > 300
+    # a reader that stops early leaves no process behind
+    documents = several.documents("train")
+    assert next(documents) == expected[0]
+    documents.close()
+
+
+def test_a_prepared_corpus_of_sentences_is_the_same_for_any_number_of_processes(wordpiece, tmp_path, monkeypatch):
+    monkeypatch.setattr(sentences_module, "_BATCH_CHARACTERS", 3000)
+    hashes = []
+    for number in (1, 2, 3):
+        source = Sentences(Given(*paragraphs(60)), language="en")
+        prepare_corpus(
+            source,
+            "train",
+            wordpiece,
+            tmp_path / str(number),
+            num_processes=number,
+            shard_characters=9000,
+            progress=False,
+        )
+        assert source.num_processes == number
+        hashes.append((tmp_path / str(number) / "manifest.json").read_bytes())
+    assert hashes[0] == hashes[1] == hashes[2] and hashes[0].count(b"shard-") > 2

@@ -71,6 +71,18 @@ def test_learning_rate_gradient_norm_throughput_and_accuracy_are_logged(distille
     assert list(rates.values()) == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3, 0.0], abs=1e-9)
 
 
+def test_padding_and_fill_of_the_steps_are_logged(distilled: Path, workspace: Workspace) -> None:
+    settings = workspace.distillation()["data"]["init_args"]
+    capacity = settings["batch_size"] * settings["max_length"]
+    tokens, fill = logged(distilled, "train/tokens_per_step"), logged(distilled, "train/fill")
+    assert len(tokens) == 4 and all(0 < count <= capacity and count == int(count) for count in tokens.values())
+    assert fill == pytest.approx({step: count / capacity for step, count in tokens.items()})
+    shares = logged(distilled, "train/padding_share")
+    assert len(shares) == 4 and all(0 <= share < 1 for share in shares.values())
+    # sequences of this format are at most as long as the longest, so that padded steps hold no more than they may
+    assert all(tokens[step] <= capacity * (1 - share) + 1e-6 for step, share in shares.items())
+
+
 def test_gradient_norm_is_that_before_clipping(workspace: Workspace, tmp_path: Path) -> None:
     """After clipping it would be the clip value, step after step."""
     runs = [

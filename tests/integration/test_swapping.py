@@ -98,6 +98,15 @@ def test_format(name: str, workspace: Workspace, tmp_path: Path) -> None:
     assert ("train/loss/next_sentence" in rows[0]) is has_pairs
 
 
+def test_distillation_on_pairs_without_a_term_for_their_labels_ignores_them(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    config = workspace.distillation()
+    config["data"]["init_args"]["format"] = "lit_distil.data.SegmentPair"
+    rows = assert_trains(config, tmp_path / "run")
+    assert not [name for name in rows[0] if "next_sentence" in name]
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objective(name: str, workspace: Workspace, tmp_path: Path) -> None:
     config = workspace.distillation()

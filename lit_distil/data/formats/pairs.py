@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from itertools import product
-from random import Random
-from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_distil.data.corpus import TokenCorpus
 from lit_distil.data.formats.base import SequenceFormat, SequenceTable
-from lit_distil.data.randomness import derive_seed
+from lit_distil.data.randomness import hash_words
 
-IS_NEXT, IS_RANDOM = 0, 1
-
-
-class _Pair(NamedTuple):
-    """Two ranges of tokens and whether the second is random."""
-
-    first: tuple[int, int]
-    second: tuple[int, int]
-    label: int
+Ints = NDArray[np.int64]
 
 
 class _PairFormat(SequenceFormat):
-    """What the two formats with next-sentence prediction share: random units, truncation, the table."""
+    """What the two formats with next-sentence prediction share: checks, copies with their seeds, the table."""
 
     has_segments = True
     has_next_sentence = True
@@ -42,81 +31,55 @@ class _PairFormat(SequenceFormat):
         self.copies = copies
 
     @abstractmethod
-    def pairs_of(self, document: int, bounds: _Bounds, room: int, random: Random) -> Iterator[_Pair]:
-        """The pairs of one document, `room` tokens long at most before truncation."""
+    def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
+        """The pairs of a corpus and their labels, 0 = is next, 1 = random.
+
+        Args:
+            unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
+            document_ends: int64 `[D]`, exclusive end of each document, counted in units.
+            seeds: int64 `[D]`, of the random numbers of each document.
+            room: Most tokens of a pair.
+
+        Returns:
+            Start and exclusive end of both texts, int64 `[pairs, 2, 2]`, and int8 `[pairs]`.
+        """
 
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
         """Sequences of two pieces with a next-sentence label."""
-        bounds = _Bounds(corpus)
-        if bounds.num_documents < 2:
+        unit_ends, document_ends = corpus.unit_ends, corpus.document_ends
+        num_documents = len(document_ends)
+        if num_documents < 2:
             raise ValueError(
                 f"{type(self).__name__} takes random next sentences from another document, and the corpus has only "
-                f"{bounds.num_documents}: use FullSentences, or a source that tells documents apart"
+                f"{num_documents}: use FullSentences, or a source that tells documents apart"
             )
-        num_single = int((np.diff(corpus.document_ends, prepend=0) == 1).sum())
-        if num_single == bounds.num_documents:
+        num_single = int((np.diff(document_ends, prepend=0) == 1).sum())
+        if num_single == num_documents:
             raise ValueError(
                 f"all {num_single} documents have a single unit, so that {type(self).__name__} has no next sentence: "
                 "use FullSentences, or a source that cuts documents into sentences"
             )
         if num_single:
             warnings.warn(
-                f"{num_single} of {bounds.num_documents} documents have a single unit, so that their pairs are random",
+                f"{num_single} of {num_documents} documents have a single unit, so that their pairs are random",
                 stacklevel=3,
             )
-        room = max_length - self.num_special_tokens
-        ranges: list[tuple[int, int]] = []
-        labels = []
-        for copy, document in product(range(self.copies), range(bounds.num_documents)):
-            random = Random(derive_seed(seed, document, copy) if copy else derive_seed(seed, document))
-            for pair in self.pairs_of(document, bounds, room, random):
-                ranges += truncate_pair(pair.first, pair.second, room, random)
-                labels.append(pair.label)
-        pieces = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+        found, labels = [], []
+        for copy in range(self.copies):
+            seeds = _document_seeds(seed, num_documents, copy)
+            pairs, copy_labels = self.pairs(unit_ends, document_ends, seeds, max_length - self.num_special_tokens)
+            found.append(pairs.reshape(-1, 2))
+            labels.append(copy_labels)
+        pieces = np.concatenate(found)
         offsets = np.arange(0, len(pieces) + 1, 2, dtype=np.int64)
-        return SequenceTable(pieces[:, 0].copy(), pieces[:, 1].copy(), offsets, np.array(labels, dtype=np.int8))
+        return SequenceTable(pieces[:, 0].copy(), pieces[:, 1].copy(), offsets, np.concatenate(labels))
 
 
-class _Bounds:
-    """Units and documents as Python integers, which a loop over units reads faster than arrays."""
-
-    def __init__(self, corpus: TokenCorpus) -> None:
-        self._ends = [0, *np.asarray(corpus.unit_ends).tolist()]
-        self._documents = [0, *np.asarray(corpus.document_ends).tolist()]
-        self.num_documents = corpus.num_documents
-
-    def units(self, document: int) -> range:
-        """Indices of a document's units."""
-        return range(self._documents[document], self._documents[document + 1])
-
-    def tokens(self, first: int, end: int) -> tuple[int, int]:
-        """The tokens of the units first to end (exclusive)."""
-        return self._ends[first], self._ends[end]
-
-    def random_start(self, document: int, random: Random) -> tuple[int, int]:
-        """A random unit of a random other document, and the exclusive end of that document's units."""
-        other = random.randrange(self.num_documents - 1)
-        units = self.units(other + (other >= document))
-        return random.choice(units), units.stop
-
-
-def truncate_pair(
-    first: tuple[int, int], second: tuple[int, int], room: int, random: Random
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shorten two ranges to `room` tokens together, as BERT does: token by token from the longer one (the second where
-    they are equally long), from its front or its back at random.
-    """
-    lengths = [first[1] - first[0], second[1] - second[0]]
-    excess = max(0, sum(lengths) - room)
-    from_longer = min(excess, abs(lengths[0] - lengths[1]))
-    rest = excess - from_longer
-    removed = [rest // 2, rest - rest // 2]
-    removed[0 if lengths[0] > lengths[1] else 1] += from_longer
-    shortened = []
-    for (start, end), count in zip((first, second), removed, strict=True):
-        from_front = random.getrandbits(count).bit_count() if count else 0
-        shortened.append((start + from_front, end - (count - from_front)))
-    return shortened[0], shortened[1]
+def _document_seeds(seed: int, num_documents: int, copy: int) -> Ints:
+    """`derive_seed(seed, document)`, or of the copy too where it is not the first, for all documents."""
+    documents = np.arange(num_documents)
+    words = hash_words(seed, documents, copy) if copy else hash_words(seed, documents)
+    return (words >> np.uint64(1)).astype(np.int64)
 
 
 class SegmentPair(_PairFormat):
@@ -139,34 +102,13 @@ class SegmentPair(_PairFormat):
             raise ValueError(f"short_seq_prob must lie in [0, 1], got {short_seq_prob}")
         self.short_seq_prob = short_seq_prob
 
-    def pairs_of(self, document: int, bounds: _Bounds, room: int, random: Random) -> Iterator[_Pair]:
+    def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
         """BERT's `create_instances_from_document`; one target length a document, as there."""
-        target = random.randint(2, room) if random.random() < self.short_seq_prob else room
-        units = bounds.units(document)
-        first = unit = units.start
-        while unit < units.stop:
-            unit += 1  # the chunk is units first to unit, exclusive
-            start, end = bounds.tokens(first, unit)
-            if unit < units.stop and end - start < target:
-                continue
-            cut = random.randint(first + 1, unit - 1) if unit - first > 1 else unit
-            segment = bounds.tokens(first, cut)
-            if cut == unit or random.random() < self.random_next_prob:
-                needed = target - (segment[1] - segment[0])
-                yield _Pair(segment, self._random_segment(document, needed, bounds, random), IS_RANDOM)
-                unit = cut  # put back what B would have been
-            else:
-                yield _Pair(segment, bounds.tokens(cut, unit), IS_NEXT)
-            first = unit
+        from lit_distil.data.formats import pairing  # compiled; slow to import
 
-    @staticmethod
-    def _random_segment(document: int, needed: int, bounds: _Bounds, random: Random) -> tuple[int, int]:
-        """Units of another document from a random one on, until `needed` tokens are there or the document ends."""
-        first, stop = bounds.random_start(document, random)
-        end = first + 1
-        while end < stop and bounds.tokens(first, end)[1] - bounds.tokens(first, end)[0] < needed:
-            end += 1
-        return bounds.tokens(first, end)
+        return pairing.segment_pairs(
+            unit_ends, document_ends, seeds, room, float(self.short_seq_prob), float(self.random_next_prob)
+        )
 
 
 class SentencePair(_PairFormat):
@@ -184,16 +126,8 @@ class SentencePair(_PairFormat):
     def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:
         super().__init__(random_next_prob, copies)
 
-    def pairs_of(self, document: int, bounds: _Bounds, room: int, random: Random) -> Iterator[_Pair]:
-        """Pairs from the document's first unit to its last."""
-        units = bounds.units(document)
-        unit = units.start
-        while unit < units.stop:
-            first = bounds.tokens(unit, unit + 1)
-            if unit + 1 == units.stop or random.random() < self.random_next_prob:
-                other, _ = bounds.random_start(document, random)
-                yield _Pair(first, bounds.tokens(other, other + 1), IS_RANDOM)
-                unit += 1
-            else:
-                yield _Pair(first, bounds.tokens(unit + 1, unit + 2), IS_NEXT)
-                unit += 2
+    def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
+        """Pairs from each document's first unit to its last."""
+        from lit_distil.data.formats import pairing  # compiled; slow to import
+
+        return pairing.sentence_pairs(unit_ends, document_ends, seeds, room, float(self.random_next_prob))

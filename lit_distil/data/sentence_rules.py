@@ -1,0 +1,138 @@
+"""Text to sentences by pysbd's rules, in windows, and without the rules that cannot change anything.
+
+This file imports neither torch nor the package, so that a process that does nothing but cut starts at once and stays
+small (see `encoding_worker.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+WINDOW = 800  # characters; pysbd's time grows faster than the text
+_LARGEST_WINDOW = 6400
+# without a mark that can end a sentence or begin an item of a list there is nothing to cut
+_IS_PLAIN = re.compile(r"[A-Za-z0-9 ,'-]*[^\W_]?[.!?]?").fullmatch
+# what its rules let through on odd text, such as an item number that is no number
+_PYSBD_ERRORS = (IndexError, ValueError, KeyError, TypeError, AttributeError, re.error)
+# a word up to its first period, from where pysbd would find an abbreviation
+_WORDS_BEFORE_PERIODS = re.compile(r"(?:^|(?<=\s))([^\s.]+)(?=\.)").findall
+# what a regular expression takes for an i, k or s and `lower` does not
+_HAS_ODD_CASE = re.compile("[\u0130\u0131\u017f\u212a]").search
+
+
+class SentenceCutter:
+    """Cuts text into sentences.
+
+    Args:
+        language: ISO 639-1 code of the text's language, one that pysbd knows.
+    """
+
+    def __init__(self, language: str) -> None:
+        import pysbd
+
+        self._segmenter = pysbd.Segmenter(language=language, clean=False)
+        self._segmenter.language_module = _with_fewer_searches(self._segmenter.language_module)
+
+    def __call__(self, texts: list[str]) -> tuple[list[list[str]], int]:
+        """The sentences of each text, and how many pieces of the texts pysbd failed on."""
+        found = [self._cut(text) for text in texts]
+        return [sentences for sentences, _ in found], sum(failures for _, failures in found)
+
+    def _cut(self, text: str) -> tuple[list[str], int]:
+        """The sentences of a text, and how many pieces of it pysbd failed on.
+
+        A long text goes through in windows. The last sentence of a window may be cut by its end, so that the next
+        window begins with it.
+        """
+        sentences: list[str] = []
+        failures = start = 0
+        window = WINDOW
+        while len(text) - start > window:
+            space = text.rfind(" ", start + window // 2, start + window)
+            end = space if space > 0 else start + window
+            starts, has_failed = self._starts(text[start:end])
+            failures += has_failed
+            if len(starts) == 1 and window < _LARGEST_WINDOW:
+                window *= 2
+                continue
+            # a sentence that fills the largest window is cut where the window ends
+            bounds = [*starts, end - start] if len(starts) == 1 else starts
+            sentences += _pieces(text[start:end], bounds)
+            start += bounds[-1]
+            window = WINDOW
+        starts, has_failed = self._starts(text[start:])
+        sentences += _pieces(text[start:], [*starts, len(text) - start])
+        return sentences, failures + has_failed
+
+    def _starts(self, text: str) -> tuple[list[int], bool]:
+        """Where the sentences of a text begin, 0 the first, and whether pysbd failed."""
+        if _IS_PLAIN(text):
+            return [0], False
+        try:
+            # `segment` would look every sentence up in the whole text, and lose those that it does not find
+            found = self._segmenter.processor(text).process()
+        except _PYSBD_ERRORS:
+            return [0], True
+        starts, position = [0], 0
+        for sentence in found:
+            place = text.find(sentence.strip(), position)
+            # what the rules have altered cannot be found, and stays with the sentence before
+            if place >= position and sentence.strip():
+                if place > 0:
+                    starts.append(place)
+                position = place + len(sentence.strip())
+        return starts, False
+
+
+def _pieces(text: str, bounds: list[int]) -> Iterator[str]:
+    """The stretches between bounds that are not blank."""
+    for start, end in pairwise(bounds):
+        if piece := text[start:end].strip():
+            yield piece
+
+
+def _with_fewer_searches(language: Any) -> Any:
+    """A language of pysbd that gives the same and does not search in vain for most of its abbreviations.
+
+    For each abbreviation that is part of any word of the text pysbd searches the text for words that begin with it, and
+    then for those of them before a period, to alter it. All but those that stand before a period, as whole words, are
+    left out here. Languages with a rule of their own for that period are left as they are.
+    """
+    from pysbd.abbreviation_replacer import AbbreviationReplacer
+
+    kind = getattr(language, "AbbreviationReplacer", AbbreviationReplacer)
+    own = ("search_for_abbreviations_in_string", "scan_for_replacements", "replace_period_of_abbr")
+    if any(getattr(kind, name) is not getattr(AbbreviationReplacer, name) for name in own):
+        return language
+    rules = language.Abbreviation
+    # other abbreviations are regular expressions, whatever was meant
+    plain = {abbr: abbr.strip() for abbr in rules.ABBREVIATIONS if abbr.strip().isascii() and abbr.strip().isalnum()}
+
+    class Replacer(kind):  # type: ignore[misc, valid-type]
+        def search_for_abbreviations_in_string(self, text: str) -> str:
+            if _HAS_ODD_CASE(text):
+                return str(super().search_for_abbreviations_in_string(text))
+            found = set(_WORDS_BEFORE_PERIODS(text.lower()))
+            needed = [abbr for abbr in rules.ABBREVIATIONS if abbr not in plain or plain[abbr] in found]
+            whole = vars(self)["lang"]
+            self.lang = _language_of(rules, needed)
+            try:
+                return str(super().search_for_abbreviations_in_string(text))
+            finally:
+                self.lang = whole
+
+    return type(language.__name__, (language,), {"AbbreviationReplacer": Replacer})
+
+
+def _language_of(rules: Any, abbreviations: list[str]) -> Any:
+    """What pysbd's search for abbreviations asks a language for, with some of its abbreviations."""
+    kept = SimpleNamespace(
+        ABBREVIATIONS=abbreviations,
+        PREPOSITIVE_ABBREVIATIONS=rules.PREPOSITIVE_ABBREVIATIONS,
+        NUMBER_ABBREVIATIONS=rules.NUMBER_ABBREVIATIONS,
+    )
+    return SimpleNamespace(Abbreviation=kept)
