@@ -83,7 +83,7 @@ def test_two_seeds_in_processes(workspace: Workspace, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("done before") == 2 * attempt
     found = json.loads((tmp_path / "out/seeds.json").read_text())
-    assert not found["failed"] and list(found["metrics"])[0] == "score"
+    assert not found["failed"] and next(iter(found["metrics"])) == "score"
     losses = found["metrics"]["loss"]
     assert losses["values"]["1"] != losses["values"]["2"]
     assert losses["median"] == pytest.approx(sum(losses["values"].values()) / 2)
