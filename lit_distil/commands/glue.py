@@ -25,7 +25,7 @@ from lit_distil.commands.glue_tasks import (
 )
 from lit_distil.commands.jobs import Job, call, run_jobs
 from lit_distil.commands.render import aligned
-from lit_distil.commands.seed_table import Summary, best_scores, summarise
+from lit_distil.commands.seed_table import Summary, scores_or_problem, summarise
 from lit_distil.commands.seeds import add_seeds, check_seeds, chosen_seeds
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -97,7 +97,7 @@ def glue(wanted: GlueRun, *, submission: bool = False) -> bool:
         submission: Whether to predict the test rows too, with the best seed on the development set.
 
     Returns:
-        Whether everything came to its end.
+        Whether everything came to its end and was validated.
     """
     jobs = {
         (task, seed): Job(
@@ -119,9 +119,10 @@ def glue(wanted: GlueRun, *, submission: bool = False) -> bool:
     for task in wanted.tasks:
         runs: dict[str, dict[str, float]] = {}
         for seed in wanted.seeds:
-            if jobs[task, seed] in failed:
+            job = jobs[task, seed]
+            scores = None if job in failed else scores_or_problem(job.folder, job.name, problems)
+            if scores is None:
                 continue
-            scores = best_scores(wanted.folder(task, seed))
             scores["score"] = score_of(task, scores)
             if (second := _second_accuracy(wanted, task, seed)) is not None:
                 scores[second[0]] = second[1]

@@ -173,7 +173,7 @@ def data_files(folder: Path, task: str) -> dict[str, str]:
     if missing:
         raise ValueError(
             f"data: {folder / task} has no file {missing[0]}.jsonl (or .json, .csv, .tsv, .parquet); name the splits "
-            "as the Hub does, or leave --data out to read the Hub"
+            "as the Hub does, name the tasks that are there (--tasks), or leave --data out to read the Hub"
         )
     return found
 

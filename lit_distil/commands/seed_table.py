@@ -49,15 +49,30 @@ def best_scores(run: str | Path) -> dict[str, float]:
     Raises:
         ValueError: The run was never validated.
     """
-    scores = read_metric(run, "val/score")
-    ordered = scores or [(step, -loss) for step, loss in read_metric(run, "val/loss")]
+    ordered = []
+    if Path(run, "metrics.csv").is_file():  # a run of very few steps logs nothing
+        scores = read_metric(run, "val/score")
+        ordered = scores or [(step, -loss) for step, loss in read_metric(run, "val/loss")]
     if not ordered:
-        raise ValueError(f"{run}: metrics.csv holds no validation; give validation rows (data.validation_share)")
+        raise ValueError(
+            f"{run}: the run was never validated, so it has no scores; train for a whole epoch or validate more often "
+            "(trainer.val_check_interval), and give validation rows (data.validation_share)"
+        )
     step = max(ordered, key=lambda one: (one[1], -one[0]))[0]
     with Path(run, "metrics.csv").open(newline="", encoding="utf-8") as file:
         names = [name for name in next(csv.reader(file)) if name.startswith("val/")]
     found = {name.removeprefix("val/"): dict(read_metric(run, name)).get(step) for name in names}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def scores_or_problem(run: str | Path, name: str, problems: list[str]) -> dict[str, float] | None:
+    """`best_scores`; of a run that has none the reason is shown and put to the problems, and None comes back."""
+    try:
+        return best_scores(run)
+    except ValueError as error:
+        print(f"{name}: {error}", flush=True)
+        problems.append(f"{name} (never validated)")
+        return None
 
 
 def summarise(runs: Mapping[str, Mapping[str, float]]) -> dict[str, Summary]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lit_distil.commands.jobs import Job, run_jobs
 from lit_distil.commands.render import aligned
-from lit_distil.commands.seed_table import best_scores, seeds_table, summarise
+from lit_distil.commands.seed_table import scores_or_problem, seeds_table, summarise
 
 
 def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Sequence[str] = ()) -> bool:
@@ -24,7 +24,7 @@ def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Seque
         more: Further arguments of `lit-distil fit`.
 
     Returns:
-        Whether all runs came to their end.
+        Whether all runs came to their end and were validated.
 
     Raises:
         ValueError: No seed, or the same twice; a folder holds another run.
@@ -36,21 +36,27 @@ def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Seque
         Job(f"seed {seed}", folder / f"seed-{seed}", (*files, "--seed_everything", str(seed), *more)) for seed in seeds
     ]
     failed = run_jobs(jobs)
-    runs = {str(seed): best_scores(job.folder) for seed, job in zip(seeds, jobs, strict=True) if job not in failed}
+    problems = [job.name for job in failed]
+    runs: dict[str, dict[str, float]] = {}
+    for seed, job in zip(seeds, jobs, strict=True):
+        if job not in failed and (scores := scores_or_problem(job.folder, job.name, problems)) is not None:
+            runs[str(seed)] = scores
     summaries = summarise(runs)
-    report = aligned(seeds_table(summaries, [str(seed) for seed in seeds])) if runs else "no run came to its end"
+    report = aligned(seeds_table(summaries, [str(seed) for seed in seeds])) if runs else "no run has scores"
+    if problems:
+        report += f"\n\nFailed: {'; '.join(problems)}"
     print(report)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "seeds.md").write_text(f"# {', '.join(configs)}\n\n{report}\n", encoding="utf-8")
     content = {
         "configs": list(configs),
         "arguments": list(more),
-        "failed": [job.name for job in failed],
+        "failed": problems,
         "metrics": {name: summary.to_json() for name, summary in summaries.items()},
     }
     (folder / "seeds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written: {folder / 'seeds.md'}")
-    return not failed
+    return not problems
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -68,8 +68,6 @@ def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
                 )
             metrics = [probe("SaveMetrics", folder / f"{kind}-val.json")]
             add("validate", f"{kind}-val", workspace.configuration(kind), callbacks=metrics)
-        metrics = [probe("SaveMetrics", folder / "teacher-test.json")]
-        add("test", "teacher-test", evaluation_of_teacher(workspace), callbacks=metrics)
         add("predict", "predict", workspace.finetuning())
         weights = [probe("SaveWeights", folder / "sharded.pt")]
         add("fit", "sharded", with_projection(workspace.distillation()), **SHARDED, max_steps=3, callbacks=weights)

@@ -16,8 +16,8 @@ from lit_distil.commands.measure import measure_masked_lm, open_data
 from lit_distil.data import DocSentences, FullSentences, TextDataModule, TextFiles, TokenMasking
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.objectives import MaskedLMLoss
-from tests.integration.conftest import evaluation_of_teacher, probe
-from tests.workspace import Workspace, fit
+from tests.integration.conftest import TWO_RANKS, evaluation_of_teacher, probe
+from tests.workspace import Workspace, fit, run_on_two_ranks, shared, with_trainer, write_config
 
 NAMES = ("test/loss", "test/loss/masked_lm", "test/perplexity", "test/masked_accuracy")
 
@@ -83,8 +83,31 @@ def test_the_test_command_gives_the_mean_over_all_masked_tokens_whatever_the_bat
         check(json.loads(file.read_text()), expected)
 
 
-def test_two_ranks_give_the_mean_over_all_masked_tokens(two_ranks: Path, expected: dict[str, float]) -> None:
-    check(json.loads((two_ranks / "teacher-test.json").read_text()), expected)
+@pytest.fixture(scope="module")
+def evaluated_by_two_ranks(shared_root: Path, workspace: Workspace) -> Path:
+    """What two ranks find, unpadded and padded, with one, three or sixteen sequences at a time."""
+
+    def make(folder: Path) -> None:
+        jobs = []
+        for attention in (None, "sdpa"):
+            for size in (1, 3, 16):
+                name = f"{attention}-{size}"
+                config = evaluation_of_teacher(workspace, attention=attention)
+                config["data"]["init_args"]["eval_batch_size"] = size
+                callbacks = [probe("SaveMetrics", folder / f"{name}.json")]
+                full = with_trainer(config, folder / name, **TWO_RANKS, callbacks=callbacks)
+                jobs.append(["test", "--config", write_config(full, folder / f"{name}.yaml")])
+        run_on_two_ranks(jobs, folder)
+
+    return shared(shared_root, "evaluated-by-two-ranks", make)
+
+
+@pytest.mark.parametrize("attention", [None, "sdpa"])
+def test_two_ranks_give_the_mean_over_all_masked_tokens_whatever_the_batches(
+    attention: str | None, evaluated_by_two_ranks: Path, expected: dict[str, float]
+) -> None:
+    for size in (1, 3, 16):
+        check(json.loads((evaluated_by_two_ranks / f"{attention}-{size}.json").read_text()), expected)
 
 
 def test_the_report_measures_what_the_test_command_gives(workspace: Workspace, expected: dict[str, float]) -> None:
