@@ -33,6 +33,9 @@ class DistillationModule(TaughtModule, LanguageModelModule):
     Several teachers, by name, are one: terms on logits compare with the weighted mean of their distributions, at the
     temperature of the term. A term named in `objective_teachers` compares with that teacher alone.
 
+    On data whose format draws pairs, next-sentence prediction is ignored, as in DistilBERT, unless an objective is on
+    it (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`).
+
     Args:
         teacher: Name on the Hub, an exported folder, or a folder of Hugging Face's own; or several of them, by names
             of your choice.
@@ -92,6 +95,8 @@ class DistillationModule(TaughtModule, LanguageModelModule):
         )
         self.teacher_cache = cache_folders(teacher_cache, self.teacher_names)
         check_cacheable(self.comparisons, self.teacher_cache)
+        if any(objective.needs_next_sentence for objective in objectives.values()):
+            self.head = "pretraining"
         self.evaluate_at_start = evaluate_at_start
         self.cached_teachers: dict[str, CachedTeacher] = {}
 
@@ -139,15 +144,15 @@ class DistillationModule(TaughtModule, LanguageModelModule):
         return cached
 
     def load_teacher(self, folder: str) -> PreTrainedModel:
-        """A network with a masked-LM head."""
-        return load_teacher(folder, self.teacher_revision, self.vocabulary, "masked_lm")
+        """A network with a masked-LM head, and a next-sentence head if an objective compares its answers."""
+        return load_teacher(folder, self.teacher_revision, self.vocabulary, self.head)
 
     def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """Of the teacher's layers, or of its own source."""
         if isinstance(self.student_source, StudentInitialisation):
             assert teacher is not None
             return self.student_source.build(teacher)
-        return self.student_source.build(self.vocabulary, head="masked_lm"), []
+        return self.student_source.build(self.vocabulary, head=self.head), []
 
     def loss_terms(self) -> LossTerms:
         """The objectives, and the teachers that they compare with."""

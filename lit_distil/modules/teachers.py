@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,12 +40,18 @@ def load_teacher(folder: str, revision: str | None, vocabulary: Vocabulary, head
     """The network in a folder or on the Hub, with this head.
 
     Raises:
-        ValueError: There is none such.
+        ValueError: There is none such, or it lacks weights, the head's perhaps.
     """
     try:
-        return Pretrained(folder, revision=revision).build(vocabulary, head=head)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".* has no weights for ")
+            return Pretrained(folder, revision=revision).build(vocabulary, head=head)
     except ValueError as error:
         raise ValueError(f"model.teacher: {error}") from error
+    except UserWarning as error:
+        raise ValueError(
+            f"model.teacher: {error}, and nothing can be learnt from them; give a whole network"
+        ) from error
 
 
 def freeze_position_embeddings(network: FlatNetwork) -> None:

@@ -10,6 +10,7 @@ from lit_distil.objectives.jensen_shannon import JensenShannonLoss
 from lit_distil.objectives.logit_mse import LogitMSELoss
 from lit_distil.objectives.masked_lm import MaskedLMLoss
 from lit_distil.objectives.next_sentence import NextSentenceLoss
+from lit_distil.objectives.next_sentence_soft_targets import NextSentenceSoftTargetLoss
 from lit_distil.objectives.relation import RelationLoss
 from lit_distil.objectives.reverse_kl import ReverseKLLoss
 from lit_distil.objectives.rows import LogitObjective, LogitRows, RowObjective, logits_at
@@ -29,6 +30,7 @@ __all__ = [
     "MaskedLMLoss",
     "NetworkFacts",
     "NextSentenceLoss",
+    "NextSentenceSoftTargetLoss",
     "Objective",
     "Positions",
     "RelationLoss",

@@ -31,7 +31,7 @@ class Objective(nn.Module, ABC):
     that holds the objectives, with the number of items (`counts`) in the whole global batch. A micro-batch without any
     item gives 0, never NaN.
 
-    A subclass sets the four attributes below, on the class or in its constructor, and implements `forward`. It may own
+    A subclass sets the attributes below, on the class or in its constructor, and implements `forward`. It may own
     parameters (a projection), which are then trained with the student.
 
     Args:
@@ -45,12 +45,14 @@ class Objective(nn.Module, ABC):
             (None). An objective that needs the masked rows also accepts outputs that carry all of them.
         needs_teacher: Whether `teacher` must be given.
         needs_hidden_states: Whether both networks must return the hidden states of all their layers.
+        needs_next_sentence: Whether they must have a next-sentence head.
     """
 
     counts: Countable
     rows: Positions | None = None
     needs_teacher: bool = False
     needs_hidden_states: bool = False
+    needs_next_sentence: bool = False
 
     def __init__(self, weight: float | StepValue = 1.0) -> None:
         super().__init__()

@@ -17,15 +17,12 @@ class NextSentenceLoss(Objective):
     """
 
     counts: Countable = "sequences"
+    needs_next_sentence = True
 
     def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
         """Beside what every objective checks: the network has the head."""
         super().check(student, teacher)
-        if not student.has_next_sentence:
-            raise ValueError(
-                f"NextSentenceLoss needs a network with a next-sentence head, and {student.model_type} has none here; "
-                "pretrain with it (MaskedLMModule) on a data format that draws pairs, or leave it out"
-            )
+        check_next_sentence_head(self, student)
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The cross-entropy in nats, summed over the sequences."""
@@ -34,3 +31,17 @@ class NextSentenceLoss(Objective):
         if batch.next_sentence_labels is None:
             raise ValueError("NextSentenceLoss needs next-sentence labels; choose a data format that draws pairs")
         return cross_entropy_sum(student.next_sentence_logits, batch.next_sentence_labels)
+
+
+def check_next_sentence_head(objective: Objective, network: NetworkFacts) -> None:
+    """Refuse a network without the head.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not network.has_next_sentence:
+        raise ValueError(
+            f"{type(objective).__name__} needs a network with a next-sentence head, and {network.model_type} has none "
+            "here; take an architecture that has one (BERT), pretrained on a data format that draws pairs, or leave it "
+            "out"
+        )

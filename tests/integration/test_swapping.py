@@ -107,6 +107,39 @@ def test_distillation_on_pairs_without_a_term_for_their_labels_ignores_them(
     assert not [name for name in rows[0] if "next_sentence" in name]
 
 
+def test_distillation_takes_over_the_teachers_next_sentence_prediction(workspace: Workspace, tmp_path: Path) -> None:
+    pairs = {"format": "lit_distil.data.SegmentPair", "tokenizer": workspace.wordpiece}
+    network = named("lit_distil.models.FromConfig", model_type="bert", config=FIELDS["bert"])
+    teacher = workspace.pretraining(network=network)
+    teacher["data"]["init_args"].update(pairs)
+    assert_trains(teacher, tmp_path / "teacher")
+
+    student = named("lit_distil.models.FirstLayers", num_layers=FIELDS["bert"]["num_hidden_layers"])
+    config = workspace.distillation(teacher=str(tmp_path / "teacher" / "export"), student=student)
+    config["data"]["init_args"].update(pairs)
+    config["model"]["init_args"]["objectives"] = {
+        "masked_lm": named("lit_distil.objectives.MaskedLMLoss"),
+        "pairs": named("lit_distil.objectives.NextSentenceSoftTargetLoss", temperature=1.0),
+        "labels": named("lit_distil.objectives.NextSentenceLoss", weight=0.5),
+    }
+    rows = assert_trains(config, tmp_path / "student", max_steps=2)
+    assert float(rows[0]["train/loss/pairs"]) == pytest.approx(0.0, abs=1e-6)  # all layers, and both heads, are copied
+    assert float(rows[0]["train/loss/labels"]) > 0 and 0 <= float(rows[0]["train/next_sentence_accuracy"]) <= 1
+    exported = json.loads((tmp_path / "student" / "export" / "config.json").read_text())
+    assert exported["architectures"] == ["BertForPreTraining"]
+    with pytest.raises(ValueError, match=r"model\.teacher: .*has no weights for .* nothing can be learnt from those"):
+        fit(
+            {
+                **config,
+                "model": {
+                    **config["model"],
+                    "init_args": {**config["model"]["init_args"], "teacher": workspace.bert_teacher},
+                },
+            },
+            tmp_path / "refused",
+        )
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objective(name: str, workspace: Workspace, tmp_path: Path) -> None:
     config = workspace.distillation()

@@ -40,7 +40,18 @@ class MaskingStrategy(ABC):
         max_predictions: Most positions of a sequence (BERT's `max_predictions_per_seq`); None means no limit.
         random_from_special: Whether random ids are drawn from the whole vocabulary, special ids included, as the
             original implementations do.
+
+    Attributes:
+        goes_by_sequence: Whether `select` reaches tokens through `view.starts` and `view.lengths` alone, so that within
+            `MixedMasking` it can be shown its sequences where they stand (`TokenView.only`); else they are copied.
     """
+
+    goes_by_sequence = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "select" in vars(cls) and "goes_by_sequence" not in vars(cls):
+            cls.goes_by_sequence = False  # what is true of a base's `select` need not be of this one
 
     def __init__(
         self,
@@ -111,7 +122,14 @@ class MaskingStrategy(ABC):
     def budgets(self, view: TokenView, draws: Draws) -> Ints:
         """int64 `[S]`: how many positions of each sequence to choose."""
         rate, rule = value_at(self.rate, draws.step), _RULES.index(self.count)
-        return kernels().budgets(view.arrays, draws.keys, rate, rule, self.most)
+        counts: Ints = kernels().budgets(view.arrays, draws.keys, rate, rule, self.most)
+        if not counts.all():
+            warnings.warn(
+                "data.masking: a sequence holds only special and unknown tokens, so nothing of it is predicted; "
+                "`lit-distil inspect` shows such sequences, and a filter of the source leaves them out",
+                stacklevel=2,
+            )
+        return counts
 
     def __call__(
         self,
@@ -146,6 +164,27 @@ class MaskingStrategy(ABC):
         self, view: TokenView, draws: Draws, *, vocabulary_size: int, mask_id: int, special_ids: Iterable[int]
     ) -> Masked:
         """Choose, replace and label, with the numbers of `draws`; the other arguments are those of a call."""
+        ids = view.ids.copy()
+        positions = self.write(
+            ids, view, draws, vocabulary_size=vocabulary_size, mask_id=mask_id, special_ids=special_ids
+        )
+        return Masked(ids, positions, view.ids[positions])
+
+    def write(
+        self,
+        ids: Ints,
+        view: TokenView,
+        draws: Draws,
+        *,
+        vocabulary_size: int,
+        mask_id: int,
+        special_ids: Iterable[int],
+    ) -> Ints:
+        """Choose, and write what stands there instead into `ids` `[T]`; the other arguments are those of `mask`.
+
+        Returns:
+            int64 `[M]`: the chosen positions, ascending in each sequence.
+        """
         chosen, leaders = self.select(view, draws)
         chosen = np.ascontiguousarray(chosen, dtype=np.int64)
         share_fates = leaders is not None
@@ -156,7 +195,8 @@ class MaskingStrategy(ABC):
             )
         shifts = _shifts(() if self.random_from_special else tuple(special_ids))
         try:
-            masked = kernels().replaced(
+            positions: Ints = kernels().replace(
+                ids,
                 view.arrays,
                 draws.keys,
                 chosen,
@@ -173,7 +213,7 @@ class MaskingStrategy(ABC):
                 f"{type(self).__name__}.select chose positions from {chosen.min()} to {chosen.max()} of a batch of "
                 f"{len(view.ids)} tokens: they must lie in [0, {len(view.ids)})"
             ) from None
-        return Masked(*masked)
+        return positions
 
 
 @lru_cache(maxsize=8)

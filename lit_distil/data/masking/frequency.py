@@ -30,6 +30,8 @@ class FrequencyMasking(MaskingStrategy):
         smoothing: 0 makes all tokens equal; DistilBERT and XLM have 0.7.
     """
 
+    goes_by_sequence = True
+
     def __init__(
         self,
         rate: float | StepValue = 0.15,

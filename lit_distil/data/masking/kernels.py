@@ -23,18 +23,16 @@ from lit_distil.data.masking.numbers import (
     mix_32,
     stream_of,
 )
-from lit_distil.data.masking.view import Arrays, Bools, Floats, Ints, Keys
+from lit_distil.data.masking.view import Arrays, Floats, Ints, Keys
 
 __all__ = [
     "budgets",
     "draws_at",
     "first_clocks",
     "first_draws",
-    "grouped",
     "keys_of",
     "lowest_tokens",
-    "put_back",
-    "replaced",
+    "replace",
     "spans",
     "whole_words",
 ]
@@ -246,49 +244,12 @@ def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
     return firsts
 
 
-# A batch of some of the sequences
-
-
-@compiled
-def grouped(view: Arrays, choice: Ints, num_groups: int) -> tuple[Arrays, Ints, Ints, Ints]:
-    """The sequences of choice 0, then those of choice 1, ... end to end.
-
-    Returns:
-        Their arrays; int64 `[S]`, which sequences they were; int64 `[groups + 1]`, how many come before each group; and
-        int64 `[T]`, where each token stood.
-    """
-    order, before = np.empty(len(choice), dtype=np.int64), np.zeros(num_groups + 1, dtype=np.int64)
-    for group in range(num_groups):
-        before[group + 1] = before[group]
-        for sequence in range(len(choice)):
-            if choice[sequence] == group:
-                order[before[group + 1]] = sequence
-                before[group + 1] += 1
-    lengths = view.lengths[order]
-    starts = np.cumsum(lengths) - lengths
-    tokens, ids = np.empty(len(view.ids), dtype=np.int64), np.empty(len(view.ids), dtype=np.int64)
-    maskable, word_starts = np.empty(len(view.ids), dtype=np.bool_), np.empty(len(view.ids), dtype=np.bool_)
-    for number in range(len(order)):
-        start, length = view.starts[order[number]], lengths[number]
-        here, there = slice(start, start + length), slice(starts[number], starts[number] + length)
-        tokens[there] = np.arange(start, start + length)
-        ids[there], maskable[there], word_starts[there] = view.ids[here], view.maskable[here], view.word_starts[here]
-    return Arrays(ids, maskable, word_starts, starts, lengths), order, before, tokens
-
-
-@compiled
-def put_back(ids: Ints, is_chosen: Bools, tokens: Ints, group_ids: Ints, group_positions: Ints) -> None:
-    """Write what became of the chosen positions of a group into the ids of the whole batch."""
-    for position in group_positions:
-        ids[tokens[position]] = group_ids[position]
-        is_chosen[tokens[position]] = True
-
-
 # What stands there instead
 
 
 @compiled
-def replaced(
+def replace(
+    ids: Ints,
     view: Arrays,
     keys: Keys,
     chosen: Ints,
@@ -299,14 +260,13 @@ def replaced(
     mask_id: int,
     shifts: Ints,
     num_ordinary: int,
-) -> tuple[Ints, Ints, Ints]:
-    """int64 `[T]` and twice `[M]`: the masked ids, the chosen positions ascending, and what stood there."""
+) -> Ints:
+    """Write what stands at the chosen positions into `ids`; int64 `[M]`: these, ascending in each sequence."""
     leader_of = np.full(len(view.ids), -1, dtype=np.int32)
     for number in range(len(chosen)):
         if not 0 <= chosen[number] < len(view.ids):
             raise IndexError("no such position")
         leader_of[chosen[number]] = leaders[number]
-    ids = view.ids.copy()
     positions, num = np.empty(len(chosen) + 1, dtype=np.int64), 0
     for sequence in range(len(view.starts)):
         start, begin = view.starts[sequence], num
@@ -324,4 +284,4 @@ def replaced(
                 bits = mix_32(draw_at(stream, position - start))
                 ordinary = np.int64((np.uint64(bits) * np.uint64(num_ordinary)) >> np.uint64(32))
                 ids[position] = ordinary + np.searchsorted(shifts, ordinary, side="right")
-    return ids, positions[:num], view.ids[positions[:num]]
+    return positions[:num]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from lit_distil.data.masking.base import MaskingStrategy
-from lit_distil.data.masking.view import Draws, Ints, Masked, Selection, TokenView, kernels
+from lit_distil.data.masking.view import Draws, Ints, Selection, TokenView
 
 
 class MixedMasking(MaskingStrategy):
@@ -23,6 +23,8 @@ class MixedMasking(MaskingStrategy):
         weights: How likely each is, in any unit; None makes them all alike.
         patterns: As in `MaskingStrategy`, for the choice and the masks together.
     """
+
+    goes_by_sequence = True
 
     def __init__(
         self, strategies: list[MaskingStrategy], weights: list[float] | None = None, patterns: int | None = None
@@ -68,33 +70,35 @@ class MixedMasking(MaskingStrategy):
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """The positions that each sequence's strategy chooses, with the leaders that they have there."""
         positions, leaders = [], []
-        for strategy, tokens, part, part_draws in self._parts(view, draws):
+        for strategy, part, tokens, part_draws in self._parts(view, draws):
             chosen = strategy.select(part, part_draws)
-            positions.append(tokens[chosen.positions])
-            leaders.append(positions[-1] if chosen.leaders is None else tokens[chosen.leaders])
+            positions.append(chosen.positions if tokens is None else tokens[chosen.positions])
+            if chosen.leaders is None:
+                leaders.append(positions[-1])
+            else:
+                leaders.append(chosen.leaders if tokens is None else tokens[chosen.leaders])
         return Selection(np.concatenate(positions), np.concatenate(leaders))
 
-    def mask(
-        self, view: TokenView, draws: Draws, *, vocabulary_size: int, mask_id: int, special_ids: Iterable[int]
-    ) -> Masked:
-        """As each sequence's strategy masks it, in the order of the batch."""
-        facts: dict[str, Any] = {"vocabulary_size": vocabulary_size, "mask_id": mask_id, "special_ids": special_ids}
-        ids, is_chosen = view.ids.copy(), np.zeros(len(view.ids), dtype=bool)
-        for strategy, tokens, part, part_draws in self._parts(view, draws):
-            masked = strategy.mask(part, part_draws, **facts)
-            kernels().put_back(ids, is_chosen, tokens, masked.ids, masked.positions)
-        positions = np.flatnonzero(is_chosen)
-        return Masked(ids, positions, view.ids[positions])
+    def write(self, ids: Ints, view: TokenView, draws: Draws, **facts: Any) -> Ints:
+        """As each sequence's strategy does it."""
+        is_chosen = np.zeros(len(view.ids), dtype=bool)
+        for strategy, part, tokens, part_draws in self._parts(view, draws):
+            if tokens is None:
+                is_chosen[strategy.write(ids, part, part_draws, **facts)] = True
+            else:
+                masked = strategy.mask(part, part_draws, **facts)
+                positions = tokens[masked.positions]
+                ids[positions], is_chosen[positions] = masked.ids[masked.positions], True
+        return np.flatnonzero(is_chosen)
 
-    def _parts(self, view: TokenView, draws: Draws) -> Iterator[tuple[MaskingStrategy, Ints, TokenView, Draws]]:
-        """Each strategy that some sequences get, the positions of their tokens, and the batch of these alone."""
-        arrays, order, before, tokens = kernels().grouped(view.arrays, self.choice(draws), len(self.strategies))
-        bounds = before.tolist()
-        ends = [0, *np.cumsum(arrays.lengths).tolist()]
-        for strategy, first, end in zip(self.strategies, bounds, bounds[1:], strict=False):
-            if first < end:
-                here, rows = slice(ends[first], ends[end]), order[first:end]
-                starts, lengths = arrays.starts[first:end] - ends[first], arrays.lengths[first:end]
-                ids, maskable, word_starts = arrays.ids[here], arrays.maskable[here], arrays.word_starts[here]
-                part = TokenView(ids, maskable, word_starts, lengths, starts, view.sample_ids[rows])
-                yield strategy, tokens[here], part, draws.of(part, rows)
+    def _parts(self, view: TokenView, draws: Draws) -> Iterator[tuple[MaskingStrategy, TokenView, Ints | None, Draws]]:
+        """Each strategy that some sequences get, these alone, and where their tokens stand if they are copied."""
+        choice = self.choice(draws)
+        for index, strategy in enumerate(self.strategies):
+            sequences = np.flatnonzero(choice == index)
+            if not sequences.size:
+                continue
+            part, tokens = view.only(sequences), None
+            if not strategy.goes_by_sequence:
+                part, tokens = part.copied()
+            yield strategy, part, tokens, draws.of(part, sequences)

@@ -28,6 +28,8 @@ class NgramMasking(SpanMasking):
         max_words: Longest n-gram, in words; 3 in ALBERT.
     """
 
+    goes_by_sequence = True
+
     def __init__(
         self,
         rate: float | StepValue = 0.15,

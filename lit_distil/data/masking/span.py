@@ -30,6 +30,8 @@ class SpanMasking(WholeWordMasking):
         max_words: Longest span, in words.
     """
 
+    goes_by_sequence = True
+
     def __init__(
         self,
         rate: float | StepValue = 0.15,

@@ -75,6 +75,20 @@ class TokenView:
             np.ascontiguousarray(self.lengths, dtype=np.int64),
         )
 
+    def only(self, sequences: Ints) -> TokenView:
+        """Some of the sequences, where they stand: the same tokens, of which those of the others belong to none."""
+        starts, lengths = self.arrays.starts[sequences], self.arrays.lengths[sequences]
+        part = TokenView(self.ids, self.maskable, self.word_starts, lengths, starts, self.sample_ids[sequences])
+        part.__dict__["arrays"] = self.arrays._replace(starts=starts, lengths=lengths)
+        return part
+
+    def copied(self) -> tuple[TokenView, Ints]:
+        """The sequences end to end in arrays of their own, and int64 `[T]`, where each token stood."""
+        ends = np.cumsum(self.lengths)
+        tokens = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.starts - (ends - self.lengths), self.lengths)
+        ids, maskable, word_starts = self.ids[tokens], self.maskable[tokens], self.word_starts[tokens]
+        return TokenView(ids, maskable, word_starts, self.lengths, ends - self.lengths, self.sample_ids), tokens
+
     @cached_property
     def sequence_of(self) -> Ints:
         """int64 `[T]`: which of the S sequences a token belongs to."""

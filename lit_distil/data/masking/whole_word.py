@@ -12,6 +12,8 @@ class WholeWordMasking(MaskingStrategy):
     Where no word of a sequence fits its budget, the shortest is taken all the same, cut to `max_predictions`.
     """
 
+    goes_by_sequence = True
+
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """Words in random order, as many as fit."""
         return Selection(kernels().whole_words(view.arrays, draws.keys, self.budgets(view, draws), self.most))

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from scipy import stats
 
 from lit_distil.data.masking import (
+    Draws,
     FrequencyMasking,
     Masked,
     MaskingStrategy,
@@ -259,3 +260,29 @@ def test_a_mask_does_not_depend_on_the_process():
     here = [apply(make(kind), make_view([100, 60]), 3, 7) for kind in KINDS]
     expected = [value for masked in here for value in [*masked.positions, *masked.ids[masked.positions]]]
     assert run.stdout.split() == [str(value) for value in expected] and len(expected) > 200
+
+
+def test_a_sequence_with_nothing_to_mask_is_skipped_and_told_of():
+    view = make_view([5, 7], seed=3, word_share=0.5)
+    view.maskable[:5] = False
+    with pytest.warns(UserWarning, match="holds only special and unknown tokens"):
+        masked = apply(TokenMasking(), view, seed=1)
+    assert (masked.positions >= 5).all() and masked.positions.size
+
+
+def test_a_subclass_that_selects_in_its_own_way_is_shown_copies_within_a_mixture():
+    class FirstWord(WholeWordMasking):
+        def select(self, view: TokenView, draws: Draws) -> Selection:
+            assert len(view.ids) == view.lengths.sum()  # end to end, as it may rely on
+            return Selection(view.starts[view.maskable[view.starts]])
+
+    assert WholeWordMasking.goes_by_sequence and not FirstWord.goes_by_sequence
+    view = make_view([6, 9, 4, 8, 7, 5], seed=3, word_share=0.5)
+    alone = {kind: apply(kind(), view, seed=1) for kind in (TokenMasking, FirstWord)}
+    mixed = apply(MixedMasking([TokenMasking(), FirstWord()]), view, seed=1)
+    for start, length in zip(view.starts, view.lengths, strict=True):
+        of_this, *of_each = (
+            [place for place in masked.positions.tolist() if start <= place < start + length]
+            for masked in (mixed, *alone.values())
+        )
+        assert of_this in of_each

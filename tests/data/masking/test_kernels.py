@@ -164,4 +164,4 @@ def test_compiling_ahead_leaves_nothing_to_compile(kind, inside):
     before = {name: len(getattr(kernels, name).signatures) for name in kernels.__all__}
     apply(strategy, make_view([40, 7, 90]))
     assert {name: len(getattr(kernels, name).signatures) for name in kernels.__all__} == before
-    assert before["replaced"] == before["budgets"] == 1
+    assert before["replace"] == before["budgets"] == 1
