@@ -38,7 +38,7 @@ from lit_distil.data import (
 
 SEQUENCES, LENGTH, VOCABULARY = 32, 512, 30_000
 WORD_SHARE = 0.78  # words to tokens of English in a vocabulary of this size
-ROUNDS, INNER = 30, 10
+ROUNDS, INNER = 30, 20
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

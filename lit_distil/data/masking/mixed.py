@@ -94,11 +94,14 @@ class MixedMasking(MaskingStrategy):
     def _parts(self, view: TokenView, draws: Draws) -> Iterator[tuple[MaskingStrategy, TokenView, Ints | None, Draws]]:
         """Each strategy that some sequences get, these alone, and where their tokens stand if they are copied."""
         choice = self.choice(draws)
-        for index, strategy in enumerate(self.strategies):
-            sequences = np.flatnonzero(choice == index)
-            if not sequences.size:
+        order = np.argsort(choice, kind="stable")
+        bounds = np.searchsorted(choice[order], np.arange(len(self.strategies) + 1)).tolist()
+        grouped, grouped_draws = view.only(order), draws.of(view, order)
+        for strategy, first, end in zip(self.strategies, bounds, bounds[1:], strict=False):
+            if first == end:
                 continue
-            part, tokens = view.only(sequences), None
+            own, tokens = slice(first, end), None
+            part = grouped.only(own)
             if not strategy.goes_by_sequence:
                 part, tokens = part.copied()
-            yield strategy, part, tokens, draws.of(part, sequences)
+            yield strategy, part, tokens, grouped_draws.of(part, own)

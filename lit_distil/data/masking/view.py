@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -75,11 +74,19 @@ class TokenView:
             np.ascontiguousarray(self.lengths, dtype=np.int64),
         )
 
-    def only(self, sequences: Ints) -> TokenView:
+    def only(self, sequences: Ints | slice) -> TokenView:
         """Some of the sequences, where they stand: the same tokens, of which those of the others belong to none."""
         starts, lengths = self.arrays.starts[sequences], self.arrays.lengths[sequences]
-        part = TokenView(self.ids, self.maskable, self.word_starts, lengths, starts, self.sample_ids[sequences])
-        part.__dict__["arrays"] = self.arrays._replace(starts=starts, lengths=lengths)
+        part = object.__new__(TokenView)  # its lengths have been checked
+        part.__dict__.update(
+            ids=self.ids,
+            maskable=self.maskable,
+            word_starts=self.word_starts,
+            lengths=lengths,
+            starts=starts,
+            sample_ids=self.sample_ids[sequences],
+            arrays=Arrays(self.arrays.ids, self.arrays.maskable, self.arrays.word_starts, starts, lengths),
+        )
         return part
 
     def copied(self) -> tuple[TokenView, Ints]:
@@ -125,15 +132,15 @@ class Draws:
         patterns = np.ascontiguousarray(pattern_per_sequence, dtype=np.int64)
         self.keys: Keys = kernels().keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
 
-    def of(self, view: TokenView, sequences: Ints) -> Draws:
+    def of(self, view: TokenView, sequences: Ints | slice) -> Draws:
         """The same numbers for a batch of some of the sequences alone.
 
         Args:
             view: The smaller batch.
-            sequences: int64, which of these sequences it holds.
+            sequences: Which of these sequences it holds.
         """
-        part = copy.copy(self)
-        part._view, part.keys = view, self.keys[sequences]
+        part = object.__new__(Draws)
+        part.step, part._view, part.keys = self.step, view, self.keys[sequences]
         return part
 
     def bits(self, stream: str, counts: Ints) -> Bits:
