@@ -35,6 +35,7 @@ class Assembled(NamedTuple):
 def assemble(
     tokens: NDArray[np.unsignedinteger],
     word_starts: Bools,
+    piece_starts: Ints,
     piece_lengths: Ints,
     num_pieces: Ints,
     cls: int,
@@ -45,8 +46,9 @@ def assemble(
     """Put [CLS] before each sequence and [SEP] after each of its pieces.
 
     Args:
-        tokens: uint16 or uint32 `[N]`, those of all pieces end to end.
+        tokens: uint16 or uint32 `[N]`, among which all pieces stand.
         word_starts: bool `[N]`, whether each begins a word.
+        piece_starts: int64 `[P]`, where they stand.
         piece_lengths: int64 `[P]`.
         num_pieces: int64 `[S]`, how many of the pieces each sequence has.
         cls: Id of [CLS].
@@ -54,17 +56,17 @@ def assemble(
         is_ordinary: bool `[vocabulary]`, False for special ids.
         has_segments: Whether segments are asked for.
     """
-    total = len(tokens) + len(piece_lengths) + len(num_pieces)
+    total = piece_lengths.sum() + len(piece_lengths) + len(num_pieces)
     ids, position_ids = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
     segments = np.zeros(total if has_segments else 0, dtype=np.int64)
     ordinary, begins_word = np.zeros(total, dtype=np.bool_), np.ones(total, dtype=np.bool_)
-    source = place = piece = 0
+    place = piece = 0
     for sequence in range(len(num_pieces)):
         start = place
         ids[place] = cls
         place += 1
         for rank in range(num_pieces[sequence]):
-            length = piece_lengths[piece]
+            source, length = piece_starts[piece], piece_lengths[piece]
             own = tokens[source : source + length]
             ids[place : place + length] = own
             begins_word[place : place + length] = word_starts[source : source + length]
@@ -74,7 +76,6 @@ def assemble(
             ids[place + length] = sep
             if has_segments and rank > 0:
                 segments[place : place + length + 1] = 1
-            source += length
             place += length + 1
             piece += 1
         own_positions = position_ids[start:place]

@@ -8,7 +8,7 @@ input format, length or mask.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,20 @@ from lit_distil.data.shards import MANIFEST, TOKEN_COUNTS, Manifest, ShardArrays
 Ints = NDArray[np.int64]
 # each map holds a file open, of which a process may often have 1,024
 _MOST_MAPS = 768
+
+
+class Pieces(NamedTuple):
+    """Some pieces of a corpus.
+
+    Attributes:
+        tokens: uint16 or uint32, arrays that hold all of them, and more perhaps.
+        word_starts: bool, whether each of these tokens begins a word.
+        starts: int64 `[P]`, where each piece begins in them.
+    """
+
+    tokens: NDArray[np.unsignedinteger]
+    word_starts: NDArray[np.bool_]
+    starts: Ints
 
 
 class TokenCorpus:
@@ -103,16 +117,14 @@ class TokenCorpus:
         """The documents' ends of a corpus of one shard."""
         return self._only_shard().document_ends.astype(np.int64, copy=False)
 
-    def gather(self, starts: Ints, ends: Ints) -> tuple[list[NDArray[np.unsignedinteger]], list[NDArray[np.bool_]]]:
-        """The tokens of pieces of the corpus, and whether each begins a word; nothing is copied.
+    def gather(self, starts: Ints, ends: Ints) -> Pieces:
+        """Where the tokens of pieces of the corpus stand; what lies in one shard is not copied.
 
         Args:
             starts: int64 `[P]`, first token of each piece, counted through the whole corpus.
             ends: int64 `[P]`, exclusive ends; a piece never crosses the end of a shard.
         """
-        tokens, word_starts = self._arrays.tokens, self._arrays.word_starts
-        bounds = list(zip(starts.tolist(), ends.tolist(), strict=True))
-        return [tokens[start:end] for start, end in bounds], [word_starts[start:end] for start, end in bounds]
+        return Pieces(_read_only(self._arrays.tokens), _read_only(self._arrays.word_starts), starts)
 
     def part(self, first: int, end: int) -> TokenCorpus:
         """The shards first to end (exclusive) as a corpus of one shard of their own."""
@@ -141,9 +153,13 @@ class _MappedCorpus(TokenCorpus):
         # a worker process maps the files again: pickling a memory map would copy the whole corpus
         return _map_again, (self.folder,)
 
-    def gather(self, starts: Ints, ends: Ints) -> tuple[list[NDArray[np.unsignedinteger]], list[NDArray[np.bool_]]]:
+    def gather(self, starts: Ints, ends: Ints) -> Pieces:
         """As above; each piece comes from the map of its shard."""
         shards = np.searchsorted(self._token_ends, starts, side="right")
+        first = int(shards[0]) if len(shards) else 0
+        if (shards == first).all():
+            arrays = self._maps.get(first) or self._map(first)
+            return Pieces(_read_only(arrays.tokens), _read_only(arrays.word_starts), starts - self._token_starts[first])
         bases = self._token_starts[shards]
         tokens, word_starts = [], []
         places = zip(shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True)
@@ -151,7 +167,9 @@ class _MappedCorpus(TokenCorpus):
             arrays = self._maps.get(number) or self._map(number)
             tokens.append(arrays.tokens[start:end])
             word_starts.append(arrays.word_starts[start:end])
-        return tokens, word_starts
+        lengths = ends - starts
+        copied = _read_only(np.concatenate(tokens)), _read_only(np.concatenate(word_starts))
+        return Pieces(*copied, np.cumsum(lengths) - lengths)
 
     def part(self, first: int, end: int) -> TokenCorpus:
         """The shards first to end (exclusive) as a corpus of one shard of their own."""
@@ -180,6 +198,13 @@ class _MappedCorpus(TokenCorpus):
             del self._maps[next(iter(self._maps))]
         self._maps[number] = map_shard(self.folder, self._manifest.shards[number], self._manifest.token_type)
         return self._maps[number]
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array as a plain one that cannot be written to, so that compiled loops meet one type of it."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def _map_again(folder: Path) -> TokenCorpus:

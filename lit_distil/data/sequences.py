@@ -116,10 +116,11 @@ class MaskedSequences(SequenceDataset):
         pieces = np.repeat(first_pieces + num_pieces - np.cumsum(num_pieces), num_pieces)
         pieces += np.arange(len(pieces))
         piece_starts, piece_ends = table.piece_starts[pieces], table.piece_ends[pieces]
-        tokens, word_starts = self.corpus.gather(piece_starts, piece_ends)
+        source = self.corpus.gather(piece_starts, piece_ends)
         flat = assemble(
-            np.concatenate(tokens),
-            np.concatenate(word_starts),
+            source.tokens,
+            source.word_starts,
+            source.starts,
             piece_ends - piece_starts,
             num_pieces,
             self.cls_id,
