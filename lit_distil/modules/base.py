@@ -268,7 +268,8 @@ class EncoderModule(LightningModule):
             self._meters[stage].add(f"loss/{name}", sums[name], local_counts[objective.counts])
         with torch.no_grad():
             self.observe(stage, student, batch)
-        note_size(self._meters[stage], batch)
+        if stage == "train":  # in evaluation it would tell of the batches, and not of what is measured on them
+            note_size(self._meters[stage], batch)
         return loss
 
     def terms(self) -> Iterable[tuple[str, Objective]]:
@@ -325,7 +326,7 @@ class EncoderModule(LightningModule):
         means, totals = self._meters[stage].reduce(self.trainer)
         if not totals:
             return
-        values = {f"{stage}/{name}": value for name, value in means.items() if name != "tokens"}
+        values = {f"{stage}/{name}": value for name, value in means.items()}
         values[f"{stage}/loss"] = self._weighted_sum(means)
         if "loss/masked_lm" in means:
             values[f"{stage}/perplexity"] = math.exp(min(means["loss/masked_lm"], 700.0))

@@ -46,7 +46,7 @@ def test_the_best_by_the_tasks_metric_is_exported_and_the_last_is_kept(workspace
     assert scores == accuracies and len(scores) == 4
     best_step = max(scores, key=lambda step: (scores[step], -step)) + 1
     best, last = run / "checkpoints" / f"step-{best_step}.ckpt", run / "checkpoints" / "last.ckpt"
-    assert [file.name for file in (run / "checkpoints").glob("step-*")] == [best.name]
+    assert [file.name for file in (run / "checkpoints").glob("step-*.ckpt")] == [best.name]
     assert torch.load(last, weights_only=True)["global_step"] == 16
     exported = AutoModelForSequenceClassification.from_pretrained(run / "export").state_dict()
     for key, value in network_weights(best).items():
