@@ -9,7 +9,7 @@ busy machine slows all. Both are the whole path that a user has, from rows of to
 with the data module and the meters, and transformers' Trainer (which needs `accelerate`).
 
 Lengths follow a log-normal law like that of SST-2's phrases unless a file is given. The smaller the network, the more
-weighs what is no matrix product: larger ones gain more.
+weighs what is no matrix product.
 """
 
 from __future__ import annotations
