@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_distil"
-LEAVES = {"types", "console", "schedules"}
+LEAVES = {"types", "console", "schedules", "durable"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
     "schedules": set(),
+    "durable": set(),
     "tasks": LEAVES,
     "models": LEAVES,
     "objectives": LEAVES,

@@ -6,7 +6,6 @@ system the move is a copy, and what is killed in it leaves neither the old file 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_distil.durable import sha256_of, sync_folder, write_file
 
 _SUFFIX = ".sha256"
 LAST = "last.ckpt"
@@ -46,11 +47,12 @@ class WholeCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             # while the file is exchanged, both the old one and the new one are right
-            line = f"{_digest(staged)}  {target.name}\n"
-            _write_durably(_hashes(target), line + "".join(f"{old}  {target.name}\n" for old in _known(target)))
+            line = f"{sha256_of(staged)}  {target.name}\n"
+            both = line + "".join(f"{old}  {target.name}\n" for old in _known(target))
+            write_file(_hashes(target), [both.encode()])
             os.replace(staged, target)
-            _sync_folder(target.parent)
-            _write_durably(_hashes(target), line)
+            sync_folder(target.parent)
+            write_file(_hashes(target), [line.encode()])
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
             raise OSError(
                 f"{target}: the checkpoint could not be written ({error}); what stood there before is untouched. Make "
@@ -102,33 +104,8 @@ def _known(path: Path) -> list[str]:
 
 def _is_sound(path: Path) -> bool:
     known = _known(path)
-    return not known or _digest(path) in known
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return not known or sha256_of(path) in known
 
 
 def _age(path: Path) -> float:
     return -path.stat().st_mtime
-
-
-def _write_durably(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with staged.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a move durable; where folders cannot be opened (Windows), the system sees to it."""
-    with suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -28,9 +28,10 @@ from lit_distil.data.encoding_pool import available_cores, encode_in_order
 from lit_distil.data.filters import REASONS, DocumentFilters, Duplicates, describe_dropped
 from lit_distil.data.reading import read_chunks
 from lit_distil.data.shard_writer import SETTINGS, ShardWriter, remove_notes
-from lit_distil.data.shards import Manifest, sync_folder, write_file
+from lit_distil.data.shards import Manifest
 from lit_distil.data.sources import DocumentSource, Split
 from lit_distil.data.tokenizers import tokenizer_hash
+from lit_distil.durable import sync_folder, write_file
 
 SHARD_CHARACTERS = 64_000_000
 _SEEN = "seen.sqlite"

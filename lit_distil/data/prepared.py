@@ -11,8 +11,9 @@ from typing import Any, get_args
 from filelock import FileLock
 
 from lit_distil.console import progress_bar
-from lit_distil.data.shards import MANIFEST, TOKEN_COUNTS, Manifest, sha256_of, sync_folder, write_file
+from lit_distil.data.shards import MANIFEST, TOKEN_COUNTS, Manifest
 from lit_distil.data.sources import DocumentSource, Split
+from lit_distil.durable import sha256_of, sync_folder, write_file
 
 _BLOCK_BYTES = 1 << 22
 

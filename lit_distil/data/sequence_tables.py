@@ -31,7 +31,8 @@ from lit_distil.data import formats
 from lit_distil.data.corpus import TokenCorpus
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import derive_seed
-from lit_distil.data.shards import MANIFEST, sha256_of, sync_folder
+from lit_distil.data.shards import MANIFEST
+from lit_distil.durable import sha256_of, sync_folder
 
 _TABLE_VERSION = 1
 _INTEGERS = ("piece_starts", "piece_ends", "offsets", "lengths")

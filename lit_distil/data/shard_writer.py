@@ -21,11 +21,10 @@ from lit_distil.data.shards import (
     ShardArrays,
     ShardRecord,
     map_shard,
-    sha256_of,
     shard_name,
-    write_file,
     write_shard,
 )
+from lit_distil.durable import sha256_of, write_file
 
 SETTINGS = "settings.json"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lit_distil.durable import sha256_of, write_file
 
 CORPUS_VERSION = 2
 MANIFEST = "manifest.json"
@@ -214,31 +215,3 @@ def check_shards(folder: Path, manifest: Manifest, way_out: str, *, contents: bo
             raise ValueError(
                 f"corpus {str(folder)!r}: {name} is missing or damaged (its sha256 is not its manifest's). {way_out}"
             )
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_file(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
-    """Write a file that appears whole or not at all, and is on disk when this returns."""
-    staged = path.with_name(f".{path.name}.partial")
-    with staged.open("wb") as file:
-        for block in blocks:
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's list of names on disk, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -9,6 +9,7 @@ import torch
 
 from lit_distil.callbacks import WholeCheckpoints
 from lit_distil.callbacks import checkpoint_files as files
+from lit_distil.durable import sha256_of
 
 OLD, NEW = ({"weights": torch.full((1000,), float(value)), "step": value} for value in (1, 2))
 
@@ -32,7 +33,7 @@ def test_what_was_written_is_read_and_its_hash_is_sha256sums(path: Path) -> None
     WholeCheckpoints().save_checkpoint(NEW, path)
     assert step_of(path) == 2
     assert sorted(one.name for one in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
-    assert files._hashes(path).read_text() == f"{files._digest(path)}  last.ckpt\n"
+    assert files._hashes(path).read_text() == f"{sha256_of(path)}  last.ckpt\n"
     WholeCheckpoints().remove_checkpoint(path)
     assert not list(path.parent.iterdir())
 
@@ -50,7 +51,7 @@ def test_killed_anywhere_in_a_write_the_old_or_the_new_is_there_whole(
         left[0] -= 1
         return original(*arguments)
 
-    monkeypatch.setattr(files.os, name, fault)
+    monkeypatch.setattr(os, name, fault)
     try:
         WholeCheckpoints().save_checkpoint(NEW, path)
     except Killed:
