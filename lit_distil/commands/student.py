@@ -82,7 +82,7 @@ def _evaluate(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextData
         raise ValueError("data.source: it gives no documents to try the student on; name its files")
     check_pair(student, teacher, data)
     dataset = data.datasets[split]
-    loader = EvalLoader(dataset, batch_size=data.eval_batch_size or min(16, data.batch_size))
+    loader = EvalLoader(dataset, batch_size=data.eval_batch_size)
     return compare(teacher, student, progress_bar(loader, desc=f"trying on the {split} split", unit="batch"))
 
 

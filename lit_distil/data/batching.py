@@ -23,6 +23,8 @@ from lit_distil.types import Batch
 
 Ints = NDArray[np.int64]
 
+_CUT_ALIKE = 8  # 1, 2, 4 and 8 ranks evaluate the same batches
+
 
 class TrainLoader:
     """Micro-batches of one rank, without end, from whatever step the run is at.
@@ -117,12 +119,14 @@ class TrainLoader:
 class EvalLoader:
     """Every sample exactly once over all ranks, in as many batches on each rank, with the masks of epoch 0.
 
-    Nothing is padded or repeated, so that sums over the ranks are sums over the data.
+    Nothing is padded or repeated, so that sums over the ranks are sums over the data. 1, 2, 4 and 8 ranks have the same
+    batches among them, and so the same rounding errors: what they find is equal to the last digit, unless there are
+    fewer samples than 8.
 
     Args:
         dataset: The samples.
-        batch_size: Sequences of one batch of one rank. Sizes differ by one where the data does not divide evenly, and
-            may exceed this by one where the ranks would otherwise have different numbers of batches.
+        batch_size: Sequences of one batch of one rank at most, or one more where otherwise some of 8 ranks would have a
+            batch more than others. Sizes differ by one where the data does not divide evenly.
         rank: Which of the ranks this is.
         world_size: Number of ranks.
         num_workers: Processes that assemble batches ahead; 0 does it in this process.
@@ -154,9 +158,10 @@ class EvalLoader:
                 f"{len(dataset)} devices, or more data"
             )
         order = np.argsort(-dataset.lengths, kind="stable") if sort_by_length else None
-        # at least one sample for every rank in every batch
-        num_batches = min(math.ceil(len(dataset) / (world_size * batch_size)), len(dataset) // world_size)
-        self._batches = _FixedBatches(dataset, world_size * num_batches, order, rank, world_size)
+        rounds_of = _CUT_ALIKE if _CUT_ALIKE % world_size == 0 and len(dataset) >= _CUT_ALIKE else world_size
+        # at least one sample in every batch, and as many batches for every rank
+        num_rounds = min(math.ceil(len(dataset) / (rounds_of * batch_size)), len(dataset) // rounds_of)
+        self._batches = _FixedBatches(dataset, rounds_of * num_rounds, order, rank, world_size)
         self.num_workers = num_workers
         self.pin_memory = pin_memory
 

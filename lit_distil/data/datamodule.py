@@ -44,7 +44,7 @@ class TextDataModule(LightningDataModule):
             between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence.
         length_window: Put sequences of like length into a step, out of so many steps' sequences at a time; None leaves
             the order random.
-        eval_batch_size: Sequences in an evaluation batch of one rank; None takes what one training micro-batch has.
+        eval_batch_size: Sequences in an evaluation batch of one rank.
         max_eval_sequences: Evaluate on so many sequences (or labelled rows) of a split, evenly spread over it; None
             takes all.
         validation_share: Share of the labelled training rows that is held out where the source gives no validation
@@ -69,7 +69,7 @@ class TextDataModule(LightningDataModule):
         task: Task | None = None,
         max_length: int = 512,
         batch_size: int = 256,
-        eval_batch_size: int | None = None,
+        eval_batch_size: int = 32,
         max_eval_sequences: int | None = None,
         validation_share: float = 0.1,
         num_workers: int = 0,
@@ -91,6 +91,8 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"data.source: {type(source).__name__} gives documents, and data.task needs labelled rows")
         if max_length < 4:
             raise ValueError(f"data.max_length must be at least 4, got {max_length}")
+        if eval_batch_size < 1:
+            raise ValueError(f"data.eval_batch_size must be at least 1, got {eval_batch_size}")
         if not 0 <= validation_share < 1:
             raise ValueError(f"data.validation_share must be 0 or more and less than 1, got {validation_share}")
         self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
@@ -245,11 +247,9 @@ class TextDataModule(LightningDataModule):
     def _eval_loader(self, split: str) -> EvalLoader:
         trainer = self.trainer
         assert trainer is not None
-        share = trainer.world_size * trainer.accumulate_grad_batches
-        batch_size = self.batch_size if self.batch_tokens is None else self.batch_tokens // self.max_length
         return EvalLoader(
             self._dataset(split),
-            batch_size=self.eval_batch_size or max(1, batch_size // share),
+            batch_size=self.eval_batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             num_workers=self.num_workers,

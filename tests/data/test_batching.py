@@ -135,6 +135,19 @@ def test_evaluation_counts_every_sample_once_and_ranks_keep_step(world_size, bat
         assert lengths == sorted(lengths, reverse=True)
 
 
+@pytest.mark.parametrize("batch_size", [2, 5, 1000])
+def test_one_two_four_and_eight_ranks_evaluate_the_same_batches(batch_size):
+    dataset = make_dataset()
+    assert len(dataset) >= 8
+    cuts = []
+    for world_size in (1, 2, 4, 8):
+        ranks = [
+            list(EvalLoader(dataset, batch_size=batch_size, rank=r, world_size=world_size)) for r in range(world_size)
+        ]
+        cuts.append([batch.sample_ids.tolist() for in_step in zip(*ranks, strict=True) for batch in in_step])
+    assert cuts[0] == cuts[1] == cuts[2] == cuts[3] and len(cuts[0]) >= 8
+
+
 def test_evaluation_has_the_same_masks_every_time_and_those_of_epoch_0():
     dataset = make_dataset()
     loader = EvalLoader(dataset, batch_size=4)

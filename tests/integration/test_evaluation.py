@@ -104,10 +104,20 @@ def evaluated_by_two_ranks(shared_root: Path, workspace: Workspace) -> Path:
 
 @pytest.mark.parametrize("attention", [None, "sdpa"])
 def test_two_ranks_give_the_mean_over_all_masked_tokens_whatever_the_batches(
-    attention: str | None, evaluated_by_two_ranks: Path, expected: dict[str, float]
+    attention: str | None,
+    evaluated_by_two_ranks: Path,
+    workspace: Workspace,
+    expected: dict[str, float],
+    tmp_path: Path,
 ) -> None:
+    """And one process gives the same numbers to the last digit."""
     for size in (1, 3, 16):
         check(json.loads((evaluated_by_two_ranks / f"{attention}-{size}.json").read_text()), expected)
+    config = evaluation_of_teacher(workspace, attention=attention)
+    config["data"]["init_args"]["eval_batch_size"] = 3
+    file = tmp_path / "alone.json"
+    fit(config, tmp_path / "alone", command="test", callbacks=[probe("SaveMetrics", file)])
+    assert json.loads(file.read_text()) == json.loads((evaluated_by_two_ranks / f"{attention}-3.json").read_text())
 
 
 def test_the_report_measures_what_the_test_command_gives(workspace: Workspace, expected: dict[str, float]) -> None:

@@ -47,7 +47,7 @@ COLUMNS = {
     "answers": "answers",
     "choices": "label",
 }
-NUM_ROWS = {"train": 24, "validation": 19, "test": 7, "predict": 5}
+NUM_ROWS = {"train": 24, "validation": 19, "test": 9, "predict": 11}
 
 
 def row_of(name: str, number: int, draw: random.Random) -> dict[str, Any]:
@@ -119,22 +119,16 @@ def test_two_ranks_validate_and_predict_what_one_process_does(
     file = tmp_path / "metrics.json"
     fit(config, tmp_path / "validate", command="validate", callbacks=[probe("SaveMetrics", file)])
     alone, together = json.loads(file.read_text()), json.loads((two / f"{name}.json").read_text())
-    assert set(alone) == set(together) and len(alone) > 2
-    for metric, value in alone.items():
-        is_a_sum = "loss" in metric or "threshold" in metric or name == "values"  # of floats, whose order differs
-        assert together[metric] == (pytest.approx(value, rel=1e-5, abs=1e-6) if is_a_sum else value), metric
+    assert together == alone and len(alone) > 2  # losses, too: to the last digit
 
     fit(config, tmp_path / "predict", command="predict")
     lines = [
         (folder / "predictions.jsonl").read_text().splitlines()
         for folder in (tmp_path / "predict", two / f"{name}-predict")
     ]
-    ours, theirs = ([json.loads(line) for line in each] for each in lines)
-    assert [row["sample"] for row in ours] == [row["sample"] for row in theirs] == list(range(NUM_ROWS["predict"]))
-    numbers = {"probabilities", "value", "n_best", "no_answer_odds"}
-    assert [{k: v for k, v in row.items() if k not in numbers} for row in ours] == [
-        {k: v for k, v in row.items() if k not in numbers} for row in theirs
-    ]
+    assert lines[0] == lines[1]
+    ours = [json.loads(line) for line in lines[0]]
+    assert [row["sample"] for row in ours] == list(range(NUM_ROWS["predict"]))
     assert all("gold" not in row for row in ours)
 
 
@@ -164,7 +158,7 @@ def test_official_files_stand_beside_the_readable_answers(two: Path) -> None:
     rows = [json.loads(line) for line in (two / "answers-predict" / "predictions.jsonl").read_text().splitlines()]
     assert answers == {row["id"]: row["answer"] for row in rows}
     assert odds == {row["id"]: row["no_answer_odds"] for row in rows}
-    assert [row["id"] for row in rows] == [f"q{n}" for n in range(5)]
+    assert [row["id"] for row in rows] == [f"q{n}" for n in range(NUM_ROWS["predict"])]
 
 
 OWN_FILES = {
