@@ -23,7 +23,7 @@ from lit_distil.objectives.functional import row_chunks
 from lit_distil.objectives.rows import LogitRows, RowObjective
 from lit_distil.types import Projection, TopLogits
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 48 * 2**20
 """Size of the logits of one piece: many rows at once for the matrix products, and little beside a batch's."""
 
 _CPU_COLUMNS = 1024
@@ -116,9 +116,11 @@ class _Pass(torch.autograd.Function):
         if work.teachers is not None:
             for name, each in work.teachers.projections.items():
                 teachers[name] = each if isinstance(each, TopLogits) else _Projector(each)
-        grad_features = torch.zeros_like(features) if wants_features else None
-        grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None
+        gradients = _Gradients(
+            features=torch.zeros_like(features, dtype=exact) if wants_features else None,
+            weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
+            bias=torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None,
+        )
         sums = torch.zeros(len(work.terms), dtype=exact, device=features.device)
 
         with torch.autocast(features.device.type, enabled=False):  # the projectors have seen to the precision
@@ -130,6 +132,7 @@ class _Pass(torch.autograd.Function):
                 labels = work.labels[rows] if is_masked and work.labels is not None else None
                 logits = student(rows)
                 given = _TeacherLogits(teachers, work.teachers, rows)
+                magnitudes = logits.new_ones(len(logits), 1, dtype=exact) if logits.dtype == torch.float16 else None
                 for few in row_chunks(logits, exact) or [slice(0, 0)]:
                     gradient = None
                     if adds_gradient:
@@ -143,23 +146,14 @@ class _Pass(torch.autograd.Function):
                         seen = given.mixture(1.0, few) if teachers else None
                         work.observer(logits[few], seen, few_labels)
                     if gradient is not None:
+                        if magnitudes is not None:
+                            gradient.div_(_measure(gradient, out=magnitudes[few]))
                         logits[few] = gradient  # nobody looks at these logits any more
-                if not adds_gradient:
-                    continue
-                if grad_features is not None:
-                    grad_features[rows] = logits @ student.weight
-                if grad_weight is not None and student.dtype == exact:
-                    grad_weight.addmm_(logits.t(), student.features[rows])
-                elif grad_weight is not None:
-                    grad_weight += logits.t() @ student.features[rows]
-                if grad_bias is not None:
-                    grad_bias += logits.sum(dim=0, dtype=exact)
+                if adds_gradient and len(logits):
+                    gradients.add(rows, logits, magnitudes, student)
 
-        ctx.gradients = (
-            grad_features,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-        )
+        ctx.gradients = (gradients.features, gradients.weight, gradients.bias)
+        ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(sums)
         scales = torch.tensor([term.scale for term in work.terms], dtype=exact, device=features.device)
         return (scales * sums).sum(), sums
@@ -171,7 +165,64 @@ class _Pass(torch.autograd.Function):
             raise RuntimeError("the gradients of a vocabulary pass were handed over; run the pass again for new ones")
         # scaled in place and handed over: they are of the embedding matrix's size
         gradients, ctx.gradients = ctx.gradients, None
-        return (*(None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients), None)
+        scaled = (None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients)
+        # rounded last: a loss scaler (float16) makes them large enough for it
+        return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None)
+
+
+@dataclass
+class _Gradients:
+    """What the pieces add up to, at the precision of the sums; None is not wanted.
+
+    Attributes:
+        features: `[R, width]`.
+        weight: `[V, width]`.
+        bias: `[V]`.
+    """
+
+    features: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def add(self, rows: slice, of_logits: Tensor, magnitudes: Tensor | None, student: _Projector) -> None:
+        """Take in a piece.
+
+        Args:
+            rows: Of the piece.
+            of_logits: `[rows, V]`, the gradient of its logits at the precision of the products.
+            magnitudes: `[rows, 1]`, what each row of it was divided by; None is 1.
+            student: Whose logits they are.
+        """
+        features = student.features[rows]
+        exact = torch.promote_types(of_logits.dtype, torch.float32)
+        if magnitudes is not None:
+            largest = magnitudes.amax()
+            shares = (magnitudes / largest).to(features.dtype)
+            if self.features is not None:
+                self.features[rows] = (of_logits @ student.weight).to(exact) * magnitudes
+            if self.weight is not None:
+                self.weight += (of_logits.t() @ (features * shares)).to(exact) * largest
+            if self.bias is not None:
+                self.bias += (of_logits.t() @ shares).squeeze(-1).to(exact) * largest
+            return
+        if self.features is not None:
+            self.features[rows] = of_logits @ student.weight
+        if self.weight is not None and of_logits.dtype == exact:
+            self.weight.addmm_(of_logits.t(), features)
+        elif self.weight is not None:
+            self.weight += of_logits.t() @ features
+        if self.bias is not None:
+            self.bias += of_logits.sum(dim=0, dtype=exact)
+
+
+def _measure(gradient: Tensor, out: Tensor) -> Tensor:
+    """The power of two at each row's largest entry, `[rows, 1]`, into `out`.
+
+    Divided by it, a gradient fits into float16, whose smallest number (6e-8) is larger than most of a softmax's tail
+    over the number of items in a batch. A loss scaler cannot see to that, as it comes after this pass.
+    """
+    largest = gradient.abs().amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(gradient.dtype).tiny)
+    return out.copy_(largest.log2_().floor_().exp2_())
 
 
 class _Projector:

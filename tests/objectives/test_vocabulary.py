@@ -268,6 +268,32 @@ def test_autocast_multiplies_in_bfloat16_and_adds_up_in_float32() -> None:
         assert (ours - theirs).norm() / theirs.norm() < 0.03
 
 
+@pytest.mark.parametrize("half_features", [False, True])
+def test_float16_loses_no_gradient_before_the_loss_scaler_has_scaled_it(half_features: bool) -> None:
+    """A term is divided by the items of the global batch, which alone takes a softmax's tail below float16's range."""
+    student, teacher = make_projection(1, dtype=torch.float32), make_projection(2, dtype=torch.float32)
+    features = student.features.detach().half() if half_features else student.features.detach()
+    student = Projection(features.requires_grad_(), student.weight, student.bias)
+    terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 3e-8), RowTerm(MaskedLMLoss(), 2e-7)]
+    work = VocabularyPass(terms, labels(), Teachers({"t": teacher}, {"t": 1.0}))
+    precise = Projection(features.detach().float().requires_grad_(), student.weight, student.bias)
+    exact = gradients(65_536 * work(precise)[0], precise)
+    with torch.autocast("cpu", torch.float16):
+        loss, _ = work(student)
+    for ours, theirs in zip(gradients(65_536 * loss, student), exact, strict=True):
+        assert (ours - theirs).norm() / theirs.norm() < 0.01
+        assert theirs.abs().max() > 1e-4
+
+
+def test_logits_beyond_float16_give_a_gradient_that_is_seen_to_be_none() -> None:
+    student = make_projection(1, dtype=torch.float32)
+    large = Projection((1e5 * student.features.detach()).requires_grad_(), student.weight, student.bias)
+    with torch.autocast("cpu", torch.float16):
+        loss, _ = VocabularyPass([RowTerm(MaskedLMLoss(), 1.0)], labels())(large)
+    assert not loss.isfinite()
+    assert not any(gradient.isfinite().all() for gradient in gradients(loss, large))
+
+
 def test_a_bfloat16_teacher_goes_with_a_float32_student() -> None:
     student, teacher = make_projection(1, dtype=torch.float32), make_projection(2, dtype=torch.float32)
     small = Projection(teacher.features.bfloat16(), teacher.weight.bfloat16(), teacher.bias.bfloat16())  # type: ignore[union-attr]
