@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
@@ -10,6 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from lit_distil.durable import write_file
 
 
 class RunCSVLogger(CSVLogger):
@@ -37,8 +41,37 @@ class RunCSVLogger(CSVLogger):
 
 
 class _AppendingWriter(ExperimentWriter):
+    """Goes on with the file of an earlier start, from the first step that it is given.
+
+    What stands there of that step and later ones goes: a run that was killed had logged it after its last checkpoint,
+    and the steps are taken again.
+    """
+
     def _check_log_dir_exists(self) -> None:
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="") as file:
+        self._is_taken_up = Path(self.metrics_file_path).is_file()
+        if self._is_taken_up:
+            with Path(self.metrics_file_path).open(newline="") as file:
                 self.metrics_keys = next(csv.reader(file), [])
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Keep the values until they are saved."""
+        if self._is_taken_up and step is not None:
+            self._is_taken_up = False
+            earlier = [row for row in self._rows() if str(row.get("step")).isdigit() and int(row["step"]) < step]
+            self._write(earlier, self.metrics_keys)
+        super().log_metrics(metrics_dict, step)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._write(self._rows(), fieldnames)
+
+    def _rows(self) -> list[dict[str, str]]:
+        with Path(self.metrics_file_path).open(newline="") as file:
+            return list(csv.DictReader(file, restval=""))
+
+    def _write(self, rows: Iterable[dict[str, str]], columns: Sequence[str]) -> None:
+        """The whole file anew; one that is killed meanwhile leaves the old one."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_file(Path(self.metrics_file_path), [text.getvalue().encode()])

@@ -30,6 +30,24 @@ def test_second_run_in_the_folder_adds_rows_and_columns(tmp_path: Path) -> None:
     assert found == [("0", "1.0", ""), ("1", "2.0", ""), ("2", "3.0", "4.0"), ("3", "", "5.0")]
 
 
+def test_steps_that_are_taken_again_replace_those_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    killed = RunCSVLogger(str(tmp_path))
+    for step in (0, 4, 9, 14):
+        killed.log_metrics({"a": float(step)}, step=step)
+    killed.log_metrics({"val": 1.0}, step=9)
+    killed.save()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("19.")  # it was writing
+    resumed = RunCSVLogger(str(tmp_path))
+    resumed.log_metrics({"a": -9.0}, step=9)
+    resumed.log_metrics({"val": -1.0}, step=9)
+    resumed.log_metrics({"a": -14.0}, step=14)
+    resumed.save()
+    found = [(row["step"], row["a"], row["val"]) for row in rows_of(tmp_path)]
+    assert found == [("0", "0.0", ""), ("4", "4.0", ""), ("9", "-9.0", ""), ("9", "", "-1.0"), ("14", "-14.0", "")]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_metrics_csv_is_kept_beside_a_logger_of_the_users_own(workspace: Workspace, tmp_path: Path) -> None:
     """The report reads it, whatever else a run logs to."""
     own = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "tb")}}
