@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from lit_distil.commands import glue, jobs
-from lit_distil.commands.glue_tasks import PUBLISHED, TASKS, data_files, score_of, scores_table, submission_lines
+from lit_distil.commands.glue_data import table_files
+from lit_distil.commands.glue_submission import submission_lines
+from lit_distil.commands.glue_tasks import PUBLISHED, TASKS, score_of, scores_table
 from lit_distil.commands.jobs import Job, run_jobs
 from lit_distil.commands.seed_table import best_scores, seeds_table, summarise
 from tests.workspace import REPOSITORY, Workspace, environment, fit, write_config
@@ -54,7 +56,7 @@ def test_recipe_reads_local_files_of_the_hubs_shape_by_configuration_alone(
     recipe["model"]["init_args"]["network"]["init_args"]["name_or_path"] = workspace.teacher
     data = recipe["data"]["init_args"]
     data.update(tokenizer=workspace.byte_bpe, max_length=48)
-    files = {split: file for split, file in data_files(tmp_path / "data", task).items() if "_second" not in split}
+    files = {split: file for split, file in table_files(tmp_path / "data", task).items() if "_second" not in split}
     data["source"] = {"class_path": "lit_distil.data.TableFiles", "init_args": files}
     run = fit(
         {key: recipe[key] for key in ("seed_everything", "model", "data")}, tmp_path / "run", max_epochs=1, max_steps=-1
@@ -89,11 +91,13 @@ def test_table_has_the_papers_rows_with_averages_over_the_same_tasks() -> None:
     rows = {row[0]: row[1:4] for row in table[2:]}
     assert rows["DistilBERT"] == ["51.3", "59.9", "55.6"] and set(rows) == set(PUBLISHED)
     whole = scores_table("ours", dict.fromkeys(TASKS, scores["rte"]), 2)
-    assert {row[0]: row[-2] for row in whole[2:]} == {
-        "BERT base": "79.5",
-        "DistilBERT": "77.0",
-        "roberta-base": "–",  # no figure for WNLI
-        "DistilRoBERTa": "–",
+    assert whole[0][-3:] == ["average", "without WNLI", "source"]
+    assert {row[0]: row[-3:-1] for row in whole[1:]} == {
+        "ours": ["60.0", "60.0"],
+        "BERT base": ["79.5", "82.8"],
+        "DistilBERT": ["77.0", "79.6"],
+        "roberta-base": ["–", "86.4"],  # no figure for WNLI
+        "DistilRoBERTa": ["–", "82.3"],
     }
 
 
@@ -145,7 +149,7 @@ def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="each once"):
         glue.GlueRun(model="x", tasks=["rte"], seeds=[1, 1], out=tmp_path)
     with pytest.raises(ValueError, match=r"has no file train\.jsonl"):
-        data_files(tmp_path, "rte")
+        table_files(tmp_path, "rte")
 
 
 @pytest.mark.slow
