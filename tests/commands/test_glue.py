@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_distil.commands import glue, jobs
+from lit_distil.commands import glue
 from lit_distil.commands.glue_data import table_files
-from lit_distil.commands.glue_submission import submission_lines
 from lit_distil.commands.glue_tasks import PUBLISHED, TASKS, score_of, scores_table
-from lit_distil.commands.jobs import Job, run_jobs
 from lit_distil.commands.seed_table import best_scores, seeds_table, summarise
 from tests.workspace import REPOSITORY, Workspace, environment, fit, write_config
 
@@ -106,48 +104,17 @@ def test_published_averages_are_those_of_their_figures() -> None:
         assert sum(figures.values()) / len(figures) == pytest.approx(macro, abs=0.11), name
 
 
-def test_submissions_speak_the_leaderboards_words() -> None:
-    words = ["entailment", "not_entailment"]
-    rows = [{"sample": 0, "label": "not_entailment"}, {"sample": 1, "label": "entailment"}]
-    assert submission_lines("rte", rows, words) == ["index\tprediction", "0\tnot_entailment", "1\tentailment"]
-    assert submission_lines("wnli", rows, words) == ["index\tprediction", "0\t1", "1\t0"]
-    values = [{"sample": 0, "value": 5.21}, {"sample": 1, "value": 2.0}]
-    assert submission_lines("stsb", values, []) == ["index\tprediction", "0\t5.000", "1\t2.000"]
-    with pytest.raises(ValueError, match="row 1 is missing"):
-        submission_lines("rte", [rows[0], {"sample": 2, "label": "entailment"}], words)
-
-
-def test_finished_runs_are_skipped_and_a_failure_ends_one_run_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    called: list[list[str]] = []
-
-    def instead_of_a_process(arguments: list[str], log: Path) -> int:
-        called.append(arguments)
-        log.write_text("no room\n")
-        if "--fails" in arguments:
-            return 1
-        (log.parent / "export").mkdir()
-        (log.parent / "export/config.json").write_text("{}")
-        return 0
-
-    monkeypatch.setattr(jobs, "call", instead_of_a_process)
-    plan = [Job(name, tmp_path / name, (f"--{name}",)) for name in ("first", "fails", "last")]
-    assert [job.name for job in run_jobs(plan)] == ["fails"] and len(called) == 3
-    assert "no room" in capsys.readouterr().out
-    (tmp_path / "fails/checkpoints").mkdir()
-    (tmp_path / "fails/checkpoints/last.ckpt").touch()
-    assert [job.name for job in run_jobs(plan)] == ["fails"] and len(called) == 4
-    assert called[-1][-2:] == ["--ckpt_path", "last"]
-    with pytest.raises(ValueError, match="holds a run with other arguments"):
-        run_jobs([Job("first", tmp_path / "first", ("--other",))])
-
-
 def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no task \['sst'\] in GLUE"):
         glue.GlueRun(model="x", tasks=["sst"], seeds=[1], out=tmp_path)
     with pytest.raises(ValueError, match="each once"):
         glue.GlueRun(model="x", tasks=["rte"], seeds=[1, 1], out=tmp_path)
+    with pytest.raises(ValueError, match="tasks: give each once"):
+        glue.GlueRun(model="x", tasks=["rte", "rte"], seeds=[1], out=tmp_path)
+    with pytest.raises(ValueError, match=r"recipes: no .*rte\.yaml; .*--recipes"):
+        glue.GlueRun(model="x", tasks=["rte"], seeds=[1], out=tmp_path, recipes=tmp_path)
+    with pytest.raises(ValueError, match="give the network with --model"):
+        glue.GlueRun(model="x", tasks=["rte"], seeds=[1], out=tmp_path, more=["--model.network.name_or_path", "y"])
     with pytest.raises(ValueError, match=r"has no file train\.jsonl"):
         table_files(tmp_path, "rte")
 
