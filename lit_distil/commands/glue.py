@@ -44,7 +44,11 @@ def glue(wanted: GlueRun, *, submission: bool = False) -> bool:
             scores = None if job in failed else scores_or_problem(job.folder, job.name, problems)
             if scores is None:
                 continue
-            scores["score"] = score_of(task, scores)
+            try:
+                scores["score"] = score_of(task, scores)
+            except ValueError as error:  # a recipe of one's own (--recipes) may have another task
+                problems.append(f"{job.name} ({error})")
+                continue
             runs[str(seed)] = {**scores, **_second_accuracy(wanted, task, seed, problems)}
         if runs:
             metrics[task] = summarise(runs)
@@ -168,6 +172,8 @@ def _write(wanted: GlueRun, metrics: dict[str, dict[str, Summary]], problems: li
 
 
 def _name_of(model: str) -> str:
-    """The folder of the run that an export belongs to, or the last part of a name."""
+    """The folder of the run that an export belongs to, with that of its task if a seed's, or the last part of a name."""
     parts = [part for part in Path(model).parts if part not in ("export", "/")]
+    if len(parts) > 1 and parts[-1].startswith("seed-"):
+        return "-".join(parts[-3:])
     return parts[-1] if parts else model

@@ -13,7 +13,7 @@ import yaml
 from lit_distil.commands.glue_data import is_saved, table_file, table_files, train_work
 from lit_distil.commands.glue_tasks import DIAGNOSTIC, TASKS
 from lit_distil.commands.jobs import Job, check_more
-from lit_distil.commands.processes import call
+from lit_distil.commands.processes import call, ending
 from lit_distil.commands.seeds import check_seeds
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ class GlueRun:
             words = ["predict", *self.arguments(task), *self.more, *network, *source]
             code = call([*words, "--trainer.default_root_dir", str(target)], log)
             if code != 0:
-                print(f"{self.name(task, seed)}: predicting {name} failed (exit status {code}); see {log}", flush=True)
+                print(f"{self.name(task, seed)}: predicting {name} failed ({ending(code)}); see {log}", flush=True)
                 return None
         with (target / "predictions.jsonl").open(encoding="utf-8") as rows:  # a text may hold U+2028, which ends no row
             return [json.loads(row) for row in rows]

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from lit_distil.commands.processes import call
+from lit_distil.commands.processes import call, ending
 from lit_distil.commands.runs import has_export
 
 
@@ -63,7 +63,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
             continue
         failed.append(job)
         print(
-            f"{head}: failed (exit status {code}); {job.folder / 'output.log'} ends with\n{_end_of_log(job)}",
+            f"{head}: failed ({ending(code)}); {job.folder / 'output.log'} ends with\n{_end_of_log(job)}",
             flush=True,
         )
     return failed

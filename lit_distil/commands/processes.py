@@ -61,6 +61,14 @@ def call(arguments: Sequence[str], log: Path) -> int:
     return code
 
 
+def ending(code: int) -> str:
+    """An exit status in words; below 0 it is the signal that ended the process."""
+    if code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (", as a machine out of memory does" if name == "SIGKILL" else "")
+
+
 def last_line(log: Path, start: int = 0) -> str:
     """The last line of a file that is not empty, where a bar that was drawn again counts as a line of its own.
 

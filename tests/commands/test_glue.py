@@ -119,14 +119,45 @@ def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
         table_files(tmp_path, "rte")
 
 
+def test_a_recipe_with_other_metrics_is_told_and_does_not_take_the_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.commands.test_seeds import a_run
+
+    monkeypatch.setattr("lit_distil.commands.jobs.call", a_run({1: 0.5}))  # with accuracy and Matthews alone
+    assert not glue.glue(glue.GlueRun(model="x", tasks=["mrpc", "cola"], seeds=[1], out=tmp_path))
+    found = json.loads((tmp_path / "glue.json").read_text())
+    assert list(found["tasks"]) == ["cola"]
+    assert len(found["failed"]) == 1 and "mrpc was evaluated without ['f1']" in found["failed"][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("distilbert/distilroberta-base", "distilroberta-base"),
+        ("runs/demo/teacher/export", "teacher"),
+        ("runs/glue/teacher/mnli/seed-1/export/", "teacher-mnli-seed-1"),  # RTE starts from MNLI in RoBERTa's paper
+    ],
+)
+def test_each_network_has_a_folder_of_its_own(
+    model: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[glue.GlueRun] = []
+    monkeypatch.setattr(glue, "glue", lambda wanted, submission: asked.append(wanted) or True)
+    glue.run(["--model", model, "--recipes", str(CONFIGS), "--tasks", "rte", "--trainer.max_epochs", "3"])
+    assert asked[0].out == Path("runs/glue", name) and asked[0].more == ["--trainer.max_epochs", "3"]
+
+
 @pytest.mark.slow
-def test_two_tasks_and_two_seeds_in_processes(workspace: Workspace, tmp_path: Path) -> None:
-    """MNLI with its second half; a run again does nothing but print."""
-    for task in ("cola", "mnli"):
-        write_rows(tmp_path / "data", task)
+def test_mnli_with_two_seeds_in_processes(workspace: Workspace, tmp_path: Path) -> None:
+    """Both halves and the diagnostic rows; the same command again does nothing but print."""
+    write_rows(tmp_path / "data", "mnli")
+    (tmp_path / "data/ax").mkdir()
+    rows = (tmp_path / "data/mnli/test_matched.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "data/ax/test.jsonl").write_text("".join(rows[:4]))
     overlay = {"data": {"init_args": {"max_length": 48}}, "trainer": {"accelerator": "cpu", "precision": "32-true"}}
     file = write_config(overlay, tmp_path / "overlay.yaml")
-    command = [sys.executable, "-m", "lit_distil", "glue", "--model", workspace.teacher, "--tasks", "cola", "mnli"]
+    command = [sys.executable, "-m", "lit_distil", "glue", "--model", workspace.teacher, "--tasks", "mnli"]
     command += ["--seeds", "1", "2", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     command += ["--config", file, "--submission", "true", "--trainer.max_epochs", "1"]
     for attempt in range(2):
@@ -134,13 +165,13 @@ def test_two_tasks_and_two_seeds_in_processes(workspace: Workspace, tmp_path: Pa
             command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("done before") == 4 * attempt
+        assert done.stdout.count("done before") == 2 * attempt
+        assert done.stdout.count(": predicting ") == 5 * (1 - attempt)
     numbers = json.loads((tmp_path / "out/glue.json").read_text())
-    assert set(numbers["tasks"]) == {"cola", "mnli"} and not numbers["failed"]
+    assert set(numbers["tasks"]) == {"mnli"} and not numbers["failed"]
     assert set(numbers["tasks"]["mnli"]["accuracy_mismatched"]["values"]) == {"1", "2"}
-    for name, size in (("CoLA", 5), ("MNLI-m", 6), ("MNLI-mm", 6)):
+    for name, size in (("MNLI-m", 6), ("MNLI-mm", 6), ("AX", 4)):
         lines = (tmp_path / f"out/submission/{name}.tsv").read_text().splitlines()
-        allowed = {"0", "1"} if name == "CoLA" else {"entailment", "neutral", "contradiction"}
         assert lines[0] == "index\tprediction" and len(lines) == size + 1
-        assert {line.split("\t")[1] for line in lines[1:]} <= allowed
+        assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "neutral", "contradiction"}
     assert "DistilBERT" in (tmp_path / "out/glue.md").read_text()

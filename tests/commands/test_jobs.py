@@ -15,8 +15,8 @@ import pytest
 from lit_distil.commands import jobs, seeds
 from lit_distil.commands.glue_run import GlueRun
 from lit_distil.commands.jobs import Job, duration, run_jobs
-from lit_distil.commands.processes import last_line
-from tests.workspace import environment
+from lit_distil.commands.processes import ending, last_line
+from tests.workspace import Workspace, environment, metrics, with_trainer, write_config
 
 CHILD = """#!/bin/sh
 trap 'echo saved; exit 143' TERM
@@ -144,6 +144,11 @@ def test_the_last_line_of_a_log_is_the_bar_as_it_was_drawn_last(tmp_path: Path) 
     assert last_line(log, start) == "seed-1: 20%|██ |"
 
 
+def test_a_run_that_was_killed_is_told_from_one_that_failed() -> None:
+    assert ending(2) == "exit status 2"
+    assert ending(-9) == "killed by SIGKILL, as a machine out of memory does" and ending(-11) == "killed by SIGSEGV"
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     end = monotonic() + 60
     while not holds():
@@ -173,3 +178,23 @@ def test_what_was_asked_for_is_kept(tmp_path: Path, counted: list[list[str]]) ->
     run_jobs([Job("one", tmp_path / "one", words)])
     kept = json.loads((tmp_path / "one/job.json").read_text())
     assert kept == {"arguments": list(words), "configs": {words[1]: "a: 1\n"}}
+
+
+@pytest.mark.slow
+def test_seeds_that_were_stopped_go_on_from_the_step_that_was_saved(workspace: Workspace, tmp_path: Path) -> None:
+    settings = with_trainer(workspace.finetuning(), tmp_path / "unused", max_steps=300, limit_val_batches=1)
+    file, run = write_config(settings, tmp_path / "task.yaml"), tmp_path / "out/seed-1"
+    command = [sys.executable, "-m", "lit_distil", "seeds", "--config", file, "--seeds", "1"]
+    command += ["--out", str(tmp_path / "out")]
+    first = subprocess.Popen(command, env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: (run / "metrics.csv").is_file())
+    first.terminate()
+    shown, _ = first.communicate(timeout=200)
+    assert first.returncode == 143 and "stopped by SIGTERM" in shown
+    assert (run / "checkpoints/last.ckpt").is_file() and not (run / "export").exists()
+    num_before = len(metrics(run))
+    again = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Restored all states" in (run / "output.log").read_text() and len(metrics(run)) > num_before
+    steps = [int(row["step"]) for row in metrics(run) if row.get("train/loss")]
+    assert steps == list(range(300))
