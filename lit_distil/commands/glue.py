@@ -172,7 +172,7 @@ def _write(wanted: GlueRun, metrics: dict[str, dict[str, Summary]], problems: li
 
 
 def _name_of(model: str) -> str:
-    """The folder of the run that an export belongs to, with that of its task if a seed's, or the last part of a name."""
+    """The folder of the run that an export belongs to, of a seed's with those above it, or the last part of a name."""
     parts = [part for part in Path(model).parts if part not in ("export", "/")]
     if len(parts) > 1 and parts[-1].startswith("seed-"):
         return "-".join(parts[-3:])
