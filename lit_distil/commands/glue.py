@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help=f"which of {', '.join(TASKS)}; default: all, where CoLA, MRPC, RTE, STS-B and WNLI are the small ones",
     )
-    add_seeds(parser)
+    add_seeds(parser, default=1)
     parser.add_argument(
         "--data",
         metavar="FOLDER",

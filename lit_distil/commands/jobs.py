@@ -124,6 +124,8 @@ def _check_same(job: Job) -> None:
     if not record.is_file() or not any((job.folder / name).exists() for name in left):
         return
     before, asked = json.loads(record.read_text(encoding="utf-8")), _asked(job)
+    if isinstance(before, list):  # as earlier versions wrote it, without what the files said
+        before = {"arguments": before, "configs": asked["configs"]}
     if before == asked:
         return
     told = " ".join(before["arguments"])

@@ -68,11 +68,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"seeds: give one or more, each once, got {list(seeds)}")
 
 
-def add_seeds(parser: argparse.ArgumentParser) -> None:
-    """The two ways to say which seeds."""
+def add_seeds(parser: argparse.ArgumentParser, *, default: int) -> None:
+    """The two ways to say which seeds; without either they are 1 to `default`."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="such as 1 2 3; a run with each")
-    group.add_argument("--num_seeds", type=int, metavar="NUMBER", help="so many seeds, from 1 on, in place of --seeds")
+    group.add_argument(
+        "--num_seeds", type=int, metavar="NUMBER", help=f"so many, from 1 on, in place of --seeds; default: {default}"
+    )
 
 
 def chosen_seeds(arguments: argparse.Namespace, *, default: int) -> list[int]:
@@ -93,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", action="append", required=True, metavar="FILE", help="as of `lit-distil fit`; may be repeated"
     )
-    add_seeds(parser)
+    add_seeds(parser, default=3)
     parser.add_argument(
         "--out",
         metavar="FOLDER",

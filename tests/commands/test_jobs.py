@@ -178,6 +178,10 @@ def test_what_was_asked_for_is_kept(tmp_path: Path, counted: list[list[str]]) ->
     run_jobs([Job("one", tmp_path / "one", words)])
     kept = json.loads((tmp_path / "one/job.json").read_text())
     assert kept == {"arguments": list(words), "configs": {words[1]: "a: 1\n"}}
+    (tmp_path / "one/job.json").write_text(json.dumps(words))  # as earlier versions wrote it
+    assert not run_jobs([Job("one", tmp_path / "one", words)]) and len(counted) == 1
+    with pytest.raises(ValueError, match="other arguments"):
+        run_jobs([Job("one", tmp_path / "one", (*words, "--more"))])
 
 
 @pytest.mark.slow
