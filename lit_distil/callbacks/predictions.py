@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_distil.durable import write_file
+
 
 class PredictionWriter(BasePredictionWriter):
     """Writes `predictions.jsonl` in the run's folder, in the order of the samples, from all ranks.
@@ -53,8 +55,8 @@ class PredictionWriter(BasePredictionWriter):
             rows = data.task.readable(found, dataset.rows)
             for name, content in data.task.files(found, dataset.rows).items():
                 path.with_name(name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        with path.open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # whole or not there: that the file exists tells `lit-distil glue` that these rows need no second pass
+        write_file(path, (f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows))
         rank_zero_info(f"{len(rows):,} predictions in {path}")
 
 

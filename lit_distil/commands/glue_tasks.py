@@ -1,12 +1,9 @@
-"""The nine tasks of GLUE: their metrics, what the papers found, and predictions as the leaderboard takes them."""
+"""The nine tasks of GLUE: their metrics, and what the papers found."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from lit_distil.commands.render import Table
 from lit_distil.commands.seed_table import Summary
@@ -20,6 +17,7 @@ class GlueTask:
         title: As tables call it.
         metrics: Those that GLUE reports, whose mean is the task's score (Wang et al. 2019, section 2).
         submission: The leaderboard's file, without `.tsv`.
+        num_train: Training rows on the Hub.
         in_words: Whether predictions are submitted as words; otherwise as numbers.
         second: For a task with a second validation and test split, its suffix, title of the metric, and file.
     """
@@ -27,22 +25,26 @@ class GlueTask:
     title: str
     metrics: tuple[str, ...]
     submission: str
+    num_train: int
     in_words: bool = False
     second: tuple[str, str, str] | None = None
 
 
 TASKS = {
-    "cola": GlueTask("CoLA", ("matthews",), "CoLA"),
-    "mnli": GlueTask("MNLI", ("accuracy",), "MNLI-m", True, ("mismatched", "accuracy_mismatched", "MNLI-mm")),
-    "mrpc": GlueTask("MRPC", ("f1", "accuracy"), "MRPC"),
-    "qnli": GlueTask("QNLI", ("accuracy",), "QNLI", True),
-    "qqp": GlueTask("QQP", ("f1", "accuracy"), "QQP"),
-    "rte": GlueTask("RTE", ("accuracy",), "RTE", True),
-    "sst2": GlueTask("SST-2", ("accuracy",), "SST-2"),
-    "stsb": GlueTask("STS-B", ("pearson", "spearman"), "STS-B"),
-    "wnli": GlueTask("WNLI", ("accuracy",), "WNLI"),
+    "cola": GlueTask("CoLA", ("matthews",), "CoLA", 8551),
+    "mnli": GlueTask("MNLI", ("accuracy",), "MNLI-m", 392702, True, ("mismatched", "accuracy_mismatched", "MNLI-mm")),
+    "mrpc": GlueTask("MRPC", ("f1", "accuracy"), "MRPC", 3668),
+    "qnli": GlueTask("QNLI", ("accuracy",), "QNLI", 104743, True),
+    "qqp": GlueTask("QQP", ("f1", "accuracy"), "QQP", 363846),
+    "rte": GlueTask("RTE", ("accuracy",), "RTE", 2490, True),
+    "sst2": GlueTask("SST-2", ("accuracy",), "SST-2", 67349),
+    "stsb": GlueTask("STS-B", ("pearson", "spearman"), "STS-B", 5749),
+    "wnli": GlueTask("WNLI", ("accuracy",), "WNLI", 635),
 }
 """By the name of their configuration on the Hub, in the order of DistilBERT's table 1."""
+
+DIAGNOSTIC = "ax"
+"""The diagnostic rows on the Hub, which have no training rows of their own: the network of MNLI predicts them."""
 
 _SANH = "Sanh et al. 2019, table 1"
 _CARD = "the authors' model card (no WNLI)"
@@ -91,18 +93,23 @@ def score_of(task: str, metrics: Mapping[str, float]) -> float:
 
 
 def scores_table(name: str, scores: Mapping[str, Summary], num_seeds: int) -> Table:
-    """Ours, then the papers' rows, a column a task."""
+    """Ours, then the papers' rows, a column a task; a second average where a paper's has no WNLI and ours has."""
     columns = [task for task in TASKS if task in scores]
-    table = [["network", *(TASKS[task].title for task in columns), "average", "source"]]
+    averages = {"average": columns}
+    if "wnli" in columns and len(columns) > 1:
+        averages["without WNLI"] = [task for task in columns if task != "wnli"]
+    table = [["network", *(TASKS[task].title for task in columns), *averages, "source"]]
     cells = [_cell(scores[task], num_seeds) for task in columns]
-    average = macro_average({task: scores[task].median for task in columns})
-    ours = f"measured here, {num_seeds} seed{'s' if num_seeds > 1 else ''}"
-    table.append([name, *cells, "–" if average is None else f"{100 * average:.1f}", ours])
+    for chosen in averages.values():
+        average = macro_average({task: scores[task].median for task in chosen})
+        cells.append("–" if average is None else f"{100 * average:.1f}")
+    table.append([name, *cells, f"measured here, {num_seeds} seed{'s' if num_seeds > 1 else ''}"])
     for published, (source, macro, figures) in PUBLISHED.items():
         row = [f"{figures[task]:.1f}" if task in figures else "–" for task in columns]
-        table.append(
-            [published, *row, f"{macro:.1f}" if set(figures) == set(columns) else _average(figures, columns), source]
-        )
+        row += [
+            f"{macro:.1f}" if set(figures) == set(tasks) else _average(figures, tasks) for tasks in averages.values()
+        ]
+        table.append([published, *row, source])
     return table
 
 
@@ -123,66 +130,6 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Summary]]) -> Table:
 def macro_average(scores: Mapping[str, float]) -> float | None:
     """The mean over the tasks; None of none."""
     return sum(scores.values()) / len(scores) if scores else None
-
-
-def submission_lines(task: str, predictions: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[str]:
-    """The lines of the leaderboard's TSV file, its header first.
-
-    Args:
-        task: Name in `TASKS`.
-        predictions: What `lit-distil predict` wrote of the test rows, in their order.
-        labels: Names of the classes in the order of their indices; empty for STS-B.
-
-    Raises:
-        ValueError: Rows are missing, or predictions are none of the labels.
-    """
-    lines = ["index\tprediction"]
-    for index, row in enumerate(predictions):
-        if row["sample"] != index:
-            raise ValueError(f"predictions of {task}: row {index} is missing; a submission needs every test row")
-        if "value" in row:  # the leaderboard's scale, as the training labels
-            lines.append(f"{index}\t{min(5.0, max(0.0, row['value'])):.3f}")
-            continue
-        if row["label"] not in labels:
-            raise ValueError(f"predictions of {task}: label {row['label']!r} in row {index} is none of {list(labels)}")
-        lines.append(f"{index}\t{row['label'] if TASKS[task].in_words else labels.index(row['label'])}")
-    return lines
-
-
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """The rows of `predictions.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def data_files(folder: Path, task: str) -> dict[str, str]:
-    """Local files of a task, our split to file: `<folder>/<task>/train.jsonl` and the like, as the Hub names splits.
-
-    Raises:
-        ValueError: There are no training or no validation rows.
-    """
-    names = {split: [split] for split in ("train", "validation", "test")}
-    if second := TASKS[task].second:
-        for split in ("validation", "test"):
-            names[split] = [split, f"{split}_matched"]
-            names[f"{split}_second"] = [f"{split}_{second[0]}"]
-    found: dict[str, str] = {}
-    for ours, theirs in names.items():
-        for file in (file for name in theirs for file in _candidates(folder / task, name)):
-            found[ours] = file
-    missing = [split for split in ("train", "validation") if split not in found]
-    if missing:
-        raise ValueError(
-            f"data: {folder / task} has no file {missing[0]}.jsonl (or .json, .csv, .tsv, .parquet); name the splits "
-            "as the Hub does, name the tasks that are there (--tasks), or leave --data out to read the Hub"
-        )
-    return found
-
-
-def _candidates(folder: Path, split: str) -> Iterator[str]:
-    for kind in ("parquet", "tsv", "csv", "json", "jsonl"):
-        for file in (folder / f"{split}.{kind}", folder / f"{split}.{kind}.gz"):
-            if file.is_file():
-                yield str(file)
 
 
 def _cell(summary: Summary, num_seeds: int) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_distil.commands.jobs import Job, run_jobs
+from lit_distil.commands.jobs import Job, check_more, run_jobs
 from lit_distil.commands.render import aligned
 from lit_distil.commands.seed_table import scores_or_problem, seeds_table, summarise
 
@@ -27,9 +27,10 @@ def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Seque
         Whether all runs came to their end and were validated.
 
     Raises:
-        ValueError: No seed, or the same twice; a folder holds another run.
+        ValueError: No seed, or the same twice; an option that would make all runs one; a folder holds another run.
     """
     check_seeds(seeds)
+    check_more(more, {})
     folder = Path(out)
     files = [word for config in configs for word in ("--config", config)]
     jobs = [
@@ -67,11 +68,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"seeds: give one or more, each once, got {list(seeds)}")
 
 
-def add_seeds(parser: argparse.ArgumentParser) -> None:
-    """The two ways to say which seeds."""
+def add_seeds(parser: argparse.ArgumentParser, *, default: int) -> None:
+    """The two ways to say which seeds; without either they are 1 to `default`."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--seeds", type=int, nargs="+", help="such as 1 2 3; a run each")
-    group.add_argument("--num_seeds", type=int, help="as many, from 1 on")
+    group.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="such as 1 2 3; a run with each")
+    group.add_argument(
+        "--num_seeds", type=int, metavar="NUMBER", help=f"so many, from 1 on, in place of --seeds; default: {default}"
+    )
 
 
 def chosen_seeds(arguments: argparse.Namespace, *, default: int) -> list[int]:
@@ -89,9 +92,16 @@ def make_parser() -> argparse.ArgumentParser:
         "validation. Other options, such as --trainer.max_epochs 3, go to `lit-distil fit`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="append", required=True, help="as of `lit-distil fit`; may be repeated")
-    add_seeds(parser)
-    parser.add_argument("--out", help="folder; default: runs/seeds/<name of the first config>")
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="FILE", help="as of `lit-distil fit`; may be repeated"
+    )
+    add_seeds(parser, default=3)
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where to: a folder seed-<n> for each run, and seeds.md and seeds.json; what is finished there is not "
+        "repeated; default: runs/seeds/<name of the first config>",
+    )
     return parser
 
 

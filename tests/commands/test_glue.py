@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_distil.commands import glue, jobs
-from lit_distil.commands.glue_tasks import PUBLISHED, TASKS, data_files, score_of, scores_table, submission_lines
-from lit_distil.commands.jobs import Job, run_jobs
+from lit_distil.commands import glue
+from lit_distil.commands.glue_data import table_files
+from lit_distil.commands.glue_tasks import PUBLISHED, TASKS, score_of, scores_table
 from lit_distil.commands.seed_table import best_scores, seeds_table, summarise
 from tests.workspace import REPOSITORY, Workspace, environment, fit, write_config
 
@@ -54,7 +54,7 @@ def test_recipe_reads_local_files_of_the_hubs_shape_by_configuration_alone(
     recipe["model"]["init_args"]["network"]["init_args"]["name_or_path"] = workspace.teacher
     data = recipe["data"]["init_args"]
     data.update(tokenizer=workspace.byte_bpe, max_length=48)
-    files = {split: file for split, file in data_files(tmp_path / "data", task).items() if "_second" not in split}
+    files = {split: file for split, file in table_files(tmp_path / "data", task).items() if "_second" not in split}
     data["source"] = {"class_path": "lit_distil.data.TableFiles", "init_args": files}
     run = fit(
         {key: recipe[key] for key in ("seed_everything", "model", "data")}, tmp_path / "run", max_epochs=1, max_steps=-1
@@ -89,11 +89,13 @@ def test_table_has_the_papers_rows_with_averages_over_the_same_tasks() -> None:
     rows = {row[0]: row[1:4] for row in table[2:]}
     assert rows["DistilBERT"] == ["51.3", "59.9", "55.6"] and set(rows) == set(PUBLISHED)
     whole = scores_table("ours", dict.fromkeys(TASKS, scores["rte"]), 2)
-    assert {row[0]: row[-2] for row in whole[2:]} == {
-        "BERT base": "79.5",
-        "DistilBERT": "77.0",
-        "roberta-base": "–",  # no figure for WNLI
-        "DistilRoBERTa": "–",
+    assert whole[0][-3:] == ["average", "without WNLI", "source"]
+    assert {row[0]: row[-3:-1] for row in whole[1:]} == {
+        "ours": ["60.0", "60.0"],
+        "BERT base": ["79.5", "82.8"],
+        "DistilBERT": ["77.0", "79.6"],
+        "roberta-base": ["–", "86.4"],  # no figure for WNLI
+        "DistilRoBERTa": ["–", "82.3"],
     }
 
 
@@ -102,60 +104,60 @@ def test_published_averages_are_those_of_their_figures() -> None:
         assert sum(figures.values()) / len(figures) == pytest.approx(macro, abs=0.11), name
 
 
-def test_submissions_speak_the_leaderboards_words() -> None:
-    words = ["entailment", "not_entailment"]
-    rows = [{"sample": 0, "label": "not_entailment"}, {"sample": 1, "label": "entailment"}]
-    assert submission_lines("rte", rows, words) == ["index\tprediction", "0\tnot_entailment", "1\tentailment"]
-    assert submission_lines("wnli", rows, words) == ["index\tprediction", "0\t1", "1\t0"]
-    values = [{"sample": 0, "value": 5.21}, {"sample": 1, "value": 2.0}]
-    assert submission_lines("stsb", values, []) == ["index\tprediction", "0\t5.000", "1\t2.000"]
-    with pytest.raises(ValueError, match="row 1 is missing"):
-        submission_lines("rte", [rows[0], {"sample": 2, "label": "entailment"}], words)
-
-
-def test_finished_runs_are_skipped_and_a_failure_ends_one_run_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    called: list[list[str]] = []
-
-    def instead_of_a_process(arguments: list[str], log: Path) -> int:
-        called.append(arguments)
-        log.write_text("no room\n")
-        if "--fails" in arguments:
-            return 1
-        (log.parent / "export").mkdir()
-        (log.parent / "export/config.json").write_text("{}")
-        return 0
-
-    monkeypatch.setattr(jobs, "call", instead_of_a_process)
-    plan = [Job(name, tmp_path / name, (f"--{name}",)) for name in ("first", "fails", "last")]
-    assert [job.name for job in run_jobs(plan)] == ["fails"] and len(called) == 3
-    assert "no room" in capsys.readouterr().out
-    (tmp_path / "fails/checkpoints").mkdir()
-    (tmp_path / "fails/checkpoints/last.ckpt").touch()
-    assert [job.name for job in run_jobs(plan)] == ["fails"] and len(called) == 4
-    assert called[-1][-2:] == ["--ckpt_path", "last"]
-    with pytest.raises(ValueError, match="holds a run with other arguments"):
-        run_jobs([Job("first", tmp_path / "first", ("--other",))])
-
-
 def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no task \['sst'\] in GLUE"):
         glue.GlueRun(model="x", tasks=["sst"], seeds=[1], out=tmp_path)
     with pytest.raises(ValueError, match="each once"):
         glue.GlueRun(model="x", tasks=["rte"], seeds=[1, 1], out=tmp_path)
+    with pytest.raises(ValueError, match="tasks: give each once"):
+        glue.GlueRun(model="x", tasks=["rte", "rte"], seeds=[1], out=tmp_path)
+    with pytest.raises(ValueError, match=r"recipes: no .*rte\.yaml; .*--recipes"):
+        glue.GlueRun(model="x", tasks=["rte"], seeds=[1], out=tmp_path, recipes=tmp_path)
+    with pytest.raises(ValueError, match="give the network with --model"):
+        glue.GlueRun(model="x", tasks=["rte"], seeds=[1], out=tmp_path, more=["--model.network.name_or_path", "y"])
     with pytest.raises(ValueError, match=r"has no file train\.jsonl"):
-        data_files(tmp_path, "rte")
+        table_files(tmp_path, "rte")
+
+
+def test_a_recipe_with_other_metrics_is_told_and_does_not_take_the_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.commands.test_seeds import a_run
+
+    monkeypatch.setattr("lit_distil.commands.jobs.call", a_run({1: 0.5}))  # with accuracy and Matthews alone
+    assert not glue.glue(glue.GlueRun(model="x", tasks=["mrpc", "cola"], seeds=[1], out=tmp_path))
+    found = json.loads((tmp_path / "glue.json").read_text())
+    assert list(found["tasks"]) == ["cola"]
+    assert len(found["failed"]) == 1 and "mrpc was evaluated without ['f1']" in found["failed"][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("distilbert/distilroberta-base", "distilroberta-base"),
+        ("runs/demo/teacher/export", "teacher"),
+        ("runs/glue/teacher/mnli/seed-1/export/", "teacher-mnli-seed-1"),  # RTE starts from MNLI in RoBERTa's paper
+    ],
+)
+def test_each_network_has_a_folder_of_its_own(
+    model: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[glue.GlueRun] = []
+    monkeypatch.setattr(glue, "glue", lambda wanted, submission: asked.append(wanted) or True)
+    glue.run(["--model", model, "--recipes", str(CONFIGS), "--tasks", "rte", "--trainer.max_epochs", "3"])
+    assert asked[0].out == Path("runs/glue", name) and asked[0].more == ["--trainer.max_epochs", "3"]
 
 
 @pytest.mark.slow
-def test_two_tasks_and_two_seeds_in_processes(workspace: Workspace, tmp_path: Path) -> None:
-    """MNLI with its second half; a run again does nothing but print."""
-    for task in ("cola", "mnli"):
-        write_rows(tmp_path / "data", task)
+def test_mnli_with_two_seeds_in_processes(workspace: Workspace, tmp_path: Path) -> None:
+    """Both halves and the diagnostic rows; the same command again does nothing but print."""
+    write_rows(tmp_path / "data", "mnli")
+    (tmp_path / "data/ax").mkdir()
+    rows = (tmp_path / "data/mnli/test_matched.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "data/ax/test.jsonl").write_text("".join(rows[:4]))
     overlay = {"data": {"init_args": {"max_length": 48}}, "trainer": {"accelerator": "cpu", "precision": "32-true"}}
     file = write_config(overlay, tmp_path / "overlay.yaml")
-    command = [sys.executable, "-m", "lit_distil", "glue", "--model", workspace.teacher, "--tasks", "cola", "mnli"]
+    command = [sys.executable, "-m", "lit_distil", "glue", "--model", workspace.teacher, "--tasks", "mnli"]
     command += ["--seeds", "1", "2", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     command += ["--config", file, "--submission", "true", "--trainer.max_epochs", "1"]
     for attempt in range(2):
@@ -163,13 +165,13 @@ def test_two_tasks_and_two_seeds_in_processes(workspace: Workspace, tmp_path: Pa
             command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("done before") == 4 * attempt
+        assert done.stdout.count("done before") == 2 * attempt
+        assert done.stdout.count(": predicting ") == 5 * (1 - attempt)
     numbers = json.loads((tmp_path / "out/glue.json").read_text())
-    assert set(numbers["tasks"]) == {"cola", "mnli"} and not numbers["failed"]
+    assert set(numbers["tasks"]) == {"mnli"} and not numbers["failed"]
     assert set(numbers["tasks"]["mnli"]["accuracy_mismatched"]["values"]) == {"1", "2"}
-    for name, size in (("CoLA", 5), ("MNLI-m", 6), ("MNLI-mm", 6)):
+    for name, size in (("MNLI-m", 6), ("MNLI-mm", 6), ("AX", 4)):
         lines = (tmp_path / f"out/submission/{name}.tsv").read_text().splitlines()
-        allowed = {"0", "1"} if name == "CoLA" else {"entailment", "neutral", "contradiction"}
         assert lines[0] == "index\tprediction" and len(lines) == size + 1
-        assert {line.split("\t")[1] for line in lines[1:]} <= allowed
+        assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "neutral", "contradiction"}
     assert "DistilBERT" in (tmp_path / "out/glue.md").read_text()

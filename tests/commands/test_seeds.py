@@ -90,7 +90,10 @@ def test_two_seeds_in_processes(workspace: Workspace, tmp_path: Path) -> None:
     assert losses["spread"] == pytest.approx(losses["most"] - losses["least"])
     for seed in (1, 2):
         record = json.loads((tmp_path / f"out/seed-{seed}/job.json").read_text())
-        assert record[-2:] == ["--model.optimizer.lr", "0.003"] and (tmp_path / f"out/seed-{seed}/export").is_dir()
+        assert (
+            record["arguments"][-2:] == ["--model.optimizer.lr", "0.003"]
+            and (tmp_path / f"out/seed-{seed}/export").is_dir()
+        )
 
 
 @pytest.mark.slow
