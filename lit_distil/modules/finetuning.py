@@ -9,6 +9,7 @@ from torch import nn
 
 from lit_distil.models import NetworkSource, TaskNetwork
 from lit_distil.modules.labelled import TaskModule
+from lit_distil.modules.preflight import check_length
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
@@ -55,6 +56,7 @@ class FineTuningModule(TaskModule):
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
+            check_length("network", self.network, self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})

@@ -13,7 +13,7 @@ from lit_distil.models import MaskedLMNetwork, NetworkSource
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.pairing import Comparisons
-from lit_distil.modules.preflight import check_networks
+from lit_distil.modules.preflight import check_length, check_networks
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
@@ -108,6 +108,7 @@ class MaskedLMModule(LanguageModelModule):
         self.network = MaskedLMNetwork(self.network_source.build(self.vocabulary, head=self.head))
         if has_pairs and not self._objectives_given:
             self.objectives["next_sentence"] = NextSentenceLoss()
+        check_length("network", self.network, self.trainer.datamodule)  # type: ignore[attr-defined]
         check_networks(self.comparisons, self.network, {}, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property

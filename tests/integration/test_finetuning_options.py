@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lit_distil.commands.training import run as run_command
+from lit_distil.data import load_tokenizer
 from tests.workspace import (
     REPOSITORY,
     Workspace,
@@ -19,6 +20,7 @@ from tests.workspace import (
     network_weights,
     with_trainer,
     write_config,
+    write_model,
 )
 
 
@@ -38,6 +40,24 @@ def test_layer_rates_survive_a_resume_under_another_decay(workspace: Workspace, 
     assert torch.equal(trained[f"network.model.{key}"], start[key])
     key = "roberta.encoder.layer.0.output.dense.weight"
     assert not torch.equal(trained[f"network.model.{key}"], start[key])
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "finetuning"])
+def test_text_longer_than_the_position_table_is_refused_before_the_first_step(
+    kind: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    """And not by the step that meets the longest row, hours later."""
+    config, folder = workspace.configuration(kind), str(tmp_path / "short")
+    write_model(folder, "roberta", load_tokenizer(workspace.byte_bpe), type_vocab_size=1, max_position_embeddings=10)
+    config["model"]["init_args"]["network"] = {
+        "class_path": "lit_distil.models.Pretrained",
+        "init_args": {"name_or_path": folder},
+    }
+    with pytest.raises(
+        ValueError, match=r"data\.max_length: the train split .* of the network \(roberta\) room for 8;"
+    ):
+        fit(config, tmp_path / "run", max_steps=1)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 def test_the_best_by_the_tasks_metric_is_exported_and_the_last_is_kept(workspace: Workspace, tmp_path: Path) -> None:
