@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.modules.labelled import TaskModule
+from lit_distil.modules.labelled import TaskModule, check_same_labels
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
+from lit_distil.tasks import Task
 from lit_distil.types import Batch, EncoderOutput
 
 
@@ -52,12 +54,32 @@ class FineTuningModule(TaskModule):
         """Build the network with the task's head, once the labels are known."""
         task = self.take_task("fine-tuning")
         if self.network is None:
+            self._check_trained_head(task)
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
+
+    def _check_trained_head(self, task: Task) -> None:
+        """A head that is evaluated as it is must be there, and have the task's labels; one to be trained may differ."""
+        if self.trainer.ckpt_path is not None:
+            return  # which brings its own
+        names = self.network_source.label_names(self.head)
+        if names is None:
+            if not self.trainer.training:
+                rank_zero_warn(
+                    "model.network has no head for data.task, so that a random one answers: give the run's export as "
+                    "model.network, or its checkpoint (--ckpt_path last)"
+                )
+            return
+        try:
+            check_same_labels("model.network: its head", names, task)
+        except ValueError as error:
+            if not self.trainer.training:
+                raise
+            rank_zero_warn(str(error))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Parameter groups, with a factor of the learning rate for each layer where it decays."""
