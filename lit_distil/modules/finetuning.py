@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -13,7 +14,6 @@ from lit_distil.modules.labelled import TaskModule, check_same_labels
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
-from lit_distil.tasks import Task
 from lit_distil.types import Batch, EncoderOutput
 
 
@@ -54,7 +54,6 @@ class FineTuningModule(TaskModule):
         """Build the network with the task's head, once the labels are known."""
         task = self.take_task("fine-tuning")
         if self.network is None:
-            self._check_trained_head(task)
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
@@ -62,22 +61,40 @@ class FineTuningModule(TaskModule):
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
 
-    def _check_trained_head(self, task: Task) -> None:
-        """A head that is evaluated as it is must be there, and have the task's labels; one to be trained may differ."""
-        if self.trainer.ckpt_path is not None:
-            return  # which brings its own
+    def on_train_start(self) -> None:
+        """Tell of a head that was trained for other labels: it goes on from there."""
+        super().on_train_start()
+        self._check_trained_head()
+
+    def on_validation_start(self) -> None:
+        """Refuse such a head, and tell of one that nobody trained."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._check_trained_head()
+
+    def on_test_start(self) -> None:
+        """As before a validation."""
+        self._check_trained_head()
+
+    def on_predict_start(self) -> None:
+        """As before a validation."""
+        self._check_trained_head()
+
+    def _check_trained_head(self) -> None:
+        if self.from_checkpoint:  # whose labels were compared as it was loaded
+            return
+        is_fit = self.trainer.state.fn == TrainerFn.FITTING
         names = self.network_source.label_names(self.head)
+        if names is None and not is_fit:
+            rank_zero_warn(
+                "model.network has no head for data.task, so that a random one answers: give the run's export as "
+                "model.network, or its checkpoint (--ckpt_path last)"
+            )
         if names is None:
-            if not self.trainer.training:
-                rank_zero_warn(
-                    "model.network has no head for data.task, so that a random one answers: give the run's export as "
-                    "model.network, or its checkpoint (--ckpt_path last)"
-                )
             return
         try:
-            check_same_labels("model.network: its head", names, task)
+            check_same_labels("model.network: its head", names, self._task)
         except ValueError as error:
-            if not self.trainer.training:
+            if not is_fit:
                 raise
             rank_zero_warn(str(error))
 

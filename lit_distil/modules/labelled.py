@@ -47,6 +47,8 @@ class TaskModule(EncoderModule):
         self.found: dict[str, list[Found]] = {"val": [], "test": []}
         """What the last evaluation found of each sample, in their order and of all ranks."""
         self._outcomes: dict[str, Outcomes] = {"val": [], "test": []}
+        self.from_checkpoint = False
+        """Whether the weights are those of a checkpoint, and no longer what the configuration names."""
 
     def take_task(self, purpose: str) -> Task:
         """The task of the data module, whose head the network then has.
@@ -72,6 +74,7 @@ class TaskModule(EncoderModule):
             ValueError: They are others, or in another order: every class would go by another's name.
         """
         super().on_load_checkpoint(checkpoint)
+        self.from_checkpoint = True
         if self._trainer is not None:
             names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
             check_same_labels("ckpt_path: the checkpoint", [names[key] for key in sorted(names, key=int)], self._task)
