@@ -166,6 +166,11 @@ def commonest_confusions(predictions: Predictions, count: int) -> list[tuple[str
 
 def _probabilities(row: Mapping[str, Any]) -> dict[str, Any]:
     given = row.get("probabilities")
+    if isinstance(given, dict) and "labels" in row:
+        raise ValueError(
+            f"{row[SOURCE_KEY]}: predictions of any number of labels a row; a diagnosis is of one class a row "
+            "(lit_distil.tasks.TextClassification)"
+        )
     if not isinstance(given, dict) or not given:
         raise ValueError(
             f"{row[SOURCE_KEY]}: no probabilities by class; give what `lit-distil predict` wrote for a classifier"

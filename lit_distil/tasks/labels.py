@@ -22,7 +22,7 @@ class LabelNames:
 
     def __init__(self, names: list[str | int] | None) -> None:
         self.names = [str(name) for name in names] if names else None
-        # only names that were given have numbers that a row may mean; those of numbers mean themselves
+        # only names that were given, or whose source numbers them, have numbers that a row may mean
         self._are_numbered = self.names is not None and not all(_is_number(name) for name in self.names)
         if self.names is not None and len(set(self.names)) != len(self.names):
             raise ValueError(f"task.labels: a name stands twice in {self.names}")
@@ -58,6 +58,7 @@ class LabelNames:
         numbers = {name: name.number for name in places if isinstance(name, ClassName)}
         if len(numbers) == len(places):
             self.names = sorted(map(str, places), key=lambda name: numbers[name])  # type: ignore[index]
+            self._are_numbered = sorted(numbers.values()) == list(range(len(numbers)))
         elif all(_is_number(name) for name in places):
             if fractional := [name for name in places if not float(name).is_integer()]:
                 raise is_value(fractional[0], places[fractional[0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,18 @@ def test_null_on_the_command_line_takes_a_file_away(workspace: Workspace, tmp_pa
     run = fit(workspace.finetuning(), tmp_path / "run", *options, max_steps=1, check_val_every_n_epoch=1)
     config = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
     assert config["source"]["init_args"]["validation"] is None and config["task"]["init_args"]["pair"] is None
+
+
+def test_predictions_are_of_the_rows_that_were_held_out_where_there_are_no_others(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """So that they can be diagnosed: the very rows that the run was validated on."""
+    config = workspace.finetuning()
+    config["data"]["init_args"]["source"]["init_args"] = {"train": str(workspace.root / "train.jsonl")}
+    run = fit(config, tmp_path / "run", max_steps=4, check_val_every_n_epoch=1)
+    fit(config, run, "--ckpt_path", "last", command="predict")
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    texts = {json.loads(line)["text"] for line in (workspace.root / "train.jsonl").read_text().splitlines()}
+    assert len(rows) == 3 and all(row["text"] in texts for row in rows)
+    right = sum(row["label"] == row["gold"] for row in rows) / len(rows)
+    assert list(logged(run, "val/accuracy").values())[-1] == pytest.approx(right)
