@@ -144,7 +144,7 @@ def read_predictions(path: str) -> Predictions:
         labels=np.array(labels, dtype=np.int64),
         predicted=np.array(predicted, dtype=np.int64),
         probabilities=table,
-        samples=[int(row.get("sample", index)) for index, row in enumerate(rows)],
+        samples=[row["sample"] if _has_number(row) else index for index, row in enumerate(rows)],
     )
 
 
@@ -191,5 +191,10 @@ def _class_of(row: Mapping[str, Any], field: str, number_of: Mapping[str, int]) 
 
 def _text_of(row: Mapping[str, Any]) -> str:
     """The text, or both of a pair: they keep the names of their columns."""
-    ours = {"sample", "gold", "label", "probabilities", SOURCE_KEY}
+    ours = {"gold", "label", "probabilities", SOURCE_KEY, *(["sample"] if _has_number(row) else [])}
     return " ‖ ".join(str(value) for name, value in row.items() if name not in ours and value is not None)
+
+
+def _has_number(row: Mapping[str, Any]) -> bool:
+    """Whether a row says which one it is in its data set; the column of the text may have that name."""
+    return isinstance(row.get("sample"), int)

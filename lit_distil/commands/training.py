@@ -222,6 +222,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
     # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")

@@ -161,8 +161,8 @@ def label_name(value: Any, row: Row) -> str:
         return value
     if value is None or not isinstance(value, str | Number):
         raise ValueError(
-            f"{place_of(row)}: label {value!r} is neither a name nor a number (task.label); a list of labels is for "
-            "lit_distil.tasks.MultiLabelClassification"
+            f"{place_of(row)}: label {value!r} is neither a name nor a number (task.label)"
+            + ("; lists are for lit_distil.tasks.MultiLabelClassification" if isinstance(value, list) else "")
         )
     if isinstance(value, float):
         if not value.is_integer():
