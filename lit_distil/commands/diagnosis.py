@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,18 @@ class Predictions:
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         np.add.at(counts, (self.labels, self.predicted), 1)
         return counts
+
+
+class Confusable(Protocol):
+    """What has classes that can be taken for one another."""
+
+    @property
+    def classes(self) -> list[str]:
+        """C names."""
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """int64 `[C, C]`, true classes down and predicted ones across."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +130,26 @@ def read_predictions(path: str) -> Predictions:
     Raises:
         ValueError: There is no such file, or a row lacks its true class, its label or a class's probability.
     """
+    return classified(rows_of_predictions(path))
+
+
+def rows_of_predictions(path: str) -> list[dict[str, Any]]:
+    """The rows of a file of predictions, whatever the task.
+
+    Raises:
+        ValueError: There is no such file, or nothing in it.
+    """
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"predictions: no file at {path!r}; `lit-distil predict` writes <run>/predictions.jsonl")
     rows = list(read_rows(file))
     if not rows:
         raise ValueError(f"predictions: {path!r} holds no rows")
+    return rows
+
+
+def classified(rows: Sequence[Mapping[str, Any]]) -> Predictions:
+    """What `read_predictions` gives, of rows that were read."""
     classes = [str(name) for name in _probabilities(rows[0])]
     number_of = {name: index for index, name in enumerate(classes)}
     table = np.empty((len(rows), len(classes)))
@@ -154,7 +180,7 @@ def worst(predictions: Predictions, count: int) -> list[int]:
     return order[:count].tolist()
 
 
-def commonest_confusions(predictions: Predictions, count: int) -> list[tuple[str, str, int]]:
+def commonest_confusions(predictions: Confusable, count: int) -> list[tuple[str, str, int]]:
     """(true class, predicted class, rows) of what is taken for something else, the commonest first."""
     confusion = predictions.confusion.copy()
     np.fill_diagonal(confusion, 0)
@@ -166,11 +192,6 @@ def commonest_confusions(predictions: Predictions, count: int) -> list[tuple[str
 
 def _probabilities(row: Mapping[str, Any]) -> dict[str, Any]:
     given = row.get("probabilities")
-    if isinstance(given, dict) and "labels" in row:
-        raise ValueError(
-            f"{row[SOURCE_KEY]}: predictions of any number of labels a row; a diagnosis is of one class a row "
-            "(lit_distil.tasks.TextClassification)"
-        )
     if not isinstance(given, dict) or not given:
         raise ValueError(
             f"{row[SOURCE_KEY]}: no probabilities by class; give what `lit-distil predict` wrote for a classifier"

@@ -114,7 +114,6 @@ def test_a_text_may_stand_in_a_column_named_sample(tmp_path: Path) -> None:
         ({"gold": None}, r"p\.jsonl:3: no 'gold'; predict on a labelled split"),
         ({"gold": "drama"}, r"p\.jsonl:3: gold 'drama' is none of the classes \['code'"),
         ({"label": None}, r"p\.jsonl:3: no 'label'"),
-        ({"labels": ["code"]}, r"p\.jsonl:3: predictions of any number of labels a row"),
         ({"probabilities": None}, r"p\.jsonl:3: no probabilities by class"),
         ({"probabilities": {"code": 1.0}}, r"p\.jsonl:3: probabilities of \['code'\], and the first row has"),
         ({"probabilities": {"code": 1.0, "prose": 0.5, "verse": 0}}, r"p\.jsonl:3: .*add up to 1, got a sum of 1\.5"),
