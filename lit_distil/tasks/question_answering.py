@@ -261,14 +261,22 @@ class ExtractiveQA(Task):
         questions = [text_in(row, self.question).strip() for row in rows]
         if not questions:
             return []
-        encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        num_cut = 0
         for index, offsets in enumerate(encoded["offset_mapping"]):
             if len(offsets) > self.max_question_length:
                 questions[index] = questions[index][: offsets[self.max_question_length - 1][1]]
+                num_cut += 1
+        if num_cut:
+            warnings.warn(
+                f"task.max_question_length: {num_cut:,} of {len(rows):,} questions are longer than "
+                f"{self.max_question_length} tokens and were cut",
+                stacklevel=3,
+            )
         return questions
 
     def _stride(self, questions: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-        encoded = tokenizer(questions, add_special_tokens=False)["input_ids"] if questions else []
+        encoded = tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"] if questions else []
         longest = max(map(len, encoded), default=0)
         room = max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
         stride = min(128, room // 2) if self.stride is None else self.stride

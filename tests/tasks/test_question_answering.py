@@ -175,7 +175,10 @@ def test_of_several_answers_the_first_that_is_in_the_context_is_learnt(bert):
 
 def test_long_questions_are_cut_and_windows_that_get_nowhere_refused(bert):
     row = row_of("the cat won " * 5, "cat", question="who " * 50)
-    features = ExtractiveQA(max_question_length=4, stride=2).encode([row], bert, max_length=16)
+    with pytest.warns(UserWarning, match=r"task\.max_question_length: 1 of 2 questions are longer than 4 tokens"):
+        features = ExtractiveQA(max_question_length=4, stride=2).encode(
+            [row, row_of("the cat won", "cat", number=1)], bert, max_length=16
+        )
     assert bert.decode(features[0].input_ids).startswith("[CLS] who who who who [SEP] the cat")
     with pytest.raises(
         ValueError, match=r"task\.stride: beside the longest question \(50 tokens\) data\.max_length 32"
