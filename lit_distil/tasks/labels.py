@@ -20,7 +20,7 @@ class LabelNames:
         names: The names, or None to learn them from the training rows.
     """
 
-    def __init__(self, names: list[str | int] | None) -> None:
+    def __init__(self, names: list[str | int | bool] | None) -> None:
         self.names = [str(name) for name in names] if names else None
         # only names that were given, or whose source numbers them, have numbers that a row may mean
         self._are_numbered = self.names is not None and not all(_is_number(name) for name in self.names)

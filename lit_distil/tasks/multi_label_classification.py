@@ -39,7 +39,7 @@ class MultiLabelClassification(TextTask):
         *,
         pair: str | None = None,
         label: str = "labels",
-        labels: list[str | int] | None = None,
+        labels: list[str | int | bool] | None = None,
         separator: str = ",",
         threshold: float = 0.5,
     ) -> None:

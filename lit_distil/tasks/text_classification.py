@@ -122,7 +122,7 @@ class TextClassification(TextTask):
         *,
         pair: str | None = None,
         label: str = "label",
-        labels: list[str | int] | None = None,
+        labels: list[str | int | bool] | None = None,
         class_weights: ClassWeights = None,
         main_metric: Literal["accuracy", "macro_f1", "matthews", "f1"] = "accuracy",
     ) -> None:

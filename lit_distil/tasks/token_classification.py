@@ -48,7 +48,7 @@ class TokenClassification(Task):
         tokens: str = "tokens",
         *,
         tags: str = "tags",
-        labels: list[str | int] | None = None,
+        labels: list[str | int | bool] | None = None,
         label_all: bool = False,
         stride: int | None = None,
     ) -> None:

@@ -109,6 +109,8 @@ def test_minus_one_may_be_a_class_that_is_named_and_numbers_may_have_been_writte
     signs = TextClassification(labels=[-1, 0, 1])
     signs.bind(rows_of(-1, 0, "1"))
     assert [f.label for f in signs.encode(rows_of(-1, 0, 1.0, "-1"), tokenizer, max_length=8)] == [0, 1, 2, 0]
+    truths = TextClassification(labels=[False, True])
+    assert [f.label for f in truths.encode(rows_of(True, False, "True"), tokenizer, max_length=8)] == [1, 0, 1]
     named = TextClassification(labels=["no", "yes"])
     named.bind(rows_of("0.0", "1.0"))
     assert [f.label for f in named.encode(rows_of("1.0", "0.0"), tokenizer, max_length=8)] == [1, 0]
