@@ -12,7 +12,7 @@ TRAINER_COMMANDS = {
     "fit": "train: pretraining, distillation or fine-tuning, whichever the config says",
     "validate": "evaluate a checkpoint or a pretrained network on the validation split",
     "test": "evaluate it on the test split",
-    "predict": "write predictions for the predict (or test) split",
+    "predict": "write predictions for the predict split (or else test, or else validation)",
 }
 OTHER_COMMANDS = {
     "tokenizer": "train a tokenizer on a source of text",

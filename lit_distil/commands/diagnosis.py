@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,18 @@ class Predictions:
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         np.add.at(counts, (self.labels, self.predicted), 1)
         return counts
+
+
+class Confusable(Protocol):
+    """What has classes that can be taken for one another."""
+
+    @property
+    def classes(self) -> list[str]:
+        """C names."""
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """int64 `[C, C]`, true classes down and predicted ones across."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +130,26 @@ def read_predictions(path: str) -> Predictions:
     Raises:
         ValueError: There is no such file, or a row lacks its true class, its label or a class's probability.
     """
+    return classified(rows_of_predictions(path))
+
+
+def rows_of_predictions(path: str) -> list[dict[str, Any]]:
+    """The rows of a file of predictions, whatever the task.
+
+    Raises:
+        ValueError: There is no such file, or nothing in it.
+    """
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"predictions: no file at {path!r}; `lit-distil predict` writes <run>/predictions.jsonl")
     rows = list(read_rows(file))
     if not rows:
         raise ValueError(f"predictions: {path!r} holds no rows")
+    return rows
+
+
+def classified(rows: Sequence[Mapping[str, Any]]) -> Predictions:
+    """What `read_predictions` gives, of rows that were read."""
     classes = [str(name) for name in _probabilities(rows[0])]
     number_of = {name: index for index, name in enumerate(classes)}
     table = np.empty((len(rows), len(classes)))
@@ -144,7 +170,7 @@ def read_predictions(path: str) -> Predictions:
         labels=np.array(labels, dtype=np.int64),
         predicted=np.array(predicted, dtype=np.int64),
         probabilities=table,
-        samples=[int(row.get("sample", index)) for index, row in enumerate(rows)],
+        samples=[row["sample"] if _has_number(row) else index for index, row in enumerate(rows)],
     )
 
 
@@ -154,7 +180,7 @@ def worst(predictions: Predictions, count: int) -> list[int]:
     return order[:count].tolist()
 
 
-def commonest_confusions(predictions: Predictions, count: int) -> list[tuple[str, str, int]]:
+def commonest_confusions(predictions: Confusable, count: int) -> list[tuple[str, str, int]]:
     """(true class, predicted class, rows) of what is taken for something else, the commonest first."""
     confusion = predictions.confusion.copy()
     np.fill_diagonal(confusion, 0)
@@ -186,5 +212,10 @@ def _class_of(row: Mapping[str, Any], field: str, number_of: Mapping[str, int]) 
 
 def _text_of(row: Mapping[str, Any]) -> str:
     """The text, or both of a pair: they keep the names of their columns."""
-    ours = {"sample", "gold", "label", "probabilities", SOURCE_KEY}
+    ours = {"gold", "label", "probabilities", SOURCE_KEY, *(["sample"] if _has_number(row) else [])}
     return " ‖ ".join(str(value) for name, value in row.items() if name not in ours and value is not None)
+
+
+def _has_number(row: Mapping[str, Any]) -> bool:
+    """Whether a row says which one it is in its data set; the column of the text may have that name."""
+    return isinstance(row.get("sample"), int)

@@ -21,6 +21,7 @@ from lit_distil.callbacks import replace_folder, write_export
 from lit_distil.commands.onnx_check import compare_with_torch
 from lit_distil.commands.onnx_files import OnnxNetwork, onnx_bytes, quantise, write_onnx
 from lit_distil.data import load_tokenizer
+from lit_distil.data.files import read_lines
 from lit_distil.models.sources import AUTO_MODELS
 
 _PREFIX = "network.model."
@@ -191,7 +192,7 @@ def read_lines_of(file: str) -> list[str]:
         ValueError: There is no such file, or nothing in it.
     """
     path = Path(file)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = read_lines(path) if path.is_file() else iter(())
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise ValueError(f"check_on: {file!r} holds no texts; give a text file with one text a line")

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from lit_distil.commands.export import load_network, tokenizer_of_run
 from lit_distil.data import LabelledSequences, load_tokenizer
+from lit_distil.data.files import read_lines
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.tasks import Features
 from lit_distil.types import Batch
@@ -142,7 +143,7 @@ def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[
     if file is not None:
         if not Path(file).is_file():
             raise ValueError(f"file: there is none at {file!r}; give a text file with one text a line")
-        for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_lines(Path(file)), start=1):
             if line.strip():
                 found.append(line.strip())
                 places.append(f"{file}:{number}")

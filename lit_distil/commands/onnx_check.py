@@ -81,7 +81,7 @@ def compare_with_torch(
                 compared = expected, found
             differences.append(float((compared[0] - compared[1]).abs().max()))
             logits_seen.append(float(compared[0].abs().max()))
-            same.append((expected.argmax(-1) == found.argmax(-1))[rows].flatten())
+            same.append((_choices(model, expected) == _choices(model, found))[rows].flatten())
     agreement = torch.cat(same)
     return Agreement(
         largest_difference=max(differences),
@@ -128,6 +128,15 @@ def _batches(
             tensors["input_ids"] = ids.masked_fill(is_due & ~special, tokenizer.mask_token_id)
         batches.append(tensors)
     return batches
+
+
+def _choices(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """What is chosen by logits: the largest; each label by itself; of single outputs, which of two rows has more."""
+    if model.config.problem_type == "multi_label_classification":
+        return logits > 0
+    if logits.dim() == 2 and logits.shape[-1] == 1:
+        return logits > logits.roll(1, 0)
+    return logits.argmax(-1)
 
 
 def _rows(

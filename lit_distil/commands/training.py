@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
@@ -34,7 +35,8 @@ from lit_distil.commands.messages import shorten
 from lit_distil.data import TextDataModule
 from lit_distil.modules import EncoderModule
 
-_IDLE_TALK = ("litlogger", "TPU available", "Loading `train_dataloader`")
+_load_yaml = get_loader("yaml")
+_IDLE_TALK = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader`")
 
 
 class RunConfigCallback(SaveConfigCallback):
@@ -150,6 +152,7 @@ class TrainingCLI(LightningCLI):
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI) -> None:
     """Parse and run one of the trainer's commands, or what else is done with the same configuration."""
     _quieten()
+    _let_null_reach_its_key()
     cli(
         EncoderModule,
         TextDataModule,
@@ -199,6 +202,19 @@ def _options() -> list[str]:
     return ["config", "seed_everything", "model", "data", "ckpt_path", "matmul_precision", "trainer", *trainer]
 
 
+def _let_null_reach_its_key() -> None:
+    """Let `--data.source.validation null` mean null.
+
+    The parser hands the value of a nested class's argument down as text, one level at a time, and writes null as
+    Python's None on the way.
+    """
+    set_loader("yaml", _load, (yaml.YAMLError,))
+
+
+def _load(text: str) -> Any:
+    return None if text == "None" else _load_yaml(text)
+
+
 def _quieten() -> None:
     """Leave out what libraries say that a user of this command can do nothing about."""
     transformers_logging.disable_progress_bar()
@@ -206,6 +222,10 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
+    # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
+    warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(text in record.getMessage() for text in _IDLE_TALK)
     )

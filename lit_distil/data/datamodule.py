@@ -17,7 +17,7 @@ from lit_distil.data.filters import DocumentFilters
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.identity import describe
 from lit_distil.data.masking import MaskingStrategy
-from lit_distil.data.rows import open_rows
+from lit_distil.data.rows import STAND_INS, open_rows
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.data.shards import CORPUS_VERSION
 from lit_distil.data.sources import SPLITS, DocumentSource, RowSource, Split
@@ -226,13 +226,13 @@ class TextDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> EvalLoader:
-        """Every sample of the `predict` split once, or of the test split where there is none."""
+        """Every sample of the split that `predict` is about once."""
         return self._eval_loader(self.predict_split)
 
     @property
     def predict_split(self) -> str:
-        """The split that `predict` is about: `predict`, or `test` where there is none."""
-        return "predict" if "predict" in self.datasets else "test"
+        """The split that `predict` is about: `predict`, or `test` where there is none, or else `validation`."""
+        return next((split for split in STAND_INS if split in self.datasets), "test")
 
     # Inside
 
@@ -309,7 +309,7 @@ class TextDataModule(LightningDataModule):
                 validation_share=self.validation_share,
                 seed=self.seed,
             )
-            self.datasets.update(opened)
+            self.datasets = {**opened, **self.datasets}
 
     def _rows(self, split: Split) -> Iterable[dict[str, Any]]:
         assert isinstance(self.source, RowSource)

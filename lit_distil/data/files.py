@@ -48,7 +48,9 @@ def resolve_files(files: Files, *, field: str) -> list[Path]:
             if not found:
                 raise ValueError(f"{field}: no file matches {name!r} (looked from {Path.cwd()})")
         else:
-            raise ValueError(f"{field}: no file {name!r} (looked from {Path.cwd()}){near_names(path)}")
+            is_optional = field.endswith((".validation", ".test", ".predict"))
+            remedy = f"; if there is none, set it to null (--data.{field} null)" if is_optional else ""
+            raise ValueError(f"{field}: no file {name!r} (looked from {Path.cwd()}){near_names(path)}{remedy}")
         paths.extend(found)
     return paths
 

@@ -15,6 +15,9 @@ from lit_distil.data.sources import RowSource, Split
 from lit_distil.data.tables import Row
 from lit_distil.tasks import Task
 
+STAND_INS: tuple[Split, ...] = ("predict", "test", "validation")
+"""The split that `predict` is about: the first of these that there is."""
+
 
 def open_rows(
     source: RowSource,
@@ -34,7 +37,8 @@ def open_rows(
         source: Gives the rows.
         task: Encodes them.
         tokenizer: A fast tokenizer.
-        splits: Those that are wanted; `predict` stands for `test` where the source gives none.
+        splits: Those that are wanted; where the source gives no rows to predict, `test` stands for it, and where there
+            are none either, `validation`.
         max_length: Tokens in a sequence at most, special tokens included.
         labelled: Whether labels are wanted.
         max_eval_rows: Evaluate on so many rows of a split, evenly spread over it; None takes all.
@@ -52,8 +56,9 @@ def open_rows(
     rows: dict[str, list[Row]] = {}
     for split in splits:
         rows[split] = train if split == "train" else list(source.rows(split))
-        if split == "predict" and not rows[split]:
-            rows["test"] = list(source.rows("test"))
+        for stand_in in STAND_INS[1:] if split == "predict" else ():
+            if not any(rows.get(name) for name in STAND_INS):
+                rows[stand_in] = list(source.rows(stand_in))
     if "validation" in rows and not rows["validation"] and validation_share:
         kept, held = hold_out(train, task, share=validation_share, seed=seed)
         rows["validation"] = [train[n] for n in held]

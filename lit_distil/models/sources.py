@@ -86,6 +86,10 @@ class NetworkSource(ABC):
             ValueError: if the source, the vocabulary and the head do not fit together.
         """
 
+    def label_names(self, head: Head) -> list[str] | None:
+        """The labels that a task's head was trained for, in the order of its outputs; None without such a head."""
+        return None
+
 
 class FromConfig(NetworkSource):
     """A network with random weights.
@@ -208,6 +212,18 @@ class Pretrained(NetworkSource):
         _check_embedding(model, vocabulary, self.name_or_path)
         choose_attention(model, self.attention)
         return model.train()  # from_pretrained gives eval mode, and dropout would never come back
+
+    def label_names(self, head: Head) -> list[str] | None:
+        """See `NetworkSource.label_names`."""
+        location = {} if self.revision is None else {"revision": self.revision}
+        try:
+            config = AutoConfig.from_pretrained(self.name_or_path, **location)
+        except (OSError, ValueError) as error:
+            raise ValueError(self._not_found(error)) from error
+        suffix = f"For{''.join(word.capitalize() for word in head.split('_'))}"  # ForQuestionAnswering
+        if not any(kind.endswith(suffix) for kind in config.architectures or []):
+            return None
+        return [str(config.id2label[index]) for index in sorted(config.id2label)]
 
     def _not_found(self, error: Exception) -> str:
         reason = str(error).strip().split("\n")[0]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.modules.labelled import TaskModule
+from lit_distil.modules.labelled import TaskModule, check_same_labels
 from lit_distil.modules.preflight import check_length
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
@@ -60,6 +62,43 @@ class FineTuningModule(TaskModule):
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
+
+    def on_train_start(self) -> None:
+        """Tell of a head that was trained for other labels: it goes on from there."""
+        super().on_train_start()
+        self._check_trained_head()
+
+    def on_validation_start(self) -> None:
+        """Refuse such a head, and tell of one that nobody trained."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._check_trained_head()
+
+    def on_test_start(self) -> None:
+        """As before a validation."""
+        self._check_trained_head()
+
+    def on_predict_start(self) -> None:
+        """As before a validation."""
+        self._check_trained_head()
+
+    def _check_trained_head(self) -> None:
+        if self.from_checkpoint:  # whose labels were compared as it was loaded
+            return
+        is_fit = self.trainer.state.fn == TrainerFn.FITTING
+        names = self.network_source.label_names(self.head)
+        if names is None and not is_fit:
+            rank_zero_warn(
+                "model.network has no head for data.task, so that a random one answers: give the run's export as "
+                "model.network, or its checkpoint (--ckpt_path last)"
+            )
+        if names is None:
+            return
+        try:
+            check_same_labels("model.network: its head", names, self._task)
+        except ValueError as error:
+            if not is_fit:
+                raise
+            rank_zero_warn(str(error))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Parameter groups, with a factor of the learning rate for each layer where it decays."""

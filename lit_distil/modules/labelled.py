@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ class TaskModule(EncoderModule):
         self.found: dict[str, list[Found]] = {"val": [], "test": []}
         """What the last evaluation found of each sample, in their order and of all ranks."""
         self._outcomes: dict[str, Outcomes] = {"val": [], "test": []}
+        self.from_checkpoint = False
+        """Whether the weights are those of a checkpoint, and no longer what the configuration names."""
 
     def take_task(self, purpose: str) -> Task:
         """The task of the data module, whose head the network then has.
@@ -63,6 +66,18 @@ class TaskModule(EncoderModule):
             )
         self.head = task.head
         return task
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As the base does, once the checkpoint's labels are known to be the task's.
+
+        Raises:
+            ValueError: They are others, or in another order: every class would go by another's name.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.from_checkpoint = True
+        if self._trainer is not None:
+            names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
+            check_same_labels("ckpt_path: the checkpoint", [names[key] for key in sorted(names, key=int)], self._task)
 
     @property
     def network_head(self) -> Head:
@@ -151,3 +166,25 @@ class TaskModule(EncoderModule):
         outcomes = sorted(outcomes, key=lambda one: one[0])
         found = [(dataset.features[sample], outcome) for sample, outcome in outcomes]
         return found, self._task.score(found, dataset.rows)
+
+
+def check_same_labels(what: str, theirs: list[str], task: Task) -> None:
+    """Refuse a trained head whose outputs stand for other labels than the task's, or for the same in another order.
+
+    Args:
+        what: What has the head, for the message.
+        theirs: Its labels in the order of its outputs.
+        task: Its labels are known.
+
+    Raises:
+        ValueError: They differ.
+    """
+    named = task.head_settings().get("id2label")
+    if named is None or theirs == [f"LABEL_{index}" for index in range(len(named))]:  # it says not which they are
+        return
+    ours = [str(named[index]) for index in sorted(named)]
+    if theirs != ours:
+        raise ValueError(
+            f"{what} was trained for the labels {theirs}, in this order, and data.task has {ours}. Where they "
+            f"mean the same, give data.task.labels its names in its order"
+        )

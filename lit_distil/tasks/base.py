@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -160,14 +161,44 @@ def column_of(row: Row, name: str) -> Any:
     """The value of a column.
 
     Raises:
-        ValueError: The row has no such column, or no value in it.
+        ValueError: The row has no such column, or no value in it (null, or NaN, as data frames write it).
     """
     if name not in row:
         columns = sorted(column for column in row if column != SOURCE_KEY)
         raise ValueError(f"{place_of(row)}: no column {name!r} (task); there are {columns}")
-    if row[name] is None:
-        raise ValueError(f"{place_of(row)}: column {name!r} (task) has no value")
-    return row[name]
+    value = row[name]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError(f"{place_of(row)}: column {name!r} (task) has no value; give the row one, or leave it out")
+    return value
+
+
+def text_in(row: Row, name: str) -> str:
+    """The text in a column; a number is taken as it is written.
+
+    Raises:
+        ValueError: The row has no such column, or something else than a text in it.
+    """
+    value = column_of(row, name)
+    if isinstance(value, list | tuple | dict | bytes):
+        raise ValueError(
+            f"{place_of(row)}: column {name!r} (task) holds a {type(value).__name__}, not a text: {value!r}"
+        )
+    return str(value)
+
+
+def unprinted(text: str, row: Row, name: str) -> str:
+    """The text of a column that may hold a list, unless it is a list as Python prints it.
+
+    Raises:
+        ValueError: It is one; cut at commas or spaces, it would become labels that nobody meant.
+    """
+    inside = text.strip()
+    if inside == "[]" or (inside[:2] in ("['", '["') and inside[-2:] in ("']", '"]')):
+        raise ValueError(
+            f"{place_of(row)}: column {name!r} (task) holds a printed list, {text!r}, as in the CSV of a data frame; "
+            "save the rows as JSONL or Parquet, or write the entries without brackets and quotes"
+        )
+    return text
 
 
 def unlabelled(row: Row) -> ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from numbers import Number
 from typing import Any, Literal
 
 from lit_distil.tasks.base import ClassName, Row, place_of, unlabelled
@@ -19,8 +20,10 @@ class LabelNames:
         names: The names, or None to learn them from the training rows.
     """
 
-    def __init__(self, names: list[str] | None) -> None:
+    def __init__(self, names: list[str | int | bool] | None) -> None:
         self.names = [str(name) for name in names] if names else None
+        # only names that were given, or whose source numbers them, have numbers that a row may mean
+        self._are_numbered = self.names is not None and not all(_is_number(name) for name in self.names)
         if self.names is not None and len(set(self.names)) != len(self.names):
             raise ValueError(f"task.labels: a name stands twice in {self.names}")
 
@@ -55,6 +58,7 @@ class LabelNames:
         numbers = {name: name.number for name in places if isinstance(name, ClassName)}
         if len(numbers) == len(places):
             self.names = sorted(map(str, places), key=lambda name: numbers[name])  # type: ignore[index]
+            self._are_numbered = sorted(numbers.values()) == list(range(len(numbers)))
         elif all(_is_number(name) for name in places):
             if fractional := [name for name in places if not float(name).is_integer()]:
                 raise is_value(fractional[0], places[fractional[0]])
@@ -63,7 +67,7 @@ class LabelNames:
             self.names = sorted(places, key=lambda name: (name != "O", name))
 
     def index_of(self, value: Any, row: Row) -> int:
-        """The index of a row's label, which may be a name, or a number where names are given.
+        """The index of a row's label, which may be a name, or a number where the configuration gives names.
 
         Raises:
             ValueError: The label is none of them.
@@ -73,20 +77,41 @@ class LabelNames:
             return self.known.index(name)
         if isinstance(value, ClassName) and value.number < len(self.known):
             return value.number  # the configuration gives the classes names of its own
-        if name.isdigit() and int(name) < len(self.known):
-            return int(name)  # the configuration names the classes, the rows number them
-        if name == "-1":
-            raise unlabelled(row)
-        raise ValueError(f"{place_of(row)}: label {name!r} is none of {self.known} (task.labels)")
+        number = self._number(name)
+        if number is not None:
+            return number  # the configuration names the classes, the rows number them
+        self.check_labelled(name, row)
+        raise ValueError(
+            f"{place_of(row)}: label {name!r} is none of {self.known} (task.labels); correct the row, or name all "
+            "classes in task.labels"
+        )
+
+    def check_labelled(self, name: str, row: Row) -> None:
+        """Refuse -1, by which a split says that it has no labels, unless a class has that name.
+
+        Raises:
+            ValueError: It is so.
+        """
+        if _is_number(name) and float(name) == -1 and name not in (self.names or []):
+            raise ValueError(f"{unlabelled(row)}; where -1 is a class, name all of them in task.labels")
+
+    def _number(self, name: str) -> int | None:
+        """The index that a row's number means, which data frames may have written as 1.0."""
+        if not self._are_numbered or not _is_number(name) or not float(name).is_integer():
+            return None
+        return int(float(name)) if 0 <= float(name) < len(self.known) else None
 
     def name_of(self, value: Any) -> str | None:
         """The name of a row's label where it has one that is known; never an error."""
         if isinstance(value, ClassName) and value not in self.known and value.number < len(self.known):
             return self.known[value.number]
         text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-        if text.isdigit() and text not in self.known and int(text) < len(self.known):
-            return self.known[int(text)]
-        return None if value is None or text in ("", "-1") else text
+        if text in self.known:
+            return text
+        number = self._number(text)
+        if number is not None:
+            return self.known[number]
+        return None if value is None or text in ("", "-1", "nan") else text
 
     def warn_of_absent(self, counts: Counter[int]) -> None:
         """Tell of labels that no training row has; nothing can be learnt of them."""
@@ -130,10 +155,15 @@ def label_name(value: Any, row: Row) -> str:
     """A row's label as a name; numbers are written as integers.
 
     Raises:
-        ValueError: It is a fractional number, or empty.
+        ValueError: It is a fractional number, empty, or no name at all.
     """
     if isinstance(value, ClassName):
         return value
+    if value is None or not isinstance(value, str | Number):
+        raise ValueError(
+            f"{place_of(row)}: label {value!r} is neither a name nor a number (task.label)"
+            + ("; lists are for lit_distil.tasks.MultiLabelClassification" if isinstance(value, list) else "")
+        )
     if isinstance(value, float):
         if not value.is_integer():
             raise is_value(value, place_of(row))

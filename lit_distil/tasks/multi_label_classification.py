@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_distil.tasks.base import Found, LabelKind, Row, column_of, place_of, unlabelled
+from lit_distil.tasks.base import Found, LabelKind, Row, column_of, place_of, unlabelled, unprinted
 from lit_distil.tasks.labels import LabelNames, label_name
 from lit_distil.tasks.scores import f1_of_labels
 from lit_distil.tasks.text_classification import TextTask
@@ -39,7 +39,7 @@ class MultiLabelClassification(TextTask):
         *,
         pair: str | None = None,
         label: str = "labels",
-        labels: list[str] | None = None,
+        labels: list[str | int | bool] | None = None,
         separator: str = ",",
         threshold: float = 0.5,
     ) -> None:
@@ -115,9 +115,10 @@ class MultiLabelClassification(TextTask):
                 f"{place_of(row)}: label {value!r} (task.label) is no list of labels; for one label a row use "
                 "lit_distil.tasks.TextClassification"
             )
-        names = [label_name(part, row) for part in self._parts(value)]
-        if "-1" in names:
-            raise unlabelled(row)
+        parts = self._parts(unprinted(value, row, self.label) if isinstance(value, str) else value)
+        names = [label_name(part, row) for part in parts]
+        for name in names:
+            self.names.check_labelled(name, row)
         return names
 
     def _parts(self, value: Any) -> list[Any]:

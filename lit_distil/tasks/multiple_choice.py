@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, unlabelled
+from lit_distil.tasks.base import (
+    Features,
+    Found,
+    LabelKind,
+    Row,
+    Task,
+    column_of,
+    encoded_arrays,
+    place_of,
+    text_in,
+    unlabelled,
+)
 from lit_distil.tasks.scores import accuracy, confusion_matrix
 from lit_distil.types import Batch
 
@@ -135,15 +146,15 @@ class MultipleChoice(Task):
         return self._label_of(row, len(self._choices_of(row)))
 
     def _pair(self, row: Row, choice: str) -> tuple[str, str]:
-        context = None if self.context is None else str(column_of(row, self.context))
-        question = None if self.question is None else str(column_of(row, self.question))
+        context = None if self.context is None else text_in(row, self.context)
+        question = None if self.question is None else text_in(row, self.question)
         if context is not None and question is not None:
             return context, f"{question} {choice}".strip()
         return (question if context is None else context) or "", choice
 
     def _choices_of(self, row: Row) -> list[str]:
         if isinstance(self.choices, list):
-            return [str(column_of(row, name)) for name in self.choices]
+            return [text_in(row, name) for name in self.choices]
         value = column_of(row, self.choices)
         if isinstance(value, dict):
             value = value.get("text")

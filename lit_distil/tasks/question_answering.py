@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.tasks.answers import best_threshold, exact_match, f1
-from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of
+from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, text_in
 from lit_distil.tasks.spans import Answers, best_spans, merge_windows, softmax, text_of, tokens_of
 from lit_distil.types import Batch
 
@@ -110,7 +110,7 @@ class ExtractiveQA(Task):
             part = chosen[start : start + _CHUNK]
             encoded = tokenizer(
                 questions[start : start + _CHUNK],
-                [str(column_of(rows[n], self.context)) for n in part],
+                [text_in(rows[n], self.context) for n in part],
                 truncation="only_second",
                 max_length=max_length,
                 stride=stride,
@@ -241,7 +241,7 @@ class ExtractiveQA(Task):
         return texts, starts
 
     def _span_of(self, row: Row) -> tuple[int, int] | None:
-        """The characters of the first answer; (-1, -1) where there is none, None where it is not in the context."""
+        """The characters of the first answer that is in the context, None where none is; (-1, -1) for no answer."""
         texts, starts = self._gold(row)
         if not any(texts):
             if not self.no_answer:
@@ -250,25 +250,33 @@ class ExtractiveQA(Task):
                     "kind, or leave the row out"
                 )
             return -1, -1
-        text, start = next((t, s) for t, s in zip(texts, starts, strict=True) if t)
-        context = str(column_of(row, self.context))
-        if start is None:
-            start = context.find(text)
-        start = int(start)
-        return (start, start + len(text)) if start >= 0 and context.startswith(text, start) else None
+        context = text_in(row, self.context)
+        for text, given in zip(texts, starts, strict=True):
+            start = context.find(text) if given is None else _character(given, row)
+            if text and start >= 0 and context.startswith(text, start):
+                return start, start + len(text)
+        return None
 
     def _questions(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        questions = [str(column_of(row, self.question)).strip() for row in rows]
+        questions = [text_in(row, self.question).strip() for row in rows]
         if not questions:
             return []
-        encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        num_cut = 0
         for index, offsets in enumerate(encoded["offset_mapping"]):
             if len(offsets) > self.max_question_length:
                 questions[index] = questions[index][: offsets[self.max_question_length - 1][1]]
+                num_cut += 1
+        if num_cut:
+            warnings.warn(
+                f"task.max_question_length: {num_cut:,} of {len(rows):,} questions are longer than "
+                f"{self.max_question_length} tokens and were cut",
+                stacklevel=3,
+            )
         return questions
 
     def _stride(self, questions: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
-        encoded = tokenizer(questions, add_special_tokens=False)["input_ids"] if questions else []
+        encoded = tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"] if questions else []
         longest = max(map(len, encoded), default=0)
         room = max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
         stride = min(128, room // 2) if self.stride is None else self.stride
@@ -293,6 +301,17 @@ class ExtractiveQA(Task):
                     f"{place_of(row)}: the question's {self.id} {self._name(row, index)!r} (task.id) is also that of "
                     f"{place_of(other)}; each needs its own"
                 )
+
+
+def _character(value: Any, row: Row) -> int:
+    """Where an answer begins, as a number."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{place_of(row)}: answer_start {value!r} (task.answers) is no number of a character; give it, or null "
+            "where it is not known"
+        ) from error
 
 
 def _mean(values: list[float]) -> float:

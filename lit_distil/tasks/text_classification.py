@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, unlabelled
+from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, text_in
 from lit_distil.tasks.labels import ClassWeights, LabelNames, check_class_weights, label_name
 from lit_distil.tasks.scores import accuracy, confusion_matrix, f1_of_classes, macro_f1, matthews
 from lit_distil.types import Batch
@@ -59,8 +59,17 @@ class TextTask(Task):
         """Texts cut to `max_length` (the longer of a pair first), with a warning that counts them; labels."""
         if not rows:
             return []
-        first = [str(column_of(row, self.text)) for row in rows]
-        second = [str(column_of(row, self.pair)) for row in rows] if self.pair else None
+        first = [text_in(row, self.text) for row in rows]
+        second = [text_in(row, self.pair) for row in rows] if self.pair else None
+        blank = [
+            n for n, texts in enumerate(zip(first, second or first, strict=True)) if not any(map(str.strip, texts))
+        ]
+        if blank:
+            warnings.warn(
+                f"task.text: {len(blank):,} of {len(rows):,} rows have no text, the first {place_of(rows[blank[0]])}; "
+                "they are kept, as an empty sequence",
+                stacklevel=2,
+            )
         encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
         if num_cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings or []):
             warnings.warn(
@@ -113,7 +122,7 @@ class TextClassification(TextTask):
         *,
         pair: str | None = None,
         label: str = "label",
-        labels: list[str] | None = None,
+        labels: list[str | int | bool] | None = None,
         class_weights: ClassWeights = None,
         main_metric: Literal["accuracy", "macro_f1", "matthews", "f1"] = "accuracy",
     ) -> None:
@@ -140,8 +149,7 @@ class TextClassification(TextTask):
         firsts: dict[str, Row] = {}  # of each class, the row that has it first
         for row in rows:
             name = label_name(column_of(row, self.label), row)
-            if name == "-1":
-                raise unlabelled(row)
+            self.names.check_labelled(name, row)
             values[name] += 1
             firsts.setdefault(name, row)
         if self.names.names is None:

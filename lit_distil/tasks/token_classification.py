@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, unlabelled
+from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, unprinted
 from lit_distil.tasks.labels import LabelNames, label_name
 from lit_distil.tasks.scores import accuracy, confusion_matrix, macro_f1
 from lit_distil.types import IGNORE_INDEX, Batch
@@ -47,7 +48,7 @@ class TokenClassification(Task):
         tokens: str = "tokens",
         *,
         tags: str = "tags",
-        labels: list[str] | None = None,
+        labels: list[str | int | bool] | None = None,
         label_all: bool = False,
         stride: int | None = None,
     ) -> None:
@@ -69,16 +70,27 @@ class TokenClassification(Task):
             ValueError: A row's tags are none, or the package that scores spans is not installed.
         """
         firsts: dict[str, Row] = {}
+        num_rows, num_inside, is_open = 0, 0, self.names.names is None
         for row in rows:
-            for name in map(str, _items(row, self.tags)) if self.names.names else self._tag_names(row):
+            names = self._tag_names(row)
+            num_rows += 1
+            num_inside += _begins_inside(names if is_open else [self.names.name_of(name) or name for name in names])
+            for name in names:
                 firsts.setdefault(name, row)
         if self.names.names is None:
             self.names.learn({name: place_of(row) for name, row in firsts.items()}, column=self.tags)
         self.names.warn_of_absent(Counter(self.names.index_of(name, row) for name, row in firsts.items()))
         if self.marks_spans:
             _seqeval()
+            if num_inside:
+                warnings.warn(
+                    f"task.tags: in {num_inside:,} of {num_rows:,} training rows a span begins with I- (as in IOB1); "
+                    "spans are scored strictly (IOB2), so that only those which begin with B- count: convert the tags",
+                    stacklevel=2,
+                )
         else:
             self.main_metric = "accuracy"
+            self._warn_of_unknown_spans()
 
     def encode(
         self,
@@ -104,7 +116,7 @@ class TokenClassification(Task):
         features: list[Features] = []
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            words = [list(map(str, _items(row, self.tokens))) for row in chunk]
+            words = [_words(row, self.tokens) for row in chunk]
             tags = [self._tags_of(row, len(w)) if labelled else None for row, w in zip(chunk, words, strict=True)]
             encoded = tokenizer(
                 [" ".join(w) for w in words],
@@ -172,6 +184,20 @@ class TokenClassification(Task):
             predictions.append({**read, "probabilities": probabilities, **labels})
         return predictions
 
+    def _warn_of_unknown_spans(self) -> None:
+        """Tags that look as if they marked spans, and do not in the way that is scored."""
+        names = self.names.known
+        others = [name for name in names if name != "O" and name[:2] not in ("B-", "I-")]
+        if all(name.lstrip("-").isdigit() for name in names):
+            why = "are numbers; name them in task.labels, in the order of the numbers"
+        elif any(name[1:2] == "-" for name in names):
+            why = "are not of O, B- and I-; convert BIOES, BILOU and the like to IOB2"
+        else:
+            return
+        warnings.warn(
+            f"task.tags: spans are not scored, only accuracy and macro-F1, as the tags {others[:8]} {why}", stacklevel=3
+        )
+
     def _by_row(self, found: list[Found], rows: list[Row]) -> dict[int, tuple[list[str], list[float]]]:
         """Tags and probabilities of every word of the rows that were evaluated; a word that was not is outside."""
         names = self.names.known
@@ -205,8 +231,8 @@ class TokenClassification(Task):
 
     def _tag_names(self, row: Row) -> list[str]:
         names = [label_name(tag, row) for tag in _items(row, self.tags)]
-        if "-1" in names:
-            raise unlabelled(row)
+        for name in names:
+            self.names.check_labelled(name, row)
         return names
 
     def _tags_of(self, row: Row, num_words: int) -> list[int]:
@@ -222,12 +248,25 @@ class TokenClassification(Task):
 def _items(row: Row, column: str) -> list[Any]:
     value = column_of(row, column)
     if isinstance(value, str):
-        return value.split()
+        return unprinted(value, row, column).split()
     if not isinstance(value, list | tuple):
         raise ValueError(
             f"{place_of(row)}: column {column!r} (task) must be a list with an entry a word, got {value!r}"
         )
     return list(value)
+
+
+def _begins_inside(names: Sequence[str]) -> bool:
+    """Whether a span of a row begins with I-, after another kind's or none."""
+    befores = ["O", *names]
+    return any(name[:2] == "I-" and before[2:] != name[2:] for before, name in zip(befores, names, strict=False))
+
+
+def _words(row: Row, column: str) -> list[str]:
+    words = _items(row, column)
+    if None in words:
+        raise ValueError(f"{place_of(row)}: column {column!r} (task) has no word at place {words.index(None)}")
+    return list(map(str, words))
 
 
 def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

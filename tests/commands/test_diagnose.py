@@ -100,6 +100,14 @@ def test_confusions_are_ranked_without_what_is_right(tmp_path: Path) -> None:
     assert len(worst(found, 1000)) == len(found)
 
 
+def test_a_text_may_stand_in_a_column_named_sample(tmp_path: Path) -> None:
+    rows = [{**row, "sample": row["text"]} for row in made_rows(4)]
+    for row in rows:
+        del row["text"]
+    found = read_predictions(write(tmp_path / "p.jsonl", rows))
+    assert found.texts == [row["sample"] for row in rows] and found.samples == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -78,6 +79,30 @@ def test_a_file_of_another_network_does_not_pass(written: tuple[str, Path], tmp_
     found = compare_with_torch(other, OnnxNetwork(out / "model.onnx"), tokenizer)
     assert found.top_agreement < 0.5 and found.largest_difference > 0.1
     assert len(sample_texts()) > 20
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_values_and_labels_are_choices_of_their_own(problem: str) -> None:
+    """Of one output the largest is always the same, and of several labels one would stand for all."""
+    config = tiny_config(make_tokenizer(), layers=1)
+    config.num_labels, config.problem_type = (1 if problem == "regression" else 3), problem
+    torch.manual_seed(0)
+    model, other = (AutoModelForSequenceClassification.from_config(config).eval() for _ in range(2))
+
+    class Network:
+        facts: ClassVar = {"max_length": 32}
+
+        def __init__(self, network: torch.nn.Module) -> None:
+            self.network = network
+
+        def __call__(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
+            return [self.network(**inputs).logits]
+
+    with torch.no_grad():
+        same = compare_with_torch(model, Network(model), make_tokenizer())  # type: ignore[arg-type]
+        unlike = compare_with_torch(model, Network(other), make_tokenizer())  # type: ignore[arg-type]
+    assert same.top_agreement == 1 and unlike.top_agreement < 0.9
+    assert same.num_choices % 3 == 0 or problem == "regression"
 
 
 def test_what_disagrees_is_refused_and_leaves_nothing(

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import score
 from lit_distil.commands.minimal_pairs import Share, judge, paired_difference, read_pairs
-from lit_distil.commands.networks import open_masked_lm
+from lit_distil.commands.networks import open_masked_lm, read_texts
 from lit_distil.commands.pseudo_likelihood import pseudo_likelihoods
 from tests.workspace import Workspace
 
@@ -138,6 +138,16 @@ def test_sentences_are_printed_and_written(
     expected = padded_scores(workspace.teacher, [SENTENCES[3], *SENTENCES[:2]], within_word=False)
     assert [row["pll"] for row in sentences] == pytest.approx(expected, abs=1e-4)
     assert "all, weighted by tokens" in out and f"{sum(expected):.2f}" in out
+
+
+def test_a_file_of_sentences_is_read_as_any_text(tmp_path: Path) -> None:
+    """A byte order mark is no token, U+2028 ends no line, and what is no UTF-8 names its line."""
+    file = tmp_path / "lines.txt"
+    file.write_bytes("\ufeffthe model\r\n\r\na\u2028loss\n".encode())
+    assert read_texts([], str(file)) == (["the model", "a\u2028loss"], [f"{file}:1", f"{file}:3"])
+    file.write_bytes(b"the model\na caf\xe9\n")
+    with pytest.raises(ValueError, match=r"lines\.txt:2: .*UTF-8"):
+        read_texts([], str(file))
 
 
 def test_messages_name_what_is_wrong(workspace: Workspace, tmp_path: Path) -> None:

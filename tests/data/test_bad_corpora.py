@@ -29,6 +29,7 @@ from lit_distil.data import (
     TokenMasking,
     write_corpus,
 )
+from lit_distil.data.files import resolve_files
 from tests.data.conftest import make_corpus
 
 
@@ -168,11 +169,13 @@ def test_zstd_is_read_or_its_extra_is_named(tmp_path, monkeypatch):
 def test_a_missing_file_is_an_error_with_the_names_near_it(tmp_path):
     write(tmp_path / "corpus.txt", "one")
     with pytest.raises(
-        ValueError, match=r"source\.train: no file .*corpsu\.txt.*looked from.*near it: \['corpus\.txt'\]"
+        ValueError, match=r"source\.train: no file .*corpsu\.txt.*looked from.*near it: \['corpus\.txt'\]$"
     ):
         documents(str(tmp_path / "corpsu.txt"))
     with pytest.raises(ValueError, match=r"the folder .*nowhere' does not exist"):
         documents(str(tmp_path / "nowhere" / "corpus.txt"))
+    with pytest.raises(ValueError, match=r"source\.test: no file .*; if there is none, set it to null \(--data"):
+        resolve_files(str(tmp_path / "test.jsonl"), field="source.test")
 
 
 def test_a_folder_is_its_files_or_an_error(tmp_path):

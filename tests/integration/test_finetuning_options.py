@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification
 
 from lit_distil.commands.training import run as run_command
@@ -99,3 +102,56 @@ def test_a_network_with_other_labels_gets_a_new_head_with_a_notice(workspace: Wo
     )
     assert after["classifier.out_proj.weight"].shape == (4, 32)
     assert all(torch.equal(after[key], before[key]) for key in before if "out_proj" not in key)
+
+
+def test_a_trained_head_is_never_read_under_other_labels(
+    workspace: Workspace, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The same names in another order would fit, and call every class by another's name."""
+    config = workspace.finetuning()
+    run = fit(config, tmp_path / "run", max_steps=1)
+    turned = copy.deepcopy(config)
+    turned["data"]["init_args"]["task"]["init_args"] = {"labels": ["verse", "prose", "code"]}
+    last = str(run / "checkpoints" / "last.ckpt")
+    for command in ("predict", "test", "fit"):
+        with pytest.raises(ValueError, match=r"the checkpoint was trained for .* \['code', .* has \['verse', 'prose'"):
+            fit(turned, tmp_path / command, "--ckpt_path", last, command=command)
+    for one in (config, turned):
+        one["model"]["init_args"]["network"]["init_args"]["name_or_path"] = str(run / "export")
+    with pytest.raises(
+        ValueError, match=r"model\.network: its head was trained for the labels \['code', 'prose', 'verse'"
+    ):
+        fit(turned, tmp_path / "validate", command="validate")
+    fit(config, tmp_path / "same", command="predict")
+    assert not [one for one in recwarn if "a random one" in str(one.message) or "its head" in str(one.message)]
+    fit(turned, tmp_path / "trained-on", max_steps=1)
+    assert [one for one in recwarn if "its head was trained for the labels" in str(one.message)]
+
+
+def test_predictions_of_a_head_that_nobody_trained_are_told(workspace: Workspace, tmp_path: Path) -> None:
+    """As where --ckpt_path was forgotten."""
+    with pytest.warns(UserWarning, match=r"model\.network has no head for data\.task, so that a random one answers"):
+        fit(workspace.finetuning(), tmp_path / "run", command="predict")
+
+
+def test_null_on_the_command_line_takes_a_file_away(workspace: Workspace, tmp_path: Path) -> None:
+    """Validation rows are then held out; the parser would look for a file of the name None."""
+    options = ["--data.source.validation", "null", "--data.validation_share", "0.25", "--data.task.pair=null"]
+    run = fit(workspace.finetuning(), tmp_path / "run", *options, max_steps=1, check_val_every_n_epoch=1)
+    config = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
+    assert config["source"]["init_args"]["validation"] is None and config["task"]["init_args"]["pair"] is None
+
+
+def test_predictions_are_of_the_rows_that_were_held_out_where_there_are_no_others(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """So that they can be diagnosed: the very rows that the run was validated on."""
+    config = workspace.finetuning()
+    config["data"]["init_args"]["source"]["init_args"] = {"train": str(workspace.root / "train.jsonl")}
+    run = fit(config, tmp_path / "run", max_steps=4, check_val_every_n_epoch=1)
+    fit(config, run, "--ckpt_path", "last", command="predict")
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    texts = {json.loads(line)["text"] for line in (workspace.root / "train.jsonl").read_text().splitlines()}
+    assert len(rows) == 3 and all(row["text"] in texts for row in rows)
+    right = sum(row["label"] == row["gold"] for row in rows) / len(rows)
+    assert list(logged(run, "val/accuracy").values())[-1] == pytest.approx(right)

@@ -44,6 +44,9 @@ def test_indices_mean_the_names_that_are_given(tokenizer):
         ([-1], "label -1 marks an unlabelled split"),
         (["s"], r"label 's' is none of \['p', 'q'\]"),
         ([0.5], r"label 0\.5 is no class"),
+        (["p", None], r"label None is neither a name nor a number"),
+        ("['p', 'q']", r"column 'labels' \(task\) holds a printed list.*save the rows as JSONL or Parquet"),
+        ("[]", r"column 'labels' \(task\) holds a printed list"),
         (None, r"column 'labels' \(task\) has no value"),
     ],
 )

@@ -166,9 +166,19 @@ def test_an_answer_that_is_not_in_its_context_is_dropped_in_training_and_scored_
     assert batch_of(evaluated).counts["labels"] == 1
 
 
+def test_of_several_answers_the_first_that_is_in_the_context_is_learnt(bert):
+    row = row_of("the cat won", "cat")
+    row["answers"] = {"text": ["dog", "cat"], "answer_start": [4, 4]}
+    (sample,) = ExtractiveQA().encode([row], bert, max_length=32, training=True)
+    assert bert.decode(sample.input_ids[sample.span[0] : sample.span[1] + 1]) == "cat"
+
+
 def test_long_questions_are_cut_and_windows_that_get_nowhere_refused(bert):
     row = row_of("the cat won " * 5, "cat", question="who " * 50)
-    features = ExtractiveQA(max_question_length=4, stride=2).encode([row], bert, max_length=16)
+    with pytest.warns(UserWarning, match=r"task\.max_question_length: 1 of 2 questions are longer than 4 tokens"):
+        features = ExtractiveQA(max_question_length=4, stride=2).encode(
+            [row, row_of("the cat won", "cat", number=1)], bert, max_length=16
+        )
     assert bert.decode(features[0].input_ids).startswith("[CLS] who who who who [SEP] the cat")
     with pytest.raises(
         ValueError, match=r"task\.stride: beside the longest question \(50 tokens\) data\.max_length 32"
@@ -182,6 +192,12 @@ def test_long_questions_are_cut_and_windows_that_get_nowhere_refused(bert):
         (row_of("the cat", ""), r"f:0: the question has no answer; set task\.no_answer: true"),
         ({**row_of("the cat", "cat"), "answers": "cat"}, r"f:0: column 'answers' \(task\) must be \{text"),
         ({"question": "who", "answers": [], "context": None}, "has no answer"),
+        (row_of("the cat", "cat", start="x"), r"f:0: answer_start 'x' \(task\.answers\) is no number of a character"),
+        (row_of("the cat", "cat", start=float("nan")), r"f:0: answer_start nan \(task\.answers\) is no number"),
+        (
+            {**row_of("the cat", "cat"), "context": ["the", "cat"]},
+            r"column 'context' \(task\) holds a list, not a text",
+        ),
         ({"question": "who", "context": "x"}, r"no column 'answers' \(task\); there are \['context', 'question'\]"),
     ],
 )

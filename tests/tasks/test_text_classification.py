@@ -66,7 +66,10 @@ def test_named_classes_keep_the_order_of_the_configuration_and_may_be_numbered_i
         (["a", "b", "-1"], r"f\.csv:4: label -1 marks"),
         ([0, 1.5], r"f\.csv:3: label 1\.5 is no class; use lit_distil\.tasks\.TextRegression"),
         (["0", "3.8"], r"f\.csv:3: label '3\.8' is no class"),
-        ([1, float("nan")], r"f\.csv:3: label nan is no class"),
+        ([1, float("nan")], r"f\.csv:3: column 'label' \(task\) has no value"),
+        (["0.0", "-1.0"], r"f\.csv:3: label -1 marks an unlabelled split.*where -1 is a class, name all of them"),
+        (["a", ["b"]], r"f\.csv:3: label \['b'\] is neither a name nor a number.*MultiLabelClassification"),
+        (["a", {"b": 1}], r"f\.csv:3: label \{'b': 1\} is neither a name nor a number"),
         ([1, None], r"f\.csv:3: column 'label' \(task\) has no value"),
         (["a", "a"], r"holds one class, \['a'\]; two are needed"),
         ([], r"task\.labels: the names of the classes are not given, and there are no training rows"),
@@ -89,6 +92,40 @@ def test_labels_of_the_training_rows_that_are_no_classes_are_refused(labels, mes
 def test_a_label_that_was_not_trained_on_names_its_row(tokenizer, label, message):
     with pytest.raises(ValueError, match=message):
         TextClassification(labels=["x", "y"]).encode(rows_of(label), tokenizer, max_length=8)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "label"), [([1, 2, 3], 0), ([0, 2, 5], 1), (["x", "y"], 1), (["x", "y"], "0"), (["x", "y"], "²")]
+)
+def test_a_number_is_no_place_among_names_that_were_learnt(tokenizer, trained_on, label):
+    """Stars from 1 to 5 are learnt as the classes 1 to 5: a 0 would be taken for the first of them."""
+    task = TextClassification()
+    task.bind(rows_of(*trained_on))
+    with pytest.raises(ValueError, match=rf"f\.csv:2: label '{label}' is none of .*name all classes in task\.labels"):
+        task.encode(rows_of(label), tokenizer, max_length=8)
+
+
+def test_minus_one_may_be_a_class_that_is_named_and_numbers_may_have_been_written_as_fractions(tokenizer):
+    signs = TextClassification(labels=[-1, 0, 1])
+    signs.bind(rows_of(-1, 0, "1"))
+    assert [f.label for f in signs.encode(rows_of(-1, 0, 1.0, "-1"), tokenizer, max_length=8)] == [0, 1, 2, 0]
+    truths = TextClassification(labels=[False, True])
+    assert [f.label for f in truths.encode(rows_of(True, False, "True"), tokenizer, max_length=8)] == [1, 0, 1]
+    named = TextClassification(labels=["no", "yes"])
+    named.bind(rows_of("0.0", "1.0"))
+    assert [f.label for f in named.encode(rows_of("1.0", "0.0"), tokenizer, max_length=8)] == [1, 0]
+
+
+def test_what_is_no_text_is_refused_and_empty_texts_are_counted(tokenizer):
+    task, (row,) = TextClassification(labels=["x", "y"]), rows_of("x")
+    for bad, message in (
+        (float("nan"), "has no value; give the row one"),
+        (["a"], r"holds a list, not a text: \['a'\]"),
+    ):
+        with pytest.raises(ValueError, match=rf"f\.csv:2: column 'text' \(task\) {message}"):
+            task.encode([{**row, "text": bad}], tokenizer, max_length=8)
+    with pytest.warns(UserWarning, match=r"task\.text: 2 of 3 rows have no text, the first f\.csv:2; they are kept"):
+        assert len(task.encode([{**row, "text": " "}, row, {**row, "text": ""}], tokenizer, max_length=8)) == 3
 
 
 @pytest.mark.parametrize("settings", [{"label": "class"}, {"text": "class"}, {"pair": "class"}])

@@ -19,11 +19,19 @@ def test_values_are_parsed_and_what_is_none_names_its_row(tokenizer):
     encoded = task.encode(rows_of("3.8", 2, 0.5), tokenizer, max_length=8)
     assert [feature.label for feature in encoded] == [3.8, 2.0, 0.5]
     assert task.head_settings() == {"num_labels": 1, "problem_type": "regression"}
-    for bad in ("high", float("nan"), "inf"):
+    for bad in ("high", "nan", "inf"):
         with pytest.raises(ValueError, match=r"f\.csv:2: label .* is no number \(task\.label\)"):
             task.encode(rows_of(bad), tokenizer, max_length=8)
-    with pytest.raises(ValueError, match=r"f\.csv:2: column 'label' \(task\) has no value"):
-        task.encode(rows_of(None), tokenizer, max_length=8)
+    for empty in (None, float("nan")):
+        with pytest.raises(ValueError, match=r"f\.csv:2: column 'label' \(task\) has no value"):
+            task.encode(rows_of(empty), tokenizer, max_length=8)
+
+
+def test_a_split_of_minus_ones_has_no_labels(tokenizer):
+    """As the test splits of GLUE have it; a single such value is one."""
+    with pytest.raises(ValueError, match=r"f\.csv:2: label -1 marks an unlabelled split"):
+        TextRegression().encode(rows_of(-1, "-1.0"), tokenizer, max_length=8)
+    assert [f.label for f in TextRegression().encode(rows_of(-1, 0.5), tokenizer, max_length=8)] == [-1.0, 0.5]
 
 
 def found_of(labels, values):
@@ -50,4 +58,6 @@ def test_a_constant_prediction_correlates_with_nothing_and_is_no_nan():
 
 def test_predictions_can_be_read():
     (prediction,) = TextRegression().readable(found_of([2.0], [2.5]), [{"text": "a", "label": "2"}])
-    assert prediction == {"sample": 0, "text": "a", "value": 2.5, "gold": "2"}
+    assert prediction == {"sample": 0, "text": "a", "value": 2.5, "gold": 2.0}
+    for none in (None, "", "?", float("nan")):
+        assert "gold" not in TextRegression().readable(found_of([2.0], [2.5]), [{"text": "a", "label": none}])[0]

@@ -1,5 +1,6 @@
 import random
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -156,11 +157,40 @@ def test_outside_comes_first_and_numbers_take_the_names_that_are_given(tokenizer
         (row_of(["a"], ["B-z"]), r"label 'B-z' is none of \['O', 'B-x'"),
         (row_of({"a": 1}, ["O"]), r"column 'tokens' \(task\) must be a list with an entry a word"),
         (row_of(["a"], None), r"column 'tags' \(task\) has no value"),
+        (row_of(["a", None], ["O", "O"]), r"column 'tokens' \(task\) has no word at place 1"),
+        (
+            row_of("['new', 'york']", "['O', 'O']"),
+            r"column 'tokens' \(task\) holds a printed list, .* CSV of a data frame",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_tagged_is_named(tokenizer, row, message):
     with pytest.raises(ValueError, match=rf"f\.jsonl:2: {message}"):
         TokenClassification(labels=NAMES).encode([row], tokenizer, max_length=8)
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ((["B-x", "E-x"], ["O", "S-y"]), r"spans are not scored, .* \['E-x', 'S-y'\] are not of O, B- and I-; convert"),
+        (([0, 1], [0, 2]), r"spans are not scored, .* \['0', '1', '2'\] are numbers; name them in task\.labels"),
+        ((["I-x", "I-x"], ["B-x", "I-y"]), r"in 2 of 2 training rows a span begins with I- \(as in IOB1\)"),
+        ((["O", "I-x"], ["B-x", "I-x"]), r"in 1 of 2 training rows a span begins with I- \(as in IOB1\)"),
+    ],
+)
+def test_tags_in_another_scheme_are_told(tags, message):
+    task = TokenClassification()
+    with pytest.warns(UserWarning, match=message):
+        task.bind([row_of(["a", "b"], of_row) for of_row in tags])
+    assert task.main_metric == ("f1" if "I-x" in tags[0] + tags[1] else "accuracy")
+
+
+def test_tags_as_they_should_be_are_no_reason_to_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TokenClassification().bind([row_of(["a", "b", "c", "d"], ["B-x", "I-x", "B-x", "O"])])
+        TokenClassification(labels=NAMES).bind([row_of(list("abcde"), [0, 1, 2, 3, 4])])
+        TokenClassification().bind([row_of(["a", "b"], ["NOUN", "ADJ"])])
 
 
 def test_windows_that_would_not_get_on_are_refused(tokenizer):
