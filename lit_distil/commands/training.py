@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
+import pickle
 import sys
 import warnings
 from argparse import ArgumentError
@@ -145,6 +147,27 @@ class TrainingCLI(LightningCLI):
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": added}
         return super().instantiate_trainer(**kwargs)
 
+    def before_validate(self) -> None:
+        """Let the task know the labels of the head that is evaluated."""
+        self._hand_labels_on()
+
+    def before_test(self) -> None:
+        """As before a validation."""
+        self._hand_labels_on()
+
+    def before_predict(self) -> None:
+        """As before a validation."""
+        self._hand_labels_on()
+
+    def _hand_labels_on(self) -> None:
+        task, source = getattr(self.datamodule, "task", None), getattr(self.model, "network_source", None)
+        if task is None or task.is_bound:
+            return
+        checkpoint = self.config_init[self.subcommand].ckpt_path
+        names = labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)
+        if names:
+            task.take_labels(names)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: what a checkpoint remembers never wins over the files and the command line."""
 
@@ -169,6 +192,17 @@ def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI) -> None:
         },
         args=None if arguments == sys.argv[1:] else arguments,
     )
+
+
+def labels_in(checkpoint: str) -> list[str] | None:
+    """The labels of the network in a checkpoint, in the order of its outputs; None where it names none."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        config = json.loads(content["network"]["config"])
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
+        return None  # what is wrong with it is told where it is loaded
+    names = config.get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)]
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:

@@ -33,6 +33,8 @@ def open_rows(
 ) -> dict[str, LabelledSequences]:
     """Read and encode splits; the task is bound to the training rows first, whichever they are.
 
+    Rows are predicted without them where nothing is left open: a trained head brings its labels along.
+
     Args:
         source: Gives the rows.
         task: Encodes them.
@@ -51,8 +53,10 @@ def open_rows(
     Raises:
         ValueError: A row breaks the task's contract, or none can be trained on.
     """
-    train = list(source.rows("train"))
-    task.bind(train)
+    train: list[Row] = []
+    if labelled or not task.is_bound:
+        train = list(source.rows("train"))
+        task.bind(train)
     rows: dict[str, list[Row]] = {}
     for split in splits:
         rows[split] = train if split == "train" else list(source.rows(split))
@@ -60,6 +64,7 @@ def open_rows(
             if not any(rows.get(name) for name in STAND_INS):
                 rows[stand_in] = list(source.rows(stand_in))
     if "validation" in rows and not rows["validation"] and validation_share:
+        train = train or list(source.rows("train"))
         kept, held = hold_out(train, task, share=validation_share, seed=seed)
         rows["validation"] = [train[n] for n in held]
         if "train" in rows:

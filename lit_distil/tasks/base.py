@@ -87,6 +87,14 @@ class Task(ABC):
     def bind(self, rows: Iterable[Row]) -> None:
         """Learn from the training rows what the configuration leaves open, such as the names of the labels."""
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether nothing is left open, so that rows can be predicted without any to learn from."""
+        return True
+
+    def take_labels(self, names: list[str]) -> None:  # noqa: B027
+        """Take the labels of a trained head, in the order of its outputs, if the configuration leaves them open."""
+
     @abstractmethod
     def encode(
         self,

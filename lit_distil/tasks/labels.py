@@ -38,6 +38,11 @@ class LabelNames:
             raise ValueError("task.labels: not known yet; give them, or let the data module bind the training rows")
         return self.names
 
+    def take(self, names: list[str]) -> None:
+        """Take the names of a trained head, unless there are some, or it has none of its own (`LABEL_0`)."""
+        if self.names is None and names != [f"LABEL_{index}" for index in range(len(names))]:
+            self.names = list(names)
+
     def learn(self, places: dict[str, str], *, column: str, at_least: int = 2) -> None:
         """Take the names that were met in the training rows, in the order of the source's numbers where it has them.
 

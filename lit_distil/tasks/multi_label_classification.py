@@ -51,6 +51,15 @@ class MultiLabelClassification(TextTask):
         self.names = LabelNames(labels)
         self.separator, self.threshold = separator, threshold
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the names are known."""
+        return self.names.names is not None
+
+    def take_labels(self, names: list[str]) -> None:
+        """See `Task.take_labels`."""
+        self.names.take(names)
+
     def bind(self, rows: Iterable[Row]) -> None:
         """Take the names of the labels from the training rows.
 

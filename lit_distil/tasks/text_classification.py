@@ -137,6 +137,15 @@ class TextClassification(TextTask):
         """Names of the classes; None as long as they are not known."""
         return self.names.names
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the names are known."""
+        return self.names.names is not None
+
+    def take_labels(self, names: list[str]) -> None:
+        """See `Task.take_labels`."""
+        self.names.take(names)
+
     def bind(self, rows: Iterable[Row]) -> None:
         """Take the names of the classes from the training rows and count the rows of each.
 

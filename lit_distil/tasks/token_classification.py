@@ -63,6 +63,15 @@ class TokenClassification(Task):
         """Whether the tags are `O` and, for each kind of span, `B-` and `I-`."""
         return all(name == "O" or name[:2] in ("B-", "I-") for name in self.names.known)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the names are known."""
+        return self.names.names is not None
+
+    def take_labels(self, names: list[str]) -> None:
+        """See `Task.take_labels`."""
+        self.names.take(names)
+
     def bind(self, rows: Iterable[Row]) -> None:
         """Take the names of the tags from the training rows.
 

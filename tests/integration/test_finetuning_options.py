@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_distil.commands.training import run as run_command
 from lit_distil.data import load_tokenizer
+from tests.integration.conftest import probe
 from tests.workspace import (
     REPOSITORY,
     Workspace,
@@ -126,6 +127,29 @@ def test_a_trained_head_is_never_read_under_other_labels(
     assert not [one for one in recwarn if "a random one" in str(one.message) or "its head" in str(one.message)]
     fit(turned, tmp_path / "trained-on", max_steps=1)
     assert [one for one in recwarn if "its head was trained for the labels" in str(one.message)]
+
+
+@pytest.mark.parametrize("from_export", [False, True])
+def test_predicting_needs_nothing_but_the_network_and_the_texts(
+    from_export: bool, workspace: Workspace, tmp_path: Path
+) -> None:
+    """The labels stand in its configuration; the training files are on another machine, perhaps."""
+    config = workspace.finetuning()
+    run = fit(config, tmp_path / "run", max_steps=1)
+    there = fit(config, tmp_path / "there", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), command="predict")
+    texts = config["data"]["init_args"]["source"]["init_args"]["predict"]
+    config["data"]["init_args"]["source"]["init_args"] = {"predict": texts, "train": "gone.jsonl"}
+    options = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    if from_export:
+        config["model"]["init_args"]["network"]["init_args"]["name_or_path"] = str(run / "export")
+        options = []
+    here = fit(config, tmp_path / "here", *options, command="predict")
+    assert (here / "predictions.jsonl").read_text() == (there / "predictions.jsonl").read_text()
+    test = config["data"]["init_args"]["source"]["init_args"]["test"] = str(workspace.root / "test.jsonl")
+    config["data"]["init_args"]["source"]["init_args"] = {"test": test}
+    file = tmp_path / "metrics.json"
+    fit(config, tmp_path / "test", *options, command="test", callbacks=[probe("SaveMetrics", file)])
+    assert 0 <= json.loads(file.read_text())["test/accuracy"] <= 1
 
 
 def test_predictions_of_a_head_that_nobody_trained_are_told(workspace: Workspace, tmp_path: Path) -> None:
