@@ -219,6 +219,21 @@ def test_teacher_with_another_vocabulary_is_refused_before_the_first_step(worksp
     assert module.network is None
 
 
+def test_student_with_another_vocabulary_is_refused_before_the_first_step(workspace: Workspace, tmp_path: Path) -> None:
+    """A pretrained one may have as many entries, and other ones: its embeddings would be of other tokens."""
+    other = tmp_path / "other"
+    shutil.copytree(workspace.teacher, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    entries = content["model"]["vocab"]
+    one, two = list(entries)[20:22]
+    entries[one], entries[two] = entries[two], entries[one]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    module = make_module(workspace.teacher, student=Pretrained(str(other)))
+    with pytest.raises(ValueError, match=r"320 entries\) is not the student's vocabulary .*: 2 tokens differ"):
+        make_trainer(tmp_path).fit(module, datamodule=make_data(workspace))
+    assert module.network is None
+
+
 def test_text_longer_than_the_position_table_is_refused_before_the_first_step(
     workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -287,6 +302,7 @@ def test_the_student_is_evaluated_as_it_was_initialised(
         ({"objectives": {}}, "model.objectives: distillation needs at least one"),
         ({"objectives": {"soft": SoftTargetLoss(weight=0.0)}}, "every weight is 0"),
         ({"teacher_dtype": "bflot16"}, "no dtype 'bflot16'"),
+        ({"teacher_dtype": "int8"}, "no dtype 'int8' of floating point"),
     ],
 )
 def test_settings_that_cannot_train_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
