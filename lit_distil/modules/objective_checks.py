@@ -70,6 +70,23 @@ def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> Non
         raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
 
 
+def check_for_text(name: str, objective: Objective) -> None:
+    """Refuse an objective on a task's labels: text has none.
+
+    Args:
+        name: Of the objective.
+        objective: One of the terms of a distillation on text.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if objective.counts == "labels":
+        raise ValueError(
+            f"model.objectives: {name}: {type(objective).__name__} is on a task's labels, and text has none; use "
+            "MaskedLMLoss and SoftTargetLoss, or distil on the task with lit_distil.modules.TaskDistillationModule"
+        )
+
+
 def check_for_task(name: str, objective: Objective) -> None:
     """Refuse an objective on the vocabulary or on masked tokens: a task has neither.
 

@@ -141,6 +141,11 @@ class CrossArchitecture(StudentInitialisation):
         if hasattr(default, "sinusoidal_pos_embds"):
             fields["sinusoidal_pos_embds"] = False  # the teacher's, learned, are copied
         fields.update(ours)
+        if fields["tie_word_embeddings"] and not config.tie_word_embeddings:
+            raise ValueError(
+                "config: tie_word_embeddings=True, and the teacher's head has weights of its own, which would go where "
+                "its embeddings go; leave it out of config"
+            )
         for name in ("hidden_size", "num_attention_heads", "vocab_size", "type_vocab_size"):
             _check_equal(name, fields.get(field_name(default, name)), getattr(config, name, None), config.model_type)
         layers = self._pick(ours.get(field_name(default, "num_hidden_layers")), config, copies_layers=copies_layers)
