@@ -180,8 +180,9 @@ def test_mixed_logits_are_right_at_high_temperatures_in_float32_too(temperature:
     one, two = (2 * torch.randn(4, 5000, generator=generator) for _ in range(2))
     exact = mix_logits([one.double(), two.double()], [0.5, 0.5], temperature)
     near = (exact + 0.01 * torch.randn(exact.shape, generator=generator)).float()
-    objective, found = SoftTargetLoss(10.0, positions="all"), []
+    objective = SoftTargetLoss(10.0, positions="all")
     objective.temperature = temperature
+    found: list[tuple[float, Tensor]] = []
     for mixture, student in (mix_logits([one, two], [0.5, 0.5], temperature), near), (exact, near.double()):
         gradient = torch.zeros_like(student)
         loss = objective.add_gradient(LogitRows(student, mixture), gradient, 1.0)
