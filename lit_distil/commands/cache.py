@@ -11,12 +11,13 @@ from lightning.pytorch import seed_everything as seed_all
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.cache_writer import CacheWriter, SplitPlan, plan_split
-from lit_distil.data import TextDataModule, vocabulary_of
-from lit_distil.models import MaskedLMNetwork, Pretrained
+from lit_distil.data import TextDataModule
+from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cache_checks import check_cacheable, check_smaller, check_static_masks, needs_of
 from lit_distil.modules.cache_files import CACHE_VERSION, teacher_identity
 from lit_distil.modules.preflight import check_length, check_padding_id
+from lit_distil.modules.teachers import load_teacher
 
 
 def cache(
@@ -110,10 +111,7 @@ def run(arguments: list[str]) -> None:
 
 def _load(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
     data.check_same_vocabulary(name, model.teacher_revision)
-    try:
-        loaded = Pretrained(name, revision=model.teacher_revision).build(vocabulary_of(data.tokenizer))
-    except ValueError as error:
-        raise ValueError(f"model.teacher: {error}") from error
+    loaded = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
     if model.teacher_dtype is not None:
         loaded = loaded.to(getattr(torch, model.teacher_dtype))
     return MaskedLMNetwork(loaded)

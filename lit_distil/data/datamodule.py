@@ -131,8 +131,8 @@ class TextDataModule(LightningDataModule):
         """Tokens that an optimizer step may hold: its budget, or so many sequences of full length."""
         return self.batch_tokens or self.batch_size * self.max_length
 
-    def check_same_vocabulary(self, name: str, revision: str | None = None) -> None:
-        """Compare this vocabulary with a teacher's, entry by entry.
+    def check_same_vocabulary(self, name: str, revision: str | None = None, *, role: str = "teacher") -> None:
+        """Compare this vocabulary with a teacher's, or with a student's (`role`), entry by entry.
 
         Raises:
             ValueError: They differ; the message tells the first difference.
@@ -140,29 +140,28 @@ class TextDataModule(LightningDataModule):
         try:
             other = load_tokenizer(name, revision=revision)
         except ValueError:
-            rank_zero_warn(f"the teacher {name!r} has no tokenizer beside it: its vocabulary could not be compared")
+            rank_zero_warn(f"the {role} {name!r} has no tokenizer beside it: its vocabulary could not be compared")
             return
         ours, theirs = self.tokenizer.get_vocab(), other.get_vocab()
         if ours == theirs:
-            self._check_same_special_ids(name, vocabulary_of(other))
+            self._check_same_special_ids(name, vocabulary_of(other), role)
             return
         differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
         token = min(differing, key=lambda t: (min(ours.get(t, len(ours)), theirs.get(t, len(theirs))), t))
         raise ValueError(
-            f"data.tokenizer: {self.tokenizer_name!r} ({len(ours)} entries) is not the teacher's vocabulary "
+            f"data.tokenizer: {self.tokenizer_name!r} ({len(ours)} entries) is not the {role}'s vocabulary "
             f"({name!r}, {len(theirs)} entries): {len(differing)} tokens differ, the first {token!r} is "
-            f"{ours.get(token, 'absent')} here and {theirs.get(token, 'absent')} there. Use the teacher's tokenizer: "
-            f"tokenizer: {name}"
+            f"{ours.get(token, 'absent')} here and {theirs.get(token, 'absent')} there. {_way_out(name, role)}"
         )
 
-    def _check_same_special_ids(self, name: str, theirs: Vocabulary) -> None:
+    def _check_same_special_ids(self, name: str, theirs: Vocabulary, role: str) -> None:
         """The same entries may still be masked or padded with others."""
         ours = self.vocabulary.special_ids
-        for role in ("mask_token_id", "pad_token_id", "cls_token_id", "sep_token_id"):
-            if role in ours and role in theirs.special_ids and ours[role] != theirs.special_ids[role]:
+        for special in ("mask_token_id", "pad_token_id", "cls_token_id", "sep_token_id"):
+            if special in ours and special in theirs.special_ids and ours[special] != theirs.special_ids[special]:
                 raise ValueError(
-                    f"data.tokenizer: {self.tokenizer_name!r} has {role} {ours[role]} and the teacher's ({name!r}) "
-                    f"{theirs.special_ids[role]}, of the same entries. Use the teacher's tokenizer: tokenizer: {name}"
+                    f"data.tokenizer: {self.tokenizer_name!r} has {special} {ours[special]} and the {role}'s "
+                    f"({name!r}) {theirs.special_ids[special]}, of the same entries. {_way_out(name, role)}"
                 )
 
     def identity(self, split: Split) -> dict[str, Any]:
@@ -340,3 +339,9 @@ class SpreadSequences(SequenceDataset):
     def collate(self, sample_ids: np.ndarray, epochs: np.ndarray, step: int | None = None) -> Any:
         """As the whole data set does, with its sample ids."""
         return self.dataset.collate(self.chosen[sample_ids], epochs, step)
+
+
+def _way_out(name: str, role: str) -> str:
+    if role == "teacher":
+        return f"Use the teacher's tokenizer: tokenizer: {name}"
+    return f"Take a {role} that was trained with the teacher's tokenizer, or make one of the teacher's layers"

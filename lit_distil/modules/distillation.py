@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +17,7 @@ from lit_distil.modules.cache_checks import cache_folders, check_cacheable, chec
 from lit_distil.modules.cache_files import teacher_identity
 from lit_distil.modules.cached_teacher import CachedTeacher
 from lit_distil.modules.masked_lm import LanguageModelModule
+from lit_distil.modules.objective_checks import check_for_text
 from lit_distil.modules.preflight import check_beside_cache, check_networks, check_pair
 from lit_distil.modules.requests import network_requests
 from lit_distil.modules.taught import TaughtModule
@@ -93,6 +95,8 @@ class DistillationModule(TaughtModule, LanguageModelModule):
             freeze_positions=freeze_positions,
             gradient_shares_every=gradient_shares_every,
         )
+        for name, objective in objectives.items():
+            check_for_text(name, objective)
         self.teacher_cache = cache_folders(teacher_cache, self.teacher_names)
         check_cacheable(self.comparisons, self.teacher_cache)
         if any(objective.needs_next_sentence for objective in objectives.values()):
@@ -124,7 +128,12 @@ class DistillationModule(TaughtModule, LanguageModelModule):
     def on_train_start(self) -> None:
         """Beside what every module does, validate the student as it was initialised, if asked to."""
         trainer: Any = self.trainer
-        if self.evaluate_at_start and trainer.global_step == 0 and trainer.enable_validation:
+        if self.evaluate_at_start and not trainer.enable_validation:
+            rank_zero_warn(
+                "model.evaluate_at_start: there is nothing to validate on, so the student is not evaluated; give "
+                "data.source a validation split, and trainer.limit_val_batches more than 0"
+            )
+        elif self.evaluate_at_start and trainer.global_step == 0:
             is_first = trainer._logger_connector._first_loop_iter
             trainer.validating = True  # as Lightning itself does between two steps
             trainer.fit_loop.epoch_loop.val_loop.run()

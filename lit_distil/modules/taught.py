@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_distil.models import FlatNetwork, NetworkSource, StudentInitialisation
+from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.objective_checks import check_objectives, check_settings
@@ -96,6 +96,10 @@ class TaughtModule(EncoderModule):
         """Make `self.network`, unless it is there; freeze what shall be frozen; log what it was made of."""
         records: list[CopyRecord] = []
         if self.network is None:
+            source = self.student_source
+            if isinstance(source, Pretrained):  # as many entries as the teacher's may still be others
+                data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+                data.check_same_vocabulary(source.name_or_path, source.revision, role="student")
             student, records = self.new_student(next(iter(loaded.values()), None))
             self.network = wrap(student)
         if self.freeze_positions:

@@ -41,8 +41,12 @@ def add_soft_target_gradient(
         total += (cross / teacher_sum + (student_sum / teacher_sum).log()).sum()
         if gradient is not None:
             factor = scale * temperature
-            _add(gradient[rows], student_exp, factor / student_sum)
-            _add(gradient[rows], teacher_exp, -factor / teacher_sum)
+            if dtype == gradient.dtype:
+                gradient[rows].addcmul_(student_exp, factor / student_sum)
+                gradient[rows].addcmul_(teacher_exp, -factor / teacher_sum)
+            else:  # at high temperatures the two are nearly equal: subtracted before they are rounded
+                student_share = student_exp.mul_(factor / student_sum)
+                gradient[rows].add_(student_share.sub_(teacher_exp.mul_(factor / teacher_sum)))
     return total * temperature**2
 
 

@@ -78,7 +78,8 @@ class RowObjective(Objective):
             with torch.no_grad():
                 return self.on_rows(rows)
         with torch.enable_grad():
-            leaf = rows.student.detach().requires_grad_()
+            # at the precision of the sums: `scale` comes after it, and float16 has no number as small as the tail's
+            leaf = rows.student.detach().to(gradient.dtype).requires_grad_()
             total = self.on_rows(dataclasses.replace(rows, student=leaf))
             gradient.add_(torch.autograd.grad(total, leaf)[0], alpha=scale)
         return total.detach()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_distil.objectives.base import require_teacher
-from lit_distil.objectives.functional import row_chunks
+from lit_distil.objectives.functional import row_chunks, working_dtype
 from lit_distil.objectives.rows import LogitRows, RowObjective
 from lit_distil.types import Projection, TopLogits
 
@@ -308,9 +308,13 @@ def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1
         logits: `[rows, vocabulary]` each.
         shares: Positive, of sum 1.
         temperature: T, positive.
+
+    Returns:
+        `[rows, vocabulary]`, in float32 at least, and in float64 at high temperatures: logarithms of probabilities
+        that are all but equal differ in their last digits only, and T multiplies what is lost of those.
     """
     parts = [
-        torch.log_softmax(each.to(torch.promote_types(each.dtype, torch.float32)) / temperature, -1) + math.log(share)
+        torch.log_softmax(each.to(working_dtype(each, temperature)) / temperature, -1) + math.log(share)
         for each, share in zip(logits, shares, strict=True)
     ]
     return torch.logsumexp(torch.stack(parts), dim=0) * temperature

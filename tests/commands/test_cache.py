@@ -14,6 +14,7 @@ import torch
 from lit_distil import cli
 from lit_distil.commands import cache_writer
 from lit_distil.commands.cache import run
+from lit_distil.data import load_tokenizer
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.modules import FrozenTeacher
 from lit_distil.objectives import SoftTargetLoss
@@ -155,6 +156,18 @@ def test_mistakes_end_in_a_message(workspace: Workspace, tmp_path: Path, capsys:
             cli.main(["cache", "--config", file, *more])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_without_a_head_is_refused_and_not_cached_with_a_new_one(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """A student of its own never loads its cached teacher, so nobody would notice afterwards."""
+    headless = str(tmp_path / "headless")
+    Pretrained(workspace.teacher).build(None).base_model.save_pretrained(headless)
+    load_tokenizer(workspace.byte_bpe).save_pretrained(headless)
+    with pytest.raises(ValueError, match=r"model\.teacher: .* has no weights for .*nothing can be learnt from them"):
+        write_cache(workspace, tmp_path / "cache", module=make_module(workspace, teacher=headless))
     assert not (tmp_path / "cache").exists()
 
 

@@ -157,5 +157,12 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         CrossArchitecture(FromConfig("mpnet"))
     with pytest.raises(ValueError, match="1 of the teacher's are named and the student's config asks for 2"):
         CrossArchitecture(FromConfig("bert", config={"num_hidden_layers": 2}), layers=EveryOther()).build(teacher)
+    untied = make_model("roberta", tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="tie_word_embeddings=True, and the teacher's head has weights of its own"):
+        CrossArchitecture(FromConfig("bert", config={"tie_word_embeddings": True})).build(untied)
+    with pytest.raises(ValueError, match="num_hidden_layers=0 must be at least 1"):
+        CrossArchitecture(FromConfig("modernbert", config={"num_hidden_layers": 0})).build(teacher)
+    with pytest.raises(ValueError, match="only the layers are taken; set head: new on CrossArchitecture"):
+        CrossArchitecture(FromConfig("bert"), layers=EveryOther(head="new"))
     with pytest.raises(ValueError, match="layers: a modernbert cannot take layers of a roberta"):
         CrossArchitecture(FromConfig("modernbert"), layers=EveryOther()).build(teacher)

@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from lit_distil.data import DocSentences, TextDataModule, TextFiles, TokenMasking
 from lit_distil.models import EveryOther, FromConfig, Pretrained
 from lit_distil.modules import DistillationModule, FrozenTeacher, MaskedLMModule
-from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, SoftTargetLoss
+from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss
 from tests.workspace import TINY, Workspace, fit, logged, network_weights, write_model
 
 
@@ -219,6 +219,21 @@ def test_teacher_with_another_vocabulary_is_refused_before_the_first_step(worksp
     assert module.network is None
 
 
+def test_student_with_another_vocabulary_is_refused_before_the_first_step(workspace: Workspace, tmp_path: Path) -> None:
+    """A pretrained one may have as many entries, and other ones: its embeddings would be of other tokens."""
+    other = tmp_path / "other"
+    shutil.copytree(workspace.teacher, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    entries = content["model"]["vocab"]
+    one, two = list(entries)[20:22]
+    entries[one], entries[two] = entries[two], entries[one]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    module = make_module(workspace.teacher, student=Pretrained(str(other)))
+    with pytest.raises(ValueError, match=r"320 entries\) is not the student's vocabulary .*: 2 tokens differ"):
+        make_trainer(tmp_path).fit(module, datamodule=make_data(workspace))
+    assert module.network is None
+
+
 def test_text_longer_than_the_position_table_is_refused_before_the_first_step(
     workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -281,12 +296,21 @@ def test_the_student_is_evaluated_as_it_was_initialised(
     assert_equal(*finals)
 
 
+def test_a_first_evaluation_without_validation_data_is_told(workspace: Workspace, tmp_path: Path) -> None:
+    module = make_module(workspace.teacher, evaluate_at_start=True)
+    with pytest.warns(UserWarning, match=r"model\.evaluate_at_start: there is nothing to validate on"):
+        make_trainer(tmp_path, max_steps=1).fit(module, datamodule=make_data(workspace))  # which validates on nothing
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"objectives": {}}, "model.objectives: distillation needs at least one"),
         ({"objectives": {"soft": SoftTargetLoss(weight=0.0)}}, "every weight is 0"),
+        ({"objectives": {"task": TaskLoss()}}, "task: TaskLoss is on a task's labels, .*use MaskedLMLoss and Soft"),
+        ({"objectives": {"s": TaskSoftTargetLoss()}}, "s: TaskSoftTargetLoss is on .*TaskDistillationModule"),
         ({"teacher_dtype": "bflot16"}, "no dtype 'bflot16'"),
+        ({"teacher_dtype": "int8"}, "no dtype 'int8' of floating point"),
     ],
 )
 def test_settings_that_cannot_train_are_refused_at_once(changes: dict[str, Any], message: str) -> None:

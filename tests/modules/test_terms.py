@@ -249,9 +249,22 @@ def test_two_teachers_are_distilled_as_the_mean_of_their_distributions(workspace
         ({"teacher_weights": {"large": 1.0}}, r"model\.teacher_weights names \['large'\], and the teachers are"),
         ({"teacher_weights": {"large": 1.0, "small": 0.0}}, r"model\.teacher_weights must be positive, got"),
         ({"objective_teachers": {"sfot": "large"}}, r"model\.objective_teachers: sfot: large"),
+        (
+            {"objective_teachers": {"cosine": "large", "mlm": "small"}},
+            r"mlm: small - mlm \(MaskedLMLoss\) compares with no teacher",
+        ),
         ({"gradient_shares_every": -1}, r"model\.gradient_shares_every must not be negative"),
     ],
 )
 def test_mistakes_about_several_teachers_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_module({"large": "a", "small": "b"}, **{"objective_teachers": {"cosine": "large"}, **changes})  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_no_objective_compares_with_is_told(recwarn: pytest.WarningsRecorder) -> None:
+    chosen = {"soft": "large", "cosine": "large"}
+    with pytest.warns(UserWarning, match=r"model\.teacher: no objective compares with small"):
+        make_module({"large": "a", "small": "b"}, objective_teachers=chosen)  # type: ignore[arg-type]
+    recwarn.clear()
+    make_module({"large": "a", "small": "b"}, objective_teachers={"cosine": "large"})  # type: ignore[arg-type]
+    assert not recwarn

@@ -173,6 +173,25 @@ def test_mixed_logits_are_the_mixture_for_any_temperature() -> None:
         torch.testing.assert_close(mixed, expected)
 
 
+@pytest.mark.parametrize("temperature", [100.0, 1e4])
+def test_mixed_logits_are_right_at_high_temperatures_in_float32_too(temperature: float) -> None:
+    """T multiplies what rounding does to logarithms; it gave two thirds of the gradient of a student that is near."""
+    generator = torch.Generator().manual_seed(0)
+    one, two = (2 * torch.randn(4, 5000, generator=generator) for _ in range(2))
+    exact = mix_logits([one.double(), two.double()], [0.5, 0.5], temperature)
+    near = (exact + 0.01 * torch.randn(exact.shape, generator=generator)).float()
+    objective = SoftTargetLoss(10.0, positions="all")
+    objective.temperature = temperature
+    found: list[tuple[float, Tensor]] = []
+    for mixture, student in (mix_logits([one, two], [0.5, 0.5], temperature), near), (exact, near.double()):
+        gradient = torch.zeros_like(student)
+        loss = objective.add_gradient(LogitRows(student, mixture), gradient, 1.0)
+        found.append((loss.item(), gradient.double()))
+    (loss, ours), (expected, theirs) = found
+    assert loss == pytest.approx(expected, rel=1e-5) and expected > 0
+    assert (ours - theirs).norm() / theirs.norm() < 1e-5
+
+
 def test_observer_sees_every_row_once_with_its_labels() -> None:
     student, teacher = make_projection(1), make_projection(2)
     seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -283,6 +302,22 @@ def test_float16_loses_no_gradient_before_the_loss_scaler_has_scaled_it(half_fea
     for ours, theirs in zip(gradients(65_536 * loss, student), exact, strict=True):
         assert (ours - theirs).norm() / theirs.norm() < 0.01
         assert theirs.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["reverse", "js", "mse", "l1"])
+def test_gradients_by_autograd_are_as_fine_as_the_sums_whatever_the_logits(name: str, dtype: torch.dtype) -> None:
+    """The factor of a term comes after its gradient: a tail that half precision flushed to 0 would stay 0."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 400, generator=generator) for _ in range(2))
+    student[:, 0] += 17.0  # the others have 1e-8 each
+    rows = LogitRows(student.to(dtype), teacher.to(dtype))
+    precise = LogitRows(rows.student.double(), rows.teacher.double())  # type: ignore[union-attr]
+    ours, theirs = torch.zeros(3, 400), torch.zeros(3, 400, dtype=torch.float64)
+    OBJECTIVES[name].add_gradient(rows, ours, 1e-3)
+    OBJECTIVES[name].add_gradient(precise, theirs, 1e-3)
+    assert torch.equal(ours != 0, theirs != 0) and theirs.any(dim=0).sum() > 390
+    torch.testing.assert_close(ours.double()[:, 1:], theirs[:, 1:], rtol=1e-4, atol=1e-12)
 
 
 def test_logits_beyond_float16_give_a_gradient_that_is_seen_to_be_none() -> None:

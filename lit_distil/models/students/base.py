@@ -94,6 +94,18 @@ def check_head_choice(head: HeadChoice) -> HeadChoice:
     return head
 
 
+def check_inner_head(layers: LayerPick | None, head: HeadChoice, owner: str) -> None:
+    """Refuse a choice of the head that nobody would look at: layers are picked by the class that makes the student.
+
+    Raises:
+        ValueError: if it is not that of the student.
+    """
+    if layers is not None and layers.head not in ("copy", head):
+        raise ValueError(
+            f"layers.head={layers.head!r}: of `layers` only the layers are taken; set head: {layers.head} on {owner}"
+        )
+
+
 def check_number(wanted: int, available: int) -> None:
     """Refuse a student of no layers, or of more than the teacher has.
 

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.sources import FromConfig, Head
-from lit_distil.models.students.base import HeadChoice, LayerPick, StudentInitialisation, check_head_choice
+from lit_distil.models.students.base import (
+    HeadChoice,
+    LayerPick,
+    StudentInitialisation,
+    check_head_choice,
+    check_inner_head,
+)
 from lit_distil.models.students.building import Filling, field_name, fill, head_names, warn_of_new
 from lit_distil.models.students.families import Family, family_of
 from lit_distil.models.students.picks import EvenlySpaced, Layers
@@ -68,6 +74,7 @@ class CrossArchitecture(StudentInitialisation):
         self.student = student
         self.layers = layers
         self.head = check_head_choice(head)
+        check_inner_head(layers, head, "CrossArchitecture")
         self._family = family_of(student.model_type, "student")
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
@@ -134,6 +141,11 @@ class CrossArchitecture(StudentInitialisation):
         if hasattr(default, "sinusoidal_pos_embds"):
             fields["sinusoidal_pos_embds"] = False  # the teacher's, learned, are copied
         fields.update(ours)
+        if fields["tie_word_embeddings"] and not config.tie_word_embeddings:
+            raise ValueError(
+                "config: tie_word_embeddings=True, and the teacher's head has weights of its own, which would go where "
+                "its embeddings go; leave it out of config"
+            )
         for name in ("hidden_size", "num_attention_heads", "vocab_size", "type_vocab_size"):
             _check_equal(name, fields.get(field_name(default, name)), getattr(config, name, None), config.model_type)
         layers = self._pick(ours.get(field_name(default, "num_hidden_layers")), config, copies_layers=copies_layers)
@@ -148,6 +160,8 @@ class CrossArchitecture(StudentInitialisation):
                     f"layers: a {self.student.model_type} cannot take layers of a {config.model_type}, as they are "
                     "built otherwise; leave `layers` out and give the student's config num_hidden_layers"
                 )
+            if wanted is not None and wanted < 1:
+                raise ValueError(f"config: num_hidden_layers={wanted} must be at least 1; leave it out for {available}")
             return list(range(wanted or available))
         if self.layers is None:
             return list(range(available)) if wanted is None else EvenlySpaced(wanted).pick(available)

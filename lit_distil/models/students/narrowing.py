@@ -9,7 +9,13 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.students.axes import Axes, Role, axes_of
-from lit_distil.models.students.base import HeadChoice, LayerPick, StudentInitialisation, check_head_choice
+from lit_distil.models.students.base import (
+    HeadChoice,
+    LayerPick,
+    StudentInitialisation,
+    check_head_choice,
+    check_inner_head,
+)
 from lit_distil.models.students.building import (
     Filling,
     config_with,
@@ -51,7 +57,7 @@ class Narrower(StudentInitialisation):
         head: see `LayerPick`.
 
     Raises:
-        ValueError: if no width is given, or one is not positive.
+        ValueError: if no width is given, one is not positive, or `layers` has a choice of the head that differs.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Narrower(StudentInitialisation):
         self.layers = layers
         self.method = method
         self.head = check_head_choice(head)
+        check_inner_head(layers, head, "Narrower")
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
