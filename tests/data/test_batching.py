@@ -224,7 +224,7 @@ def test_a_rate_follows_its_schedule_over_steps_and_resumes():
     assert all(same(a, b) for a, b in evaluation)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(done=st.integers(0, 40), world_size=st.sampled_from([1, 2, 4]), accumulate=st.sampled_from([1, 2]))
 def test_a_resume_at_a_random_step_on_other_ranks_goes_on_alike(done, world_size, accumulate):
     dataset = make_dataset(masking=SpanMasking(patterns=3))

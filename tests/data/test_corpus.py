@@ -81,7 +81,7 @@ def test_a_small_chunk_size_changes_nothing(wordpiece, tmp_path, monkeypatch):
     assert whole.document_ends.tolist() == [3, 4, 8, 9, 10]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.sampled_from(["", " ", "dog", "the fox!", LINES[0]]), max_size=4), max_size=6))
 def test_ends_are_right_whatever_is_empty(wordpiece, tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("corpus") / "corpus"

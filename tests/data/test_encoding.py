@@ -75,13 +75,13 @@ def test_the_table_of_words_is_used_and_gives_what_the_tokenizer_gives(tokenizer
     assert len(encoder._number_of) > 30
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts=st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=8).map("".join), min_size=1))
 def test_any_text_gives_what_the_tokenizer_gives(tokenizer, texts):
     check(tokenizer, texts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(st.characters(min_codepoint=9, max_codepoint=126), min_size=1, max_size=60))
 def test_any_ascii_text_gives_what_the_tokenizer_gives(tokenizer, text):
     check(tokenizer, [text])

@@ -32,7 +32,7 @@ def test_lines_end_where_they_should_and_keep_their_characters(tmp_path, data, l
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut in")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     text=st.text(st.sampled_from("aé\r\n 日"), max_size=40),
     block=st.integers(1, 7),

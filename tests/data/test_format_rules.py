@@ -83,7 +83,7 @@ def packed(lengths: list[list[int]], max_length: int, cross_documents: bool) -> 
     return [*sequences, [*current, SEP]] if current else sequences
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=corpora, max_length=st.integers(3, 45), cross=st.booleans())
 def test_sequences_of_one_text_are_the_papers_to_the_last_token(lengths, max_length, cross):
     found, types, labels = read_off(FullSentences() if cross else DocSentences(), make_corpus(lengths), max_length)
@@ -91,7 +91,7 @@ def test_sequences_of_one_text_are_the_papers_to_the_last_token(lengths, max_len
     assert types is None and labels is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=corpora, max_length=st.integers(3, 45))
 @pytest.mark.parametrize("form", [FullSentences(), DocSentences(), LinePerSequence()])
 def test_every_token_is_used_exactly_once_in_its_order(form, lengths, max_length):
@@ -102,7 +102,7 @@ def test_every_token_is_used_exactly_once_in_its_order(form, lengths, max_length
     assert all(sequence[0] == CLS and sequence[-1] == SEP and len(sequence) <= max_length for sequence in found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=corpora, max_length=st.integers(3, 45))
 def test_a_separator_stands_exactly_where_a_document_or_a_sequence_ends(lengths, max_length):
     found, _, _ = read_off(FullSentences(), make_corpus(lengths), max_length)
@@ -115,7 +115,7 @@ def test_a_separator_stands_exactly_where_a_document_or_a_sequence_ends(lengths,
         assert set(before[:-1]) <= last
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=corpora, max_length=st.integers(3, 45))
 def test_lines_are_sequences(lengths, max_length):
     found, _, _ = read_off(LinePerSequence(), make_corpus(lengths), max_length)
@@ -128,7 +128,7 @@ def test_lines_are_sequences(lengths, max_length):
 # Pairs: what can be told of each by looking at it
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths=pair_corpora, max_length=st.integers(5, 60), seed=st.integers(0, 1000))
 @pytest.mark.parametrize("form", [SegmentPair(), SegmentPair(0.6, 0.2, copies=2), SentencePair(), SentencePair(0.8)])
 def test_the_label_of_every_pair_is_right(form, lengths, max_length, seed):
@@ -159,7 +159,7 @@ def test_the_label_of_every_pair_is_right(form, lengths, max_length, seed):
             assert label == 1 or unit_of[second[0]] == (unit_of[first[0]][0], unit_of[first[0]][1] + 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=pair_corpora, seed=st.integers(0, 1000))
 @pytest.mark.parametrize("form", [SegmentPair(0.0), SegmentPair(1.0, 0.9), SentencePair()])
 def test_what_a_random_pair_displaces_comes_again(form, lengths, seed):

@@ -93,7 +93,7 @@ def test_a_line_is_a_sequence_and_cut_lines_are_counted():
     assert table.lengths.tolist() == [5, 6, 4, 6, 6, 3]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(documents=documents_strategy, max_length=st.integers(3, 40), cross=st.booleans())
 def test_sequences_are_those_of_the_rule_by_hand(documents, max_length, cross):
     corpus = make_corpus(documents)
@@ -101,7 +101,7 @@ def test_sequences_are_those_of_the_rule_by_hand(documents, max_length, cross):
     assert pieces_of(table) == filled_by_hand(documents, max_length, cross)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(documents=documents_strategy, max_length=st.integers(3, 40))
 @pytest.mark.parametrize("form", [FullSentences(), DocSentences(), LinePerSequence()])
 def test_no_token_is_lost_or_repeated_and_no_sequence_is_too_long(form, documents, max_length):
@@ -190,7 +190,7 @@ def test_segment_pairs_are_those_of_berts_code(seed, max_length):
     assert set(table.next_sentence_labels.tolist()) == {0, 1}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     documents=st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=8), min_size=2, max_size=8),
     max_length=st.integers(5, 60),
@@ -251,7 +251,7 @@ def test_the_share_of_random_pairs_is_that_of_a_coin_where_there_is_a_choice(for
     assert abs(labels.mean() - probability) < 4 * np.sqrt(probability * (1 - probability) / len(labels))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(a=st.integers(1, 60), b=st.integers(1, 60), room=st.integers(2, 80), seed=st.integers(0, 10))
 def test_truncation_takes_from_the_longer_side_as_bert_does(a, b, room, seed):
     first, second = truncated((100, 100 + a), (500, 500 + b), room, seed)

@@ -155,7 +155,7 @@ def test_a_file_that_is_cut_in_half_is_an_error_or_gives_less(tmp_path, name):
         assert error_of(path, "strict") is not None
 
 
-@settings(max_examples=NUM_EXAMPLES * 2, deadline=None)
+@settings(max_examples=NUM_EXAMPLES * 2)
 @given(text=st.text(max_size=300) | st.text(st.sampled_from("aB1 .!?\"'()[]-•…。०\t&ȸ∯\\"), max_size=300))
 @pytest.mark.parametrize("language", ["en", "de", "ja", "ar"])
 def test_sentences_lose_nothing_of_any_text(language, text):

@@ -22,7 +22,7 @@ def token_plan(lengths=LENGTHS, batch_tokens=400, shares=1, seed=0) -> TokenPlan
     return TokenPlan(lengths, batch_tokens, order=EpochOrder(len(lengths), seed=seed), num_shares=shares)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=120),
     budget=st.integers(50, 300),
@@ -91,7 +91,7 @@ def test_like_lengths_meet_in_a_step_and_every_sample_comes_once(shuffle):
         assert not np.array_equal(grouped.samples(0)[0], grouped.samples(25)[0])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(step=st.integers(0, 60), window=st.sampled_from([None, 2, 5]), batch_tokens=st.sampled_from([None, 130, 200]))
 def test_every_rank_count_and_resume_sees_the_same_samples_and_masks(step, window, batch_tokens):
     dataset = make_dataset(DocSentences())

@@ -30,7 +30,7 @@ def test_the_random_numbers_are_pythons_to_the_last_bit(seed):
                 assert pairing.count_heads(ours, tosses) == (theirs.getrandbits(tosses).bit_count() if tosses else 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(a=st.integers(1, 60), b=st.integers(1, 60), room=st.integers(2, 80), seed=st.integers(0, 10))
 def test_pairs_are_shortened_as_written_down_by_hand(a, b, room, seed):
     first, second = (100, 100 + a), (500, 500 + b)

@@ -53,7 +53,7 @@ def test_a_number_does_not_depend_on_the_process_or_on_the_rest_of_the_array():
     assert run.stdout.split() == here + [str(value) for value in Permutation(1000, 7, 3)(np.arange(1000))[:5]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(1, 5000), seed=st.integers(0, 2**63), epoch=st.integers(0, 1000))
 def test_every_element_comes_exactly_once(size, seed, epoch):
     values = Permutation(size, seed, epoch)(np.arange(size))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from lit_distil.models.layout import BUCKET_COST, MAX_WASTE, SequenceLayout
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 120), min_size=1, max_size=30))
 def test_every_token_has_one_slot_and_padding_is_bounded(lengths: list[int]) -> None:
     layout = SequenceLayout.of(lengths)

@@ -195,7 +195,7 @@ def test_empty_selection_gives_zero_with_a_graph_and_no_nan(name: str) -> None:
     assert student.grad is not None and student.grad.shape == (0, 9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(sorted(LOGIT_LOSSES)),
     rows=st.integers(2, 7),
@@ -218,7 +218,7 @@ def test_losses_are_sums_over_rows_in_any_order(
     assert loss(student[:, columns], teacher[:, columns]).item() == pytest.approx(whole, rel=1e-5, abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     temperature=st.floats(1e-2, 1e4),
     scale=st.floats(1e-3, 100.0),

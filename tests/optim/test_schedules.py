@@ -73,7 +73,7 @@ def test_first_step_of_a_warm_up_is_at_zero_and_the_peak_comes_right_after_it() 
     assert LinearSchedule().multiplier(0, 8) == 1.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     schedule=st.sampled_from(SCHEDULES),
     num_steps=st.integers(2, 10_000),

@@ -16,7 +16,7 @@ pairs = st.integers(2, 5).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs)
 def test_metrics_of_classes_are_scikit_learns(drawn):
     num_classes, values = drawn
@@ -31,7 +31,7 @@ def test_metrics_of_classes_are_scikit_learns(drawn):
         assert scores.matthews(confusion) == pytest.approx(matthews, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=40))
 def test_correlations_are_scipys_ties_included(values):
     x, y = np.array(values, dtype=float).T

@@ -91,7 +91,7 @@ def test_each_sequence_has_its_own_epoch():
     assert found[1] == per_sequence(view, apply(TokenMasking(), view, 5))[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(2, 80), min_size=1, max_size=6),
     rate=st.floats(0.01, 1.0),

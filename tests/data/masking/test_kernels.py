@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 COUNTS = np.random.default_rng(0).integers(0, 10_000, VOCABULARY)  # those of `views.make`
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     rate=st.floats(0.01, 1.0),
@@ -71,7 +71,7 @@ def test_long_sequences_are_masked_by_their_definitions_too(kind):
         assert (positions, masked) == (chosen, ids) and len(chosen) > 50
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**64 - 1), sample=st.integers(0, 2**62), pattern=st.integers(0, 2**31))
 def test_hashes_are_those_of_numpy_and_of_python(seed, sample, pattern):
     keys = numbers.keys_of(np.uint64(seed), np.array([sample]), np.array([pattern]))
@@ -84,7 +84,7 @@ def test_hashes_are_those_of_numpy_and_of_python(seed, sample, pattern):
         assert numbers.draws_at(keys, name, np.array([0]), np.array([index]))[0] == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(draws=st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 9) | st.just(2**32 - 1), max_size=200))
 def test_order_is_that_of_a_sort_whatever_the_draws(draws):
     keys = np.array([(draw << 32) | index for index, draw in enumerate(draws)], dtype=np.uint64)
