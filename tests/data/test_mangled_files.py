@@ -125,7 +125,7 @@ def test_whole_files_are_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-@settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=NUM_EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(changes=edits, errors=st.sampled_from(["strict", "replace"]))
 def test_mangled_files_end_in_errors_of_ours_or_in_warnings(tmp_path_factory, name, changes, errors):
     path = tmp_path_factory.getbasetemp() / name
