@@ -11,7 +11,6 @@ process grows, each way in a process of its own.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from lit_distil.commands.memory import peak_bytes
 from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, Teachers, VocabularyPass
 from lit_distil.types import Projection
 
@@ -115,9 +115,9 @@ def time_ways(rows: int, rounds: int) -> None:
 def measure_memory(rows: int, way: str) -> None:
     """Print by how many MB one way makes the peak of this process grow."""
     work = Work(rows)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     getattr(work, way)().backward()
-    print(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
+    print(f"{(peak_bytes() - before) / 1e6:.0f}")
 
 
 def main(rows: int = 2048, rounds: int = 7, memory: bool = False, way: str | None = None) -> None:

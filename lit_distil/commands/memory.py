@@ -41,17 +41,17 @@ def _measure(network: str, length: int, batch_size: int, device: str) -> float:
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-    before = _peak_bytes()
+    before = peak_bytes()
     opened = open_timed(network, length=length, device=device)
     with torch.inference_mode():
         opened.whole(**make_inputs([opened], length, batch_size, device))
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return (_peak_bytes() - before) / 1e6
+    return (peak_bytes() - before) / 1e6
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would tell of the parent's, from which this process was forked

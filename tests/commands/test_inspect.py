@@ -196,7 +196,7 @@ def test_every_task_is_shown_with_and_without_labels(
     name: str, told: str, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configuration(workspace, tmp_path / "rows", name)
-    page = inspect(config, tmp_path, "--split", "validation", "--batches", "2", "--show", "null")
+    page = inspect(config, tmp_path, "--split", "validation", "--batches", "4", "--show", "null")
     output = capsys.readouterr().out
     headings = [line for line in output.splitlines() if line.startswith("sample ")]
     assert len(headings) == number(output, "sequences") >= 8

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
 import torch
 
+from lit_distil.commands.memory import peak_bytes
 from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, Teachers, VocabularyPass
 from lit_distil.types import Projection
 from tests.workspace import REPOSITORY, environment
 
 ROWS, WIDTH, VOCABULARY = 16_384, 8, 30_522
-
-
-def peak_bytes() -> int:
-    """The largest size that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure() -> None:
