@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import pickle
 import sys
@@ -36,6 +35,7 @@ from lit_distil.callbacks import (
 from lit_distil.commands.messages import shorten
 from lit_distil.data import TextDataModule
 from lit_distil.modules import EncoderModule
+from lit_distil.modules.labelled import saved_labels
 
 _load_yaml = get_loader("yaml")
 _IDLE_TALK = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader`")
@@ -115,6 +115,8 @@ class TrainingCLI(LightningCLI):
             while reason.__cause__ is not None:  # the parser wraps it once for each level
                 reason = reason.__cause__
             raise ValueError(str(reason)) from error
+        if self.subcommand != "fit":
+            self._hand_labels_on()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the loggers and callbacks that every run has, unless the config brings one of the kind."""
@@ -147,19 +149,8 @@ class TrainingCLI(LightningCLI):
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": added}
         return super().instantiate_trainer(**kwargs)
 
-    def before_validate(self) -> None:
-        """Let the task know the labels of the head that is evaluated."""
-        self._hand_labels_on()
-
-    def before_test(self) -> None:
-        """As before a validation."""
-        self._hand_labels_on()
-
-    def before_predict(self) -> None:
-        """As before a validation."""
-        self._hand_labels_on()
-
     def _hand_labels_on(self) -> None:
+        """Let the task know the labels of the head that is evaluated, where nothing else names them."""
         task, source = getattr(self.datamodule, "task", None), getattr(self.model, "network_source", None)
         if task is None or task.is_bound:
             return
@@ -195,14 +186,11 @@ def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI) -> None:
 
 
 def labels_in(checkpoint: str) -> list[str] | None:
-    """The labels of the network in a checkpoint, in the order of its outputs; None where it names none."""
+    """The labels of the network in a checkpoint file; None where it cannot be read."""
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        config = json.loads(content["network"]["config"])
+        return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
     except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
         return None  # what is wrong with it is told where it is loaded
-    names = config.get("id2label") or {}
-    return [names[key] for key in sorted(names, key=int)]
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:

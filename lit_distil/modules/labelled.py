@@ -76,8 +76,7 @@ class TaskModule(EncoderModule):
         super().on_load_checkpoint(checkpoint)
         self.from_checkpoint = True
         if self._trainer is not None:
-            names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
-            check_same_labels("ckpt_path: the checkpoint", [names[key] for key in sorted(names, key=int)], self._task)
+            check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self._task)
 
     @property
     def network_head(self) -> Head:
@@ -166,6 +165,12 @@ class TaskModule(EncoderModule):
         outcomes = sorted(outcomes, key=lambda one: one[0])
         found = [(dataset.features[sample], outcome) for sample, outcome in outcomes]
         return found, self._task.score(found, dataset.rows)
+
+
+def saved_labels(checkpoint: dict[str, Any]) -> list[str]:
+    """The labels of the network in a checkpoint, in the order of its outputs; none where it names none."""
+    names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)]
 
 
 def check_same_labels(what: str, theirs: list[str], task: Task) -> None:

@@ -43,6 +43,9 @@ class TextTask(Task):
     def _prediction(self, outcome: Any) -> dict[str, Any]:
         """What the logits of a row say, for reading."""
 
+    def _check_labels(self, rows: list[Row], features: list[Features]) -> None:
+        """Refuse labels that are right one by one, and wrong together."""
+
     def _true_label(self, row: Row) -> Any:
         """What the row says itself, for reading; None where it says nothing."""
         return row.get(self.label)
@@ -80,6 +83,8 @@ class TextTask(Task):
         for index, row in enumerate(rows):
             ids, types = encoded_arrays(encoded, index)
             features.append(Features(ids, types, self._label_of(row) if labelled else None, row=index))
+        if labelled:
+            self._check_labels(rows, features)
         return features
 
     def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:

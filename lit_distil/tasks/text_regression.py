@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from lit_distil.tasks.base import Features, Found, LabelKind, Row, column_of, place_of, unlabelled
 from lit_distil.tasks.scores import pearson, spearman
@@ -31,25 +30,6 @@ class TextRegression(TextTask):
     def __init__(self, text: str = "text", *, pair: str | None = None, label: str = "label") -> None:
         super().__init__(text, pair, label)
 
-    def encode(
-        self,
-        rows: list[Row],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int,
-        labelled: bool = True,
-        training: bool = False,
-    ) -> list[Features]:
-        """As of any text; values that are all -1 are none.
-
-        Raises:
-            ValueError: A row has no number, or the split says of every row that it has none.
-        """
-        features = super().encode(rows, tokenizer, max_length=max_length, labelled=labelled, training=training)
-        if labelled and len(rows) > 1 and all(sample.label == -1 for sample in features):
-            raise unlabelled(rows[0])
-        return features
-
     def bind(self, rows: Iterable[Row]) -> None:
         """Nothing is left open."""
 
@@ -66,6 +46,11 @@ class TextRegression(TextTask):
 
     def _prediction(self, outcome: Any) -> dict[str, Any]:
         return {"value": float(outcome[0])}
+
+    def _check_labels(self, rows: list[Row], features: list[Features]) -> None:
+        """Values that are all -1 are none."""
+        if len(rows) > 1 and all(sample.label == -1 for sample in features):
+            raise unlabelled(rows[0])
 
     def _true_label(self, row: Row) -> float | None:
         number = _number(row.get(self.label))
