@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+import types
 from pathlib import Path
 
 TRAINER_COMMANDS = {
@@ -70,14 +71,21 @@ def main(argv: list[str] | None = None) -> None:
         _fail(f"no command {command!r}{_nearest(command)}; `lit-distil --help` lists them")
     try:
         if command in TRAINER_COMMANDS:
-            importlib.import_module("lit_distil.commands.training").run(arguments)
+            importlib.import_module("lit_distil.run").run(arguments)
         else:
-            importlib.import_module(f"lit_distil.commands.{command.replace('-', '_')}").run(arguments[1:])
+            command_module(command).run(arguments[1:])
     except Exception as error:
         message = _message(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
         _fail(message)
+
+
+def command_module(command: str) -> types.ModuleType:
+    """The module that holds a command's `run`: a file of `commands`, or `command.py` in a folder of it."""
+    name = command.replace("-", "_")
+    is_folder = Path(__file__).with_name("commands").joinpath(name).is_dir()
+    return importlib.import_module(f"lit_distil.commands.{name}" + (".command" if is_folder else ""))
 
 
 def _help() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lit_distil import cli
-from lit_distil.commands.messages import shorten
+from lit_distil.run import shorten
 from tests.workspace import Workspace, environment, fit, kept_environment, logged, metrics, with_trainer, write_config
 
 HEAVY = ("torch", "transformers", "lightning", "numpy", "numba", "datasets", "jsonargparse")
@@ -140,7 +140,7 @@ def test_a_real_process_ends_with_status_2_and_the_message_on_stderr(tmp_path: P
 
 def test_an_error_that_nobody_put_into_words_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug must not look like a user's mistake."""
-    from lit_distil.commands import training
+    from lit_distil import run as training
 
     monkeypatch.setattr(training, "run", lambda arguments: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_distil.commands.training import run as run_command
 from lit_distil.data import load_tokenizer
+from lit_distil.run import run as run_command
 from tests.workspace import REPOSITORY, Workspace, kept_environment, logged, write_config, write_model
 
 CONFIGS = REPOSITORY / "configs"

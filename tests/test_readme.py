@@ -16,7 +16,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser, capture_parser
 
-from lit_distil.cli import OTHER_COMMANDS, TRAINER_COMMANDS
+from lit_distil.cli import OTHER_COMMANDS, TRAINER_COMMANDS, command_module
 from tests.workspace import Workspace, fit, logged
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +50,9 @@ def parsers() -> dict[str, ArgumentParser]:
     found = {}
     for command in {arguments[0] for arguments in COMMANDS} - set(TRAINER_COMMANDS):
         assert command in OTHER_COMMANDS
-        module = importlib.import_module(f"lit_distil.commands.{command.replace('-', '_')}")
+        module = command_module(command)
         found[command] = module.make_parser() if hasattr(module, "make_parser") else capture_parser(module.run, [])
-    trainer = capture_parser(importlib.import_module("lit_distil.commands.training").run, ["fit"])
+    trainer = capture_parser(importlib.import_module("lit_distil.run").run, ["fit"])
     return found | dict.fromkeys(TRAINER_COMMANDS, trainer)
 
 

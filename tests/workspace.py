@@ -239,7 +239,7 @@ def write_config(config: dict[str, Any], file: Path) -> str:
 
 def fit(config: dict[str, Any], run: Path, *more: str, command: str = "fit", **trainer: Any) -> Path:
     """Run a configuration in this process, as the command line would; gives the run's folder."""
-    from lit_distil.commands.training import run as run_command
+    from lit_distil.run import run as run_command
 
     file = write_config(with_trainer(config, run, **trainer), run.with_name(f"{run.name}.{command}.yaml"))
     with kept_environment(), warnings.catch_warnings():

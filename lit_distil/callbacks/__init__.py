@@ -1,10 +1,8 @@
 """Callbacks and logs of a run."""
 
-from lit_distil.callbacks.checkpoint_files import WholeCheckpoints
-from lit_distil.callbacks.checkpoints import RunCheckpoint
-from lit_distil.callbacks.export import ExportCallback, replace_folder, write_export
+from lit_distil.callbacks.checkpoints import RunCheckpoint, WholeCheckpoints
+from lit_distil.callbacks.export import ExportCallback, PredictionWriter, replace_folder, write_export
 from lit_distil.callbacks.logs import RunCSVLogger
-from lit_distil.callbacks.predictions import PredictionWriter
 from lit_distil.callbacks.progress import StepProgressBar
 from lit_distil.callbacks.signals import StopOnSignal
 

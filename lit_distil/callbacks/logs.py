@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_distil.durable import write_file
+from lit_distil.files import write_file
 
 
 class RunCSVLogger(CSVLogger):

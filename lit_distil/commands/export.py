@@ -18,10 +18,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.callbacks import replace_folder, write_export
-from lit_distil.commands.onnx_check import compare_with_torch
-from lit_distil.commands.onnx_files import OnnxNetwork, onnx_bytes, quantise, write_onnx
+from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.data import load_tokenizer
-from lit_distil.data.files import read_lines
+from lit_distil.data.sources.text import read_lines
 from lit_distil.models.sources import AUTO_MODELS
 
 _PREFIX = "network.model."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lit_distil.commands.networks import (
+from lit_distil.commands.benchmark.networks import (
     MaskedLM,
     as_list,
     call_with_texts,
@@ -19,7 +19,7 @@ from lit_distil.commands.networks import (
     read_texts,
     short_names,
 )
-from lit_distil.commands.render import Table, aligned
+from lit_distil.commands.report.page import Table, aligned
 
 _MASK_WORDS = re.compile(r"\[MASK\]|<mask>")
 _TEXTS_IN_A_BATCH = 32

@@ -18,8 +18,8 @@ from lit_distil.commands.glue_tasks import (
     scores_table,
 )
 from lit_distil.commands.jobs import run_jobs
-from lit_distil.commands.render import aligned
-from lit_distil.commands.seed_table import Summary, scores_or_problem, summarise
+from lit_distil.commands.report.page import aligned
+from lit_distil.commands.report.statistics import Summary, scores_or_problem, summarise
 from lit_distil.commands.seeds import add_seeds, chosen_seeds
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_distil.commands.glue_run import GlueRun
 from lit_distil.commands.glue_tasks import TASKS
-from lit_distil.commands.seed_table import Summary
+from lit_distil.commands.report.statistics import Summary
 
 _DIAGNOSTIC_FILE = "AX"
 FILES = [

@@ -17,9 +17,9 @@ from lit_distil.data import (
     open_table,
     prepare_corpus,
 )
-from lit_distil.data.filters import describe_dropped
-from lit_distil.data.preparation import SHARD_CHARACTERS
-from lit_distil.data.shards import Manifest
+from lit_distil.data.corpus.preparation import SHARD_CHARACTERS
+from lit_distil.data.corpus.shards import Manifest
+from lit_distil.data.sources.mixture import describe_dropped
 
 
 def prepare(

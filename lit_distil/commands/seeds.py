@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_distil.commands.jobs import Job, check_more, run_jobs
-from lit_distil.commands.render import aligned
-from lit_distil.commands.seed_table import scores_or_problem, seeds_table, summarise
+from lit_distil.commands.report.page import aligned
+from lit_distil.commands.report.statistics import scores_or_problem, seeds_table, summarise
 
 
 def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Sequence[str] = ()) -> bool:

@@ -10,7 +10,7 @@ from statistics import median
 
 from jsonargparse import auto_cli
 
-from lit_distil.commands.render import Table, aligned, signed
+from lit_distil.commands.report.page import Table, aligned, signed
 from lit_distil.commands.runs import read_metric
 
 

@@ -14,8 +14,8 @@ from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
 from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
+from lit_distil.modules.checks import check_pair
 from lit_distil.modules.comparison import PairScores, compare
-from lit_distil.modules.preflight import check_pair
 from lit_distil.modules.teachers import freeze_position_embeddings
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from lit_distil.commands.export import position_room
-from lit_distil.commands.onnx_files import OnnxNetwork, onnx_bytes, takes_segments
+from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 
 
 @dataclass(frozen=True)

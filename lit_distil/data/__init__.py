@@ -1,10 +1,11 @@
 """Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
-from lit_distil.data.corpus import TokenCorpus
+from lit_distil.data.corpus.corpus import TokenCorpus
+from lit_distil.data.corpus.preparation import prepare_corpus, write_corpus
+from lit_distil.data.corpus.sequence_tables import open_table
+from lit_distil.data.corpus.sequences import MaskedSequences, SequenceDataset
 from lit_distil.data.datamodule import TextDataModule
-from lit_distil.data.docstrings import Docstrings
-from lit_distil.data.filters import DocumentFilters
 from lit_distil.data.formats import (
     DocSentences,
     FullSentences,
@@ -14,7 +15,6 @@ from lit_distil.data.formats import (
     SequenceFormat,
     SequenceTable,
 )
-from lit_distil.data.hub import HubDataset
 from lit_distil.data.labelled import LabelledSequences
 from lit_distil.data.masking import (
     FrequencyMasking,
@@ -25,15 +25,14 @@ from lit_distil.data.masking import (
     TokenMasking,
     WholeWordMasking,
 )
-from lit_distil.data.mixture import Mixture
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
-from lit_distil.data.preparation import prepare_corpus, write_corpus
-from lit_distil.data.prepared import PreparedCorpus
-from lit_distil.data.sentences import Sentences
-from lit_distil.data.sequence_tables import open_table
-from lit_distil.data.sequences import MaskedSequences, SequenceDataset
-from lit_distil.data.sources import DocumentSource, RowSource, TableFiles, TextFiles
-from lit_distil.data.squad import SquadFiles
+from lit_distil.data.sources.base import DocumentSource, RowSource, TableFiles, TextFiles
+from lit_distil.data.sources.docstrings import Docstrings
+from lit_distil.data.sources.hub import HubDataset
+from lit_distil.data.sources.mixture import DocumentFilters, Mixture
+from lit_distil.data.sources.prepared import PreparedCorpus
+from lit_distil.data.sources.sentences import Sentences
+from lit_distil.data.sources.squad import SquadFiles
 from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_distil.data.masking.numbers import compiled
+from lit_distil.data.masking.kernels import compiled
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

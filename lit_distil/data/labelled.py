@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_distil.data.sequences import SequenceDataset
-from lit_distil.data.tables import Row
+from lit_distil.data.corpus.sequences import SequenceDataset
+from lit_distil.data.sources.tables import Row
 from lit_distil.tasks import Features
 from lit_distil.types import IGNORE_INDEX, Batch
 

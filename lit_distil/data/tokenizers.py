@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lit_distil.data.files import near_names
+from lit_distil.data.sources.text import near_names
 from lit_distil.types import Vocabulary
 
 # how BERT and RoBERTa name their special tokens, for folders that do not say

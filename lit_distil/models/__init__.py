@@ -1,9 +1,8 @@
 """Networks: building them, running them on flat batches, making a student out of its teacher."""
 
 from lit_distil.models.attention import choose_attention, register, supports_unpadded
-from lit_distil.models.encoder import FlatNetwork
 from lit_distil.models.layout import SequenceLayout
-from lit_distil.models.masked_lm import MaskedLMNetwork
+from lit_distil.models.networks import FlatNetwork, MaskedLMNetwork, TaskNetwork
 from lit_distil.models.sources import FromConfig, NetworkSource, Pretrained
 from lit_distil.models.students import (
     CopyRecord,
@@ -19,7 +18,6 @@ from lit_distil.models.students import (
     RandomWeights,
     StudentInitialisation,
 )
-from lit_distil.models.task import TaskNetwork
 
 register()
 

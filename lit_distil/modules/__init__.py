@@ -3,12 +3,10 @@
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.cached_teacher import CachedTeacher
 from lit_distil.modules.distillation import DistillationModule
-from lit_distil.modules.finetuning import FineTuningModule
-from lit_distil.modules.labelled import TaskModule
+from lit_distil.modules.finetuning import FineTuningModule, TaskModule
 from lit_distil.modules.masked_lm import LanguageModelModule, MaskedLMModule
 from lit_distil.modules.task_distillation import TaskDistillationModule
-from lit_distil.modules.taught import TaughtModule
-from lit_distil.modules.teachers import FrozenTeacher
+from lit_distil.modules.teachers import FrozenTeacher, TaughtModule
 
 __all__ = [
     "CachedTeacher",

@@ -19,21 +19,104 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from transformers import PretrainedConfig
 
 from lit_distil.models.sources import Head
 from lit_distil.modules.fill import fill_of, note_size
-from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
 from lit_distil.modules.meters import SumMeters
 from lit_distil.modules.sharding import shard
 from lit_distil.modules.terms import LossTerms, TeacherOutputs, with_all_outputs
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Vocabulary
+
+_PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
+
+
+class StepGuard:
+    """Skips optimizer steps with infinite or undefined gradients, counts them, and ends a run that takes no other.
+
+    The weights stay as the last finite step left them, so every checkpoint is finite. Gradients are the same on all
+    ranks by then, and so is the decision.
+
+    Args:
+        patience: So many in a row are skipped; one more is an error. A loss scaler (`16-mixed`) skips some while it
+            looks for its scale.
+    """
+
+    def __init__(self, patience: int) -> None:
+        if patience < 0:
+            raise ValueError(f"model.max_skipped_steps must not be negative, got {patience}")
+        self.patience = patience
+        self.num_skipped = 0
+        self.norm: Tensor | None = None
+        """Of the gradients of the step at hand, from `check` to `clip`."""
+        self._in_a_row = 0
+
+    def check(self, optimizer: torch.optim.Optimizer, step: int) -> Tensor | None:
+        """The norm of the gradients, before clipping; None if it is not finite, and then they are gone.
+
+        Raises:
+            RuntimeError: This happened more often in a row than the patience allows.
+        """
+        parameters = _with_gradient(optimizer)
+        self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = self.norm
+        if isinstance(norm, DTensor):  # of shards, under FSDP2: brought together once, for the clipping as well
+            self.norm = norm.redistribute(placements=[Replicate()] * norm.device_mesh.ndim)
+            norm = self.norm.to_local()
+        if torch.isfinite(norm):
+            self._in_a_row = 0
+            return norm
+        for parameter in parameters:
+            parameter.grad = None
+        self.num_skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row > self.patience:
+            raise RuntimeError(
+                f"step {step}: the gradient was infinite or undefined in {self._in_a_row} steps in a row, so the run "
+                "ends here; weights and checkpoints are those of the last finite step. Lower the learning rate, clip "
+                "gradients (trainer.gradient_clip_val), use a wider precision (trainer.precision), or allow more "
+                "(model.max_skipped_steps)"
+            )
+        if self._in_a_row == 1:
+            rank_zero_warn(f"step {step}: the gradient is infinite or undefined ({float(norm)}); the step is skipped")
+        return None
+
+    def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+        """What `torch.nn.utils.clip_grad_norm_` does, without taking the norm again, and nothing waits for the device.
+
+        Args:
+            optimizer: Whose gradients `check` has just looked at.
+            max_norm: Positive.
+        """
+        if self.norm is None:
+            raise RuntimeError("clip() has no norm to clip by: call check() of this step first")
+        torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), max_norm, self.norm)
+        self.norm = None
+
+
+def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether Lightning would call `torch.nn.utils.clip_grad_norm_` on these gradients, as they are.
+
+    Not where it clips by value, where a plugin has its own way, or where the gradients still carry a loss scale that
+    the optimizer itself will take away (`16-mixed` with a fused optimizer, which Lightning refuses to clip).
+    """
+    plugin = trainer.precision_plugin
+    is_scaled = getattr(plugin, "scaler", None) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+    return algorithm in (None, "norm") and type(plugin) in _PLAIN_PLUGINS and not is_scaled
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
 
 Stage = Literal["train", "val", "test"]
 

@@ -2,16 +2,287 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
+from transformers.utils import cached_file
 
-from lit_distil.modules.cache_checks import STATIC_MASKS
-from lit_distil.modules.cache_files import SplitArrays, check_sum, differences, read_manifest, sum_of_rows
+from lit_distil.modules.checks import STATIC_MASKS
 from lit_distil.types import Batch, EncoderOutput, TopLogits
+
+CACHE_VERSION = 2
+MANIFEST = "manifest.json"
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitArrays:
+    """The rows of a split: R of them, of N sequences under P patterns each.
+
+    Attributes:
+        samples: int64 `[N]`, the sequences' sample ids, ascending.
+        offsets: int64 `[P · N + 1]`; sequence i under pattern p has the rows `offsets[p · N + i]` to the next.
+        checks: uint32 `[P · N]`, a check sum of each masked sequence's ids.
+        sums: uint32 `[P · N]`, a check sum of each masked sequence's rows, see `sum_of_rows`.
+        ids: uint16 or uint32 `[R, k]`, the likeliest tokens, the likeliest first.
+        scores: float16 or float32 `[R, k]`, their logits less the largest.
+        rests: float32 `[R, temperatures]`, see `TopLogits.rests`.
+    """
+
+    samples: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    checks: NDArray[np.uint32]
+    sums: NDArray[np.uint32]
+    ids: NDArray[np.unsignedinteger]
+    scores: NDArray[np.floating]
+    rests: NDArray[np.float32]
+
+    @staticmethod
+    def create(
+        folder: Path,
+        samples: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        checks: NDArray[np.uint32],
+        *,
+        k: int,
+        vocabulary_size: int,
+        scores: DTypeLike,
+        num_temperatures: int,
+    ) -> SplitArrays:
+        """Lay out the files of a split, with room for all rows and none of them written.
+
+        Args:
+            folder: Where to; made if it is not there.
+            samples: See the class.
+            counts: int64 `[P · N]`, rows of each sequence under each pattern.
+            checks: See the class.
+            k: Entries of a row.
+            vocabulary_size: Decides the width of the ids.
+            scores: float16 or float32.
+            num_temperatures: How many temperatures the mass of the others is kept for.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        fixed: dict[str, NDArray[Any]] = {
+            "samples": samples,
+            "offsets": offsets,
+            "checks": checks,
+            "sums": np.zeros_like(checks),
+        }
+        for name, values in fixed.items():
+            np.save(folder / f"{name}.npy", values)
+        shapes = {
+            "ids": (k, id_type(vocabulary_size)),
+            "scores": (k, np.dtype(scores)),
+            "rests": (num_temperatures, np.dtype(np.float32)),
+        }
+        for name, (width, dtype) in shapes.items():
+            shape = (int(offsets[-1]), width)
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        return SplitArrays.open(folder, writable=True)
+
+    @staticmethod
+    def open(folder: Path, *, writable: bool = False) -> SplitArrays:
+        """Map the files of a split.
+
+        Raises:
+            ValueError: One is missing or cut short.
+        """
+        arrays = {}
+        for name in (field.name for field in fields(SplitArrays)):
+            try:
+                mapped = np.load(folder / f"{name}.npy", mmap_mode="r+" if writable else "r")
+                # a plain view of the map, unless it will be flushed: slices of np.memmap itself are slow to make
+                arrays[name] = mapped if writable else np.asarray(mapped)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"the cache's file {folder / name}.npy cannot be read ({error}): delete the cache and write it anew"
+                ) from error
+        return SplitArrays(**arrays)
+
+    def check_shapes(
+        self, folder: Path, *, sequences: int, patterns: int, rows: int, k: int, num_temperatures: int
+    ) -> None:
+        """Compare the arrays with what the manifest says of them.
+
+        Raises:
+            ValueError: One is of another shape, or they do not fit together.
+        """
+        masked = sequences * patterns
+        expected = {
+            "samples": (sequences,),
+            "offsets": (masked + 1,),
+            "checks": (masked,),
+            "sums": (masked,),
+            "ids": (rows, k),
+            "scores": (rows, k),
+            "rests": (rows, num_temperatures),
+        }
+        for name, shape in expected.items():
+            if (found := getattr(self, name).shape) != shape:
+                raise ValueError(
+                    f"model.teacher_cache: {folder / name}.npy has the shape {list(found)} and the manifest says "
+                    f"{list(shape)}: delete the cache and write it anew"
+                )
+        if self.offsets[0] != 0 or self.offsets[-1] != rows or (np.diff(self.offsets) < 0).any():
+            raise ValueError(
+                f"model.teacher_cache: {folder / 'offsets'}.npy is damaged (it does not lead through {rows} rows): "
+                "delete the cache and write it anew"
+            )
+
+    @property
+    def num_sequences(self) -> int:
+        """P · N, the masked sequences."""
+        return len(self.checks)
+
+    def flush(self) -> None:
+        """Have what was written on the disk."""
+        for array in (self.sums, self.ids, self.scores, self.rests):
+            assert isinstance(array, np.memmap)
+            array.flush()
+
+
+def id_type(vocabulary_size: int) -> np.dtype:
+    """The narrowest type for the ids of a vocabulary."""
+    return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+
+
+def bytes_per_row(k: int, vocabulary_size: int, scores: DTypeLike, num_temperatures: int) -> int:
+    """What one row takes on the disk."""
+    return k * (id_type(vocabulary_size).itemsize + np.dtype(scores).itemsize) + 4 * num_temperatures
+
+
+def check_sum(ids: NDArray[np.int64]) -> int:
+    """Of the ids of a masked sequence, as the networks see them."""
+    return zlib.crc32(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+
+
+def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) -> int:
+    """Of a sequence's rows as they lie in the files, so that a damaged one is noticed when it is read."""
+    total = 0
+    for part in (ids, scores, rests):
+        total = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, total)
+    return total
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    draft = file.with_suffix(".draft")
+    with draft.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(draft, file)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a finished cache says of itself.
+
+    Raises:
+        ValueError: The folder holds no cache, an unfinished one, or one of another version.
+    """
+    if not (folder / MANIFEST).is_file():
+        unfinished = folder.with_name(f"{folder.name}.partial")
+        more = f"; {str(unfinished)!r} is an unfinished one: run the same command again" if unfinished.is_dir() else ""
+        raise ValueError(
+            f"model.teacher_cache: {str(folder)!r} holds no cache (no {MANIFEST}){more}. `lit-distil cache --config "
+            f"CONFIG --out {folder}` writes it"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest.get("version")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"model.teacher_cache: {str(folder / MANIFEST)!r} is damaged ({error}): delete the cache and write it anew"
+        ) from error
+    if version != CACHE_VERSION:
+        raise ValueError(
+            f"model.teacher_cache: {str(folder)!r} has version {version}, this is version "
+            f"{CACHE_VERSION}: delete the folder and write it anew"
+        )
+    return manifest
+
+
+def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+    """Where two manifests differ, as `name: ours here, theirs there`."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        return [
+            line
+            for key in keys
+            for line in differences(ours.get(key, "absent"), theirs.get(key, "absent"), f"{name}.{key}".strip("."))
+        ]
+    return [] if ours == theirs else [f"{name} is {_short(ours)} here and {_short(theirs)} there"]
+
+
+def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict[str, Any]:
+    """Hashes of a teacher's files, wherever they lie, without loading it.
+
+    Args:
+        name: Folder, or name on the Hub.
+        revision: Commit, tag or branch on the Hub.
+        dtype: That it runs in, where it is not that of its files.
+
+    Raises:
+        ValueError: There are no weights.
+    """
+    config, weights = _file(name, "config.json", revision), None
+    for candidate in _WEIGHTS:
+        if (weights := _file(name, candidate, revision)) is not None:
+            break
+    if config is None or weights is None:
+        raise ValueError(
+            f"model.teacher: {name!r} has no {'config.json' if config is None else 'weights'}; the cache of a teacher "
+            "is known by the hashes of its files, so give the folder or the name that it was written from"
+        )
+    parts = [weights]
+    if weights.name.endswith(".index.json"):
+        shards = sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = [path for shard in shards if (path := _file(name, shard, revision)) is not None]
+    return {"config": _hash([config]), "weights": _hash(parts), "dtype": dtype}
+
+
+def _file(name: str, file: str, revision: str | None) -> Path | None:
+    try:
+        found = cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:  # neither a folder nor a name that the Hub could have
+        return None
+    return None if found is None else Path(found)
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
 
 _CHECKED_BATCHES = 8
 _SETTINGS = ("teacher", "data", "k", "positions", "temperatures", "vocabulary_size", "splits")

@@ -13,15 +13,19 @@ from transformers import PreTrainedModel
 from lit_distil.models import MaskedLMNetwork, NetworkSource, StudentInitialisation
 from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
-from lit_distil.modules.cache_checks import cache_folders, check_cacheable, check_needs, check_static_masks
-from lit_distil.modules.cache_files import teacher_identity
-from lit_distil.modules.cached_teacher import CachedTeacher
+from lit_distil.modules.cached_teacher import CachedTeacher, teacher_identity
+from lit_distil.modules.checks import (
+    cache_folders,
+    check_beside_cache,
+    check_cacheable,
+    check_for_text,
+    check_needs,
+    check_networks,
+    check_pair,
+    check_static_masks,
+)
 from lit_distil.modules.masked_lm import LanguageModelModule
-from lit_distil.modules.objective_checks import check_for_text
-from lit_distil.modules.preflight import check_beside_cache, check_networks, check_pair
-from lit_distil.modules.requests import network_requests
-from lit_distil.modules.taught import TaughtModule
-from lit_distil.modules.teachers import load_teacher
+from lit_distil.modules.teachers import TaughtModule, load_teacher, network_requests
 from lit_distil.modules.terms import LossTerms, TeacherOutputs
 from lit_distil.objectives import Objective
 from lit_distil.objectives.functional import soft_target_kl

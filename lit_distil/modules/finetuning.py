@@ -2,20 +2,203 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+from transformers import AutoConfig
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.modules.labelled import TaskModule, check_same_labels
-from lit_distil.modules.preflight import check_length
+from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.checks import check_length
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
+from lit_distil.objectives.task import side_by_side
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.tasks import Found, Task
+from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
+
+SPLITS = {"val": "validation", "test": "test"}
+Outcomes = list[tuple[int, Any]]
+"""Indices of samples, and what `Task.outcomes` made of each."""
+
+
+class TaskModule(EncoderModule):
+    """Base of the modules whose network carries the head of a task.
+
+    The task (columns, labels, metrics) belongs to the data module and is asked for when the network is built.
+
+    Args:
+        optimizer: See `EncoderModule`.
+        schedule: See `EncoderModule`.
+        max_skipped_steps: See `EncoderModule`.
+    """
+
+    network: TaskNetwork | None
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable | None = None,
+        schedule: Schedule | None = None,
+        max_skipped_steps: int = 25,
+    ) -> None:
+        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
+        self.head: Head = "sequence_classification"
+        self.found: dict[str, list[Found]] = {"val": [], "test": []}
+        """What the last evaluation found of each sample, in their order and of all ranks."""
+        self._outcomes: dict[str, Outcomes] = {"val": [], "test": []}
+        self.from_checkpoint = False
+        """Whether the weights are those of a checkpoint, and no longer what the configuration names."""
+
+    def take_task(self, purpose: str) -> Task:
+        """The task of the data module, whose head the network then has.
+
+        Args:
+            purpose: What it is wanted for, for the message.
+
+        Raises:
+            ValueError: The data has no task.
+        """
+        task: Any = self.trainer.datamodule.task  # type: ignore[attr-defined]
+        if task is None:
+            raise ValueError(
+                f"data.task: {purpose} needs a task, such as {{class_path: lit_distil.tasks.TextClassification}}"
+            )
+        self.head = task.head
+        return task
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As the base does, once the checkpoint's labels are known to be the task's.
+
+        Raises:
+            ValueError: They are others, or in another order: every class would go by another's name.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.from_checkpoint = True
+        if self._trainer is not None:
+            check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self._task)
+
+    @property
+    def network_head(self) -> Head:
+        """The kind of head that the task asked for."""
+        return self.head
+
+    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
+        """Build the network of a checkpoint; its labels stand in its configuration."""
+        self.head = head
+        self.network = TaskNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
+
+    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
+        """Keep what the metrics need of an evaluation's batch; in training, the accuracy of the batch."""
+        if student.logits is None:
+            return
+        if stage != "train":
+            self._outcomes[stage] += self.read(SPLITS[stage], student.logits, batch)
+        elif batch.labels is not None and not batch.labels.is_floating_point():
+            logits, labels = student.logits, batch.labels.flatten()
+            if batch.group_sizes is not None:
+                logits = side_by_side(logits.squeeze(-1), batch.group_sizes)
+            correct = ((logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)).sum()
+            self._meters[stage].add("accuracy", correct, batch.counts["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and metrics of the whole validation set."""
+        super().on_validation_epoch_end()
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss and metrics of the whole test set."""
+        super().on_test_epoch_end()
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outcomes:
+        """Each sample's index, and what `Task.outcomes` makes of it; `PredictionWriter` writes them in words."""
+        assert self.network is not None
+        logits = self.network(batch).logits
+        assert logits is not None
+        return self.read(self.trainer.datamodule.predict_split, logits, batch)  # type: ignore[attr-defined]
+
+    def forward(self, batch: Batch) -> torch.Tensor | None:
+        """The head's logits."""
+        assert self.network is not None
+        return self.network(batch).logits
+
+    @property
+    def _task(self) -> Task:
+        return self.trainer.datamodule.task  # type: ignore[attr-defined]
+
+    def read(self, split: str, logits: torch.Tensor, batch: Batch) -> Outcomes:
+        """Of each sample of a batch its index in the split, and what `Task.outcomes` makes of its logits."""
+        dataset = self.trainer.datamodule.datasets[split]  # type: ignore[attr-defined]
+        samples = batch.sample_ids.tolist()
+        outcomes = self._task.outcomes(logits.float().cpu(), batch, [dataset.features[n] for n in samples])
+        return list(zip(samples, outcomes, strict=True))
+
+    def _log_metrics(self, stage: Stage) -> None:
+        outcomes, self._outcomes[stage] = self._outcomes[stage], []
+        found, scores = self.score_together(stage, outcomes)
+        if not found:
+            return
+        self.found[stage] = found
+        values = {f"{stage}/{name}": value for name, value in scores.items()}
+        values[f"{stage}/score"] = scores[self._task.main_metric]  # one name for any task: early stopping, seeds
+        self.latest.update(values)
+        self.log_dict(values)
+
+    def score_together(self, stage: Stage, outcomes: Outcomes) -> tuple[list[Found], dict[str, float]]:
+        """Every rank gathers all samples and computes the metrics of the whole, so that they are the same on each.
+
+        Args:
+            stage: `val` or `test`.
+            outcomes: Of this rank.
+
+        Returns:
+            What was found of every sample, in their order, and the task's metrics; none of no sample.
+        """
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, outcomes)
+            outcomes = [one for part in gathered for one in part]
+        if not outcomes:
+            return [], {}
+        dataset = self.trainer.datamodule.datasets[SPLITS[stage]]  # type: ignore[attr-defined]
+        outcomes = sorted(outcomes, key=lambda one: one[0])
+        found = [(dataset.features[sample], outcome) for sample, outcome in outcomes]
+        return found, self._task.score(found, dataset.rows)
+
+
+def saved_labels(checkpoint: dict[str, Any]) -> list[str]:
+    """The labels of the network in a checkpoint, in the order of its outputs; none where it names none."""
+    names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)]
+
+
+def check_same_labels(what: str, theirs: list[str], task: Task) -> None:
+    """Refuse a trained head whose outputs stand for other labels than the task's, or for the same in another order.
+
+    Args:
+        what: What has the head, for the message.
+        theirs: Its labels in the order of its outputs.
+        task: Its labels are known.
+
+    Raises:
+        ValueError: They differ.
+    """
+    named = task.head_settings().get("id2label")
+    if named is None or theirs == [f"LABEL_{index}" for index in range(len(named))]:  # it says not which they are
+        return
+    ours = [str(named[index]) for index in sorted(named)]
+    if theirs != ours:
+        raise ValueError(
+            f"{what} was trained for the labels {theirs}, in this order, and data.task has {ours}. Where they "
+            f"mean the same, give data.task.labels its names in its order"
+        )
 
 
 class FineTuningModule(TaskModule):

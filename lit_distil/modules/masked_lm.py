@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForPreTraini
 from lit_distil.models import MaskedLMNetwork, NetworkSource
 from lit_distil.models.sources import Head
 from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.checks import check_length, check_networks
 from lit_distil.modules.pairing import Comparisons
-from lit_distil.modules.preflight import check_length, check_networks
-from lit_distil.modules.requests import network_requests
+from lit_distil.modules.teachers import network_requests
 from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
 from lit_distil.optim import Schedule

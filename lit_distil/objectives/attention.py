@@ -7,10 +7,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from lit_distil.objectives.base import Objective, require_teacher
-from lit_distil.objectives.facts import NetworkFacts
-from lit_distil.objectives.recorded import block_number, query_key, recorded_attention, same_window
-from lit_distil.objectives.relations_functional import relation_kl, score_mse
+from lit_distil.objectives.base import NetworkFacts, Objective, require_teacher
+from lit_distil.objectives.relation import (
+    block_number,
+    query_key,
+    recorded_attention,
+    relation_kl,
+    same_window,
+    score_mse,
+)
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
 

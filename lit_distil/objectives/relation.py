@@ -3,17 +3,267 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Literal, get_args
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from lit_distil.objectives.base import Objective, require_teacher
-from lit_distil.objectives.facts import NetworkFacts
-from lit_distil.objectives.recorded import block_number, query_key, recorded_attention, same_window
-from lit_distil.objectives.relations_functional import Relation, check_divides, relation_kl, split_heads
+from lit_distil.objectives.base import NetworkFacts, Objective, require_teacher
 from lit_distil.schedules import StepValue
-from lit_distil.types import AttentionStates, Batch, EncoderOutput
+from lit_distil.types import AttentionStates, Batch, EncoderOutput, RecordedAttention, SequenceGroup
+
+_CPU_PIECE_BYTES = 2**24
+"""Products of one piece of sequences in float32: on a CPU ..."""
+
+_DEVICE_PIECE_BYTES = 2**28
+"""... and on an accelerator. A piece has one sequence at least."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How the tokens of a sequence relate: `left · right * scaling` in each head, before the softmax.
+
+    Attributes:
+        left: `[T, heads, dim]`, of the token that looks (the query, in attention).
+        right: `[T, heads, dim]`, of the token that it looks at.
+        scaling: factor of the products.
+    """
+
+    left: Tensor
+    right: Tensor
+    scaling: float
+
+
+def relation_kl(
+    student: Relation, teacher: Relation, groups: Sequence[SequenceGroup], *, window: int | None = None
+) -> Tensor:
+    """KL of the student's relations from the teacher's, summed over tokens (MiniLM, sections 3.1 and 3.2; MiniLMv2, 3).
+
+    `Σ_i 1/A Σ_a Σ_j p_t(j) · (log p_t(j) − log p_s(j))` with `p(j) = softmax_j(left_ia · right_ja * scaling)`, where
+    i are all tokens of the batch, a the A heads, and j the tokens of i's own sequence. The papers' loss of one sequence
+    x is this divided by |x|.
+
+    Args:
+        student: Of T tokens; the number of heads must be the teacher's, the dimensions of a head need not.
+        teacher: Likewise, no gradient is taken.
+        groups: The sequences that make up the T tokens.
+        window: Only tokens with |i − j| < window see each other, in both networks; None means all do.
+
+    Returns:
+        A scalar in nats, in float32 (float64 if the student's states are).
+    """
+
+    def compare(student_scores: Tensor, teacher_scores: Tensor, visible: Tensor | None) -> Tensor:
+        if visible is not None:
+            # half the minimum: 0 · (difference of two such) is 0, where infinities would give NaN
+            floor = torch.finfo(student_scores.dtype).min / 2
+            student_scores = student_scores.masked_fill(~visible, floor)
+            teacher_scores = teacher_scores.masked_fill(~visible, floor)
+        log_student, log_teacher = F.log_softmax(student_scores, dim=-1), F.log_softmax(teacher_scores, dim=-1)
+        return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=-1)
+
+    return _sum_over_tokens(student, teacher, groups, compare, window)
+
+
+def score_mse(
+    student: Relation, teacher: Relation, groups: Sequence[SequenceGroup], *, window: int | None = None
+) -> Tensor:
+    """Squared differences of attention scores, summed over tokens (TinyBERT, equation 7).
+
+    `Σ_i 1/h Σ_a mean_j (a_s(i, j) − a_t(i, j))²` with the scores before the softmax, `left_ia · right_ja * scaling`;
+    i are all tokens of the batch, a the h heads, and j the tokens that i sees. The paper's loss of one sequence of l
+    tokens is this divided by l.
+
+    Args:
+        student: Of T tokens; the number of heads must be the teacher's, the dimensions of a head need not.
+        teacher: Likewise, no gradient is taken.
+        groups: The sequences that make up the T tokens.
+        window: Only tokens with |i − j| < window see each other, in both networks; None means all do.
+    """
+
+    def compare(student_scores: Tensor, teacher_scores: Tensor, visible: Tensor | None) -> Tensor:
+        squares = (student_scores - teacher_scores).square()
+        if visible is None:
+            return squares.mean(dim=-1)
+        return (squares * visible).sum(dim=-1) / visible.sum(dim=-1).clamp(min=1)
+
+    return _sum_over_tokens(student, teacher, groups, compare, window)
+
+
+def split_heads(states: Tensor, num_heads: int) -> Tensor:
+    """`[T, heads, dim]` to `[T, num_heads, width / num_heads]`: the heads laid end to end and cut anew (MiniLMv2).
+
+    Raises:
+        ValueError: The width cannot be cut into so many.
+    """
+    width = states.shape[1] * states.shape[2]
+    check_divides(num_heads, width, "network")
+    return states.reshape(states.shape[0], num_heads, width // num_heads)
+
+
+def check_divides(num_heads: int, width: int, who: str) -> None:
+    """Refuse a number of relation heads that does not divide a network's width.
+
+    Raises:
+        ValueError: It is so.
+    """
+    if width % num_heads:
+        raise ValueError(
+            f"relation_heads={num_heads} does not divide the width {width} of the {who}'s queries, keys or values; "
+            "choose a common divisor of the student's and the teacher's"
+        )
+
+
+Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Scores of both, `[sequences, heads, width, width]`, and what is visible, to `[sequences, heads, width]`."""
+
+
+def _sum_over_tokens(
+    student: Relation, teacher: Relation, groups: Sequence[SequenceGroup], compare: Compare, window: int | None
+) -> Tensor:
+    if student.left.shape[1] != teacher.left.shape[1]:
+        raise ValueError(
+            f"heads are compared one by one; the student has {student.left.shape[1]} and the teacher "
+            f"{teacher.left.shape[1]}, and their numbers must be equal"
+        )
+    dtype = torch.promote_types(student.left.dtype, torch.float32)
+    total = student.left.new_zeros((), dtype=dtype)
+    if not groups:  # with a graph all the same
+        return total + 0.0 * (student.left.sum() + student.right.sum())
+    for group in groups:
+        left, right = (_of_group(states, group).to(dtype) for states in (student.left, student.right))
+        with torch.no_grad():
+            constants = [_of_group(states.detach(), group).to(dtype) for states in (teacher.left, teacher.right)]
+            visible, is_real = _masks(group, window, left.device)
+
+        def piece(
+            rows: slice,
+            left: Tensor,
+            right: Tensor,
+            constants: list[Tensor] = constants,
+            visible: Tensor | None = visible,
+            is_real: Tensor | None = is_real,
+        ) -> Tensor:
+            student_scores = torch.matmul(left * student.scaling, right.transpose(2, 3))
+            teacher_left, teacher_right = (states[rows] for states in constants)
+            teacher_scores = torch.matmul(teacher_left * teacher.scaling, teacher_right.transpose(2, 3))
+            seen = visible if visible is None or len(visible) == 1 else visible[rows]
+            per_row = compare(student_scores, teacher_scores, seen).mean(dim=1)  # [sequences, width]
+            return (per_row if is_real is None else per_row * is_real[rows]).sum()
+
+        total = total + _PieceByPiece.apply(piece, left, right)
+    return total
+
+
+class _PieceByPiece(torch.autograd.Function):
+    """`piece` summed over pieces of sequences, with the gradient of each taken while its products are there."""
+
+    @staticmethod
+    def forward(ctx: Any, piece: Callable[[slice, Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+        takes_gradient = any(ctx.needs_input_grad)
+        gradients = [torch.empty_like(states) for states in (left, right)] if takes_gradient else []
+        total = left.new_zeros(())
+        # products in half precision would lose what the softmax's tail is made of
+        with torch.autocast(left.device.type, enabled=False), torch.set_grad_enabled(takes_gradient):
+            for rows in _pieces(left):
+                leaves = [states[rows].detach().requires_grad_(takes_gradient) for states in (left, right)]
+                value = piece(rows, *leaves)
+                total = total + value.detach()
+                if takes_gradient:
+                    for whole, part in zip(gradients, torch.autograd.grad(value, leaves), strict=True):
+                        whole[rows] = part
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor, Tensor]:
+        left, right = ctx.saved_tensors
+        return None, left * grad_output, right * grad_output
+
+
+def _pieces(states: Tensor) -> list[slice]:
+    num_sequences, num_heads, width, _ = states.shape
+    budget = _CPU_PIECE_BYTES if states.device.type == "cpu" else _DEVICE_PIECE_BYTES
+    step = max(1, budget // (num_heads * width * width * states.dtype.itemsize))
+    return [slice(start, min(start + step, num_sequences)) for start in range(0, num_sequences, step)]
+
+
+def _of_group(states: Tensor, group: SequenceGroup) -> Tensor:
+    """`[T, heads, dim]` to `[sequences, heads, width, dim]`."""
+    return group.gather(states.transpose(0, 1)[None])
+
+
+def _masks(group: SequenceGroup, window: int | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Who sees whom, for `[sequences, heads, width, width]`, and which rows are real, `[sequences, width]`."""
+    visible: Tensor | None = None
+    is_real: Tensor | None = None
+    place = torch.arange(group.width, device=device)
+    if any(length != group.width for length in group.lengths):
+        is_real = place[None] < torch.tensor(group.lengths, device=device)[:, None]
+        visible = is_real[:, None, None]
+    if window is not None and window < group.width:
+        near = ((place[:, None] - place[None]).abs() < window)[None, None]
+        visible = near if visible is None else visible & near
+    return visible, is_real
+
+
+def block_number(what: str, layer: int, depth: int) -> int:
+    """A block's number from 1 to `depth`; negative numbers count from the end.
+
+    Raises:
+        ValueError: There is no such block.
+    """
+    if layer == 0 or not -depth <= layer <= depth:
+        raise ValueError(
+            f"{what} block {layer} is out of range; blocks are counted from 1 to {depth}, or -1 down to {-depth} from "
+            "the end, and the embeddings (0) do not attend"
+        )
+    return layer if layer > 0 else depth + 1 + layer
+
+
+def recorded_attention(objective: Objective, who: str, output: EncoderOutput) -> RecordedAttention:
+    """What was recorded of a network's attention, or an error that names who recorded nothing."""
+    if output.attention is None:
+        raise ValueError(
+            f"{type(objective).__name__} needs queries, keys and values of the {who}; ask it for `attention_layers`"
+        )
+    return output.attention
+
+
+def query_key(states: AttentionStates) -> Relation:
+    """Attention itself, with one key for each query head."""
+    query, key = states.query, states.key
+    if key.shape[1] != query.shape[1]:  # grouped-query attention
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    return Relation(query, key, states.scaling)
+
+
+def same_window(objective: Objective, student: tuple[int, int | None], teacher: tuple[int, int | None]) -> int | None:
+    """The window of both blocks; distributions over different tokens cannot be compared.
+
+    Args:
+        objective: Who compares.
+        student: Number of the student's block, and its window.
+        teacher: Likewise the teacher's.
+
+    Raises:
+        ValueError: One of them sees further than the other.
+    """
+    (student_block, ours), (teacher_block, theirs) = student, teacher
+    if ours != theirs:
+        sight = ["all tokens" if window is None else f"tokens less than {window} away" for window in (ours, theirs)]
+        raise ValueError(
+            f"{type(objective).__name__}: the student's block {student_block} sees {sight[0]}, the teacher's block "
+            f"{teacher_block} {sight[1]}; pair blocks with the same (local or global) attention, or use RelationLoss "
+            "with relations among qq, kk, vv, which know no window"
+        )
+    return ours
+
 
 RelationName = Literal["qk", "qq", "kk", "vv"]
 """Which states are multiplied: attention itself, or queries, keys, values each with their own kind."""

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_distil.objectives.base import require_teacher
+from lit_distil.objectives.base import LogitRows, RowObjective, require_teacher
 from lit_distil.objectives.functional import row_chunks, working_dtype
-from lit_distil.objectives.rows import LogitRows, RowObjective
 from lit_distil.types import Projection, TopLogits
 
 CHUNK_BYTES = 48 * 2**20

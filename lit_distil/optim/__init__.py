@@ -1,12 +1,12 @@
 """What the optimizer is given besides the gradients: parameter groups and learning-rate schedules."""
 
-from lit_distil.optim.configured import apply_configured
-from lit_distil.optim.groups import parameter_groups
-from lit_distil.optim.layers import (
+from lit_distil.optim.groups import (
+    apply_configured,
     check_layer_decay,
     freeze_lowest,
     layered_groups,
     layers_of_parameters,
+    parameter_groups,
     scale_learning_rates,
 )
 from lit_distil.optim.schedules import (

@@ -22,7 +22,7 @@ from lit_distil.tasks.base import (
     text_in,
     unlabelled,
 )
-from lit_distil.tasks.scores import accuracy, confusion_matrix
+from lit_distil.tasks.classification import accuracy, confusion_matrix
 from lit_distil.types import Batch
 
 

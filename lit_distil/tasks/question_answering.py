@@ -2,18 +2,179 @@
 
 from __future__ import annotations
 
+import re
+import string
 import warnings
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.answers import best_threshold, exact_match, f1
 from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, text_in
-from lit_distil.tasks.spans import Answers, best_spans, merge_windows, softmax, text_of, tokens_of
 from lit_distil.types import Batch
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and needless space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, gold: Sequence[str]) -> float:
+    """1 where the answer is one of the right ones; with none, where there is no answer."""
+    return float(max(normalise_answer(answer) == normalise_answer(one) for one in _right_ones(gold)))
+
+
+def f1(answer: str, gold: Sequence[str]) -> float:
+    """Overlap in words with the right answer that it is nearest to; with none, 1 where there is no answer."""
+    return max(_overlap(normalise_answer(answer).split(), normalise_answer(one).split()) for one in _right_ones(gold))
+
+
+def best_threshold(
+    scores: Sequence[float], odds: Sequence[float], has_answer: Sequence[bool], is_empty: Sequence[bool]
+) -> tuple[float, float]:
+    """The mean score that the best threshold of no answer would give, and that threshold.
+
+    Args:
+        scores: What each question's best answer scores.
+        odds: How much rather each has no answer; above the threshold, none is given.
+        has_answer: Whether the question has one.
+        is_empty: Whether the best answer is empty, and so right for a question without.
+    """
+    total = float(sum(not has for has in has_answer))  # none is answered
+    best, threshold = total, min(odds, default=0.0) - 1.0
+    order = sorted(range(len(scores)), key=lambda n: odds[n])
+    for odd, members in groupby(order, key=lambda n: odds[n]):  # questions of equal odds fall together
+        for n in members:
+            total += scores[n] if has_answer[n] else (0.0 if is_empty[n] else -1.0)
+        if total > best:
+            best, threshold = total, odd
+    return best / max(len(scores), 1), float(threshold)
+
+
+def _right_ones(gold: Sequence[str]) -> list[str]:
+    return [one for one in gold if normalise_answer(one)] or [""]
+
+
+def _overlap(answer: list[str], gold: list[str]) -> float:
+    if not answer or not gold:
+        return float(answer == gold)
+    num_common = sum((Counter(answer) & Counter(gold)).values())
+    if num_common == 0:
+        return 0.0
+    precision, recall = num_common / len(answer), num_common / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+NO_SPAN_ODDS = 1.0e6
+"""How much rather a question without any span has no answer; finite, as JSON knows no infinity."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found of one question, over all windows of its context.
+
+    Attributes:
+        scores: The best spans' scores (logit of the beginning plus that of the end), best first.
+        spans: Where each lies in the context, first character and the one after the last.
+        null: The score of no answer, the least of any window.
+    """
+
+    scores: list[float]
+    spans: list[tuple[int, int]]
+    null: float
+
+    @property
+    def odds(self) -> float:
+        """How much rather there is no answer than the best span."""
+        return self.null - self.scores[0] if self.scores else NO_SPAN_ODDS
+
+
+def tokens_of(answer: tuple[int, int], first: int, offsets: np.ndarray) -> tuple[int, int]:
+    """First and last token of an answer in a window; its first token where it does not hold all of an answer.
+
+    Args:
+        answer: First character of the answer and the one after its last; negative where there is none.
+        first: Where the context begins in the window.
+        offsets: int `[context, 2]`, characters of each token of context.
+    """
+    start, end = answer
+    if start < 0 or not len(offsets) or offsets[0, 0] > start or offsets[-1, 1] < end:
+        return 0, 0
+    begins = int(np.searchsorted(offsets[:, 1], start, side="right"))  # the first token that ends after it begins
+    ends = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1  # the last one that begins before it ends
+    return first + begins, first + max(begins, ends)
+
+
+def best_spans(
+    starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray, *, longest: int, n_best: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best of all spans of a window's context.
+
+    Args:
+        starts: float32 `[context]`, logits of the beginning.
+        ends: float32 `[context]`, logits of the end.
+        offsets: int `[context, 2]`, characters of each token.
+        longest: Tokens in a span at most.
+        n_best: How many spans.
+
+    Returns:
+        Scores float32 `[n]` and characters int32 `[n, 2]`, in no order.
+    """
+    longest = min(longest, len(starts))
+    if longest == 0:
+        return np.zeros(0, np.float32), np.zeros((0, 2), np.int32)
+    padded = np.concatenate([ends, np.full(longest - 1, -np.inf, ends.dtype)])
+    scores = (starts[:, None] + sliding_window_view(padded, longest)).ravel()  # [context, longest]
+    best = np.arange(len(scores))
+    if len(scores) > n_best:
+        best = np.argpartition(-scores, n_best)[:n_best]
+    best = best[np.isfinite(scores[best])]
+    first, more = np.divmod(best, longest)
+    return scores[best], np.stack([offsets[first, 0], offsets[first + more, 1]], axis=1)
+
+
+def merge_windows(found: list[Found], n_best: int) -> dict[int, Answers]:
+    """The answers of each question over its windows; a span that two windows share is listed once.
+
+    Args:
+        found: Windows, each with the score of no answer, scores and characters of its best spans.
+        n_best: How many spans of a question.
+    """
+    spans: dict[int, dict[tuple[int, int], float]] = {}
+    nulls: dict[int, float] = {}
+    for window, (null, scores, places) in found:
+        nulls[window.row] = min(nulls.get(window.row, null), null)
+        best = spans.setdefault(window.row, {})
+        for score, (start, end) in zip(scores.tolist(), places.tolist(), strict=True):
+            best[start, end] = max(best.get((start, end), score), score)
+    merged = {}
+    for index, scored in spans.items():
+        order = sorted(scored, key=lambda place: (-scored[place], place))[:n_best]
+        merged[index] = Answers([scored[place] for place in order], order, nulls[index])
+    return merged
+
+
+def text_of(context: Any, span: tuple[int, int]) -> str:
+    """The characters of a span, without the space that some tokenizers count to a word."""
+    return str(context)[span[0] : span[1]].strip()
+
+
+def softmax(scores: list[float]) -> list[float]:
+    """Probabilities of the scores among each other."""
+    if not scores:
+        return []
+    powers = np.exp(np.array(scores) - max(scores))
+    return (powers / powers.sum()).tolist()
+
 
 _CHUNK = 1_000  # rows that are encoded at a time, as a tokenizer's lists take far more memory than arrays
 

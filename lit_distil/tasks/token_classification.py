@@ -13,9 +13,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, unprinted
-from lit_distil.tasks.labels import LabelNames, label_name
-from lit_distil.tasks.scores import accuracy, confusion_matrix, macro_f1
+from lit_distil.tasks.base import (
+    Features,
+    Found,
+    LabelKind,
+    LabelNames,
+    Row,
+    Task,
+    column_of,
+    encoded_arrays,
+    label_name,
+    place_of,
+    unprinted,
+)
+from lit_distil.tasks.classification import accuracy, confusion_matrix, macro_f1
 from lit_distil.types import IGNORE_INDEX, Batch
 
 _CHUNK = 1_000  # rows that are encoded at a time, as a tokenizer's lists take far more memory than arrays

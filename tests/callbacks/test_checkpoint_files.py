@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lit_distil.callbacks import WholeCheckpoints
-from lit_distil.callbacks import checkpoint_files as files
-from lit_distil.durable import sha256_of
+from lit_distil.callbacks import checkpoints as files
+from lit_distil.files import sha256_of
 
 OLD, NEW = ({"weights": torch.full((1000,), float(value)), "step": value} for value in (1, 2))
 

@@ -12,11 +12,16 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from lit_distil.commands.batch_html import _CSS, batches_page
-from lit_distil.commands.batch_text import Painter, sequence_text
-from lit_distil.commands.batch_tokens import TokenTexts, printable
-from lit_distil.commands.batch_totals import SplitFacts, totals_of
-from lit_distil.commands.batch_views import Reader
+from lit_distil.commands.inspect.page import _CSS, batches_page
+from lit_distil.commands.inspect.text import (
+    Painter,
+    Reader,
+    SplitFacts,
+    TokenTexts,
+    printable,
+    sequence_text,
+    totals_of,
+)
 from lit_distil.data import vocabulary_of
 from lit_distil.types import Batch
 from tests.commands.pages import Page

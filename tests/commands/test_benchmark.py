@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.commands import benchmark
+from lit_distil.commands.benchmark import command as benchmark
 from lit_distil.commands.timing import TimedNetwork
 from tests.commands.examples import finished_run, make_tokenizer
 

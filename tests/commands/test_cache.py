@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lit_distil import cli
-from lit_distil.commands import cache_writer
+from lit_distil.commands import cache as cache_writer
 from lit_distil.commands.cache import run
 from lit_distil.data import load_tokenizer
 from lit_distil.models import MaskedLMNetwork, Pretrained

@@ -20,7 +20,7 @@ from tests.workspace import REPOSITORY, Workspace, environment, kept_environment
 
 SLOWLY = """
 import sys, time
-from lit_distil.commands import cache_writer
+from lit_distil.commands import cache as cache_writer
 rows = cache_writer.CacheWriter._rows
 def slowly(self, batch):
     time.sleep(0.1)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lit_distil.commands import benchmark, card
-from lit_distil.commands.memory import peak_memory_mb
+from lit_distil.commands.benchmark import command as benchmark
+from lit_distil.commands.benchmark import table as card
+from lit_distil.commands.benchmark.memory import peak_memory_mb
 from lit_distil.data import TableFiles
 from tests.commands.examples import finished_run, make_tokenizer
 

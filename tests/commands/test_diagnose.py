@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
 from lit_distil.commands import diagnose
-from lit_distil.commands.diagnosis import calibration, commonest_confusions, read_predictions, worst
+from lit_distil.commands.diagnose import calibration, commonest_confusions, read_predictions, worst
 
 CLASSES = ["code", "prose", "verse"]
 

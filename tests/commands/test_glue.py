@@ -13,7 +13,7 @@ import yaml
 from lit_distil.commands import glue
 from lit_distil.commands.glue_data import table_files
 from lit_distil.commands.glue_tasks import PUBLISHED, TASKS, score_of, scores_table
-from lit_distil.commands.seed_table import best_scores, seeds_table, summarise
+from lit_distil.commands.report.statistics import best_scores, seeds_table, summarise
 from tests.workspace import REPOSITORY, Workspace, environment, fit, write_config
 
 WORDS = ["the", "a", "model", "loss", "film", "good", "bad", "layer"]

@@ -13,7 +13,7 @@ from lit_distil.commands import glue, glue_run
 from lit_distil.commands.glue_run import GlueRun
 from lit_distil.commands.glue_submission import submission_lines, write_submission
 from lit_distil.commands.glue_tasks import TASKS
-from lit_distil.commands.seed_table import Summary, summarise
+from lit_distil.commands.report.statistics import Summary, summarise
 from tests.commands.test_glue import CONFIGS, write_rows
 from tests.commands.test_seeds import a_run
 from tests.workspace import Workspace, fit

@@ -13,9 +13,7 @@ import pytest
 import torch
 
 from lit_distil import cli
-from lit_distil.commands.batch_tokens import TokenTexts
-from lit_distil.commands.batch_totals import histogram, totals_of
-from lit_distil.commands.batch_views import Reader
+from lit_distil.commands.inspect.text import Reader, TokenTexts, histogram, totals_of
 from lit_distil.data import SegmentPair, StepPlan, TextDataModule, TextFiles, TokenMasking
 from lit_distil.types import Batch
 from tests.commands.pages import Page

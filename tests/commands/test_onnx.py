@@ -17,9 +17,10 @@ from transformers import (
     BertTokenizer,
 )
 
-from lit_distil.commands import benchmark, card, export
-from lit_distil.commands.onnx_check import compare_with_torch, sample_texts
-from lit_distil.commands.onnx_files import OnnxNetwork, import_extra, write_onnx
+from lit_distil.commands import export
+from lit_distil.commands.benchmark import command as benchmark
+from lit_distil.commands.benchmark import table as card
+from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, import_extra, sample_texts, write_onnx
 from tests.commands.examples import finished_run, make_tokenizer, tiny_config
 from tests.workspace import TINY, Workspace
 

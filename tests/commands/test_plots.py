@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lit_distil.commands import plots
+from lit_distil.commands.report import plots
 
 
 @pytest.fixture

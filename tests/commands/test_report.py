@@ -15,9 +15,10 @@ import yaml
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_distil.commands import render, report
-from lit_distil.commands.benchmark import NetworkBenchmark, Quartiles
-from lit_distil.commands.measure import Floors, MaskedLMScore, TaskScore, unigram_loss
+from lit_distil.commands.benchmark.command import NetworkBenchmark, Quartiles
+from lit_distil.commands.report import command as report
+from lit_distil.commands.report import page as render
+from lit_distil.commands.report.measure import Floors, MaskedLMScore, TaskScore, unigram_loss
 from lit_distil.data import FullSentences, TextDataModule, TextFiles, TokenMasking
 from tests.commands.examples import LABELS, finished_run, make_tokenizer, write_rows, write_texts
 

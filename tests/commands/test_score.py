@@ -10,9 +10,8 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import score
-from lit_distil.commands.minimal_pairs import Share, judge, paired_difference, read_pairs
-from lit_distil.commands.networks import open_masked_lm, read_texts
-from lit_distil.commands.pseudo_likelihood import pseudo_likelihoods
+from lit_distil.commands.benchmark.networks import open_masked_lm, read_texts
+from lit_distil.commands.score import Share, judge, paired_difference, pseudo_likelihoods, read_pairs
 from tests.workspace import Workspace
 
 SENTENCES = [

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lit_distil.data.corpus import TokenCorpus
+from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.types import Vocabulary
 
 LINES = [

@@ -4,7 +4,7 @@ from random import Random
 
 import numpy as np
 
-from lit_distil.data.formats import pairing
+from lit_distil.data.formats import kernels as pairing
 
 
 def generator(seed: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from lit_distil.data import (
     TokenMasking,
     write_corpus,
 )
-from lit_distil.data.files import resolve_files
+from lit_distil.data.sources.text import resolve_files
 from tests.data.conftest import make_corpus
 
 
@@ -129,7 +129,7 @@ def test_a_line_of_ten_million_characters_takes_bounded_memory(tmp_path, word, p
 
 def test_a_file_without_a_blank_line_is_cut_into_documents_of_bounded_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", "some words\n" * 400_000)
-    monkeypatch.setattr("lit_distil.data.sources._LONGEST_DOCUMENT", 100_000)
+    monkeypatch.setattr("lit_distil.data.sources.base._LONGEST_DOCUMENT", 100_000)
     tracemalloc.start()
     with pytest.warns(UserWarning, match=r"documents of more than 100,000 characters were cut in 39 places; a blank"):
         num_units = sum(map(len, TextFiles(path).documents("train")))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.data import reading, write_corpus
-from lit_distil.data.corpus import TokenCorpus
+from lit_distil.data import write_corpus
+from lit_distil.data.corpus import reading
+from lit_distil.data.corpus.corpus import TokenCorpus
 from tests.data.conftest import LINES
 
 DOCUMENTS = [LINES[:3], LINES[3:4], LINES[1:5]]
@@ -208,7 +209,7 @@ def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path,
     assert len(whole.shard_sizes) == 1 and len(cut.shard_sizes) > 3
     assert (cut.num_tokens, cut.num_units, cut.num_documents) == (whole.num_tokens, whole.num_units, 12)
     assert cut.token_counts.tolist() == whole.token_counts.tolist()
-    monkeypatch.setattr("lit_distil.data.corpus._MOST_MAPS", 2)  # maps come and go
+    monkeypatch.setattr("lit_distil.data.corpus.corpus._MOST_MAPS", 2)  # maps come and go
     ends = whole.unit_ends
     order = np.random.default_rng(0).permutation(len(ends))
     starts, ends = np.concatenate([[0], ends[:-1]])[order], ends[order]

@@ -147,7 +147,7 @@ def test_text_is_tokenised_once_and_again_only_when_it_or_the_tokenizer_changes(
     corpora = set(made.corpora.iterdir())
     assert len(corpora) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("lit_distil.data.documents.prepare_corpus", None)  # would fail if called
+        patch.setattr("lit_distil.data.corpus.documents.prepare_corpus", None)  # would fail if called
         ready(text_data(made, masking=WholeWordMasking(), format=SentencePair(), max_length=16, seed=9))
     with (made.root / "train.txt").open("a") as file:
         file.write("\n\nthe dog and the fox")
@@ -344,6 +344,6 @@ def test_a_source_of_rows_is_made_ready_before_the_ranks_start(made, monkeypatch
     )
     data.prepare_data()
     assert [path.suffix for path in (made.root / "cache").iterdir()] == [".jsonl"]
-    monkeypatch.setattr("lit_distil.data.docstrings._read_files", None)  # would fail if called in a rank
+    monkeypatch.setattr("lit_distil.data.sources.docstrings._read_files", None)  # would fail if called in a rank
     with pytest.raises(ValueError, match="two are needed"):  # one package is no task, but it was read
         data.setup("fit")

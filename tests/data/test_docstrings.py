@@ -98,7 +98,7 @@ def test_what_was_read_is_kept_until_a_file_changes(package, tmp_path, monkeypat
     before, documents = source.fingerprint("train"), read(source, "train")
     assert len(list((tmp_path / "cache").iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("lit_distil.data.docstrings._read_files", None)  # would fail if called
+        patch.setattr("lit_distil.data.sources.docstrings._read_files", None)  # would fail if called
         assert read(source, "train") == documents
         assert source.fingerprint("train") == before
     (folder / "sub" / "m9.py").write_text('"""A module that came later than the others."""')

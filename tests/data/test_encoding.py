@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import BertTokenizer, RobertaTokenizer
 
-from lit_distil.data import encoding as encoding_module
-from lit_distil.data.encoding import TextEncoder
+from lit_distil.data.corpus import encoding as encoding_module
+from lit_distil.data.corpus.encoding import TextEncoder
 from tests.data.conftest import LINES
 
 PIECES = [

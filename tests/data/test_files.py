@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.data import files as files_module
-from lit_distil.data.files import read_lines, resolve_files
+from lit_distil.data.sources import text as files_module
+from lit_distil.data.sources.text import read_lines, resolve_files
 
 
 def write(path, data):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.data.corpus import TokenCorpus
+from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.formats import (
     DocSentences,
     FullSentences,

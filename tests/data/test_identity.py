@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lit_distil.data import DocSentences, FullSentences, SpanMasking, TokenMasking
-from lit_distil.data.identity import describe
+from lit_distil.files import describe
 
 
 def test_the_same_settings_give_the_same_words_and_others_do_not() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_distil.data import SegmentPair, SentencePair
-from lit_distil.data.formats import pairing
+from lit_distil.data.formats import kernels as pairing
 from lit_distil.data.formats.pairs import _document_seeds
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from lit_distil.data import DocumentFilters, TextFiles, TokenCorpus, prepare_corpus, worker_pool, write_corpus
-from lit_distil.data.encoding import TextEncoder
-from lit_distil.data.filters import Duplicates
-from lit_distil.data.preparation import _check_tokenizer
-from lit_distil.data.shard_writer import ShardWriter
-from lit_distil.data.shards import Manifest
+from lit_distil.data import DocumentFilters, TextFiles, TokenCorpus, prepare_corpus, write_corpus
+from lit_distil.data.corpus import worker_pool
+from lit_distil.data.corpus.encoding import TextEncoder
+from lit_distil.data.corpus.preparation import _check_tokenizer
+from lit_distil.data.corpus.shards import Manifest, ShardWriter
+from lit_distil.data.sources.mixture import Duplicates
 from tests.data.conftest import LINES
 
 NUM_SHORT = 114
@@ -57,7 +57,7 @@ FILTERS = DocumentFilters(min_characters=20, max_characters=900, drop_duplicates
 
 @pytest.mark.filterwarnings("ignore:documents left out")
 def test_the_bytes_do_not_depend_on_the_number_of_processes(text, byte_level_bpe, tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_distil.data.reading._CHUNK_CHARACTERS", 3_000)
+    monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 3_000)
     found = {}
     for num_processes in (1, 2, 4):
         folder = tmp_path / str(num_processes)
@@ -165,7 +165,7 @@ def prepare_slowly(text, tokenizer, folder, shards):
 def test_a_killed_run_goes_on_with_the_first_shard_that_is_not_whole(
     text, byte_level_bpe, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("lit_distil.data.reading._CHUNK_CHARACTERS", 3_000)
+    monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 3_000)
     prepared(text, byte_level_bpe, tmp_path / "whole", filters=FILTERS, num_processes=1)
     folder, staging = tmp_path / "killed", tmp_path / ".killed.partial"
     context = multiprocessing.get_context("fork")
@@ -259,8 +259,8 @@ def test_a_split_without_documents_gives_none(wordpiece, tmp_path):
 def test_a_document_larger_than_chunk_and_shard_stays_whole(byte_level_bpe, tmp_path, monkeypatch):
     documents = [[" ".join(LINES)] * 5, LINES[:1], LINES[:2] * 9]
     whole = write_corpus(documents, byte_level_bpe, tmp_path / "whole", progress=False)
-    monkeypatch.setattr("lit_distil.data.reading._CHUNK_CHARACTERS", 300)
-    monkeypatch.setattr("lit_distil.data.reading._LONGEST_TEXT", 200)
+    monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 300)
+    monkeypatch.setattr("lit_distil.data.corpus.reading._LONGEST_TEXT", 200)
     cut = write_corpus(documents, byte_level_bpe, tmp_path / "cut", False, num_processes=2, shard_characters=400)
     assert [size[2] for size in cut.shard_sizes] == [1, 2]
     assert cut.part(0, 2).tokens.tolist() == whole.tokens.tolist()
@@ -269,7 +269,7 @@ def test_a_document_larger_than_chunk_and_shard_stays_whole(byte_level_bpe, tmp_
 
 
 def test_an_encoding_process_that_dies_is_told(byte_level_bpe, text, tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_distil.data.reading._CHUNK_CHARACTERS", 3_000)
+    monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 3_000)
     broken = tmp_path / "worker.py"
     broken.write_text("import sys; sys.exit('no such library')")
     monkeypatch.setattr(worker_pool.encoding_worker, "__file__", str(broken))

@@ -197,8 +197,8 @@ def test_fit_prepares_what_it_needs_once_for_each_setting(made, monkeypatch):
         ready(text_data(made, made.source, filters=DocumentFilters(drop_duplicates=True)))
     assert len(list(corpora.iterdir())) == 4
     with monkeypatch.context() as patch:
-        patch.setattr("lit_distil.data.documents.prepare_corpus", None)  # would fail if called
-        patch.setattr("lit_distil.data.sequence_tables.write_table", None)
+        patch.setattr("lit_distil.data.corpus.documents.prepare_corpus", None)  # would fail if called
+        patch.setattr("lit_distil.data.corpus.sequence_tables.write_table", None)
         data = ready(text_data(made, made.source, num_processes=2, masking=TokenMasking(0.3), batch_size=4))
         same = ready(text_data(made, made.source, filters=DocumentFilters(drop_duplicates=True)))
     assert data.datasets["train"].corpus.num_documents == 40 > same.datasets["train"].corpus.num_documents
@@ -214,7 +214,7 @@ def test_fit_prepares_what_it_needs_once_for_each_setting(made, monkeypatch):
 
 def test_a_rank_opens_what_was_prepared_and_makes_nothing(made, monkeypatch):
     text_data(made, made.source).prepare_data()
-    monkeypatch.setattr("lit_distil.data.sequence_tables.write_table", None)  # would fail if called
+    monkeypatch.setattr("lit_distil.data.corpus.sequence_tables.write_table", None)  # would fail if called
     data = text_data(made, made.source)
     data.setup("fit")
     train = data.datasets["train"]

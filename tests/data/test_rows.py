@@ -4,7 +4,7 @@ import pytest
 from transformers import BertTokenizer
 
 from lit_distil.data import TableFiles
-from lit_distil.data.rows import hold_out, open_rows
+from lit_distil.data.sources.rows import hold_out, open_rows
 from lit_distil.tasks import ExtractiveQA, TextClassification, TextRegression
 
 

@@ -6,9 +6,9 @@ import pytest
 from pysbd.languages import LANGUAGE_CODES
 
 from lit_distil.data import Mixture, Sentences, TextFiles, prepare_corpus
-from lit_distil.data import sentences as sentences_module
-from lit_distil.data.sentence_rules import SentenceCutter
-from lit_distil.data.sources import DocumentSource
+from lit_distil.data.corpus.sentence_rules import SentenceCutter
+from lit_distil.data.sources import sentences as sentences_module
+from lit_distil.data.sources.base import DocumentSource
 
 
 class Given(DocumentSource):
@@ -87,7 +87,7 @@ def test_plain_text_takes_no_rules_and_gives_the_same(monkeypatch):
     words = ["the", "model's", "self-taught", "layer", "T5", "x", "No", "Mr", "it,", "e", "1", "20"]
     texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) + draw.choice(["", ".", "!", "?"]) for _ in range(300)]
     fast = [sentences(text) for text in texts]
-    monkeypatch.setattr("lit_distil.data.sentence_rules._IS_PLAIN", lambda text: None)
+    monkeypatch.setattr("lit_distil.data.corpus.sentence_rules._IS_PLAIN", lambda text: None)
     assert fast == [sentences(text) for text in texts]
 
 

@@ -11,10 +11,10 @@ from lit_distil.data import (
     SegmentPair,
     SentencePair,
     SequenceTable,
-    sequence_tables,
     write_corpus,
 )
-from lit_distil.data.sequence_tables import MappedTable, open_table, parts_of
+from lit_distil.data.corpus import sequence_tables
+from lit_distil.data.corpus.sequence_tables import MappedTable, open_table, parts_of
 from tests.data.conftest import LINES
 
 DOCUMENTS = [[*LINES[n:], *LINES[:n]][: 2 + n % 4] for n in range(15)] * 3

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from lit_distil.data import TableFiles, TextFiles
-from lit_distil.data.tables import SOURCE_KEY
+from lit_distil.data.sources.tables import SOURCE_KEY
 
 
 def write(path, text):
@@ -167,7 +167,7 @@ def test_an_array_of_json_is_read_object_by_object(tmp_path, indent):
 
 
 def test_an_array_of_json_on_one_line_takes_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_distil.data.files._BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("lit_distil.data.sources.text._BLOCK_BYTES", 1 << 16)
     path = write(tmp_path / "a.json", json.dumps([{"text": "some words " * 20}] * 30_000))
     tracemalloc.start()
     assert sum(1 for _ in TableFiles(path).rows("train")) == 30_000

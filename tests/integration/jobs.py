@@ -10,7 +10,7 @@ from pathlib import Path
 
 def main() -> None:
     start = time.perf_counter()
-    from lit_distil.commands.training import run
+    from lit_distil.run import run
 
     for arguments in json.loads(Path(sys.argv[1]).read_text()):
         print(f">>> {time.perf_counter() - start:.1f} s", *arguments, flush=True)

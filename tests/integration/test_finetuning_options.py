@@ -12,8 +12,8 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from lit_distil.commands.training import run as run_command
 from lit_distil.data import load_tokenizer
+from lit_distil.run import run as run_command
 from tests.integration.conftest import probe
 from tests.workspace import (
     REPOSITORY,

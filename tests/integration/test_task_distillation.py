@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distil import tasks
-from lit_distil.commands.training import run as run_command
 from lit_distil.data import TableFiles, TextDataModule, load_tokenizer
 from lit_distil.models import EveryOther, Pretrained
 from lit_distil.modules import TaskDistillationModule
 from lit_distil.objectives import TaskLoss, TaskSoftTargetLoss
+from lit_distil.run import run as run_command
 from lit_distil.types import Batch
 from tests.integration.conftest import TWO_RANKS, probe
 from tests.integration.test_global_batch import assert_same

@@ -16,7 +16,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from lit_distil.commands.training import run as run_command
+from lit_distil.run import run as run_command
 from tests.integration.conftest import TWO_RANKS, probe
 from tests.workspace import _WORDS as WORDS
 from tests.workspace import (

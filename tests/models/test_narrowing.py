@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForSequenceClassification
 
 from lit_distil.models import EveryOther, FirstLayers, Layers, MaskedLMNetwork, Narrower
-from lit_distil.models.students.projection import projection_of
+from lit_distil.models.students.narrower import projection_of
 
 from .helpers import make_batch, make_model
 

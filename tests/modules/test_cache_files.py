@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.modules.cache_files import (
+from lit_distil.modules.cached_teacher import (
     CACHE_VERSION,
     SplitArrays,
     bytes_per_row,

@@ -14,7 +14,7 @@ import torch
 from lit_distil.data import EvalLoader, FullSentences, TokenMasking, TrainLoader
 from lit_distil.models import FromConfig, MaskedLMNetwork, Pretrained
 from lit_distil.modules import CachedTeacher, DistillationModule, FrozenTeacher
-from lit_distil.modules.cache_files import teacher_identity
+from lit_distil.modules.cached_teacher import teacher_identity
 from lit_distil.objectives import (
     MaskedLMLoss,
     Objective,

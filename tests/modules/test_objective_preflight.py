@@ -12,8 +12,8 @@ from torch.optim import SGD
 from lit_distil.data import DocSentences, TextDataModule, TextFiles
 from lit_distil.models import FromConfig, MaskedLMNetwork
 from lit_distil.modules import DistillationModule, MaskedLMModule
+from lit_distil.modules.checks import check_networks, facts_of
 from lit_distil.modules.pairing import Comparisons
-from lit_distil.modules.preflight import check_networks, facts_of
 from lit_distil.objectives import (
     AttentionLoss,
     HiddenCosineLoss,

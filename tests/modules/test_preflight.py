@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_distil.models import CrossArchitecture, EveryOther, FromConfig, MaskedLMNetwork
-from lit_distil.modules.preflight import check_pair
+from lit_distil.modules.checks import check_pair
 from lit_distil.types import Vocabulary
 from tests.models.helpers import VOCABULARY, make_model
 

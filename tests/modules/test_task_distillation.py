@@ -16,7 +16,7 @@ from lit_distil.data import TableFiles, TextDataModule, load_tokenizer
 from lit_distil.models import CrossArchitecture, EveryOther, FromConfig, Pretrained
 from lit_distil.models.sources import AUTO_MODELS
 from lit_distil.modules import TaskDistillationModule
-from lit_distil.modules.task_teachers import check_task_teacher
+from lit_distil.modules.task_distillation import check_task_teacher
 from lit_distil.objectives import HiddenCosineLoss, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss
 from lit_distil.tasks import ExtractiveQA, TextClassification, TextRegression
 from tests.modules.test_distillation import make_trainer

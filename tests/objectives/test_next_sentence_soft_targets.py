@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_distil.objectives import NextSentenceSoftTargetLoss
-from lit_distil.objectives.facts import NetworkFacts
+from lit_distil.objectives.base import NetworkFacts
 
 from .examples import make_batch, make_output
 

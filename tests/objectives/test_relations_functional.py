@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_distil.models import SequenceLayout
-from lit_distil.objectives import relations_functional
-from lit_distil.objectives.relations_functional import Relation, relation_kl, score_mse, split_heads
+from lit_distil.objectives import relation as relations_functional
+from lit_distil.objectives.relation import Relation, relation_kl, score_mse, split_heads
 from lit_distil.types import SequenceGroup
 
 LENGTH_SETS = [(4, 4, 4), (12,), (3, 17, 9, 16, 1), (40, 2, 38)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_distil.objectives import TaskSoftTargetLoss
-from lit_distil.objectives.task_logits import mix_task_logits, same_answers
+from lit_distil.objectives.task import mix_task_logits, same_answers
 from lit_distil.schedules import LinearRamp
 from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
 

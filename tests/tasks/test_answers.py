@@ -1,6 +1,6 @@
 import pytest
 
-from lit_distil.tasks.answers import best_threshold, exact_match, f1, normalise_answer
+from lit_distil.tasks.question_answering import best_threshold, exact_match, f1, normalise_answer
 
 
 def test_normalisation_is_the_official_one():

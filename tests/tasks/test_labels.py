@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from lit_distil.tasks.labels import LabelNames, check_class_weights, label_name
+from lit_distil.tasks.base import LabelNames, check_class_weights, label_name
 
 ROW = {"__source__": "f.csv:2"}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lit_distil.tasks import Features
-from lit_distil.tasks.spans import NO_SPAN_ODDS, best_spans, merge_windows, text_of, tokens_of
+from lit_distil.tasks.question_answering import NO_SPAN_ODDS, best_spans, merge_windows, text_of, tokens_of
 
 OFFSETS = np.array([[4, 7], [8, 11], [11, 12], [13, 16]])  # of tokens 5 to 8 of a window
 

@@ -8,7 +8,7 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_distil.data.corpus import TokenCorpus
+from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.formats.base import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import hash_words
 
@@ -104,9 +104,9 @@ class SegmentPair(_PairFormat):
 
     def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
         """BERT's `create_instances_from_document`; one target length a document, as there."""
-        from lit_distil.data.formats import pairing  # compiled; slow to import
+        from lit_distil.data.formats import kernels  # compiled; slow to import
 
-        return pairing.segment_pairs(
+        return kernels.segment_pairs(
             unit_ends, document_ends, seeds, room, float(self.short_seq_prob), float(self.random_next_prob)
         )
 
@@ -128,6 +128,6 @@ class SentencePair(_PairFormat):
 
     def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
         """Pairs from each document's first unit to its last."""
-        from lit_distil.data.formats import pairing  # compiled; slow to import
+        from lit_distil.data.formats import kernels  # compiled; slow to import
 
-        return pairing.sentence_pairs(unit_ends, document_ends, seeds, room, float(self.random_next_prob))
+        return kernels.sentence_pairs(unit_ends, document_ends, seeds, room, float(self.random_next_prob))

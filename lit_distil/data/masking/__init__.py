@@ -1,13 +1,12 @@
 """Masking strategies, a file each."""
 
-from lit_distil.data.masking.base import MaskingStrategy
 from lit_distil.data.masking.frequency import FrequencyMasking
 from lit_distil.data.masking.mixed import MixedMasking
 from lit_distil.data.masking.ngram import NgramMasking
 from lit_distil.data.masking.span import SpanMasking
-from lit_distil.data.masking.token import TokenMasking
+from lit_distil.data.masking.strategy import MaskingStrategy
+from lit_distil.data.masking.token import TokenMasking, WholeWordMasking
 from lit_distil.data.masking.view import Draws, Masked, Selection, TokenView
-from lit_distil.data.masking.whole_word import WholeWordMasking
 
 __all__ = [
     "Draws",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.base import MaskingStrategy
+from lit_distil.data.masking.strategy import MaskingStrategy
 from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView, kernels
 from lit_distil.schedules import StepValue
 

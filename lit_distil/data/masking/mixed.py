@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_distil.data.masking.base import MaskingStrategy
+from lit_distil.data.masking.strategy import MaskingStrategy
 from lit_distil.data.masking.view import Draws, Ints, Selection, TokenView
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from lit_distil.data.masking.token import WholeWordMasking
 from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView, kernels
-from lit_distil.data.masking.whole_word import WholeWordMasking
 from lit_distil.schedules import StepValue
 
 

@@ -6,7 +6,7 @@ that a random start costs more than leaving out any part of the loss.
 
 from lit_distil.models.students.base import HeadChoice, LayerPick, StudentInitialisation
 from lit_distil.models.students.crossing import CrossArchitecture, DistilBertFromBert
-from lit_distil.models.students.narrowing import Narrower
+from lit_distil.models.students.narrower import Narrower
 from lit_distil.models.students.picks import (
     EvenlySpaced,
     EveryOther,

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.data.masking import MaskingStrategy, MixedMasking, Selection, TokenMasking, TokenView, kernels, numbers
+from lit_distil.data.masking import MaskingStrategy, MixedMasking, Selection, TokenMasking, TokenView, kernels
+from lit_distil.data.masking import kernels as numbers
 from lit_distil.data.randomness import hash_words
 from tests.data.masking.reference import Sequence, mix
 from tests.data.masking.views import FACTS, VOCABULARY, all_kinds, apply, draws_of, make, make_view, per_sequence

@@ -1,0 +1,254 @@
+"""`lit-distil inspect`: batches of a configuration as a person reads them. No network is built and nothing trained."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_distil.commands.inspect.page import batches_page
+from lit_distil.commands.inspect.text import (
+    Painter,
+    Reader,
+    SplitFacts,
+    TokenTexts,
+    batch_heading,
+    legend,
+    rest_of,
+    sequence_text,
+    totals_of,
+    totals_text,
+)
+from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
+from lit_distil.modules import EncoderModule
+from lit_distil.run import TrainingCLI
+from lit_distil.run import run as run_training_command
+from lit_distil.tasks.base import place_of
+from lit_distil.types import Batch
+
+_STAGES = {
+    "train": TrainerFn.FITTING,
+    "validation": TrainerFn.VALIDATING,
+    "test": TrainerFn.TESTING,
+    "predict": TrainerFn.PREDICTING,
+}
+# what decides which sequences stand in a batch
+_TRAINER_SETTINGS = ("accumulate_grad_batches", "max_steps", "max_epochs")
+_OPTIONS = ("split", "batches", "step", "samples", "epoch", "show", "top", "color", "out")
+
+
+class StandingTrainer(Trainer):
+    """What a data module asks a run about: one process on the CPU, at a step of one's choice."""
+
+    standing_at = 0
+
+    @property
+    def global_step(self) -> int:
+        """The optimizer steps that the run would have done."""
+        return self.standing_at
+
+
+class InspectCLI(TrainingCLI):
+    """Reads a configuration as `fit` does, makes the data module of it and nothing else, and shows batches."""
+
+    options: Namespace
+    run_name: str
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those whose configuration can be inspected: `fit`, whose files the others share."""
+        return {"fit": TrainingCLI.subcommands()["fit"]}
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """The parser of `fit`, which calls itself by this command's name."""
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        parser = self._parser("fit")
+        parser.prog = "lit-distil inspect"
+        parser.description = "Show batches of a configuration as a person reads them, in the terminal and as a page."
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As LightningCLI does, save that data can be looked at before there is a model for it."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+        parser.add_lightning_class_args(EncoderModule, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What to show of which split, and where."""
+        super().add_arguments_to_parser(parser)
+        add = parser.add_argument
+        add("--split", type=Literal["train", "validation", "test", "predict"], default="train", help="which split")
+        add(
+            "--batches",
+            type=int | None,
+            default=None,
+            help="micro-batches of one process; 1, or with --step all of the step",
+        )
+        add("--step", type=int, default=0, help="optimizer steps done before the first batch (split train)")
+        add("--samples", type=list[int] | None, default=None, help="show these samples instead, such as [0,17]")
+        add("--epoch", type=int, default=0, help="with --samples: the epoch whose masks to show")
+        add("--show", type=int | None, default=8, help="sequences of each batch to write out; null writes all")
+        add("--top", type=int, default=20, help="how many of the commonest tokens to name")
+        add("--color", type=Literal["always", "never", "auto"], default="auto", help="auto: on a terminal")
+        add("--out", type=str | None, default=None, help="HTML file; null is inspect.html in the run's folder")
+
+    def before_instantiate_classes(self) -> None:
+        """Keep of the configuration what the data needs, so that no network, logger or callback is made."""
+        config = self.config[self.subcommand]
+        config.ckpt_path = None  # batches do not depend on weights
+        super().before_instantiate_classes()
+        self.options = Namespace(**{name: config[name] for name in _OPTIONS})
+        self.run_name = str(config.trainer.default_root_dir)
+        given = {name: config.trainer[name] for name in _TRAINER_SETTINGS if config.trainer.get(name) is not None}
+        _check(self.options)
+        self.config_dump: dict[str, Any] = {}  # what checkpoints would remember of the classes; there are none here
+        kept = Namespace(data=config.data, trainer=Namespace(**given))
+        self.config = Namespace({"subcommand": self.subcommand, str(self.subcommand): kept})
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """One that stands at the step that was asked for."""
+        log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+        level = log.level
+        log.setLevel(logging.WARNING)  # nobody wants to know here which accelerators are unused
+        try:
+            trainer = StandingTrainer(
+                accelerator="cpu",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **vars(self.config[self.subcommand].trainer),
+            )
+        finally:
+            log.setLevel(level)
+        trainer.standing_at = self.options.step
+        return trainer
+
+    def fit(self, **settings: Any) -> None:
+        """Show the batches, where the command whose configuration this is would train."""
+        show_batches(self.datamodule, self.trainer, self.options, run=self.run_name)
+
+
+def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, run: str) -> None:
+    """Print batches of a data module and write them as a page.
+
+    Args:
+        data: The data module, as it comes from its constructor.
+        trainer: What the data module asks where the run stands (`StandingTrainer`).
+        options: What to show, as `InspectCLI` takes it.
+        run: Folder of the run; the page stands in it unless `options.out` names another place.
+
+    Raises:
+        ValueError: The split has no data, or not the samples that are asked for.
+    """
+    data.num_workers = 0  # a few batches are made before a worker would have started
+    data.trainer = trainer
+    trainer.state.fn = _STAGES[options.split]
+    data.prepare_data()
+    data.setup(_STAGES[options.split].value)
+    batches = _batches(data, options)
+    split = "test" if options.split == "predict" and "predict" not in data.datasets else options.split
+    dataset = data.datasets[split]
+    vocabulary = data.vocabulary
+    names = {} if data.task is None else data.task.head_settings().get("id2label", {})
+    reader = Reader(
+        TokenTexts(data.tokenizer, set(vocabulary.special_ids.values())), vocabulary, names, _places(dataset, batches)
+    )
+    totals, facts = totals_of(batches, reader, top=options.top), _facts(split, dataset)
+    shown = [(reader.views(batch, options.show), batch) for batch in batches]
+
+    painter = Painter(options.color == "always" or (options.color == "auto" and _shows_colours()))
+    if marks := legend([view for views, _ in shown for view in views], painter):
+        print(marks)
+    for number, (views, batch) in enumerate(shown, start=1):
+        print(f"\n{painter(batch_heading(number, batch), 'heading')}")
+        for view in views:
+            print(f"\n{sequence_text(view, painter)}")
+        if rest := rest_of(views, batch):
+            print(f"\n{rest}")
+    print(f"\n{totals_text(totals, facts, painter)}")
+
+    out = Path(options.out or Path(run, "inspect.html"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(batches_page(f"{run}: {split} batches", shown, totals, facts), encoding="utf-8")
+    print(f"\nwritten: {out}")
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and show the batches."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # sys.argv has this command's name
+        run_training_command(["fit", *arguments], InspectCLI)
+
+
+def _check(options: Namespace) -> None:
+    least = {"batches": 1, "step": 0, "epoch": 0, "show": 0, "top": 0}
+    for name, bound in least.items():
+        if options[name] is not None and options[name] < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {options[name]}")
+    if options.step and options.split != "train":
+        raise ValueError(f"step {options.step}: only training has steps; take --split train, or leave out --step")
+    if options.samples is not None and (options.step or options.batches is not None):
+        raise ValueError("samples: give either samples, or batches and step, and not both")
+    if options.out is not None and (Path(options.out).is_dir() or Path(options.out).suffix not in (".html", ".htm")):
+        raise ValueError(f"out must be a file that ends in .html, got {options.out!r}")
+
+
+def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
+    loaders = {
+        "train": data.train_dataloader,
+        "validation": data.val_dataloader,
+        "test": data.test_dataloader,
+        "predict": data.predict_dataloader,
+    }
+    loader: Any = loaders[options.split]()  # which tells what is wrong where the split has no data
+    if options.samples is not None:
+        split = data.predict_split if options.split == "predict" else options.split
+        samples = np.array(options.samples, dtype=np.int64)
+        dataset = _whole(data.datasets[split])
+        if not len(samples):
+            raise ValueError("samples: give at least one, such as --samples [0]")
+        for sample in options.samples:
+            if not 0 <= sample < len(dataset):
+                raise ValueError(f"samples: no sample {sample}; the {split} split has 0 to {len(dataset) - 1}")
+        return [dataset.collate(samples, np.full_like(samples, options.epoch))]
+    whole_step = data.trainer.accumulate_grad_batches if data.trainer is not None and options.step else 1
+    return list(islice(loader, options.batches or whole_step))
+
+
+def _facts(split: str, dataset: SequenceDataset) -> SplitFacts:
+    whole = _whole(dataset)
+    if isinstance(whole, MaskedSequences):
+        return SplitFacts(split, len(whole), whole.corpus.num_tokens, whole.corpus.num_documents)
+    return SplitFacts(split, len(dataset), int(dataset.lengths.sum()), None)
+
+
+def _whole(dataset: SequenceDataset) -> SequenceDataset:
+    """The data set that sample ids are of, where a split is evaluated on some of its sequences only."""
+    whole: SequenceDataset = getattr(dataset, "dataset", dataset)
+    return whole
+
+
+def _places(dataset: SequenceDataset, batches: list[Batch]) -> dict[int, str]:
+    if not isinstance(dataset, LabelledSequences) or not dataset.rows:
+        return {}
+    samples = {sample for batch in batches for sample in batch.sample_ids.tolist()}
+    return {sample: place_of(dataset.rows[dataset.features[sample].row]) for sample in samples}
+
+
+def _shows_colours() -> bool:
+    """Whether stdout is a terminal that wants them (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,216 @@
+"""A corpus of tokens: arrays on disk, memory-mapped, with the ends of its units and documents.
+
+Text is tokenised once, without special tokens. What becomes of the tokens (which stand together in a sequence, which
+are masked) is decided later from index arithmetic alone, so that a corpus never has to be prepared again for another
+input format, length or mask.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_distil.data.corpus.shards import MANIFEST, TOKEN_COUNTS, Manifest, ShardArrays, check_shards, map_shard
+
+Ints = NDArray[np.int64]
+# each map holds a file open, of which a process may often have 1,024
+_MOST_MAPS = 768
+
+
+class Pieces(NamedTuple):
+    """Some pieces of a corpus.
+
+    Attributes:
+        tokens: uint16 or uint32, arrays that hold all of them, and more perhaps.
+        word_starts: bool, whether each of these tokens begins a word.
+        starts: int64 `[P]`, where each piece begins in them.
+    """
+
+    tokens: NDArray[np.unsignedinteger]
+    word_starts: NDArray[np.bool_]
+    starts: Ints
+
+
+class TokenCorpus:
+    """Tokens of a corpus with the ends of its units and documents.
+
+    A unit is whatever the source calls one: a sentence, a line, a paragraph. Units are contiguous and never empty, and
+    so are documents. A corpus on disk has one shard or more, of whole documents each; tokens are numbered through all
+    of them. One that is made of arrays has a single shard, and only where there is a single one can the arrays of the
+    corpus be asked for.
+
+    Args:
+        tokens: uint16 `[N]`, or uint32 where the vocabulary has more than 65,536 entries; no special tokens.
+        word_starts: bool `[N]`, whether a token is the first of its word; punctuation is a word of its own.
+        unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
+        document_ends: int64 `[D]`, exclusive end of each document, counted in units.
+        token_counts: int64 `[vocabulary]`, how often each id occurs.
+    """
+
+    folder: Path | None = None
+
+    def __init__(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        word_starts: NDArray[np.bool_],
+        unit_ends: NDArray[np.int64],
+        document_ends: NDArray[np.int64],
+        token_counts: NDArray[np.int64],
+    ) -> None:
+        self.token_counts = token_counts
+        self._arrays = ShardArrays(unit_ends, document_ends, tokens, word_starts)
+        self.shard_sizes = [(len(tokens), len(unit_ends), len(document_ends))]
+
+    @classmethod
+    def load(cls, folder: str | Path, *, verify: bool = False) -> TokenCorpus:
+        """Map a prepared corpus; nothing is read until it is used.
+
+        Args:
+            folder: Where it is.
+            verify: Whether to read every file and compare it with its sha256; otherwise sizes are compared.
+
+        Raises:
+            ValueError: If the folder holds no corpus, one of another version, or one whose files do not fit
+                its manifest.
+        """
+        folder = Path(folder).resolve()
+        manifest = Manifest.read(folder)
+        way_out = "Delete the folder and prepare the corpus again"
+        check_shards(folder, manifest, way_out, contents=verify)
+        return _MappedCorpus(folder, manifest, np.load(folder / TOKEN_COUNTS))
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the number of tokens."""
+        return sum(size[0] for size in self.shard_sizes)
+
+    @property
+    def num_units(self) -> int:
+        """U, the number of units."""
+        return sum(size[1] for size in self.shard_sizes)
+
+    @property
+    def num_documents(self) -> int:
+        """D, the number of documents."""
+        return sum(size[2] for size in self.shard_sizes)
+
+    @property
+    def tokens(self) -> NDArray[np.unsignedinteger]:
+        """The tokens of a corpus of one shard."""
+        return self._only_shard().tokens
+
+    @property
+    def word_starts(self) -> NDArray[np.bool_]:
+        """Whether each token of a corpus of one shard begins a word."""
+        return self._only_shard().word_starts
+
+    @property
+    def unit_ends(self) -> NDArray[np.int64]:
+        """The units' ends of a corpus of one shard."""
+        return self._only_shard().unit_ends.astype(np.int64, copy=False)
+
+    @property
+    def document_ends(self) -> NDArray[np.int64]:
+        """The documents' ends of a corpus of one shard."""
+        return self._only_shard().document_ends.astype(np.int64, copy=False)
+
+    def gather(self, starts: Ints, ends: Ints) -> Pieces:
+        """Where the tokens of pieces of the corpus stand; what lies in one shard is not copied.
+
+        Args:
+            starts: int64 `[P]`, first token of each piece, counted through the whole corpus.
+            ends: int64 `[P]`, exclusive ends; a piece never crosses the end of a shard.
+        """
+        return Pieces(_read_only(self._arrays.tokens), _read_only(self._arrays.word_starts), starts)
+
+    def part(self, first: int, end: int) -> TokenCorpus:
+        """The shards first to end (exclusive) as a corpus of one shard of their own."""
+        if (first, end) != (0, 1):
+            raise ValueError(f"a corpus of arrays has one shard, not those from {first} to {end}")
+        return self
+
+    def _only_shard(self) -> ShardArrays:
+        return self._arrays
+
+
+class _MappedCorpus(TokenCorpus):
+    """A corpus on disk, whose shards are mapped when they are first used."""
+
+    def __init__(self, folder: Path, manifest: Manifest, token_counts: NDArray[np.int64]) -> None:
+        self.folder: Path = folder
+        self.token_counts = token_counts
+        self.shard_sizes = [(shard.tokens, shard.units, shard.documents) for shard in manifest.shards]
+        self._manifest = manifest
+        sizes = np.array([shard.tokens for shard in manifest.shards], dtype=np.int64)
+        self._token_ends = np.cumsum(sizes)
+        self._token_starts = self._token_ends - sizes
+        self._maps: dict[int, ShardArrays] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a worker process maps the files again: pickling a memory map would copy the whole corpus
+        return _map_again, (self.folder,)
+
+    def gather(self, starts: Ints, ends: Ints) -> Pieces:
+        """As above; each piece comes from the map of its shard."""
+        shards = np.searchsorted(self._token_ends, starts, side="right")
+        first = int(shards[0]) if len(shards) else 0
+        if (shards == first).all():
+            arrays = self._maps.get(first) or self._map(first)
+            return Pieces(_read_only(arrays.tokens), _read_only(arrays.word_starts), starts - self._token_starts[first])
+        bases = self._token_starts[shards]
+        tokens, word_starts = [], []
+        places = zip(shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True)
+        for number, start, end in places:
+            arrays = self._maps.get(number) or self._map(number)
+            tokens.append(arrays.tokens[start:end])
+            word_starts.append(arrays.word_starts[start:end])
+        lengths = ends - starts
+        copied = _read_only(np.concatenate(tokens)), _read_only(np.concatenate(word_starts))
+        return Pieces(*copied, np.cumsum(lengths) - lengths)
+
+    def part(self, first: int, end: int) -> TokenCorpus:
+        """The shards first to end (exclusive) as a corpus of one shard of their own."""
+        shards = [self._map(number) for number in range(first, end)]
+        sizes = np.array(self.shard_sizes[first:end]).reshape(-1, 3)
+        before = np.cumsum(sizes, axis=0) - sizes
+        is_one = len(shards) == 1
+        return TokenCorpus(
+            shards[0].tokens if is_one else np.concatenate([shard.tokens for shard in shards]),
+            shards[0].word_starts if is_one else np.concatenate([shard.word_starts for shard in shards]),
+            np.concatenate([shard.unit_ends + base for shard, base in zip(shards, before[:, 0], strict=True)]),
+            np.concatenate([shard.document_ends + base for shard, base in zip(shards, before[:, 1], strict=True)]),
+            self.token_counts,
+        )
+
+    def _only_shard(self) -> ShardArrays:
+        if len(self.shard_sizes) != 1:
+            raise ValueError(
+                f"corpus {str(self.folder)!r} has {len(self.shard_sizes)} shards: take its tokens with gather(starts, "
+                "ends), or one shard after the other with part(number, number + 1)"
+            )
+        return self._maps.get(0) or self._map(0)
+
+    def _map(self, number: int) -> ShardArrays:
+        if len(self._maps) >= _MOST_MAPS:
+            del self._maps[next(iter(self._maps))]
+        self._maps[number] = map_shard(self.folder, self._manifest.shards[number], self._manifest.token_type)
+        return self._maps[number]
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array as a plain one that cannot be written to, so that compiled loops meet one type of it."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def _map_again(folder: Path) -> TokenCorpus:
+    return TokenCorpus.load(folder)
+
+
+def holds_corpus(folder: Path) -> bool:
+    """Whether a folder holds a prepared corpus."""
+    return (folder / MANIFEST).is_file()

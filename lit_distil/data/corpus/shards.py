@@ -1,0 +1,394 @@
+"""Writing a corpus shard by shard into a folder of its own, so that work that was broken off can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from lit_distil.data.corpus.encoding_pool import Encoded, token_type_of
+from lit_distil.data.corpus.reading import ShardEnd, TextChunk
+from lit_distil.data.sources.mixture import REASONS, DocumentFilters
+from lit_distil.files import sha256_of, write_file
+
+CORPUS_VERSION = 2
+MANIFEST = "manifest.json"
+TOKEN_COUNTS = "token_counts.npy"
+
+
+class ShardArrays(NamedTuple):
+    """What a shard holds, counted from its own beginning.
+
+    Attributes:
+        unit_ends: uint32 `[U]` on disk, exclusive end of each unit, counted in tokens.
+        document_ends: uint32 `[D]` on disk, exclusive end of each document, counted in units.
+        tokens: uint16 or uint32 `[N]`.
+        word_starts: bool `[N]`.
+    """
+
+    unit_ends: NDArray[np.integer]
+    document_ends: NDArray[np.integer]
+    tokens: NDArray[np.unsignedinteger]
+    word_starts: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What the manifest says of a shard.
+
+    Attributes:
+        file: Name of the file.
+        documents: Number of documents.
+        units: Number of units.
+        tokens: Number of tokens.
+        characters: Characters of the text that went into it.
+        sha256: Hash of the file.
+    """
+
+    file: str
+    documents: int
+    units: int
+    tokens: int
+    characters: int
+    sha256: str
+
+    def num_bytes(self, token_bytes: int) -> int:
+        """Size of the file."""
+        return 4 * (self.units + self.documents) + (token_bytes + 1) * self.tokens
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a corpus is and what it was made of and by.
+
+    Attributes:
+        tokenizer: sha256 of the tokenizer.
+        vocabulary_size: Number of ids.
+        token_type: Name of the numpy type of the tokens.
+        split: Which split of the source.
+        source: The source's fingerprint.
+        settings: Everything else that the content depends on.
+        documents: Number of documents.
+        units: Number of units.
+        tokens: Number of tokens.
+        dropped: How many documents were left out, for each reason.
+        token_counts: sha256 of the file with the number of times that each id occurs.
+        shards: The shards in order.
+    """
+
+    tokenizer: str
+    vocabulary_size: int
+    token_type: str
+    split: str
+    source: str
+    settings: dict[str, Any]
+    documents: int
+    units: int
+    tokens: int
+    dropped: dict[str, int]
+    token_counts: str
+    shards: tuple[ShardRecord, ...]
+
+    def to_json(self) -> str:
+        """As it is written; the same manifest gives the same text."""
+        return json.dumps({"version": CORPUS_VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, place: str) -> Manifest:
+        """Read what `to_json` gave.
+
+        Args:
+            text: The manifest.
+            place: Where it stands, for messages.
+
+        Raises:
+            ValueError: It is another version's, or damaged.
+        """
+        try:
+            values = json.loads(text)
+            version = values.pop("version", None)
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise ValueError(f"corpus {place!r}: {MANIFEST} is damaged ({error}); prepare the corpus again") from error
+        if version != CORPUS_VERSION:
+            raise ValueError(
+                f"corpus {place!r} has version {version}, this is version {CORPUS_VERSION}: delete the folder and "
+                "prepare it again"
+            )
+        try:
+            shards = tuple(ShardRecord(**record) for record in values.pop("shards"))
+            return cls(**values, shards=shards)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"corpus {place!r}: {MANIFEST} is damaged ({error}); prepare the corpus again") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a folder.
+
+        Raises:
+            ValueError: There is none, or it is another version's, or damaged.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            splits = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+            hint = f"; it has one for each of {splits}" if splits else ""
+            raise ValueError(
+                f"folder {str(folder)!r} holds no prepared corpus (no {MANIFEST}){hint}: write it first (`lit-distil "
+                "prepare`)"
+            )
+        return cls.from_json(path.read_text(encoding="utf-8"), str(folder))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token."""
+        return np.dtype(self.token_type).itemsize
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.bin"
+
+
+def write_shard(folder: Path, number: int, parts: Iterable[NDArray[Any]]) -> str:
+    """Write arrays end to end; the file appears whole or not at all.
+
+    Returns:
+        Its sha256.
+    """
+    digest = hashlib.sha256()
+
+    def blocks() -> Iterator[memoryview]:
+        for part in parts:
+            data = np.ascontiguousarray(part).view(np.uint8).data
+            digest.update(data)
+            yield data
+
+    write_file(folder / shard_name(number), blocks())
+    return digest.hexdigest()
+
+
+def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays:
+    """Map the arrays of a shard; nothing is read until it is used."""
+    size = record.num_bytes(np.dtype(token_type).itemsize)
+    # plain views of the map: slices of np.memmap itself are several times slower to make
+    data = np.asarray(np.memmap(folder / record.file, np.uint8, "r")) if size else np.zeros(0, dtype=np.uint8)
+    ends = np.cumsum([4 * record.units, 4 * record.documents, np.dtype(token_type).itemsize * record.tokens]).tolist()
+    return ShardArrays(
+        data[: ends[0]].view(np.uint32),
+        data[ends[0] : ends[1]].view(np.uint32),
+        data[ends[1] : ends[2]].view(token_type),
+        data[ends[2] : size].view(np.bool_),
+    )
+
+
+def check_shards(folder: Path, manifest: Manifest, way_out: str, *, contents: bool = False) -> None:
+    """Check that every file of a corpus is there and has its size, or, slower, its content.
+
+    Args:
+        folder: Where the corpus is.
+        manifest: What it should be.
+        way_out: What to do about damage, as the end of a message.
+        contents: Whether to read everything and compare the hashes.
+
+    Raises:
+        ValueError: A file is missing or damaged; the message names it.
+    """
+    for record in manifest.shards:
+        path = folder / record.file
+        if not path.is_file():
+            raise ValueError(f"corpus {str(folder)!r}: {record.file} is missing. {way_out}")
+        expected, size = record.num_bytes(manifest.token_bytes), path.stat().st_size
+        if size != expected:
+            raise ValueError(
+                f"corpus {str(folder)!r}: {record.file} has {size:,} bytes, its manifest says {expected:,}. {way_out}"
+            )
+    hashes = {record.file: record.sha256 for record in manifest.shards} if contents else {}
+    for name, sha256 in ({TOKEN_COUNTS: manifest.token_counts} | hashes).items():
+        path = folder / name
+        if not path.is_file() or sha256_of(path) != sha256:
+            raise ValueError(
+                f"corpus {str(folder)!r}: {name} is missing or damaged (its sha256 is not its manifest's). {way_out}"
+            )
+
+
+SETTINGS = "settings.json"
+
+
+class ShardWriter:
+    """The shards of a corpus that is being prepared; those that are whole already are counted and kept.
+
+    Args:
+        folder: Where they are written; what stands there was made with the same settings.
+        tokenizer: Gives the ids.
+        filters: What is left out once the tokens are known.
+
+    Attributes:
+        num_shards: Shards that are whole.
+        documents_read: Documents of the source that went into them.
+        text_bytes: Bytes of text that went into them.
+        num_tokens: Their tokens.
+        num_documents: Their documents.
+        dropped: How many documents were left out, for each reason.
+        token_counts: How often each id occurs in them.
+    """
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, filters: DocumentFilters) -> None:
+        self.folder, self.filters = folder, filters
+        self.token_type = token_type_of(tokenizer)
+        self.unknown_id = tokenizer.unk_token_id
+        self.token_counts = np.zeros(len(tokenizer), dtype=np.int64)
+        self.dropped = dict.fromkeys(REASONS, 0)
+        self.num_tokens = self.num_documents = self.documents_read = self.text_bytes = 0
+        self._records: list[ShardRecord] = []
+        self._begin_shard()
+        self._take_up()
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that are whole."""
+        return len(self._records)
+
+    @property
+    def num_unknown(self) -> int:
+        """Unknown tokens in the whole shards."""
+        return 0 if self.unknown_id is None else int(self.token_counts[self.unknown_id])
+
+    def add(self, chunk: TextChunk, encoded: Encoded) -> None:
+        """Take the next chunk; the last one of a shard puts the shard on disk."""
+        self._open.append((*encoded, np.array(chunk.ends_unit), np.array(chunk.ends_document)))
+        if chunk.ends_document[-1]:
+            self._close_documents()
+        elif any(chunk.ends_document):
+            # the last document goes on in the next chunk
+            last = len(chunk.ends_document) - 1 - chunk.ends_document[::-1].index(True) + 1
+            self._open[-1], rest = _split(self._open[-1], last)
+            self._close_documents()
+            self._open.append(rest)
+        if chunk.end is not None:
+            self._write_shard(chunk.end)
+
+    def finish(self, *, split: str, source: str, tokenizer_hash: str, settings: dict[str, Any]) -> None:
+        """Write the manifest, by which the folder becomes a corpus."""
+        np.save(self.folder / f".{TOKEN_COUNTS}", self.token_counts)  # numpy adds the suffix if it is not there
+        write_file(self.folder / TOKEN_COUNTS, [(self.folder / f".{TOKEN_COUNTS}").read_bytes()])
+        (self.folder / f".{TOKEN_COUNTS}").unlink()
+        manifest = Manifest(
+            tokenizer=tokenizer_hash,
+            vocabulary_size=len(self.token_counts),
+            token_type=self.token_type.name,
+            split=split,
+            source=source,
+            settings=settings,
+            documents=self.num_documents,
+            units=sum(record.units for record in self._records),
+            tokens=self.num_tokens,
+            dropped=self.dropped,
+            token_counts=sha256_of(self.folder / TOKEN_COUNTS),
+            shards=tuple(self._records),
+        )
+        write_file(self.folder / MANIFEST, [manifest.to_json().encode()])
+
+    def _begin_shard(self) -> None:
+        self._open: list[tuple[np.ndarray, ...]] = []  # texts of the document that has not ended
+        self._arrays = ShardArrays(*([] for _ in range(4)))  # type: ignore[arg-type]
+        self._num_tokens = self._num_units = self._num_documents = 0
+        self._dropped = dict.fromkeys(REASONS, 0)
+
+    def _close_documents(self) -> None:
+        """Put the documents that have ended into the shard, less those that are left out."""
+        tokens, word_starts, lengths, ends_unit, ends_document = map(np.concatenate, zip(*self._open, strict=True))
+        self._open = []
+        text_ends = np.cumsum(lengths)
+        unit_sizes = np.diff(text_ends[ends_unit], prepend=0)
+        document_ends = text_ends[ends_document]
+        sizes = np.diff(document_ends, prepend=0)
+        units_by = np.concatenate([[0], np.cumsum(unit_sizes > 0)])[np.cumsum(ends_unit)[ends_document]]
+        document_units = np.diff(units_by, prepend=0)
+        unit_sizes = unit_sizes[unit_sizes > 0]
+
+        keep = sizes > 0
+        self._dropped["empty"] += int((~keep).sum())
+        if self.unknown_id is not None and self.filters.max_unknown_share < 1:
+            unknown = np.concatenate([[0], np.cumsum(tokens == self.unknown_id)])[document_ends]
+            is_unknown = np.diff(unknown, prepend=0) > self.filters.max_unknown_share * sizes
+            self._dropped["unknown_tokens"] += int((keep & is_unknown).sum())
+            keep &= ~is_unknown
+            unit_sizes = unit_sizes[np.repeat(keep, document_units)]
+            keep_token = np.repeat(keep, sizes)
+            tokens, word_starts = tokens[keep_token], word_starts[keep_token]
+        self._arrays.unit_ends.append((self._num_tokens + np.cumsum(unit_sizes)).astype(np.uint32))  # type: ignore[attr-defined]
+        self._arrays.document_ends.append(  # type: ignore[attr-defined]
+            (self._num_units + np.cumsum(document_units[keep])).astype(np.uint32)
+        )
+        self._arrays.tokens.append(tokens)  # type: ignore[attr-defined]
+        self._arrays.word_starts.append(word_starts)  # type: ignore[attr-defined]
+        self._num_tokens += len(tokens)
+        self._num_units += len(unit_sizes)
+        self._num_documents += int(keep.sum())
+        if self._num_tokens >= 1 << 32:
+            raise ValueError(f"a shard has {self._num_tokens:,} tokens, at most 2^32 will do: lower shard_characters")
+
+    def _write_shard(self, end: ShardEnd) -> None:
+        number = self.num_shards
+        for reason, count in end.dropped.items():
+            self._dropped[reason] += count
+        record = ShardRecord(
+            file=shard_name(number),
+            documents=self._num_documents,
+            units=self._num_units,
+            tokens=self._num_tokens,
+            characters=end.characters,
+            sha256=write_shard(self.folder, number, [part for parts in self._arrays for part in parts]),
+        )
+        progress = {"documents_read": end.documents_read, "text_bytes": end.text_bytes, "dropped": self._dropped}
+        data = json.dumps({"record": asdict(record), **progress}).encode()
+        write_file(self.folder / f"{shard_name(number)}.json", [data])
+        for tokens in self._arrays.tokens:
+            self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
+        self._count(record, progress)
+        self._begin_shard()
+
+    def _take_up(self) -> None:
+        """Count the shards that are whole; the first that is not, and all after it, are made anew."""
+        while (path := self.folder / f"{shard_name(self.num_shards)}.json").is_file():
+            progress = json.loads(path.read_text(encoding="utf-8"))
+            record = ShardRecord(**progress.pop("record"))
+            if not (self.folder / record.file).is_file() or sha256_of(self.folder / record.file) != record.sha256:
+                break
+            tokens = map_shard(self.folder, record, self.token_type.name).tokens
+            self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
+            self._count(record, progress)
+        for path in self.folder.glob("shard-*"):
+            if int(path.name[6:].split(".")[0]) >= self.num_shards:
+                path.unlink()
+
+    def _count(self, record: ShardRecord, progress: dict[str, Any]) -> None:
+        self._records.append(record)
+        self.num_tokens += record.tokens
+        self.num_documents += record.documents
+        self.documents_read, self.text_bytes = progress["documents_read"], progress["text_bytes"]
+        for reason, count in progress["dropped"].items():
+            self.dropped[reason] += count
+
+
+def remove_notes(folder: Path) -> None:
+    """Remove what was kept in case the work were broken off."""
+    for path in (*folder.glob("shard-*.json"), *folder.glob(".*"), folder / SETTINGS):
+        if path.is_file():
+            os.unlink(path)
+
+
+def _split(arrays: tuple[np.ndarray, ...], texts: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Cut an encoded chunk after so many texts."""
+    tokens, word_starts, lengths, ends_unit, ends_document = arrays
+    size = int(lengths[:texts].sum())
+    cuts = ((tokens, size), (word_starts, size), (lengths, texts), (ends_unit, texts), (ends_document, texts))
+    head, rest = zip(*((array[:at], array[at:]) for array, at in cuts), strict=True)
+    return head, rest

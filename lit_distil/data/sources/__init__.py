@@ -1,0 +1,1 @@
+"""Where text comes from: documents and labelled rows."""

@@ -1,0 +1,224 @@
+"""The embedded corpus: docstrings of the installed packages, megabytes of real English with no network.
+
+Files are read with `ast` and nothing is imported. A document is a module; its units are the lines of its docstrings.
+A docstring that stands in two places is kept once. A row is one docstring with the package that wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lit_distil.console import progress_bar
+from lit_distil.data.sources import docstring_reader
+from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
+from lit_distil.data.sources.tables import SOURCE_KEY, Row
+
+STANDARD_LIBRARY = "python"
+CORE_PACKAGES = (
+    STANDARD_LIBRARY,
+    "torch",
+    "transformers",
+    "numpy",
+    "lightning",
+    "torchmetrics",
+    "datasets",
+    "huggingface_hub",
+)
+_SKIPPED_FOLDERS = {"site-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
+_CACHE_VERSION = 1
+
+
+class Docstrings(DocumentSource, RowSource):
+    """Docstrings of installed packages.
+
+    Args:
+        packages: Names of packages; `python` is the standard library. The default is the standard library and seven
+            packages that this one depends on.
+        validation_share: Share of documents held out for validation, by a hash of the module's name.
+        test_share: Share of documents held out for testing.
+        rows_per_package: Rows of each package in a split, at most: `{train: 50, test: 150}`. None takes all.
+        min_characters: Docstrings that are shorter make no row (they still stand in their document).
+        cache_dir: Where the docstrings are kept once read; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
+    """
+
+    def __init__(
+        self,
+        packages: list[str] | None = None,
+        *,
+        validation_share: float = 0.05,
+        test_share: float = 0.05,
+        rows_per_package: dict[str, int] | None = None,
+        min_characters: int = 80,
+        cache_dir: str | None = None,
+    ) -> None:
+        if validation_share < 0 or test_share < 0 or validation_share + test_share >= 1:
+            raise ValueError(
+                f"source.validation_share + source.test_share must lie in [0, 1), got {validation_share} + {test_share}"
+            )
+        if unknown := sorted(set(rows_per_package or {}) - set(SPLITS)):
+            raise ValueError(f"source.rows_per_package: no split {unknown[0]!r}; docstrings have {list(SPLITS)}")
+        self.packages = list(dict.fromkeys(packages or CORE_PACKAGES))
+        self.validation_share = validation_share
+        self.test_share = test_share
+        self.rows_per_package = rows_per_package or {}
+        self.min_characters = min_characters
+        self.cache_dir = cache_dir
+
+    def documents(self, split: Split) -> Iterator[list[str]]:
+        """One document a module: the non-blank lines of its docstrings, indentation within a docstring kept."""
+        for module in self._modules(split):
+            units = [line for text in module["docstrings"] for line in text.split("\n") if line.strip()]
+            if units:
+                yield units
+
+    def rows(self, split: Split) -> Iterator[Row]:
+        """One row a docstring: `text`, `package` (the label) and `module`; packages are capped in hash order."""
+        if split == "predict":
+            return
+        limit = self.rows_per_package.get(split)
+        by_package: dict[str, list[Row]] = {package: [] for package in self.packages}
+        for module in self._modules(split):
+            for text in module["docstrings"]:
+                if len(text) >= self.min_characters:
+                    row = {"text": text, "package": module["package"], "module": module["module"]}
+                    by_package[module["package"]].append({**row, SOURCE_KEY: module["module"]})
+        for rows in by_package.values():
+            rows.sort(key=lambda row: _hash_fraction(row["text"]))
+            yield from rows[:limit]
+
+    def fingerprint(self, split: Split) -> str:
+        """Versions of the packages, and the settings."""
+        settings = [self._versions(), self.validation_share, self.test_share, split]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def _modules(self, split: Split) -> Iterator[dict]:
+        if split not in SPLITS:
+            raise ValueError(f"docstrings have the splits {list(SPLITS)}, not {split!r}")
+        for line in self._read_all().read_text(encoding="utf-8").splitlines():
+            module = json.loads(line)
+            if self._split_of(module["module"]) == split:
+                yield module
+
+    def _split_of(self, module: str) -> Split:
+        fraction = _hash_fraction(module)
+        if fraction < self.test_share:
+            return "test"
+        return "validation" if fraction < self.test_share + self.validation_share else "train"
+
+    def _versions(self) -> list[tuple[str, str]]:
+        # in order: of a docstring that two packages have, the first keeps it
+        return [(package, _version(package)) for package in self.packages]
+
+    def _read_all(self) -> Path:
+        """Read every package once and keep what was found as JSON lines, one a module."""
+        key = hashlib.sha256(json.dumps([_CACHE_VERSION, self._versions()]).encode()).hexdigest()[:16]
+        path = default_cache_dir(self.cache_dir) / f"docstrings-{key}.jsonl"
+        if path.is_file():
+            return path
+        files = [(package, file, module) for package in self.packages for file, module in _python_files(package)]
+        found = _read_files([file for _, file, _ in files])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seen: set[str] = set()
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # the file appears whole or not at all
+            with Path(folder, path.name).open("w", encoding="utf-8") as out:
+                for package, file, module in files:
+                    fresh = [text for text in dict.fromkeys(found[file]) if text not in seen]
+                    seen.update(fresh)
+                    if fresh:
+                        out.write(json.dumps({"package": package, "module": module, "docstrings": fresh}) + "\n")
+            os.replace(out.name, path)
+        return path
+
+
+def default_cache_dir(cache_dir: str | None = None) -> Path:
+    """The given folder, else `$LIT_DISTIL_CACHE`, else `~/.cache/lit_distil`."""
+    return Path(cache_dir or os.environ.get("LIT_DISTIL_CACHE") or "~/.cache/lit_distil").expanduser()
+
+
+def _python_files(package: str) -> list[tuple[str, str]]:
+    """(file, dotted name of the module), sorted by name."""
+    found = []
+    for root in _roots(package):
+        if os.path.isfile(root):
+            return [(root, package)]
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
+            for name in sorted(names):
+                if name.endswith(".py"):
+                    file = Path(folder, name)
+                    parts = file.relative_to(root).with_suffix("").parts
+                    found.append((str(file), ".".join((package, *parts))))
+    return sorted(found, key=lambda item: item[1])
+
+
+def _roots(package: str) -> list[str]:
+    """The folders of a package, or the file of a module that is none."""
+    if package == STANDARD_LIBRARY:
+        return [sysconfig.get_paths()["stdlib"]]
+    # (a dotted name would import its parent)
+    spec = None if "." in package else importlib.util.find_spec(package)
+    if spec is not None and spec.submodule_search_locations:
+        return list(spec.submodule_search_locations)
+    if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+        return [spec.origin]
+    raise ValueError(
+        f"source.packages: no top-level package {package!r} is installed; take it off the list or install it"
+    )
+
+
+def _version(package: str) -> str:
+    if package == STANDARD_LIBRARY:
+        return platform.python_version()
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # then its files must tell whether it has changed
+        stats = [(file, os.stat(file)) for file, _ in _python_files(package)]
+        states = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+def _read_files(files: list[str]) -> dict[str, list[str]]:
+    """The docstrings of each file, read by a few processes at once."""
+    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    # every share has as many large files as another, so that none is waited for in the end
+    by_size = sorted(files, key=lambda file: (-os.path.getsize(file), file))
+    num_shares = max(1, min(4 * max(2, workers), len(files)))
+    found: dict[str, list[str]] = {}
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        progress_bar(total=len(files), desc="reading docstrings", unit=" modules") as bar,
+    ):
+        for share in pool.map(_read_share, [by_size[number::num_shares] for number in range(num_shares)]):
+            found.update(share)
+            bar.update(len(share))
+    return found
+
+
+def _read_share(files: list[str]) -> dict[str, list[str]]:
+    answer = subprocess.run(
+        [sys.executable, "-I", "-S", docstring_reader.__file__],
+        input="".join(json.dumps(file) + "\n" for file in files),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if answer.returncode:
+        raise RuntimeError(f"reading docstrings failed with status {answer.returncode}: {answer.stderr.strip()[-500:]}")
+    return dict(zip(files, map(json.loads, answer.stdout.splitlines()), strict=True))
+
+
+def _hash_fraction(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

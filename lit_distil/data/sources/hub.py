@@ -1,0 +1,225 @@
+"""Datasets of the Hugging Face Hub, or what `datasets` keeps on disk, as documents and rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split, units_of
+from lit_distil.data.sources.tables import SOURCE_KEY, Row
+from lit_distil.tasks import ClassName
+
+_SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
+
+
+class HubDataset(RowSource, DocumentSource):
+    """A dataset of the Hugging Face Hub, a local folder of data files, or what `save_to_disk` wrote.
+
+    Columns of classes (`ClassLabel`) give their names, which still know their numbers; −1, which marks an unlabelled
+    split, stays a number.
+
+    Args:
+        name: Name on the Hub, or a folder.
+        config: Configuration of the dataset, such as `sst2` of `nyu-mll/glue`.
+        revision: Commit, tag or branch, so that a run can be repeated.
+        splits: Names of the dataset's splits for ours, where they differ: `{validation: validation_matched}`. Slices
+            as `datasets` writes them, `{train: "train[5%:]", validation: "train[:5%]"}`; null takes none.
+        columns: Columns to take; None takes all. Others are not read where the files allow it (Parquet, Arrow).
+        text_column: Column that holds the text when the rows serve as documents (each line of it is a unit, or each
+            text of a list).
+        streaming: Read as the rows are asked for, without a download of the whole first: for corpora that are prepared
+            once and then read from shards. Slices are of numbers of rows (`train[:1000]`, `train[1000:]`) then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config: str | None = None,
+        revision: str | None = None,
+        splits: dict[str, str | None] | None = None,
+        columns: list[str] | None = None,
+        text_column: str = "text",
+        streaming: bool = False,
+    ) -> None:
+        self.name, self.config, self.revision = name, config, revision
+        self.splits = splits or {}
+        self.columns = columns
+        self.text_column = text_column
+        self.streaming = streaming
+        if unknown := sorted(set(self.splits) - {*SPLITS, "predict"}):
+            raise ValueError(f"source.splits: no split {unknown[0]!r}; ours are {[*SPLITS, 'predict']}")
+        self._all: dict[str, Any] | None = None
+        self._origin = ""
+
+    def rows(self, split: Split) -> Iterator[Row]:
+        """The rows of the dataset's split."""
+        dataset = self._load(split)
+        if dataset is None:
+            return
+        if self.columns is not None:
+            dataset = self._select(dataset, self.columns, field="columns")
+        readable = {name: read for name, kind in _features(dataset).items() if (read := _names_of_classes(kind))}
+        for index, row in enumerate(self._read(dataset)):
+            named = {name: read(row[name]) for name, read in readable.items()}
+            yield {**row, **named, SOURCE_KEY: self._place(split, index)}
+
+    def documents(self, split: Split) -> Iterator[list[str]]:
+        """Each row is a document, each line of its text a unit."""
+        dataset = self._load(split)
+        if dataset is None:
+            return
+        rows = self._read(self._select(dataset, [self.text_column], field="text_column"))
+        for index, row in enumerate(rows):
+            if units := units_of(row[self.text_column], place=self._place(split, index), column=self.text_column):
+                yield units
+
+    def fingerprint(self, split: Split) -> str:
+        """The fingerprint that `datasets` keeps; when streaming, the state of the data files and the slice."""
+        dataset = self._load(split)
+        if dataset is None:
+            return f"None:{self.text_column}"
+        if own := getattr(dataset, "_fingerprint", None):
+            return f"{own}:{self.text_column}"
+        theirs = self.splits.get(split, split)
+        settings = [self.name, self.config, self.revision, self._origin, theirs, self.text_column]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def _place(self, split: Split, index: int) -> str:
+        return f"{self.name}[{self.splits.get(split, split)}] row {index}"
+
+    def _select(self, dataset: Any, columns: list[str], *, field: str) -> Any:
+        # a stream may not know its columns before the first row
+        known = dataset.column_names or list(next(self._read(dataset), {}))
+        for column in columns:
+            if column not in known:
+                raise ValueError(
+                    f"source.{field}: dataset {self.name!r} has no column {column!r}; there are {sorted(known)}"
+                )
+        return dataset.select_columns(columns)
+
+    def _read(self, dataset: Any) -> Iterator[Row]:
+        """The rows; what goes wrong while they are read is told with the name of the dataset."""
+        errors = _reading_errors()
+        number = 0
+        try:
+            for row in dataset:
+                yield row
+                number += 1
+        except errors as error:
+            raise ValueError(
+                f"source.name: dataset {self.name!r} cannot be read after row {number} ({error}): fetch the files again"
+            ) from error
+
+    def _load(self, split: Split) -> Any:
+        """The rows of our split; None where the dataset has none."""
+        theirs = self.splits.get(split, split)
+        if theirs is None:
+            return None
+        if self._all is None:
+            self._all = self._load_all()
+        if split not in self.splits and split not in self._all:
+            if split != "predict":  # which falls back to the test split
+                warnings.warn(
+                    f"source.name: dataset {self.name!r} has no split {split!r}, only {list(self._all)}: nothing is "
+                    f"taken. Name what to take (splits: {{{split}: ...}}), or none on purpose (splits: "
+                    f"{{{split}: null}})",
+                    stacklevel=3,
+                )
+            return None
+        return self._cut_stream(split, theirs) if self._is_stream() else self._cut(split, theirs)
+
+    def _is_stream(self) -> bool:
+        return self._all is not None and not all(hasattr(rows, "__len__") for rows in self._all.values())
+
+    def _cut(self, split: Split, theirs: str) -> Any:
+        """A slice, or several, of rows that are on disk."""
+        import datasets
+
+        assert self._all is not None
+        sizes = {name: len(rows) for name, rows in self._all.items()}
+        try:
+            parts = datasets.ReadInstruction.from_spec(theirs).to_absolute(sizes)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(
+                f"source.splits.{split}: dataset {self.name!r} has no {theirs!r} ({error}); it has {sizes}"
+            ) from error
+        chosen = [
+            self._all[part.splitname].select(range(part.from_ or 0, part.to or sizes[part.splitname]))
+            if (part.from_, part.to) != (None, None)
+            else self._all[part.splitname]
+            for part in parts
+        ]
+        return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+    def _cut_stream(self, split: Split, theirs: str) -> Any:
+        """The same of a stream, whose size nobody knows."""
+        import datasets
+
+        assert self._all is not None
+        chosen = []
+        for part in theirs.split("+"):
+            matched = _SLICE_OF_ROWS.fullmatch(part.strip())
+            if matched is None or matched["name"] not in self._all:
+                raise ValueError(
+                    f"source.splits.{split}: dataset {self.name!r} has no {part!r}; it has {list(self._all)}, and with "
+                    "streaming: true a slice is of numbers of rows: train[:1000] or train[1000:]"
+                )
+            start, stop = int(matched["start"] or 0), matched["stop"]
+            rows = self._all[matched["name"]]
+            rows = rows.skip(start) if start else rows
+            chosen.append(rows.take(max(0, int(stop) - start)) if stop else rows)
+        return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+    def _load_all(self) -> dict[str, Any]:
+        import datasets
+
+        try:
+            if Path(self.name, "dataset_dict.json").is_file() or Path(self.name, "state.json").is_file():
+                loaded = datasets.load_from_disk(self.name)  # mapped, and so never read whole
+            elif self.streaming:
+                builder = datasets.load_dataset_builder(self.name, self.config, revision=self.revision)
+                self._origin = str(builder.hash)  # of the commit, or of the files' names and times
+                loaded = builder.as_streaming_dataset()
+            else:
+                loaded = datasets.load_dataset(self.name, self.config, revision=self.revision)
+        except _reading_errors() as error:
+            raise ValueError(
+                f"source.name: cannot load dataset {self.name!r} (config {self.config!r}, revision {self.revision!r}): "
+                f"{error}. Check the name, or give a folder of data files, or one written by save_to_disk, when there "
+                "is no network."
+            ) from error
+        return {str(name): rows for name, rows in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _reading_errors() -> tuple[type[Exception], ...]:
+    """What `datasets` lets through from the readers of all its formats."""
+    import datasets
+    import pyarrow
+
+    of_datasets = datasets.exceptions.DatasetsError
+    return (of_datasets, pyarrow.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, zlib.error)
+
+
+def _features(dataset: Any) -> dict[str, Any]:
+    """Columns and their kinds; a stream may not know them."""
+    return dict(dataset.features or {})
+
+
+def _names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
+    """What turns the numbers of a column of classes, or of lists of them, into names; None for other columns."""
+    import datasets
+
+    if isinstance(kind, datasets.ClassLabel):
+        names = [ClassName(name, number) for number, name in enumerate(kind.names)]
+        return lambda value: names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+    of_items = getattr(kind, "feature", kind[0] if isinstance(kind, list) and kind else None)
+    if of_items is not None and not isinstance(of_items, dict) and (read := _names_of_classes(of_items)):
+        return lambda values: values if values is None else [read(value) for value in values]
+    return None

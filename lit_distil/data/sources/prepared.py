@@ -1,0 +1,171 @@
+"""A corpus that is prepared already, on local disk or at any address that fsspec reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from filelock import FileLock
+
+from lit_distil.console import progress_bar
+from lit_distil.data.corpus.shards import MANIFEST, TOKEN_COUNTS, Manifest
+from lit_distil.data.sources.base import DocumentSource, Split
+from lit_distil.files import sha256_of, sync_folder, write_file
+
+_BLOCK_BYTES = 1 << 22
+
+
+class PreparedCorpus(DocumentSource):
+    """What `lit-distil prepare` wrote: a folder with a corpus for each split.
+
+    It is used where it is, or, at an address such as `s3://bucket/corpus`, copied once a node into the local cache:
+    file by file, each checked against its sha256, going on where it was broken off. Reading from an address takes the
+    fsspec package of its kind (s3fs, gcsfs, ...).
+
+    Args:
+        folder: A local folder, or an address with `://`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        if not folder:
+            raise ValueError("source.folder: name the folder that `lit-distil prepare` wrote")
+        self.folder = folder
+
+    def documents(self, split: Split) -> Iterator[list[str]]:
+        """There are none: tokens are kept, and not the text."""
+        raise ValueError(
+            f"source: {self.folder!r} is a prepared corpus, which holds tokens and no text; it can be trained on "
+            "(data.source), and not be read again by a command that needs text"
+        )
+
+    def fingerprint(self, split: Split) -> str:
+        """The sha256 of the split's manifest."""
+        data = self._read_manifest(split)
+        return "" if data is None else hashlib.sha256(data).hexdigest()
+
+    def local_folder(
+        self, split: Split, tokenizer_hash: str, *, cache_dir: Path, fetch: bool, verify: bool = False
+    ) -> Path | None:
+        """Where the corpus of a split is on this machine.
+
+        Args:
+            split: Which split.
+            tokenizer_hash: What its tokenizer must be.
+            cache_dir: Where copies of what is at an address are kept.
+            fetch: Whether to copy what is not here yet; once a node.
+            verify: Whether copied files are compared with their sha256 again; otherwise their sizes are.
+
+        Returns:
+            The folder; None where there is no such split, or it is neither here nor to be fetched.
+
+        Raises:
+            ValueError: There is no corpus, it was made with another tokenizer, or a file arrives damaged.
+        """
+        data = self._read_manifest(split)
+        if data is None:
+            return None
+        manifest = Manifest.from_json(data.decode(), self._place(split))
+        if manifest.tokenizer != tokenizer_hash:
+            raise ValueError(
+                f"data.tokenizer: the corpus {self._place(split)!r} was prepared with another tokenizer "
+                f"(its sha256 is {manifest.tokenizer[:12]}…, of {manifest.vocabulary_size:,} entries; data.tokenizer's "
+                f"is {tokenizer_hash[:12]}…). Give the tokenizer that it was prepared with, or prepare it again"
+            )
+        if not self._is_remote:
+            return Path(self._place(split))
+        local = cache_dir / "synced" / hashlib.sha256(data).hexdigest()[:24]
+        if fetch:
+            local.mkdir(parents=True, exist_ok=True)
+            with FileLock(local / ".lock"):
+                self._fetch(split, manifest, local, verify)
+                write_file(local / MANIFEST, [data])
+        return local if (local / MANIFEST).is_file() else None
+
+    @property
+    def _is_remote(self) -> bool:
+        return "://" in self.folder
+
+    def _place(self, split: str) -> str:
+        if self._is_remote:
+            return f"{self.folder.rstrip('/')}/{split}"
+        return str(Path(os.path.expandvars(self.folder)).expanduser() / split)
+
+    def _read_manifest(self, split: Split) -> bytes | None:
+        """The manifest of a split; None where another split has one."""
+        data = self._read(f"{self._place(split)}/{MANIFEST}")
+        if data is not None:
+            return data
+        others = [other for other in get_args(Split) if self._read(f"{self._place(other)}/{MANIFEST}") is not None]
+        if others:
+            return None
+        raise ValueError(
+            f"source.folder: {self.folder!r} holds no prepared corpus (no train/{MANIFEST}, nor of another split): "
+            "check the address, or write it with `lit-distil prepare`"
+        )
+
+    def _read(self, address: str) -> bytes | None:
+        if not self._is_remote:
+            path = Path(address)
+            return path.read_bytes() if path.is_file() else None
+        system, path_there = self._system(address)
+        try:
+            return system.cat_file(path_there)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _system(self, address: str) -> tuple[Any, str]:
+        import fsspec
+
+        try:
+            return fsspec.core.url_to_fs(address)
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"source.folder: {self.folder!r} cannot be read ({error}): install the fsspec package of its kind "
+                "(s3fs for s3://, gcsfs for gs://), or copy the corpus to local disk"
+            ) from error
+
+    def _fetch(self, split: Split, manifest: Manifest, local: Path, verify: bool) -> None:
+        """Copy the files that are not here, or not whole."""
+        sizes = {shard.file: shard.num_bytes(manifest.token_bytes) for shard in manifest.shards}
+        hashes = {shard.file: shard.sha256 for shard in manifest.shards} | {TOKEN_COUNTS: manifest.token_counts}
+
+        def is_whole(name: str) -> bool:
+            path = local / name
+            if not path.is_file() or (name in sizes and path.stat().st_size != sizes[name]):
+                return False
+            return sha256_of(path) == hashes[name] if verify or name not in sizes else True
+
+        missing = [name for name in hashes if not is_whole(name)]
+        total = sum(sizes.get(name, 0) for name in missing)
+        with progress_bar(total=total, desc=f"fetching {split}", unit="B", unit_scale=True, disable=not missing) as bar:
+            for name in missing:
+                address = f"{self._place(split)}/{name}"
+                self._fetch_file(address, local / name, hashes[name], bar)
+
+    def _fetch_file(self, address: str, path: Path, sha256: str, bar: Any) -> None:
+        system, path_there = self._system(address)
+        staged = path.with_name(f".{path.name}.partial")
+        digest = hashlib.sha256()
+        try:
+            with system.open(path_there, "rb") as source, staged.open("wb") as out:
+                for block in iter(lambda: source.read(_BLOCK_BYTES), b""):
+                    digest.update(block)
+                    out.write(block)
+                    bar.update(len(block))
+                out.flush()
+                os.fsync(out.fileno())
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"source.folder: {address} is missing, and its manifest names it. Copy the corpus there again"
+            ) from error
+        if digest.hexdigest() != sha256:
+            staged.unlink()
+            raise ValueError(
+                f"source.folder: {address} is damaged (its sha256 is not its manifest's). Copy the corpus there again, "
+                "or prepare it again"
+            )
+        os.replace(staged, path)
+        sync_folder(path.parent)

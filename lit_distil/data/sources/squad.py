@@ -1,0 +1,79 @@
+"""SQuAD's own files: articles of paragraphs, each a context with its questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_distil.data.sources.base import RowSource, Split
+from lit_distil.data.sources.tables import SOURCE_KEY, Row
+from lit_distil.data.sources.text import Files, read_lines, resolve_files, warn_of_shared_files
+
+
+class SquadFiles(RowSource):
+    """Files in the format of SQuAD v1.1 and v2 (`{"data": [{"paragraphs": [{"context", "qas"}]}]}`), a row a question.
+
+    The rows have `id`, `title`, `context`, `question` and `answers` (`text` and `answer_start`, lists; empty where the
+    question has no answer), as the Hub's `rajpurkar/squad` has them.
+
+    Args:
+        train: A file, a folder, a glob, or a list of them; gzip and zstd are told by their first bytes.
+        validation: The same for validation.
+        test: The same for testing.
+        predict: The same for `predict`; answers are not needed there.
+    """
+
+    def __init__(
+        self, train: Files = None, *, validation: Files = None, test: Files = None, predict: Files = None
+    ) -> None:
+        self.files: dict[str, Files] = {"train": train, "validation": validation, "test": test, "predict": predict}
+
+    def rows(self, split: Split) -> Iterator[Row]:
+        """Each row carries its file and the id of its question under `__source__`, for messages."""
+        if split != "predict":
+            warn_of_shared_files(self.files, split)
+        for path in resolve_files(self.files.get(split), field=f"source.{split}"):
+            yield from _read(path)
+
+
+def _read(path: Path) -> Iterator[Row]:
+    try:
+        content = json.loads("\n".join(read_lines(path)))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); SQuAD's format is one object a file"
+        ) from error
+    articles = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(articles, list) or not articles:
+        raise ValueError(
+            f"{path}: an object with a list of articles under 'data' is expected, as SQuAD's files have it; for one "
+            "question a line use lit_distil.data.TableFiles"
+        )
+    for number, article in enumerate(articles):
+        place = f"{path}: data[{number}]"
+        for paragraph in _field(article, "paragraphs", place):
+            context = _field(paragraph, "context", f"{place}.paragraphs")
+            for question in _field(paragraph, "qas", f"{place}.paragraphs"):
+                answers = [] if question.get("is_impossible") else question.get("answers")
+                row = {
+                    "id": _field(question, "id", f"{place}.paragraphs.qas"),
+                    "title": article.get("title"),
+                    "context": context,
+                    "question": _field(question, "question", f"{place}.paragraphs.qas"),
+                    SOURCE_KEY: f"{path}: question {question['id']}",
+                }
+                if answers is not None:
+                    row["answers"] = {
+                        "text": [_field(answer, "text", row[SOURCE_KEY]) for answer in answers],
+                        "answer_start": [answer.get("answer_start") for answer in answers],
+                    }
+                yield row
+
+
+def _field(value: Any, name: str, place: str) -> Any:
+    if not isinstance(value, dict) or name not in value:
+        found = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise ValueError(f"{place}: no {name!r}, which SQuAD's format has; there is {found}")
+    return value[name]

@@ -1,0 +1,387 @@
+"""A network with a task's head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lit_distil.models.attention import UNPADDED, AttentionRecorder, choose_attention, supports_unpadded
+from lit_distil.models.layout import SequenceLayout
+from lit_distil.types import Batch, EncoderOutput, Projection
+
+Rows = Tensor | Literal["all"] | None
+"""Which rows of T a head is computed on: these positions, all of them, or none."""
+
+
+class FlatNetwork(nn.Module):
+    """What networks have in common: a Hugging Face model, run on flat batches.
+
+    An architecture whose attention function can be chosen (`bert`, `roberta`, `modernbert` and most others) runs on
+    the flat batch itself. One with an attention of its own (`deberta`, `mpnet`), or a model whose attention was set
+    to anything but transformers' default, runs on the padded view of the same batch. The result has the same shape.
+
+    The keys of the state dict are those of the Hugging Face model behind `model.`.
+
+    Args:
+        model: the encoder with its head.
+        attention: an attention that transformers knows, for example `sdpa` or `eager`, which makes batches padded;
+            None keeps what the model has, except for transformers' default (`sdpa`), in whose place comes `unpadded`.
+
+    Raises:
+        ValueError: if the model is a decoder, or mixes positions without an attention mask.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+        if getattr(model.config, "is_decoder", False):
+            raise ValueError("is_decoder=True: only encoders are trained here; set is_decoder to False in the config")
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        if "attention_mask" not in self._accepted:
+            raise ValueError(
+                f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
+                "choose an encoder with attention, for example bert"
+            )
+        # what transformers chose by itself is not somebody's choice
+        if attention is not None or model.config._attn_implementation == "sdpa":
+            choose_attention(model, attention)
+        embeddings = getattr(model.base_model, "embeddings", None)
+        table = getattr(embeddings, "position_embeddings", None)
+        self._first_position = 0
+        self.max_length: int | None = None
+        """Tokens of the longest sequence that the position table has room for; None without such a table."""
+        if isinstance(table, nn.Embedding):
+            # RoBERTa-likes give padding a position of its own, and begin after it
+            self._first_position = 0 if table.padding_idx is None else table.padding_idx + 1
+            self.max_length = table.num_embeddings - self._first_position
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The Hugging Face configuration."""
+        return self.model.config
+
+    @property
+    def is_unpadded(self) -> bool:
+        """Whether batches run flat, without padding."""
+        return self.model.config._attn_implementation == UNPADDED
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def no_attention(self) -> str | None:
+        """Why it cannot hand over queries, keys and values, and the way out; None if it can."""
+        if self.is_unpadded:
+            return None
+        model_type, attention = self.config.model_type, self.config._attn_implementation
+        way_out = (
+            f"its attention is {attention!r}: leave `attention` out, and it runs on flat batches, which give them"
+            if supports_unpadded(self.model)
+            else "it computes attention in its own way: match hidden states (HiddenMSELoss) instead, or take an "
+            "architecture such as bert, roberta, distilbert or modernbert"
+        )
+        return f"which {model_type} does not give here: {way_out}"
+
+    def num_parameters(self, *, only_trainable: bool = False) -> int:
+        """Number of parameters, tied ones counted once."""
+        return self.model.num_parameters(only_trainable=only_trainable)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes a folder that `AutoModel...from_pretrained` loads."""
+        self.model.save_pretrained(str(directory))
+
+    def _run(
+        self,
+        batch: Batch,
+        select: Callable[[Tensor], Tensor],
+        *,
+        output_hidden_states: bool,
+        attention_layers: Collection[int],
+    ) -> tuple[Any, EncoderOutput]:
+        """Runs the model, with `select([T, hidden])` in place of the last hidden state where the head looks for it."""
+        longest = max(batch.lengths)
+        if self.max_length is not None and longest > self.max_length:
+            raise ValueError(
+                f"max_length: a sequence has {longest} tokens and the position table of {self.config.model_type} has "
+                f"room for {self.max_length}; cut sequences to {self.max_length}, or build the model with a larger "
+                "max_position_embeddings"
+            )
+        inputs, flatten = self._flat_inputs(batch) if self.is_unpadded else self._padded_inputs(batch)
+        recorder = self._recorder(attention_layers) if attention_layers else None
+        if recorder is not None:
+            inputs["attention_recorder"] = recorder
+        captured: list[EncoderOutput] = []
+
+        def choose_rows(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = flatten(output.last_hidden_state)
+            states = tuple(flatten(state) for state in output.hidden_states) if output_hidden_states else None
+            captured.append(EncoderOutput(last_hidden_state=hidden, hidden_states=states))
+            output.last_hidden_state = select(hidden)
+            if getattr(output, "pooler_output", None) is not None:
+                output.pooler_output = _pool(module, hidden.index_select(0, batch.first_positions)[:, None])
+            return output
+
+        with _forward_hook(self.model.base_model, choose_rows):
+            output = self.model(**inputs, output_hidden_states=output_hidden_states, return_dict=True)
+        if recorder is not None:
+            captured[0].attention = recorder.finish(inputs["sequence_layout"].buckets)
+        return output, captured[0]
+
+    def _recorder(self, layers: Collection[int]) -> AttentionRecorder:
+        if self.no_attention is not None:
+            raise ValueError(f"AttentionLoss and RelationLoss need queries, keys and values, {self.no_attention}")
+        return AttentionRecorder(layers, num_layers=self.num_layers)
+
+    def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        inputs = {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids + self._first_position,
+            "token_type_ids": self._token_type_ids(batch),
+            "sequence_layout": SequenceLayout.of(batch.lengths, device=batch.input_ids.device),
+        }
+        return {name: value for name, value in inputs.items() if value is not None}, lambda states: states[0]
+
+    def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        num_sequences, width = batch.num_sequences, max(batch.lengths)
+        first_slots = torch.arange(num_sequences, device=batch.input_ids.device) * width
+        # output_size is known on the host, so nothing waits for the device
+        offsets = first_slots.repeat_interleave(batch.cu_seq_lens.diff().long(), output_size=batch.num_tokens)
+        slots = batch.position_ids[0] + offsets  # [T]
+
+        def pad(values: Tensor, filler: int) -> Tensor:  # [1, T] -> [S, width]
+            padded = values.new_full((num_sequences * width,), filler)
+            return padded.index_copy(0, slots, values[0]).view(num_sequences, width)
+
+        def flatten(states: Tensor) -> Tensor:  # [S, width, hidden] -> [T, hidden]
+            return states.flatten(0, 1).index_select(0, slots)
+
+        pad_id = getattr(self.config, "pad_token_id", None)
+        inputs = {
+            "input_ids": pad(batch.input_ids, pad_id or 0),
+            "attention_mask": pad(torch.ones_like(batch.input_ids), 0),
+        }
+        if "position_ids" in self._accepted:
+            inputs["position_ids"] = pad(batch.position_ids + self._first_position, self._first_position)
+        token_type_ids = self._token_type_ids(batch)
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = pad(token_type_ids, 0)
+        return inputs, flatten
+
+    def _token_type_ids(self, batch: Batch) -> Tensor | None:
+        """The segments, for an architecture that tells them apart; all in the first where it knows only one."""
+        num_types = getattr(self.config, "type_vocab_size", None) or 0
+        if "token_type_ids" not in self._accepted or num_types == 0:
+            return None
+        if batch.token_type_ids is None or num_types == 1:
+            return torch.zeros_like(batch.input_ids)
+        return batch.token_type_ids
+
+
+@contextmanager
+def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+    """A hook for one call: nothing to copy, pickle or trip over when the model is called by somebody else."""
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
+    """`[S, 1, hidden]`, the first token of each sequence, to `[S, hidden]` by the encoder's own pooler."""
+    pooler = encoder.pooler
+    if isinstance(pooler, nn.Linear):  # ALBERT keeps the layer and its activation apart
+        return encoder.pooler_activation(pooler(first[:, 0]))  # type: ignore[operator]
+    return pooler(first)  # type: ignore[operator]
+
+
+class MaskedLMNetwork(FlatNetwork):
+    """An encoder with a masked-LM head, and with a next-sentence head if the model has one (`...ForPreTraining`)."""
+
+    def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
+        super().__init__(model, attention=attention)
+        # whether the head ends in a linear layer whose result are the logits; None until a first batch has shown it
+        self._ends_in_projection: bool | None = None
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        rows: Rows = None,
+        output_hidden_states: bool = False,
+        attention_layers: Collection[int] = (),
+        project: bool = True,
+    ) -> EncoderOutput:
+        """Runs a flat batch.
+
+        Args:
+            batch: T tokens of S sequences.
+            rows: int64 `[rows]`, the positions in T whose logits are wanted; `all` for every one; None for no logits.
+            output_hidden_states: whether to return the hidden states of every layer.
+            attention_layers: numbers of the blocks, counted from 1, whose queries, keys and values are wanted; only of
+                a network on flat batches.
+            project: whether to multiply out the logits; otherwise the output has `projection` in their place, from
+                which the caller makes them (an architecture whose head does not end in a linear layer gives logits
+                all the same).
+
+        Returns:
+            Logits `[rows, vocabulary]` if asked for, next-sentence logits `[S, 2]` where the model has that head.
+
+        Raises:
+            ValueError: if a sequence is longer than the position table, `rows` is none of the above, or the network
+                cannot give the `attention_layers`.
+        """
+        if isinstance(rows, str) and rows != "all":
+            raise ValueError(f"rows must be a tensor of positions, 'all' or None, got {rows!r}")
+
+        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, rows, hidden]
+            if isinstance(rows, Tensor):
+                return hidden.index_select(0, rows)[None]
+            return hidden[None] if rows == "all" else hidden[None, :0]
+
+        defers = rows is not None and not project and self._ends_in_projection is not False
+        wanted: dict[str, Any] = {"output_hidden_states": output_hidden_states, "attention_layers": attention_layers}
+        with self._deferred_projection(enabled=defers) as captured:
+            output, result = self._run(batch, select, **wanted)
+        if rows is not None:
+            logits = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
+            if defers and self._is_deferred(captured, logits):
+                result.projection = captured[0]
+            elif defers:
+                return self(batch, rows=rows, **wanted)
+            else:
+                result.logits = logits
+            result.rows = rows if isinstance(rows, Tensor) else None
+        result.next_sentence_logits = getattr(output, "seq_relationship_logits", None)
+        return result
+
+    @contextmanager
+    def _deferred_projection(self, *, enabled: bool) -> Iterator[list[Projection]]:
+        """While it lasts, the head's last layer multiplies out one row at most, and what it was given is kept."""
+        captured: list[Projection] = []
+
+        def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            states = inputs[0]  # [1, rows, width]
+            captured.append(Projection(states[0], module.weight, module.bias))  # type: ignore[arg-type]
+            return (states[:, : 0 if self._ends_in_projection else 1],)
+
+        decoder = self.model.get_output_embeddings()
+        if not enabled or not isinstance(decoder, nn.Linear):
+            yield captured
+            return
+        handle = decoder.register_forward_pre_hook(capture)
+        try:
+            yield captured
+        finally:
+            handle.remove()
+
+    def _is_deferred(self, captured: list[Projection], logits: Tensor) -> bool:
+        """Whether the logits are what the captured projection gives; compared on one row, the first time."""
+        if self._ends_in_projection is None:
+            if len(captured) == 1 and len(captured[0].features) == 0:
+                return True  # no row to tell by
+            self._ends_in_projection = len(captured) == 1 and len(logits) == 1
+            if self._ends_in_projection:
+                first = Projection(captured[0].features[:1], captured[0].weight, captured[0].bias)
+                with torch.no_grad():
+                    difference = (first.logits() - logits).abs().max()
+                    self._ends_in_projection = bool(difference <= 1e-3 * (1 + logits.abs().max()))
+        return self._ends_in_projection
+
+
+_TASK_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+
+
+class TaskNetwork(FlatNetwork):
+    """An encoder with a task's head: for classes of texts or tokens, answers to questions, or choices.
+
+    Args:
+        model: the encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
+            `...ForQuestionAnswering` or `...ForMultipleChoice`.
+        attention: see `FlatNetwork`.
+
+    Raises:
+        ValueError: if the model is of another kind, or pools its sequences in an unknown way.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
+        super().__init__(model, attention=attention)
+        name = type(model).__name__
+        kinds = [kind for kind in _TASK_KINDS if name.endswith(kind)]
+        if not kinds:
+            raise ValueError(f"model must be one of {[f'...{kind}' for kind in _TASK_KINDS]}, got {name}")
+        self._kind = kinds[0]
+        self.is_token_level = self._kind in ("ForTokenClassification", "ForQuestionAnswering")
+        self._pooling = getattr(model.config, "classifier_pooling", "cls")
+        if self._pooling not in ("cls", "mean"):
+            raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
+
+    def forward(
+        self, batch: Batch, *, output_hidden_states: bool = False, attention_layers: Collection[int] = ()
+    ) -> EncoderOutput:
+        """Runs a flat batch.
+
+        Args:
+            batch: T tokens of S sequences.
+            output_hidden_states: whether to return the hidden states of every layer.
+            attention_layers: numbers of the blocks, counted from 1, whose queries, keys and values are wanted; only of
+                a network on flat batches.
+
+        Returns:
+            Logits `[S, labels]`, one row a sequence (of choices `[S, 1]`, a score each), or `[T, labels]`, one row a
+            token (of answers `[T, 2]`, how well one begins and ends there).
+
+        Raises:
+            ValueError: if a sequence is longer than the position table, or the network cannot give the
+                `attention_layers`.
+        """
+
+        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, T, hidden] or [S, 1, hidden]
+            if self.is_token_level:
+                return hidden[None]
+            if self._pooling == "mean":
+                return _mean_of_sequences(hidden, batch)[:, None]
+            return hidden.index_select(0, batch.first_positions)[:, None]
+
+        output, result = self._run(
+            batch, select, output_hidden_states=output_hidden_states, attention_layers=attention_layers
+        )
+        if self._kind == "ForQuestionAnswering":
+            result.logits = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
+        else:
+            result.logits = output.logits[0] if self.is_token_level else output.logits
+        return result
+
+    def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        return self._as_choices(*super()._flat_inputs(batch))
+
+    def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        return self._as_choices(*super()._padded_inputs(batch))
+
+    def _as_choices(
+        self, inputs: dict[str, Any], flatten: Callable[[Tensor], Tensor]
+    ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+        """Every sequence as a question with one choice, since groups may differ in size."""
+        if self._kind == "ForMultipleChoice":
+            inputs["input_ids"] = inputs["input_ids"][:, None]
+            if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools what is pooled already
+                inputs["attention_mask"] = inputs["input_ids"].new_ones(1, 1)
+        return inputs, flatten
+
+
+def _mean_of_sequences(hidden: Tensor, batch: Batch) -> Tensor:
+    """`[T, hidden]` to `[S, hidden]`."""
+    lengths = batch.cu_seq_lens.diff().long()
+    sequence = torch.arange(batch.num_sequences, device=hidden.device)
+    sequence = sequence.repeat_interleave(lengths, output_size=batch.num_tokens)
+    sums = hidden.new_zeros(batch.num_sequences, hidden.shape[1]).index_add(0, sequence, hidden)
+    return sums / lengths[:, None]

@@ -1,0 +1,184 @@
+"""Matching hidden states layer by layer: PKD's normalised patience, TinyBERT's learned projection."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lit_distil.objectives.base import (
+    NetworkFacts,
+    Objective,
+    Positions,
+    check_positions,
+    count_of,
+    hidden_at,
+    require_teacher,
+)
+from lit_distil.objectives.functional import cosine_distance_sum, hidden_mse_sum
+from lit_distil.schedules import StepValue
+from lit_distil.types import Batch, EncoderOutput
+
+
+class HiddenCosineLoss(Objective):
+    """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3).
+
+    Args:
+        positions: "all" compares at every real token, special ones included, as DistilBERT does; "masked" where a
+            token was hidden.
+        weight: Factor of this term in the total loss. DistilBERT used 1.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, positions: Positions = "all", *, weight: float | StepValue = 1.0) -> None:
+        super().__init__(weight)
+        self.positions = check_positions(positions)
+        self.counts = count_of(self.positions)
+
+    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+        """Beside what every objective checks: the widths are equal."""
+        super().check(student, teacher)
+        assert teacher is not None
+        _check_widths(student.width, teacher.width)
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+        """The cosine distances, summed over the positions."""
+        teacher = require_teacher(self, teacher)
+        _check_widths(student.last_hidden_state.shape[-1], teacher.last_hidden_state.shape[-1])
+        return cosine_distance_sum(
+            hidden_at(student.last_hidden_state, batch, self.positions),
+            hidden_at(teacher.last_hidden_state, batch, self.positions),
+        )
+
+
+def _check_widths(student: int, teacher: int) -> None:
+    if student != teacher:
+        raise ValueError(
+            f"the cosine needs equal widths, the student's is {student} and the teacher's {teacher}; give the student "
+            "the teacher's width, or use HiddenMSELoss with a projection"
+        )
+
+
+States = Literal["all", "masked", "first"]
+"""Which hidden states are compared: of every real token, of the masked ones, or of each sequence's first."""
+
+
+class HiddenMSELoss(Objective):
+    """`Σ_pairs Σ_positions mean_width (W · h_s − h_t)²` over mapped pairs of layers.
+
+    TinyBERT (Jiao et al. 2020, equations 8 and 9): the blocks and, as layer 0, the embeddings, with one learned `W` for
+    all pairs as in its code. With `normalise` and `positions: first` the patience loss of PKD (Sun et al. 2019,
+    equation 7), which compares [CLS], except that the width is averaged over, as in its code. Pairs are summed.
+
+    Args:
+        layer_map: Pairs `[student layer, teacher layer]`. Layer 0 is the embeddings' output, layer i the output of
+            block i; negative numbers count from the end, as in Python. None is TinyBERT's uniform map: student layer i
+            with teacher layer i · L_t / L_s, for i from 0; the teacher's depth must then be a multiple of the
+            student's.
+        normalise: Compare directions: divide each vector by its L2 norm first (after the projection).
+        student_width: Hidden size of the student, when its vectors shall pass through a learned projection.
+        teacher_width: Hidden size of the teacher, likewise; both or neither. Without them widths must be equal.
+        positions: "all" (every real token), "masked", or "first" (the [CLS] or `<s>` of each sequence; the sum is
+            then over sequences).
+        weight: Factor of this term in the total loss.
+    """
+
+    needs_teacher = True
+    needs_hidden_states = True
+
+    def __init__(
+        self,
+        layer_map: list[list[int]] | None = None,
+        *,
+        normalise: bool = False,
+        student_width: int | None = None,
+        teacher_width: int | None = None,
+        positions: States = "all",
+        weight: float | StepValue = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):
+            raise ValueError(
+                f"layer_map must be a list of pairs [student layer, teacher layer], got {layer_map}; "
+                "leave it out for the uniform map"
+            )
+        if (student_width is None) != (teacher_width is None):
+            raise ValueError(
+                f"student_width={student_width} and teacher_width={teacher_width}: give both for a projection, or none"
+            )
+        self.layer_map = layer_map
+        self.normalise = normalise
+        if positions not in ("all", "masked", "first"):
+            raise ValueError(f"positions must be 'all', 'masked' or 'first', got {positions!r}")
+        self.positions = positions
+        self.counts = "sequences" if positions == "first" else count_of(positions)
+        self.projection: nn.Module = nn.Identity()
+        if student_width is not None and teacher_width is not None:
+            self.projection = nn.Linear(student_width, teacher_width)
+
+    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+        """Beside what every objective checks: the layers are there, and the widths equal or brought together."""
+        super().check(student, teacher)
+        assert teacher is not None
+        self.pairs(student.num_layers, teacher.num_layers)
+        self._check_widths(student.width, teacher.width)
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+        """The squared differences, summed over pairs of layers and positions."""
+        student_layers = _hidden_states("student", student)
+        teacher_layers = _hidden_states("teacher", require_teacher(self, teacher))
+        self._check_widths(student_layers[0].shape[-1], teacher_layers[0].shape[-1])
+        total = student_layers[0].new_zeros(())
+        for student_layer, teacher_layer in self.pairs(len(student_layers) - 1, len(teacher_layers) - 1):
+            projected = self.projection(self._chosen(student_layers[student_layer], batch))
+            target = self._chosen(teacher_layers[teacher_layer], batch)
+            total = total + hidden_mse_sum(projected, target, normalise=self.normalise)
+        return total
+
+    def pairs(self, student_depth: int, teacher_depth: int) -> list[list[int]]:
+        """The pairs of layers compared, for a student and a teacher of so many blocks.
+
+        Raises:
+            ValueError: A layer is out of range, or there is no uniform map for these depths.
+        """
+        if self.layer_map is None:
+            if teacher_depth % student_depth:
+                raise ValueError(
+                    f"there is no uniform map from {student_depth} student layers to {teacher_depth} teacher layers; "
+                    "write layer_map as pairs [student layer, teacher layer]"
+                )
+            return [[layer, layer * (teacher_depth // student_depth)] for layer in range(student_depth + 1)]
+        for pair in self.layer_map:
+            for who, layer, depth in (("student", pair[0], student_depth), ("teacher", pair[1], teacher_depth)):
+                if not -depth - 1 <= layer <= depth:
+                    raise ValueError(
+                        f"layer_map pair {pair}: {who} layer {layer} is out of range; it has layers 0 (embeddings) to "
+                        f"{depth}, or -1 down to {-depth - 1} from the end"
+                    )
+        return self.layer_map
+
+    def _chosen(self, hidden: Tensor, batch: Batch) -> Tensor:
+        if self.positions == "first":
+            return hidden.index_select(0, batch.first_positions)
+        return hidden_at(hidden, batch, self.positions)
+
+    def _check_widths(self, student_width: int, teacher_width: int) -> None:
+        if isinstance(self.projection, nn.Linear):
+            expected = (self.projection.in_features, self.projection.out_features)
+            if expected != (student_width, teacher_width):
+                raise ValueError(
+                    f"student_width={expected[0]} and teacher_width={expected[1]} were given, but the student's width "
+                    f"is {student_width} and the teacher's {teacher_width}; write those"
+                )
+        elif student_width != teacher_width:
+            raise ValueError(
+                f"the student's width is {student_width} and the teacher's {teacher_width}; for a learned projection "
+                f"set student_width={student_width} and teacher_width={teacher_width}"
+            )
+
+
+def _hidden_states(who: str, output: EncoderOutput) -> tuple[Tensor, ...]:
+    if output.hidden_states is None:
+        raise ValueError(f"HiddenMSELoss needs the {who}'s hidden states of all layers; ask it for them")
+    return output.hidden_states

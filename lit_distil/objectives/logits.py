@@ -1,0 +1,194 @@
+"""Masked language modelling: predict the tokens that were hidden."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_distil.objectives.base import LogitObjective, LogitRows, Positions, RowObjective, checked_temperature
+from lit_distil.objectives.functional import (
+    add_cross_entropy_gradient,
+    add_soft_target_gradient,
+    check_beta,
+    cross_entropy_sum,
+    hard_label_cross_entropy,
+    jensen_shannon,
+    logit_mse,
+    reverse_kl,
+    soft_target_kl,
+)
+from lit_distil.schedules import StepValue
+
+
+class SoftTargetLoss(LogitObjective):
+    """`T² · Σ_positions KL(p_t‖p_s)`, with `p = softmax(logits / T)`.
+
+    Hinton et al. 2015, section 2; the distillation loss of DistilBERT, section 2. T² keeps the gradient's scale when T
+    changes and is always there.
+
+    Args:
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT trained
+            with 2.
+        positions: "masked" compares where a token was hidden; "all" at every real token, special ones included, as
+            DistilBERT's code does by default, which costs logits (and time) at all of them.
+        weight: Factor of this term in the total loss. DistilBERT used 5.
+    """
+
+    tail = "student"
+
+    def __init__(
+        self, temperature: float | StepValue = 2.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
+    ) -> None:
+        super().__init__(positions=positions, weight=weight)
+        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
+
+    @property
+    def mixing_temperature(self) -> float:  # type: ignore[override]
+        """Several teachers are averaged as they are softened."""
+        return self.temperature
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The divergence in nats times T², summed over the rows."""
+        return soft_target_kl(student_logits, teacher_logits, self.temperature)
+
+    def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
+        """See `RowObjective.add_gradient`; in closed form."""
+        assert rows.teacher is not None
+        return add_soft_target_gradient(gradient, scale, rows.student, rows.teacher, self.temperature)
+
+
+class TeacherLabelLoss(LogitObjective):
+    """`Σ_positions −log p_s(argmax_v z_t(v))`: the teacher labels, and nothing is said of its other preferences.
+
+    The limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Beside
+    `SoftTargetLoss` it shows what the teacher's doubts are worth.
+
+    Args:
+        positions: "masked" or "all" (every real token).
+        weight: Factor of this term in the total loss.
+    """
+
+    tail = "even"
+
+    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
+        super().__init__(positions=positions, weight=weight)
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The cross-entropy in nats, summed over the rows."""
+        return hard_label_cross_entropy(student_logits, teacher_logits)
+
+    def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
+        """See `RowObjective.add_gradient`; in closed form."""
+        assert rows.teacher is not None
+        return add_cross_entropy_gradient(gradient, scale, rows.student, rows.teacher.argmax(dim=-1))
+
+
+class ReverseKLLoss(LogitObjective):
+    """`T² · Σ_positions KL(p_s‖p_t)`, with `p = softmax(logits / T)` (MiniLLM, Gu et al. 2024, section 2.1).
+
+    Args:
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
+        positions: "masked" or "all" (every real token).
+        weight: Factor of this term in the total loss.
+    """
+
+    tail = "student"
+
+    def __init__(
+        self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
+    ) -> None:
+        super().__init__(positions=positions, weight=weight)
+        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
+
+    @property
+    def mixing_temperature(self) -> float:  # type: ignore[override]
+        """Several teachers are averaged as they are softened."""
+        return self.temperature
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The divergence in nats times T², summed over the rows."""
+        return reverse_kl(student_logits, teacher_logits, self.temperature)
+
+
+class JensenShannonLoss(LogitObjective):
+    """`T² · Σ_positions (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))`, `m = β · p_t + (1 − β) · p_s`.
+
+    GKD, Agarwal et al. 2024, section 2. Its gradient vanishes as β → 0 or 1: divided by β, or by 1 − β, it tends to
+    that of `SoftTargetLoss`, or of `ReverseKLLoss`.
+
+    Args:
+        beta: The teacher's share of the mixture, between 0 and 1 (both excluded).
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
+        positions: "masked" or "all" (every real token).
+        weight: Factor of this term in the total loss.
+    """
+
+    tail = "student"
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        *,
+        temperature: float | StepValue = 1.0,
+        positions: Positions = "masked",
+        weight: float | StepValue = 1.0,
+    ) -> None:
+        super().__init__(positions=positions, weight=weight)
+        self.beta = check_beta(beta)
+        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
+
+    @property
+    def mixing_temperature(self) -> float:  # type: ignore[override]
+        """Several teachers are averaged as they are softened."""
+        return self.temperature
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The divergence in nats times T², summed over the rows."""
+        return jensen_shannon(student_logits, teacher_logits, self.temperature, beta=self.beta)
+
+
+class LogitMSELoss(LogitObjective):
+    """`Σ_positions Σ_v (z_s(v) − z_t(v))²`, on raw logits.
+
+    The `alpha_mse` term of DistilBERT's code (weight 0 by default there): a sum over the vocabulary, so weights are
+    small, or divide by its size. With logits of zero mean, soft targets tend to `1 / (2 · vocabulary)` of this as T
+    grows (Hinton et al. 2015, section 2.1).
+
+    Args:
+        positions: "masked" or "all" (every real token).
+        weight: Factor of this term in the total loss.
+    """
+
+    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
+        super().__init__(positions=positions, weight=weight)
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The squared differences, summed over rows and vocabulary."""
+        return logit_mse(student_logits, teacher_logits)
+
+
+class MaskedLMLoss(RowObjective):
+    """`Σ_masked −log p_s(original token)` (BERT, section 3.1, task 1).
+
+    Always at temperature 1. Divided by the number of masked positions it is the loss of BERT, RoBERTa and the
+    masked-LM term of DistilBERT.
+
+    Args:
+        weight: Factor of this term in the total loss.
+    """
+
+    def __init__(self, weight: float | StepValue = 1.0) -> None:
+        super().__init__(positions="masked", weight=weight)
+
+    def on_rows(self, rows: LogitRows) -> Tensor:
+        """The cross-entropy in nats, summed over the masked positions."""
+        return cross_entropy_sum(rows.student, _labels_of(rows))
+
+    def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
+        """See `RowObjective.add_gradient`; in closed form."""
+        return add_cross_entropy_gradient(gradient, scale, rows.student, _labels_of(rows))
+
+
+def _labels_of(rows: LogitRows) -> Tensor:
+    if rows.labels is None:
+        raise ValueError("the batch carries no masked labels; give the data a masking strategy")
+    return rows.labels
