@@ -14,9 +14,11 @@ import numpy as np
 from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
-from lit_distil.commands.report.page import Table, aligned, bullets, page
+from lit_distil.commands.pages import Section, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
+from lit_distil.console import Table
 from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
+from lit_distil.files import write_file
 from lit_distil.tasks.question_answering import exact_match, f1
 
 _SMALLEST = 1e-12  # probability, so that a loss is finite
@@ -64,14 +66,10 @@ def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 1
         )
     headline = title or f"Predictions of {predictions}"
     summary = _summary(found, reliability)
-    sections = _sections(found, reliability, examples)
-    text = [f"# {headline}", bullets(summary), *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
-    for name, table in sections:
-        text += [f"## {name}", aligned([[cell.replace("|", "\\|") for cell in row] for row in table])]
-    (folder / "diagnosis.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    (folder / "diagnosis.html").write_text(page(headline, summary, pictures, sections), encoding="utf-8")
+    sections = [Section(lines=summary), Section(pictures=pictures), *_sections(found, reliability, examples)]
+    write_pages(folder / "diagnosis", headline, sections)
     numbers = json.dumps(_numbers(found, reliability, examples), indent=2, ensure_ascii=False)
-    (folder / "diagnosis.json").write_text(numbers + "\n", encoding="utf-8")
+    write_file(folder / "diagnosis.json", numbers + "\n")
     print("\n".join([*summary, f"written: {folder / 'diagnosis.html'}"]))
 
 
@@ -359,29 +357,29 @@ def _summary(found: Predictions, reliability: Calibration | None) -> list[str]:
     ]
 
 
-def _sections(found: Predictions, reliability: Calibration | None, examples: int) -> list[tuple[str, Table]]:
-    sections: list[tuple[str, Table]] = []
+def _sections(found: Predictions, reliability: Calibration | None, examples: int) -> list[Section]:
+    sections: list[Section] = []
     if found.classes:
         counts = found.confusion
         rows = [[name, *(f"{n:,}" for n in row)] for name, row in zip(found.classes, counts.tolist(), strict=True)]
-        sections.append(("Confusion matrix", [["label ↓ prediction →", *found.classes], *rows]))
-        sections.append(("By class", _class_table(found.classes, counts)))
+        sections.append(Section("Confusion matrix", [["label ↓ prediction →", *found.classes], *rows]))
+        sections.append(Section("By class", _class_table(found.classes, counts)))
         confusions = [[gold, said, f"{count:,}"] for gold, said, count in found.commonest_confusions(_CONFUSIONS)]
         if confusions:
-            sections.append(("What is mistaken for what", [["label", "prediction", found.unit], *confusions]))
+            sections.append(Section("What is mistaken for what", [["label", "prediction", found.unit], *confusions]))
     if reliability is not None:
         table = [["confidence", found.unit, "mean confidence %", "accuracy %"]]
         for one in _filled_bins(reliability):
             shares = (f"{100 * one[name]:.1f}" for name in ("confidence", "accuracy"))
             table.append([f"{one['from']:.2f} to {one['to']:.2f}", f"{one['rows']:,}", *shares])
-        sections.append(("Reliability", table))
+        sections.append(Section("Reliability", table))
     if examples:
         table = [["text", "label", "prediction", "confidence", found.measure]]
         for wrong in found.worst(examples):
             text = wrong.text if len(wrong.text) <= _LONGEST_TEXT else f"{wrong.text[: _LONGEST_TEXT - 1]}…"
             confidence = "–" if wrong.confidence is None else f"{wrong.confidence:.4f}"
             table.append([" ".join(text.split()), wrong.gold, wrong.predicted, confidence, f"{wrong.wrongness:.2f}"])
-        sections.append(("Most wrong", table))
+        sections.append(Section("Most wrong", table))
     return sections
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 from jsonargparse import auto_cli
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.callbacks import replace_folder, write_export
+from lit_distil.callbacks import write_export
 from lit_distil.commands.networks import max_positions, open_network
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.data.sources.text import read_lines
+from lit_distil.files import staged_folder
 
 
 def export(
@@ -61,18 +61,11 @@ def export(
         print(f"{network.num_parameters():,} parameters in {out}")
         return
     texts = read_lines_of(check_on) if check_on is not None else []
-
-    def write(staging: Path) -> None:
+    with staged_folder(Path(out)) as staging:
         network.save_pretrained(staging)
         chosen.save_pretrained(staging)
         least = 0.0 if allow_disagreement else min_agreement
-        try:
-            write_onnx_files(network, chosen, staging, int8=int8, tolerance=tolerance, min_agreement=least, texts=texts)
-        except ValueError:
-            shutil.rmtree(staging)  # what is refused leaves nothing behind
-            raise
-
-    replace_folder(Path(out), write)
+        write_onnx_files(network, chosen, staging, int8=int8, tolerance=tolerance, min_agreement=least, texts=texts)
     print(f"{network.num_parameters():,} parameters in {out}")
 
 

@@ -43,13 +43,12 @@ def open_network(
     """
     path = Path(name)
     if path.is_file() or path.suffix == ".ckpt":
-        network = load_checkpoint(path)
-        return network, load_tokenizer(tokenizer) if tokenizer else tokenizer_of_run(path)
+        return load_checkpoint(path), load_tokenizer(tokenizer) if tokenizer else tokenizer_of_run(path)
     folder = str(path / "export" if (path / "export" / "config.json").is_file() else name)
     try:
         config = AutoConfig.from_pretrained(folder)
         kind = _class_that_wrote(config)
-        network = None if kind is None else kind.from_pretrained(folder, dtype=torch.float32)
+        network: PreTrainedModel | None = kind and kind.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{field}: {folder!r} could not be loaded ({_first_line(error)}); give a checkpoint "

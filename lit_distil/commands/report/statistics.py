@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from lit_distil.commands.report.page import Table
 from lit_distil.commands.runs import read_metric
+from lit_distil.console import Table
 
 
 @dataclass(frozen=True)
