@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus.documents import DocumentSplits
-from lit_distil.data.corpus.sequences import SequenceDataset
 from lit_distil.data.corpus.shards import CORPUS_VERSION
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.sequences import SequenceDataset
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.sources.mixture import DocumentFilters
 from lit_distil.data.sources.rows import STAND_INS, open_rows
