@@ -25,8 +25,9 @@ from lit_distil.commands.networks import (
 )
 from lit_distil.console import Table, bullets, markdown_table, progress_bar, signed
 from lit_distil.data.corpus.encoding import TextEncoder
-from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
+from lit_distil.data.sources.tables import read_rows
 from lit_distil.tasks import Features
+from lit_distil.tasks.base import SOURCE_KEY
 
 Ints = NDArray[np.int64]
 

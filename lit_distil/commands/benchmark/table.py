@@ -16,7 +16,7 @@ from lit_distil.commands.timing import Quartiles, TimedNetwork, limited_threads,
 from lit_distil.console import Table, bullets, markdown_table, progress_bar
 from lit_distil.data import RowSource, TableFiles, load_tokenizer
 from lit_distil.data.sources.base import Split
-from lit_distil.data.sources.tables import SOURCE_KEY
+from lit_distil.tasks.base import SOURCE_KEY
 
 if TYPE_CHECKING:
     from lit_distil.commands.benchmark.command import NetworkBenchmark
