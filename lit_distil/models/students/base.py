@@ -6,12 +6,13 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from lit_distil.console import text_table
 
 HeadChoice = Literal["copy", "new"]
 """What the student's head starts from: the teacher's, or fresh weights. What is tied to the embeddings stays so."""
@@ -83,7 +84,7 @@ def describe(records: list[CopyRecord]) -> str:
         sources = {_part(name) for record in members if record.source for name in record.source.split(" + ")}
         source = ", ".join(sorted(sources, key=_order)) or "-"
         rows.append((part, source, str(len(members)), _count_origins(members)))
-    return _aligned(rows)
+    return text_table(rows, numbers=False)
 
 
 def tensor_table(records: list[CopyRecord]) -> str:
@@ -92,7 +93,7 @@ def tensor_table(records: list[CopyRecord]) -> str:
     for record in records:
         origin = f"{record.origin}, frozen" if record.frozen else record.origin
         rows.append((record.name, _size(record.shape), origin, record.source or "-", _size(record.source_shape)))
-    return _aligned(rows)
+    return text_table(rows, numbers=False)
 
 
 def _count_origins(records: list[CopyRecord]) -> str:
@@ -120,9 +121,3 @@ def _order(part: str) -> tuple[int, int, str]:
 
 def _size(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else " x ".join(map(str, shape))
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
