@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lit_distil.data.corpus.sequences import SequenceDataset
-from lit_distil.data.sources.tables import Row
-from lit_distil.tasks import Features
-from lit_distil.types import IGNORE_INDEX, Batch
+from lit_distil.tasks import Features, LabelKind, Row
+from lit_distil.types import Batch
 
 
 class LabelledSequences(SequenceDataset):
@@ -18,13 +16,22 @@ class LabelledSequences(SequenceDataset):
     Args:
         features: The samples, one or more a row.
         rows: The rows themselves, which `Features.row` points into, for metrics and predictions.
+        label_kind: The kind of the samples' labels; None where they have none.
+
+    Raises:
+        ValueError: There are labels, and their kind is not given.
     """
 
-    def __init__(self, features: list[Features], rows: list[Row] | None = None) -> None:
+    def __init__(
+        self, features: list[Features], rows: list[Row] | None = None, *, label_kind: LabelKind | None = None
+    ) -> None:
         self.features = features
         self.rows = rows or []
+        has_labels = any(f.label is not None for f in features)
+        if has_labels and label_kind is None:
+            raise ValueError("label_kind: the samples have labels; give their kind, which is the task's `label_kind`")
+        self.label_kind = label_kind if has_labels else None
         self._lengths = np.array([len(f.input_ids) for f in features], dtype=np.int64)
-        self._has_spans = any(f.span is not None for f in features)
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -46,6 +53,10 @@ class LabelledSequences(SequenceDataset):
         lengths = np.array([n for f in chosen for n in f.choices or (len(f.input_ids),)], dtype=np.int64)
         ends = np.cumsum(lengths)
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        labels = {}
+        if self.label_kind is not None:
+            sizes = [len(f.input_ids) for f in chosen]
+            labels = self.label_kind.batch_fields([f.label for f in chosen], np.cumsum([0, *sizes[:-1]]).tolist())
         token_types = None
         if chosen[0].token_type_ids is not None:
             token_types = torch.from_numpy(np.concatenate([f.token_type_ids for f in chosen]))[None]
@@ -56,28 +67,6 @@ class LabelledSequences(SequenceDataset):
             lengths=tuple(lengths.tolist()),
             sample_ids=torch.from_numpy(np.asarray(sample_ids, dtype=np.int64)),
             token_type_ids=token_types,
-            labels=_labels(chosen),
-            answer_spans=_spans(chosen, ends - lengths) if self._has_spans else None,
             group_sizes=None if chosen[0].choices is None else tuple(len(f.choices or ()) for f in chosen),
+            **labels,
         )
-
-
-def _labels(chosen: list[Features]) -> Tensor | None:
-    first = chosen[0].label
-    if first is None:
-        return None
-    if isinstance(first, np.ndarray):
-        values = [np.asarray(f.label) for f in chosen]
-        if first.dtype.kind == "f":  # zeros and ones, one of each label
-            return torch.from_numpy(np.stack(values))
-        return torch.from_numpy(np.concatenate(values))[None]  # one a token
-    dtype = torch.float32 if isinstance(first, float) else torch.int64
-    return torch.tensor([f.label for f in chosen], dtype=dtype)
-
-
-def _spans(chosen: list[Features], starts: np.ndarray) -> Tensor:
-    spans = [
-        (IGNORE_INDEX, IGNORE_INDEX) if f.span is None else (start + f.span[0], start + f.span[1])
-        for f, start in zip(chosen, starts.tolist(), strict=True)
-    ]
-    return torch.tensor(spans, dtype=torch.int64)
