@@ -331,9 +331,7 @@ class LabelNames:
             ValueError: They are not known yet.
         """
         if self.names is None:
-            raise ValueError(
-                "task.labels: the names are not known yet; give them, or call learn_labels with the training rows"
-            )
+            raise ValueError("task.labels: not known yet; give them, or call learn_labels with the training rows")
         return self.names
 
     def take(self, names: list[str]) -> None:
