@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -30,10 +34,19 @@ class Vocabulary:
         size: Number of entries, added tokens included.
         special_ids: Name (`pad_token_id`, `mask_token_id`, `cls_token_id`, `sep_token_id`, `bos_token_id`,
             `eos_token_id`, `unk_token_id`) to id, for those the tokenizer has.
+        read_tokens: Gives the entries in the order of their ids; None if only size and special ids are known.
     """
 
     size: int
     special_ids: dict[str, int]
+    read_tokens: Callable[[], Sequence[str]] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def tokens(self) -> NDArray[np.object_]:
+        """Str `[size]`: the entries by id, as the tokenizer writes them ("##ing", "Ġthe"); read when first used."""
+        if self.read_tokens is None:
+            raise ValueError("this vocabulary was made without a tokenizer, so it does not know its tokens")
+        return np.array(self.read_tokens(), dtype=object)
 
 
 @dataclass
