@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from lit_distil import __version__
-from lit_distil.commands.export import position_room
+from lit_distil.commands.networks import max_positions
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
 
@@ -176,7 +176,7 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
             parameters=_count(model),
             encoder_parameters=_count(encoder),
             vocab_size=model.config.vocab_size,
-            max_length=position_room(model),
+            max_length=max_positions(model),
             has_segments=takes_segments(model),
         )
     else:
