@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_distil.files import sha256_of, sync_folder, write_file
+from lit_distil.files import hash_file, staged_file, write_file
 
 _SUFFIX = ".sha256"
 LAST = "last.ckpt"
@@ -39,28 +37,20 @@ class WholeCheckpoints(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        staged = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with staged.open("wb") as file:
+            with staged_file(target) as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                os.fsync(file.fileno())
-            # while the file is exchanged, both the old one and the new one are right
-            line = f"{sha256_of(staged)}  {target.name}\n"
-            both = line + "".join(f"{old}  {target.name}\n" for old in _known(target))
-            write_file(_hashes(target), [both.encode()])
-            os.replace(staged, target)
-            sync_folder(target.parent)
-            write_file(_hashes(target), [line.encode()])
+                # while the file is replaced, the hash of the old one and that of the new one are both right
+                line = f"{hash_file(Path(file.name))}  {target.name}\n"
+                write_file(_hashes(target), line + "".join(f"{old}  {target.name}\n" for old in _known(target)))
+            write_file(_hashes(target), line)
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
             raise OSError(
                 f"{target}: the checkpoint could not be written ({error}); what stood there before is untouched. Make "
                 "room or give another place (trainer.default_root_dir), and go on with --ckpt_path last"
             ) from error
-        finally:
-            with suppress(OSError):
-                staged.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, if it is what was written.
@@ -104,7 +94,7 @@ def _known(path: Path) -> list[str]:
 
 def _is_sound(path: Path) -> bool:
     known = _known(path)
-    return not known or sha256_of(path) in known
+    return not known or hash_file(path) in known
 
 
 def _age(path: Path) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lit_distil.files import write_file
+from lit_distil.files import staged_folder, write_file
 
 _PREFIX = "network.model."  # of the network's weights in a checkpoint
 
@@ -69,24 +67,9 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def write_export(network: Any, tokenizer: Any, folder: Path) -> None:
     """Write network and tokenizer to a folder that `from_pretrained` loads."""
-
-    def write(staging: Path) -> None:
+    with staged_folder(folder) as staging:
         network.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-
-    replace_folder(folder, write)
-
-
-def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary folder beside `folder`, then put it in place, so that it is never half there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    write(staging)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(staging, folder)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -74,4 +74,4 @@ class _AppendingWriter(ExperimentWriter):
         writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_file(Path(self.metrics_file_path), [text.getvalue().encode()])
+        write_file(Path(self.metrics_file_path), text.getvalue())

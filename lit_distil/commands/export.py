@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +16,11 @@ from jsonargparse import auto_cli
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.callbacks import replace_folder, write_export
+from lit_distil.callbacks import write_export
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.data import load_tokenizer
 from lit_distil.data.sources.text import read_lines
+from lit_distil.files import staged_folder
 from lit_distil.models.sources import AUTO_MODELS
 
 _PREFIX = "network.model."
@@ -69,18 +69,11 @@ def export(
         print(f"{network.num_parameters():,} parameters in {out}")
         return
     texts = read_lines_of(check_on) if check_on is not None else []
-
-    def write(staging: Path) -> None:
+    with staged_folder(Path(out)) as staging:
         network.save_pretrained(staging)
         chosen.save_pretrained(staging)
         least = 0.0 if allow_disagreement else min_agreement
-        try:
-            write_onnx_files(network, chosen, staging, int8=int8, tolerance=tolerance, min_agreement=least, texts=texts)
-        except ValueError:
-            shutil.rmtree(staging)  # what is refused leaves nothing behind
-            raise
-
-    replace_folder(Path(out), write)
+        write_onnx_files(network, chosen, staging, int8=int8, tolerance=tolerance, min_agreement=least, texts=texts)
     print(f"{network.num_parameters():,} parameters in {out}")
 
 

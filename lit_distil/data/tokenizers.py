@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lit_distil.data.sources.text import near_names
+from lit_distil.files import hash_of
 from lit_distil.types import Vocabulary
 
 # how BERT and RoBERTa name their special tokens, for folders that do not say
@@ -86,7 +86,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     backend: Any = tokenizer.backend_tokenizer
     backend.no_truncation()  # a call's settings, which a corpus does not depend on
     backend.no_padding()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return hash_of(backend.to_str())
 
 
 def _from_pretrained(name: str, revision: str | None) -> PreTrainedTokenizerBase:

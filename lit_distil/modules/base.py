@@ -8,7 +8,6 @@ the weighted terms are added.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import math
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from transformers import PretrainedConfig
 
+from lit_distil.files import short_hash
 from lit_distil.models.sources import Head
 from lit_distil.modules.fill import fill_of, note_size
 from lit_distil.modules.meters import SumMeters
@@ -382,7 +382,7 @@ class EncoderModule(LightningModule):
     def _seed_dropout(self, micro_step: int) -> None:
         """Dropout is a function of (seed, micro-step, rank), so a resumed run draws what the unbroken one would."""
         key = f"{self._seed}:{micro_step}:{self.global_rank}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+        seed = int.from_bytes(short_hash(key, 7), "big")
         torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend and takes milliseconds
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)

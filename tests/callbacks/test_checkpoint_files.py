@@ -9,7 +9,7 @@ import torch
 
 from lit_distil.callbacks import WholeCheckpoints
 from lit_distil.callbacks import checkpoints as files
-from lit_distil.files import sha256_of
+from lit_distil.files import hash_file
 
 OLD, NEW = ({"weights": torch.full((1000,), float(value)), "step": value} for value in (1, 2))
 
@@ -33,7 +33,7 @@ def test_what_was_written_is_read_and_its_hash_is_sha256sums(path: Path) -> None
     WholeCheckpoints().save_checkpoint(NEW, path)
     assert step_of(path) == 2
     assert sorted(one.name for one in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
-    assert files._hashes(path).read_text() == f"{sha256_of(path)}  last.ckpt\n"
+    assert files._hashes(path).read_text() == f"{hash_file(path)}  last.ckpt\n"
     WholeCheckpoints().remove_checkpoint(path)
     assert not list(path.parent.iterdir())
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +22,7 @@ from lit_distil.data.sources.docstrings import default_cache_dir
 from lit_distil.data.sources.mixture import DocumentFilters
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.tokenizers import tokenizer_hash, vocabulary_of
+from lit_distil.files import hash_values
 
 
 @dataclass(frozen=True)
@@ -119,5 +118,5 @@ class DocumentSplits:
         if isinstance(self.source, PreparedCorpus):
             return self.source.local_folder(split, tokenizer, cache_dir=self._cache, fetch=fetch, verify=self.verify)
         filters = asdict(self.filters or DocumentFilters())
-        key = json.dumps([CORPUS_VERSION, self.source.fingerprint(split), tokenizer, SHARD_CHARACTERS, filters])
-        return self._cache / "corpora" / hashlib.sha256(key.encode()).hexdigest()[:24]
+        key = [CORPUS_VERSION, self.source.fingerprint(split), tokenizer, SHARD_CHARACTERS, filters]
+        return self._cache / "corpora" / hash_values(key)[:24]
