@@ -286,7 +286,8 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete the Trainer as for every run."""
         settings = self._get(self.config_init, "trainer", default={})
-        settings.update(complete_trainer(str(self.subcommand), {**settings}))
+        for name, value in complete_trainer(str(self.subcommand), {**settings}).items():
+            settings[name] = value
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -437,7 +438,7 @@ def _let_null_reach_its_key() -> None:
     set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), (yaml.YAMLError,))
 
 
-_UNWANTED_LINES = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader")
+_UNWANTED_LINES = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks")
 
 
 def _quieten() -> None:
@@ -447,6 +448,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has options too
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
     # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
