@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"lit_distil.{name}")
     if name[:1].isupper():
         for room in map(importlib.import_module, (f"lit_distil.{room}" for room in _ROOMS)):
-            if name in room.__all__:
+            if name in dir(room):
                 return getattr(room, name)
     raise AttributeError(f"module 'lit_distil' has no attribute {name!r}; its calls are {', '.join(_CALLS)}")
 

@@ -15,7 +15,13 @@ TRAINER_COMMANDS = {
     "test": "evaluate it on the test split",
     "predict": "write predictions for the predict split (or else test, or else validation)",
 }
+CALLS = {
+    "pretrain": "pretrain an encoder on your text: lit-distil pretrain corpus.txt --out runs/teacher",
+    "distil": "distil a model into one of half its layers: lit-distil distil NAME corpus.txt --out runs/student",
+    "finetune": "fine-tune on your table: lit-distil finetune runs/student reviews.csv --text review --out runs/task",
+}
 OTHER_COMMANDS = {
+    "recipes": "list the complete configurations that come with the package, or print one",
     "tokenizer": "train a tokenizer on a source of text",
     "prepare": "turn a source of text into shards of tokens, once for many runs",
     "inspect": "show batches of a configuration: tokens, masks, segments, labels; in the terminal and as a page",

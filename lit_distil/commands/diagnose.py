@@ -13,9 +13,10 @@ import numpy as np
 from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
-from lit_distil.commands.report.page import Table, aligned, bullets, page
+from lit_distil.commands.pages import Section, write_pages
+from lit_distil.commands.predictions import Decisions, decisions_of
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
-from lit_distil.commands.report.statistics import Decisions, decisions_of
+from lit_distil.console import Table
 from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
 
 _SMALLEST = 1e-12  # of a probability, so that a loss is finite
@@ -267,14 +268,8 @@ def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 1
         )
     headline = title or f"Predictions of {predictions}"
     summary = _summary(found, reliability)
-    sections = _sections(found, reliability, examples)
-    text = [f"# {headline}", bullets(summary)]
-    text += [f"![{picture.stem}]({picture.name})" for picture in pictures]
-    for name, table in sections:
-        text += [f"## {name}", aligned([[cell.replace("|", "\\|") for cell in row] for row in table])]
-    (folder / "diagnosis.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    html = page(headline, summary, pictures, sections)
-    (folder / "diagnosis.html").write_text(html, encoding="utf-8")
+    tables = [Section(name, table) for name, table in _sections(found, reliability, examples)]
+    write_pages(folder / "diagnosis", headline, [Section(lines=summary), Section(pictures=pictures), *tables])
     numbers = json.dumps(_numbers(found, reliability, examples), indent=2, ensure_ascii=False)
     (folder / "diagnosis.json").write_text(numbers + "\n", encoding="utf-8")
     for line in summary:

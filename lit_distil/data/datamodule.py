@@ -6,17 +6,16 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus.documents import DocumentSplits
-from lit_distil.data.corpus.sequences import SequenceDataset
 from lit_distil.data.corpus.shards import CORPUS_VERSION
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.sequences import SequenceDataset, SpreadSequences
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.sources.mixture import DocumentFilters
 from lit_distil.data.sources.rows import STAND_INS, open_rows
@@ -318,27 +317,6 @@ class TextDataModule(LightningDataModule):
         if self.max_eval_sequences is None or len(dataset) <= self.max_eval_sequences:
             return dataset
         return SpreadSequences(dataset, self.max_eval_sequences)
-
-
-class SpreadSequences(SequenceDataset):
-    """So many sequences of a data set, evenly spread over it, as sources put documents of a kind side by side."""
-
-    def __init__(self, dataset: SequenceDataset, size: int) -> None:
-        self.dataset = dataset
-        self.chosen = np.arange(size, dtype=np.int64) * len(dataset) // size
-
-    def __len__(self) -> int:
-        """The number of sequences."""
-        return len(self.chosen)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 `[N]`."""
-        return self.dataset.lengths[self.chosen]
-
-    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray, step: int | None = None) -> Any:
-        """As the whole data set does, with its sample ids."""
-        return self.dataset.collate(self.chosen[sample_ids], epochs, step)
 
 
 def _way_out(name: str, role: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics
 
 from lit_distil.commands import diagnose
-from lit_distil.commands.report.statistics import Decision, decisions_of
+from lit_distil.commands.predictions import Decision, decisions_of
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "words": [

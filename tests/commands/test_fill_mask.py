@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import fill_mask
-from lit_distil.commands.benchmark.networks import MaskedLM, open_masked_lm, short_names
+from lit_distil.commands.networks import MaskedLM, open_masked_lm, short_names
 from tests.commands.examples import finished_run, make_tokenizer
 from tests.workspace import Workspace
 

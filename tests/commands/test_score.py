@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import score
-from lit_distil.commands.benchmark.networks import open_masked_lm, read_texts
+from lit_distil.commands.networks import open_masked_lm, read_texts
 from lit_distil.commands.score import Share, judge, paired_difference, pseudo_likelihoods, read_pairs
 from tests.workspace import Workspace
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
-from lit_distil.data.corpus.sequences import SequenceDataset
 from lit_distil.data.formats import SegmentPair
 from lit_distil.data.masking import MixedMasking, SpanMasking, TokenMasking, WholeWordMasking
 from lit_distil.data.ordering import StepPlan
+from lit_distil.data.sequences import SequenceDataset
 from lit_distil.schedules import Stages
 from lit_distil.types import Batch
 from tests.data.batches import make_dataset, same, sequences_of, take

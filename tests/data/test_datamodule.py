@@ -17,7 +17,7 @@ from lit_distil.data import (
     TokenMasking,
     WholeWordMasking,
 )
-from lit_distil.data.datamodule import SpreadSequences
+from lit_distil.data.sequences import SpreadSequences
 from lit_distil.tasks import TextClassification, TextRegression
 
 WORDS = ["the", "dog", "fox", "sleeps", "jumps", "over", "lazy", "quick", "brown", "and"]

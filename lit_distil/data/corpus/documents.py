@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
@@ -13,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS, prepare_corpus
 from lit_distil.data.corpus.sequence_tables import open_table
-from lit_distil.data.corpus.sequences import MaskedSequences
 from lit_distil.data.corpus.shards import CORPUS_VERSION
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.sequences import MaskedSequences
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.sources.docstrings import default_cache_dir
 from lit_distil.data.sources.mixture import DocumentFilters
@@ -99,10 +98,7 @@ class DocumentSplits:
             masking=masking,
             seed=self._seed(split),
         )
-        start = perf_counter()
         dataset.compile()
-        if perf_counter() - start > 1:
-            rank_zero_info(f"compiled what batches are made with in {perf_counter() - start:.0f} s, once and for all")
         return dataset
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.data.labelled import LabelledSequences
+from lit_distil.data.sequences import LabelledSequences, spread
 from lit_distil.data.sources.base import RowSource, Split
 from lit_distil.data.sources.tables import Row
 from lit_distil.tasks import Task
@@ -80,7 +80,7 @@ def open_rows(
             continue
         chosen = np.arange(len(given))
         if name != "train" and max_eval_rows is not None and len(given) > max_eval_rows:
-            chosen = np.arange(max_eval_rows, dtype=np.int64) * len(given) // max_eval_rows
+            chosen = spread(max_eval_rows, len(given))
         features = task.encode(
             [given[n] for n in chosen.tolist()],
             tokenizer,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+
+from lit_distil.console import text_table
 
 Origin = Literal["copied", "sliced", "projected", "folded", "new"]
 """`copied` as it is; `sliced`: some of its rows or columns; `projected`: multiplied by a projection of the width;
@@ -61,7 +62,7 @@ def describe(records: list[CopyRecord]) -> str:
         frozen = sum(record.frozen for record in members)
         origins = _origins(members) + (f"; {frozen} frozen" if frozen else "")
         rows.append((part, ", ".join(sorted(sources, key=_rank)) or "-", str(len(members)), origins))
-    return _aligned(rows)
+    return text_table(rows, numbers=False)
 
 
 def tensor_table(records: list[CopyRecord]) -> str:
@@ -70,7 +71,7 @@ def tensor_table(records: list[CopyRecord]) -> str:
     for record in records:
         origin = f"{record.origin}, frozen" if record.frozen else record.origin
         rows.append((record.name, _size(record.shape), origin, record.source or "-", _size(record.source_shape)))
-    return _aligned(rows)
+    return text_table(rows, numbers=False)
 
 
 def _origins(records: list[CopyRecord]) -> str:
@@ -96,9 +97,3 @@ def _rank(part: str) -> tuple[int, int, str]:
 
 def _size(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else " x ".join(map(str, shape))
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
