@@ -78,9 +78,7 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> S
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if overwrite:
-        if rank_zero_only.rank == 0:
-            for path in (folder / name for name in RUN_FILES if name in names):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove(folder / name for name in RUN_FILES if name in names)
         return "new"
     ways_out = "give another folder, or start again with overwrite=True (--overwrite)"
     if "config.yaml" not in names:
@@ -98,6 +96,12 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> S
     if (folder / "export" / "config.json").is_file():
         return "finished"
     return "resume" if (folder / "checkpoints" / "last.ckpt").is_file() else "new"
+
+
+@rank_zero_only
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _differences(there: Any, here: Any) -> list[str]:
@@ -264,7 +268,7 @@ class TrainingCLI(LightningCLI):
         folder = Path(trainer.default_root_dir)
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(folder))
         if self.overwrite is not None:
-            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
             config.ckpt_path = _checkpoint_to_resume(folder, plain, overwrite=self.overwrite) or config.ckpt_path
 
     def instantiate_classes(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -11,6 +10,7 @@ from typing import Any
 from lit_distil.data.sources.base import DocumentSource, RowSource, Split, units_of
 from lit_distil.data.sources.hub import names_of_classes
 from lit_distil.data.sources.tables import SOURCE_KEY, Row
+from lit_distil.files import hash_of
 
 Rows = Sequence[Any]
 """A list of texts, a list of rows (dictionaries), or a `datasets.Dataset`."""
@@ -50,8 +50,8 @@ class InMemory(RowSource, DocumentSource):
                 raise ValueError(f"source.{split}: give a data frame as a list of rows: frame.to_dict('records')")
             if rows is not None and (isinstance(rows, str | dict) or not hasattr(rows, "__getitem__")):
                 raise ValueError(
-                    f"source.{split}: a list of texts, a list of rows (dictionaries) or a datasets.Dataset is expected, "
-                    f"got {type(rows).__name__}"
+                    f"source.{split}: a list of texts, a list of rows (dictionaries) or a datasets.Dataset is "
+                    f"expected, got {type(rows).__name__}"
                 )
 
     def rows(self, split: Split) -> Iterator[Row]:
@@ -79,10 +79,10 @@ class InMemory(RowSource, DocumentSource):
     def fingerprint(self, split: Split) -> str:
         """A hash of the content."""
         if split not in self._hashes:
-            digest = hashlib.sha256(self.text_column.encode())
+            so_far = hash_of(self.text_column)
             for row in self.rows(split):
-                digest.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
-            self._hashes[split] = digest.hexdigest()
+                so_far = hash_of(so_far + json.dumps(row, sort_keys=True, default=repr))
+            self._hashes[split] = so_far
         return self._hashes[split]
 
     def text_bytes(self, split: Split) -> int | None:
