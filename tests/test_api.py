@@ -236,7 +236,7 @@ def test_an_object_is_copied_so_that_it_can_be_used_again() -> None:
     task = lit_distil.TextClassification()
     first, second = build(task), build(task)
     first.take_labels(["a", "b"])
-    assert first.is_bound and not second.is_bound and not task.is_bound
+    assert first.knows_labels and not second.knows_labels and not task.knows_labels
 
 
 def test_two_objects_of_one_class_with_other_settings_are_described_differently() -> None:

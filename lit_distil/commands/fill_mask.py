@@ -12,7 +12,6 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    as_list,
     call_with_texts,
     flat_batch,
     open_masked_lm,
@@ -99,7 +98,7 @@ def fill_mask(
         top: How many tokens to show.
         device: Where to run, such as cpu or cuda.
     """
-    names = as_list(model)
+    names = [model] if isinstance(model, str) else model
     if not names:
         raise ValueError("model: give at least one folder")
     found, places = read_texts(texts or [], file)

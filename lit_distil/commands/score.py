@@ -17,7 +17,6 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    as_list,
     call_with_texts,
     flat_batch,
     open_masked_lm,
@@ -330,7 +329,7 @@ def score(
         device: Where to run, such as cpu or cuda.
         out: Folder to write scores.md and scores.json to; None prints only.
     """
-    names = as_list(model)
+    names = [model] if isinstance(model, str) else model
     if not names:
         raise ValueError("model: give at least one folder")
     if pairs is not None and (texts or file is not None):

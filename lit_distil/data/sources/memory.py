@@ -9,8 +9,8 @@ from typing import Any
 
 from lit_distil.data.sources.base import DocumentSource, RowSource, Split, units_of
 from lit_distil.data.sources.hub import names_of_classes
-from lit_distil.data.sources.tables import SOURCE_KEY, Row
 from lit_distil.files import hash_of
+from lit_distil.tasks.base import SOURCE_KEY, Row
 
 Rows = Sequence[Any]
 """A list of texts, a list of rows (dictionaries), or a `datasets.Dataset`."""
