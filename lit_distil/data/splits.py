@@ -126,7 +126,9 @@ def open_rows(
     validation_share: float,
     seed: int,
 ) -> dict[str, LabelledSequences]:
-    """Read and encode splits. The task is bound to the training rows first, unless it predicts and knows its labels.
+    """Read and encode splits, after the task has learnt its labels from the training rows.
+
+    It needs no training rows if it only predicts and already knows its labels: a trained head brings them along.
 
     Args:
         source: Gives the rows.
@@ -146,9 +148,9 @@ def open_rows(
         ValueError: A row breaks the task's contract, or no row of a split can be used.
     """
     train: list[Row] = []
-    if labelled or not task.is_bound:
+    if labelled or not task.knows_labels:
         train = list(source.rows("train"))
-        task.bind(train)
+        task.learn_labels(train)
     rows: dict[str, list[Row]] = {}
     for split in splits:
         rows[split] = train if split == "train" else list(source.rows(split))
@@ -183,7 +185,7 @@ def open_rows(
         if not features:
             raise ValueError(f"data.source: none of the {len(given):,} rows of the {name} split can be used")
         features = [dataclasses.replace(sample, row=int(chosen[sample.row])) for sample in features]
-        datasets[name] = LabelledSequences(features, given)
+        datasets[name] = LabelledSequences(features, given, label_kind=task.label_kind)
         windows = f" as {len(features):,} windows" if len(features) > len(chosen) else ""
         rank_zero_info(f"{name}: {len(chosen):,} rows{windows}, {int(datasets[name].lengths.sum()):,} tokens")
     return datasets

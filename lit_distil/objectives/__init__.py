@@ -12,6 +12,14 @@ from lit_distil.objectives.base import (
     logits_at,
 )
 from lit_distil.objectives.hidden import HiddenCosineLoss, HiddenMSELoss
+from lit_distil.objectives.label_kinds import (
+    ChoiceLabel,
+    ClassLabel,
+    LabelKind,
+    MultiLabel,
+    SpanLabel,
+    ValueLabel,
+)
 from lit_distil.objectives.logits import (
     JensenShannonLoss,
     LogitMSELoss,
@@ -27,13 +35,17 @@ from lit_distil.objectives.vocabulary import RowTerm, Teachers, VocabularyPass, 
 
 __all__ = [
     "AttentionLoss",
+    "ChoiceLabel",
+    "ClassLabel",
     "HiddenCosineLoss",
     "HiddenMSELoss",
     "JensenShannonLoss",
+    "LabelKind",
     "LogitMSELoss",
     "LogitObjective",
     "LogitRows",
     "MaskedLMLoss",
+    "MultiLabel",
     "NetworkFacts",
     "NextSentenceLoss",
     "NextSentenceSoftTargetLoss",
@@ -44,10 +56,12 @@ __all__ = [
     "RowObjective",
     "RowTerm",
     "SoftTargetLoss",
+    "SpanLabel",
     "TaskLoss",
     "TaskSoftTargetLoss",
     "TeacherLabelLoss",
     "Teachers",
+    "ValueLabel",
     "VocabularyPass",
     "hidden_at",
     "logits_at",
