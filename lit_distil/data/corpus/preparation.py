@@ -26,13 +26,12 @@ from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.corpus.engine import results_in_order, workers
 from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, read_chunks
-from lit_distil.data.corpus.shards import SETTINGS, Manifest, ShardWriter, remove_notes
+from lit_distil.data.corpus.shards import SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.tokenizers import tokenizer_hash
 from lit_distil.files import place_folder, write_file
 
 SHARD_CHARACTERS = 64_000_000
-_SEEN = "seen.sqlite"
 _LOCK = ".lock"
 
 
@@ -162,9 +161,10 @@ class _Preparation:
                 self._write_shards(writer, documents, total)
                 _check_result(writer)
                 writer.finish(made_of)
-            (staging / _SEEN).unlink(missing_ok=True)
             remove_notes(staging)
+            # the lock goes along: a process that waits for it would lock another file of that name
             place_folder(staging, self.folder)
+            (self.folder / _LOCK).unlink(missing_ok=True)
         finally:
             if not made_of["source"] or holds_corpus(self.folder):  # it cannot be continued, or it is complete
                 shutil.rmtree(staging, ignore_errors=True)
@@ -173,7 +173,7 @@ class _Preparation:
 
     def _write_shards(self, writer: ShardWriter, documents: Iterable[list[str]], total: int | None) -> None:
         """Read, encode and write what is not there yet."""
-        duplicates = Duplicates(writer.folder / _SEEN, writer.num_shards) if self.filters.drop_duplicates else None
+        duplicates = Duplicates(writer.folder / SEEN, writer.num_shards) if self.filters.drop_duplicates else None
         chunks = read_chunks(
             documents,
             filters=self.filters,
@@ -270,7 +270,7 @@ def _keep_if_same(staging: Path, made_of: dict[str, Any]) -> None:
     text = json.dumps(made_of)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    for left in itertools.chain(staging.glob("shard-*"), [staging / _SEEN, staging / f"{_SEEN}-journal"]):
+    for left in itertools.chain(staging.glob("shard-*"), [staging / SEEN, staging / f"{SEEN}-journal"]):
         left.unlink(missing_ok=True)
     write_file(path, text)
 

@@ -22,6 +22,7 @@ CORPUS_VERSION = 2
 MANIFEST = "manifest.json"
 TOKEN_COUNTS = "token_counts.npy"
 SETTINGS = "settings.json"
+SEEN = "seen.sqlite"
 
 
 class ShardArrays(NamedTuple):
@@ -357,7 +358,7 @@ class ShardWriter:
 
 def remove_notes(folder: Path) -> None:
     """Remove the files that only interrupted work needs."""
-    for path in (*folder.glob("shard-*.json"), *folder.glob(".*"), folder / SETTINGS):
+    for path in (*folder.glob("shard-*.json"), *folder.glob(".*.partial"), folder / SETTINGS, folder / SEEN):
         path.unlink(missing_ok=True)
 
 
