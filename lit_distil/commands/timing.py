@@ -74,7 +74,7 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
     if device != "cpu":
         raise ValueError(f"device: {name!r} is run by ONNX Runtime on the CPU; give device cpu, got {device!r}")
     network = OnnxNetwork(name, threads=threads)
-    facts = network.facts
+    facts = network.properties
     if "parameters" not in facts:
         raise ValueError(f"networks: {name!r} was not written by `lit-distil export --onnx true`; write it anew")
     if 0 < facts["max_length"] < length:
