@@ -219,12 +219,7 @@ class Pretrained(NetworkSource):
             raise ValueError(self._not_found(error)) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
         _warn_of_new_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
-        num_rows = model.get_input_embeddings().weight.shape[0]
-        if vocabulary is not None and num_rows < vocabulary.size:
-            raise ValueError(
-                f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of {self.name_or_path!r} "
-                f"has {num_rows} rows; use the tokenizer that the model was trained with"
-            )
+        _check_embedding(model, vocabulary, self.name_or_path)
         choose_attention(model, self.attention)
         return model.train()  # from_pretrained gives eval mode, and nothing would turn dropout on again
 
@@ -363,4 +358,14 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
         raise ValueError(
             f"head={head!r}: transformers has no such model for model_type={config.model_type!r}; if the architecture "
             f"is yours, {AUTO_MODELS[head].__name__}.register({type(config).__name__}, YourModel) adds one"
+        )
+
+
+def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None, name: str) -> None:
+    embedding: Any = model.get_input_embeddings()
+    num_rows = embedding.weight.shape[0]
+    if vocabulary is not None and num_rows < vocabulary.size:
+        raise ValueError(
+            f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of {name!r} has {num_rows} "
+            "rows; use the tokenizer that the model was trained with"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from lit_distil.models import (
 )
 from lit_distil.models.sources import head_of
 from lit_distil.models.students import describe
+from lit_distil.optim import layers_of_parameters
 from tests.workspace import REPOSITORY, Workspace, environment, fit, logged
 
 from . import own_architectures
@@ -131,6 +133,17 @@ def test_students_take_the_layers_and_say_so(name: str) -> None:
         Narrower(16).build(teacher)
     with pytest.raises(ValueError, match=rf"teacher: nothing can be copied between '{name}'"):
         CrossArchitecture(FromConfig("roberta")).build(teacher)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_told_apart_for_slower_learning_and_freezing(name: str) -> None:
+    layers = layers_of_parameters(make_own(name), 4)
+    for key, layer in layers.items():
+        if found := re.search(r"\.(\d+)\.", key):
+            assert layer == int(found[1]) + 1
+        else:
+            assert layer == (0 if "token" in key or "position" in key else 5)
+    assert set(layers.values()) == set(range(6))
 
 
 def test_an_architecture_derived_from_a_known_one_is_narrowed_and_crossed_like_it() -> None:
