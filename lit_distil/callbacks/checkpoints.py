@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_distil.files import sha256_of, sync_folder, write_file
+from lit_distil.modules.base import datamodule_of
 
 _SUFFIX = ".sha256"
 LAST = "last.ckpt"
@@ -163,8 +164,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _follow_task(self, trainer: Trainer) -> None:
         """Keep the best by the task's metric, now that the data module knows whether there are rows to evaluate."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if getattr(data, "task", None) is None or "validation" not in data.datasets or not trainer.limit_val_batches:
+        data = datamodule_of(trainer)
+        if data.task is None or "validation" not in data.datasets or not trainer.limit_val_batches:
             return
         self.monitor, self.mode = f"val/{data.task.main_metric}", "max"
         self.kth_value = torch.tensor(-torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from abc import ABC, abstractmethod
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -233,6 +235,79 @@ class Pretrained(NetworkSource):
             f"could be fetched: {reason} Give an existing folder or a name on the Hub; without a network, or with "
             f"HF_HUB_OFFLINE=1, fetch it beforehand with `hf download` and give the folder."
         )
+
+
+class LiveModel(NetworkSource):
+    """A model that is in memory. It is copied, so that training and attention settings leave the original alone.
+
+    Args:
+        model: A transformers model. If it has another head than the one that is needed, the encoder's weights are
+            taken and the head is new.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def build(
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        head: Head = "masked_lm",
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
+    ) -> PreTrainedModel:
+        """See `NetworkSource.build`."""
+        name = type(self.model).__name__
+        config = copy.deepcopy(self.model.config)
+        _check_head(head, config)
+        num_outputs = config.num_labels
+        config.update(_label_fields(num_labels, id2label, problem_type))
+        if self.has_head(head) and (head not in _TASK_HEADS or config.num_labels == num_outputs):
+            model = copy.deepcopy(self.model)
+            model.config.update(config.to_dict())
+        else:
+            model = AUTO_MODELS[head].from_config(config)
+            encoder: Any = self.model.base_model
+            loaded = model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+            missing = {f"{model.base_model_prefix}.{key}" for key in loaded.missing_keys}
+            if head not in _TASK_HEADS:
+                missing.add(f"the {head} head")
+            _warn_of_fresh_weights(model, missing, name, head)
+        _check_embedding(model, vocabulary, name)
+        choose_attention(model)
+        return model.train()
+
+    def has_head(self, head: Head) -> bool:
+        """Whether the model has this head already."""
+        kinds = AUTO_MODELS[head]._model_mapping[type(self.model.config)]
+        return isinstance(self.model, kinds)
+
+    def label_names(self, head: Head) -> list[str] | None:
+        """See `NetworkSource.label_names`."""
+        names: Any = self.model.config.id2label
+        return [str(names[index]) for index in sorted(names)] if self.has_head(head) else None
+
+    def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
+        """A copy for reading: other modules and settings, the same memory for the weights.
+
+        Raises:
+            ValueError: The model lacks the head, or rows of the vocabulary.
+        """
+        if not self.has_head(head):
+            raise ValueError(f"{type(self.model).__name__} has no {head} head, so its answers would be random")
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
+        model: PreTrainedModel = copy.deepcopy(self.model, same)
+        model.config.architectures = [type(model).__name__]
+        _check_embedding(model, vocabulary, type(model).__name__)
+        choose_attention(model)
+        return model
+
+
+def as_source(network: NetworkSource | PreTrainedModel) -> NetworkSource:
+    """A source as it is; a model in memory as a source."""
+    return LiveModel(network) if isinstance(network, PreTrainedModel) else network
 
 
 @contextmanager

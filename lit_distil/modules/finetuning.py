@@ -10,15 +10,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.models.sources import AUTO_MODELS, Head, as_source
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.checks import check_length
-from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
 from lit_distil.objectives.task import side_by_side
+from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
 from lit_distil.tasks import Found, Task
 from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
@@ -65,12 +65,12 @@ class TaskModule(EncoderModule):
         Raises:
             ValueError: The data has no task.
         """
-        task: Any = self.trainer.datamodule.task  # type: ignore[attr-defined]
+        task: Task | None = self.data.task
         if task is None:
             raise ValueError(
                 f"data.task: {purpose} needs a task, such as {{class_path: lit_distil.tasks.TextClassification}}"
             )
-        self.head = task.head
+        self.head = task.head  # type: ignore[assignment]
         return task
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ class TaskModule(EncoderModule):
         """
         super().on_load_checkpoint(checkpoint)
         self.from_checkpoint = True
-        if self._trainer is not None:
+        if self.has_trainer:
             check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self._task)
 
     @property
@@ -122,7 +122,7 @@ class TaskModule(EncoderModule):
         assert self.network is not None
         logits = self.network(batch).logits
         assert logits is not None
-        return self.read(self.trainer.datamodule.predict_split, logits, batch)  # type: ignore[attr-defined]
+        return self.read(self.data.predict_split, logits, batch)
 
     def forward(self, batch: Batch) -> torch.Tensor | None:
         """The head's logits."""
@@ -131,11 +131,11 @@ class TaskModule(EncoderModule):
 
     @property
     def _task(self) -> Task:
-        return self.trainer.datamodule.task  # type: ignore[attr-defined]
+        return self.data.task
 
     def read(self, split: str, logits: torch.Tensor, batch: Batch) -> Outcomes:
         """Of each sample of a batch its index in the split, and what `Task.outcomes` makes of its logits."""
-        dataset = self.trainer.datamodule.datasets[split]  # type: ignore[attr-defined]
+        dataset = self.data.datasets[split]
         samples = batch.sample_ids.tolist()
         outcomes = self._task.outcomes(logits.float().cpu(), batch, [dataset.features[n] for n in samples])
         return list(zip(samples, outcomes, strict=True))
@@ -167,7 +167,7 @@ class TaskModule(EncoderModule):
             outcomes = [one for part in gathered for one in part]
         if not outcomes:
             return [], {}
-        dataset = self.trainer.datamodule.datasets[SPLITS[stage]]  # type: ignore[attr-defined]
+        dataset = self.data.datasets[SPLITS[stage]]
         outcomes = sorted(outcomes, key=lambda one: one[0])
         found = [(dataset.features[sample], outcome) for sample, outcome in outcomes]
         return found, self._task.score(found, dataset.rows)
@@ -207,7 +207,8 @@ class FineTuningModule(TaskModule):
     The task (columns, labels, metrics) belongs to the data module and is asked for when the network is built.
 
     Args:
-        network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for none pretrained.
+        network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for fresh weights, or a
+            model in memory, which is copied.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
         layer_decay: Factor of the learning rate from each layer to the one below, counted from the head over the blocks
@@ -219,7 +220,7 @@ class FineTuningModule(TaskModule):
 
     def __init__(
         self,
-        network: NetworkSource,
+        network: NetworkSource | PreTrainedModel,
         *,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
@@ -232,7 +233,7 @@ class FineTuningModule(TaskModule):
         if layer_decay is not None:
             check_layer_decay(layer_decay)
         self.layer_decay, self.freeze_layers = layer_decay, freeze_layers
-        self.network_source = network
+        self.network_source = as_source(network)
 
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
@@ -241,7 +242,7 @@ class FineTuningModule(TaskModule):
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
-            check_length("network", self.network, self.trainer.datamodule)  # type: ignore[attr-defined]
+            check_length("network", self.network, self.data)
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})

@@ -14,13 +14,13 @@ from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
 from lit_distil.modules.finetuning import SPLITS, Outcomes, TaskModule
-from lit_distil.modules.teachers import TaughtModule, load_teacher, state_requests
-from lit_distil.modules.terms import LossTerms, TeacherOutputs
+from lit_distil.modules.teachers import StudentModule, Teacher, load_teacher
 from lit_distil.objectives import Objective, TaskLoss, TaskSoftTargetLoss
-from lit_distil.objectives.task import mix_task_logits, same_answers, task_soft_targets
+from lit_distil.objectives.task import mean_of_teachers, same_answers, task_soft_targets
+from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
 from lit_distil.tasks import Task
-from lit_distil.types import Batch, Countable, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Countable, EncoderOutput
 
 _PROBLEMS = {
     "class": "single_label_classification",
@@ -29,18 +29,7 @@ _PROBLEMS = {
 }
 
 
-def load_task_teacher(folder: str, revision: str | None, task: Task, vocabulary: Vocabulary) -> PreTrainedModel:
-    """A fine-tuned network with its own head and labels.
-
-    Raises:
-        ValueError: There is none, it was not fine-tuned on such a task, or its labels are not the task's.
-    """
-    teacher = load_teacher(folder, revision, vocabulary, task.head)  # type: ignore[arg-type]
-    check_task_teacher(folder, teacher, task)
-    return teacher
-
-
-def check_task_teacher(folder: str, teacher: PreTrainedModel, task: Task) -> None:
+def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) -> None:
     """Refuse a teacher whose head is new, or speaks of other labels.
 
     Raises:
@@ -48,6 +37,7 @@ def check_task_teacher(folder: str, teacher: PreTrainedModel, task: Task) -> Non
     """
     config: Any = teacher.config
     kind = type(teacher).__name__
+    folder = source if isinstance(source, str) else kind
     saved = config.architectures or []
     if kind not in saved:
         raise ValueError(
@@ -84,43 +74,12 @@ def check_task_teacher(folder: str, teacher: PreTrainedModel, task: Task) -> Non
     )
 
 
-class TaskLossTerms(LossTerms):
-    """The terms of a task, of which those on soft targets compare with the mean of several teachers."""
-
-    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs, batch: Batch) -> EncoderOutput | None:
-        is_mean = isinstance(objective, TaskSoftTargetLoss) and name not in self.teacher_of
-        if is_mean and teachers:
-            assert isinstance(objective, TaskSoftTargetLoss)
-            return mean_of_teachers(teachers, self.shares, objective.kind, batch, objective.temperature)
-        return super()._teacher(name, objective, teachers, batch)
-
-
-def mean_of_teachers(
-    teachers: TeacherOutputs, shares: dict[str, float], kind: Any, batch: Batch, temperature: float
-) -> EncoderOutput:
-    """What the teachers say together: one as it is, several by the weighted mean of their distributions.
-
-    Args:
-        teachers: By name, with a task's logits.
-        shares: Of each, of sum 1.
-        kind: Of the task's labels.
-        batch: The batch.
-        temperature: At which the distributions are averaged.
-    """
-    first = next(iter(teachers.values()))
-    if len(teachers) == 1:
-        return first
-    logits: list[Any] = [output.logits for output in teachers.values()]
-    mixed = mix_task_logits(kind, logits, [shares[name] for name in teachers], batch, temperature)
-    return EncoderOutput(first.last_hidden_state, logits=mixed)
-
-
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"{names[:8]}{more}" if names else "none"
 
 
-class TaskDistillationModule(TaughtModule, TaskModule):
+class TaskDistillationModule(StudentModule, TaskModule):
     """Distils a fine-tuned teacher into a student on the teacher's task (DistilBERT, section 4.1: a second stage).
 
     The task belongs to the data module; its kind of labels gives `TaskLoss` and `TaskSoftTargetLoss` their form. The
@@ -152,8 +111,8 @@ class TaskDistillationModule(TaughtModule, TaskModule):
 
     def __init__(
         self,
-        teacher: str | dict[str, str],
-        student: StudentInitialisation | NetworkSource,
+        teacher: str | PreTrainedModel | dict[str, str | PreTrainedModel],
+        student: StudentInitialisation | NetworkSource | PreTrainedModel,
         objectives: dict[str, Objective],
         *,
         teacher_weights: dict[str, float] | None = None,
@@ -166,9 +125,7 @@ class TaskDistillationModule(TaughtModule, TaskModule):
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
-        self.save_plain_hyperparameters()
-        self.take_settings(
+        super().__init__(
             teacher,
             student,
             objectives,
@@ -178,7 +135,11 @@ class TaskDistillationModule(TaughtModule, TaskModule):
             teacher_dtype=teacher_dtype,
             freeze_positions=freeze_positions,
             gradient_shares_every=gradient_shares_every,
+            optimizer=optimizer,
+            schedule=schedule,
+            max_skipped_steps=max_skipped_steps,
         )
+        self.save_plain_hyperparameters()
         for name, objective in objectives.items():
             check_for_task(name, objective)
         self._teacher_outcomes: Outcomes = []
@@ -192,18 +153,18 @@ class TaskDistillationModule(TaughtModule, TaskModule):
         for objective in self.objectives.values():
             if isinstance(objective, TaskLoss | TaskSoftTargetLoss):
                 objective.follow(**task.loss_settings())
-        loaded = self.load_teachers()
-        self.build_student(loaded, TaskNetwork)
-        self.keep_teachers(loaded, TaskNetwork)
+        self.build_student_and_teachers(TaskNetwork)
         assert self.network is not None
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
-            check_length(role, network, self.trainer.datamodule)  # type: ignore[attr-defined]
-        check_networks(self.comparisons, self.network, {name: each.network for name, each in self.teachers.items()})
+            check_length(role, network, self.data)
+        check_networks(self.terms, self.network, {name: each.network for name, each in self.teachers.items()})
 
-    def load_teacher(self, folder: str) -> PreTrainedModel:
+    def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
         """A network that is fine-tuned on the task."""
-        return load_task_teacher(folder, self.teacher_revision, self._task, self.vocabulary)
+        model = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head)
+        check_task_teacher(teacher, model, self._task)
+        return model
 
     def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """Of the teacher's layers with its head, or of its own source with a new one."""
@@ -216,16 +177,12 @@ class TaskDistillationModule(TaughtModule, TaskModule):
             return student, records
         return self.student_source.build(self.vocabulary, head=self.head, **settings), []
 
-    def loss_terms(self) -> TaskLossTerms:
-        """The objectives, and the teachers that they compare with."""
-        return TaskLossTerms(self.objectives, self.teacher_shares, self.objective_teachers)
-
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """What student and teachers make of a batch; in training only the teachers that a term needs are asked."""
         assert self.network is not None
-        ours, theirs = state_requests(self.comparisons, self.network.num_layers, self.teacher_depths)
+        ours, theirs = self.terms.requests(self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
-        if not self.training or any(objective.needs_teacher for _, objective in self.terms()):
+        if not self.training or self.terms.need_teachers:
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, **ours), teachers
 

@@ -98,6 +98,26 @@ def mix_task_logits(
     return torch.stack(flat, dim=-1)
 
 
+def mean_of_teachers(
+    teachers: dict[str, EncoderOutput], shares: dict[str, float], kind: LabelKind, batch: Batch, temperature: float
+) -> EncoderOutput:
+    """What the teachers say together: one as it is, several by the weighted mean of their distributions.
+
+    Args:
+        teachers: By name, with a task's logits.
+        shares: Of each, of sum 1.
+        kind: Of the task's labels.
+        batch: The batch.
+        temperature: At which the distributions are averaged.
+    """
+    first = next(iter(teachers.values()))
+    if len(teachers) == 1:
+        return first
+    logits = [output.logits for output in teachers.values() if output.logits is not None]
+    mixed = mix_task_logits(kind, logits, [shares[name] for name in teachers], batch, temperature)
+    return EncoderOutput(first.last_hidden_state, logits=mixed)
+
+
 def side_by_side(scores: Tensor, sizes: tuple[int, ...], filler: float = float("-inf")) -> Tensor:
     """`[N]`, groups end to end, to `[G, largest]`; what is no member has no probability."""
     return pad_sequence(scores.split(sizes), batch_first=True, padding_value=filler)
@@ -224,6 +244,10 @@ class TaskSoftTargetLoss(Objective):
     def follow(self, *, kind: LabelKind, class_weights: list[float] | None = None) -> None:
         """Take the form of a task; factors of classes belong to the labels and change nothing here."""
         self.kind = kind
+
+    def mix_teachers(self, outputs: dict[str, EncoderOutput], shares: dict[str, float], batch: Batch) -> EncoderOutput:
+        """The weighted mean of the teachers' distributions, at this objective's temperature."""
+        return mean_of_teachers(outputs, shares, self.kind, batch, self.temperature)
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The sum over the labelled items."""
