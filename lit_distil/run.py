@@ -262,7 +262,7 @@ class TrainingCLI(LightningCLI):
     def _hand_labels_on(self) -> None:
         """Let the task know the labels of the head that is evaluated, where nothing else names them."""
         task, source = getattr(self.datamodule, "task", None), getattr(self.model, "network_source", None)
-        if task is None or task.is_bound:
+        if task is None or task.knows_labels:
             return
         checkpoint = self.config_init[self.subcommand].ckpt_path
         names = labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)

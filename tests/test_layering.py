@@ -14,7 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "console": set(),
     "schedules": set(),
     "files": set(),
-    "tasks": LEAVES,
+    "tasks": LEAVES | {"objectives"},
     "models": LEAVES,
     "objectives": LEAVES,
     "optim": LEAVES,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
+from lit_distil.files import place_folder, write_json
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cached_teacher import (
@@ -31,7 +31,6 @@ from lit_distil.modules.cached_teacher import (
     check_sum,
     sum_of_rows,
     teacher_identity,
-    write_json,
 )
 from lit_distil.modules.checks import (
     check_cacheable,
@@ -218,7 +217,7 @@ class CacheWriter:
                 self._write_split(work, split, plan, done, bar)
         write_json(work / MANIFEST, self.manifest)
         (work / _PROGRESS).unlink()
-        os.rename(work, out)
+        place_folder(work, out)
 
     def _write_split(self, work: Path, split: str, plan: SplitPlan, done: dict[str, int], bar: Any) -> None:
         arrays = SplitArrays.open(work / split, writable=True)

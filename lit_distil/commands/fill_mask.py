@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lit_distil.commands.benchmark.networks import (
+from lit_distil.commands.networks import (
     MaskedLM,
-    as_list,
     call_with_texts,
     flat_batch,
     open_masked_lm,
     read_texts,
     short_names,
 )
-from lit_distil.commands.report.page import Table, aligned
+from lit_distil.console import Table, markdown_table
 
 _MASK_WORDS = re.compile(r"\[MASK\]|<mask>")
 _TEXTS_IN_A_BATCH = 32
@@ -99,7 +98,7 @@ def fill_mask(
         top: How many tokens to show.
         device: Where to run, such as cpu or cuda.
     """
-    names = as_list(model)
+    names = [model] if isinstance(model, str) else model
     if not names:
         raise ValueError("model: give at least one folder")
     found, places = read_texts(texts or [], file)
@@ -108,7 +107,9 @@ def fill_mask(
         print(f"\n{text}")
         for mask, of_models in enumerate(zip(*(result[number] for result in results), strict=True), start=1):
             num_masks = len(results[0][number])
-            print(aligned(_table(short_names(names), of_models, title=f"mask {mask}" if num_masks > 1 else "mask")))
+            print(
+                markdown_table(_table(short_names(names), of_models, title=f"mask {mask}" if num_masks > 1 else "mask"))
+            )
 
 
 def run(arguments: list[str]) -> None:

@@ -18,9 +18,9 @@ from lit_distil.commands.glue_tasks import (
     scores_table,
 )
 from lit_distil.commands.jobs import run_jobs
-from lit_distil.commands.report.page import aligned
 from lit_distil.commands.report.statistics import Summary, scores_or_problem, summarise
 from lit_distil.commands.seeds import add_seeds, chosen_seeds
+from lit_distil.console import markdown_table
 
 
 def glue(wanted: GlueRun, *, submission: bool = False) -> bool:
@@ -146,7 +146,11 @@ def _second_accuracy(wanted: GlueRun, task: str, seed: int, problems: list[str])
 def _write(wanted: GlueRun, metrics: dict[str, dict[str, Summary]], problems: list[str]) -> None:
     scores = {task: of_task["score"] for task, of_task in metrics.items()}
     name = _name_of(wanted.model)
-    parts = [aligned(scores_table(name, scores, len(wanted.seeds))), aligned(metrics_table(metrics)), NOTE]
+    parts = [
+        markdown_table(scores_table(name, scores, len(wanted.seeds))),
+        markdown_table(metrics_table(metrics)),
+        NOTE,
+    ]
     if problems:
         parts.append("Failed: " + "; ".join(problems))
     report = "\n\n".join(parts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lit_distil.commands.report.page import Table
 from lit_distil.commands.report.statistics import Summary
+from lit_distil.console import Table
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from lit_distil.commands.benchmark.networks import (
+from lit_distil.commands.networks import (
     MaskedLM,
-    as_list,
     call_with_texts,
     flat_batch,
     open_masked_lm,
     read_texts,
     short_names,
 )
-from lit_distil.commands.report.page import Table, aligned, bullets, signed
-from lit_distil.console import progress_bar
+from lit_distil.console import Table, bullets, markdown_table, progress_bar, signed
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
 from lit_distil.tasks import Features
@@ -331,7 +329,7 @@ def score(
         device: Where to run, such as cpu or cuda.
         out: Folder to write scores.md and scores.json to; None prints only.
     """
-    names = as_list(model)
+    names = [model] if isinstance(model, str) else model
     if not names:
         raise ValueError("model: give at least one folder")
     if pairs is not None and (texts or file is not None):
@@ -382,7 +380,7 @@ def _score_pairs(
     right = [score_pairs(open_masked_lm(name, device=device), pairs, **settings) for name in names]
     results = [judge(pairs.paradigms, of_model) for of_model in right]
     short = short_names(names)
-    parts = [aligned(pairs_table(short, results))]
+    parts = [markdown_table(pairs_table(short, results))]
     if len(names) > 1:
         parts.append(bullets(difference_lines(short, right)))
     parts.append(
@@ -409,7 +407,7 @@ def _score_sentences(
         }
         for name, of_model in zip(names, scores, strict=True)
     }
-    return aligned(_sentences_table(short_names(names), texts, scores)), {"models": numbers}
+    return markdown_table(_sentences_table(short_names(names), texts, scores)), {"models": numbers}
 
 
 def _sentences_table(names: Sequence[str], texts: Sequence[str], scores: Sequence[PseudoLikelihoods]) -> Table:
@@ -421,7 +419,7 @@ def _sentences_table(names: Sequence[str], texts: Sequence[str], scores: Sequenc
             cells += [f"{of_model.totals[number]:.2f}", str(of_model.num_tokens[number])]
             cells.append(f"{of_model.perplexities[number]:.2f}")
         brief = text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
-        table.append([brief.replace("|", "\\|"), *cells])
+        table.append([brief, *cells])
     if len(texts) > 1:
         cells = []
         for of_model in scores:

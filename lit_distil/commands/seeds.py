@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_distil.commands.jobs import Job, check_more, run_jobs
-from lit_distil.commands.report.page import aligned
 from lit_distil.commands.report.statistics import scores_or_problem, seeds_table, summarise
+from lit_distil.console import markdown_table
 
 
 def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Sequence[str] = ()) -> bool:
@@ -43,7 +43,7 @@ def seeds(configs: Sequence[str], *, seeds: Sequence[int], out: str, more: Seque
         if job not in failed and (scores := scores_or_problem(job.folder, job.name, problems)) is not None:
             runs[str(seed)] = scores
     summaries = summarise(runs)
-    report = aligned(seeds_table(summaries, [str(seed) for seed in seeds])) if runs else "no run has scores"
+    report = markdown_table(seeds_table(summaries, [str(seed) for seed in seeds])) if runs else "no run has scores"
     if problems:
         report += f"\n\nFailed: {'; '.join(problems)}"
     print(report)

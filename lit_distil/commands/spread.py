@@ -10,8 +10,8 @@ from statistics import median
 
 from jsonargparse import auto_cli
 
-from lit_distil.commands.report.page import Table, aligned, signed
 from lit_distil.commands.runs import read_metric
+from lit_distil.console import Table, markdown_table, signed
 
 
 def last_values(runs: list[str], metric: str) -> list[float]:
@@ -61,7 +61,7 @@ def spread(runs: dict[str, list[str]], metric: str = "val/loss", out: str | None
     """
     if not runs or not all(runs.values()):
         raise ValueError(f"runs: each kind of run needs at least one folder, got {runs}")
-    text = aligned(spread_table({name: last_values(folders, metric) for name, folders in runs.items()}))
+    text = markdown_table(spread_table({name: last_values(folders, metric) for name, folders in runs.items()}))
     print(f"{metric}, at the end of each run\n\n{text}")
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
-from lit_distil.commands.export import position_room
+from lit_distil.commands.networks import max_positions
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 
 
@@ -67,7 +67,7 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
     if Path(name).suffix != ".onnx":
         model = _load(name, length, device)
         encoder = model.base_model
-        vocabulary, room = model.config.vocab_size, position_room(model)
+        vocabulary, room = model.config.vocab_size, max_positions(model)
         return TimedNetwork(
             model, encoder, _count(model), _count(encoder), vocabulary, room, has_segments=takes_segments(model)
         )
@@ -158,7 +158,7 @@ def _load(name: str, length: int, device: str) -> PreTrainedModel:
         raise ValueError(
             f"networks: {name!r} could not be loaded ({reason}); give a folder that a run exported"
         ) from error
-    room = position_room(model)
+    room = max_positions(model)
     if room is not None and length > room:
         raise ValueError(f"length {length} does not fit {name!r}, which has room for {room} tokens; give a smaller one")
     nn.Module.to(model, device)

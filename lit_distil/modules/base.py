@@ -8,7 +8,6 @@ weighted terms are added.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import math
@@ -27,10 +26,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_distil.files import short_hash
 from lit_distil.models import FromConfig
 from lit_distil.models.sources import Head
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
-from lit_distil.modules.meters import SumMeters
+from lit_distil.modules.meters import SumMeters, add_size, step_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs, with_all_outputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
@@ -198,9 +198,7 @@ class EncoderModule(LightningModule):
         with torch.no_grad():
             self.observe(stage, student, batch)
         if stage == "train":  # an evaluation is about the student, not about its batches
-            meters.add("tokens", batch.num_tokens, 1)
-            num_slots = batch.num_sequences * max(batch.lengths, default=0)  # were the batch padded
-            meters.add("padding_share", float(num_slots - batch.num_tokens), num_slots)
+            add_size(meters, batch)
         return loss
 
     def _count_globally(self, batch: Batch) -> dict[Countable, int]:
@@ -217,7 +215,7 @@ class EncoderModule(LightningModule):
     def _seed_dropout(self, micro_step: int) -> None:
         """Make dropout a function of (seed, micro-step, rank), so that a resumed run repeats the unbroken one."""
         key = f"{self._seed}:{micro_step}:{self.global_rank}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+        seed = int.from_bytes(short_hash(key, 7), "big")
         torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend and takes milliseconds
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
@@ -405,8 +403,7 @@ class EncoderModule(LightningModule):
         means, totals = self._meters["train"].reduce(trainer)
         since_step, since = self._last_logged
         if "tokens" in means:
-            means["tokens_per_step"] = means.pop("tokens") * trainer.world_size * trainer.accumulate_grad_batches
-            means["fill"] = means["tokens_per_step"] / self.data.step_capacity
+            means |= step_size(means.pop("tokens"), trainer, self.data.step_capacity)
         values = {f"train/{name}": value for name, value in means.items()}
         values["train/loss"] = self._weighted_sum(means)
         if step > since_step:

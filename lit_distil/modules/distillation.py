@@ -204,6 +204,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
                 self._evaluate("val", batch.to(self.device))
         for module, mode in modes:
             module.training = mode
-        values = {**self._evaluation_values("val"), "epoch": trainer.current_epoch}
+        # in float32, as Lightning logs
+        values = {name: torch.tensor(value).item() for name, value in self._evaluation_values("val").items()}
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=0)
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=0)

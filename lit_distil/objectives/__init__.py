@@ -12,6 +12,14 @@ from lit_distil.objectives.base import (
     logits_at,
 )
 from lit_distil.objectives.hidden import HiddenCosineLoss, HiddenMSELoss
+from lit_distil.objectives.label_kinds import (
+    ChoiceLabel,
+    ClassLabel,
+    LabelKind,
+    MultiLabel,
+    SpanLabel,
+    ValueLabel,
+)
 from lit_distil.objectives.logits import (
     JensenShannonLoss,
     LogitMSELoss,
@@ -28,14 +36,18 @@ from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits
 
 __all__ = [
     "AttentionLoss",
+    "ChoiceLabel",
+    "ClassLabel",
     "HiddenCosineLoss",
     "HiddenMSELoss",
     "JensenShannonLoss",
+    "LabelKind",
     "LogitMSELoss",
     "LogitObjective",
     "LogitRows",
     "LossTerms",
     "MaskedLMLoss",
+    "MultiLabel",
     "NetworkCapabilities",
     "NextSentenceLoss",
     "NextSentenceSoftTargetLoss",
@@ -46,9 +58,11 @@ __all__ = [
     "RowObjective",
     "RowTerm",
     "SoftTargetLoss",
+    "SpanLabel",
     "TaskLoss",
     "TaskSoftTargetLoss",
     "TeacherLabelLoss",
+    "ValueLabel",
     "VocabularyPass",
     "hidden_at",
     "logits_at",

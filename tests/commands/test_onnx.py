@@ -139,7 +139,9 @@ def test_onnx_files_are_timed_beside_torch(written: tuple[str, Path]) -> None:
 def test_messages_name_what_is_wrong(
     written: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"neither a checkpoint .* nor an exported folder"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint: .* could not be loaded .*give a checkpoint .* a folder that a run exported"
+    ):
         export.export(str(tmp_path / "absent"), str(tmp_path / "out"), onnx=True)
     with pytest.raises(ValueError, match=r"check_on: .* holds no texts"):
         export.export(written[0], str(tmp_path / "out"), onnx=True, check_on=str(tmp_path / "absent.txt"))

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import score
-from lit_distil.commands.benchmark.networks import open_masked_lm, read_texts
+from lit_distil.commands.networks import open_masked_lm, read_texts
 from lit_distil.commands.score import Share, judge, paired_difference, pseudo_likelihoods, read_pairs
 from tests.workspace import Workspace
 
@@ -170,5 +170,5 @@ def test_messages_name_what_is_wrong(workspace: Workspace, tmp_path: Path) -> No
         pseudo_likelihoods(model, ["the " * 99], places=["line 7"])
     with pytest.raises(ValueError, match="tokens_per_batch must be at least 1, got 0"):
         pseudo_likelihoods(model, ["the"], places=["x"], tokens_per_batch=0)
-    with pytest.raises(ValueError, match=r"line 3: .*makes no tokens of it"):
+    with pytest.raises(ValueError, match=r"line 3: .*finds no tokens in it"):
         pseudo_likelihoods(model, [""], places=["line 3"])

@@ -15,8 +15,9 @@ def test_names_of_labels_are_read_back_for_a_person_and_never_an_error():
 
 def test_numbers_are_in_numerical_order_and_outside_is_first():
     numbers, tags = LabelNames(None), LabelNames(None)
-    numbers.learn({"10": "f:1", "9": "f:2"}, column="label")
-    tags.learn({"I-a": "f:1", "O": "f:2", "B-a": "f:3"}, column="tags")
+    numbers.learn([(ROW, ["10"]), (ROW, ["9"])], column="label")
+    counts = tags.learn([(ROW, ["I-a", "O", "O"]), (ROW, ["B-a", "O"])], column="tags")
+    assert counts == {0: 3, 1: 1, 2: 1}
     assert numbers.known == ["9", "10"] and tags.known == ["O", "B-a", "I-a"]
 
 

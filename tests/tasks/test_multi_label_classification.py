@@ -19,7 +19,7 @@ def rows_of(*labels):
 @pytest.mark.parametrize("labels", [(["x", "z"], ["y"], []), ("z, x", "y", "")])
 def test_labels_come_as_lists_or_parted_texts(tokenizer, labels):
     task = MultiLabelClassification()
-    task.bind(rows_of(*labels))
+    task.learn_labels(rows_of(*labels))
     assert task.head_settings() == {
         "num_labels": 3,
         "id2label": {0: "x", 1: "y", 2: "z"},

@@ -43,7 +43,7 @@ def test_texts_and_pairs_are_encoded_with_their_segments(tokenizer):
 )
 def test_classes_are_those_of_the_training_rows_in_order(tokenizer, labels, names):
     task = TextClassification()
-    task.bind(rows_of(*labels))
+    task.learn_labels(rows_of(*labels))
     assert task.head_settings()["id2label"] == dict(enumerate(names))
     encoded = task.encode(rows_of(*labels), tokenizer, max_length=8)
     assert [names[int(feature.label)] for feature in encoded] == [
@@ -53,7 +53,7 @@ def test_classes_are_those_of_the_training_rows_in_order(tokenizer, labels, name
 
 def test_named_classes_keep_the_order_of_the_configuration_and_may_be_numbered_in_the_rows(tokenizer):
     task = TextClassification(labels=["positive", "negative"])
-    task.bind([])
+    task.learn_labels([])
     assert task.head_settings()["id2label"] == {0: "positive", 1: "negative"}
     encoded = task.encode(rows_of("negative", 0, "1"), tokenizer, max_length=8)
     assert [feature.label for feature in encoded] == [1, 0, 1]
@@ -77,7 +77,7 @@ def test_named_classes_keep_the_order_of_the_configuration_and_may_be_numbered_i
 )
 def test_labels_of_the_training_rows_that_are_no_classes_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
-        TextClassification().bind(rows_of(*labels))
+        TextClassification().learn_labels(rows_of(*labels))
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def test_a_label_that_was_not_trained_on_names_its_row(tokenizer, label, message
 def test_a_number_is_no_place_among_names_that_were_learnt(tokenizer, trained_on, label):
     """Stars from 1 to 5 are learnt as the classes 1 to 5: a 0 would be taken for the first of them."""
     task = TextClassification()
-    task.bind(rows_of(*trained_on))
+    task.learn_labels(rows_of(*trained_on))
     with pytest.raises(ValueError, match=rf"f\.csv:2: label '{label}' is none of .*name all classes in task\.labels"):
         task.encode(rows_of(label), tokenizer, max_length=8)
 
 
 def test_minus_one_may_be_a_class_that_is_named_and_numbers_may_have_been_written_as_fractions(tokenizer):
     signs = TextClassification(labels=[-1, 0, 1])
-    signs.bind(rows_of(-1, 0, "1"))
+    signs.learn_labels(rows_of(-1, 0, "1"))
     assert [f.label for f in signs.encode(rows_of(-1, 0, 1.0, "-1"), tokenizer, max_length=8)] == [0, 1, 2, 0]
     truths = TextClassification(labels=[False, True])
     assert [f.label for f in truths.encode(rows_of(True, False, "True"), tokenizer, max_length=8)] == [1, 0, 1]
     named = TextClassification(labels=["no", "yes"])
-    named.bind(rows_of("0.0", "1.0"))
+    named.learn_labels(rows_of("0.0", "1.0"))
     assert [f.label for f in named.encode(rows_of("1.0", "0.0"), tokenizer, max_length=8)] == [1, 0]
 
 
@@ -141,10 +141,10 @@ def test_rows_to_predict_need_no_label(tokenizer):
 
 def test_a_class_without_a_row_is_a_warning():
     with pytest.warns(UserWarning, match=r"no training row has the label \['z'\]"):
-        TextClassification(labels=["x", "y", "z"]).bind(rows_of("x", "y"))
+        TextClassification(labels=["x", "y", "z"]).learn_labels(rows_of("x", "y"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TextClassification(labels=["x", "y"]).bind(rows_of("x", 1))
+        TextClassification(labels=["x", "y"]).learn_labels(rows_of("x", 1))
 
 
 def test_a_class_named_twice_is_refused():
@@ -186,10 +186,10 @@ def test_metrics_are_scikit_learns_on_the_same_predictions():
 def test_class_weights_are_those_of_scikit_learn_or_those_given(weights):
     task = TextClassification(class_weights=weights)
     labels = ["x"] * 5 + ["y"] * 2 + ["z"]
-    task.bind(rows_of(*labels))
+    task.learn_labels(rows_of(*labels))
     expected = sklearn.utils.class_weight.compute_class_weight("balanced", classes=np.array(list("xyz")), y=labels)
     found = task.loss_settings()
-    assert found["kind"] == "class"
+    assert found["kind"] is TextClassification.label_kind
     assert found["class_weights"] == pytest.approx(expected if weights == "balanced" else weights)
     assert TextClassification(labels=["x", "y"]).loss_settings()["class_weights"] is None
 

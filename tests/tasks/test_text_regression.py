@@ -15,7 +15,7 @@ def tokenizer():
 
 def test_values_are_parsed_and_what_is_none_names_its_row(tokenizer):
     task = TextRegression()
-    task.bind(rows_of("1"))
+    task.learn_labels(rows_of("1"))
     encoded = task.encode(rows_of("3.8", 2, 0.5), tokenizer, max_length=8)
     assert [feature.label for feature in encoded] == [3.8, 2.0, 0.5]
     assert task.head_settings() == {"num_labels": 1, "problem_type": "regression"}

@@ -29,7 +29,7 @@ from lit_distil.commands.timing import (
     timed_calls,
     weights_on_disk,
 )
-from lit_distil.console import progress_bar
+from lit_distil.console import progress_bar, text_table
 from lit_distil.data import RowSource
 
 
@@ -138,12 +138,7 @@ def format_benchmarks(results: Sequence[NetworkBenchmark], *, batch_size: int = 
         ]
         for result in results
     ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = []
-    for row in [header, *rows]:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return text_table([header, *rows])
 
 
 def benchmark(

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_distil.commands.report.page import Table, aligned, bullets
 from lit_distil.commands.timing import Quartiles, TimedNetwork, limited_threads, open_timed, timed, timed_calls
-from lit_distil.console import progress_bar
+from lit_distil.console import Table, bullets, markdown_table, progress_bar
 from lit_distil.data import RowSource, TableFiles, load_tokenizer
 from lit_distil.data.sources.base import Split
 from lit_distil.data.sources.tables import SOURCE_KEY
@@ -207,8 +206,13 @@ def to_markdown(card: Card) -> str:
             "process that has its libraries."
         )
     machine = [f"{name.replace('_', ' ')}: {value}" for name, value in card.hardware.items() if value is not None]
-    parts = ["# Latency and size", aligned(card_table(card)), bullets(lines), "## Beside the published figures"]
-    parts += [aligned(published_table(card)), _SOURCE[0].upper() + _SOURCE[1:], "## Measured on", bullets(machine)]
+    parts = ["# Latency and size", markdown_table(card_table(card)), bullets(lines), "## Beside the published figures"]
+    parts += [
+        markdown_table(published_table(card)),
+        _SOURCE[0].upper() + _SOURCE[1:],
+        "## Measured on",
+        bullets(machine),
+    ]
     return "\n\n".join(parts)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.commands.report.page import Table
+from lit_distil.console import Table
 from lit_distil.types import IGNORE_INDEX, Batch, Vocabulary
 
 _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "→"}

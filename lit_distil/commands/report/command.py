@@ -19,7 +19,6 @@ from lit_distil.commands.report.page import (
     Comparison,
     EntryResult,
     Results,
-    aligned,
     findings,
     main_table,
     to_html,
@@ -27,7 +26,7 @@ from lit_distil.commands.report.page import (
 )
 from lit_distil.commands.report.plots import Point, plot_curves, plot_quality
 from lit_distil.commands.runs import command_for, has_export, read_metric
-from lit_distil.console import progress_bar
+from lit_distil.console import markdown_table, progress_bar
 from lit_distil.data import TextDataModule
 
 
@@ -111,7 +110,7 @@ def report(
         hardware=describe_hardware(threads=threads, device=device, seed=seed),
     )
     write_report(results, Path(out))
-    print(aligned(main_table(results)))
+    print(markdown_table(main_table(results)))
     for line in findings(results):
         print(line)
     print(f"written: {Path(out, 'report.html')}")

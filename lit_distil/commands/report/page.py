@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_distil.commands.html_page import html_page
+from lit_distil.console import Table, bullets, markdown_table, signed
 
 if TYPE_CHECKING:  # its words are needed by what measures, too
     from lit_distil.commands.benchmark.command import NetworkBenchmark
     from lit_distil.commands.report.measure import Floors, MaskedLMScore, TaskScore
-
-Table = list[list[str]]
-"""Rows of cells, the header first."""
 
 # Sanh et al. 2019 (arXiv 1910.01108), tables 1 and 3: parameters in millions, seconds, GLUE macro-scores
 _DISTILBERT = {"parameters": (110, 66), "seconds": (668, 410), "glue": (79.5, 77.0)}
@@ -198,11 +196,11 @@ def notes(results: Results) -> list[str]:
 
 def to_markdown(results: Results, pictures: Sequence[Path]) -> str:
     """The report as Markdown, with the pictures beside it."""
-    parts = [f"# {results.title}", aligned(main_table(results)), bullets(notes(results))]
+    parts = [f"# {results.title}", markdown_table(main_table(results)), bullets(notes(results))]
     if results.comparisons:
         parts += ["## Findings", bullets(findings(results))]
     parts += [f"![{picture.stem.replace('_', ' ')}]({picture.name})" for picture in pictures]
-    parts += ["## Beside the published figures", aligned(published_table(results)), _SOURCE]
+    parts += ["## Beside the published figures", markdown_table(published_table(results)), _SOURCE]
     parts += ["## Measured on", bullets(_hardware_lines(results))]
     return "\n\n".join(parts) + "\n"
 
@@ -217,39 +215,6 @@ def to_html(results: Results, pictures: Sequence[Path]) -> str:
     parts += [f'<p class="notes">{escape(_SOURCE)}</p>']
     parts += ["<h2>Measured on</h2>", _html_list(_hardware_lines(results), "notes")]
     return html_page(results.title, parts, style=_CSS)
-
-
-def page(title: str, summary: Sequence[str], pictures: Sequence[Path], sections: Sequence[tuple[str, Table]]) -> str:
-    """A page of its own: lines, pictures, and tables under headings, as one HTML file that needs no other."""
-    parts = [f"<h1>{escape(title)}</h1>", _html_list(summary, "findings"), *map(_html_picture, pictures)]
-    for heading, table in sections:
-        parts += [f"<h2>{escape(heading)}</h2>", _html_table(table)]
-    return html_page(title, parts, style=_CSS)
-
-
-def aligned(table: Table) -> str:
-    """A Markdown table whose columns stand under each other: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(table[0]), line(rule), *(line(row) for row in table[1:])])
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def signed(value: float, digits: int) -> str:
-    """A difference with its sign, a true minus among them."""
-    text = f"{abs(value):.{digits}f}"
-    if float(text) == 0:
-        return f"±{text}"
-    return f"{'−' if value < 0 else '+'}{text}"
 
 
 def _hardware_lines(results: Results) -> list[str]:

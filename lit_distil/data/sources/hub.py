@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import warnings
 import zlib
@@ -13,6 +11,7 @@ from typing import Any
 
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split, units_of
 from lit_distil.data.sources.tables import SOURCE_KEY, Row
+from lit_distil.files import hash_values
 from lit_distil.tasks import ClassName
 
 _SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
@@ -89,7 +88,7 @@ class HubDataset(RowSource, DocumentSource):
             return f"{own}:{self.text_column}"
         theirs = self.splits.get(split, split)
         settings = [self.name, self.config, self.revision, self._origin, theirs, self.text_column]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return hash_values(settings)
 
     def _place(self, split: Split, index: int) -> str:
         return f"{self.name}[{self.splits.get(split, split)}] row {index}"

@@ -1,4 +1,4 @@
-"""Data sets that a loader makes batches of, whichever samples it asks for, and the sequences of a corpus as one."""
+"""Data sets that a loader makes batches of: masked sequences of a corpus, and labelled rows of a task."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.masking import MaskingStrategy, TokenView
+from lit_distil.tasks.base import Features, LabelKind, Row
 from lit_distil.types import Batch, Vocabulary
 
 Ints = NDArray[np.int64]
 
 
 class SequenceDataset(ABC):
-    """Samples that can be assembled into a batch, whichever are asked for."""
+    """Samples from which any chosen ones can be put together into a batch."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -29,18 +30,18 @@ class SequenceDataset(ABC):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence that a network sees."""
+        """Tokens of the longest sequence that the network will see."""
         return int(self.lengths.max())
 
     @abstractmethod
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
-        """Assemble samples into a flat batch, in the order given.
+        """Put samples together into a flat batch, in the given order.
 
         Args:
             sample_ids: int64 `[S]`, in [0, N).
-            epochs: int64 `[S]`, the epoch that each is drawn in; what is random in a sample depends on it.
-            step: The optimizer step that the batch is for, which settings that change over the steps depend on; None,
-                in evaluation, stands for the value that they come to rest at.
+            epochs: int64 `[S]`, the epoch of each sample; whatever is random in a sample depends on it.
+            step: The optimizer step that the batch is for; None in evaluation. A schedule takes its value at this step,
+                or its final value if there is none.
 
         Returns:
             The batch; a pure function of the arguments.
@@ -50,17 +51,19 @@ class SequenceDataset(ABC):
 class MaskedSequences(SequenceDataset):
     """Sequences of a corpus, masked.
 
+    A sequence is `[CLS] piece [SEP] piece [SEP] ...`. For [CLS] and [SEP] the vocabulary's `bos_token_id` and
+    `eos_token_id` are used if it has no `cls_token_id` and `sep_token_id`.
+
     Args:
         corpus: The tokens.
-        table: Which of them are a sequence.
-        format: The format that made the table; says whether its pieces are told apart by token type ids.
-        vocabulary: Number of ids and the special ones. A sequence begins with `cls_token_id` (or `bos_token_id`), each
-            piece ends with `sep_token_id` (or `eos_token_id`), and no special id is masked or put in.
-        masking: The strategy, bound to the corpus' counts by the caller; None leaves the sequences as they are.
+        table: Which tokens belong to which sequence.
+        format: The format that made the table.
+        vocabulary: The tokenizer's size and special ids.
+        masking: Which positions to predict, already bound to the corpus' token counts; None masks nothing.
         seed: Seed of the masks.
 
     Raises:
-        ValueError: If the vocabulary lacks a special id that is needed, or the corpus has more ids than it.
+        ValueError: The vocabulary lacks a special id that is needed, or is smaller than the corpus' vocabulary.
     """
 
     def __init__(
@@ -97,9 +100,9 @@ class MaskedSequences(SequenceDataset):
         return self.table.lengths
 
     def compile(self) -> None:
-        """Compile the loops that a batch takes, or load them from the disk where they are kept.
+        """Compile the loops that a batch needs, or load them from disk.
 
-        Done before there are workers, which have them then or find them on the disk, so that no two compile the same.
+        Call this before worker processes start: they then share the compiled loops instead of each compiling its own.
         """
         if self.masking is not None:
             self.masking.compile()
@@ -107,7 +110,7 @@ class MaskedSequences(SequenceDataset):
 
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """Cut the sequences out of the corpus, add special tokens, mask."""
-        from lit_distil.data.assembly import assemble  # numba, which a run without documents does not need
+        from lit_distil.data.formats import kernels  # compiled; slow to import
 
         table = self.table
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
@@ -117,7 +120,7 @@ class MaskedSequences(SequenceDataset):
         pieces += np.arange(len(pieces))
         piece_starts, piece_ends = table.piece_starts[pieces], table.piece_ends[pieces]
         source = self.corpus.gather(piece_starts, piece_ends)
-        flat = assemble(
+        flat = kernels.assemble(
             source.tokens,
             source.word_starts,
             source.starts,
@@ -163,8 +166,88 @@ class MaskedSequences(SequenceDataset):
         return batch
 
 
+class LabelledSequences(SequenceDataset):
+    """Encoded rows in memory.
+
+    Args:
+        features: The samples, one or more for each row.
+        rows: The rows themselves, which `Features.row` points into, for metrics and predictions.
+        label_kind: The kind of the samples' labels, which is the task's; None if they have none.
+
+    Raises:
+        ValueError: The samples have labels, and their kind is not given.
+    """
+
+    def __init__(
+        self, features: list[Features], rows: list[Row] | None = None, *, label_kind: LabelKind | None = None
+    ) -> None:
+        self.features = features
+        self.rows = rows or []
+        has_labels = any(f.label is not None for f in features)
+        if has_labels and label_kind is None:
+            raise ValueError("label_kind: the samples have labels; give their kind, which is the task's `label_kind`")
+        self.label_kind = label_kind if has_labels else None
+        self._lengths = np.array([len(f.input_ids) for f in features], dtype=np.int64)
+
+    @property
+    def lengths(self) -> Ints:
+        """int64 `[N]`: tokens of each sample; all its choices together where it has several."""
+        return self._lengths
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence; each choice of a sample is a sequence."""
+        return max(n for f in self.features for n in f.choices or (len(f.input_ids),))
+
+    def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
+        """Put the samples end to end. Nothing is random here, so `epochs` and `step` have no effect."""
+        chosen = [self.features[int(i)] for i in sample_ids]
+        lengths = np.array([n for f in chosen for n in f.choices or (len(f.input_ids),)], dtype=np.int64)
+        ends = np.cumsum(lengths)
+        positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        labels = {}
+        if self.label_kind is not None:
+            sizes = [len(f.input_ids) for f in chosen]
+            labels = self.label_kind.batch_fields([f.label for f in chosen], np.cumsum([0, *sizes[:-1]]).tolist())
+        token_types = None
+        if chosen[0].token_type_ids is not None:
+            token_types = torch.from_numpy(np.concatenate([f.token_type_ids for f in chosen]))[None]
+        return Batch(
+            input_ids=torch.from_numpy(np.concatenate([f.input_ids for f in chosen]))[None],
+            position_ids=torch.from_numpy(positions)[None],
+            cu_seq_lens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+            lengths=tuple(lengths.tolist()),
+            sample_ids=torch.from_numpy(np.asarray(sample_ids, dtype=np.int64)),
+            token_type_ids=token_types,
+            group_sizes=None if chosen[0].choices is None else tuple(len(f.choices or ()) for f in chosen),
+            **labels,
+        )
+
+
+class SpreadSequences(SequenceDataset):
+    """Some sequences of a data set, evenly spread over it, since sources put documents of one kind side by side."""
+
+    def __init__(self, dataset: SequenceDataset, size: int) -> None:
+        self.dataset = dataset
+        self.chosen = spread(size, len(dataset))
+
+    @property
+    def lengths(self) -> Ints:
+        """int64 `[N]`: tokens of each chosen sequence."""
+        return self.dataset.lengths[self.chosen]
+
+    def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
+        """As the whole data set does, with the sample ids that the sequences have there."""
+        return self.dataset.collate(self.chosen[sample_ids], epochs, step)
+
+
+def spread(size: int, total: int) -> Ints:
+    """int64 `[size]`: that many indices, evenly spread over [0, total)."""
+    return np.arange(size, dtype=np.int64) * total // size
+
+
 def _special_id(vocabulary: Vocabulary, *names: str) -> int:
     for name in names:
         if name in vocabulary.special_ids:
             return vocabulary.special_ids[name]
-    raise ValueError(f"the tokenizer has no {' or '.join(names)}, only {vocabulary.special_ids}: take one that has it")
+    raise ValueError(f"the tokenizer has no {' or '.join(names)}, only {vocabulary.special_ids}: use one that has it")
