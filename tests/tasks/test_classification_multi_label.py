@@ -4,7 +4,7 @@ import sklearn.metrics
 from transformers import BertTokenizer
 
 from lit_distil.tasks import Features, MultiLabelClassification
-from tests.tasks.test_text_classification import ENTRIES
+from tests.tasks.test_classification import ENTRIES
 
 
 @pytest.fixture(scope="module")

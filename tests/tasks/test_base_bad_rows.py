@@ -13,7 +13,7 @@ from transformers import BertTokenizer
 from lit_distil.data import TableFiles
 from lit_distil.data.sources.rows import open_rows
 from lit_distil.tasks import ExtractiveQA, Task, TextClassification, TextRegression, TokenClassification
-from tests.tasks.test_text_classification import ENTRIES
+from tests.tasks.test_classification import ENTRIES
 
 TOKENIZER = BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)})
 GOOD = [{"text": "a b", "label": "x"}, {"text": "b c", "label": "y"}]

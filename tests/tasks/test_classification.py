@@ -200,12 +200,25 @@ def test_class_weights_that_fit_no_classes_are_refused():
     ):
         TextClassification(labels=["x", "y"], class_weights=[1.0]).loss_settings()
     for weights, message in (
-        ("even", "must be 'balanced' or numbers"),
-        ([-1.0, 1.0], "0 or more"),
-        ([0.0], "all of them"),
+        ("even", "must be 'balanced' or a list of numbers, got 'even'"),
+        ([-1.0, 1.0], "must be 0 or more"),
+        ([float("nan")], "must be 0 or more"),
+        ([0.0], "not 0 for all"),
     ):
-        with pytest.raises(ValueError, match=rf"task\.class_weights.*{message}"):
+        with pytest.raises(ValueError, match=rf"task\.class_weights .*{message}"):
             TextClassification(class_weights=weights)
+
+
+def test_balanced_weights_are_one_on_average_over_the_rows():
+    task = TextClassification(labels=["x", "y", "absent"], class_weights="balanced")
+    assert task.loss_settings()["class_weights"] is None  # no rows to count
+    with pytest.warns(UserWarning, match="no training row has the label"):
+        task.learn_labels(rows_of(*"xxxxxxyyy"))
+    weights = task.loss_settings()["class_weights"]
+    assert weights[2] == 1.0 and weights[1] == 2 * weights[0]
+    task = TextClassification(class_weights="balanced")
+    task.learn_labels(rows_of(*"xxxxxxyyy"))
+    assert 6 * task.loss_settings()["class_weights"][0] + 3 * task.loss_settings()["class_weights"][1] == 9
 
 
 def test_texts_that_are_cut_are_counted(tokenizer):

@@ -5,7 +5,7 @@ import sklearn.metrics
 from transformers import BertTokenizer
 
 from lit_distil.tasks import Features, TextRegression
-from tests.tasks.test_text_classification import ENTRIES, rows_of
+from tests.tasks.test_classification import ENTRIES, rows_of
 
 
 @pytest.fixture(scope="module")
