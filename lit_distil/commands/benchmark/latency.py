@@ -183,15 +183,15 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
         if device != "cpu":
             raise ValueError(f"device: {name!r} is run by ONNX Runtime on the CPU; give device cpu, got {device!r}")
         whole = OnnxNetwork(name, threads=threads)
-        if "parameters" not in whole.facts:
+        if "parameters" not in whole.properties:
             raise ValueError(f"networks: `lit-distil export --onnx true` did not write {name!r}; export it again")
         network = TimedNetwork(
             whole=whole,
             encoder=None,
-            parameters=whole.facts["parameters"],
-            encoder_parameters=whole.facts["encoder_parameters"],
-            vocab_size=whole.facts["vocab_size"],
-            max_length=whole.facts["max_length"] or None,
+            parameters=whole.properties["parameters"],
+            encoder_parameters=whole.properties["encoder_parameters"],
+            vocab_size=whole.properties["vocab_size"],
+            max_length=whole.properties["max_length"] or None,
             has_segments="token_type_ids" in whole.inputs,
         )
     if network.max_length is not None and length > network.max_length:
