@@ -154,7 +154,9 @@ def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStac
     from ray.util.joblib import register_ray
 
     is_local = (address or os.environ.get("RAY_ADDRESS", "local")) == "local"
-    own = {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False} if is_local else {}
+    own: dict[str, Any] = (
+        {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False} if is_local else {}
+    )
     ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
     stack.callback(ray.shutdown)
     register_ray()
