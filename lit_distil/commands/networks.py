@@ -45,6 +45,15 @@ def open_network(
     if path.is_file() or path.suffix == ".ckpt":
         return load_checkpoint(path), load_tokenizer(tokenizer) if tokenizer else tokenizer_of_run(path)
     folder = str(path / "export" if (path / "export" / "config.json").is_file() else name)
+    return load_folder(folder, field=field), load_tokenizer(tokenizer or folder)
+
+
+def load_folder(folder: str, *, field: str) -> PreTrainedModel:
+    """Load the network of an exported folder or a name on the Hub, with its head, in eval mode on the CPU.
+
+    Raises:
+        ValueError: There is no such network, or its head is unknown; the message names `field`.
+    """
     try:
         config = AutoConfig.from_pretrained(folder)
         kind = _class_that_wrote(config)
@@ -59,7 +68,7 @@ def open_network(
             f"{field}: the config.json of {folder!r} names the architectures {config.architectures}, and transformers "
             "has none of them; if it is your own class, import the module that registers it first"
         )
-    return network.eval(), load_tokenizer(tokenizer or folder)
+    return network.eval()
 
 
 def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
@@ -245,12 +254,19 @@ def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[
     return found, places
 
 
-def call_with_texts(function: Callable[..., None], arguments: list[str], *, prog: str) -> None:
-    """Call a command whose parameter `texts` needs no option name: `lit-distil score --model M "A text."`."""
+def call_with_words(
+    function: Callable[..., None],
+    arguments: list[str],
+    *,
+    prog: str,
+    words: str = "texts",
+    help: str = "Texts, in quotes.",
+) -> None:
+    """Call a command whose parameter `words` needs no option name: `lit-distil score --model M "A text."`."""
     parser: Any = ArgumentParser(prog=prog, description=str(function.__doc__).split("\n")[0])
     parser.add_argument("--config", action="config", help="A YAML file of these options.")
-    parser.add_argument("texts", nargs="*", type=str, default=[], help="Texts, each in quotes.")
-    parser.add_function_arguments(function, as_positional=False, skip={"texts"})
+    parser.add_argument(words, nargs="*", type=str, default=[], help=help)
+    parser.add_function_arguments(function, as_positional=False, skip={words})
     settings = parser.parse_args(arguments)
     settings.pop("config")
     function(**parser.instantiate(settings).as_dict())
