@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from lit_distil import __version__
-from lit_distil.commands.networks import load_folder, max_positions
+from lit_distil.commands.networks import load_network, max_positions
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
@@ -231,7 +231,7 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
         ValueError: It cannot be loaded, has no room for `length` tokens, or cannot run on `device`.
     """
     if Path(name).suffix != ".onnx":
-        model = load_folder(name, field="networks")
+        model = load_network(name, field="networks")
         nn.Module.to(model, device)
         encoder = model.base_model
         network = TimedNetwork(
@@ -247,15 +247,15 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
         if device != "cpu":
             raise ValueError(f"device: {name!r} is run by ONNX Runtime on the CPU; give device cpu, got {device!r}")
         whole = OnnxNetwork(name, threads=threads)
-        if "parameters" not in whole.facts:
+        if "parameters" not in whole.properties:
             raise ValueError(f"networks: `lit-distil export --onnx true` did not write {name!r}; export it again")
         network = TimedNetwork(
             whole=whole,
             encoder=None,
-            parameters=whole.facts["parameters"],
-            encoder_parameters=whole.facts["encoder_parameters"],
-            vocab_size=whole.facts["vocab_size"],
-            max_length=whole.facts["max_length"] or None,
+            parameters=whole.properties["parameters"],
+            encoder_parameters=whole.properties["encoder_parameters"],
+            vocab_size=whole.properties["vocab_size"],
+            max_length=whole.properties["max_length"] or None,
             has_segments="token_type_ids" in whole.inputs,
         )
     if network.max_length is not None and length > network.max_length:
