@@ -1,51 +1,165 @@
-"""What a piece is, in plain values: its class and its settings, so that two of them can be compared across runs."""
+"""Files and folders that are written whole or not at all, and hashes to tell whether they still are what was written.
+
+Everything here writes under another name beside the target, puts the data on disk, and renames it. Whoever looks at
+the target at any moment, even after a kill or a power cut, finds the old content or the new one.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_file(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
-    """Write a file that appears whole or not at all, and is on disk when this returns."""
-    staged = path.with_name(f".{path.name}.partial")
-    with staged.open("wb") as file:
-        for block in blocks:
+@contextmanager
+def staged_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write, which takes the place of `path` when the block ends; after an error `path` is untouched.
+
+    Args:
+        path: The target, in a folder that exists. The open file's `name` says where the data are until the end.
+    """
+    staging = staging_name(path)
+    try:
+        with staging.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+        _sync(path.parent)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | Iterable[bytes | memoryview], *, sha256: str | None = None) -> str:
+    """Write a file whole or not at all.
+
+    Args:
+        path: The file; what is there is replaced.
+        content: A text, written as UTF-8, or blocks of bytes.
+        sha256: The hash that the content must have; None takes any.
+
+    Returns:
+        The sha256 of what was written.
+
+    Raises:
+        ValueError: The content has another hash; nothing is written.
+    """
+    digest = hashlib.sha256()
+    with staged_file(path) as file:
+        for block in [content.encode()] if isinstance(content, str) else content:
+            digest.update(block)
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    sync_folder(path.parent)
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise ValueError(f"{path}: the content has the sha256 {digest.hexdigest()}, expected {sha256}")
+    return digest.hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Put a folder's list of names on disk, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as a JSON file, whole or not at all."""
+    write_file(path, json.dumps(content, indent=2))
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file."""
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder to fill, which takes the place of `folder` when the block ends; after an error it is removed.
+
+    Args:
+        folder: The target; a folder that is there is replaced.
+    """
+    staging, old = staging_name(folder), staging_name(folder)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        _settle(staging)
+        if folder.exists():
+            os.rename(folder, old)
+        os.replace(staging, folder)
+        _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def place_folder(staging: Path, folder: Path) -> None:
+    """Rename a folder that was filled step by step to `folder`, once all of its files are on disk.
+
+    Raises:
+        OSError: `folder` is there and is not empty.
+    """
+    _settle(staging)
+    os.replace(staging, folder)
+    _sync(folder.parent)
+
+
+def staging_name(path: Path) -> Path:
+    """A hidden name beside a path, which no other process uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _settle(folder: Path) -> None:
+    """Put a folder's files on disk, with the permissions that the umask gives to new ones.
+
+    Some writers, such as safetensors', make files that only their owner can read.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or a folder's list of names, on disk."""
+    if path.is_dir() and os.name != "posix":  # Windows does not open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_of(content: str | bytes) -> str:
+    """The sha256 of a text in UTF-8, or of bytes."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def hash_values(values: Any) -> str:
+    """The sha256 of plain values, written as JSON."""
+    return hash_of(json.dumps(values))
+
+
+def short_hash(data: bytes, num_bytes: int) -> bytes:
+    """A quick hash of a few bytes (BLAKE2b), for seeds and for large numbers of texts."""
+    return hashlib.blake2b(data, digest_size=num_bytes).digest()
+
+
+def is_whole(path: Path, sha256: str, num_bytes: int | None = None) -> bool:
+    """Whether a file is there and is what was written; its size, where that is known, is compared first."""
+    return path.is_file() and (num_bytes is None or path.stat().st_size == num_bytes) and hash_file(path) == sha256
+
+
 def describe(piece: Any) -> Any:
-    """Plain values that two pieces of the same class and settings share, and others do not.
+    """Plain values that are equal for two pieces of the same class and settings, and differ for others.
 
     Args:
-        piece: A number, a text or None, which stay what they are; a list or a dictionary of pieces; or an object that
-            keeps its settings as attributes.
+        piece: A number, a text or None, which are returned as they are; a list or a dictionary of pieces; or an object
+            that keeps its settings as attributes.
 
     Returns:
-        What JSON gives back as it took it.
+        Values that a JSON file gives back unchanged.
     """
     if piece is None or isinstance(piece, bool | int | float | str):
         return piece

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from hypothesis import settings
 settings.register_profile("lit_distil", deadline=None)  # how fast a machine is decides no test
 settings.load_profile("lit_distil")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> None:
+    """Start every test with exact fp32 products: commands default to "medium", which is bf16 on CPUs that have it."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Callbacks and logs of a run."""
 
 from lit_distil.callbacks.checkpoints import RunCheckpoint, WholeCheckpoints
-from lit_distil.callbacks.export import ExportCallback, PredictionWriter, replace_folder, write_export
+from lit_distil.callbacks.export import ExportCallback, PredictionWriter, write_export
 from lit_distil.callbacks.logs import RunCSVLogger
 from lit_distil.callbacks.progress import StepProgressBar
 from lit_distil.callbacks.signals import StopOnSignal
@@ -14,6 +14,5 @@ __all__ = [
     "StepProgressBar",
     "StopOnSignal",
     "WholeCheckpoints",
-    "replace_folder",
     "write_export",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
+from lit_distil.files import place_folder, write_json
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cached_teacher import (
@@ -31,7 +31,6 @@ from lit_distil.modules.cached_teacher import (
     check_sum,
     sum_of_rows,
     teacher_identity,
-    write_json,
 )
 from lit_distil.modules.checks import (
     check_cacheable,
@@ -218,7 +217,7 @@ class CacheWriter:
                 self._write_split(work, split, plan, done, bar)
         write_json(work / MANIFEST, self.manifest)
         (work / _PROGRESS).unlink()
-        os.rename(work, out)
+        place_folder(work, out)
 
     def _write_split(self, work: Path, split: str, plan: SplitPlan, done: dict[str, int], bar: Any) -> None:
         arrays = SplitArrays.open(work / split, writable=True)
@@ -343,9 +342,9 @@ def cache(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_static_masks(data)
     role = _which(teacher, model)
-    check_cacheable(model.comparisons, [role])
+    check_cacheable(model.terms, [role])
     torch.set_float32_matmul_precision(matmul_precision)
-    network = _load(model, data, model.teacher_names[role])
+    network = _load(model, data, str(model.teacher_sources[role]))
     plans = _plan(data, network, wanted := _positions(positions, model, role), batch_size)
     writer = CacheWriter(
         FrozenTeacher(network),
@@ -360,7 +359,7 @@ def cache(
         return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     writer.write(Path(out))
-    given = out if len(model.teacher_names) == 1 else f"'{{{role}: {out}}}'"
+    given = out if len(model.teacher_sources) == 1 else f"'{{{role}: {out}}}'"
     print(f"written: {out}; train with --model.teacher_cache {given}")
 
 
@@ -388,7 +387,7 @@ def _load(model: DistillationModule, data: TextDataModule, name: str) -> MaskedL
 
 def _which(given: str | None, model: DistillationModule) -> str:
     """The name of the teacher that is run."""
-    names = list(model.teacher_names)
+    names = list(model.teacher_sources)
     if given is None and len(names) > 1:
         raise ValueError(f"teacher: a cache is of one teacher, and there are {names}; say which: --teacher {names[0]}")
     if given is not None and given not in names:
@@ -397,7 +396,7 @@ def _which(given: str | None, model: DistillationModule) -> str:
 
 
 def _positions(given: str | None, model: DistillationModule, role: str) -> str:
-    needed, _, _ = needs_of(model.comparisons, role)
+    needed, _, _ = needs_of(model.terms, role)
     if given == "masked" and needed == "all":
         raise ValueError("positions: an objective has positions all or unmasked; take --positions all")
     return given or needed
@@ -439,12 +438,12 @@ def _manifest(
     vocabulary_size = head.weight.shape[0] if head is not None else network.config.vocab_size
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
-    _, temperatures, changing = needs_of(model.comparisons, role)
+    _, temperatures, changing = needs_of(model.terms, role)
     if k < vocabulary_size:
-        check_smaller(model.comparisons, role, changing, k, vocabulary_size)
+        check_smaller(model.terms, role, changing, k, vocabulary_size)
     return {
         "version": CACHE_VERSION,
-        "teacher": teacher_identity(model.teacher_names[role], model.teacher_revision, model.teacher_dtype),
+        "teacher": teacher_identity(str(model.teacher_sources[role]), model.teacher_revision, model.teacher_dtype),
         "data": {split: data.identity(split) for split in plans},  # type: ignore[arg-type]
         "k": k,
         "positions": positions,

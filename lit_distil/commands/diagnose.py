@@ -4,251 +4,50 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
-from lit_distil.commands.report.page import Table, aligned, bullets, page
+from lit_distil.commands.pages import Section, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
-from lit_distil.commands.report.statistics import Decisions, decisions_of
+from lit_distil.console import Table
 from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
+from lit_distil.files import write_file
+from lit_distil.tasks.question_answering import exact_match, f1
 
-_SMALLEST = 1e-12  # of a probability, so that a loss is finite
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """N labelled rows and what a classifier said of them.
-
-    Attributes:
-        classes: C names, in the order of the columns of `probabilities`.
-        texts: Of each row.
-        labels: int64 `[N]`, true classes.
-        predicted: int64 `[N]`.
-        probabilities: float64 `[N, C]`.
-        samples: Index of each row in its data set.
-    """
-
-    classes: list[str]
-    texts: list[str]
-    labels: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    samples: list[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        """Bool `[N]`: whether each prediction is the label."""
-        return self.predicted == self.labels
-
-    @property
-    def losses(self) -> NDArray[np.float64]:
-        """float64 `[N]`: cross-entropy of each row, in nats."""
-        chosen = self.probabilities[np.arange(len(self)), self.labels]
-        return -np.log(np.maximum(chosen, _SMALLEST))
-
-    @property
-    def confidences(self) -> NDArray[np.float64]:
-        """float64 `[N]`: the probability of what was predicted."""
-        return self.probabilities[np.arange(len(self)), self.predicted]
-
-    @property
-    def confusion(self) -> NDArray[np.int64]:
-        """int64 `[C, C]`: rows by true class (down) and predicted class (across)."""
-        counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
-        np.add.at(counts, (self.labels, self.predicted), 1)
-        return counts
-
-
-class Confusable(Protocol):
-    """What has classes that can be taken for one another."""
-
-    @property
-    def classes(self) -> list[str]:
-        """C names."""
-
-    @property
-    def confusion(self) -> NDArray[np.int64]:
-        """int64 `[C, C]`, true classes down and predicted ones across."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far confidence can be believed, in B bins of equal width (Guo et al. 2017, arXiv 1706.04599, section 2).
-
-    Attributes:
-        edges: float64 `[B + 1]`; a bin holds confidences above its lower edge, up to and with its upper one.
-        counts: int64 `[B]`, rows in each bin.
-        confidence: float64 `[B]`, their mean confidence; NaN in an empty bin.
-        accuracy: float64 `[B]`, the share of them that are right; NaN in an empty bin.
-    """
-
-    edges: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-
-    @property
-    def expected_error(self) -> float:
-        """Expected calibration error: |accuracy − confidence|, weighted by the rows of the bins."""
-        filled = self.counts > 0
-        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
-        return float((gaps * self.counts[filled]).sum() / self.counts.sum())
-
-    @property
-    def largest_error(self) -> float:
-        """The largest such difference of any bin that has rows."""
-        filled = self.counts > 0
-        return float(np.abs(self.accuracy[filled] - self.confidence[filled]).max())
-
-
-def calibration(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, bins: int = 10) -> Calibration:
-    """Bin rows by confidence.
-
-    Args:
-        confidences: float64 `[N]`, in [0, 1].
-        right: bool `[N]`.
-        bins: B.
-    """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    places = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        confidence = np.bincount(places, weights=confidences, minlength=bins) / counts
-        accuracy = np.bincount(places, weights=right.astype(float), minlength=bins) / counts
-    return Calibration(edges, counts, confidence, accuracy)
-
-
-def read_predictions(path: str) -> Predictions:
-    """Rows of a predictions file of a classifier: JSONL with gold (the true class), label and probabilities.
-
-    Raises:
-        ValueError: There is no such file, or a row lacks its true class, its label or a class's probability.
-    """
-    return classified(rows_of_predictions(path))
-
-
-def rows_of_predictions(path: str) -> list[dict[str, Any]]:
-    """The rows of a file of predictions, whatever the task.
-
-    Raises:
-        ValueError: There is no such file, or nothing in it.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"predictions: no file at {path!r}; `lit-distil predict` writes <run>/predictions.jsonl")
-    rows = list(read_rows(file))
-    if not rows:
-        raise ValueError(f"predictions: {path!r} holds no rows")
-    return rows
-
-
-def classified(rows: Sequence[Mapping[str, Any]]) -> Predictions:
-    """What `read_predictions` gives, of rows that were read."""
-    classes = [str(name) for name in _probabilities(rows[0])]
-    number_of = {name: index for index, name in enumerate(classes)}
-    table = np.empty((len(rows), len(classes)))
-    labels, predicted = [], []
-    for index, row in enumerate(rows):
-        place, given = row[SOURCE_KEY], _probabilities(row)
-        if set(given) != set(classes):
-            raise ValueError(f"{place}: probabilities of {sorted(given)}, and the first row has {sorted(classes)}")
-        table[index] = [float(given[name]) for name in classes]
-        total = float(table[index].sum())
-        if not math.isclose(total, 1.0, abs_tol=1e-2) or (table[index] < 0).any():
-            raise ValueError(f"{place}: probabilities must not be negative and add up to 1, got a sum of {total:g}")
-        labels.append(_class_of(row, "gold", number_of))
-        predicted.append(_class_of(row, "label", number_of))
-    return Predictions(
-        classes=classes,
-        texts=[_text_of(row) for row in rows],
-        labels=np.array(labels, dtype=np.int64),
-        predicted=np.array(predicted, dtype=np.int64),
-        probabilities=table,
-        samples=[row["sample"] if _has_number(row) else index for index, row in enumerate(rows)],
-    )
-
-
-def worst(predictions: Predictions, count: int) -> list[int]:
-    """Indices of the rows of highest loss, the worst first."""
-    order = np.argsort(-predictions.losses, kind="stable")
-    return order[:count].tolist()
-
-
-def commonest_confusions(predictions: Confusable, count: int) -> list[tuple[str, str, int]]:
-    """(true class, predicted class, rows) of what is taken for something else, the commonest first."""
-    confusion = predictions.confusion.copy()
-    np.fill_diagonal(confusion, 0)
-    order = np.argsort(-confusion, axis=None, kind="stable")[:count]
-    pairs = [np.unravel_index(place, confusion.shape) for place in order.tolist()]
-    names = predictions.classes
-    return [(names[a], names[b], int(confusion[a, b])) for a, b in pairs if confusion[a, b]]
-
-
-def _probabilities(row: Mapping[str, Any]) -> dict[str, Any]:
-    given = row.get("probabilities")
-    if not isinstance(given, dict) or not given:
-        raise ValueError(
-            f"{row[SOURCE_KEY]}: no probabilities by class; give what `lit-distil predict` wrote for a classifier"
-        )
-    return {str(name): value for name, value in given.items()}
-
-
-def _class_of(row: Mapping[str, Any], field: str, number_of: Mapping[str, int]) -> int:
-    value = row.get(field)
-    if value is None:
-        remedy = "predict on a labelled split" if field == "gold" else "write the predictions anew"
-        raise ValueError(f"{row[SOURCE_KEY]}: no {field!r}; {remedy}")
-    name = str(value)
-    if name not in number_of:
-        raise ValueError(f"{row[SOURCE_KEY]}: {field} {name!r} is none of the classes {list(number_of)}")
-    return number_of[name]
-
-
-def _text_of(row: Mapping[str, Any]) -> str:
-    """The text, or both of a pair: they keep the names of their columns."""
-    ours = {"gold", "label", "probabilities", SOURCE_KEY, *(["sample"] if _has_number(row) else [])}
-    return " ‖ ".join(str(value) for name, value in row.items() if name not in ours and value is not None)
-
-
-def _has_number(row: Mapping[str, Any]) -> bool:
-    """Whether a row says which one it is in its data set; the column of the text may have that name."""
-    return isinstance(row.get("sample"), int)
-
-
-_CONFUSIONS = 10
-_LONGEST_TEXT = 300
+_SMALLEST = 1e-12  # probability, so that a loss is finite
+_CONTEXT = 12  # words shown on either side of a tagged one
+_CONFUSIONS = 10  # rows of the table of confusions
+_LONGEST_TEXT = 300  # characters of an example
+_NOT_TEXT = {
+    *("id", "gold", "label", "labels", "value", "answer", "choice", "choices"),
+    *("probabilities", "n_best", "no_answer_odds", SOURCE_KEY),
+}
 
 
 def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 10, examples: int = 20) -> None:
-    """Write what predictions on labelled rows show: confusions, how far they can be believed, the most wrong ones.
+    """Show what a model gets wrong: confusions, how far its confidence can be trusted, the worst examples.
 
-    Writes diagnosis.md, diagnosis.html (one file) and diagnosis.json; confusion.png of classes and of tags, and
-    reliability.png of all that has probabilities.
+    Writes diagnosis.md, diagnosis.html (one file) and diagnosis.json; confusion.png if there are classes or tags, and
+    reliability.png if there are probabilities.
 
     Args:
-        predictions: File that `lit-distil predict` wrote of any task: rows with texts, what was predicted, and gold
-            (what is true).
+        predictions: File that `lit-distil predict` wrote for labelled rows of any task.
         out: Folder to write to.
-        title: Headline; None takes the file's path.
-        bins: Bins of the reliability diagram and of the expected calibration error, of equal width.
-        examples: How many of the rows that went most wrong to show.
+        title: Headline; None takes the path of the file.
+        bins: Bins of equal width for the reliability diagram and the expected calibration error.
+        examples: How many of the worst examples to show.
     """
     if examples < 0:
         raise ValueError(f"examples must not be negative, got {examples}")
-    rows = rows_of_predictions(predictions)
-    found = decisions_of(rows) or classified(rows)
-    reliability = calibration(found.confidences, found.right, bins=bins) if len(found.right) else None
+    found = read_predictions(predictions)
+    reliability = calibrate(found.confidences, found.right, bins=bins) if len(found.confidences) else None
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
@@ -267,19 +66,11 @@ def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 1
         )
     headline = title or f"Predictions of {predictions}"
     summary = _summary(found, reliability)
-    sections = _sections(found, reliability, examples)
-    text = [f"# {headline}", bullets(summary)]
-    text += [f"![{picture.stem}]({picture.name})" for picture in pictures]
-    for name, table in sections:
-        text += [f"## {name}", aligned([[cell.replace("|", "\\|") for cell in row] for row in table])]
-    (folder / "diagnosis.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    html = page(headline, summary, pictures, sections)
-    (folder / "diagnosis.html").write_text(html, encoding="utf-8")
+    sections = [Section(lines=summary), Section(pictures=pictures), *_sections(found, reliability, examples)]
+    write_pages(folder / "diagnosis", headline, sections)
     numbers = json.dumps(_numbers(found, reliability, examples), indent=2, ensure_ascii=False)
-    (folder / "diagnosis.json").write_text(numbers + "\n", encoding="utf-8")
-    for line in summary:
-        print(line)
-    print(f"written: {folder / 'diagnosis.html'}")
+    write_file(folder / "diagnosis.json", numbers + "\n")
+    print("\n".join([*summary, f"written: {folder / 'diagnosis.html'}"]))
 
 
 def run(arguments: list[str]) -> None:
@@ -287,114 +78,344 @@ def run(arguments: list[str]) -> None:
     auto_cli(diagnose, args=arguments, prog="lit-distil diagnose", as_positional=False)
 
 
-def _summary(found: Predictions | Decisions, reliability: Calibration | None) -> list[str]:
+# Predictions of every task as one kind of row
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One thing that was predicted: the class of a row, the tag of a word, whether a label holds, an answer.
+
+    Attributes:
+        text: What it was predicted for.
+        gold: What is true.
+        predicted: What the model said.
+        right: Whether these are the same; None for a value, which is near or far.
+        confidence: The probability of what the model said; None for a value.
+        wrongness: Larger if it went more wrong; `Predictions.measure` says in what.
+        sample: Index of its row in the data set.
+    """
+
+    text: str
+    gold: str
+    predicted: str
+    right: bool | None
+    confidence: float | None
+    wrongness: float
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of a file.
+
+    Attributes:
+        unit: What one prediction is about, in the plural: `rows`, `words`, `labels`, `questions`, `choices`, `values`.
+        measure: What `Prediction.wrongness` is.
+        all: In the order of the file.
+        classes: C names if every prediction is one of these, in the order of the tables; else none.
+    """
+
+    unit: str
+    measure: str
+    all: Sequence[Prediction]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Bool `[N]`: whether each is right; empty for values."""
+        return np.array([one.right for one in self.all if one.right is not None], dtype=bool)
+
+    @property
+    def confidences(self) -> NDArray[np.float64]:
+        """float64 `[N]`: the probability of what the model said; empty for values."""
+        return np.array([one.confidence for one in self.all if one.confidence is not None])
+
+    @property
+    def mean_wrongness(self) -> float:
+        """Mean over all predictions."""
+        return float(np.mean([one.wrongness for one in self.all]))
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """int64 `[C, C]`: predictions by true class (down) and predicted class (across)."""
+        number_of = {name: index for index, name in enumerate(self.classes)}
+        counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        for one in self.all:
+            counts[number_of[one.gold], number_of[one.predicted]] += 1
+        return counts
+
+    def worst(self, count: int) -> list[Prediction]:
+        """Those that are not right, the worst first."""
+        wrong = [one for one in self.all if not one.right]
+        return sorted(wrong, key=lambda one: -one.wrongness)[:count]
+
+    def commonest_confusions(self, count: int) -> list[tuple[str, str, int]]:
+        """(true class, predicted class, predictions), the commonest first, without the right ones."""
+        pairs = Counter((one.gold, one.predicted) for one in self.all if not one.right)
+        number_of = {name: index for index, name in enumerate(self.classes)}
+        ranked = sorted(pairs, key=lambda pair: (-pairs[pair], number_of[pair[0]], number_of[pair[1]]))
+        return [(gold, predicted, pairs[gold, predicted]) for gold, predicted in ranked[:count]]
+
+
+def read_predictions(path: str) -> Predictions:
+    """Read what `lit-distil predict` wrote for labelled rows of any task.
+
+    Raises:
+        ValueError: There is no such file, it is empty, or a row lacks its label or something that its task writes.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"predictions: no file at {path!r}; `lit-distil predict` writes <run>/predictions.jsonl")
+    rows = list(read_rows(file))
+    if not rows:
+        raise ValueError(f"predictions: {path!r} holds no rows")
+    unit = _unit_of(rows[0])
+    measure, read = _READERS[unit]
+    classes = list(rows[0].get("probabilities") or ()) if unit == "rows" else []
+    found: list[Prediction] = []
+    for number, row in enumerate(rows):
+        place = row[SOURCE_KEY]
+        if row.get("gold") is None:
+            raise ValueError(f"{place}: no 'gold'; predict on a labelled split")
+        given = row.get("probabilities")
+        if classes and given and set(given) != set(classes):
+            raise ValueError(f"{place}: probabilities of {sorted(given)}, and the first row has {sorted(classes)}")
+        try:
+            made = list(read(row))
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{place}: not a prediction of {unit} as `lit-distil predict` writes it ({error!r})"
+            ) from error
+        sample = row["sample"] if isinstance(row.get("sample"), int) else number
+        found += [replace(one, sample=sample) for one in made]
+    if not found:
+        raise ValueError(f"predictions: {path!r} holds no {unit}")
+    if unit == "words":
+        names = Counter(name for one in found for name in (one.gold, one.predicted))
+        classes = sorted(names, key=lambda name: (-names[name], name))
+    return Predictions(unit, measure, found, classes)
+
+
+def _unit_of(row: Mapping[str, Any]) -> str:
+    """What the predictions of a file are about, from the fields of its first row."""
+    if "n_best" in row:
+        return "questions"
+    if "choices" in row:
+        return "choices"
+    if "labels" in row:
+        return "labels" if isinstance(row.get("probabilities"), dict) else "words"
+    return "values" if "value" in row and "probabilities" not in row else "rows"
+
+
+def _rows(row: Mapping[str, Any]) -> Iterable[Prediction]:
+    place, probabilities = row[SOURCE_KEY], row.get("probabilities")
+    if not isinstance(probabilities, dict) or not probabilities:
+        raise ValueError(f"{place}: no probabilities by class; give what `lit-distil predict` wrote")
+    if row.get("label") is None:
+        raise ValueError(f"{place}: no 'label'; write the predictions again")
+    for field in ("gold", "label"):
+        if str(row[field]) not in probabilities:
+            raise ValueError(f"{place}: {field} {row[field]!r} is none of the classes {list(probabilities)}")
+    total = sum(probabilities.values())
+    if not math.isclose(total, 1.0, abs_tol=1e-2) or min(probabilities.values()) < 0:
+        raise ValueError(f"{place}: probabilities must not be negative and add up to 1, got a sum of {total:g}")
+    gold, label = str(row["gold"]), str(row["label"])
+    yield Prediction(_text_of(row), gold, label, gold == label, float(probabilities[label]), _loss(probabilities[gold]))
+
+
+def _values(row: Mapping[str, Any]) -> Iterable[Prediction]:
+    value, gold = float(row["value"]), float(row["gold"])
+    yield Prediction(_text_of(row), f"{gold:g}", f"{value:.3g}", None, None, abs(value - gold))
+
+
+def _questions(row: Mapping[str, Any]) -> Iterable[Prediction]:
+    answer, gold = str(row["answer"]), list(row["gold"])
+    is_right = exact_match(answer, gold) == 1
+    confidence = next((one["probability"] for one in row["n_best"] if one["text"] == answer), 0.0)
+    shown = " | ".join(dict.fromkeys(gold)) or "(none)"
+    yield Prediction(_text_of(row), shown, answer or "(none)", is_right, confidence, 1 - f1(answer, gold) + confidence)
+
+
+def _choices(row: Mapping[str, Any]) -> Iterable[Prediction]:
+    label, gold, probabilities, choices = int(row["label"]), int(row["gold"]), row["probabilities"], row["choices"]
+    loss = _loss(probabilities[gold])
+    yield Prediction(_text_of(row), choices[gold], choices[label], label == gold, probabilities[label], loss)
+
+
+def _words(row: Mapping[str, Any]) -> Iterable[Prediction]:
+    words = next(value for name, value in row.items() if name not in _NOT_TEXT and not isinstance(value, int))
+    words = words.split() if isinstance(words, str) else [str(word) for word in words]
+    tags = zip(row["labels"], row["gold"], row["probabilities"], strict=True)
+    for place, (tag, gold, probability) in enumerate(tags):
+        before, after = words[max(0, place - _CONTEXT) : place], words[place + 1 : place + 1 + _CONTEXT]
+        text = " ".join([*before, f"»{words[place]}«", *after])
+        wrongness = _loss(1 - probability) if tag != gold else 0.0
+        yield Prediction(text, str(gold), str(tag), tag == gold, probability, wrongness)
+
+
+def _labels(row: Mapping[str, Any]) -> Iterable[Prediction]:
+    for name, probability in row["probabilities"].items():
+        is_predicted, is_true = name in row["labels"], name in row["gold"]
+        gold, predicted = (name if holds else f"not {name}" for holds in (is_true, is_predicted))
+        confidence = probability if is_predicted else 1 - probability
+        loss = _loss(probability if is_true else 1 - probability)
+        yield Prediction(_text_of(row), gold, predicted, is_predicted == is_true, confidence, loss)
+
+
+_READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Iterable[Prediction]]]] = {
+    "rows": ("loss", _rows),
+    "questions": ("1 − F1 + confidence", _questions),
+    "choices": ("loss", _choices),
+    "labels": ("loss", _labels),
+    "words": ("−log(1 − confidence)", _words),
+    "values": ("difference", _values),
+}
+"""For each unit what `wrongness` is, and how a row of the file is read."""
+
+
+def _loss(probability: float) -> float:
+    return -math.log(max(probability, _SMALLEST))
+
+
+def _text_of(row: Mapping[str, Any]) -> str:
+    """The text, or all texts of a row: they keep the names of their columns, and `sample` may be one of these."""
+    hidden = {*_NOT_TEXT, "sample"} if isinstance(row.get("sample"), int) else _NOT_TEXT
+    return " ‖ ".join(str(value) for name, value in row.items() if name not in hidden and value is not None)
+
+
+# How far confidence can be trusted
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy in B bins of equal width (Guo et al. 2017, arXiv 1706.04599, section 2).
+
+    Attributes:
+        edges: float64 `[B + 1]`; a bin holds confidences above its lower edge, up to and with its upper one.
+        counts: int64 `[B]`, predictions in each bin.
+        confidence: float64 `[B]`, their mean confidence; NaN in an empty bin.
+        accuracy: float64 `[B]`, the share of them that are right; NaN in an empty bin.
+    """
+
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @property
+    def expected_error(self) -> float:
+        """Expected calibration error: |accuracy − confidence|, weighted by the number of predictions in each bin."""
+        return float(np.nansum(self._gaps * self.counts) / self.counts.sum())
+
+    @property
+    def largest_error(self) -> float:
+        """The largest |accuracy − confidence| of any bin."""
+        return float(np.nanmax(self._gaps))
+
+    @property
+    def _gaps(self) -> NDArray[np.float64]:
+        return np.abs(self.accuracy - self.confidence)
+
+
+def calibrate(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, bins: int = 10) -> Calibration:
+    """Sort predictions into bins by their confidence.
+
+    Args:
+        confidences: float64 `[N]`, in [0, 1].
+        right: Bool `[N]`.
+        bins: B.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    places = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(places, weights=confidences, minlength=bins) / counts
+        accuracy = np.bincount(places, weights=right.astype(float), minlength=bins) / counts
+    return Calibration(edges, counts, confidence, accuracy)
+
+
+# Lines, tables and numbers
+
+
+def _summary(found: Predictions, reliability: Calibration | None) -> list[str]:
     if reliability is None:
-        differences = found.wrongness if isinstance(found, Decisions) else found.losses
-        return [f"mean absolute difference: {differences.mean():.3f} on {len(found):,} rows"]
-    accuracy = float(found.right.mean())
+        return [f"mean absolute difference: {found.mean_wrongness:.3f} on {len(found):,} rows"]
+    accuracy, mean_confidence = float(found.right.mean()), float(found.confidences.mean())
     error = math.sqrt(accuracy * (1 - accuracy) / len(found))
-    mean_confidence = float(found.confidences.mean())
-    direction = "too sure of itself" if mean_confidence > accuracy else "not sure enough of itself"
-    what = found.what if isinstance(found, Decisions) else "rows"
+    direction = "overconfident" if mean_confidence > accuracy else "underconfident"
     return [
-        f"accuracy: {100 * accuracy:.1f} % ± {100 * error:.1f} on {len(found):,} {what} (one standard error)",
-        *([] if isinstance(found, Decisions) else [f"mean loss: {found.losses.mean():.3f} nats"]),
+        f"accuracy: {100 * accuracy:.1f} % ± {100 * error:.1f} on {len(found):,} {found.unit} (one standard error)",
+        *([f"mean loss: {found.mean_wrongness:.3f} nats"] if found.measure == "loss" else []),
         f"expected calibration error: {100 * reliability.expected_error:.1f} points in {len(reliability.counts)} bins "
-        f"(largest of a bin: {100 * reliability.largest_error:.1f})",
-        f"mean confidence: {100 * mean_confidence:.1f} %, so that the network is on the whole {direction}",
+        f"(largest in one bin: {100 * reliability.largest_error:.1f})",
+        f"mean confidence: {100 * mean_confidence:.1f} %; on the whole the network is {direction}",
     ]
 
 
-def _sections(
-    found: Predictions | Decisions, reliability: Calibration | None, examples: int
-) -> list[tuple[str, Table]]:
-    sections: list[tuple[str, Table]] = []
+def _sections(found: Predictions, reliability: Calibration | None, examples: int) -> list[Section]:
+    sections: list[Section] = []
     if found.classes:
-        sections += [("Confusion matrix", _confusion_table(found)), ("By class", _class_table(found))]
-    confusions = commonest_confusions(found, _CONFUSIONS) if found.classes else []
-    if confusions:
-        rows = [[actual, taken_for, f"{count:,}"] for actual, taken_for, count in confusions]
-        sections.append(("What is taken for what", [["label", "prediction", "rows"], *rows]))
+        counts = found.confusion
+        rows = [[name, *(f"{n:,}" for n in row)] for name, row in zip(found.classes, counts.tolist(), strict=True)]
+        sections.append(Section("Confusion matrix", [["label ↓ prediction →", *found.classes], *rows]))
+        sections.append(Section("By class", _class_table(found.classes, counts)))
+        confusions = [[gold, said, f"{count:,}"] for gold, said, count in found.commonest_confusions(_CONFUSIONS)]
+        if confusions:
+            sections.append(Section("What is mistaken for what", [["label", "prediction", found.unit], *confusions]))
     if reliability is not None:
-        sections.append(("Reliability", _reliability_table(reliability)))
+        table = [["confidence", found.unit, "mean confidence %", "accuracy %"]]
+        for one in _filled_bins(reliability):
+            shares = (f"{100 * one[name]:.1f}" for name in ("confidence", "accuracy"))
+            table.append([f"{one['from']:.2f} to {one['to']:.2f}", f"{one['rows']:,}", *shares])
+        sections.append(Section("Reliability", table))
     if examples:
-        sections.append(("Most wrong", _worst_table(found, examples)))
+        table = [["text", "label", "prediction", "confidence", found.measure]]
+        for wrong in found.worst(examples):
+            text = wrong.text if len(wrong.text) <= _LONGEST_TEXT else f"{wrong.text[: _LONGEST_TEXT - 1]}…"
+            confidence = "–" if wrong.confidence is None else f"{wrong.confidence:.4f}"
+            table.append([" ".join(text.split()), wrong.gold, wrong.predicted, confidence, f"{wrong.wrongness:.2f}"])
+        sections.append(Section("Most wrong", table))
     return sections
 
 
-def _confusion_table(found: Predictions | Decisions) -> Table:
-    header = ["label ↓ prediction →", *found.classes]
-    return [header, *([name, *(f"{n:,}" for n in row)] for name, row in zip(found.classes, found.confusion.tolist()))]
+def _class_table(classes: Sequence[str], confusion: NDArray[np.int64]) -> Table:
+    def share(part: int, whole: int) -> str:
+        return f"{100 * part / whole:.1f}" if whole else "–"
 
-
-def _class_table(found: Predictions | Decisions) -> Table:
     table = [["class", "rows", "precision %", "recall %", "F1 %"]]
-    confusion = found.confusion
-    for index, name in enumerate(found.classes):
+    for index, name in enumerate(classes):
         right = int(confusion[index, index])
-        of_class, of_prediction = int(confusion[index].sum()), int(confusion[:, index].sum())
-        shares = [_share(right, of_prediction), _share(right, of_class), _share(2 * right, of_class + of_prediction)]
-        table.append([name, f"{of_class:,}", *shares])
+        actual, predicted = int(confusion[index].sum()), int(confusion[:, index].sum())
+        shares = [share(right, predicted), share(right, actual), share(2 * right, actual + predicted)]
+        table.append([name, f"{actual:,}", *shares])
     return table
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}" if whole else "–"
-
-
-def _reliability_table(reliability: Calibration) -> Table:
-    table = [["confidence", "rows", "mean confidence %", "accuracy %"]]
-    for index, count in enumerate(reliability.counts.tolist()):
-        if count:
-            edges = f"{reliability.edges[index]:.2f} to {reliability.edges[index + 1]:.2f}"
-            values = (reliability.confidence[index], reliability.accuracy[index])
-            table.append([edges, f"{count:,}", *(f"{100 * value:.1f}" for value in values)])
-    return table
-
-
-def _worst_table(found: Predictions | Decisions, examples: int) -> Table:
-    is_classifier = not isinstance(found, Decisions)
-    measures = ["confidence", found.measure] if isinstance(found, Decisions) else ["p(label)", "loss"]
-    table = [["text", "label", "prediction", *measures]]
-    for row in _worst_rows(found, examples):
-        text = row["text"] if len(row["text"]) <= _LONGEST_TEXT else f"{row['text'][: _LONGEST_TEXT - 1]}…"
-        share = row["probability_of_label" if is_classifier else "confidence"]
-        values = ["–" if share is None else f"{share:.4f}", f"{row['loss' if is_classifier else 'wrongness']:.2f}"]
-        table.append([" ".join(text.split()), row["label"], row["prediction"], *values])
-    return table
-
-
-def _worst_rows(found: Predictions | Decisions, examples: int) -> list[dict[str, Any]]:
-    if isinstance(found, Decisions):
-        return [
-            {
-                "text": one.text,
-                "label": one.gold,
-                "prediction": one.predicted,
-                "confidence": one.confidence,
-                "wrongness": one.wrongness,
-            }
-            for one in found.worst(examples)
-        ]
+def _filled_bins(reliability: Calibration) -> list[dict[str, Any]]:
     return [
         {
-            "sample": found.samples[index],
-            "text": found.texts[index],
-            "label": found.classes[found.labels[index]],
-            "prediction": found.classes[found.predicted[index]],
-            "probability_of_label": float(found.probabilities[index, found.labels[index]]),
-            "loss": float(found.losses[index]),
+            "from": float(reliability.edges[index]),
+            "to": float(reliability.edges[index + 1]),
+            "rows": int(reliability.counts[index]),
+            "confidence": float(reliability.confidence[index]),
+            "accuracy": float(reliability.accuracy[index]),
         }
-        for index in worst(found, examples)
+        for index in reliability.counts.nonzero()[0].tolist()
     ]
 
 
-def _numbers(found: Predictions | Decisions, reliability: Calibration | None, examples: int) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"rows": len(found)}
-    if isinstance(found, Decisions):
-        numbers |= {"of": found.what, "measure": found.measure, "mean_wrongness": float(found.wrongness.mean())}
-    else:
-        numbers["loss"] = float(found.losses.mean())
+def _numbers(found: Predictions, reliability: Calibration | None, examples: int) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "rows": len(found),
+        "of": found.unit,
+        "measure": found.measure,
+        "mean_wrongness": found.mean_wrongness,
+    }
     if found.classes:
         numbers |= {"classes": found.classes, "confusion": found.confusion.tolist()}
     if reliability is not None:
@@ -402,15 +423,17 @@ def _numbers(found: Predictions | Decisions, reliability: Calibration | None, ex
             "accuracy": float(found.right.mean()),
             "expected_calibration_error": reliability.expected_error,
             "largest_calibration_error": reliability.largest_error,
-            "reliability": [
-                {
-                    "from": reliability.edges[index],
-                    "to": reliability.edges[index + 1],
-                    "rows": int(reliability.counts[index]),
-                    "confidence": float(reliability.confidence[index]),
-                    "accuracy": float(reliability.accuracy[index]),
-                }
-                for index in (reliability.counts > 0).nonzero()[0].tolist()
-            ],
+            "reliability": _filled_bins(reliability),
         }
-    return {**numbers, "most_wrong": _worst_rows(found, examples)}
+    worst = [
+        {
+            "sample": one.sample,
+            "text": one.text,
+            "label": one.gold,
+            "prediction": one.predicted,
+            "confidence": one.confidence,
+            "wrongness": one.wrongness,
+        }
+        for one in found.worst(examples)
+    ]
+    return {**numbers, "most_wrong": worst}

@@ -9,9 +9,9 @@ from typing import Literal
 from jsonargparse import auto_cli
 from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
-from lit_distil.callbacks import replace_folder
 from lit_distil.console import progress_bar
 from lit_distil.data import DocumentSource
+from lit_distil.files import staged_folder
 
 # RoBERTa's special tokens stand at the ids that RobertaConfig expects of them
 _ROBERTA_SPECIALS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
@@ -50,7 +50,8 @@ def tokenizer(
         _texts(source), vocab_size=vocab_size, show_progress=False, min_frequency=min_frequency
     )
     trained.model_max_length = max_length
-    replace_folder(Path(out), trained.save_pretrained)
+    with staged_folder(Path(out)) as staging:
+        trained.save_pretrained(staging)
     print(f"{len(trained):,} entries in {out}")
 
 

@@ -1,81 +1,24 @@
-"""Text to flat batches: sources, formats, masking strategies, batching, and the data module over them."""
+"""Text to flat batches: sources, formats, masking strategies, batching, and the data module over them.
 
-from lit_distil.data.batching import EvalLoader, TrainLoader
-from lit_distil.data.corpus.corpus import TokenCorpus
-from lit_distil.data.corpus.preparation import prepare_corpus, write_corpus
-from lit_distil.data.corpus.sequence_tables import open_table
-from lit_distil.data.corpus.sequences import MaskedSequences, SequenceDataset
-from lit_distil.data.datamodule import TextDataModule
-from lit_distil.data.formats import (
-    DocSentences,
-    FullSentences,
-    LinePerSequence,
-    SegmentPair,
-    SentencePair,
-    SequenceFormat,
-    SequenceTable,
-)
-from lit_distil.data.labelled import LabelledSequences
-from lit_distil.data.masking import (
-    FrequencyMasking,
-    MaskingStrategy,
-    MixedMasking,
-    NgramMasking,
-    SpanMasking,
-    TokenMasking,
-    WholeWordMasking,
-)
-from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
-from lit_distil.data.sources.base import DocumentSource, RowSource, TableFiles, TextFiles
-from lit_distil.data.sources.docstrings import Docstrings
-from lit_distil.data.sources.hub import HubDataset
-from lit_distil.data.sources.mixture import DocumentFilters, Mixture
-from lit_distil.data.sources.prepared import PreparedCorpus
-from lit_distil.data.sources.sentences import Sentences
-from lit_distil.data.sources.squad import SquadFiles
-from lit_distil.data.tokenizers import load_tokenizer, vocabulary_of
+The names below are loaded when one of them is first used. So a worker process that only tokenises text can import a
+module of this package without torch, Lightning and transformers, which take seconds to load.
+"""
 
-__all__ = [
-    "DocSentences",
-    "Docstrings",
-    "DocumentFilters",
-    "DocumentSource",
-    "EpochOrder",
-    "EvalLoader",
-    "FrequencyMasking",
-    "FullSentences",
-    "HubDataset",
-    "LabelledSequences",
-    "LengthGroupedOrder",
-    "LinePerSequence",
-    "MaskedSequences",
-    "MaskingStrategy",
-    "MixedMasking",
-    "Mixture",
-    "NgramMasking",
-    "Plan",
-    "PreparedCorpus",
-    "RowSource",
-    "SegmentPair",
-    "SentencePair",
-    "Sentences",
-    "SequenceDataset",
-    "SequenceFormat",
-    "SequenceTable",
-    "SpanMasking",
-    "SquadFiles",
-    "StepPlan",
-    "TableFiles",
-    "TextDataModule",
-    "TextFiles",
-    "TokenCorpus",
-    "TokenMasking",
-    "TokenPlan",
-    "TrainLoader",
-    "WholeWordMasking",
-    "load_tokenizer",
-    "open_table",
-    "prepare_corpus",
-    "vocabulary_of",
-    "write_corpus",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_distil.data.exports import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    exports = importlib.import_module("lit_distil.data.exports")
+    if name not in exports.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(exports, name)
+
+
+def __dir__() -> list[str]:
+    return list(importlib.import_module("lit_distil.data.exports").__all__)

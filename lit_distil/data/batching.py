@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from lit_distil.data.corpus.sequences import SequenceDataset
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
+from lit_distil.data.sequences import SequenceDataset
 from lit_distil.types import Batch
 
 Ints = NDArray[np.int64]

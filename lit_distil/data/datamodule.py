@@ -1,26 +1,25 @@
-"""TextDataModule: the one data module that pretraining, distillation and fine-tuning share."""
+"""TextDataModule: the data module that pretraining, distillation and fine-tuning share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus.documents import DocumentSplits
-from lit_distil.data.corpus.sequences import SequenceDataset
 from lit_distil.data.corpus.shards import CORPUS_VERSION
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.sequences import SequenceDataset, SpreadSequences
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.sources.mixture import DocumentFilters
 from lit_distil.data.sources.rows import STAND_INS, open_rows
-from lit_distil.data.tokenizers import load_tokenizer, tokenizer_hash, vocabulary_of
+from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.files import describe
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
@@ -29,39 +28,39 @@ from lit_distil.types import Vocabulary
 class TextDataModule(LightningDataModule):
     """Text to flat batches.
 
-    With `format` and `masking` it serves documents to pretraining and distillation; with `task` it serves labelled
-    rows to fine-tuning.
+    Give `format` and `masking` for pretraining and distillation, which read documents, or `task` for fine-tuning, which
+    reads labelled rows.
 
     Args:
-        tokenizer: Folder or Hub name of the tokenizer.
+        tokenizer: Folder or Hub name of the tokenizer, or a loaded one.
         source: Where documents or rows come from.
-        format: How documents become sequences; for pretraining and distillation.
-        masking: Which positions to predict; for pretraining and distillation.
-        task: What the rows mean; for fine-tuning.
-        max_length: Tokens in a sequence at most, special tokens included.
+        format: How documents become sequences.
+        masking: Which positions to predict.
+        task: What the rows mean.
+        max_length: Most tokens of a sequence, special tokens included.
         batch_size: Sequences in an optimizer step, over all ranks and accumulated micro-batches.
-        batch_tokens: Tokens in an optimizer step, in place of `batch_size` sequences: what keeps steps comparable
-            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence.
-        length_window: Put sequences of like length into a step, out of so many steps' sequences at a time; None leaves
-            the order random.
         eval_batch_size: Sequences in an evaluation batch of one rank.
-        max_eval_sequences: Evaluate on so many sequences (or labelled rows) of a split, evenly spread over it; None
-            takes all.
-        validation_share: Share of the labelled training rows that is held out where the source gives no validation
-            rows, of each class alike; 0 holds out none.
+        max_eval_sequences: Most sequences (or labelled rows) of a split to evaluate on, evenly spread over it; None
+            evaluates on all.
+        validation_share: Share of the labelled training rows to hold out, from each class alike, if the source has no
+            validation rows; 0 holds out none.
         num_workers: Processes that make batches; 0 makes them in the training process.
-        seed: Of order and masks; None takes the run's (`seed_everything`).
+        seed: Seed of order and masks; None takes the run's (`seed_everything`).
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
-        cache_dir: Where tokenised corpora are kept; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
-        filters: Which documents to leave out of a corpus; None keeps all.
-        num_processes: Processes that tokenise a corpus that is not in the cache; None takes one a core.
-        verify_corpus: Whether to compare every file of a corpus with its sha256 before the run, which reads all of
-            it; otherwise sizes are compared.
+        cache_dir: Where to keep tokenised corpora; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
+        batch_tokens: Tokens in an optimizer step, in place of `batch_size` sequences. This keeps steps comparable
+            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence.
+        length_window: Group sequences of similar length into steps, within this many steps' sequences at a time; None
+            leaves the order random.
+        filters: Which documents of a corpus to leave out; None keeps all.
+        num_processes: Processes that tokenise a corpus which is not in the cache; None is one for each core.
+        verify_corpus: Compare every file of a corpus with its sha256 before the run, which reads all of it. Otherwise
+            only the sizes are compared.
     """
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | PreTrainedTokenizerBase,
         source: DocumentSource | RowSource,
         *,
         format: SequenceFormat | None = None,
@@ -95,7 +94,6 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"data.eval_batch_size must be at least 1, got {eval_batch_size}")
         if not 0 <= validation_share < 1:
             raise ValueError(f"data.validation_share must be 0 or more and less than 1, got {validation_share}")
-        self.tokenizer_name, self.tokenizer_revision = tokenizer, tokenizer_revision
         self.source, self.format, self.masking, self.task = source, format, masking, task
         self.max_length, self.batch_size = max_length, batch_size
         self.batch_tokens, self.length_window = batch_tokens, length_window
@@ -105,170 +103,61 @@ class TextDataModule(LightningDataModule):
         self.filters, self.num_processes, self.verify_corpus = filters, num_processes, verify_corpus
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer, self._tokenizer_revision = tokenizer, tokenizer_revision
 
-    # Facts that the modules ask for
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded once."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_name, revision=self.tokenizer_revision)
-        return self._tokenizer
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Size and special ids, as the networks need them."""
-        return vocabulary_of(self.tokenizer)
-
-    @property
-    def has_next_sentence(self) -> bool:
-        """Whether the format labels pairs."""
-        return self.format is not None and self.format.has_next_sentence
-
-    @property
-    def step_capacity(self) -> int:
-        """Tokens that an optimizer step may hold: its budget, or so many sequences of full length."""
-        return self.batch_tokens or self.batch_size * self.max_length
-
-    def check_same_vocabulary(self, name: str, revision: str | None = None, *, role: str = "teacher") -> None:
-        """Compare this vocabulary with a teacher's, or with a student's (`role`), entry by entry.
-
-        Raises:
-            ValueError: They differ; the message tells the first difference.
-        """
-        try:
-            other = load_tokenizer(name, revision=revision)
-        except ValueError:
-            rank_zero_warn(f"the {role} {name!r} has no tokenizer beside it: its vocabulary could not be compared")
-            return
-        ours, theirs = self.tokenizer.get_vocab(), other.get_vocab()
-        if ours == theirs:
-            self._check_same_special_ids(name, vocabulary_of(other), role)
-            return
-        differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
-        token = min(differing, key=lambda t: (min(ours.get(t, len(ours)), theirs.get(t, len(theirs))), t))
-        raise ValueError(
-            f"data.tokenizer: {self.tokenizer_name!r} ({len(ours)} entries) is not the {role}'s vocabulary "
-            f"({name!r}, {len(theirs)} entries): {len(differing)} tokens differ, the first {token!r} is "
-            f"{ours.get(token, 'absent')} here and {theirs.get(token, 'absent')} there. {_way_out(name, role)}"
-        )
-
-    def _check_same_special_ids(self, name: str, theirs: Vocabulary, role: str) -> None:
-        """The same entries may still be masked or padded with others."""
-        ours = self.vocabulary.special_ids
-        for special in ("mask_token_id", "pad_token_id", "cls_token_id", "sep_token_id"):
-            if special in ours and special in theirs.special_ids and ours[special] != theirs.special_ids[special]:
-                raise ValueError(
-                    f"data.tokenizer: {self.tokenizer_name!r} has {special} {ours[special]} and the {role}'s "
-                    f"({name!r}) {theirs.special_ids[special]}, of the same entries. {_way_out(name, role)}"
-                )
-
-    def identity(self, split: Split) -> dict[str, Any]:
-        """All that the masked sequences of a split depend on, in plain values that JSON can hold."""
-        assert isinstance(self.source, DocumentSource)
-        is_train = split == "train"
-        return {
-            "corpus_version": CORPUS_VERSION,
-            "source": self.source.fingerprint(split),
-            "tokenizer": tokenizer_hash(self.tokenizer),
-            "filters": describe(self.filters),
-            "format": describe(self.format),
-            "masking": describe(self.masking),
-            "max_length": self.max_length,
-            "seed": self.seed if is_train else 0,
-            "max_eval_sequences": None if is_train else self.max_eval_sequences,
-        }
-
-    # Lightning's hooks
+    # Prepare: once on each node, before the ranks go on
 
     def prepare_data(self) -> None:
-        """Prepare what is not in the cache yet; Lightning calls this once a node, before the other ranks go on."""
-        for split in self._splits_of_stage():
+        """Download, read and tokenise whatever the running command needs and is not in the cache yet."""
+        for split in self._splits():
             if self.task is None:
                 self._documents().prepare(split)
-            else:  # whatever a source downloads or keeps, it does once and not in every rank
-                next(iter(self._rows(split)), None)
+            else:
+                assert isinstance(self.source, RowSource)
+                next(iter(self.source.rows(split)), None)  # a source that downloads rows does it here, once
+
+    # Set up: in each rank
 
     def setup(self, stage: str) -> None:
-        """Open the splits that the stage needs."""
+        """Open the splits that the running command needs."""
+        missing = [split for split in self._splits() if split not in self.datasets]
         if self.task is None:
-            self._setup_documents()
-        else:
-            self._setup_rows(self.task)
-
-    def train_dataloader(self) -> TrainLoader:
-        """Batches as a function of the step, from the trainer's current step on."""
-        trainer = self.trainer
-        assert trainer is not None
-        return TrainLoader(
-            self._dataset("train"),
-            batch_size=self.batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            accumulate=trainer.accumulate_grad_batches,
-            seed=self.seed,
-            num_workers=self.num_workers,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-            first_step=lambda: trainer.global_step,
-            batch_tokens=self.batch_tokens,
-            length_window=self.length_window,
-        )
-
-    def val_dataloader(self) -> EvalLoader | list[Any]:
-        """Every validation sample once; none where the source has no validation split."""
-        is_optional = self._command() == "fit"
-        return [] if is_optional and "validation" not in self.datasets else self._eval_loader("validation")
-
-    def test_dataloader(self) -> EvalLoader:
-        """Every test sample once."""
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> EvalLoader:
-        """Every sample of the split that `predict` is about once."""
-        return self._eval_loader(self.predict_split)
-
-    @property
-    def predict_split(self) -> str:
-        """The split that `predict` is about: `predict`, or `test` where there is none, or else `validation`."""
-        return next((split for split in STAND_INS if split in self.datasets), "test")
-
-    # Inside
-
-    def _dataset(self, split: str) -> SequenceDataset:
-        if split not in self.datasets:
-            raise ValueError(
-                f"data.source: it gives no {split} split, which this run needs: name its files (source.{split}), or, "
-                "outside a Trainer, call prepare_data() and setup() first"
+            for split in missing:
+                dataset: SequenceDataset | None = self._documents().open(split)
+                if dataset is None:
+                    continue
+                if split != "train" and self.max_eval_sequences is not None and len(dataset) > self.max_eval_sequences:
+                    dataset = SpreadSequences(dataset, self.max_eval_sequences)
+                self.datasets[split] = dataset
+        elif missing and not (missing == ["predict"] and "test" in self.datasets):  # test stands in for predict
+            assert isinstance(self.source, RowSource)
+            opened = open_rows(
+                self.source,
+                self.task,
+                self.tokenizer,
+                missing,
+                max_length=self.max_length,
+                labelled=self._command() != "predict",
+                max_eval_rows=self.max_eval_sequences,
+                validation_share=self.validation_share,
+                seed=self.seed,
             )
-        return self.datasets[split]
+            self.datasets = {**opened, **self.datasets}
 
-    def _eval_loader(self, split: str) -> EvalLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        return EvalLoader(
-            self._dataset(split),
-            batch_size=self.eval_batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            num_workers=self.num_workers,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )
-
-    def _command(self) -> str | None:
-        """`fit`, `validate`, `test` or `predict`; None where there is no trainer to ask."""
-        function = None if self.trainer is None else self.trainer.state.fn
-        return None if function is None else str(getattr(function, "value", function))
-
-    def _splits_of_stage(self) -> list[Split]:
-        """The splits that the running command needs; all of them where there is no trainer to ask."""
-        wanted: dict[str, list[Split]] = {
+    def _splits(self) -> list[Split]:
+        """The splits that the running command needs; all of them if there is no trainer."""
+        needed: dict[str | None, list[Split]] = {
             "fit": ["train", "validation"],
             "validate": ["validation"],
             "test": ["test"],
             "predict": ["predict" if self.task is not None else "test"],
         }
-        return wanted.get(self._command() or "", list(SPLITS))
+        return needed.get(self._command(), list(SPLITS))
+
+    def _command(self) -> str | None:
+        """`fit`, `validate`, `test` or `predict`; None if there is no trainer, or it does nothing."""
+        function = None if self.trainer is None else self.trainer.state.fn
+        return None if function is None else str(getattr(function, "value", function))
 
     def _documents(self) -> DocumentSplits:
         assert isinstance(self.source, DocumentSource) and self.format is not None
@@ -285,63 +174,116 @@ class TextDataModule(LightningDataModule):
             verify=self.verify_corpus,
         )
 
-    def _setup_documents(self) -> None:
-        for split in self._splits_of_stage():
-            dataset = None if split in self.datasets else self._documents().open(split)
-            if dataset is not None:
-                self.datasets[split] = dataset if split == "train" else self._cut(dataset)
+    # Loaders
 
-    def _setup_rows(self, task: Task) -> None:
-        assert isinstance(self.source, RowSource)
-        missing = [split for split in self._splits_of_stage() if split not in self.datasets]
-        if missing == ["predict"] and "test" in self.datasets:  # which stands for it
-            return
-        if missing:
-            opened = open_rows(
-                self.source,
-                task,
-                self.tokenizer,
-                missing,
-                max_length=self.max_length,
-                labelled=self._command() != "predict",
-                max_eval_rows=self.max_eval_sequences,
-                validation_share=self.validation_share,
-                seed=self.seed,
-            )
-            self.datasets = {**opened, **self.datasets}
+    def train_dataloader(self) -> TrainLoader:
+        """Batches from the trainer's current step on."""
+        trainer = self.trainer
+        assert trainer is not None
+        return TrainLoader(
+            self._dataset("train"),
+            batch_size=self.batch_size,
+            accumulate=trainer.accumulate_grad_batches,
+            seed=self.seed,
+            first_step=lambda: trainer.global_step,
+            batch_tokens=self.batch_tokens,
+            length_window=self.length_window,
+            **self._rank_settings(),
+        )
 
-    def _rows(self, split: Split) -> Iterable[dict[str, Any]]:
-        assert isinstance(self.source, RowSource)
-        return self.source.rows(split)
+    def val_dataloader(self) -> EvalLoader | list[Any]:
+        """Every validation sample once; `fit` goes on without if the source has no validation split."""
+        is_optional = self._command() == "fit"
+        return [] if is_optional and "validation" not in self.datasets else self._eval_loader("validation")
 
-    def _cut(self, dataset: SequenceDataset) -> SequenceDataset:
-        if self.max_eval_sequences is None or len(dataset) <= self.max_eval_sequences:
-            return dataset
-        return SpreadSequences(dataset, self.max_eval_sequences)
+    def test_dataloader(self) -> EvalLoader:
+        """Every test sample once."""
+        return self._eval_loader("test")
 
-
-class SpreadSequences(SequenceDataset):
-    """So many sequences of a data set, evenly spread over it, as sources put documents of a kind side by side."""
-
-    def __init__(self, dataset: SequenceDataset, size: int) -> None:
-        self.dataset = dataset
-        self.chosen = np.arange(size, dtype=np.int64) * len(dataset) // size
-
-    def __len__(self) -> int:
-        """The number of sequences."""
-        return len(self.chosen)
+    def predict_dataloader(self) -> EvalLoader:
+        """Every sample of `predict_split` once."""
+        return self._eval_loader(self.predict_split)
 
     @property
-    def lengths(self) -> np.ndarray:
-        """int64 `[N]`."""
-        return self.dataset.lengths[self.chosen]
+    def predict_split(self) -> str:
+        """The split that the `predict` command reads: `predict`, else `test`, else `validation`."""
+        return next((split for split in STAND_INS if split in self.datasets), "test")
 
-    def collate(self, sample_ids: np.ndarray, epochs: np.ndarray, step: int | None = None) -> Any:
-        """As the whole data set does, with its sample ids."""
-        return self.dataset.collate(self.chosen[sample_ids], epochs, step)
+    def _eval_loader(self, split: str) -> EvalLoader:
+        return EvalLoader(self._dataset(split), batch_size=self.eval_batch_size, **self._rank_settings())
 
+    def _rank_settings(self) -> dict[str, Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        return {
+            "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
+            "num_workers": self.num_workers,
+            "pin_memory": trainer.strategy.root_device.type == "cuda",
+        }
 
-def _way_out(name: str, role: str) -> str:
-    if role == "teacher":
-        return f"Use the teacher's tokenizer: tokenizer: {name}"
-    return f"Take a {role} that was trained with the teacher's tokenizer, or make one of the teacher's layers"
+    def _dataset(self, split: str) -> SequenceDataset:
+        if split not in self.datasets:
+            raise ValueError(
+                f"data.source: it gives no {split} split, which this run needs: name its files (source.{split}), or, "
+                "outside a Trainer, call prepare_data() and setup() first"
+            )
+        return self.datasets[split]
+
+    # Identity and vocabulary: what modules ask for
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """Everything that the masked sequences of a split depend on, as plain values that JSON can hold."""
+        assert isinstance(self.source, DocumentSource)
+        is_train = split == "train"
+        return {
+            "corpus_version": CORPUS_VERSION,
+            "source": self.source.fingerprint(split),
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "filters": describe(self.filters),
+            "format": describe(self.format),
+            "masking": describe(self.masking),
+            "max_length": self.max_length,
+            "seed": self.seed if is_train else 0,
+            "max_eval_sequences": None if is_train else self.max_eval_sequences,
+        }
+
+    @property
+    def has_next_sentence(self) -> bool:
+        """Whether batches have labels for next-sentence prediction."""
+        return self.format is not None and self.format.has_next_sentence
+
+    @property
+    def step_capacity(self) -> int:
+        """Most tokens of an optimizer step: its budget, or `batch_size` sequences of full length."""
+        return self.batch_tokens or self.batch_size * self.max_length
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; loaded when it is first used."""
+        return load_tokenizer(self._tokenizer, revision=self._tokenizer_revision)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Size, special ids and entries of the tokenizer."""
+        return vocabulary_of(self.tokenizer)
+
+    def check_same_vocabulary(
+        self, other: str | PreTrainedTokenizerBase, revision: str | None = None, *, role: str = "teacher"
+    ) -> None:
+        """Compare the vocabulary with that of a teacher, or of a student, entry by entry.
+
+        Args:
+            other: Its tokenizer, or the folder or Hub name where it is.
+            revision: Commit, tag or branch on the Hub.
+            role: What the network is, "teacher" or "student".
+
+        Raises:
+            ValueError: They differ; the message names the first difference.
+        """
+        try:
+            theirs = load_tokenizer(other, revision=revision)
+        except ValueError:
+            rank_zero_warn(f"the {role} {other!r} has no tokenizer beside it: its vocabulary could not be compared")
+            return
+        check_same_vocabulary(self.tokenizer, theirs, role=role)

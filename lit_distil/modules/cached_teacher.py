@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,11 +14,18 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from transformers.utils import cached_file
 
-from lit_distil.modules.checks import STATIC_MASKS
+from lit_distil.files import hash_file, hash_of
 from lit_distil.types import Batch, EncoderOutput, TopLogits
 
 CACHE_VERSION = 2
 MANIFEST = "manifest.json"
+
+STATIC_MASKS = (
+    "a cache holds what the teacher says of each masked sequence, and with dynamic masks none comes twice. Give every "
+    "sequence a fixed number of masks: data.masking.init_args.patterns: 4"
+)
+"""Why dynamic masks cannot be cached, and what to do."""
+
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -179,16 +184,6 @@ def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) ->
     return total
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    draft = file.with_suffix(".draft")
-    with draft.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, file)
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a finished cache says of itself.
 
@@ -272,11 +267,7 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
 
 
 def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    return hash_of(b"".join(bytes.fromhex(hash_file(path)) for path in files))
 
 
 def _short(value: Any) -> str:

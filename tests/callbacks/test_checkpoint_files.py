@@ -9,7 +9,7 @@ import torch
 
 from lit_distil.callbacks import WholeCheckpoints
 from lit_distil.callbacks import checkpoints as files
-from lit_distil.files import sha256_of
+from lit_distil.files import hash_file
 
 OLD, NEW = ({"weights": torch.full((1000,), float(value)), "step": value} for value in (1, 2))
 
@@ -33,7 +33,7 @@ def test_what_was_written_is_read_and_its_hash_is_sha256sums(path: Path) -> None
     WholeCheckpoints().save_checkpoint(NEW, path)
     assert step_of(path) == 2
     assert sorted(one.name for one in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
-    assert files._hashes(path).read_text() == f"{sha256_of(path)}  last.ckpt\n"
+    assert files._hashes(path).read_text() == f"{hash_file(path)}  last.ckpt\n"
     WholeCheckpoints().remove_checkpoint(path)
     assert not list(path.parent.iterdir())
 
@@ -88,18 +88,18 @@ def test_a_flipped_bit_in_the_last_one_takes_the_newest_sound_one(path: Path, pl
         WholeCheckpoints().save_checkpoint({**OLD, "step": step}, other)
         os.utime(other, (seconds, seconds))
     flip_a_bit(path, place)
-    with pytest.warns(UserWarning, match=r"last\.ckpt: the checkpoint is damaged.*going on from .*step-4\.ckpt"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt: the checkpoint is damaged.*continuing from .*step-4\.ckpt"):
         assert step_of(path) == 4
     flip_a_bit(newer, place)
-    with pytest.warns(UserWarning, match=r"going on from .*step-3\.ckpt"):
+    with pytest.warns(UserWarning, match=r"continuing from .*step-3\.ckpt"):
         assert step_of(path) == 3
-    with pytest.raises(ValueError, match=r"step-4\.ckpt: the checkpoint is damaged.*a sound one is .*step-3\.ckpt"):
+    with pytest.raises(ValueError, match=r"step-4\.ckpt: the checkpoint is damaged.*step-3\.ckpt is sound"):
         step_of(newer)
 
 
 def test_a_damaged_one_with_no_other_is_named(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"last\.ckpt: the checkpoint is damaged.*begin anew"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: the checkpoint is damaged.*start again"):
         step_of(path)
 
 

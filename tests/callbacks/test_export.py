@@ -4,27 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.callbacks import replace_folder
 from tests.workspace import Workspace, fit, logged, network_weights
-
-
-def test_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "export"
-    replace_folder(folder, lambda staging: (staging / "a").write_text("old"))
-
-    def fail(staging: Path) -> None:
-        (staging / "a").write_text("new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_folder(folder, fail)
-    assert (folder / "a").read_text() == "old"
-    replace_folder(folder, lambda staging: (staging / "b").write_text("new"))
-    assert sorted(path.name for path in folder.iterdir()) == ["b"]
 
 
 def test_best_weights_are_exported_where_a_metric_is_monitored(workspace: Workspace, tmp_path: Path) -> None:
@@ -57,3 +40,4 @@ def test_last_checkpoint_holds_the_end_of_a_run_that_saves_now_and_then(workspac
     weights = network_weights(run / "checkpoints" / "last.ckpt")
     exported = AutoModelForMaskedLM.from_pretrained(run / "export").state_dict()
     assert all(torch.equal(weights[f"network.model.{key}"], value) for key, value in exported.items())
+    assert len({path.stat().st_mode for path in (run / "export").iterdir()}) == 1

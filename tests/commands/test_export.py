@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_distil.commands import export
+from lit_distil.commands.networks import load_checkpoint
 from lit_distil.models import MaskedLMNetwork, Pretrained, TaskNetwork
 from lit_distil.modules import FineTuningModule, MaskedLMModule
 from tests.commands.examples import LABELS, make_tokenizer, tiny_config
@@ -96,17 +97,17 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, tokenizer):
 
 def test_what_is_no_checkpoint_of_ours_is_told_apart(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"no file .*missing\.ckpt"):
-        export.load_network(tmp_path / "missing.ckpt")
+        load_checkpoint(tmp_path / "missing.ckpt")
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
     with pytest.raises(ValueError, match=r"text\.ckpt' could not be read"):
-        export.load_network(text)
+        load_checkpoint(text)
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
     with pytest.raises(ValueError, match=r"foreign\.ckpt' was not written by a module of lit_distil"):
-        export.load_network(foreign)
+        load_checkpoint(foreign)
     content = torch.load(save_checkpoint(tmp_path, masked_lm_module(tokenizer)), weights_only=True)
     content["state_dict"].popitem()
     torch.save(content, tmp_path / "torn.ckpt")
     with pytest.raises(ValueError, match=r"torn\.ckpt' do not fit its network"):
-        export.load_network(tmp_path / "torn.ckpt")
+        load_checkpoint(tmp_path / "torn.ckpt")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import fill_mask
-from lit_distil.commands.benchmark.networks import MaskedLM, open_masked_lm, short_names
+from lit_distil.commands.networks import MaskedLM, open_masked_lm, short_names
 from tests.commands.examples import finished_run, make_tokenizer
 from tests.workspace import Workspace
 
@@ -88,7 +88,7 @@ def test_messages_name_what_is_wrong(runs: list[str], tmp_path: Path) -> None:
     model = open_masked_lm(runs[0])
     with pytest.raises(ValueError, match=r"texts: 'the cat': no mask in it; write \[MASK\]"):
         fill_mask.fill_mask(runs[0], ["the cat"])
-    with pytest.raises(ValueError, match=r"long: \d+ tokens, and .* takes 64; cut it"):
+    with pytest.raises(ValueError, match=r"long: \d+ tokens, and .* takes 64; shorten it"):
         fill_mask.fill(model, ["<mask>" + " cat" * 80], places=["long"])
     with pytest.raises(ValueError, match="top must be between 1 and the"):
         fill_mask.fill(model, ["<mask>"], places=["x"], top=0)
@@ -96,7 +96,7 @@ def test_messages_name_what_is_wrong(runs: list[str], tmp_path: Path) -> None:
         fill_mask.fill_mask(runs[2], ["<mask>"])
     with pytest.raises(ValueError, match=r"texts: give at least one"):
         fill_mask.fill_mask(runs[0])
-    with pytest.raises(ValueError, match=r"file: there is none at"):
+    with pytest.raises(ValueError, match=r"file: no file at"):
         fill_mask.fill_mask(runs[0], file=str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match=r"could not be loaded.*a run exported"):
         fill_mask.fill_mask(str(tmp_path), ["<mask>"])

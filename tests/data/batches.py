@@ -5,9 +5,9 @@ from itertools import islice
 import torch
 
 from lit_distil.data.batching import TrainLoader
-from lit_distil.data.corpus.sequences import MaskedSequences
 from lit_distil.data.formats import FullSentences, SequenceFormat
 from lit_distil.data.masking import MaskingStrategy, TokenMasking
+from lit_distil.data.sequences import MaskedSequences
 from lit_distil.types import Batch
 from tests.data.conftest import make_corpus, vocabulary_of
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from lit_distil.data import (
     Docstrings,
@@ -17,8 +18,9 @@ from lit_distil.data import (
     TokenMasking,
     WholeWordMasking,
 )
-from lit_distil.data.datamodule import SpreadSequences
+from lit_distil.data.sequences import SpreadSequences
 from lit_distil.tasks import TextClassification, TextRegression
+from tests.data.batches import same
 
 WORDS = ["the", "dog", "fox", "sleeps", "jumps", "over", "lazy", "quick", "brown", "and"]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -181,6 +183,28 @@ def test_a_run_without_text_to_train_on_is_refused(made):
         text_data(made).train_dataloader()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loaded_tokenizer_serves_as_its_folder_does(made, num_workers):
+    loaded = AutoTokenizer.from_pretrained(made.tokenizer)
+    data = ready(text_data(made, tokenizer=loaded, num_workers=num_workers))
+    by_name = ready(text_data(made))
+    assert data.tokenizer is loaded and data.vocabulary == by_name.vocabulary
+    assert data.identity("train") == by_name.identity("train")
+    for ours, theirs in zip(first_batches(data), first_batches(by_name), strict=True):
+        assert same(ours, theirs) and len(ours.masked_labels) > 0
+    data.check_same_vocabulary(made.tokenizer)
+    data.check_same_vocabulary(loaded)
+    other = BertTokenizer(vocab={entry: index for index, entry in enumerate([*ENTRIES, "new"])})
+    with pytest.raises(ValueError, match=r"is not the teacher's vocabulary \('BertTokenizer', 34 entries\)"):
+        data.check_same_vocabulary(other)
+
+
+def test_a_loaded_tokenizer_is_checked_as_one_that_is_named(made):
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
+    with pytest.raises(ValueError, match=r"data\.tokenizer: '.*Tokenizer.*' has no mask_token"):
+        text_data(made, tokenizer=bare).prepare_data()
+
+
 def test_a_batch_larger_than_the_data_is_refused(made):
     data = ready(text_data(made, batch_size=4096))
     with pytest.raises(ValueError, match=r"batch_size 4096 is larger than the data \(\d+ sequences\)"):
@@ -235,12 +259,12 @@ def test_vocabularies_are_compared_entry_by_entry(made):
         data.check_same_vocabulary(teacher([*ENTRIES, "new"]))
     same = BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)}, mask_token=ENTRIES[7])
     same.save_pretrained(made.root / "teacher")  # the same entries, another of which is the mask
-    with pytest.raises(ValueError, match=r"mask_token_id \d+ and the teacher's \(.*\) 7, of the same entries"):
+    with pytest.raises(ValueError, match=r"the same entries, but mask_token_id is \d+ here and 7 there"):
         data.check_same_vocabulary(str(made.root / "teacher"))
     (made.root / "bare").mkdir()
     with pytest.warns(UserWarning, match="could not be compared"):
         data.check_same_vocabulary(str(made.root / "bare"))
-    with pytest.raises(ValueError, match=r"is not the student's vocabulary .*Take a student that was trained with"):
+    with pytest.raises(ValueError, match=r"is not the student's vocabulary .*Use a student that was trained with"):
         data.check_same_vocabulary(teacher(swapped), role="student")
 
 

@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_distil.data import ordering
 from lit_distil.data.batching import EvalLoader, TrainLoader
-from lit_distil.data.corpus.sequences import SequenceDataset
 from lit_distil.data.formats import DocSentences
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, StepPlan, TokenPlan
+from lit_distil.data.sequences import SequenceDataset
 from tests.data.batches import make_dataset, sequences_of, take
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 500)

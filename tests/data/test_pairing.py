@@ -85,5 +85,5 @@ def test_settings_of_integers_are_taken_for_probabilities():
 
 
 def test_the_compiler_is_loaded_only_when_sequences_are_made():
-    code = "import sys, lit_distil, lit_distil.data; assert 'numba' not in sys.modules"
+    code = "import sys, lit_distil.data.exports; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

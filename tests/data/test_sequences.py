@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from lit_distil.data import write_corpus
-from lit_distil.data.corpus.sequences import MaskedSequences
 from lit_distil.data.formats import FullSentences, SegmentPair
 from lit_distil.data.masking import TokenMasking, TokenView, WholeWordMasking
 from lit_distil.data.ordering import StepPlan
+from lit_distil.data.sequences import MaskedSequences
 from lit_distil.objectives import MaskedLMLoss
 from lit_distil.schedules import LinearRamp
 from lit_distil.types import EncoderOutput, Vocabulary

@@ -99,7 +99,7 @@ def test_what_is_no_tokenizer_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"holds no tokenizer .* only \['notes\.md'\]"):
         load_tokenizer(str(tmp_path / "tokenizer"))
     (tmp_path / "tokenizer" / "vocab.txt").write_text("a\nb\n")
-    with pytest.raises(ValueError, match=r"is no BERT vocabulary: it has no \['\[PAD\]'"):
+    with pytest.raises(ValueError, match=r"is not a BERT vocabulary: it has no \['\[PAD\]'"):
         load_tokenizer(str(tmp_path / "tokenizer"))
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a tokenizer"):

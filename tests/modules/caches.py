@@ -71,6 +71,7 @@ def write_second_teacher(workspace: Workspace, folder: Path) -> str:
 def write_cache(workspace: Workspace, out: Path, **changes: Any) -> Path:
     """A cache of all tokens and all their logits, unless told otherwise."""
     settings: dict[str, Any] = {"k": 320, "positions": "all", "scores": "float32", "device": "cpu", **changes}
+    settings.setdefault("matmul_precision", "highest")  # tests compare with a live teacher to 1e-5, bf16 gives 1e-2
     module, data = settings.pop("module", None), settings.pop("data", None)
     cache(module or make_module(workspace), data or make_data(workspace), str(out), **settings)
     return out

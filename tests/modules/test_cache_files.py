@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForMaskedLM
 
+from lit_distil.files import write_json
 from lit_distil.modules.cached_teacher import (
     CACHE_VERSION,
     SplitArrays,
@@ -17,7 +18,6 @@ from lit_distil.modules.cached_teacher import (
     id_type,
     read_manifest,
     teacher_identity,
-    write_json,
 )
 from tests.workspace import Workspace
 

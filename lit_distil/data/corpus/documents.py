@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
@@ -15,15 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS, prepare_corpus
 from lit_distil.data.corpus.sequence_tables import open_table
-from lit_distil.data.corpus.sequences import MaskedSequences
 from lit_distil.data.corpus.shards import CORPUS_VERSION
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.sequences import MaskedSequences
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.sources.docstrings import default_cache_dir
 from lit_distil.data.sources.mixture import DocumentFilters
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.tokenizers import tokenizer_hash, vocabulary_of
+from lit_distil.files import hash_values
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,7 @@ class DocumentSplits:
             masking=masking,
             seed=self._seed(split),
         )
-        start = perf_counter()
         dataset.compile()
-        if perf_counter() - start > 1:
-            rank_zero_info(f"compiled what batches are made with in {perf_counter() - start:.0f} s, once and for all")
         return dataset
 
     @property
@@ -119,5 +114,5 @@ class DocumentSplits:
         if isinstance(self.source, PreparedCorpus):
             return self.source.local_folder(split, tokenizer, cache_dir=self._cache, fetch=fetch, verify=self.verify)
         filters = asdict(self.filters or DocumentFilters())
-        key = json.dumps([CORPUS_VERSION, self.source.fingerprint(split), tokenizer, SHARD_CHARACTERS, filters])
-        return self._cache / "corpora" / hashlib.sha256(key.encode()).hexdigest()[:24]
+        key = [CORPUS_VERSION, self.source.fingerprint(split), tokenizer, SHARD_CHARACTERS, filters]
+        return self._cache / "corpora" / hash_values(key)[:24]

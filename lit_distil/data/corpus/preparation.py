@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import sys
 import warnings
@@ -30,7 +29,7 @@ from lit_distil.data.corpus.shards import SETTINGS, Manifest, ShardWriter, remov
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.sources.mixture import REASONS, DocumentFilters, Duplicates, describe_dropped
 from lit_distil.data.tokenizers import tokenizer_hash
-from lit_distil.files import sync_folder, write_file
+from lit_distil.files import place_folder, write_file
 
 SHARD_CHARACTERS = 64_000_000
 _SEEN = "seen.sqlite"
@@ -180,11 +179,7 @@ def _prepare(
             )
         (staging / _SEEN).unlink(missing_ok=True)
         remove_notes(staging)
-        os.chmod(staging, 0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.rename(staging, folder)
-        sync_folder(folder.parent)
+        place_folder(staging, folder)
     finally:
         if not made_of["source"] or holds_corpus(folder):  # what cannot be read again cannot be gone on with
             shutil.rmtree(staging, ignore_errors=True)
@@ -300,7 +295,7 @@ def _take_up(staging: Path, made_of: dict[str, Any]) -> None:
         return
     for left in itertools.chain(staging.glob("shard-*"), [staging / _SEEN, staging / f"{_SEEN}-journal"]):
         left.unlink(missing_ok=True)
-    write_file(path, [text.encode()])
+    write_file(path, text)
 
 
 def _reuse(folder: Path, made_of: dict[str, Any]) -> TokenCorpus:

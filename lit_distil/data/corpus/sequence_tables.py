@@ -7,7 +7,6 @@ memory of a single shard to make.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import marshal
@@ -15,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +30,7 @@ from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.corpus.shards import MANIFEST
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import derive_seed
-from lit_distil.files import sha256_of, sync_folder
+from lit_distil.files import hash_file, hash_of, place_folder, staging_name
 
 _TABLE_VERSION = 1
 _INTEGERS = ("piece_starts", "piece_ends", "offsets", "lengths")
@@ -81,7 +79,7 @@ def open_table(
     assert corpus.folder is not None
     key = _key(format, max_length, seed)
     own = corpus.folder / "tables"
-    corpus_name = hashlib.sha256((corpus.folder / MANIFEST).read_bytes()).hexdigest()[:24]
+    corpus_name = hash_file(corpus.folder / MANIFEST)[:24]
     other = cache_dir / "tables" / corpus_name
     for parent in (own, other):
         if (parent / key).is_dir():
@@ -89,16 +87,14 @@ def open_table(
     parent = own if os.access(corpus.folder, os.W_OK) else other
     parent.mkdir(parents=True, exist_ok=True)
     # whoever makes the same table at the same time gives the same, and the first to finish wins
-    workplace = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=parent))
+    workplace = staging_name(parent / key)
+    workplace.mkdir()
     try:
         write_table(corpus, format, max_length, seed, workplace, progress=progress)
-        workplace.chmod(0o755)
-        try:
-            os.rename(workplace, parent / key)
-        except OSError:
-            if not (parent / key).is_dir():
-                raise
-        sync_folder(parent)
+        place_folder(workplace, parent / key)
+    except OSError:
+        if not (parent / key).is_dir():
+            raise
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return MappedTable(parent / key)
@@ -176,13 +172,11 @@ class ArrayWriter:
         self._size += len(values)
 
     def close(self) -> None:
-        """Write the true length into the header, and put the file on disk."""
+        """Write the true length into the header."""
         self._file.seek(0)
         self._write_header()
         if self._file.tell() != self._header_bytes:  # cannot happen: numpy leaves room for the first axis to grow
             raise RuntimeError("the header of a .npy file changed its size")
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
 
     def _write_header(self) -> None:
@@ -213,10 +207,9 @@ def _key(format: SequenceFormat, max_length: int, seed: int) -> str:
     settings = {name: _settings_of(getattr(format, name)) for name in names}
     code = [_code_of(base) for base in kind.__mro__ if issubclass(base, SequenceFormat)]
     # what the formats of the package call stands in files beside theirs
-    code += [sha256_of(path) for path in sorted(Path(formats.__file__).parent.glob("*.py"))]
+    code += [hash_file(path) for path in sorted(Path(formats.__file__).parent.glob("*.py"))]
     facts = [_TABLE_VERSION, f"{kind.__module__}.{kind.__qualname__}", code, settings, max_length, seed]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{kind.__name__}-{max_length}-{digest}"
+    return f"{kind.__name__}-{max_length}-{hash_of(json.dumps(facts, sort_keys=True))[:16]}"
 
 
 def _settings_of(value: Any) -> Any:
@@ -235,8 +228,7 @@ def _settings_of(value: Any) -> Any:
 def _code_of(kind: type) -> str:
     """A hash of the file that a class stands in, or of the class itself where there is no file."""
     try:
-        text = inspect.getsource(sys.modules[kind.__module__]).encode()
+        return hash_of(inspect.getsource(sys.modules[kind.__module__]))
     except (OSError, TypeError):  # typed in by hand
         functions = [value.__code__ for value in vars(kind).values() if inspect.isfunction(value)]
-        text = b"".join(marshal.dumps(code) for code in functions)
-    return hashlib.sha256(text).hexdigest()
+        return hash_of(b"".join(marshal.dumps(code) for code in functions))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_distil.data.corpus.encoding_pool import Encoded, token_type_of
 from lit_distil.data.corpus.reading import ShardEnd, TextChunk
 from lit_distil.data.sources.mixture import REASONS, DocumentFilters
-from lit_distil.files import sha256_of, write_file
+from lit_distil.files import is_whole, write_file, write_json
 
 CORPUS_VERSION = 2
 MANIFEST = "manifest.json"
@@ -157,21 +156,9 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(folder: Path, number: int, parts: Iterable[NDArray[Any]]) -> str:
-    """Write arrays end to end; the file appears whole or not at all.
-
-    Returns:
-        Its sha256.
-    """
-    digest = hashlib.sha256()
-
-    def blocks() -> Iterator[memoryview]:
-        for part in parts:
-            data = np.ascontiguousarray(part).view(np.uint8).data
-            digest.update(data)
-            yield data
-
-    write_file(folder / shard_name(number), blocks())
-    return digest.hexdigest()
+    """Write arrays end to end, and return the sha256 of the file."""
+    blocks = (np.ascontiguousarray(part).view(np.uint8).data for part in parts)
+    return write_file(folder / shard_name(number), blocks)
 
 
 def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays:
@@ -211,8 +198,7 @@ def check_shards(folder: Path, manifest: Manifest, way_out: str, *, contents: bo
             )
     hashes = {record.file: record.sha256 for record in manifest.shards} if contents else {}
     for name, sha256 in ({TOKEN_COUNTS: manifest.token_counts} | hashes).items():
-        path = folder / name
-        if not path.is_file() or sha256_of(path) != sha256:
+        if not is_whole(folder / name, sha256):
             raise ValueError(
                 f"corpus {str(folder)!r}: {name} is missing or damaged (its sha256 is not its manifest's). {way_out}"
             )
@@ -276,9 +262,8 @@ class ShardWriter:
 
     def finish(self, *, split: str, source: str, tokenizer_hash: str, settings: dict[str, Any]) -> None:
         """Write the manifest, by which the folder becomes a corpus."""
-        np.save(self.folder / f".{TOKEN_COUNTS}", self.token_counts)  # numpy adds the suffix if it is not there
-        write_file(self.folder / TOKEN_COUNTS, [(self.folder / f".{TOKEN_COUNTS}").read_bytes()])
-        (self.folder / f".{TOKEN_COUNTS}").unlink()
+        counts = io.BytesIO()
+        np.save(counts, self.token_counts)
         manifest = Manifest(
             tokenizer=tokenizer_hash,
             vocabulary_size=len(self.token_counts),
@@ -290,10 +275,10 @@ class ShardWriter:
             units=sum(record.units for record in self._records),
             tokens=self.num_tokens,
             dropped=self.dropped,
-            token_counts=sha256_of(self.folder / TOKEN_COUNTS),
+            token_counts=write_file(self.folder / TOKEN_COUNTS, [counts.getbuffer()]),
             shards=tuple(self._records),
         )
-        write_file(self.folder / MANIFEST, [manifest.to_json().encode()])
+        write_file(self.folder / MANIFEST, manifest.to_json())
 
     def _begin_shard(self) -> None:
         self._open: list[tuple[np.ndarray, ...]] = []  # texts of the document that has not ended
@@ -348,8 +333,7 @@ class ShardWriter:
             sha256=write_shard(self.folder, number, [part for parts in self._arrays for part in parts]),
         )
         progress = {"documents_read": end.documents_read, "text_bytes": end.text_bytes, "dropped": self._dropped}
-        data = json.dumps({"record": asdict(record), **progress}).encode()
-        write_file(self.folder / f"{shard_name(number)}.json", [data])
+        write_json(self.folder / f"{shard_name(number)}.json", {"record": asdict(record), **progress})
         for tokens in self._arrays.tokens:
             self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
         self._count(record, progress)
@@ -360,7 +344,7 @@ class ShardWriter:
         while (path := self.folder / f"{shard_name(self.num_shards)}.json").is_file():
             progress = json.loads(path.read_text(encoding="utf-8"))
             record = ShardRecord(**progress.pop("record"))
-            if not (self.folder / record.file).is_file() or sha256_of(self.folder / record.file) != record.sha256:
+            if not is_whole(self.folder / record.file, record.sha256):
                 break
             tokens = map_shard(self.folder, record, self.token_type.name).tokens
             self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
@@ -382,7 +366,7 @@ def remove_notes(folder: Path) -> None:
     """Remove what was kept in case the work were broken off."""
     for path in (*folder.glob("shard-*.json"), *folder.glob(".*"), folder / SETTINGS):
         if path.is_file():
-            os.unlink(path)
+            path.unlink()
 
 
 def _split(arrays: tuple[np.ndarray, ...], texts: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:

@@ -1,20 +1,26 @@
-"""Compiled loops over units, for the formats of two texts, with the random numbers of Python's `random.Random`.
+"""The compiled loops that make sequences out of units, and batches out of sequences.
 
-Each document has a generator of its own. It is the Mersenne Twister of Python (Matsumoto and Nishimura 1998, with
-`init_by_array` for the seed), word for word, so that a table can be made again by a few lines of plain Python. This
-file imports numba, which is slow to import: whoever needs it does so where it is called.
+The formats of two texts draw random numbers. Each document has a generator of its own, which repeats Python's
+`random.Random` word for word (the Mersenne Twister of Matsumoto and Nishimura 1998, seeded with `init_by_array`), so
+that a few lines of plain Python can make the same table. Importing numba is slow: import this file where it is used.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from lit_distil.data.compiling import compiled
+
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+# Sequences of one text
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cut_units(unit_ends: Ints, room: int) -> tuple[Ints, Ints]:
     """Cut every unit that is longer than `room` tokens into parts of `room` and a rest.
 
@@ -37,7 +43,7 @@ def cut_units(unit_ends: Ints, room: int) -> tuple[Ints, Ints]:
     return starts, ends
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill(unit_ends: Ints, document_ends: Ints, max_length: int, cross_documents: bool) -> tuple[Ints, Ints, Ints]:
     """Fill sequences with contiguous units, as many as fit; each document in a sequence is a piece.
 
@@ -84,7 +90,7 @@ def fill(unit_ends: Ints, document_ends: Ints, max_length: int, cross_documents:
     return piece_starts[: piece + 1].copy(), piece_ends[: piece + 1].copy(), offsets[: sequence + 2].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_parts(unit_ends: Ints, room: int) -> int:
     num_parts = start = 0
     for end in unit_ends:
@@ -112,7 +118,7 @@ _FIRST_STATE = _first_state()
 # Random numbers. A state has 624 words of 32 bits and the place of the next one, all in int64.
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def seed_state(state: Ints, seed: int) -> None:
     """What `random.Random(seed)` begins with, for a seed from 0 to 2^63 - 1."""
     state[:] = _FIRST_STATE
@@ -137,7 +143,7 @@ def seed_state(state: Ints, seed: int) -> None:
     state[0] = 0x80000000
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _next_word(state: Ints) -> int:
     """32 random bits."""
     place = state[_N]
@@ -153,14 +159,14 @@ def _next_word(state: Ints) -> int:
     return word ^ (word >> 18)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def uniform(state: Ints) -> float:
     """`Random.random()`."""
     high = _next_word(state) >> 5
     return (high * 67108864.0 + (_next_word(state) >> 6)) / 9007199254740992.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def below(state: Ints, size: int) -> int:
     """`Random.randrange(size)`, for a size up to 2^31."""
     num_bits = 0
@@ -172,7 +178,7 @@ def below(state: Ints, size: int) -> int:
     return value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_heads(state: Ints, tosses: int) -> int:
     """`Random.getrandbits(tosses).bit_count()`, or 0 without a toss."""
     heads = 0
@@ -190,7 +196,7 @@ def count_heads(state: Ints, tosses: int) -> int:
 # Pairs
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def truncate_pair(pair: Ints, room: int, state: Ints) -> None:
     """Shorten two ranges to `room` tokens together, as BERT does: token by token from the longer one (the second where
     they are equally long), from its front or its back at random.
@@ -213,7 +219,7 @@ def truncate_pair(pair: Ints, room: int, state: Ints) -> None:
         pair[place, 1] -= removed - from_front
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def segment_pairs(
     unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int, short_seq_prob: float, random_next_prob: float
 ) -> tuple[Ints, NDArray[np.int8]]:
@@ -264,7 +270,7 @@ def segment_pairs(
     return pairs[:count].copy(), labels[:count].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sentence_pairs(
     unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int, random_next_prob: float
 ) -> tuple[Ints, NDArray[np.int8]]:
@@ -290,20 +296,20 @@ def sentence_pairs(
     return pairs[:count].copy(), labels[:count].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _room_for(num_pairs: int) -> tuple[Ints, NDArray[np.int8], Ints]:
     """Arrays for as many pairs as there could be (what is not written to takes no memory), and for random numbers."""
     pairs = np.empty((num_pairs, 2, 2), dtype=np.int64)
     return pairs, np.empty(num_pairs, dtype=np.int8), np.empty(_N + 1, dtype=np.int64)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _token(unit_ends: Ints, unit: int) -> int:
     """The first token of a unit."""
     return unit_ends[unit - 1] if unit else 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _random_unit(document_ends: Ints, document: int, state: Ints) -> tuple[int, int]:
     """A random unit of a random other document, and the exclusive end of that document's units."""
     other = below(state, len(document_ends) - 1)
@@ -311,3 +317,77 @@ def _random_unit(document_ends: Ints, document: int, state: Ints) -> tuple[int, 
         other += 1
     start = document_ends[other - 1] if other else 0
     return start + below(state, document_ends[other] - start), document_ends[other]
+
+
+# Batches
+
+
+class Assembled(NamedTuple):
+    """The tokens of a batch, S sequences end to end.
+
+    Attributes:
+        ids: int64 `[T]`.
+        position_ids: int64 `[T]`, counted from 0 within each sequence.
+        segments: int64 `[T]`, 0 in the first piece of a sequence and 1 in the others; empty if not asked for.
+        is_ordinary: bool `[T]`, False for special tokens.
+        word_starts: bool `[T]`, whether a token begins a word, as every special token does.
+    """
+
+    ids: Ints
+    position_ids: Ints
+    segments: Ints
+    is_ordinary: Bools
+    word_starts: Bools
+
+
+@compiled
+def assemble(
+    tokens: NDArray[np.unsignedinteger],
+    word_starts: Bools,
+    piece_starts: Ints,
+    piece_lengths: Ints,
+    num_pieces: Ints,
+    cls: int,
+    sep: int,
+    is_ordinary: Bools,
+    has_segments: bool,
+) -> Assembled:
+    """Put [CLS] before each sequence and [SEP] after each of its pieces.
+
+    Args:
+        tokens: uint16 or uint32 `[N]`, among which all pieces stand.
+        word_starts: bool `[N]`, whether each begins a word.
+        piece_starts: int64 `[P]`, where they stand.
+        piece_lengths: int64 `[P]`.
+        num_pieces: int64 `[S]`, how many of the pieces each sequence has.
+        cls: Id of [CLS].
+        sep: Id of [SEP].
+        is_ordinary: bool `[vocabulary]`, False for special ids.
+        has_segments: Whether segments are asked for.
+    """
+    total = piece_lengths.sum() + len(piece_lengths) + len(num_pieces)
+    ids, position_ids = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
+    segments = np.zeros(total if has_segments else 0, dtype=np.int64)
+    ordinary, begins_word = np.zeros(total, dtype=np.bool_), np.ones(total, dtype=np.bool_)
+    place = piece = 0
+    for sequence in range(len(num_pieces)):
+        start = place
+        ids[place] = cls
+        place += 1
+        for rank in range(num_pieces[sequence]):
+            source, length = piece_starts[piece], piece_lengths[piece]
+            own = tokens[source : source + length]
+            ids[place : place + length] = own
+            begins_word[place : place + length] = word_starts[source : source + length]
+            marks = ordinary[place : place + length]
+            for index in range(length):
+                marks[index] = is_ordinary[own[index]]
+            ids[place + length] = sep
+            if has_segments and rank > 0:
+                segments[place : place + length + 1] = 1
+            place += length + 1
+            piece += 1
+        own_positions = position_ids[start:place]
+        for position in range(len(own_positions)):
+            own_positions[position] = position
+    return Assembled(ids, position_ids, segments, ordinary, begins_word)

@@ -7,12 +7,10 @@ those who mask nothing need not wait.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numba import njit
 
+from lit_distil.data.compiling import compiled
 from lit_distil.data.masking.view import Arrays, Bits, Bools, Floats, Ints, Keys
 from lit_distil.data.randomness import GOLDEN, MULTIPLIER_1, MULTIPLIER_2
 
@@ -21,14 +19,6 @@ _LOW_32, _LARGEST_32 = np.uint64(0xFFFFFFFF), np.uint32(0xFFFFFFFF)
 _WEYL_32 = np.uint32(0x9E3779B9)  # the golden ratio of 32 bits, odd
 _MULTIPLIER_32_1, _MULTIPLIER_32_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _SHIFT_32_16, _SHIFT_32_15 = np.uint32(16), np.uint32(15)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled for the types that it is called with; runs without the interpreter's lock."""
-    try:
-        return njit(function, cache=True, nogil=True)
-    except RuntimeError:  # no folder can be written to, so that each process compiles for itself
-        return njit(function, nogil=True)
 
 
 # Random numbers

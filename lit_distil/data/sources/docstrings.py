@@ -6,7 +6,6 @@ A docstring that stands in two places is kept once. A row is one docstring with 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -15,7 +14,6 @@ import platform
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +22,7 @@ from lit_distil.console import progress_bar
 from lit_distil.data.sources import docstring_reader
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.sources.tables import SOURCE_KEY, Row
+from lit_distil.files import hash_of, hash_values, write_file
 
 STANDARD_LIBRARY = "python"
 CORE_PACKAGES = (
@@ -101,7 +100,7 @@ class Docstrings(DocumentSource, RowSource):
     def fingerprint(self, split: Split) -> str:
         """Versions of the packages, and the settings."""
         settings = [self._versions(), self.validation_share, self.test_share, split]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return hash_values(settings)
 
     def _modules(self, split: Split) -> Iterator[dict]:
         if split not in SPLITS:
@@ -123,7 +122,7 @@ class Docstrings(DocumentSource, RowSource):
 
     def _read_all(self) -> Path:
         """Read every package once and keep what was found as JSON lines, one a module."""
-        key = hashlib.sha256(json.dumps([_CACHE_VERSION, self._versions()]).encode()).hexdigest()[:16]
+        key = hash_values([_CACHE_VERSION, self._versions()])[:16]
         path = default_cache_dir(self.cache_dir) / f"docstrings-{key}.jsonl"
         if path.is_file():
             return path
@@ -131,14 +130,13 @@ class Docstrings(DocumentSource, RowSource):
         found = _read_files([file for _, file, _ in files])
         path.parent.mkdir(parents=True, exist_ok=True)
         seen: set[str] = set()
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # the file appears whole or not at all
-            with Path(folder, path.name).open("w", encoding="utf-8") as out:
-                for package, file, module in files:
-                    fresh = [text for text in dict.fromkeys(found[file]) if text not in seen]
-                    seen.update(fresh)
-                    if fresh:
-                        out.write(json.dumps({"package": package, "module": module, "docstrings": fresh}) + "\n")
-            os.replace(out.name, path)
+        lines = []
+        for package, file, module in files:
+            fresh = [text for text in dict.fromkeys(found[file]) if text not in seen]
+            seen.update(fresh)
+            if fresh:
+                lines.append(json.dumps({"package": package, "module": module, "docstrings": fresh}) + "\n")
+        write_file(path, "".join(lines))
         return path
 
 
@@ -186,7 +184,7 @@ def _version(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:  # then its files must tell whether it has changed
         stats = [(file, os.stat(file)) for file, _ in _python_files(package)]
         states = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-        return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+        return hash_values(states)
 
 
 def _read_files(files: list[str]) -> dict[str, list[str]]:
@@ -221,4 +219,4 @@ def _read_share(files: list[str]) -> dict[str, list[str]]:
 
 
 def _hash_fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return int(hash_of(text)[:16], 16) / 2**64

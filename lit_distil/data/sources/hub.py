@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import warnings
 import zlib
@@ -13,6 +11,7 @@ from typing import Any
 
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split, units_of
 from lit_distil.data.sources.tables import SOURCE_KEY, Row
+from lit_distil.files import hash_values
 from lit_distil.tasks import ClassName
 
 _SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
@@ -65,7 +64,7 @@ class HubDataset(RowSource, DocumentSource):
             return
         if self.columns is not None:
             dataset = self._select(dataset, self.columns, field="columns")
-        readable = {name: read for name, kind in _features(dataset).items() if (read := _names_of_classes(kind))}
+        readable = {name: read for name, kind in _features(dataset).items() if (read := names_of_classes(kind))}
         for index, row in enumerate(self._read(dataset)):
             named = {name: read(row[name]) for name, read in readable.items()}
             yield {**row, **named, SOURCE_KEY: self._place(split, index)}
@@ -89,7 +88,7 @@ class HubDataset(RowSource, DocumentSource):
             return f"{own}:{self.text_column}"
         theirs = self.splits.get(split, split)
         settings = [self.name, self.config, self.revision, self._origin, theirs, self.text_column]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return hash_values(settings)
 
     def _place(self, split: Split, index: int) -> str:
         return f"{self.name}[{self.splits.get(split, split)}] row {index}"
@@ -212,7 +211,7 @@ def _features(dataset: Any) -> dict[str, Any]:
     return dict(dataset.features or {})
 
 
-def _names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
+def names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
     """What turns the numbers of a column of classes, or of lists of them, into names; None for other columns."""
     import datasets
 
@@ -220,6 +219,6 @@ def _names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
         names = [ClassName(name, number) for number, name in enumerate(kind.names)]
         return lambda value: names[value] if isinstance(value, int) and 0 <= value < len(names) else value
     of_items = getattr(kind, "feature", kind[0] if isinstance(kind, list) and kind else None)
-    if of_items is not None and not isinstance(of_items, dict) and (read := _names_of_classes(of_items)):
+    if of_items is not None and not isinstance(of_items, dict) and (read := names_of_classes(of_items)):
         return lambda values: values if values is None else [read(value) for value in values]
     return None

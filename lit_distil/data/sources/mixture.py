@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import sqlite3
 import warnings
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lit_distil.data.sources.base import DocumentSource, Split
+from lit_distil.files import hash_values, short_hash
 
 REASONS = ("empty", "too_short", "too_long", "duplicate", "unknown_tokens")
 """Why a document can be left out: it has no token, or one of the filters took it."""
@@ -94,7 +93,7 @@ class Duplicates:
 
     def add(self, units: list[str], shard: int) -> bool:
         """Note a document; whether its text was there already."""
-        digest = hashlib.blake2b("\n".join(units).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        digest = short_hash("\n".join(units).encode("utf-8", "surrogatepass"), 16)
         return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, shard)).rowcount == 0
 
     def commit(self) -> None:
@@ -213,7 +212,7 @@ class Mixture(DocumentSource):
         """Of the sources' own, and of the settings."""
         parts = [[name, source.fingerprint(split)] for name, source in self.sources.items()]
         settings = [self.weights, self.measure, self.shares, self.max_documents, self.max_characters, self.at_the_end]
-        return hashlib.sha256(json.dumps([parts, settings if split == "train" else None]).encode()).hexdigest()
+        return hash_values([parts, settings if split == "train" else None])
 
     def _size(self, document: list[str]) -> int:
         return 1 if self.measure == "documents" else sum(map(len, document))

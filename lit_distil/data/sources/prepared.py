@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from filelock import FileLock
 from lit_distil.console import progress_bar
 from lit_distil.data.corpus.shards import MANIFEST, TOKEN_COUNTS, Manifest
 from lit_distil.data.sources.base import DocumentSource, Split
-from lit_distil.files import sha256_of, sync_folder, write_file
+from lit_distil.files import hash_of, is_whole, write_file
 
 _BLOCK_BYTES = 1 << 22
 
@@ -44,7 +43,7 @@ class PreparedCorpus(DocumentSource):
     def fingerprint(self, split: Split) -> str:
         """The sha256 of the split's manifest."""
         data = self._read_manifest(split)
-        return "" if data is None else hashlib.sha256(data).hexdigest()
+        return "" if data is None else hash_of(data)
 
     def local_folder(
         self, split: Split, tokenizer_hash: str, *, cache_dir: Path, fetch: bool, verify: bool = False
@@ -76,7 +75,7 @@ class PreparedCorpus(DocumentSource):
             )
         if not self._is_remote:
             return Path(self._place(split))
-        local = cache_dir / "synced" / hashlib.sha256(data).hexdigest()[:24]
+        local = cache_dir / "synced" / hash_of(data)[:24]
         if fetch:
             local.mkdir(parents=True, exist_ok=True)
             with FileLock(local / ".lock"):
@@ -132,13 +131,14 @@ class PreparedCorpus(DocumentSource):
         sizes = {shard.file: shard.num_bytes(manifest.token_bytes) for shard in manifest.shards}
         hashes = {shard.file: shard.sha256 for shard in manifest.shards} | {TOKEN_COUNTS: manifest.token_counts}
 
-        def is_whole(name: str) -> bool:
-            path = local / name
-            if not path.is_file() or (name in sizes and path.stat().st_size != sizes[name]):
-                return False
-            return sha256_of(path) == hashes[name] if verify or name not in sizes else True
+        def is_here(name: str) -> bool:
+            if verify or name not in sizes:
+                return is_whole(local / name, hashes[name], sizes.get(name))
+            return (local / name).is_file() and (local / name).stat().st_size == sizes[name]
 
-        missing = [name for name in hashes if not is_whole(name)]
+        for left in local.glob(".*.partial"):  # by a process that was killed
+            left.unlink()
+        missing = [name for name in hashes if not is_here(name)]
         total = sum(sizes.get(name, 0) for name in missing)
         with progress_bar(total=total, desc=f"fetching {split}", unit="B", unit_scale=True, disable=not missing) as bar:
             for name in missing:
@@ -147,25 +147,21 @@ class PreparedCorpus(DocumentSource):
 
     def _fetch_file(self, address: str, path: Path, sha256: str, bar: Any) -> None:
         system, path_there = self._system(address)
-        staged = path.with_name(f".{path.name}.partial")
-        digest = hashlib.sha256()
-        try:
-            with system.open(path_there, "rb") as source, staged.open("wb") as out:
+
+        def blocks() -> Iterator[bytes]:
+            with system.open(path_there, "rb") as source:
                 for block in iter(lambda: source.read(_BLOCK_BYTES), b""):
-                    digest.update(block)
-                    out.write(block)
                     bar.update(len(block))
-                out.flush()
-                os.fsync(out.fileno())
+                    yield block
+
+        try:
+            write_file(path, blocks(), sha256=sha256)
         except FileNotFoundError as error:
             raise ValueError(
                 f"source.folder: {address} is missing, and its manifest names it. Copy the corpus there again"
             ) from error
-        if digest.hexdigest() != sha256:
-            staged.unlink()
+        except ValueError as error:
             raise ValueError(
                 f"source.folder: {address} is damaged (its sha256 is not its manifest's). Copy the corpus there again, "
                 "or prepare it again"
-            )
-        os.replace(staged, path)
-        sync_folder(path.parent)
+            ) from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -13,6 +11,7 @@ from typing import Any
 from lit_distil.data.corpus.sentence_rules import WINDOW, SentenceCutter
 from lit_distil.data.corpus.worker_pool import WorkerPool, results_in_order
 from lit_distil.data.sources.base import DocumentSource, Split
+from lit_distil.files import hash_values
 
 _BATCH_CHARACTERS = 50_000  # a fraction of a second
 
@@ -83,7 +82,7 @@ class Sentences(DocumentSource):
         import importlib.metadata
 
         settings = [self.source.fingerprint(split), self.language, importlib.metadata.version("pysbd"), WINDOW]
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return hash_values(settings)
 
     @cached_property
     def _cutter(self) -> SentenceCutter:

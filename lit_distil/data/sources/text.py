@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import warnings
@@ -11,6 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from lit_distil.files import hash_of
 
 Files = str | list[str] | None
 Errors = Literal["strict", "replace"]
@@ -240,11 +241,9 @@ def _zstd(path: Path) -> tuple[Callable[[], _Decoder], type[Exception]]:
 
 def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:
     """A hash of settings and of the names, sizes and modification times of files."""
-    digest = hashlib.sha256(json.dumps(extra).encode())
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+    stats = ((path.resolve(), path.stat()) for path in paths)
+    states = "".join(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0" for path, stat in stats)
+    return hash_of(json.dumps(extra) + states)
 
 
 def near_names(path: Path) -> str:

@@ -1,0 +1,256 @@
+"""Trained networks as the commands take them: a checkpoint, a folder or a name on the Hub, with its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_distil.data import LabelledSequences, load_tokenizer
+from lit_distil.data.sources.text import read_lines
+from lit_distil.models import MaskedLMNetwork
+from lit_distil.models.sources import AUTO_MODELS
+from lit_distil.tasks import Features
+from lit_distil.types import Batch
+
+_WEIGHTS = "network.model."  # prefix of the network's weights in a checkpoint
+_MASKED_LM_HEADS = ("ForMaskedLM", "ForPreTraining")
+
+
+def open_network(
+    name: str | Path, tokenizer: str | None = None, *, field: str = "checkpoint"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a network with its head, in eval mode on the CPU, and its tokenizer.
+
+    Args:
+        name: Checkpoint file, exported folder, folder of a run that has an export, or name on the Hub.
+        tokenizer: Folder or Hub name; None takes the folder's own, or the one that the run's config.yaml names.
+        field: What messages call the argument that `name` came from.
+
+    Raises:
+        ValueError: There is no such network, or its tokenizer or its head is unknown.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix == ".ckpt":
+        return load_checkpoint(path), load_tokenizer(tokenizer) if tokenizer else tokenizer_of_run(path)
+    folder = str(path / "export" if (path / "export" / "config.json").is_file() else name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        kind = _class_that_wrote(config)
+        network: PreTrainedModel | None = kind and kind.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{field}: {folder!r} could not be loaded ({_first_line(error)}); give a checkpoint "
+            "(<run>/checkpoints/last.ckpt), a folder that a run exported, or a name on the Hub"
+        ) from error
+    if network is None:
+        raise ValueError(
+            f"{field}: the config.json of {folder!r} names the architectures {config.architectures}, and transformers "
+            "has none of them; if it is your own class, import the module that registers it first"
+        )
+    return network.eval(), load_tokenizer(tokenizer or folder)
+
+
+def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
+    """Load the trained network of a checkpoint, with its head, in eval mode on the CPU.
+
+    Args:
+        checkpoint: File that a module of this package was saved to. A distilled student's holds no teacher.
+
+    Raises:
+        ValueError: The file is missing or damaged, or something else wrote it.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise ValueError(f"checkpoint: no file {str(path)!r}; a run keeps its own in <run>/checkpoints/last.ckpt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"checkpoint: {str(path)!r} could not be read as one ({_first_line(error)})") from error
+    saved = content.get("network") if isinstance(content, dict) else None
+    if not isinstance(saved, dict) or saved.get("head") not in AUTO_MODELS:
+        raise ValueError(
+            f"checkpoint: {str(path)!r} was not written by a module of lit_distil, so it does not say which network it "
+            "holds; give one that `lit-distil fit` wrote"
+        )
+    model = AUTO_MODELS[saved["head"]].from_config(AutoConfig.for_model(**json.loads(saved["config"])))
+    weights = {
+        name.removeprefix(_WEIGHTS): value for name, value in content["state_dict"].items() if name.startswith(_WEIGHTS)
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"checkpoint: the weights in {str(path)!r} do not fit its network: {reason}") from error
+    return model.eval()
+
+
+def tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the `config.yaml` of a checkpoint's run names.
+
+    Raises:
+        ValueError: There is no such file, or it names no tokenizer.
+    """
+    path = checkpoint.parent.parent / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"tokenizer: no file {path} to take it from; name it: --tokenizer FOLDER_OR_NAME")
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = config.get("data") if isinstance(config, dict) else None
+    settings = data.get("init_args", data) if isinstance(data, dict) else {}
+    if not settings.get("tokenizer"):
+        raise ValueError(f"tokenizer: {path} names none under data; name it: --tokenizer FOLDER_OR_NAME")
+    return load_tokenizer(settings["tokenizer"], revision=settings.get("tokenizer_revision"))
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest sequence that a network has positions for; None if it has no table of them."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        return None
+    # RoBERTa-likes reserve the positions up to padding's own
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _class_that_wrote(config: PretrainedConfig) -> Any | None:
+    """The class that a configuration names as its own: one of transformers, or one that a user registered."""
+    for name in config.architectures or []:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+        for auto_model in AUTO_MODELS.values():
+            registered = auto_model._model_mapping.get(type(config), None)
+            if getattr(registered, "__name__", None) == name:
+                return registered
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """A masked language model in eval mode.
+
+    Attributes:
+        name: What the user called it: a folder, a checkpoint or a name on the Hub.
+        network: On its device.
+        tokenizer: Its own.
+    """
+
+    name: str
+    network: MaskedLMNetwork
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def encode(self, texts: Sequence[str], *, places: Sequence[str]) -> list[Features]:
+        """Turn texts into token ids, special tokens included.
+
+        Args:
+            texts: What to encode.
+            places: Where each text came from, for messages.
+
+        Raises:
+            ValueError: A text is longer than the network takes, or has no tokens.
+        """
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), return_attention_mask=False, verbose=False)
+        types = encoded.get("token_type_ids")
+        limits = [self.tokenizer.model_max_length, self.network.max_length]
+        longest = min(int(limit) for limit in limits if limit is not None)
+        for place, ids in zip(places, encoded["input_ids"], strict=True):
+            if len(ids) > longest:
+                raise ValueError(
+                    f"{place}: {len(ids)} tokens, and {self.name!r} takes {longest}; shorten it, or split it into "
+                    "sentences"
+                )
+            if set(ids) <= set(self.tokenizer.all_special_ids) - {self.tokenizer.mask_token_id}:
+                raise ValueError(f"{place}: {self.name!r}'s tokenizer finds no tokens in it; remove it")
+        return [
+            Features(
+                input_ids=np.asarray(ids, dtype=np.int64),
+                token_type_ids=None if types is None else np.asarray(types[i], dtype=np.int64),
+                label=None,
+            )
+            for i, ids in enumerate(encoded["input_ids"])
+        ]
+
+
+def open_masked_lm(name: str, *, device: str = "cpu") -> MaskedLM:
+    """Load a masked language model with its tokenizer.
+
+    Args:
+        name: What `open_network` takes.
+        device: Where to put it.
+
+    Raises:
+        ValueError: It cannot be loaded, or has no masked-LM head.
+    """
+    model, tokenizer = open_network(name, field="model")
+    kind = type(model).__name__
+    if not kind.endswith(_MASKED_LM_HEADS):
+        raise ValueError(f"model: {name!r} is a {kind}, which has no masked-LM head; give a masked language model")
+    return MaskedLM(name, MaskedLMNetwork(model).eval().to(device), tokenizer)
+
+
+def flat_batch(features: Sequence[Features], *, device: torch.device | str = "cpu") -> Batch:
+    """Encoded texts end to end, as the networks take them."""
+    samples = np.arange(len(features))
+    return LabelledSequences(list(features)).collate(samples, np.zeros_like(samples)).to(device)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names that tell networks apart in a table: `teacher` for `runs/demo/teacher/export` if that is enough."""
+    short = []
+    for name in names:
+        path = Path(name)
+        parts = [part for part in path.parts if part not in ("export", "checkpoints")]
+        is_folder = path.exists() and parts and path.suffix not in (".ckpt", ".onnx")
+        short.append(parts[-1] if is_folder else str(name))
+    return [brief if short.count(brief) == 1 else str(name) for brief, name in zip(short, names, strict=True)]
+
+
+def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[str]]:
+    """Texts from the command line and from a file with one a line; also where each came from, for messages.
+
+    Raises:
+        ValueError: The file is missing, or there are no texts at all.
+    """
+    found = list(texts)
+    places = [f"texts: {text!r}" for text in texts]
+    if file is not None:
+        if not Path(file).is_file():
+            raise ValueError(f"file: no file at {file!r}; give a text file with one text a line")
+        for number, line in enumerate(read_lines(Path(file)), start=1):
+            if line.strip():
+                found.append(line.strip())
+                places.append(f"{file}:{number}")
+    if not found:
+        raise ValueError("texts: give at least one, in quotes, or a file with one a line (--file FILE)")
+    return found, places
+
+
+def call_with_texts(function: Callable[..., None], arguments: list[str], *, prog: str) -> None:
+    """Call a command whose parameter `texts` needs no option name: `lit-distil score --model M "A text."`."""
+    parser: Any = ArgumentParser(prog=prog, description=str(function.__doc__).split("\n")[0])
+    parser.add_argument("--config", action="config", help="A YAML file of these options.")
+    parser.add_argument("texts", nargs="*", type=str, default=[], help="Texts, each in quotes.")
+    parser.add_function_arguments(function, as_positional=False, skip={"texts"})
+    settings = parser.parse_args(arguments)
+    settings.pop("config")
+    function(**parser.instantiate(settings).as_dict())

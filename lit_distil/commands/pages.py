@@ -1,0 +1,72 @@
+"""The pages that commands write, as Markdown and as one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lit_distil.console import Table, bullets, markdown_table
+
+
+@dataclass(frozen=True)
+class Section:
+    """Part of a page: a heading, pictures, a table and a list, each of which may be missing.
+
+    Attributes:
+        heading: Plain text; empty for none.
+        table: Rows of cells, the header first.
+        lines: Items of a list.
+        pictures: PNG files in the folder of the page.
+        small: Whether the list is small print.
+    """
+
+    heading: str = ""
+    table: Table = ()
+    lines: Sequence[str] = ()
+    pictures: Sequence[Path] = ()
+    small: bool = False
+
+    @property
+    def images(self) -> list[tuple[str, str]]:
+        """Name and base64 data of each picture."""
+        return [(_name(picture), base64.b64encode(picture.read_bytes()).decode()) for picture in self.pictures]
+
+
+def to_markdown(title: str, sections: Sequence[Section]) -> str:
+    """The page as Markdown; its pictures are files beside it."""
+    parts = [f"# {title}"]
+    for section in sections:
+        parts += [f"## {section.heading}"] if section.heading else []
+        parts += [f"![{_name(picture)}]({picture.name})" for picture in section.pictures]
+        parts += [markdown_table(section.table)] if section.table else []
+        parts += [bullets(section.lines)] if section.lines else []
+    return "\n\n".join(parts) + "\n"
+
+
+def write_pages(file: Path, title: str, sections: Sequence[Section]) -> None:
+    """Write the page as `<file>.md` and `<file>.html`; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".md").write_text(to_markdown(title, sections), encoding="utf-8")
+    html = render("sections.html.jinja", title=title, sections=sections)
+    file.with_suffix(".html").write_text(html, encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of `commands/templates`; every value is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _name(picture: Path) -> str:
+    return picture.stem.replace("_", " ")

@@ -1,0 +1,156 @@
+"""Files and folders appear whole or not at all, with the umask's permissions, and are compared with their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lit_distil.data import DocSentences, FullSentences, SpanMasking, TokenMasking
+from lit_distil.files import (
+    describe,
+    hash_file,
+    hash_of,
+    hash_values,
+    is_whole,
+    place_folder,
+    staged_file,
+    staged_folder,
+    write_file,
+    write_json,
+)
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_file(path, "old")
+
+    def fail() -> None:
+        with staged_file(path) as file:
+            file.write(b"new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with staged_file(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_content_with_another_hash_is_not_written(tmp_path: Path) -> None:
+    path, blocks = tmp_path / "a", [b"some ", memoryview(b"bytes")]
+    with pytest.raises(ValueError, match="expected 00"):
+        write_file(path, blocks, sha256="00")
+    assert not list(tmp_path.iterdir())
+    expected = hashlib.sha256(b"some bytes").hexdigest()
+    assert write_file(path, blocks, sha256=expected) == expected == hash_file(path) == hash_of("some bytes")
+
+
+def test_a_file_is_whole_only_with_its_size_and_hash(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    sha256 = write_file(path, "content")
+    assert is_whole(path, sha256) and is_whole(path, sha256, 7)
+    assert not is_whole(path, sha256, 8) and not is_whole(tmp_path / "b", sha256)
+    path.write_text("cOntent")
+    assert not is_whole(path, sha256, 7)
+
+
+def test_json_is_read_back_and_hashes_tell_values_apart(tmp_path: Path) -> None:
+    values = {"é": [1, None, 2.5]}
+    write_json(tmp_path / "a.json", values)
+    assert json.loads((tmp_path / "a.json").read_text()) == values
+    assert hash_values(values) == hash_values(dict(values)) != hash_values({"é": [1, None, 2.25]})
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "export"
+    with staged_folder(folder) as staging:
+        (staging / "a").write_text("old")
+
+    def fail() -> None:
+        with staged_folder(folder) as staging:
+            (staging / "a").write_text("new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert (folder / "a").read_text() == "old"
+    with staged_folder(folder) as staging:
+        (staging / "b").write_text("new")
+        assert (folder / "a").read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == ["b"] and list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_folder_filled_step_by_step_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    for name in ("work", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    with pytest.raises(OSError):
+        place_folder(tmp_path / "work", tmp_path / "other")
+    assert (tmp_path / "other" / "other").is_file() and (tmp_path / "work" / "work").is_file()
+    place_folder(tmp_path / "work", tmp_path / "free")
+    assert (tmp_path / "free" / "work").is_file() and not (tmp_path / "work").exists()
+
+
+def test_everything_has_the_permissions_of_new_files(tmp_path: Path, umask: int) -> None:
+    """safetensors writes files that only their owner can read, beside others that everyone can."""
+    write_file(tmp_path / "file", "text")
+    assert mode_of(tmp_path / "file") == 0o666 & ~umask
+    with staged_folder(tmp_path / "folder") as staging:
+        save_file({"weight": torch.zeros(2)}, staging / "model.safetensors")
+        (staging / "within").mkdir(mode=0o700)
+        (staging / "within" / "file").touch(mode=0o600)
+    assert mode_of(tmp_path / "folder") == mode_of(tmp_path / "folder" / "within") == 0o777 & ~umask
+    files = [path for path in (tmp_path / "folder").rglob("*") if path.is_file()]
+    assert len(files) == 2 and {mode_of(path) for path in files} == {0o666 & ~umask}
+
+
+def test_the_same_settings_give_the_same_words_and_others_do_not() -> None:
+    pieces = [
+        TokenMasking(0.3),
+        TokenMasking(0.15),
+        TokenMasking(0.3, patterns=4),
+        SpanMasking(0.3),
+        DocSentences(),
+        FullSentences(),
+    ]
+    words = [json.dumps(describe(piece)) for piece in pieces]
+    assert len(set(words)) == len(pieces)
+    assert json.dumps(describe(TokenMasking(0.3))) == words[0]
+
+
+def test_pieces_within_pieces_are_looked_into() -> None:
+    class Holder:
+        def __init__(self, rate: float) -> None:
+            self.inner, self.values = TokenMasking(rate), [1, (2.5, None), {"a": True}]
+            self.names = {"b", "a"}
+
+    first = describe(Holder(0.2))
+    assert first != describe(Holder(0.3)) and first == describe(Holder(0.2))
+    assert first["values"] == [1, [2.5, None], {"a": True}] and first["names"] == ["'a'", "'b'"]
+    assert first["inner"]["rate"] == 0.2 and "TokenMasking" in first["inner"]["class"]
+
+
+@pytest.mark.parametrize("piece", [TokenMasking(0.3, patterns=2), DocSentences(), None, 3, "text"])
+def test_what_is_read_back_is_what_was_written(piece: object) -> None:
+    """A manifest is compared with one that went through a file."""
+    assert json.loads(json.dumps(describe(piece))) == describe(piece)
