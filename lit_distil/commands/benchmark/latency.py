@@ -19,13 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from lit_distil import __version__
-from lit_distil.commands.networks import max_positions
+from lit_distil.commands.networks import load_network, max_positions
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
 
@@ -168,7 +166,8 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
         ValueError: It cannot be loaded, has no room for `length` tokens, or cannot run on `device`.
     """
     if Path(name).suffix != ".onnx":
-        model = _load(name, device)
+        model = load_network(name, field="networks")
+        nn.Module.to(model, device)
         encoder = model.base_model
         network = TimedNetwork(
             whole=model,
@@ -271,21 +270,6 @@ def _time_blocks(
                 of_network += [timed(call, inputs) for _ in range(_WARM_UP + size)][_WARM_UP:]
                 bar.update(size)
     return [Quartiles.of(of_network) for of_network in times]
-
-
-def _load(name: str, device: str) -> PreTrainedModel:
-    try:
-        config = AutoConfig.from_pretrained(name)
-        # with its own head, so that no weight is left out or drawn at random
-        kind: Any = getattr(transformers, (config.architectures or [""])[0], AutoModel)
-        model: PreTrainedModel = kind.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"networks: {name!r} could not be loaded ({reason}); give a folder that a run exported"
-        ) from error
-    nn.Module.to(model, device)
-    return model.eval()
 
 
 def _count(model: nn.Module) -> int:
