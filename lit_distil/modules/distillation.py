@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_distil.console import progress_bar
 from lit_distil.models import MaskedLMNetwork, NetworkSource, StudentInitialisation
 from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import LanguageModelModule, Stage, eval_mode
@@ -196,8 +197,10 @@ class DistillationModule(StudentModule, LanguageModelModule):
             return
         loader, limit = self.data.val_dataloader(), trainer.limit_val_batches
         num_batches = limit if isinstance(limit, int) else int(len(loader) * limit)
+        is_quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
+        bar = progress_bar(range(num_batches), desc="untrained student", unit="batch", disable=is_quiet, leave=False)
         with eval_mode(self), trainer.precision_plugin.val_step_context():
-            for _, batch in zip(range(num_batches), loader, strict=False):
+            for _, batch in zip(bar, loader, strict=False):
                 self._evaluate("val", batch.to(self.device))
         # in float32, as Lightning logs
         values = {name: torch.tensor(value).item() for name, value in self._evaluation_values("val").items()}
