@@ -111,7 +111,7 @@ class EncoderModule(SavedModule):
         """The objectives, and which teachers each compares with."""
         return LossTerms(dict(cast("dict[str, Objective]", self.objectives).items()))
 
-    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
+    def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Add more sums to `self._meters[stage]`, such as accuracies; called under `no_grad`."""
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
@@ -185,7 +185,7 @@ class EncoderModule(SavedModule):
         for name, objective in self.terms.objectives.items():
             meters.add(f"loss/{name}", sums[name], local_counts[objective.counts])
         with torch.no_grad():
-            self.observe(stage, student, batch)
+            self.observe(stage, student, teachers, batch)
         if stage == "train":  # an evaluation is about the student, not about its batches
             add_size(meters, batch)
         return loss
@@ -367,7 +367,7 @@ class LanguageModelModule(EncoderModule):
         if labels is not None:
             self._meters[stage].add("masked_accuracy", (student.argmax(-1) == labels).sum(), len(labels))
 
-    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
+    def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Accuracy of next-sentence prediction."""
         meters = self._meters[stage]
         if student.next_sentence_logits is not None and batch.next_sentence_labels is not None:
