@@ -151,7 +151,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         return self.network(batch, **ours), teachers
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Also the agreement and distance of student and teacher at temperature 1, and once the teacher's predictions."""
+        """Also how far student and teacher agree, at temperature 1, and once the teacher's predictions."""
         super().observe(stage, student, teachers, batch)
         if not teachers:
             return
