@@ -289,35 +289,34 @@ def cache(
 ) -> None:
     """Run the teacher of a distillation once over its data, and keep its likeliest tokens and the mass of the others.
 
-    Give the configuration of the distillation itself (--config); afterwards, train with --model.teacher_cache FOLDER
-    and no teacher runs. Masks must be static (data.masking.init_args.patterns), and the objectives SoftTargetLoss,
-    ReverseKLLoss, JensenShannonLoss, TeacherLabelLoss, or such as need no teacher. Of several teachers each has a cache
-    of its own (--teacher NAME) or is run. The folder holds the train split under every mask
-    and the validation split under its one.
+    Give the configuration of the distillation itself (--config). Then train with --model.teacher_cache FOLDER, and no
+    teacher runs. Masks must be static (data.masking.init_args.patterns). The objectives must be SoftTargetLoss,
+    ReverseKLLoss, JensenShannonLoss, TeacherLabelLoss, or need no teacher. With several teachers, each either has a
+    cache of its own (--teacher NAME) or runs. The folder holds the train split under every mask and the validation
+    split under its one.
 
     A row takes 4 k bytes, and 4 for each temperature (6 k for a vocabulary above 65,536; 2 k more in float32): 264
     bytes with k = 64. There is a row for each masked token, or with positions "all" for every token: a million
-    sequences of 128 tokens under 4 masks at a rate of 0.15 are 77 million rows, 20 GB. Size and time are printed before
-    anything is written, and which share of the teacher's distribution the k tokens hold: of the others a student
-    learns how likely they are together, and not which of them. What was stopped goes on when the same command is given
-    again.
+    sequences of 128 tokens under 4 masks at a rate of 0.15 are 77 million rows, 20 GB. Before anything is written, the
+    command prints size, time, and which share of the teacher's distribution the k tokens hold. Of the other tokens a
+    student only learns how likely they are together. After an interruption, give the same command again to continue.
 
     Args:
-        model: The distillation; its teacher is run, and its objectives say at which temperatures and positions.
-        data: Its data.
+        model: The distillation; its teacher runs, and its objectives say at which temperatures and positions.
+        data: The data of the distillation.
         out: Folder to write to; must not exist yet.
-        k: Tokens kept in a row; the size of the vocabulary keeps all, for float32 scores exactly.
+        k: Tokens kept in a row; the size of the vocabulary keeps all, exactly if scores are float32.
         positions: "masked" keeps rows of the masked tokens, "all" of every token; None takes what the objectives need.
-        scores: Of the kept logits, as differences to the largest; float16 changes them by 0.05 % at most.
+        scores: Type of the kept logits, as differences to the largest; float16 changes them by 0.05 % at most.
         batch_size: Sequences that the teacher sees at a time.
-        device: Where it runs, such as cpu or cuda; None takes a GPU where there is one.
+        device: Where the teacher runs, such as cpu or cuda; None takes a GPU if there is one.
         estimate: Print size and time, and write nothing.
-        teacher: Name of the one to run, where model.teacher has several; train with
-            --model.teacher_cache '{NAME: FOLDER}', and those that are not named there are run.
-        seed_everything: As for fit, whose masks follow from it.
-        trainer: Taken from the configuration and left aside.
+        teacher: Name of the teacher to run, if model.teacher has several; train with
+            --model.teacher_cache '{NAME: FOLDER}', and those without a cache run.
+        seed_everything: As for fit; the masks follow from it.
+        trainer: Part of the configuration; not used.
         matmul_precision: As for fit.
-        ckpt_path: Taken from the configuration and left aside.
+        ckpt_path: Part of the configuration; not used.
     """
     if Path(out).exists():
         raise ValueError(f"out: {out!r} is there already; delete it, or name another folder")
