@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from lit_distil.objectives.base import NetworkFacts, Objective, require_teacher
+from lit_distil.objectives.base import NetworkCapabilities, Objective, require_teacher
 from lit_distil.objectives.hidden import check_layer_map, layer_number, mapped_layers
 from lit_distil.objectives.relation import Relation, check_divides, relation_kl, score_mse, split_heads
 from lit_distil.schedules import StepValue
@@ -61,7 +61,7 @@ class AttentionLoss(Objective):
         pairs = self.pairs(student_depth, require_teacher(self, teacher_depth))
         return {ours for ours, _ in pairs}, {theirs for _, theirs in pairs}
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Check also that there are as many heads, and that paired blocks see equally far."""
         super().check(student, teacher)
         assert teacher is not None
@@ -156,7 +156,7 @@ class RelationLoss(Objective):
         teacher = layer_number("teacher_layer: the teacher's", self.teacher_layer, theirs, first=1)
         return (student,), (teacher,)
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Check also that heads are as many or can be split anew, and that `qk` sees equally far in both."""
         super().check(student, teacher)
         assert teacher is not None
@@ -213,7 +213,7 @@ class RelationLoss(Objective):
         return f"{super().extra_repr()}, relations={self.relations}, relation_heads={self.relation_heads}"
 
 
-def _num_heads(relation: str, network: NetworkFacts) -> int:
+def _num_heads(relation: str, network: NetworkCapabilities) -> int:
     """The heads of a relation where they are those of attention; `qk` repeats keys for each query head."""
     return (network.num_heads if relation in ("qk", "qq") else network.num_key_heads) or 0
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -23,8 +23,6 @@ Row = dict[str, Any]
 
 SOURCE_KEY = "__source__"
 """The entry of a row that says which file and line it came from."""
-
-ClassWeights = Literal["balanced"] | list[float] | None
 
 _ROWS_AT_ONCE = 1_000  # rows that are tokenised together: a tokenizer's lists take far more memory than arrays
 
@@ -71,12 +69,7 @@ class Features:
 
 
 class Prediction(NamedTuple):
-    """A sample, and what the network predicts for it.
-
-    Attributes:
-        sample: The encoded sample.
-        output: What `Task.predict` kept of its logits.
-    """
+    """A sample, and what `Task.predict` kept of its logits."""
 
     sample: Features
     output: Any
@@ -254,21 +247,13 @@ def encoded_arrays(encoded: Any, index: int) -> tuple[np.ndarray, np.ndarray | N
 
 
 class Window(NamedTuple):
-    """A part of a text that is longer than a sequence may be, encoded.
+    """A part of a text that is longer than a sequence may be, encoded."""
 
-    Attributes:
-        text: Index of the text.
-        input_ids: int64 `[length]`.
-        token_type_ids: int64 `[length]`, or None.
-        offsets: int32 `[length, 2]`: first character of each token and the one after its last; 0 for special tokens.
-        is_text: bool `[length]`: which tokens are of the text, and not special or of the question.
-    """
-
-    text: int
+    text: int  # its index
     input_ids: np.ndarray
     token_type_ids: np.ndarray | None
-    offsets: np.ndarray
-    is_text: np.ndarray
+    offsets: np.ndarray  # int32 [length, 2]: first character of each token and the one after its last; 0, 0 for special
+    is_text: np.ndarray  # bool [length]: not special, and not of the question
 
 
 def cut_into_windows(
@@ -398,19 +383,31 @@ class LabelNames:
         Raises:
             ValueError: The label is none of them.
         """
-        name = label_name(value, row)
-        if name in self.known:
-            return self.known.index(name)
-        if isinstance(value, ClassName) and value.number < len(self.known):
-            return value.number  # the configuration gives the classes names of its own
-        number = self._number(name)
-        if number is not None:
-            return number  # the configuration names the classes, the rows number them
+        name, index = label_name(value, row), self._find(value)
+        if index is not None:
+            return index
         self.check_labelled(name, row)
         raise ValueError(
             f"{place_of(row)}: label {name!r} is none of {self.known} (task.labels); correct the row, or name all "
             "classes in task.labels"
         )
+
+    def name_of(self, value: Any) -> str | None:
+        """The name of a row's label for a reader, or the label as it is if it is none of them. Never an error."""
+        index, text = self._find(value), _as_text(value)
+        if index is not None:
+            return self.known[index]
+        return None if value is None or text in ("", "-1", "nan") else text
+
+    def _find(self, value: Any) -> int | None:
+        name = _as_text(value)
+        if name in self.known:
+            return self.known.index(name)
+        if isinstance(value, ClassName) and value.number < len(self.known):
+            return value.number  # the configuration gives the classes names of its own
+        is_index = self._are_numbered and _is_number(name) and float(name).is_integer()
+        # the configuration names the classes, the rows number them, and data frames may have written 1.0 for 1
+        return int(float(name)) if is_index and 0 <= float(name) < len(self.known) else None
 
     def check_labelled(self, name: str, row: Row) -> None:
         """Refuse the numbers that mark what has no label: -1 of a split, -100 of a token; unless a class has that name.
@@ -428,59 +425,10 @@ class LabelNames:
                 "words with a tag each, and leave out the tags of special and further tokens"
             )
 
-    def _number(self, name: str) -> int | None:
-        """The index that a row's number means, which data frames may have written as 1.0."""
-        if not self._are_numbered or not _is_number(name) or not float(name).is_integer():
-            return None
-        return int(float(name)) if 0 <= float(name) < len(self.known) else None
-
-    def name_of(self, value: Any) -> str | None:
-        """The name of a row's label for a reader; the label as it is where it is none of them. Never an error."""
-        if isinstance(value, ClassName) and value not in self.known and value.number < len(self.known):
-            return self.known[value.number]
-        text = _as_text(value)
-        if text in self.known:
-            return text
-        number = self._number(text)
-        if number is not None:
-            return self.known[number]
-        return None if value is None or text in ("", "-1", "nan") else text
-
-    def weights(self, setting: ClassWeights, counts: Counter[int]) -> list[float] | None:
-        """Factors of the classes in the loss: those given, or inversely as frequent as the class, 1 on average.
-
-        Args:
-            setting: `balanced`, a list in the order of the classes, or None.
-            counts: Training rows of each class; empty where there are none.
-        """
-        num_labels = len(self.known)
-        if setting is None or (setting == "balanced" and not counts):
-            return None
-        if setting == "balanced":
-            total = sum(counts.values())
-            return [total / (num_labels * counts[index]) if counts[index] else 1.0 for index in range(num_labels)]
-        if len(setting) != num_labels:
-            raise ValueError(
-                f"task.class_weights: {len(setting)} weights for {num_labels} classes; give one for each of "
-                f"{self.known}"
-            )
-        return [float(weight) for weight in setting]
-
 
 def unnamed_labels(number: int) -> list[str]:
     """The names that transformers gives to the outputs of a head if nobody names them."""
     return [f"LABEL_{index}" for index in range(number)]
-
-
-def check_class_weights(setting: ClassWeights) -> ClassWeights:
-    """The setting, if it is valid."""
-    if setting is None or setting == "balanced":
-        return setting
-    if isinstance(setting, str) or not all(math.isfinite(weight) and weight >= 0 for weight in setting):
-        raise ValueError(f"task.class_weights must be 'balanced' or numbers of 0 or more, got {setting!r}")
-    if not any(setting):
-        raise ValueError("task.class_weights: all of them are 0, so nothing would be learnt")
-    return setting
 
 
 def label_name(value: Any, row: Row) -> str:
@@ -505,7 +453,11 @@ def label_name(value: Any, row: Row) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    return (
+        value
+        if isinstance(value, ClassName)
+        else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    )
 
 
 def _fractional_label(value: Any, row: Row) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections import Counter
@@ -13,13 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_distil.objectives.label_kinds import ClassLabel, MultiLabel
 from lit_distil.tasks.base import (
-    ClassWeights,
     Features,
     LabelNames,
     Prediction,
     Row,
     Task,
-    check_class_weights,
     column_of,
     encoded_arrays,
     place_of,
@@ -27,6 +26,8 @@ from lit_distil.tasks.base import (
     text_in,
     unlabelled,
 )
+
+ClassWeights = Literal["balanced"] | list[float] | None
 
 
 class TextTask(Task):
@@ -132,9 +133,16 @@ class TextClassification(TextTask):
     ) -> None:
         super().__init__(text, pair=pair, label=label)
         self.names = LabelNames(labels)
-        self.class_weights = check_class_weights(class_weights)
+        if isinstance(class_weights, list | tuple):
+            if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights) or not any(class_weights):
+                raise ValueError(
+                    f"task.class_weights must be 0 or more for each class, and not 0 for all, got {class_weights}"
+                )
+        elif class_weights not in (None, "balanced"):
+            raise ValueError(f"task.class_weights must be 'balanced' or a list of numbers, got {class_weights!r}")
+        self.class_weights = class_weights
         self.main_metric = main_metric
-        self._counts: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter()  # training rows of each class
 
     def learn_labels(self, rows: Iterable[Row]) -> None:
         """Take the names of the classes from the training rows, and count the rows of each.
@@ -149,8 +157,17 @@ class TextClassification(TextTask):
             )
 
     def loss_settings(self) -> dict[str, Any]:
-        """Cross-entropy, with the classes' weights."""
-        return {**super().loss_settings(), "class_weights": self.names.weights(self.class_weights, self._counts)}
+        """Also the classes' weights: those given, or inversely as frequent as the class, 1 on average over the rows."""
+        weights, names, counts = self.class_weights, self.names.known, self._counts
+        if weights == "balanced":
+            total = sum(counts.values())
+            balanced = [total / (len(names) * counts[n]) if counts[n] else 1.0 for n in range(len(names))]
+            weights = balanced if counts else None
+        elif weights is not None and len(weights) != len(names):
+            raise ValueError(
+                f"task.class_weights: {len(weights)} weights for {len(names)} classes; give one for each of {names}"
+            )
+        return {**super().loss_settings(), "class_weights": weights}
 
     def stratum(self, row: Row) -> Hashable:
         """The class."""

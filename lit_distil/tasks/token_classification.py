@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.objectives.label_kinds import ClassLabel, accuracy, confusion_matrix, macro_f1
+from lit_distil.objectives.label_kinds import ClassLabel
+from lit_distil.objectives.metrics import accuracy, confusion_matrix, macro_f1
 from lit_distil.tasks.base import (
     Features,
     LabelNames,

@@ -5,7 +5,7 @@ from transformers import BertTokenizer
 
 from lit_distil.tasks import MultipleChoice
 from tests.data.helpers import batch_of
-from tests.tasks.test_text_classification import ENTRIES
+from tests.tasks.test_classification import ENTRIES
 
 
 @pytest.fixture(scope="module")

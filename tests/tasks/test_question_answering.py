@@ -173,6 +173,18 @@ def test_of_several_answers_the_first_that_is_in_the_context_is_learnt(bert):
     assert bert.decode(sample.input_ids[sample.label[0] : sample.label[1] + 1]) == "cat"
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_blanks_around_an_answer_are_no_part_of_its_span(request, name):
+    """WordPiece has no token for them: the window would seem to end before the answer does, and learn no answer."""
+    tokenizer = request.getfixturevalue(name)
+    row = row_of("the cat ", " cat ", start=3)
+    (sample,) = ExtractiveQA().encode([row], tokenizer, max_length=32, training=True)
+    assert tokenizer.decode(sample.input_ids[sample.label[0] : sample.label[1] + 1]).strip() == "cat"
+    found = found_by(ExtractiveQA(), [sample], pointing([sample]))
+    assert ExtractiveQA().score(found, [row])["exact_match"] == 1.0
+    assert ExtractiveQA().readable(found, [row])[0]["gold"] == [" cat "]
+
+
 def test_long_questions_are_cut_and_windows_that_get_nowhere_refused(bert):
     row = row_of("the cat won " * 5, "cat", question="who " * 50)
     with pytest.warns(UserWarning, match=r"task\.max_question_length: 1 of 2 questions are longer than 4 tokens"):
