@@ -33,12 +33,8 @@ OTHER_COMMANDS = {
     "fill-mask": "what masked language models put in the place of [MASK], side by side",
     "score": "sentences or minimal pairs (BLiMP) by pseudo-log-likelihood, side by side",
     "diagnose": "confusion matrix, reliability and worst examples of a file of predictions",
-    "seeds": "a configuration under several seeds: median and spread of each metric",
-    "spread": "a metric of finished runs that differ in their seed: median, spread, and the gap between kinds",
-    "glue": "fine-tune a network on the tasks of GLUE, beside the papers' figures",
-    "report": "measure exported networks side by side; write a table and a picture",
+    "report": "finished runs side by side: tables with intervals, pictures, and what each run changed",
     "benchmark": "parameters, size, latency and throughput of exported networks",
-    "budget": "how many steps one run can do in another's time, for controls at equal time",
 }
 COMMANDS = {**CALLS, **TRAINER_COMMANDS, **OTHER_COMMANDS}
 HELP = """\

@@ -1,4 +1,4 @@
-"""The types that data and modules meet in: the flat batch, the vocabulary's facts, what a network returns.
+"""The types in which data and modules meet: the flat batch, the data module's protocol, what a network returns.
 
 Nothing here knows files, tokenizers, networks or Lightning.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -47,6 +47,51 @@ class Vocabulary:
         if self.read_tokens is None:
             raise ValueError("this vocabulary was made without a tokenizer, so it does not know its tokens")
         return np.array(self.read_tokens(), dtype=object)
+
+
+class DataModule(Protocol):
+    """What modules ask of the data module, `lit_distil.data.TextDataModule`, which they never import."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast tokenizer of transformers."""
+
+    @property
+    def masking(self) -> Any:
+        """The masking strategy; None without one."""
+
+    @property
+    def task(self) -> Any:
+        """The `lit_distil.tasks.Task` of fine-tuning; None in pretraining and distillation on text."""
+
+    @property
+    def datasets(self) -> Mapping[str, Any]:
+        """The data sets by split, of the splits that are open."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Size and special ids of the tokenizer."""
+
+    @property
+    def has_next_sentence(self) -> bool:
+        """Whether the format labels pairs."""
+
+    @property
+    def step_capacity(self) -> int:
+        """How many tokens an optimizer step may hold."""
+
+    @property
+    def predict_split(self) -> str:
+        """The split that `predict` runs on."""
+
+    def identity(self, split: Any) -> dict[str, Any]:
+        """Everything that the masked sequences of a split depend on, in plain types."""
+
+    def check_same_vocabulary(self, name: str, revision: str | None = None, *, role: str = "teacher") -> None:
+        """Raise a `ValueError` if the tokenizer in a folder or on the Hub has other entries than the data's."""
+
+    def val_dataloader(self) -> Any:
+        """Batches of the validation split; an empty list if there is none."""
 
 
 @dataclass

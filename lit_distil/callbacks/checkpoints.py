@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_distil.files import hash_file, staged_file, write_file
+from lit_distil.modules.base import datamodule_of
 
 LAST = "last.ckpt"
 
@@ -151,8 +152,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _follow_task(self, trainer: Trainer) -> None:
         """Monitor the task's main metric, if there are validation rows, which the data module knows by now."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if getattr(data, "task", None) is None or "validation" not in data.datasets or not trainer.limit_val_batches:
+        data = datamodule_of(trainer)
+        if data.task is None or "validation" not in data.datasets or not trainer.limit_val_batches:
             return
         self.monitor, self.mode = f"val/{data.task.main_metric}", "max"
         self.kth_value = torch.tensor(-torch.inf)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_distil.files import staged_folder, write_file
+from lit_distil.modules.base import datamodule_of
 
 _WEIGHTS = "network.model."  # prefix of the network's weights in a checkpoint
 
@@ -49,7 +50,7 @@ class ExportCallback(Callback):
             network = type(network.model)(network.config)
             network.load_state_dict(weights)
         folder = Path(self.folder or Path(trainer.default_root_dir, "export"))
-        write_export(network, trainer.datamodule.tokenizer, folder)  # type: ignore[attr-defined]
+        write_export(network, datamodule_of(trainer).tokenizer, folder)
         rank_zero_info(f"exported to {folder}")
 
     def _best_weights(self, trainer: Trainer) -> dict[str, Tensor] | None:
@@ -101,7 +102,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         path = Path(self.file or Path(trainer.default_root_dir, "predictions.jsonl"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         if data.task is None:
             rows = [_readable(row, data.tokenizer) for row in sorted(rows, key=lambda r: (r["sample"], r["position"]))]
         else:

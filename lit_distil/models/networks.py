@@ -241,7 +241,7 @@ def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
         raise ValueError(f"{type(encoder).__name__} returns a pooler_output and has no `pooler` that makes it")
     if isinstance(pooler, nn.Linear):  # ALBERT keeps the layer and its activation apart
         return encoder.pooler_activation(pooler(first[:, 0]))  # type: ignore[operator]
-    return pooler(first)  # type: ignore[operator]
+    return pooler(first)
 
 
 class MaskedLMNetwork(FlatNetwork):

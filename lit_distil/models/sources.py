@@ -6,6 +6,7 @@ registered with `AutoConfig.register` and `AutoModelForMaskedLM.register`.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -245,6 +247,75 @@ class Pretrained(NetworkSource):
             f"could be fetched: {reason} Give an existing folder or a name on the Hub; without a network, or with "
             f"HF_HUB_OFFLINE=1, fetch it beforehand with `hf download` and give the folder."
         )
+
+
+class LiveModel(NetworkSource):
+    """A model that is in memory. It is copied, so that training and attention settings leave the original alone.
+
+    Args:
+        model: A transformers model. If it has another head than the one that is needed, the encoder's weights are
+            taken and the head is new.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def build(
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        head: Head = "masked_lm",
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
+    ) -> PreTrainedModel:
+        """See `NetworkSource.build`."""
+        name, config = type(self.model).__name__, copy.deepcopy(self.model.config)
+        _check_head(head, config)
+        num_outputs = config.num_labels
+        config.update(_label_fields(num_labels, id2label, problem_type))
+        if self._has(head) and (head not in TASK_HEADS or config.num_labels == num_outputs):
+            model = copy.deepcopy(self.model)
+            model.config.update(config.to_dict())
+        else:
+            model = AUTO_MODELS[head].from_config(config)
+            encoder: Any = self.model.base_model
+            missing = model.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+            new = {f"{model.base_model_prefix}.{key}" for key in missing}
+            _warn_of_new_weights(model, new | {f"the {head} head"}, name, head)
+        _check_embedding(model, vocabulary, name)
+        choose_attention(model)
+        return model.train()
+
+    def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
+        """A copy for reading: its own modules and settings, on the memory of the original's weights.
+
+        Raises:
+            ValueError: The model lacks the head, or rows of the vocabulary.
+        """
+        if not self._has(head):
+            raise ValueError(f"{type(self.model).__name__} has no {head} head; a new one would give random answers")
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
+        model: PreTrainedModel = copy.deepcopy(self.model, same)
+        model.config.architectures = [type(model).__name__]
+        _check_embedding(model, vocabulary, type(model).__name__)
+        choose_attention(model)
+        return model
+
+    def label_names(self, head: Head) -> list[str] | None:
+        """See `NetworkSource.label_names`."""
+        names: Any = self.model.config.id2label
+        is_trained = head in TASK_HEADS and self._has(head)
+        return [str(names[index]) for index in sorted(names)] if is_trained else None
+
+    def _has(self, head: Head) -> bool:
+        return isinstance(self.model, _classes(head, self.model.config))
+
+
+def as_source(network: NetworkSource | PreTrainedModel) -> NetworkSource:
+    """A source as it is, and a model in memory as a source."""
+    return LiveModel(network) if isinstance(network, PreTrainedModel) else network
 
 
 def head_of(model: PreTrainedModel) -> Head | None:

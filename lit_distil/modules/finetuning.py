@@ -10,14 +10,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.models.sources import AUTO_MODELS, Head, as_source
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.checks import check_length
-from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
+from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
 from lit_distil.tasks import Prediction, Task
 from lit_distil.tasks.base import unnamed_labels
@@ -61,7 +61,7 @@ class TaskModule(EncoderModule):
     @property
     def task(self) -> Task:
         """The task of the data module."""
-        return self.trainer.datamodule.task  # type: ignore[attr-defined]
+        return self.data.task
 
     def take_task(self, purpose: str) -> Task:
         """The task of the data module; the network gets its head.
@@ -97,7 +97,7 @@ class TaskModule(EncoderModule):
         """
         super().on_load_checkpoint(checkpoint)
         self.from_checkpoint = True
-        if self._trainer is not None:
+        if self.has_trainer:
             check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self.task)
 
     # Predictions and metrics
@@ -111,11 +111,11 @@ class TaskModule(EncoderModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> SampleOutputs:
         """Each sample's index, and what `Task.predict` keeps of its logits; `PredictionWriter` writes them in words."""
-        return self.outputs_by_sample(self.trainer.datamodule.predict_split, self(batch), batch)  # type: ignore[attr-defined]
+        return self.outputs_by_sample(self.data.predict_split, self(batch), batch)
 
     def outputs_by_sample(self, split: str, logits: torch.Tensor, batch: Batch) -> SampleOutputs:
         """For each sample of a batch its index in the split, and what `Task.predict` keeps of its logits."""
-        dataset = self.trainer.datamodule.datasets[split]  # type: ignore[attr-defined]
+        dataset = self.data.datasets[split]
         indices = batch.sample_ids.tolist()
         outputs = self.task.predict(logits.float().cpu(), batch, [dataset.features[n] for n in indices])
         return list(zip(indices, outputs, strict=True))
@@ -168,7 +168,7 @@ class TaskModule(EncoderModule):
             outputs = [one for part in gathered for one in part]
         if not outputs:
             return [], {}
-        dataset = self.trainer.datamodule.datasets[SPLITS[stage]]  # type: ignore[attr-defined]
+        dataset = self.data.datasets[SPLITS[stage]]
         ordered = sorted(outputs, key=lambda one: one[0])
         predictions = [Prediction(dataset.features[index], output) for index, output in ordered]
         return predictions, self.task.score(predictions, dataset.rows)
@@ -223,7 +223,8 @@ class FineTuningModule(TaskModule):
     The task (columns, labels, metrics) belongs to the data module and is asked for when the network is built.
 
     Args:
-        network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for none pretrained.
+        network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for random weights, or a
+            model in memory, which is copied.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
         layer_decay: Factor of the learning rate from each layer to the one below, from the head over the blocks down to
@@ -235,7 +236,7 @@ class FineTuningModule(TaskModule):
 
     def __init__(
         self,
-        network: NetworkSource,
+        network: NetworkSource | PreTrainedModel,
         *,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
@@ -248,7 +249,7 @@ class FineTuningModule(TaskModule):
         if layer_decay is not None:
             check_layer_decay(layer_decay)
         self.layer_decay, self.freeze_layers = layer_decay, freeze_layers
-        self.network_source = network
+        self.network_source = as_source(network)
 
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
@@ -257,7 +258,7 @@ class FineTuningModule(TaskModule):
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
-            check_length("network", self.network, self.trainer.datamodule)  # type: ignore[attr-defined]
+            check_length("network", self.network, self.data)
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})

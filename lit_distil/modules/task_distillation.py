@@ -14,21 +14,22 @@ from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
 from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels
-from lit_distil.modules.teachers import TaughtModule, load_teacher, state_requests
-from lit_distil.modules.terms import LossTerms, TeacherOutputs
-from lit_distil.objectives import LabelKind, Objective, TaskLoss, TaskSoftTargetLoss
+from lit_distil.modules.teachers import StudentModule, Teacher, load_teacher
+from lit_distil.objectives import Objective, TaskLoss, TaskSoftTargetLoss
+from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
 from lit_distil.tasks import Task
 from lit_distil.types import Batch, Countable, EncoderOutput
 
 
-def check_task_teacher(folder: str, teacher: PreTrainedModel, task: Task) -> None:
+def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) -> None:
     """Refuse a teacher whose head is new, or was trained for another problem or other labels.
 
     Raises:
         ValueError: It is; the message names the labels that differ.
     """
     config: Any = teacher.config
+    folder = source if isinstance(source, str) else type(source).__name__
     architecture, saved = type(teacher).__name__, config.architectures or []
     if architecture not in saved:
         raise ValueError(
@@ -45,36 +46,7 @@ def check_task_teacher(folder: str, teacher: PreTrainedModel, task: Task) -> Non
     check_same_labels(f"model.teacher: {folder!r}", labels, task, allow_unnamed=False)
 
 
-class TaskLossTerms(LossTerms):
-    """The terms of a task. Those on soft targets compare with the mean of several teachers."""
-
-    def _teacher(self, name: str, objective: Objective, teachers: TeacherOutputs, batch: Batch) -> EncoderOutput | None:
-        if isinstance(objective, TaskSoftTargetLoss) and name not in self.teacher_of and teachers:
-            return mean_of_teachers(teachers, self.shares, objective.kind, batch, objective.temperature)
-        return super()._teacher(name, objective, teachers, batch)
-
-
-def mean_of_teachers(
-    teachers: TeacherOutputs, shares: dict[str, float], kind: LabelKind, batch: Batch, temperature: float
-) -> EncoderOutput:
-    """One teacher as it is, several as the weighted mean of their distributions.
-
-    Args:
-        teachers: By name, with a task's logits.
-        shares: Of each teacher, of sum 1.
-        kind: The kind of the task's labels.
-        batch: The batch.
-        temperature: At which the distributions are averaged.
-    """
-    first = next(iter(teachers.values()))
-    if len(teachers) == 1:
-        return first
-    logits: list[Any] = [output.logits for output in teachers.values()]
-    mixed = kind.mix(logits, [shares[name] for name in teachers], batch, temperature)
-    return EncoderOutput(first.last_hidden_state, logits=mixed)
-
-
-class TaskDistillationModule(TaughtModule, TaskModule):
+class TaskDistillationModule(StudentModule, TaskModule):
     """Distils a fine-tuned teacher into a student on the teacher's task (DistilBERT, section 4.1: a second stage).
 
     The task belongs to the data module; its kind of labels gives `TaskLoss` and `TaskSoftTargetLoss` their form. The
@@ -85,8 +57,8 @@ class TaskDistillationModule(TaughtModule, TaskModule):
     A term named in `objective_teachers` compares with that teacher alone.
 
     Args:
-        teacher: An exported folder of a network that is fine-tuned on this task, or a name on the Hub; or several of
-            them, by names of your choice.
+        teacher: An exported folder of a network that is fine-tuned on this task, a name on the Hub, or a model in
+            memory; or several of them, by names of your choice.
         student: How the student is made: from the teacher's layers and head (`EveryOther`, ...; of several teachers,
             the first), or from a pretrained or distilled export with a new head (`Pretrained`).
         objectives: Named objectives with their weights, such as `TaskLoss` and `TaskSoftTargetLoss`, and those on
@@ -105,8 +77,8 @@ class TaskDistillationModule(TaughtModule, TaskModule):
 
     def __init__(
         self,
-        teacher: str | dict[str, str],
-        student: StudentInitialisation | NetworkSource,
+        teacher: str | PreTrainedModel | dict[str, str | PreTrainedModel],
+        student: StudentInitialisation | NetworkSource | PreTrainedModel,
         objectives: dict[str, Objective],
         *,
         teacher_weights: dict[str, float] | None = None,
@@ -119,9 +91,7 @@ class TaskDistillationModule(TaughtModule, TaskModule):
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
-        self.save_plain_hyperparameters()
-        self.take_settings(
+        super().__init__(
             teacher,
             student,
             objectives,
@@ -131,7 +101,11 @@ class TaskDistillationModule(TaughtModule, TaskModule):
             teacher_dtype=teacher_dtype,
             freeze_positions=freeze_positions,
             gradient_shares_every=gradient_shares_every,
+            optimizer=optimizer,
+            schedule=schedule,
+            max_skipped_steps=max_skipped_steps,
         )
+        self.save_plain_hyperparameters()
         for name, objective in objectives.items():
             check_for_task(name, objective)
         self._teacher_outputs: SampleOutputs = []
@@ -145,20 +119,18 @@ class TaskDistillationModule(TaughtModule, TaskModule):
         for objective in self.objectives.values():
             if isinstance(objective, TaskLoss | TaskSoftTargetLoss):
                 objective.follow(**task.loss_settings())
-        loaded = self.load_teachers()
-        self.build_student(loaded, TaskNetwork)
-        self.keep_teachers(loaded, TaskNetwork)
+        self.build_student_and_teachers(TaskNetwork)
         assert self.network is not None
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
-            check_length(role, network, self.trainer.datamodule)  # type: ignore[attr-defined]
-        check_networks(self.comparisons, self.network, {name: each.network for name, each in self.teachers.items()})
+            check_length(role, network, self.data)
+        check_networks(self.terms, self.network, {name: each.network for name, each in self.teachers.items()})
 
-    def load_teacher(self, folder: str) -> PreTrainedModel:
+    def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
         """A network that was fine-tuned on the task, with its own head and labels."""
-        teacher = load_teacher(folder, self.teacher_revision, self.vocabulary, self.head)
-        check_task_teacher(folder, teacher, self.task)
-        return teacher
+        model = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head)
+        check_task_teacher(teacher, model, self.task)
+        return model
 
     def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """The student, from the teacher's layers and head, or from a source of its own with a new head."""
@@ -171,16 +143,12 @@ class TaskDistillationModule(TaughtModule, TaskModule):
             return student, records
         return self.student_source.build(self.vocabulary, head=self.head, **settings), []
 
-    def loss_terms(self) -> TaskLossTerms:
-        """The objectives, and the teachers that they compare with."""
-        return TaskLossTerms(self.objectives, self.teacher_shares, self.objective_teachers)
-
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of student and teachers; in training the teachers run only if a term needs them."""
         assert self.network is not None
-        ours, theirs = state_requests(self.comparisons, self.network.num_layers, self.teacher_depths)
+        ours, theirs = self.terms.requests(self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
-        if not self.training or any(objective.needs_teacher for _, objective in self.terms()):
+        if not self.training or self.terms.need_teachers:
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, **ours), teachers
 
@@ -201,9 +169,11 @@ class TaskDistillationModule(TaughtModule, TaskModule):
     def _observe_pair(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Agreement and distance of student and teacher at temperature 1, and the teacher's predictions once."""
         kind, meters, count = self.task.label_kind, self._meters[stage], batch.counts["labels"]
-        theirs = mean_of_teachers(teachers, self.teacher_shares, kind, batch, 1.0).logits
-        ours = student.logits
-        assert ours is not None and theirs is not None
+        ours, all_theirs = student.logits, [output.logits for output in teachers.values() if output.logits is not None]
+        assert ours is not None and all_theirs
+        theirs = all_theirs[0]
+        if len(all_theirs) > 1:
+            theirs = kind.mix(all_theirs, [self.teacher_shares[name] for name in teachers], batch, 1.0)
         num_agreeing = kind.num_agreeing(ours, theirs, batch)
         if num_agreeing is not None:
             meters.add("agreement_with_teacher", num_agreeing, count)

@@ -4,7 +4,7 @@ from lit_distil.objectives.attention import AttentionLoss
 from lit_distil.objectives.base import (
     LogitObjective,
     LogitRows,
-    NetworkFacts,
+    NetworkCapabilities,
     Objective,
     Positions,
     RowObjective,
@@ -31,7 +31,8 @@ from lit_distil.objectives.logits import (
 from lit_distil.objectives.next_sentence import NextSentenceLoss, NextSentenceSoftTargetLoss
 from lit_distil.objectives.relation import RelationLoss
 from lit_distil.objectives.task import TaskLoss, TaskSoftTargetLoss
-from lit_distil.objectives.vocabulary import RowTerm, Teachers, VocabularyPass, mix_logits
+from lit_distil.objectives.terms import LossTerms
+from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits
 
 __all__ = [
     "AttentionLoss",
@@ -44,9 +45,10 @@ __all__ = [
     "LogitMSELoss",
     "LogitObjective",
     "LogitRows",
+    "LossTerms",
     "MaskedLMLoss",
     "MultiLabel",
-    "NetworkFacts",
+    "NetworkCapabilities",
     "NextSentenceLoss",
     "NextSentenceSoftTargetLoss",
     "Objective",
@@ -60,7 +62,6 @@ __all__ = [
     "TaskLoss",
     "TaskSoftTargetLoss",
     "TeacherLabelLoss",
-    "Teachers",
     "ValueLabel",
     "VocabularyPass",
     "hidden_at",

@@ -90,6 +90,12 @@ class TaskSoftTargetLoss(Objective):
         """Take the form of a task; class weights belong to the labels and change nothing here."""
         self.kind = label_kind(kind)
 
+    def mix_teachers(self, outputs: dict[str, EncoderOutput], shares: dict[str, float], batch: Batch) -> EncoderOutput:
+        """The weighted mean of the teachers' distributions, at this objective's temperature."""
+        logits = [output.logits for output in outputs.values() if output.logits is not None]
+        mixed = self.kind.mix(logits, [shares[name] for name in outputs], batch, self.temperature)
+        return EncoderOutput(next(iter(outputs.values())).last_hidden_state, logits=mixed)
+
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The sum over the labelled items."""
         ours, theirs = student.logits, require_teacher(self, teacher).logits

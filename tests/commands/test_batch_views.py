@@ -12,16 +12,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from lit_distil.commands.inspect.page import _CSS, batches_page
-from lit_distil.commands.inspect.text import (
-    Painter,
-    Reader,
-    SplitFacts,
-    TokenTexts,
-    printable,
-    sequence_text,
-    totals_of,
-)
+from lit_distil.commands.inspect.batches import Reader, SplitFacts, TokenTexts, printable, totals_of
+from lit_distil.commands.inspect.text import Painter, batches_page, sequence_text
+from lit_distil.commands.pages import Section, render
 from lit_distil.data import vocabulary_of
 from lit_distil.types import Batch
 from tests.commands.pages import Page
@@ -136,11 +129,16 @@ def test_byte_level_tokens_are_words_again(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_the_page_has_contrast_in_light_and_dark(scheme: int) -> None:
-    """WCAG's 4.5 to 1 for text on every ground that it stands on."""
-    found = re.findall(r":root \{(.*?)\}", _CSS, re.DOTALL)
-    assert len(found) == 2 and "prefers-color-scheme: dark" in _CSS
-    colours = dict(re.findall(r"--(\w+): #(\w+)", found[scheme]))
+def test_pages_have_contrast_in_light_and_dark(scheme: int) -> None:
+    """WCAG's 4.5 to 1 for text on every background that it has."""
+    reader = reader_of()
+    batch = batch_of([2, 5, 3])
+    totals = totals_of([batch], reader, top=0)
+    page = batches_page("T", [(reader.views(batch), batch)], totals, SplitFacts("train", 1, 3, None))
+    page += render("sections.html.jinja", title="T", sections=[Section(lines=["small print"], small=True)])
+    found = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    assert len(found) == 6 and page.count("prefers-color-scheme: dark") == 3
+    colours = dict(re.findall(r"--(\w+): #(\w+)", "".join(found[scheme::2])))
 
     def light(name: str) -> float:
         code = colours[name] if len(colours[name]) == 6 else "".join(2 * letter for letter in colours[name])
@@ -148,7 +146,7 @@ def test_the_page_has_contrast_in_light_and_dark(scheme: int) -> None:
         red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    grounds = [("text", name) for name in ("back", "mask", "random", "kept", "answer")]
+    grounds = [("text", name) for name in ("back", "hover", "mask", "random", "kept", "answer")]
     for text, ground in [*grounds, *((name, "back") for name in ("faint", "unknown", "tag"))]:
         darker, lighter = sorted((light(text), light(ground)))
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)

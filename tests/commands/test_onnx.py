@@ -67,7 +67,7 @@ def test_what_was_found_is_kept_and_the_sizes_are_those_of_the_files(written: tu
     assert plain["num_choices"] > 100 and len({tuple(shape) for shape in plain["shapes"]}) >= 5
     assert (
         AutoModelForMaskedLM.from_pretrained(out).num_parameters()
-        == OnnxNetwork(out / "model.onnx").facts["parameters"]
+        == OnnxNetwork(out / "model.onnx").properties["parameters"]
     )
 
 
@@ -91,7 +91,7 @@ def test_values_and_labels_are_choices_of_their_own(problem: str) -> None:
     model, other = (AutoModelForSequenceClassification.from_config(config).eval() for _ in range(2))
 
     class Network:
-        facts: ClassVar = {"max_length": 32}
+        properties: ClassVar = {"max_length": 32}
 
         def __init__(self, network: torch.nn.Module) -> None:
             self.network = network
@@ -143,12 +143,12 @@ def test_messages_name_what_is_wrong(
         ValueError, match=r"checkpoint: .* could not be loaded .*give a checkpoint .* a folder that a run exported"
     ):
         export.export(str(tmp_path / "absent"), str(tmp_path / "out"), onnx=True)
-    with pytest.raises(ValueError, match=r"check_on: .* holds no texts"):
+    with pytest.raises(ValueError, match=r"check_on: .* has no texts"):
         export.export(written[0], str(tmp_path / "out"), onnx=True, check_on=str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match=r"no ONNX file at .*--onnx true"):
         OnnxNetwork(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("not ONNX")
-    with pytest.raises(ValueError, match=r"text\.onnx' is no ONNX file"):
+    with pytest.raises(ValueError, match=r"text\.onnx' is not an ONNX file"):
         OnnxNetwork(tmp_path / "text.onnx")
     choice = AutoModelForMultipleChoice.from_config(tiny_config(make_tokenizer(), layers=1))
     with pytest.raises(ValueError, match="RobertaForMultipleChoice cannot be written; the heads that can"):

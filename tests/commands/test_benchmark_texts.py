@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lit_distil.commands.benchmark import command as benchmark
-from lit_distil.commands.benchmark import table as card
+from lit_distil.commands.benchmark import command
+from lit_distil.commands.benchmark.command import read_pairs, time_texts
 from lit_distil.commands.benchmark.memory import peak_memory_mb
 from lit_distil.data import TableFiles
 from tests.commands.examples import finished_run, make_tokenizer
@@ -30,13 +30,13 @@ def rows(tmp_path: Path) -> str:
     return str(file)
 
 
-def test_a_card_is_written_with_what_was_measured_beside_the_published_figures(
+def test_what_was_measured_is_written_beside_the_published_figures(
     networks: list[str], rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--networks", str(networks), "--texts", rows, "--text_column", "first", "--pair_column", "second"]
     arguments += ["--length", "8", "--batch_size", "2", "--repeats", "2", "--rounds", "4", "--part", "whole"]
-    benchmark.run([*arguments, "--memory", "false", "--out", str(tmp_path / "out")])
-    numbers = json.loads((tmp_path / "out/card.json").read_text())
+    command.run([*arguments, "--memory", "false", "--out", str(tmp_path / "out")])
+    numbers = json.loads((tmp_path / "out/latency.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(networks[0])
     num_tokens = sum(len(tokenizer(*pair)["input_ids"]) for pair in PAIRS)
     assert numbers["num_texts"] == 3 and [row["num_tokens"] for row in numbers["passes"]] == [num_tokens] * 2
@@ -47,7 +47,7 @@ def test_a_card_is_written_with_what_was_measured_beside_the_published_figures(
         assert text["lower"] * 3 / 1000 <= seconds["upper"]
     assert [row["network"] for row in numbers["results"]] == networks
     assert numbers["published"]["DistilBERT"] == {"parameters_m": 66, "seconds": 410}
-    text = (tmp_path / "out/card.md").read_text()
+    text = (tmp_path / "out/latency.md").read_text()
     assert text.strip() in capsys.readouterr().out
     first, second = (row["seconds"]["median"] for row in numbers["passes"])
     ours = [line for line in text.splitlines() if "measured here" in line]
@@ -56,21 +56,24 @@ def test_a_card_is_written_with_what_was_measured_beside_the_published_figures(
     assert numbers["peak_memory_mb"] is None and "peak memory" not in text
 
 
-def test_networks_take_turns_for_every_text(networks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_take_turns_a_pass_each(networks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
-    real = card.timed
+    real = command.timed
 
     def spy(call, inputs):
         order.append((id(call), inputs["input_ids"].shape[1]))
         return real(call, inputs)
 
-    monkeypatch.setattr(card, "timed", spy)
-    found = card.time_texts(networks, PAIRS, rounds=2, threads=1, device="cpu", part="encoder")
-    assert len(found) == 2 and len(order) == 2 + 2 * 2 * len(PAIRS)
-    first, second = order[0][0], order[1][0]
-    assert first != second and [who for who, _ in order[2:]] == [first, second] * 6
-    lengths = [length for _, length in order[2:]]
-    assert lengths[::2] == lengths[1::2] and lengths[:6] == lengths[6:] and len(set(lengths)) == 3
+    monkeypatch.setattr(command, "timed", spy)
+    found = time_texts(networks, PAIRS, rounds=2, threads=1, device="cpu", part="encoder")
+    size = 1 + len(PAIRS)  # the warm-up is the first text
+    passes = [order[start : start + size] for start in range(0, len(order), size)]
+    assert len(found) == 2 and [len(one) for one in passes] == [size] * 4
+    first, second = passes[0][0][0], passes[1][0][0]
+    assert first != second
+    assert [{who for who, _ in one} for one in passes] == [{first}, {second}] * 2
+    lengths = [[length for _, length in one] for one in passes]
+    assert lengths == [lengths[0]] * 4 and lengths[0][0] == lengths[0][1] and len(set(lengths[0])) == 3
 
 
 @pytest.mark.slow
@@ -84,15 +87,15 @@ def test_peak_memory_is_of_a_process_of_its_own_and_grows_with_the_batch(network
 
 def test_any_source_of_rows_will_do_and_mistakes_are_named(networks: list[str], rows: str) -> None:
     source = TableFiles(test=rows)
-    assert card.read_pairs(None, source, "test", "first", None, 2) == [(a, None) for a, _ in PAIRS[:2]]
-    assert card.read_pairs(None, None, "validation", "text", None, None) is None
+    assert read_pairs(None, source, "test", "first", None, 2) == [(a, None) for a, _ in PAIRS[:2]]
+    assert read_pairs(None, None, "validation", "text", None, None) is None
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: no column 'text' .*there are \['first', 'label', 'second'\]"):
-        card.read_pairs(rows, None, "validation", "text", None, None)
+        read_pairs(rows, None, "validation", "text", None, None)
     with pytest.raises(ValueError, match="a file or a source, not both"):
-        card.read_pairs(rows, source, "validation", "first", None, None)
+        read_pairs(rows, source, "validation", "first", None, None)
     with pytest.raises(ValueError, match="max_texts must be at least 1, got 0"):
-        card.read_pairs(rows, None, "validation", "first", None, 0)
+        read_pairs(rows, None, "validation", "first", None, 0)
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
-        card.time_texts(networks, PAIRS, rounds=0, threads=1, device="cpu", part="encoder")
+        time_texts(networks, PAIRS, rounds=0, threads=1, device="cpu", part="encoder")
     with pytest.raises(ValueError, match="part must be 'encoder' or 'whole', got 'head'"):
-        card.time_texts(networks, PAIRS, rounds=1, threads=1, device="cpu", part="head")
+        time_texts(networks, PAIRS, rounds=1, threads=1, device="cpu", part="head")
