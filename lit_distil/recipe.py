@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from lit_distil import models
 from lit_distil.data import DocumentSource, HeldOut, InMemory, RowSource, TextDataModule, load_tokenizer
 from lit_distil.files import describe, hash_of
-from lit_distil.run import shorten
+from lit_distil.messages import shorten
 
 Recipe = dict[str, Any]
 PRETRAINED = "lit_distil.models.Pretrained"

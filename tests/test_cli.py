@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lit_distil import cli
-from lit_distil.run import shorten
+from lit_distil.messages import shorten
 from tests.workspace import Workspace, environment, fit, kept_environment, logged, metrics, with_trainer, write_config
 
 HEAVY = ("torch", "transformers", "lightning", "numpy", "numba", "datasets", "jsonargparse")

@@ -38,7 +38,8 @@ def command_lines(document: str) -> list[list[str]]:
     """Arguments of every `lit-distil` line in the plain blocks, comments and line continuations undone."""
     lines = "\n".join(blocks(document)).replace("\\\n", " ").splitlines()
     matches = [COMMAND.fullmatch(line.strip()) for line in lines]
-    return [shlex.split(match["arguments"], comments=True) for match in matches if match]
+    # the variable of a loop in the shell, such as $seed, is a number
+    return [shlex.split(re.sub(r"\$\w+", "1", match["arguments"]), comments=True) for match in matches if match]
 
 
 COMMANDS = [arguments for document in DOCUMENTS for arguments in command_lines(document)]
