@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_texts,
+    call_with_words,
     flat_batch,
     open_masked_lm,
     read_texts,
@@ -89,7 +89,7 @@ def score(
 def run(arguments: list[str]) -> None:
     """Parse the arguments and score."""
     transformers_logging.disable_progress_bar()
-    call_with_texts(score, arguments, prog="lit-distil score")
+    call_with_words(score, arguments, prog="lit-distil score")
 
 
 # Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of what was masked

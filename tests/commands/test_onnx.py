@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from lit_distil.commands import export
-from lit_distil.commands.benchmark import command as benchmark
-from lit_distil.commands.benchmark import table as card
+from lit_distil.commands.benchmark.command import time_texts
+from lit_distil.commands.benchmark.latency import measure_networks
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, import_extra, sample_texts, write_onnx
 from tests.commands.examples import finished_run, make_tokenizer, tiny_config
 from tests.workspace import TINY, Workspace
@@ -123,17 +123,17 @@ def test_what_disagrees_is_refused_and_leaves_nothing(
 def test_onnx_files_are_timed_beside_torch(written: tuple[str, Path]) -> None:
     source, out = written
     networks = [source, str(out / "model.onnx"), str(out / "model_int8.onnx")]
-    results = benchmark.measure_networks(networks, length=8, batch_size=2, repeats=2, part="whole")
+    results = measure_networks(networks, length=8, batch_size=2, repeats=2, part="whole")
     assert len({result.parameters for result in results}) == len({r.encoder_parameters for r in results}) == 1
     assert results[2].size_mb * 1e6 == (out / "model_int8.onnx").stat().st_size
-    passes = card.time_texts(networks, [("the cat", None)], rounds=2, threads=1, device="cpu", part="whole")
+    passes = time_texts(networks, [("the cat", None)], rounds=2, threads=1, device="cpu", part="whole")
     assert len({of_network.num_tokens for of_network in passes}) == 1
-    with pytest.raises(ValueError, match=r"an ONNX file, of which no encoder can be timed alone; give part: whole"):
-        benchmark.measure_networks(networks)
+    with pytest.raises(ValueError, match=r"an ONNX file, whose encoder cannot be timed alone; give part: whole"):
+        measure_networks(networks)
     with pytest.raises(ValueError, match=r"length 65 does not fit .*room for 64"):
-        benchmark.measure_networks(networks[1:], length=65, part="whole")
+        measure_networks(networks[1:], length=65, part="whole")
     with pytest.raises(ValueError, match=r"device: .*ONNX Runtime on the CPU"):
-        benchmark.measure_networks(networks[1:], device="cuda", part="whole")
+        measure_networks(networks[1:], device="cuda", part="whole")
 
 
 def test_messages_name_what_is_wrong(
