@@ -71,12 +71,29 @@ runs/tokenizers/wordpiece/tokenizer.json: | $(VENV)/.core
 runs/tokenizers/byte-bpe/tokenizer.json: | $(VENV)/.core
 	@$(RUN) tokenizer --source lit_distil.data.Docstrings --kind byte_bpe --vocab_size 8192 --out $(@D)
 
-# GLUE; further options: make glue MODEL=runs/demo/teacher/export GLUE="--tasks cola rte --seeds 1 2 3 --data folder"
+# GLUE: a run for each task and seed, then a table beside the papers' rows. A run that is done is not repeated, and one that
+# was cut off continues from its last checkpoint. DATA is a folder with what `save_to_disk` wrote for each task (DATA/cola, ...).
+#   make glue MODEL=runs/demo/teacher/export TASKS="cola rte" SEEDS="1 2 3" ARGS="--config configs/trainer/cpu.yaml"
+
+TASKS ?= cola mnli mrpc qnli qqp rte sst2 stsb wnli
+GLUE_RUNS ?= runs/glue/$(notdir $(patsubst %/export,%,$(patsubst %/,%,$(MODEL))))
 
 .PHONY: glue
-glue: $(VENV)/.core  ## fine-tune MODEL on the tasks of GLUE, beside the papers' figures
+glue: $(VENV)/.core  ## fine-tune MODEL on TASKS of GLUE with SEEDS, beside the papers' figures
 	@test -n "$(MODEL)" || { echo "give the network: make glue MODEL=folder-or-name" >&2; exit 2; }
-	@$(RUN) glue --model $(MODEL) $(GLUE)
+	@failed=; for task in $(TASKS); do for seed in $(or $(SEEDS),1); do \
+		run=$(GLUE_RUNS)/$$task/seed-$$seed; \
+		if test -f $$run/export/config.json; then echo "== $$run: done before"; continue; fi; \
+		echo "== $$run"; \
+		$(RUN) fit --config configs/finetune/glue/$$task.yaml $(ARGS) \
+			--model.network.name_or_path $(MODEL) --data.tokenizer $(MODEL) $(if $(DATA),--data.source.name $(DATA)/$$task) \
+			--seed_everything $$seed --trainer.default_root_dir $$run \
+			$$(test -f $$run/checkpoints/last.ckpt && echo --ckpt_path last); \
+		code=$$?; test $$code -lt 128 || exit $$code; test $$code -eq 0 || failed="$$failed $$run"; \
+	done; done; \
+	$(RUN) report '$(GLUE_RUNS)/*/seed-*' --at best --beside configs/finetune/glue/papers.yaml --title GLUE --out $(GLUE_RUNS) \
+		|| failed="$$failed report"; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 .PHONY: clean
 clean:  ## remove the virtual environment and all runs

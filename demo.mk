@@ -1,10 +1,10 @@
-# The demo as files: every stage is done when its export is there, a stage that was cut off goes on from its last
-# checkpoint, and one that is done is not repeated. Students and tasks run two at a time, one thread each.
+# The demo as files: a stage is done when its export is there. A stage that was cut off continues from its last checkpoint,
+# and one that is done is not repeated. Students and tasks run two at a time, with one thread each.
 
 DEMO := runs/demo
 FIT := $(RUN) fit
 STUDENTS := student-soft student-mlm student-hard student-random student-mlm-time
-TASKS := task-teacher task-soft task-mlm task-unpretrained
+DEMO_TASKS := task-teacher task-soft task-mlm task-unpretrained
 
 # $(call resume,stage): go on from the stage's last checkpoint, if it has one
 resume = $$(test -f $(DEMO)/$(1)/checkpoints/last.ckpt && echo --ckpt_path $(DEMO)/$(1)/checkpoints/last.ckpt)
@@ -20,7 +20,7 @@ demo: $(VENV)/.core  ## the whole chain on the docstrings of the installed packa
 	@echo "the table and the picture: $(DEMO)/report/report.html"
 
 demo-students: $(call exports,$(STUDENTS))
-demo-tasks: $(call exports,$(TASKS))
+demo-tasks: $(call exports,$(DEMO_TASKS))
 
 $(DEMO)/tokenizer/tokenizer.json: | $(VENV)/.core
 	@echo "== tokenizer: byte-level BPE of 4,096 entries on the docstrings of the installed packages"
@@ -40,8 +40,9 @@ $(DEMO)/student-mlm/export/config.json: $(DEMO)/teacher/export/config.json
 
 $(DEMO)/student-mlm-time/export/config.json: $(call exports,student-soft student-mlm)
 	@echo "== control: the same student without a teacher, for as long"
+	@$(RUN) report $(DEMO)/student-soft $(DEMO)/student-mlm --out $(DEMO)/equal-time > /dev/null
 	@$(call fit,student-mlm-time,--config configs/demo/student.yaml --model.objectives '$(MASKED_LM_ONLY)' \
-		--trainer.max_steps $$($(RUN) budget --reference $(DEMO)/student-soft --run $(DEMO)/student-mlm))
+		--trainer.max_steps $$($(EQUAL_TIME_STEPS)))
 
 $(DEMO)/student-hard/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== control: the same student on the teacher's hard labels"
@@ -52,6 +53,9 @@ $(DEMO)/student-random/export/config.json: $(DEMO)/teacher/export/config.json
 	@$(call fit,student-random,--config configs/demo/student.yaml --model.student lit_distil.models.RandomWeights \
 		--model.student.num_layers 3)
 
+# the steps that student-mlm could do in the time of student-soft
+EQUAL_TIME_STEPS := $(BIN)/python -c 'import json; \
+	print(json.load(open("$(DEMO)/equal-time/report.json"))["runs"][1]["steps_in_first_runs_time"])'
 MASKED_LM_ONLY := {"masked_lm": {"class_path": "lit_distil.objectives.MaskedLMLoss"}}
 HARD_LABELS := --model.objectives.soft lit_distil.objectives.TeacherLabelLoss --model.objectives.soft.weight 5.0
 
@@ -70,26 +74,21 @@ $(DEMO)/task-mlm/export/config.json: $(DEMO)/student-mlm/export/config.json
 $(DEMO)/task-unpretrained/export/config.json: $(DEMO)/tokenizer/tokenizer.json
 	@$(call task,task-unpretrained,--config configs/demo/unpretrained.yaml)
 
-$(DEMO)/report/report.md: $(call exports,teacher $(STUDENTS) $(TASKS)) configs/demo/report.yaml
+$(DEMO)/report/report.md: $(call exports,teacher $(STUDENTS) $(DEMO_TASKS)) configs/demo/report.yaml
 	@echo "== report"
 	@OMP_NUM_THREADS=2 $(RUN) report --config configs/demo/report.yaml
 
-# The demo's main comparison under further seeds, for the spread
+# The demo's main comparison with more seeds: how much of a difference is the seed's
 
-SEEDS ?= 2 3
 KINDS := student-soft student-mlm student-hard
-SEED_RUNS := $(foreach seed,$(SEEDS),$(addsuffix -seed$(seed),$(KINDS)))
-comma := ,
-# $(call folders,kind): the kind's runs under all seeds, as a list of YAML
-folders = [$(DEMO)/$(1)$(foreach seed,$(SEEDS),$(comma) $(DEMO)/$(1)-seed$(seed))]
-KINDS_AND_RUNS = soft targets: $(call folders,student-soft)$(comma) no teacher: $(call folders,student-mlm)$(comma) \
-	hard labels of the teacher: $(call folders,student-hard)
+DEMO_SEEDS = $(or $(SEEDS),2 3)
+SEED_RUNS = $(foreach kind,$(KINDS),$(foreach seed,$(DEMO_SEEDS),$(kind)-seed$(seed)))
 
 .PHONY: demo-seeds
-demo-seeds: $(VENV)/.core  ## soft targets, no teacher and hard labels under two more seeds: the spread behind the demo's table
+demo-seeds: $(VENV)/.core  ## soft targets, no teacher and hard labels with two more seeds: intervals for the demo's table
 	@$(MAKE) -s --no-print-directory $(call exports,teacher $(KINDS))
 	@OMP_NUM_THREADS=$(THREADS) $(MAKE) -s --no-print-directory -j2 $(call exports,$(SEED_RUNS))
-	@$(RUN) spread --metric val/loss/masked_lm --out $(DEMO)/report/seeds.md --runs '{$(KINDS_AND_RUNS)}'
+	@$(RUN) report $(addprefix $(DEMO)/,$(KINDS) $(SEED_RUNS)) --metrics '[val/loss/masked_lm]' --out $(DEMO)/seeds
 
 $(DEMO)/student-soft-seed%/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== student, soft targets, seed $*"

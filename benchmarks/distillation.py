@@ -22,13 +22,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from lit_distil.models import EveryOther, MaskedLMNetwork
 from lit_distil.modules import FrozenTeacher
-from lit_distil.modules.terms import LossTerms
 from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, SoftTargetLoss
+from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import Batch
 
 TEMPERATURE, MASK_ID, MASKED_SHARE = 2.0, 103, 0.15
@@ -79,7 +79,7 @@ class Flat:
             "masked_lm": MaskedLMLoss(weight=2.0),
             "cosine": HiddenCosineLoss(weight=1.0),
         }
-        self.terms = LossTerms(nn.ModuleDict(objectives))
+        self.terms = LossTerms(objectives, {"teacher": 1.0})
 
     def loss(self) -> Tensor:
         """The loss of the batch, with a graph."""

@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from lit_distil.commands.benchmark.memory import peak_bytes
-from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, Teachers, VocabularyPass
+from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, VocabularyPass
 from lit_distil.types import Projection
 
 WIDTH, VOCABULARY, TEMPERATURE = 768, 30_522, 2.0
@@ -75,7 +75,7 @@ class Work:
             RowTerm(SoftTargetLoss(TEMPERATURE, positions="all"), 5 / self.rows),
             RowTerm(MaskedLMLoss(), 2 / self.num_masked),
         ]
-        work = VocabularyPass(terms, self.labels, Teachers({"teacher": self.teacher}, {"teacher": 1.0}))
+        work = VocabularyPass(terms, self.labels, {"teacher": self.teacher})
         return work(Projection(self.features, self.weight, self.bias))[0]
 
     def run(self, way: Callable[[], Tensor]) -> tuple[float, float, list[Tensor]]:

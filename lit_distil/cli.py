@@ -7,8 +7,15 @@ import os
 import sys
 import traceback
 import types
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+CALLS = {
+    "pretrain": "pretrain an encoder on text",
+    "distil": "distil a masked language model into a smaller one",
+    "finetune": "fine-tune an encoder on labelled rows",
+}
 TRAINER_COMMANDS = {
     "fit": "train: pretraining, distillation or fine-tuning, whichever the config says",
     "validate": "evaluate a checkpoint or a pretrained network on the validation split",
@@ -16,6 +23,7 @@ TRAINER_COMMANDS = {
     "predict": "write predictions for the predict split (or else test, or else validation)",
 }
 OTHER_COMMANDS = {
+    "recipes": "list the configurations that come with the package, or print one",
     "tokenizer": "train a tokenizer on a source of text",
     "prepare": "turn a source of text into shards of tokens, once for many runs",
     "inspect": "show batches of a configuration: tokens, masks, segments, labels; in the terminal and as a page",
@@ -25,19 +33,19 @@ OTHER_COMMANDS = {
     "fill-mask": "what masked language models put in the place of [MASK], side by side",
     "score": "sentences or minimal pairs (BLiMP) by pseudo-log-likelihood, side by side",
     "diagnose": "confusion matrix, reliability and worst examples of a file of predictions",
-    "seeds": "a configuration under several seeds: median and spread of each metric",
-    "spread": "a metric of finished runs that differ in their seed: median, spread, and the gap between kinds",
-    "glue": "fine-tune a network on the tasks of GLUE, beside the papers' figures",
-    "report": "measure exported networks side by side; write a table and a picture",
+    "report": "finished runs side by side: tables with intervals, pictures, and what each run changed",
     "benchmark": "parameters, size, latency and throughput of exported networks",
-    "budget": "how many steps one run can do in another's time, for controls at equal time",
 }
+COMMANDS = {**CALLS, **TRAINER_COMMANDS, **OTHER_COMMANDS}
 HELP = """\
-usage: lit-distil <command> [--config FILE ...] [--key value ...]
+usage: lit-distil <command> ...
 
 Pretrain a BERT-family encoder, distil it into a smaller one, fine-tune either.
 
-commands that train and evaluate (each takes one or more YAML files; later ones win, the command line over all):
+commands with a recipe of their own (the same as lit_distil.pretrain(...) and its like in Python):
+{calls}
+
+commands that take one or more YAML files (later ones win, the command line over all):
 {trainer}
 
 other commands:
@@ -45,14 +53,41 @@ other commands:
 
   lit-distil <command> --help          every option of a command, with its type and default
   lit-distil fit --print_config ...    the whole configuration as it would be used
+  --imports my_module                  with any command: import your own module first
 
 examples:
-  lit-distil fit --config configs/pretrain/roberta-small.yaml
-  lit-distil fit --config configs/distill/distilroberta.yaml --config configs/trainer/ddp.yaml --trainer.devices 4
-  lit-distil fit --config configs/pretrain/roberta-small.yaml --data.masking lit_distil.data.WholeWordMasking
+  lit-distil distil FacebookAI/roberta-base corpus.txt --out runs/student
+  lit-distil finetune runs/student reviews.csv --text review --label stars --out runs/reviews
+  lit-distil fit --config recipe:distilroberta --config recipe:trainer/ddp --trainer.devices 4
+  lit-distil fit --config recipe:roberta-small --data.masking lit_distil.data.WholeWordMasking
 
 Set LIT_DISTIL_TRACEBACK=1 to see where in the code an error arose.
 """
+CALL_HELP = """
+Every option of `lit-distil fit` may follow and wins over the recipe, for example
+  --trainer.devices 2  --model.objectives.soft.temperature 4  --data.masking lit_distil.data.SpanMasking
+The same command again continues an interrupted run; the recipe is kept as config.yaml in the run's folder.
+
+examples:
+"""
+EXAMPLES = {
+    "pretrain": """\
+  lit-distil pretrain corpus.txt --out runs/teacher
+  lit-distil pretrain 'texts/*.jsonl' --text_column body --network FacebookAI/roberta-base --out runs/adapted
+""",
+    "distil": """\
+  lit-distil distil FacebookAI/roberta-base corpus.txt --out runs/student
+  lit-distil distil runs/teacher corpus.txt --student lit_distil.models.FirstLayers --model.student.num_layers 2 \\
+    --out runs/student
+""",
+    "finetune": """\
+  lit-distil finetune runs/student reviews.csv --text review --label stars --out runs/reviews
+  lit-distil finetune runs/student pairs.jsonl --task lit_distil.tasks.TextRegression --label score --out runs/pairs
+""",
+}
+_OVERRIDES = ("--model.", "--data.", "--trainer.", "--config", "-c", "--matmul_precision")
+_ONLY_IN_PYTHON = ("objectives", "callbacks", "trainer", "overrides")
+_FROM_RECIPES = "recipe:"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,13 +102,22 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"lit-distil {__version__}")
         return
-    if command not in TRAINER_COMMANDS and command not in OTHER_COMMANDS:
-        _fail(f"no command {command!r}{_nearest(command)}; `lit-distil --help` lists them")
+    if command not in COMMANDS:
+        _fail(f"no command {command!r}{_nearest(command)}; there are {', '.join(COMMANDS)}")
+    # a class in a file beside the run is found, but never hides an installed package
+    sys.path.append(os.getcwd())
     try:
+        imports, arguments = _named_imports([_recipe_path(argument) for argument in arguments[1:]])
+        if imports:
+            importlib.import_module("lit_distil.run").import_modules(imports)
+        if imports and (command in CALLS or command in TRAINER_COMMANDS or command == "inspect"):
+            arguments.append(f"--imports=[{','.join(imports)}]")  # kept in the run's config.yaml
         if command in TRAINER_COMMANDS:
-            importlib.import_module("lit_distil.run").run(arguments)
+            importlib.import_module("lit_distil.run").run([command, *arguments])
+        elif command in CALLS:
+            _call(command, arguments)
         else:
-            command_module(command).run(arguments[1:])
+            command_module(command).run(arguments)
     except Exception as error:
         message = _message(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
@@ -88,17 +132,103 @@ def command_module(command: str) -> types.ModuleType:
     return importlib.import_module(f"lit_distil.commands.{name}" + (".command" if is_folder else ""))
 
 
+def call_parser(command: str) -> Any:
+    """The parser of a call: the arguments of the function of `lit_distil.api` that a command line can give."""
+    import argparse
+    import inspect
+
+    import docstring_parser
+
+    api = importlib.import_module("lit_distil.api")
+    function = getattr(api, command)
+    described = {  # what the calls share is described once, in distil
+        argument.arg_name: argument.description
+        for each in (api.distil, function)
+        for argument in docstring_parser.parse(each.__doc__).params
+    }
+    parser = argparse.ArgumentParser(
+        prog=f"lit-distil {command}",
+        description=function.__doc__.split("\n")[0],
+        epilog=CALL_HELP + EXAMPLES[command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in _ONLY_IN_PYTHON:
+            continue
+        text = " ".join((described.get(name) or "").split()).replace("%", "%%")
+        kind = next((one for one in (int, float) if parameter.annotation.startswith(one.__name__)), str)
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            parser.add_argument(name, help=text)
+        elif parameter.annotation == "bool":
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        elif parameter.default is parameter.empty:
+            parser.add_argument(f"--{name}", required=True, help=text)
+        else:
+            shown = "" if parameter.default is None else f" (default: {parameter.default})"
+            text += shown
+            parser.add_argument(f"--{name}", type=kind, default=parameter.default, metavar=kind.__name__, help=text)
+    return parser
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a call, and the options of `fit` among them."""
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith((*_OVERRIDES, "--imports")):
+            own.append(argument)
+            continue
+        overrides += [argument] if "=" in argument else [argument, *([value] if (value := next(rest, None)) else [])]
+    return own, overrides
+
+
+def _call(command: str, arguments: list[str]) -> None:
+    own, overrides = split_overrides(arguments)
+    settings = vars(call_parser(command).parse_args(own))
+    with suppress(ValueError):  # otherwise it names a file
+        settings["validation"] = float(settings["validation"])
+    api = importlib.import_module("lit_distil.api")
+    run = getattr(api, command)(**settings, overrides=overrides)
+    for name in sorted(name for name in run.metrics if name.startswith("val/")):
+        print(f"{name:<32} {run.metrics[name]:.4f}")
+    print(f"the network is in {run.folder / 'export'}")
+
+
+def _named_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The modules that `--imports` names (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
+    names: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument != "--imports" and not argument.startswith("--imports="):
+            others.append(argument)
+            continue
+        value = argument.partition("=")[2] or next(rest, "")
+        names += [name.strip(" '\"") for name in value.strip("[]").split(",") if name.strip()]
+    return names, others
+
+
+def _recipe_path(argument: str) -> str:
+    """`recipe:NAME` as the file that holds it."""
+    start, found, name = argument.partition(_FROM_RECIPES)
+    if not found or start not in ("", "--config="):
+        return argument
+    return start + str(command_module("recipes").find_recipe(name))
+
+
 def _help() -> str:
     def table(commands: dict[str, str]) -> str:
         return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
 
-    return HELP.format(trainer=table(TRAINER_COMMANDS), other=table(OTHER_COMMANDS))
+    return HELP.format(calls=table(CALLS), trainer=table(TRAINER_COMMANDS), other=table(OTHER_COMMANDS))
 
 
 def _nearest(command: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *OTHER_COMMANDS], n=1)
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

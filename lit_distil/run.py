@@ -1,29 +1,31 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI with the defaults of this project."""
+"""What every run has, whether YAML, a command or Python starts it: logs, checkpoints, resuming, signals, export.
+
+`run` is `fit`, `validate`, `test` and `predict`; `fit_objects` trains pieces that are Python objects. Both complete the
+Trainer in `complete_trainer`, and both decide in `settle_folder` whether a folder may be written to.
+"""
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
 import logging
 import pickle
-import re
+import shutil
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
@@ -37,125 +39,161 @@ from lit_distil.callbacks import (
     WholeCheckpoints,
 )
 from lit_distil.data import TextDataModule
+from lit_distil.files import write_file
+from lit_distil.messages import broken_file, known_options, shorten
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
 
-_MAX_REASONS = 6
-_NOISE = (
-    "Does not validate against any of the Union subtypes",
-    "Subtypes:",
-    "Errors:",
-    "Given value type:",
-    "Given value:",
-    "Expected a <class 'NoneType'>",
+State = Literal["new", "resume", "finished"]
+RUN_FILES = ("config.yaml", "metrics.csv", "predictions.jsonl", "checkpoints", "export", "tensorboard", "tokenizer")
+"""What a run writes into its folder."""
+
+# these do not change what a run computes
+_FREE_KEYS = frozenset(
+    {"config", "ckpt_path", "imports"}
+    | {f"trainer.{name}" for name in ("default_root_dir", "enable_progress_bar", "enable_model_summary")}
 )
-_KEY = re.compile(r'Parser key "([^"]+)":\s*')
-_CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
-_NOT_ACCEPTED = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
-_NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
-_UNRECOGNIZED = re.compile(r"unrecognized arguments: --(\S+)")
-_CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
-_CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
-_PATH_GUESS = re.compile(r"Expected a path but .* either not accessible or invalid")
 
 
-def shorten(message: str, options: Iterable[str] = ()) -> str:
-    """The keys and the innermost reasons of an error of jsonargparse.
+class RunFinishedError(Exception):
+    """The folder holds this very run, and it came to its end."""
+
+
+def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> State:
+    """Decide what a call that would write to a folder does there, before anything in it is touched.
 
     Args:
-        message: What jsonargparse says.
-        options: Keys that the command knows, for a hint when one is misspelt: `trainer.max_steps`, `data`, ...
+        folder: The run's folder.
+        config: What the call asks for, in plain values; a run keeps it as `config.yaml`.
+        overwrite: Remove the files of the run that is there (`RUN_FILES`, nothing else) and start again.
 
     Returns:
-        One line for each reason, `key: reason`; the message as it is where nothing was recognised in it.
+        `new`, `resume` (the same call was interrupted: go on from its `last.ckpt`) or `finished`.
+
+    Raises:
+        ValueError: The folder holds another run, or files that no run wrote.
     """
-    reasons = _reasons(message, list(options))
-    if not reasons:
-        return message.strip()
-    told = list(dict.fromkeys(reasons))
-    more = len(told) - _MAX_REASONS
-    return "\n".join(told[:_MAX_REASONS] + ([f"(and {more} more)"] if more > 0 else []))
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if overwrite:
+        _remove(folder / name for name in RUN_FILES if name in names)
+        return "new"
+    ways_out = "give another folder, or start again with overwrite=True (--overwrite)"
+    if "config.yaml" not in names:
+        if foreign := sorted(names - {"tokenizer"}):
+            raise ValueError(f"out: {folder} is not empty and holds no run ({', '.join(foreign[:5])}); {ways_out}")
+        return "new"
+    if not names & {"metrics.csv", "checkpoints", "export"}:
+        return "new"  # an earlier call failed before its first step
+    if differences := _differences(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), config):
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"out: {folder} holds another run ({'; '.join(differences[:3])}{more}). To continue that run, repeat its "
+            f"settings; otherwise {ways_out}"
+        )
+    if (folder / "export" / "config.json").is_file():
+        return "finished"
+    return "resume" if (folder / "checkpoints" / "last.ckpt").is_file() else "new"
 
 
-def _reasons(message: str, options: list[str]) -> list[str]:
-    # each key and class with the column that it stands at; what stands further right belongs to it
-    keys: list[tuple[int, str]] = []
-    classes: list[tuple[int, str]] = []
-    reasons: list[str] = []
-    guesses: list[str] = []
-    for line in filter(str.strip, message.splitlines()):
-        text = line.lstrip()
-        column = len(line) - len(text)
-        text = text.removeprefix("- ")
-        if text != line.lstrip():
-            column += 2
-        keys = [(at, key) for at, key in keys if at < column]
-        classes = [(at, name) for at, name in classes if at < column]
-        if match := _KEY.match(text):
-            keys.append((column, match[1]))
-            text = text[match.end() :]
-        if match := _CLASS.match(text):
-            classes.append((column, match[1]))
-            text = text[match.end() :]
-        if not text or text.startswith(_NOISE):
-            continue
-        key = ".".join(key for _, key in keys)
-        reason = _reason(text, classes[-1][1] if classes else None, options)
-        (guesses if _PATH_GUESS.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
-    return reasons or guesses
+@rank_zero_only
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _reason(text: str, class_path: str | None, options: list[str]) -> str:
-    if _CALLABLE.match(text):
-        text = _CALLABLE.sub("", text)
-        if match := _CALLABLE_CLASS.search(text):
-            class_path = match[1]
-            text = text[: match.start()].rstrip(" .")
-    if match := _NO_ATTRIBUTE.search(text):
-        return text + _hint(match[2], _names(match[1]))
-    if match := _UNRECOGNIZED.search(text):
-        name = match[1].split("=")[0]
-        return f"no option --{name}{_hint(name, options)}"
-    if match := _NOT_ACCEPTED.search(text):
-        name = match[1] or match[2]
-        if class_path is None:
-            return f"no key {name!r}{_hint(name, options)}"
-        return f"{class_path} has no argument {name!r}{_hint(name.split('.')[0], _arguments(class_path))}"
-    return text
+def _differences(there: Any, here: Any) -> list[str]:
+    """Settings that differ, as `key: value there -> value here`."""
+    old, new = _flat(there), _flat(here)
+    return [
+        f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key) and key.replace("init_args.", "") not in _FREE_KEYS
+    ]
 
 
-def _hint(name: str, candidates: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {
+            key: value
+            for name, part in tree.items()
+            for key, value in _flat(part, name if not prefix else f"{prefix}.{name}").items()
+        }
+    return {prefix: tree}
 
 
-def _names(module: str) -> list[str]:
-    return [name for name in dir(importlib.import_module(module)) if not name.startswith("_")]
+class RunSummary(ModelSummary):
+    """Lightning's model summary without its count of FLOPs, which is 0 for these modules."""
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,
+        total_training_modes: dict[str, int],
+        total_flops: int,
+        **kwargs: Any,
+    ) -> None:
+        """Print what is left of it: a row for each part, and the parameters."""
+        columns = [(title, values) for title, values in summary_data if title.strip() != "FLOPs"]
+        widths = [max(map(len, map(str, [title, *values]))) for title, values in columns]
+        rows = [[title for title, _ in columns], *zip(*(values for _, values in columns), strict=True)]
+        table = ["  ".join(f"{cell!s:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+        total = f"{total_parameters:,} parameters, {trainable_parameters:,} of them trainable ({model_size:,.1f} MB)"
+        rank_zero_info("\n".join(["", *table, total]))
 
 
-def _arguments(class_path: str) -> list[str]:
-    """Arguments of a class and of its bases; none where it cannot be found, for a hint is no place to fail."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        kind: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return []
-    found: dict[str, None] = {}
-    for base in getattr(kind, "__mro__", (kind,)):
-        if "__init__" in vars(base) and base is not object:
-            found.update(dict.fromkeys(inspect.signature(base.__init__).parameters))
-    return [argument for argument in found if argument not in ("self", "args", "kwargs")]
+def complete_trainer(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's arguments with the loggers, callbacks and checkpoint files that every run has.
+
+    Whatever the settings bring themselves is kept: a progress bar, a ModelCheckpoint, loggers, ...
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        settings: Arguments of `lightning.pytorch.Trainer`, `default_root_dir` among them.
+    """
+
+    def listed(name: str) -> list[Any]:
+        given = settings.get(name) or []
+        return [*given] if isinstance(given, list | tuple) else [given]
+
+    plugins, callbacks = listed("plugins"), listed("callbacks")
+    folder, is_fit = str(settings["default_root_dir"]), command == "fit"
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
+    wanted: list[tuple[type[Callback], type[Callback], bool]] = [
+        (ProgressBar, StepProgressBar, settings.get("enable_progress_bar") is not False),
+        (ModelSummary, RunSummary, is_fit and settings.get("enable_model_summary") is not False),
+        (ModelCheckpoint, RunCheckpoint, is_fit and settings.get("enable_checkpointing") is not False),
+        (StopOnSignal, StopOnSignal, is_fit),
+        (ExportCallback, ExportCallback, is_fit),
+        (PredictionWriter, PredictionWriter, command == "predict"),
+    ]
+    for kind, default, is_wanted in wanted:
+        if is_wanted and not any(isinstance(callback, kind) for callback in callbacks):
+            callbacks.append(default())
+    completed = {**settings, "plugins": plugins, "callbacks": callbacks}
+    if not settings.get("fast_dev_run"):
+        completed["logger"] = _loggers(command, settings.get("logger"), folder)
+    return completed
 
 
-_load_yaml = get_loader("yaml")
-_IDLE_TALK = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader`")
+def _loggers(command: str, given: Any, folder: str) -> Any:
+    """`metrics.csv` in every fit, since reports are made from it; beside it the given loggers, or else TensorBoard."""
+    is_default = given is None or given is True
+    if given is False or command != "fit":
+        return False if is_default else given
+    if is_default:
+        given = TensorBoardLogger(folder, name="", version="tensorboard")
+    given = given if isinstance(given, list) else [given]
+    return given if any(isinstance(one, RunCSVLogger) for one in given) else [RunCSVLogger(folder), *given]
 
 
 class RunConfigCallback(SaveConfigCallback):
     """Writes `config.yaml` of a training run; evaluating it later leaves the file alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save what the run was made of, without the checkpoint that this start of it went on from."""
+        """Save what the run was made of, without the checkpoint that it was resumed from."""
         if stage == "fit":
             self.config = self.config.clone()
             self.config.ckpt_path = None
@@ -163,10 +201,27 @@ class RunConfigCallback(SaveConfigCallback):
 
 
 class TrainingCLI(LightningCLI):
-    """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`."""
+    """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`.
+
+    Args:
+        overwrite: None trains in whatever folder the config names, as `fit` does. Otherwise the folder is settled
+            first (`settle_folder`).
+        before_training: Called with the data module before the run begins.
+        settings: See LightningCLI.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        overwrite: bool | None = None,
+        before_training: Callable[[LightningDataModule], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.overwrite, self.before_training = overwrite, before_training
+        super().__init__(*args, **settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises what is wrong, in place of the usage of some fifty options."""
+        """A parser that raises what is wrong; the usage of some fifty options would hide it."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -178,21 +233,28 @@ class TrainingCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            broken = _broken_file(sys.argv[1:] if args is None else list(args))
-            raise ValueError(broken or shorten(error.message, _options())) from error
+            broken = broken_file(sys.argv[1:] if args is None else list(args))
+            raise ValueError(broken or shorten(error.message, known_options())) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The precision of fp32 matrix products, which Lightning leaves to a warning."""
+        """The precision of fp32 matrix products, which Lightning leaves to a warning, and the user's own modules."""
         parser.add_argument(
             "--matmul_precision",
             type=str,
             default="medium",
             help="fp32 matrix products: highest, high or medium (torch.set_float32_matmul_precision)",
         )
+        parser.add_argument(
+            "--imports",
+            type=list[str] | None,
+            default=None,
+            help="modules to import first, such as [my_arch], whose classes register themselves with transformers",
+        )
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run's folder, and log to CSV in it, and to TensorBoard unless the config names loggers."""
+        """Settle the run's folder and the checkpoint to start from."""
         config = self.config[self.subcommand]
+        import_modules(config.imports or [])
         if config.matmul_precision not in ("highest", "high", "medium"):
             raise ValueError(f"matmul_precision must be highest, high or medium, got {config.matmul_precision!r}")
         torch.set_float32_matmul_precision(config.matmul_precision)
@@ -200,17 +262,11 @@ class TrainingCLI(LightningCLI):
         if trainer.default_root_dir is None:
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
-        config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(trainer.default_root_dir))
-
-    def _loggers(self, given: Any, folder: str) -> Any:
-        """metrics.csv in every fit, which reports are made from; beside it the given loggers, or else TensorBoard."""
-        is_default = given is None or given is True
-        if given is False or self.subcommand != "fit":
-            return False if is_default else given
-        if is_default:
-            given = TensorBoardLogger(folder, name="", version="tensorboard")
-        given = given if isinstance(given, list) else [given]
-        return given if any(isinstance(one, RunCSVLogger) for one in given) else [RunCSVLogger(folder), *given]
+        folder = Path(trainer.default_root_dir)
+        config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(folder))
+        if self.overwrite is not None:
+            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+            config.ckpt_path = _checkpoint_to_resume(folder, plain, overwrite=self.overwrite) or config.ckpt_path
 
     def instantiate_classes(self) -> None:
         """As LightningCLI does; what a class refuses to be built with is a mistake in the configuration.
@@ -229,40 +285,21 @@ class TrainingCLI(LightningCLI):
             self._hand_labels_on()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the loggers and callbacks that every run has, unless the config brings one of the kind."""
-        trainer_config = self._get(self.config_init, "trainer", default={})
-        if not trainer_config.get("fast_dev_run"):
-            folder = str(trainer_config.get("default_root_dir"))
-            trainer_config["logger"] = self._loggers(trainer_config.get("logger"), folder)
-        plugins = trainer_config.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            trainer_config["plugins"] = [*plugins, WholeCheckpoints()]
-        given: list[Callback] = trainer_config.get("callbacks") or []
-        given = given if isinstance(given, list) else [given]
-
-        def lacks(kind: type[Callback]) -> bool:
-            return not any(isinstance(callback, kind) for callback in given)
-
-        added: list[Callback] = []
-        if lacks(ProgressBar) and trainer_config.get("enable_progress_bar") is not False:
-            added.append(StepProgressBar())
-        wants_checkpoints = trainer_config.get("enable_checkpointing") is not False
-        if self.subcommand == "fit" and wants_checkpoints and lacks(ModelCheckpoint):
-            added.append(RunCheckpoint())
-        if self.subcommand == "fit" and lacks(StopOnSignal):
-            added.append(StopOnSignal())
-        if self.subcommand == "fit" and lacks(ExportCallback):
-            added.append(ExportCallback())
-        if self.subcommand == "predict" and lacks(PredictionWriter):
-            added.append(PredictionWriter())
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": added}
+        """Complete the Trainer as for every run."""
+        settings = self._get(self.config_init, "trainer", default={})
+        for name, value in complete_trainer(str(self.subcommand), {**settings}).items():
+            settings[name] = value
         return super().instantiate_trainer(**kwargs)
 
+    def before_fit(self) -> None:
+        """Do what the caller wants done before the run begins."""
+        if self.before_training is not None:
+            self.before_training(self.datamodule)
+
     def _hand_labels_on(self) -> None:
-        """Let the task know the labels of the head that is evaluated, where nothing else names them."""
+        """Tell the task the labels of the head that is evaluated, where nothing else names them."""
         task, source = getattr(self.datamodule, "task", None), getattr(self.model, "network_source", None)
-        if task is None or task.is_bound:
+        if task is None or task.knows_labels:
             return
         checkpoint = self.config_init[self.subcommand].ckpt_path
         names = labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)
@@ -273,8 +310,14 @@ class TrainingCLI(LightningCLI):
         """Nothing: what a checkpoint remembers never wins over the files and the command line."""
 
 
-def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI) -> None:
-    """Parse and run one of the trainer's commands, or what else is done with the same configuration."""
+def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
+    """Parse and run one of the trainer's commands, or what else is done with the same configuration.
+
+    Args:
+        arguments: The command and its options.
+        cli: The class that runs it.
+        settings: Further arguments of `cli`.
+    """
     _quieten()
     _let_null_reach_its_key()
     cli(
@@ -292,7 +335,75 @@ def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI) -> None:
             "prog": "lit-distil",
         },
         args=None if arguments == sys.argv[1:] else arguments,
+        **settings,
     )
+
+
+def fit_objects(
+    build: Callable[[], tuple[LightningModule, LightningDataModule, dict[str, Any]]],
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    overwrite: bool,
+    before_training: Callable[[LightningDataModule], None] | None = None,
+) -> None:
+    """Train pieces that are Python objects as `fit` trains those of a configuration.
+
+    Args:
+        build: Makes the module, the data module and the Trainer's arguments; called once the folder is settled.
+        folder: The run's folder.
+        config: What identifies the run, in plain values; kept as `config.yaml`.
+        overwrite: See `settle_folder`.
+        before_training: Called with the data module before the run begins.
+
+    Raises:
+        RunFinishedError: The folder holds this run already.
+        ValueError: The folder holds something else, or a piece is wrong.
+    """
+    _quieten()
+    checkpoint = _checkpoint_to_resume(folder, config, overwrite=overwrite)
+    torch.set_float32_matmul_precision("medium")
+    module, data, settings = build()
+    trainer = Trainer(**complete_trainer("fit", {"use_distributed_sampler": False, **settings}))
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "# Made by a call from Python. What stands in <...> was an object, so `fit` cannot read this file.\n"
+        write_file(folder / "config.yaml", [(text + yaml.safe_dump(config, sort_keys=False)).encode()])
+    if before_training is not None:
+        before_training(data)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+
+
+def _checkpoint_to_resume(folder: Path, config: dict[str, Any], *, overwrite: bool) -> str | None:
+    state = settle_folder(folder, config, overwrite=overwrite)
+    if state == "finished":
+        raise RunFinishedError(f"{folder}: this run is already finished; its network is in {folder / 'export'}")
+    if state == "new":
+        return None
+    rank_zero_info(f"{folder}: going on from the last checkpoint of this run")
+    return str(folder / "checkpoints" / "last.ckpt")
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import a user's modules, so that what they register (architectures, say) is known.
+
+    The working directory is searched last, so that a file there never hides an installed package.
+
+    Raises:
+        ValueError: A module cannot be found.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise  # it was found, and needs something that is missing
+            raise ValueError(
+                f"imports: no module {name!r}; give the name of a file in {Path.cwd()} without .py, or of an "
+                "installed package"
+            ) from error
 
 
 def labels_in(checkpoint: str) -> list[str] | None:
@@ -300,11 +411,11 @@ def labels_in(checkpoint: str) -> list[str] | None:
     try:
         return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
     except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-        return None  # what is wrong with it is told where it is loaded
+        return None  # loading it will tell what is wrong with it
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:
-    """The checkpoint as a file that is there. Lightning would begin anew without a word if `last` found none."""
+    """The checkpoint as a file that exists. Lightning would silently start anew if `last` found none."""
     if name is None:
         return None
     path = Path(run, "checkpoints", "last.ckpt") if name == "last" else Path(name)
@@ -316,22 +427,7 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
     return str(path)
 
 
-def _broken_file(arguments: list[str]) -> str | None:
-    """The configuration file that is no YAML, which the parser does not name."""
-    words = [part for argument in arguments for part in argument.split("=", 1)]
-    for flag, name in pairwise(words):
-        if flag in ("--config", "-c") and Path(name).is_file():
-            try:
-                yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-                return f"config: {name} is not YAML: {reason}"
-    return None
-
-
-def _options() -> list[str]:
-    trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    return ["config", "seed_everything", "model", "data", "ckpt_path", "matmul_precision", "trainer", *trainer]
+_load_yaml = get_loader("yaml")
 
 
 def _let_null_reach_its_key() -> None:
@@ -340,11 +436,10 @@ def _let_null_reach_its_key() -> None:
     The parser hands the value of a nested class's argument down as text, one level at a time, and writes null as
     Python's None on the way.
     """
-    set_loader("yaml", _load, (yaml.YAMLError,))
+    set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), (yaml.YAMLError,))
 
 
-def _load(text: str) -> Any:
-    return None if text == "None" else _load_yaml(text)
+_UNWANTED_LINES = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks")
 
 
 def _quieten() -> None:
@@ -354,10 +449,13 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has options too
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
     # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(text in record.getMessage() for text in _IDLE_TALK)
-    )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _UNWANTED_LINES)

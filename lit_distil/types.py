@@ -1,4 +1,4 @@
-"""The types that data and modules meet in: the flat batch, the vocabulary's facts, what a network returns.
+"""The types in which data and modules meet: the flat batch, the data module's protocol, what a network returns.
 
 Nothing here knows files, tokenizers, networks or Lightning.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +49,51 @@ class Vocabulary:
         return np.array(self.read_tokens(), dtype=object)
 
 
+class DataModule(Protocol):
+    """What modules ask of the data module, `lit_distil.data.TextDataModule`, which they never import."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A fast tokenizer of transformers."""
+
+    @property
+    def masking(self) -> Any:
+        """The masking strategy; None without one."""
+
+    @property
+    def task(self) -> Any:
+        """The `lit_distil.tasks.Task` of fine-tuning; None in pretraining and distillation on text."""
+
+    @property
+    def datasets(self) -> Mapping[str, Any]:
+        """The data sets by split, of the splits that are open."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Size and special ids of the tokenizer."""
+
+    @property
+    def has_next_sentence(self) -> bool:
+        """Whether the format labels pairs."""
+
+    @property
+    def step_capacity(self) -> int:
+        """How many tokens an optimizer step may hold."""
+
+    @property
+    def predict_split(self) -> str:
+        """The split that `predict` runs on."""
+
+    def identity(self, split: Any) -> dict[str, Any]:
+        """Everything that the masked sequences of a split depend on, in plain types."""
+
+    def check_same_vocabulary(self, name: str, revision: str | None = None, *, role: str = "teacher") -> None:
+        """Raise a `ValueError` if the tokenizer in a folder or on the Hub has other entries than the data's."""
+
+    def val_dataloader(self) -> Any:
+        """Batches of the validation split; an empty list if there is none."""
+
+
 @dataclass
 class Batch:
     """One flat micro-batch: the real tokens of S sequences, end to end in one row, without padding.
@@ -67,6 +112,7 @@ class Batch:
             float32 `[S, K]` (which of K labels a sequence has, 0 or 1), or int64 `[G]` (the right choice of a group).
         answer_spans: int64 `[S, 2]`, the first and last position in T of each sequence's answer; both
             `IGNORE_INDEX` where it is not known.
+        num_labels: how many of the labels the task's losses sum over, on the host; whoever gives labels says it.
         group_sizes: the sequences of each of G groups, on the host, where the sequences are choices.
         mask_keys: (sample id, pattern) of each of the S sequences, on the host, where masks are static: what has been
             kept of a masked sequence is found again by it. None where every epoch brings a new mask, and without one.
@@ -85,6 +131,7 @@ class Batch:
     next_sentence_labels: Tensor | None = None
     labels: Tensor | None = None
     answer_spans: Tensor | None = None
+    num_labels: int | None = None
     group_sizes: tuple[int, ...] | None = None
     mask_keys: tuple[tuple[int, int], ...] | None = None
     step_counts: dict[Countable, int] = field(default_factory=dict)
@@ -116,19 +163,16 @@ class Batch:
     @property
     def counts(self) -> dict[Countable, int]:
         """Items of each kind in this micro-batch."""
-        num_labels = 0
-        if self.answer_spans is not None:
-            num_labels = int((self.answer_spans[:, 0] != IGNORE_INDEX).sum())
-        elif self.labels is not None:
-            is_token_level = self.labels.dim() == 2 and not self.labels.is_floating_point()
-            num_labels = int((self.labels != IGNORE_INDEX).sum()) if is_token_level else self.labels.numel()
+        has_labels = self.labels is not None or self.answer_spans is not None
+        if has_labels and self.num_labels is None:
+            raise ValueError("Batch.num_labels: the batch has labels, and does not say how many of them count; give it")
         num_masked = 0 if self.masked_positions is None else self.masked_positions.numel()
         return {
             "masked": num_masked,
             "unmasked": self.num_tokens - num_masked,
             "tokens": self.num_tokens,
             "sequences": self.num_sequences,
-            "labels": num_labels,
+            "labels": self.num_labels or 0,
         }
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

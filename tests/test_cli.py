@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lit_distil import cli
-from lit_distil.run import shorten
+from lit_distil.messages import shorten
 from tests.workspace import Workspace, environment, fit, kept_environment, logged, metrics, with_trainer, write_config
 
 HEAVY = ("torch", "transformers", "lightning", "numpy", "numba", "datasets", "jsonargparse")
@@ -34,7 +34,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> N
     *text, modules = done.stdout.strip().splitlines()
     assert not set(HEAVY) & set(json.loads(modules))
     listed = "\n".join(text)
-    for command in [*cli.TRAINER_COMMANDS, *cli.OTHER_COMMANDS]:
+    for command in cli.COMMANDS:
         assert f"\n  {command} " in listed, command
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from lit_distil.types import COUNTABLES, IGNORE_INDEX, Batch, TopLogits
+from lit_distil.types import COUNTABLES, Batch, TopLogits
 
 
 def make_batch(**changes: object) -> Batch:
@@ -31,18 +31,11 @@ def test_counts_name_every_countable() -> None:
     assert tuple(make_batch().counts) == COUNTABLES
 
 
-def test_token_labels_are_counted_without_the_ignored_ones() -> None:
-    labels = torch.full((1, 10), IGNORE_INDEX)
-    labels[0, :4] = 1
-    assert make_batch(labels=labels).counts["labels"] == 4
-    assert make_batch(labels=torch.tensor([0, 1, 0])).counts["labels"] == 3
-
-
-def test_labels_of_every_task_are_counted_as_its_loss_sums_them() -> None:
-    assert make_batch(labels=torch.zeros(3, 4)).counts["labels"] == 12  # a yes or no for each of 4 labels
-    assert make_batch(labels=torch.tensor([2]), group_sizes=(3,)).counts["labels"] == 1  # a group has one right choice
-    spans = torch.tensor([[0, 1], [IGNORE_INDEX, IGNORE_INDEX], [9, 9]])
-    assert make_batch(answer_spans=spans).counts["labels"] == 2
+def test_labels_without_their_number_are_refused() -> None:
+    """Counted as none, they would make the loss a sum instead of a mean."""
+    assert make_batch(labels=torch.tensor([0, 1, 0]), num_labels=3).counts["labels"] == 3
+    with pytest.raises(ValueError, match=r"Batch\.num_labels: the batch has labels, and does not say how many"):
+        _ = make_batch(labels=torch.tensor([0, 1, 0])).counts
 
 
 def test_a_batch_that_was_never_masked_counts_no_masked_position() -> None:
@@ -63,6 +56,7 @@ def test_moving_takes_every_tensor_along_and_loses_no_field(device: str) -> None
         "next_sentence_labels": torch.zeros(3, dtype=torch.int64),
         "labels": torch.zeros(3),
         "answer_spans": torch.zeros(3, 2, dtype=torch.int64),
+        "num_labels": 3,
         "group_sizes": (2, 1),
         "mask_keys": ((7, 0), (8, 1), (9, 0)),
         "step_counts": {"masked": 5},

@@ -14,24 +14,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_distil.files import hash_file, staged_file, write_file
+from lit_distil.modules.base import datamodule_of
 
-_SUFFIX = ".sha256"
 LAST = "last.ckpt"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint of one file so that a kill, a full disk or a power cut leaves the one before it.
+    """Writes checkpoints so that a kill, a full disk or a power cut leaves the one before, and checks them on loading.
 
-    Beside each stands its sha256, as `sha256sum --check` reads it. A file that no longer is what was written is not
-    loaded: in place of a damaged `last.ckpt` the newest sound checkpoint of its folder is taken, with a warning.
-    Addresses that are no local paths are left to Lightning.
+    Beside each file stands its sha256, in the format of `sha256sum --check`. A damaged file is not loaded: for a
+    damaged `last.ckpt` the newest sound checkpoint of its folder is loaded, with a warning. Lightning handles addresses
+    that are not local paths.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint in place of the one that stands there, if any.
+        """Write a checkpoint, which replaces the one at `path`.
 
         Raises:
-            OSError: It cannot be written; what stood there is untouched.
+            OSError: It could not be written; the one at `path` is untouched.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -48,12 +48,12 @@ class WholeCheckpoints(TorchCheckpointIO):
             write_file(_hashes(target), line)
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
             raise OSError(
-                f"{target}: the checkpoint could not be written ({error}); what stood there before is untouched. Make "
-                "room or give another place (trainer.default_root_dir), and go on with --ckpt_path last"
+                f"{target}: the checkpoint could not be written ({error}); the one before is untouched. Free space "
+                "or give another folder (trainer.default_root_dir), and continue with --ckpt_path last"
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, if it is what was written.
+        """Read a checkpoint, if the file is what was written.
 
         Raises:
             ValueError: It is damaged, and is not the `last.ckpt` of a folder that holds a sound one.
@@ -68,26 +68,28 @@ class WholeCheckpoints(TorchCheckpointIO):
             _hashes(Path(path)).unlink(missing_ok=True)
 
     def _sound(self, path: str | Path) -> str | Path:
+        """The path itself if the file is sound, or the checkpoint to load instead."""
         target = Path(path)
         if "://" in str(path) or not target.is_file() or _is_sound(target):
             return path
         others = [other for other in target.parent.glob("*.ckpt") if other != target and _known(other)]
-        sound = next((other for other in sorted(others, key=_age) if _is_sound(other)), None)
+        newest_first = sorted(others, key=lambda other: -other.stat().st_mtime)
+        sound = next((other for other in newest_first if _is_sound(other)), None)
         message = f"{target}: the checkpoint is damaged, its sha256 is not the one in {_hashes(target).name}"
         if sound is None:
-            raise ValueError(f"{message}, and its folder holds no sound one; begin anew without --ckpt_path")
+            raise ValueError(f"{message}, and there is no other in its folder; start again without --ckpt_path")
         if target.name != LAST:
-            raise ValueError(f"{message}; a sound one is {sound}")
-        rank_zero_warn(f"{message}; going on from {sound} in its place")
+            raise ValueError(f"{message}; {sound} is sound")
+        rank_zero_warn(f"{message}; continuing from {sound} instead")
         return sound
 
 
 def _hashes(path: Path) -> Path:
-    return path.with_name(path.name + _SUFFIX)
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _known(path: Path) -> list[str]:
-    """What the file may hash to: nothing if that was not kept, and two while it was being exchanged."""
+    """Hashes that the file may have: none if they were not written, two if a kill came while it was replaced."""
     hashes = _hashes(path)
     return [line.split()[0] for line in hashes.read_text().splitlines() if line] if hashes.is_file() else []
 
@@ -97,20 +99,17 @@ def _is_sound(path: Path) -> bool:
     return not known or hash_file(path) in known
 
 
-def _age(path: Path) -> float:
-    return -path.stat().st_mtime
-
-
 class RunCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that writes to `checkpoints/` in the run's folder and always keeps `last.ckpt`.
 
     Args:
-        every_n_steps: Optimizer steps between two checkpoints; None saves at the end of validation.
+        every_n_steps: Optimizer steps between two checkpoints; None saves after each validation.
         every_n_minutes: Minutes between two checkpoints, instead.
-        monitor: Metric by which the best are kept, such as `val/loss`. None takes the task's main metric in
-            fine-tuning with validation rows, saved when they were evaluated; elsewhere the latest is kept.
-        mode: Whether less or more of it is better.
-        keep: How many of the best to keep; without a metric, of the latest.
+        monitor: Metric that decides which checkpoints are best, such as `val/loss`. None keeps the latest; but
+            fine-tuning with validation rows keeps the best by the task's main metric, unless checkpoints are written
+            every so many steps or minutes.
+        mode: Whether `min` or `max` of the metric is best.
+        keep: How many of the best to keep, or of the latest without a metric.
     """
 
     def __init__(
@@ -136,15 +135,15 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of the run, so that `last.ckpt` holds the weights that were exported."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would leave a `last.ckpt` of it
+        """Save the end of the run, so that `last.ckpt` holds the exported weights."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would save even then
             return
         if trainer.global_step > self._last_global_step_saved:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         super().on_train_end(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle on the run's folder before Lightning would choose one by its loggers."""
+        """Choose the folder, before Lightning takes one from the loggers."""
         if self._may_follow_task and stage == "fit":
             self._follow_task(trainer)
         if self.dirpath is None:
@@ -152,16 +151,16 @@ class RunCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def _follow_task(self, trainer: Trainer) -> None:
-        """Keep the best by the task's metric, now that the data module knows whether there are rows to evaluate."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if getattr(data, "task", None) is None or "validation" not in data.datasets or not trainer.limit_val_batches:
+        """Monitor the task's main metric, if there are validation rows, which the data module knows by now."""
+        data = datamodule_of(trainer)
+        if data.task is None or "validation" not in data.datasets or not trainer.limit_val_batches:
             return
         self.monitor, self.mode = f"val/{data.task.main_metric}", "max"
         self.kth_value = torch.tensor(-torch.inf)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """Save the best; `last.ckpt` is written in any case, so that a run which gets no better can be resumed."""
+        """Save the best; afterwards `last.ckpt` is written even if this checkpoint is none of the best."""
         is_known = self.monitor is None or self.monitor in monitor_candidates
         if is_known or not self._may_follow_task:  # a run may end before its first validation
             super()._save_topk_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = trainer.global_step
+        self._last_global_step_saved = trainer.global_step  # without this, Lightning skips `last.ckpt`

@@ -1,4 +1,4 @@
-"""Predictions as a file: one JSON object a row, with the text that was predicted on."""
+"""What a run hands on: the network as a folder that transformers loads, and predictions as a file of rows."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_distil.files import staged_folder, write_file
+from lit_distil.modules.base import datamodule_of
 
-_PREFIX = "network.model."  # of the network's weights in a checkpoint
+_WEIGHTS = "network.model."  # prefix of the network's weights in a checkpoint
 
 
 class ExportCallback(Callback):
     """Writes `export/` when training ends, from the last weights or from the best checkpoint.
 
-    The folder appears whole or not at all, so its existence says that the stage is done.
+    The folder is written whole or not at all: if it exists, the run is finished.
 
     Args:
-        folder: Where to; None is `export` in the run's folder.
-        best: Take the checkpoint that ModelCheckpoint found best by its monitored metric, where it monitors one.
+        folder: Where to write; None takes `export` in the run's folder.
+        best: Take the checkpoint with the best monitored metric, if the run monitors one.
     """
 
     def __init__(self, folder: str | None = None, *, best: bool = True) -> None:
@@ -34,52 +35,50 @@ class ExportCallback(Callback):
         self.best = best
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the folder, on the first rank, if the run came to its end."""
+        """Write the folder on the first rank, unless the run was interrupted."""
         if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
         network: Any = pl_module.network
         weights = self._best_weights(trainer)
-        if weights is None and any(isinstance(p, DTensor) for p in network.parameters()):
-            weights = gather_weights(network.model)  # all ranks take part
+        if weights is None and any(isinstance(parameter, DTensor) for parameter in network.parameters()):
+            # all ranks take part in putting the shards together
+            state = network.model.state_dict()
+            weights = {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for k, v in state.items()}
         if not trainer.is_global_zero:
             return
         if weights is not None:
             network = type(network.model)(network.config)
             network.load_state_dict(weights)
         folder = Path(self.folder or Path(trainer.default_root_dir, "export"))
-        write_export(network, trainer.datamodule.tokenizer, folder)  # type: ignore[attr-defined]
+        write_export(network, datamodule_of(trainer).tokenizer, folder)
         rank_zero_info(f"exported to {folder}")
 
     def _best_weights(self, trainer: Trainer) -> dict[str, Tensor] | None:
-        """The network's weights in the best checkpoint; None where the last ones are asked for or none is monitored."""
-        path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if not (self.best and getattr(trainer.checkpoint_callback, "monitor", None) and Path(path).is_file()):
+        """The network's weights in the best checkpoint; None to take the last ones."""
+        saving = trainer.checkpoint_callback
+        path = getattr(saving, "best_model_path", "")
+        if not (self.best and getattr(saving, "monitor", None) and Path(path).is_file()):
             return None
         weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        return {k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)}
-
-
-def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, with shards put together; called on all ranks."""
-    state = model.state_dict()
-    return {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for k, v in state.items()}
+        return {k.removeprefix(_WEIGHTS): v for k, v in weights.items() if k.startswith(_WEIGHTS)}
 
 
 def write_export(network: Any, tokenizer: Any, folder: Path) -> None:
-    """Write network and tokenizer to a folder that `from_pretrained` loads."""
+    """Write network and tokenizer to a folder that `from_pretrained` loads, whole or not at all."""
     with staged_folder(folder) as staging:
         network.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes `predictions.jsonl` in the run's folder, in the order of the samples, from all ranks.
+    """Writes `predictions.jsonl` in the run's folder: the rows of all ranks, in the order of the samples.
 
-    Of a task, a line is what `Task.readable` says of a row: its texts, what was predicted with its probabilities, and
-    the true label where the row has one. What `Task.files` gives stands beside it.
+    For a task, each line is what `Task.readable` makes of a row: its texts, the prediction with its probabilities, and
+    the true label if the row has one. The files that `Task.files` returns are written beside it. Without a task, each
+    line is a masked token with the likeliest tokens.
 
     Args:
-        file: Where to; None is `predictions.jsonl` in the run's folder.
+        file: Where to write; None takes `predictions.jsonl` in the run's folder.
     """
 
     def __init__(self, file: str | None = None) -> None:
@@ -93,7 +92,7 @@ class PredictionWriter(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Gather the rows of all ranks, put them in order, and write them on the first rank."""
+        """Gather the rows of all ranks, and write them on the first."""
         rows: list[Any] = [row for batch in predictions for row in batch]
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
@@ -103,7 +102,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         path = Path(self.file or Path(trainer.default_root_dir, "predictions.jsonl"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         if data.task is None:
             rows = [_readable(row, data.tokenizer) for row in sorted(rows, key=lambda r: (r["sample"], r["position"]))]
         else:
@@ -111,14 +110,13 @@ class PredictionWriter(BasePredictionWriter):
             found = [(dataset.features[n], outcome) for n, outcome in sorted(rows, key=lambda row: row[0])]
             rows = data.task.readable(found, dataset.rows)
             for name, content in data.task.files(found, dataset.rows).items():
-                path.with_name(name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        # whole or not there: that the file exists tells `lit-distil glue` that these rows need no second pass
+                write_file(path.with_name(name), json.dumps(content, ensure_ascii=False, indent=1))
         write_file(path, (f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows))
         rank_zero_info(f"{len(rows):,} predictions in {path}")
 
 
 def _readable(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Token ids as tokens."""
+    """A row with tokens in place of their ids."""
     tokens = tokenizer.convert_ids_to_tokens(row["top_ids"])
     return {
         "sample": row["sample"],

@@ -1,77 +1,90 @@
-"""Logs of a run as files in its folder: `metrics.csv`, which a resumed run goes on with."""
+"""The log of a run: `metrics.csv` in its folder, which a resumed run continues."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from lightning.fabric.loggers.csv_logs import _ExperimentWriter
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from lit_distil.files import write_file
 
 
-class RunCSVLogger(CSVLogger):
-    """Lightning's CSV logger, but `metrics.csv` stands in the run's folder and survives a resume.
+class RunCSVLogger(Logger):
+    """Writes `metrics.csv` in the run's folder: a row for each call, a column for each name, and `step`.
+
+    If the file exists, the rows before the first new step stay. The others go: a killed run had logged them after its
+    last checkpoint, and the resumed run takes those steps again.
 
     Args:
         save_dir: The run's folder.
-        flush_every_n_steps: How often the file is written.
+        flush_every_n_steps: How often new rows are written.
     """
+
+    name = version = ""  # a run has one log, in its own folder
 
     def __init__(self, save_dir: str, *, flush_every_n_steps: int = 1) -> None:
-        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_every_n_steps)
+        super().__init__()
+        self.file = Path(save_dir, "metrics.csv")
+        self.flush_every_n_steps = flush_every_n_steps
+        self._columns: list[str] = []
+        self._pending: list[dict[str, Any]] = []
+        self._is_first = True
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> _ExperimentWriter:
-        """The writer, which takes up the columns of a file that is there."""
-        if self._experiment is None:
-            self._experiment = _AppendingWriter(log_dir=self.root_dir)
-        return self._experiment
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.file.parent)
 
     @rank_zero_only
-    def log_hyperparams(self, params: object = None) -> None:
-        """Nothing: the run's whole configuration stands in `config.yaml`."""
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `config.yaml` holds the whole configuration."""
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Keep a row, and write it when the next flush is due."""
+        step = step or 0
+        if self._is_first and self.file.is_file():
+            self._rewrite([row for row in self._read() if str(row["step"]).isdigit() and int(row["step"]) < step])
+        self._is_first = False
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self._pending.append({**values, "step": step})
+        if (step + 1) % self.flush_every_n_steps == 0:
+            self.save()
 
-class _AppendingWriter(ExperimentWriter):
-    """Goes on with the file of an earlier start, from the first step that it is given.
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows that wait; new columns rewrite the file."""
+        rows, self._pending = self._pending, []
+        columns = sorted({*self._columns, *(name for row in rows for name in row)})
+        if columns != self._columns:
+            earlier = self._read() if self.file.is_file() else []
+            self._columns = columns
+            self._rewrite(earlier + rows)
+        elif rows:
+            with self.file.open("a", newline="") as file:
+                csv.DictWriter(file, columns).writerows(rows)
 
-    What stands there of that step and later ones goes: a run that was killed had logged it after its last checkpoint,
-    and the steps are taken again.
-    """
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the last rows."""
+        self.save()
 
-    def _check_log_dir_exists(self) -> None:
-        self._is_taken_up = Path(self.metrics_file_path).is_file()
-        if self._is_taken_up:
-            with Path(self.metrics_file_path).open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+    def _read(self) -> list[dict[str, Any]]:
+        with self.file.open(newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            self._columns = list(reader.fieldnames or [])
+            return list(reader)
 
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Keep the values until they are saved."""
-        if self._is_taken_up and step is not None:
-            self._is_taken_up = False
-            earlier = [row for row in self._rows() if str(row.get("step")).isdigit() and int(row["step"]) < step]
-            self._write(earlier, self.metrics_keys)
-        super().log_metrics(metrics_dict, step)
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self._write(self._rows(), fieldnames)
-
-    def _rows(self) -> list[dict[str, str]]:
-        with Path(self.metrics_file_path).open(newline="") as file:
-            return list(csv.DictReader(file, restval=""))
-
-    def _write(self, rows: Iterable[dict[str, str]], columns: Sequence[str]) -> None:
-        """The whole file anew; one that is killed meanwhile leaves the old one."""
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore")
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_file(Path(self.metrics_file_path), text.getvalue())
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.file, text.getvalue())

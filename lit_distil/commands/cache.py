@@ -342,9 +342,9 @@ def cache(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_static_masks(data)
     role = _which(teacher, model)
-    check_cacheable(model.comparisons, [role])
+    check_cacheable(model.terms, [role])
     torch.set_float32_matmul_precision(matmul_precision)
-    network = _load(model, data, model.teacher_names[role])
+    network = _load(model, data, str(model.teacher_sources[role]))
     plans = _plan(data, network, wanted := _positions(positions, model, role), batch_size)
     writer = CacheWriter(
         FrozenTeacher(network),
@@ -359,7 +359,7 @@ def cache(
         return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     writer.write(Path(out))
-    given = out if len(model.teacher_names) == 1 else f"'{{{role}: {out}}}'"
+    given = out if len(model.teacher_sources) == 1 else f"'{{{role}: {out}}}'"
     print(f"written: {out}; train with --model.teacher_cache {given}")
 
 
@@ -387,7 +387,7 @@ def _load(model: DistillationModule, data: TextDataModule, name: str) -> MaskedL
 
 def _which(given: str | None, model: DistillationModule) -> str:
     """The name of the teacher that is run."""
-    names = list(model.teacher_names)
+    names = list(model.teacher_sources)
     if given is None and len(names) > 1:
         raise ValueError(f"teacher: a cache is of one teacher, and there are {names}; say which: --teacher {names[0]}")
     if given is not None and given not in names:
@@ -396,7 +396,7 @@ def _which(given: str | None, model: DistillationModule) -> str:
 
 
 def _positions(given: str | None, model: DistillationModule, role: str) -> str:
-    needed, _, _ = needs_of(model.comparisons, role)
+    needed, _, _ = needs_of(model.terms, role)
     if given == "masked" and needed == "all":
         raise ValueError("positions: an objective has positions all or unmasked; take --positions all")
     return given or needed
@@ -438,12 +438,12 @@ def _manifest(
     vocabulary_size = head.weight.shape[0] if head is not None else network.config.vocab_size
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
-    _, temperatures, changing = needs_of(model.comparisons, role)
+    _, temperatures, changing = needs_of(model.terms, role)
     if k < vocabulary_size:
-        check_smaller(model.comparisons, role, changing, k, vocabulary_size)
+        check_smaller(model.terms, role, changing, k, vocabulary_size)
     return {
         "version": CACHE_VERSION,
-        "teacher": teacher_identity(model.teacher_names[role], model.teacher_revision, model.teacher_dtype),
+        "teacher": teacher_identity(str(model.teacher_sources[role]), model.teacher_revision, model.teacher_dtype),
         "data": {split: data.identity(split) for split in plans},  # type: ignore[arg-type]
         "k": k,
         "positions": positions,

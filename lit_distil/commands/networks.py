@@ -31,20 +31,35 @@ _MASKED_LM_HEADS = ("ForMaskedLM", "ForPreTraining")
 def open_network(
     name: str | Path, tokenizer: str | None = None, *, field: str = "checkpoint"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a network with its head, in eval mode on the CPU, and its tokenizer.
+    """Load a network with its head, as `load_network` does, and its tokenizer.
 
     Args:
-        name: Checkpoint file, exported folder, folder of a run that has an export, or name on the Hub.
+        name: What `load_network` takes.
         tokenizer: Folder or Hub name; None takes the folder's own, or the one that the run's config.yaml names.
         field: What messages call the argument that `name` came from.
 
     Raises:
-        ValueError: There is no such network, or its tokenizer or its head is unknown.
+        ValueError: There is no such network, or its head or its tokenizer is unknown.
     """
-    path = Path(name)
-    if path.is_file() or path.suffix == ".ckpt":
-        return load_checkpoint(path), load_tokenizer(tokenizer) if tokenizer else tokenizer_of_run(path)
-    folder = str(path / "export" if (path / "export" / "config.json").is_file() else name)
+    network = load_network(name, field=field)
+    if tokenizer is None and _is_checkpoint(Path(name)):
+        return network, tokenizer_of_run(Path(name))
+    return network, load_tokenizer(tokenizer or _exported_folder(name))
+
+
+def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedModel:
+    """Load a network with its own head, in eval mode on the CPU, in float32.
+
+    Args:
+        name: Checkpoint file, exported folder, folder of a run that has an export, or name on the Hub.
+        field: What messages call the argument that `name` came from.
+
+    Raises:
+        ValueError: There is no such network, or its head is unknown.
+    """
+    if _is_checkpoint(Path(name)):
+        return load_checkpoint(name)
+    folder = _exported_folder(name)
     try:
         config = AutoConfig.from_pretrained(folder)
         kind = _class_that_wrote(config)
@@ -59,7 +74,7 @@ def open_network(
             f"{field}: the config.json of {folder!r} names the architectures {config.architectures}, and transformers "
             "has none of them; if it is your own class, import the module that registers it first"
         )
-    return network.eval(), load_tokenizer(tokenizer or folder)
+    return network.eval()
 
 
 def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
@@ -120,6 +135,16 @@ def max_positions(model: PreTrainedModel) -> int | None:
         return None
     # RoBERTa-likes reserve the positions up to padding's own
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() or path.suffix == ".ckpt"
+
+
+def _exported_folder(name: str | Path) -> str:
+    """The export of a run's folder; anything else is taken as it is."""
+    export = Path(name, "export")
+    return str(export if (export / "config.json").is_file() else name)
 
 
 def _class_that_wrote(config: PretrainedConfig) -> Any | None:
@@ -245,12 +270,14 @@ def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[
     return found, places
 
 
-def call_with_texts(function: Callable[..., None], arguments: list[str], *, prog: str) -> None:
-    """Call a command whose parameter `texts` needs no option name: `lit-distil score --model M "A text."`."""
+def call_with_words(
+    function: Callable[..., None], arguments: list[str], *, prog: str, words: str = "texts", help: str = "In quotes."
+) -> None:
+    """Call a command whose parameter `words` needs no option name: `lit-distil score --model M "A text."`."""
     parser: Any = ArgumentParser(prog=prog, description=str(function.__doc__).split("\n")[0])
     parser.add_argument("--config", action="config", help="A YAML file of these options.")
-    parser.add_argument("texts", nargs="*", type=str, default=[], help="Texts, each in quotes.")
-    parser.add_function_arguments(function, as_positional=False, skip={"texts"})
+    parser.add_argument(words, nargs="*", type=str, default=[], help=help)
+    parser.add_function_arguments(function, as_positional=False, skip={words})
     settings = parser.parse_args(arguments)
     settings.pop("config")
     function(**parser.instantiate(settings).as_dict())

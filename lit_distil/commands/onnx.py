@@ -1,4 +1,4 @@
-"""Whether an ONNX file says what the torch network says: the largest difference of logits, and the same top choices."""
+"""ONNX files: writing and quantising them, running them, and comparing what they say with the torch network."""
 
 from __future__ import annotations
 
@@ -20,37 +20,113 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_EXTRA = "onnx"
-_METADATA = "lit_distil."
-_HEADS = (
-    "ForMaskedLM",
-    "ForPreTraining",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-)
-_MOST_BYTES = 1_900_000_000  # of one protobuf; weights beyond go to a file of their own
+_METADATA = "lit_distil."  # prefix of our entries in a file's metadata
+_MASKED_LM_HEADS = ("ForMaskedLM", "ForPreTraining")
+_HEADS = (*_MASKED_LM_HEADS, "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+_MOST_BYTES = 1_900_000_000  # in one protobuf; larger weights go to a file of their own
+_SHAPES = ((1, 6), (1, 16), (2, 33), (3, 64), (5, 120))  # (texts, tokens) of the batches that are compared
+_MASK_EVERY = 7
 
 
-class _Plain(nn.Module):
-    """A network from named tensors to a tuple of logits, which is what a graph has."""
+def import_extra(package: str) -> Any:
+    """Import a package of the extra `onnx`.
+
+    Raises:
+        ValueError: It is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(f"ONNX needs {package}, which is not installed: pip install 'lit-distil[onnx]'") from error
+
+
+class _TupleOfLogits(nn.Module):
+    """A network from named tensors to a tuple of logits, because a graph returns no dictionary."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.has_segments = takes_segments(model)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """The logits under the names of `output_names`."""
-        model: Any = self.model
-        more = {"token_type_ids": token_type_ids} if self.has_segments else {}
-        return logits_of(model(input_ids=input_ids, attention_mask=attention_mask, **more))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return _logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **segments))
+
+
+def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
+    """Write a network as an ONNX file that takes any batch size and length.
+
+    Args:
+        model: With a masked-LM, sequence-classification, token-classification or question-answering head.
+        path: File to write.
+        max_length: Tokens of the longest sequence, which the file's metadata keeps; 0 means no limit.
+
+    Raises:
+        ValueError: It has another head, or torch's exporter cannot write this architecture.
+    """
+    onnx = import_extra("onnx")
+    import_extra("onnxscript")
+    kind = type(model).__name__
+    if not kind.endswith(_HEADS):
+        raise ValueError(f"onnx: {kind} cannot be written; the heads that can are {', '.join(_HEADS)}")
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_segments(model) else [])
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                _TupleOfLogits(model).eval(),
+                tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names),
+                dynamo=True,
+                input_names=names,
+                output_names=["start_logits", "end_logits"] if kind.endswith("ForQuestionAnswering") else ["logits"],
+                dynamic_shapes=tuple(free for _ in names),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"onnx: torch's exporter cannot write {kind} ({reason}); leave --onnx out") from error
+        assert program is not None
+        program.save(str(path), external_data=num_bytes > _MOST_BYTES)
+    written = onnx.load(str(path), load_external_data=False)
+    encoder: Any = model.base_model
+    properties = {
+        "parameters": model.num_parameters(),
+        "encoder_parameters": encoder.num_parameters(),
+        "vocab_size": model.config.vocab_size,
+        "max_length": max_length,
+    }
+    onnx.helper.set_model_props(written, {f"{_METADATA}{name}": str(value) for name, value in properties.items()})
+    # nobody needs the shapes that the exporter infers for values in between, and wrong ones make quantisation fail
+    del written.graph.value_info[:]
+    onnx.save(written, str(path))
+
+
+def quantise(path: Path, out: Path) -> None:
+    """Write an int8 file: dynamic quantisation by ONNX Runtime, weights and embeddings by channel.
+
+    Weights take 7 bits. With 8, sums saturate on processors without VNNI, which costs several points of agreement.
+
+    Args:
+        path: File that `write_onnx` wrote.
+        out: File to write.
+    """
+    import_extra("onnxruntime")
+    onnx = import_extra("onnx")
+    quantization = importlib.import_module("onnxruntime.quantization")
+    with _quiet_exporter():
+        quantization.quantize_dynamic(
+            str(path),
+            str(out),
+            per_channel=True,
+            reduce_range=True,
+            weight_type=quantization.QuantType.QInt8,
+            use_external_data_format=_weights_file(path).is_file(),
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
 
 
 class OnnxNetwork:
-    """An ONNX file with ONNX Runtime behind it, called as the torch network is.
+    """An ONNX file in ONNX Runtime, called like the torch network.
 
     Args:
         path: File that `write_onnx` or `quantise` wrote.
@@ -73,135 +149,46 @@ class OnnxNetwork:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{str(path)!r} is no ONNX file that ONNX Runtime can run ({reason})") from error
-        self.inputs = [put_in.name for put_in in self.session.get_inputs()]
-        kept = self.session.get_modelmeta().custom_metadata_map
-        self.facts = {name[len(_METADATA) :]: int(value) for name, value in kept.items() if name.startswith(_METADATA)}
-        """What `write_onnx` noted: `parameters`, `encoder_parameters`, `vocab_size`, `max_length` (0: no limit)."""
+            raise ValueError(f"{str(path)!r} is not an ONNX file that ONNX Runtime can run ({reason})") from error
+        self.inputs = [node.name for node in self.session.get_inputs()]
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.properties = {
+            name.removeprefix(_METADATA): int(value) for name, value in metadata.items() if name.startswith(_METADATA)
+        }
+        """What `write_onnx` kept: `parameters`, `encoder_parameters`, `vocab_size`, `max_length` (0: no limit)."""
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """The logits, as torch tensors on the CPU; all is of the first segment where nothing else is said."""
-        if "token_type_ids" not in inputs:
-            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        given = {name: inputs[name].numpy() for name in self.inputs}
-        return tuple(torch.from_numpy(output) for output in self.session.run(None, given))
-
-
-def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
-    """Write a network as an ONNX file whose batch and length are free.
-
-    Args:
-        model: With a masked-LM, sequence-classification, token-classification or question-answering head.
-        path: File to write.
-        max_length: Tokens of the longest sequence, noted in the file; 0 means no limit.
-
-    Raises:
-        ValueError: The head is another one, or torch's exporter cannot do this architecture.
-    """
-    onnx = import_extra("onnx")
-    import_extra("onnxscript")
-    kind = type(model).__name__
-    if not kind.endswith(_HEADS):
-        raise ValueError(f"onnx: {kind} cannot be written; the heads that can are {', '.join(_HEADS)}")
-    plain = _Plain(model.eval()).eval()
-    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if plain.has_segments else [])
-    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    with _quiet_exporter():
-        try:
-            program = torch.onnx.export(
-                plain,
-                example,
-                dynamo=True,
-                input_names=names,
-                output_names=output_names(model),
-                dynamic_shapes=tuple(free for _ in names),
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"onnx: torch's exporter cannot write {kind} ({reason}); leave --onnx out") from error
-        assert program is not None
-        program.save(str(path), external_data=num_bytes > _MOST_BYTES)
-    written = onnx.load(str(path), load_external_data=False)
-    encoder: Any = model.base_model
-    facts = {
-        "parameters": model.num_parameters(),
-        "encoder_parameters": encoder.num_parameters(),
-        "vocab_size": model.config.vocab_size,
-        "max_length": max_length,
-    }
-    onnx.helper.set_model_props(written, {f"{_METADATA}{name}": str(value) for name, value in facts.items()})
-    # the exporter's shapes of what lies in between are of no use, and where they are wrong quantisation trips over them
-    del written.graph.value_info[:]
-    onnx.save(written, str(path))
-
-
-def quantise(path: Path, out: Path) -> None:
-    """Dynamic int8 by ONNX Runtime: weights of matrix products and embeddings by channel, activations at run time.
-
-    Weights take 7 bits: with 8, processors without VNNI saturate in between, which costs several points of agreement.
-
-    Args:
-        path: File that `write_onnx` wrote.
-        out: File to write.
-    """
-    import_extra("onnxruntime")
-    onnx = import_extra("onnx")
-    quantization = importlib.import_module("onnxruntime.quantization")
-    has_data_file = path.with_name(f"{path.name}.data").is_file()
-    with _quiet_exporter():
-        quantization.quantize_dynamic(
-            str(path),
-            str(out),
-            per_channel=True,
-            reduce_range=True,
-            weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=has_data_file,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+        """The logits, on the CPU; without token_type_ids all tokens are in the first segment."""
+        inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
+        outputs = self.session.run(None, {name: inputs[name].numpy() for name in self.inputs})
+        return tuple(torch.from_numpy(output) for output in outputs)
 
 
 def takes_segments(model: PreTrainedModel) -> bool:
-    """Whether the network tells the segments of a pair apart."""
+    """Whether the network tells the two segments of a pair apart."""
     accepted = "token_type_ids" in inspect.signature(model.forward).parameters
     return accepted and (getattr(model.config, "type_vocab_size", None) or 0) > 1
 
 
-def output_names(model: PreTrainedModel) -> list[str]:
-    """What the outputs of the graph are called."""
-    is_span = type(model).__name__.endswith("ForQuestionAnswering")
-    return ["start_logits", "end_logits"] if is_span else ["logits"]
+def onnx_bytes(path: Path) -> int:
+    """Size of an ONNX file, with the file of its weights if there is one."""
+    return sum(file.stat().st_size for file in (path, _weights_file(path)) if file.is_file())
 
 
-def logits_of(output: Any) -> tuple[Tensor, ...]:
-    """The logits of a transformers output, in the order of `output_names`."""
+def _weights_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def _logits_of(output: Any) -> tuple[Tensor, ...]:
+    """The logits of a transformers output, in the order of the graph's outputs."""
     if "start_logits" in output:
         return output.start_logits, output.end_logits
     return (output.prediction_logits if "prediction_logits" in output else output.logits,)
 
 
-def onnx_bytes(path: Path) -> int:
-    """Bytes of an ONNX file, and of the file of its weights where there is one."""
-    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
-
-
-def import_extra(package: str) -> Any:
-    """A package of the extra `onnx`.
-
-    Raises:
-        ValueError: It is not installed; the message says how it is.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ValueError(f"ONNX needs {package}, which is not installed: pip install 'lit-distil[{_EXTRA}]'") from error
-
-
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's words on packages that are not needed here and on what torch will change."""
+    """Hide the exporter's remarks about missing optional packages and about coming changes in torch."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -212,8 +199,7 @@ def _quiet_exporter() -> Iterator[None]:
         logging.disable(level)
 
 
-_SHAPES = ((1, 6), (1, 16), (2, 33), (3, 64), (5, 120))
-_MASK_EVERY = 7
+# Does the file say what the network says?
 
 
 @dataclass(frozen=True)
@@ -221,10 +207,10 @@ class Agreement:
     """How two networks compare on the same texts.
 
     Attributes:
-        largest_difference: Between any two logits of real tokens or sequences.
-        largest_logit: Absolute value of the largest logit of torch, to set the difference against.
+        largest_difference: The largest difference of two logits, padding aside.
+        largest_logit: The largest absolute logit of torch, to compare the difference with.
         top_agreement: Share of the choices (masked tokens, labels, starts and ends of spans) that are the same.
-        num_choices: How many there were.
+        num_choices: How many choices there were.
         shapes: (texts, tokens) of each batch.
     """
 
@@ -234,8 +220,7 @@ class Agreement:
     num_choices: int
     shapes: list[tuple[int, int]]
 
-    def describe(self) -> str:
-        """In words."""
+    def __str__(self) -> str:
         shapes = ", ".join(f"{rows}×{columns}" for rows, columns in self.shapes)
         return (
             f"largest difference {self.largest_difference:.2e} (largest logit {self.largest_logit:.3g}), the same "
@@ -245,41 +230,46 @@ class Agreement:
 
 @torch.inference_mode()
 def compare_with_torch(
-    model: PreTrainedModel, candidate: OnnxNetwork, tokenizer: PreTrainedTokenizerBase, *, texts: Sequence[str] = ()
+    model: PreTrainedModel,
+    candidate: OnnxNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    texts: Sequence[str] = (),
 ) -> Agreement:
     """Compare logits on batches of several shapes, with padding in them.
 
-    Where the network has a masked-LM head, every seventh token is masked, and the choices are those at the masks.
+    A masked language model is compared at masks: every seventh token is masked.
 
     Args:
         model: The torch network, in eval mode on the CPU.
-        candidate: What was written from it.
+        candidate: The file that was written from it.
         tokenizer: The network's.
         texts: What to compare on; none takes paragraphs of the standard library's documentation.
     """
-    longest = candidate.facts.get("max_length") or _SHAPES[-1][1]
-    differences, logits_seen, same, shapes = [], [], [], []
+    longest = candidate.properties.get("max_length") or _SHAPES[-1][1]
+    is_per_token = not type(model).__name__.endswith("ForSequenceClassification")
+    differences, sizes, same, shapes = [], [], [], []
     for inputs in _batches(model, tokenizer, list(texts) or sample_texts(), longest):
         mask = inputs["attention_mask"].bool()
         shapes.append((int(mask.shape[0]), int(mask.shape[1])))
-        for expected, found in zip(logits_of(model(**inputs)), candidate(**inputs), strict=True):
-            rows = _rows(model, inputs, tokenizer, expected)
-            if expected.shape[:2] == mask.shape:  # of tokens: what padding gives is nobody's business
-                floor = torch.finfo(expected.dtype).min
-                is_span = expected.dim() == 2
-                compared = expected[mask], found[mask]
-                expected, found = (
-                    (values.masked_fill(~mask, floor) if is_span else values) for values in (expected, found)
-                )
-            else:
-                compared = expected, found
+        for expected, found in zip(_logits_of(model(**inputs)), candidate(**inputs), strict=True):
+            # the logits of padding mean nothing
+            compared = (expected[mask], found[mask]) if is_per_token else (expected, found)
             differences.append(float((compared[0] - compared[1]).abs().max()))
-            logits_seen.append(float(compared[0].abs().max()))
+            sizes.append(float(compared[0].abs().max()))
+            rows = torch.ones(len(expected), dtype=torch.bool)  # every sequence makes a choice, unless tokens do
+            if _is_masked_lm(model):
+                rows = inputs["input_ids"] == tokenizer.mask_token_id
+            elif expected.dim() == 3:
+                rows = mask
+            elif is_per_token:  # starts or ends of spans
+                floor = torch.finfo(expected.dtype).min
+                expected, found = expected.masked_fill(~mask, floor), found.masked_fill(~mask, floor)
             same.append((_choices(model, expected) == _choices(model, found))[rows].flatten())
     agreement = torch.cat(same)
     return Agreement(
         largest_difference=max(differences),
-        largest_logit=max(logits_seen),
+        largest_logit=max(sizes),
         top_agreement=float(agreement.float().mean()),
         num_choices=agreement.numel(),
         shapes=shapes,
@@ -297,35 +287,31 @@ def sample_texts() -> list[str]:
 
 def _batches(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], longest: int
-) -> list[dict[str, Tensor]]:
-    """Batches of the shapes above, then the rest of the texts, padded on the right."""
-    batches = []
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of the shapes above, which start again at the first text if need be, then those of the other texts."""
+    num_shown = sum(size for size, _ in _SHAPES)
+    shapes = [*_SHAPES, *[(8, _SHAPES[-1][1])] * -(-max(0, len(texts) - num_shown) // 8)]
     start = 0
-    shapes = [*_SHAPES, *[(8, 120)] * ((len(texts) + 7) // 8)]
-    for number, (size, length) in enumerate(shapes):
-        if start >= len(texts) and number >= len(_SHAPES):
-            break
+    for size, length in shapes:
         chosen = [texts[i % len(texts)] for i in range(start, start + size)]
         start += size
         encoded = tokenizer(
             chosen, truncation=True, max_length=min(length, longest), padding=True, padding_side="right", verbose=False
         )
-        inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        ids, mask = (torch.tensor(encoded[name]) for name in ("input_ids", "attention_mask"))
+        inputs = {"input_ids": ids, "attention_mask": mask}
         if takes_segments(model):
-            nothing = [[0] * len(ids) for ids in encoded["input_ids"]]  # of a tokenizer that tells no segments
-            inputs["token_type_ids"] = encoded.get("token_type_ids", nothing)
-        tensors = {name: torch.tensor(values) for name, values in inputs.items()}
-        if _has_masked_lm_head(model):
-            ids = tensors["input_ids"]
-            special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+            types = encoded.get("token_type_ids")  # some tokenizers give none
+            inputs["token_type_ids"] = torch.zeros_like(ids) if types is None else torch.tensor(types)
+        if _is_masked_lm(model):
+            is_special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
             is_due = (torch.arange(ids.shape[1]) % _MASK_EVERY == 2).expand_as(ids)
-            tensors["input_ids"] = ids.masked_fill(is_due & ~special, tokenizer.mask_token_id)
-        batches.append(tensors)
-    return batches
+            inputs["input_ids"] = ids.masked_fill(is_due & ~is_special, tokenizer.mask_token_id)
+        yield inputs
 
 
 def _choices(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """What is chosen by logits: the largest; each label by itself; of single outputs, which of two rows has more."""
+    """The largest logit; for several labels, which of them hold; for one value, which of two rows has more of it."""
     if model.config.problem_type == "multi_label_classification":
         return logits > 0
     if logits.dim() == 2 and logits.shape[-1] == 1:
@@ -333,16 +319,5 @@ def _choices(model: PreTrainedModel, logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def _rows(
-    model: PreTrainedModel, inputs: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, logits: Tensor
-) -> Tensor:
-    """Which of the choices count: masked tokens, real tokens, or every sequence."""
-    if _has_masked_lm_head(model):
-        return inputs["input_ids"] == tokenizer.mask_token_id
-    if logits.dim() == 3:
-        return inputs["attention_mask"].bool()
-    return torch.ones(len(logits), dtype=torch.bool)
-
-
-def _has_masked_lm_head(model: PreTrainedModel) -> bool:
-    return type(model).__name__.endswith(("ForMaskedLM", "ForPreTraining"))
+def _is_masked_lm(model: PreTrainedModel) -> bool:
+    return type(model).__name__.endswith(_MASKED_LM_HEADS)

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_texts,
+    call_with_words,
     flat_batch,
     open_masked_lm,
     read_texts,
@@ -26,18 +25,83 @@ from lit_distil.commands.networks import (
 from lit_distil.console import Table, bullets, markdown_table, progress_bar, signed
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
+from lit_distil.files import write_file
 from lit_distil.tasks import Features
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+_LONGEST_CELL = 60
+
+
+def score(
+    model: list[str] | str,
+    texts: list[str] | None = None,
+    file: str | None = None,
+    pairs: str | None = None,
+    within_word: bool = False,
+    tokens_per_batch: int = 4096,
+    device: str = "cpu",
+    out: str | None = None,
+) -> None:
+    """Score sentences, or minimal pairs, by the pseudo-log-likelihood of masked language models.
+
+    Args:
+        model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
+        texts: Sentences, each scored by itself.
+        file: Text file with one sentence a line.
+        pairs: JSONL file in BLiMP's format (sentence_good, sentence_bad, UID), or a folder of them, instead of
+            sentences.
+        within_word: Mask a token together with the rest of its word (Kauf and Ivanova 2023), not the token alone.
+        tokens_per_batch: Most tokens of a batch; it changes the speed, not the scores.
+        device: Where to run, such as cpu or cuda.
+        out: Folder to write scores.md and scores.json to; None only prints.
+    """
+    names = [model] if isinstance(model, str) else model
+    if not names:
+        raise ValueError("model: give at least one folder")
+    if pairs is not None and (texts or file is not None):
+        raise ValueError("pairs: score pairs or sentences (texts, file), not both in one call")
+    options: dict[str, Any] = {"within_word": within_word, "tokens_per_batch": tokens_per_batch}
+    models = (open_masked_lm(name, device=device) for name in names)  # one at a time in memory
+    if pairs is not None:
+        sentences = read_pairs(pairs)
+        right = [score_pairs(opened, sentences, **options) for opened in models]
+        results = [judge(sentences.paradigms, of_model) for of_model in right]
+        report = _pairs_report(short_names(names), results, right)
+        numbers = {name: asdict(result) for name, result in zip(names, results, strict=True)}
+    else:
+        given, places = read_texts(texts or [], file)
+        scores = [pseudo_likelihoods(opened, given, places=places, **options) for opened in models]
+        report = markdown_table(_sentences_table(short_names(names), given, scores))
+        numbers = {name: _sentences_numbers(given, of_model) for name, of_model in zip(names, scores, strict=True)}
+    method = "PLL-word-l2r (Kauf and Ivanova 2023)" if within_word else "PLL (Salazar et al. 2020)"
+    report += f"\n\nScores: {method}, in nats; special tokens are not scored."
+    print(report)
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "scores.md", f"# Pseudo-log-likelihoods\n\n{report}\n")
+        content = json.dumps({"method": method, "models": numbers}, indent=2, ensure_ascii=False)
+        write_file(folder / "scores.json", content + "\n")
+        print(f"written: {folder / 'scores.md'}")
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and score."""
+    transformers_logging.disable_progress_bar()
+    call_with_words(score, arguments, prog="lit-distil score")
+
+
+# Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of what was masked
 
 
 @dataclass(frozen=True)
 class PseudoLikelihoods:
-    """Of N texts.
+    """Scores of N texts.
 
     Attributes:
         totals: float64 `[N]`, the sum over the tokens of a text, in nats.
-        num_tokens: int64 `[N]`, tokens that were scored; special tokens are not.
+        num_tokens: int64 `[N]`, the tokens that were scored; special tokens are not.
     """
 
     totals: NDArray[np.float64]
@@ -66,11 +130,12 @@ def pseudo_likelihoods(
     """Score texts, each of them one sequence.
 
     Args:
-        model: What scores them.
+        model: The model that scores them.
         texts: One or more.
-        places: What a message calls each text.
-        within_word: Mask also what follows in the same word.
-        tokens_per_batch: Most tokens of a flat batch, the copies of a text counted one by one; at least one copy.
+        places: Where each text came from, for messages.
+        within_word: Mask also the rest of a token's word.
+        tokens_per_batch: Most tokens of a flat batch, counting a text once for each of its masked copies; a batch has
+            at least one copy.
 
     Raises:
         ValueError: A text is too long or has no tokens, or `tokens_per_batch` is not positive.
@@ -78,27 +143,26 @@ def pseudo_likelihoods(
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch must be at least 1, got {tokens_per_batch}")
     features = model.encode(texts, places=places)
-    scored = [_scored_positions(model, feature) for feature in features]
+    names = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
+    around = [index for name in names if (index := getattr(model.tokenizer, name, None)) is not None]
+    scored = [np.flatnonzero(~np.isin(feature.input_ids, around)) for feature in features]
     word_starts = _word_starts(model, texts, scored, places) if within_word else None
     totals = np.zeros(len(texts))
-    order = sorted(range(len(texts)), key=lambda i: -len(features[i].input_ids))
-    num_copies = sum(len(positions) for positions in scored)
-    with progress_bar(total=num_copies, desc="scoring", unit="token") as bar:
-        for chunk in _chunks(features, scored, order, tokens_per_batch):
+    with progress_bar(total=sum(map(len, scored)), desc="scoring", unit="token") as bar:
+        for chunk in _chunks(features, scored, tokens_per_batch):
             owners = np.concatenate([np.full(len(positions), text) for text, positions in chunk])
-            values = _log_probabilities(model, features, word_starts, chunk)
-            np.add.at(totals, owners, values)
+            np.add.at(totals, owners, _log_probabilities(model, features, word_starts, chunk))
             bar.update(len(owners))
     return PseudoLikelihoods(totals, np.array([len(positions) for positions in scored], dtype=np.int64))
 
 
 def _chunks(
-    features: Sequence[Features], scored: Sequence[Ints], order: Sequence[int], tokens_per_batch: int
+    features: Sequence[Features], scored: Sequence[Ints], tokens_per_batch: int
 ) -> Iterator[list[tuple[int, Ints]]]:
-    """Batches of (text, positions to mask one at a time), the longest texts first so that like lengths meet."""
+    """Batches of (text, positions to mask one at a time), the longest texts first to batch similar lengths."""
     chunk: list[tuple[int, Ints]] = []
     room = tokens_per_batch
-    for text in order:
+    for text in sorted(range(len(features)), key=lambda i: -len(features[i].input_ids)):
         length, left = len(features[text].input_ids), scored[text]
         while len(left):
             if chunk and room < length:
@@ -115,7 +179,7 @@ def _chunks(
 def _log_probabilities(
     model: MaskedLM,
     features: Sequence[Features],
-    word_starts: Sequence[NDArray[np.bool_]] | None,
+    word_starts: Sequence[Bools] | None,
     chunk: Sequence[tuple[int, Ints]],
 ) -> NDArray[np.float64]:
     """float64 `[copies]`: log-probability of the token that each copy hides."""
@@ -129,41 +193,56 @@ def _log_probabilities(
             rows.append(start + position)
             end = position + 1
             if word_starts is not None:
-                following = np.flatnonzero(word_starts[text][end:])
-                end += int(following[0])  # a special token ends the last word
+                end += int(np.flatnonzero(word_starts[text][end:])[0])  # a special token ends the last word
             ids[position:end] = model.tokenizer.mask_token_id
             copies.append(Features(input_ids=ids, token_type_ids=feature.token_type_ids, label=None))
             start += len(ids)
     batch = flat_batch(copies, device=model.device)
     logits: Any = model.network(batch, rows=torch.tensor(rows, device=model.device)).logits
-    return _at_labels(logits, torch.tensor(labels, device=model.device)).cpu().numpy()
+    chosen = logits.float().log_softmax(-1).gather(1, torch.tensor(labels, device=model.device)[:, None])
+    return chosen[:, 0].cpu().to(torch.float64).numpy()
 
 
-def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """float64 `[rows]`, the log-softmax at the labels."""
-    chosen = logits.float().log_softmax(-1).gather(1, labels[:, None])
-    return chosen[:, 0].to(torch.float64) if logits.device.type != "mps" else chosen[:, 0]
-
-
-def _scored_positions(model: MaskedLM, feature: Features) -> Ints:
-    """Every token but those that the tokenizer put around the text."""
-    around = {getattr(model.tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "bos", "eos")}
-    return np.flatnonzero(~np.isin(feature.input_ids, [index for index in around if index is not None]))
-
-
-def _word_starts(
-    model: MaskedLM, texts: Sequence[str], scored: Sequence[Ints], places: Sequence[str]
-) -> list[NDArray[np.bool_]]:
-    """For each text bool `[length]`, whether a token begins a word; special tokens do."""
+def _word_starts(model: MaskedLM, texts: Sequence[str], scored: Sequence[Ints], places: Sequence[str]) -> list[Bools]:
+    """For each text bool `[length]`: whether a token starts a word; special tokens do."""
     _, starts, lengths = TextEncoder(model.tokenizer)(list(texts))
     found = []
     for place, of_text, positions in zip(places, np.split(starts, np.cumsum(lengths)[:-1]), scored, strict=True):
         if len(of_text) != len(positions):
-            raise ValueError(f"{place}: it holds a special token, so its words are not known; leave within_word out")
+            raise ValueError(f"{place}: it contains a special token, so its words are unknown; leave within_word out")
         whole = np.ones(int(positions[-1]) + 2, dtype=bool)
         whole[positions] = of_text
         found.append(whole)
     return found
+
+
+def _sentences_table(names: Sequence[str], texts: Sequence[str], scores: Sequence[PseudoLikelihoods]) -> Table:
+    """A row for each sentence and one for all, with three columns for each model."""
+    table = [["sentence", *(cell for name in names for cell in (f"{name}: PLL", "tokens", "pseudo-perplexity"))]]
+    for number, text in enumerate(texts):
+        row = [text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"]
+        for of_model in scores:
+            row += [f"{of_model.totals[number]:.2f}", str(of_model.num_tokens[number])]
+            row.append(f"{of_model.perplexities[number]:.2f}")
+        table.append(row)
+    if len(texts) > 1:
+        row = ["all, weighted by tokens"]
+        for of_model in scores:
+            row += [f"{of_model.totals.sum():.2f}", f"{of_model.num_tokens.sum():,}"]
+            row.append(f"{of_model.corpus_perplexity:.2f}")
+        table.append(row)
+    return table
+
+
+def _sentences_numbers(texts: Sequence[str], scores: PseudoLikelihoods) -> dict[str, Any]:
+    rows = zip(texts, scores.totals.tolist(), scores.num_tokens.tolist(), strict=True)
+    return {
+        "corpus_pseudo_perplexity": scores.corpus_perplexity,
+        "sentences": [{"text": text, "pll": total, "tokens": count} for text, total, count in rows],
+    }
+
+
+# Minimal pairs: which of two sentences scores higher (BLiMP, Warstadt et al. 2020)
 
 
 @dataclass(frozen=True)
@@ -173,7 +252,7 @@ class MinimalPairs:
     Attributes:
         good: The acceptable sentences.
         bad: Their unacceptable counterparts.
-        paradigms: What each pair tests: its UID, or the name of its file where rows have none.
+        paradigms: What each pair tests: its UID, or the name of its file if it has none.
         places: File and line of each.
     """
 
@@ -182,48 +261,9 @@ class MinimalPairs:
     paradigms: list[str]
     places: list[str]
 
-    def __len__(self) -> int:
-        return len(self.good)
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of pairs that are right.
-
-    Attributes:
-        accuracy: The share.
-        error: Its standard error from the number of pairs alone.
-        num_pairs: That number.
-    """
-
-    accuracy: float
-    error: float
-    num_pairs: int
-
-    @classmethod
-    def of(cls, right: NDArray[np.bool_]) -> Share:
-        """Of pairs that are right or wrong."""
-        accuracy = float(right.mean())
-        return cls(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(right)), len(right))
-
-
-@dataclass(frozen=True)
-class PairsResult:
-    """One model's result.
-
-    Attributes:
-        paradigms: By UID, in their order.
-        pairs: Over all pairs.
-        mean: Mean over the paradigms with equal weight, the overall figure of BLiMP; its number is that of the pairs.
-    """
-
-    paradigms: dict[str, Share]
-    pairs: Share
-    mean: Share
-
 
 def read_pairs(path: str) -> MinimalPairs:
-    """Pairs of a file, or of every JSONL file of a folder.
+    """Read the pairs of a file, or of every JSONL file of a folder.
 
     Raises:
         ValueError: There are none, or a row lacks a sentence or has the same one twice.
@@ -245,185 +285,101 @@ def read_pairs(path: str) -> MinimalPairs:
             pairs.bad.append(str(row["sentence_bad"]))
             pairs.paradigms.append(str(row.get("UID") or file.name.split(".")[0]))
             pairs.places.append(str(row[SOURCE_KEY]))
-    if not len(pairs):
+    if not pairs.good:
         raise ValueError(f"pairs: {path!r} holds no rows")
     return pairs
 
 
-def judge(paradigms: Sequence[str], right: NDArray[np.bool_]) -> PairsResult:
+def score_pairs(model: MaskedLM, pairs: MinimalPairs, **options: Any) -> Bools:
+    """Bool `[N]`: whether the good sentence of each pair has the higher score.
+
+    Args:
+        model: The model that scores them.
+        pairs: A sentence that is in several pairs is scored once.
+        options: Further arguments of `pseudo_likelihoods`.
+    """
+    place_of: dict[str, str] = {}
+    for sentence, place in zip(pairs.good + pairs.bad, pairs.places * 2, strict=True):
+        place_of.setdefault(sentence, place)
+    scores = pseudo_likelihoods(model, list(place_of), places=list(place_of.values()), **options)
+    score_of = dict(zip(place_of, scores.totals.tolist(), strict=True))
+    return np.array([score_of[good] > score_of[bad] for good, bad in zip(pairs.good, pairs.bad, strict=True)])
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of pairs that are right.
+
+    Attributes:
+        accuracy: The share.
+        error: Its standard error, from the number of pairs alone.
+        num_pairs: That number.
+    """
+
+    accuracy: float
+    error: float
+    num_pairs: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.accuracy:.1f} ± {100 * self.error:.1f}"
+
+
+@dataclass(frozen=True)
+class PairsResult:
+    """The accuracies of one model.
+
+    Attributes:
+        paradigms: By paradigm.
+        pairs: Over all pairs.
+        mean: Mean over the paradigms with equal weight, the overall figure of BLiMP; its number is that of the pairs.
+    """
+
+    paradigms: dict[str, Accuracy]
+    pairs: Accuracy
+    mean: Accuracy
+
+
+def judge(paradigms: Sequence[str], right: Bools) -> PairsResult:
     """Accuracies with standard errors.
 
     Args:
         paradigms: Of each pair.
-        right: bool `[N]`, whether its good sentence scored higher.
+        right: Bool `[N]`, whether its good sentence scored higher.
     """
+
+    def accuracy_of(chosen: Bools) -> Accuracy:
+        share = float(chosen.mean())
+        return Accuracy(share, math.sqrt(share * (1 - share) / len(chosen)), len(chosen))
+
     names = np.array(paradigms)
-    shares = {name: Share.of(right[names == name]) for name in sorted(set(paradigms))}
-    count = len(shares)
-    mean = Share(
-        accuracy=sum(share.accuracy for share in shares.values()) / count,
-        error=math.sqrt(sum(share.error**2 for share in shares.values())) / count,
+    by_paradigm = {name: accuracy_of(right[names == name]) for name in sorted(set(paradigms))}
+    mean = Accuracy(
+        accuracy=sum(one.accuracy for one in by_paradigm.values()) / len(by_paradigm),
+        error=math.sqrt(sum(one.error**2 for one in by_paradigm.values())) / len(by_paradigm),
         num_pairs=len(right),
     )
-    return PairsResult(paradigms=shares, pairs=Share.of(right), mean=mean)
+    return PairsResult(by_paradigm, accuracy_of(right), mean)
 
 
-def paired_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> tuple[float, float]:
-    """Accuracy of one model less another's on the same pairs, and the standard error of that difference."""
+def paired_difference(ours: Bools, theirs: Bools) -> tuple[float, float]:
+    """Accuracy of one model minus another's on the same pairs, and the standard error of that difference."""
     differences = ours.astype(float) - theirs.astype(float)
     return float(differences.mean()), float(differences.std() / math.sqrt(len(differences)))
 
 
-def pairs_table(names: Sequence[str], results: Sequence[PairsResult]) -> Table:
-    """A row a paradigm and two overall; a column a model."""
+def _pairs_report(names: Sequence[str], results: Sequence[PairsResult], right: Sequence[Bools]) -> str:
+    """A table with a row for each paradigm and two overall, and how each further model differs from the first."""
     table = [["paradigm", "pairs", *(f"{name} %" for name in names)]]
-    for paradigm, share in results[0].paradigms.items():
-        cells = [_percent(result.paradigms[paradigm]) for result in results]
-        table.append([paradigm, f"{share.num_pairs:,}", *cells])
+    for paradigm, first in results[0].paradigms.items():
+        table.append([paradigm, f"{first.num_pairs:,}", *(str(result.paradigms[paradigm]) for result in results)])
     total = f"{results[0].pairs.num_pairs:,}"
-    table.append(["mean of the paradigms", total, *(_percent(result.mean) for result in results)])
-    table.append(["all pairs", total, *(_percent(result.pairs) for result in results)])
-    return table
-
-
-def difference_lines(names: Sequence[str], right: Sequence[NDArray[np.bool_]]) -> list[str]:
-    """How each further model differs from the first on the same pairs."""
+    table.append(["mean of the paradigms", total, *(str(result.mean) for result in results)])
+    table.append(["all pairs", total, *(str(result.pairs) for result in results)])
     lines = []
     for name, of_model in zip(names[1:], right[1:], strict=True):
         value, error = paired_difference(of_model, right[0])
-        lines.append(f"{name} less {names[0]}: {signed(100 * value, 1)} points (± {100 * error:.1f}, the same pairs)")
-    return lines
-
-
-def pairs_numbers(names: Sequence[str], results: Sequence[PairsResult]) -> dict[str, Any]:
-    """Every number as plain types, by model."""
-    return {name: asdict(result) for name, result in zip(names, results, strict=True)}
-
-
-def _percent(share: Share) -> str:
-    return f"{100 * share.accuracy:.1f} ± {100 * share.error:.1f}"
-
-
-_LONGEST_CELL = 60
-
-
-def score(
-    model: list[str] | str,
-    texts: list[str] | None = None,
-    file: str | None = None,
-    pairs: str | None = None,
-    within_word: bool = False,
-    tokens_per_batch: int = 4096,
-    device: str = "cpu",
-    out: str | None = None,
-) -> None:
-    """Score sentences, or minimal pairs, by the pseudo-log-likelihood of masked language models.
-
-    Args:
-        model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
-        texts: Sentences, each scored by itself.
-        file: Text file with one sentence a line.
-        pairs: JSONL file or folder of them in BLiMP's format (sentence_good, sentence_bad, UID), instead of sentences.
-        within_word: Mask also what follows a token in its word (Kauf and Ivanova 2023), not the token alone.
-        tokens_per_batch: Most tokens of a batch; results do not depend on it.
-        device: Where to run, such as cpu or cuda.
-        out: Folder to write scores.md and scores.json to; None prints only.
-    """
-    names = [model] if isinstance(model, str) else model
-    if not names:
-        raise ValueError("model: give at least one folder")
-    if pairs is not None and (texts or file is not None):
-        raise ValueError("pairs: score pairs or sentences (texts, file), not both in one call")
-    settings: dict[str, Any] = {"within_word": within_word, "tokens_per_batch": tokens_per_batch}
-    if pairs is not None:
-        report, numbers = _score_pairs(names, read_pairs(pairs), device, settings)
-    else:
-        report, numbers = _score_sentences(names, *read_texts(texts or [], file), device, settings)
-    method = "PLL-word-l2r (Kauf and Ivanova 2023)" if within_word else "PLL (Salazar et al. 2020)"
-    report += f"\n\nScores: {method}, in nats; special tokens are not scored."
-    print(report)
-    if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "scores.md").write_text(f"# Pseudo-log-likelihoods\n\n{report}\n", encoding="utf-8")
-        content = {"method": method, **numbers}
-        (folder / "scores.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"written: {folder / 'scores.md'}")
-
-
-def score_pairs(model: MaskedLM, pairs: MinimalPairs, **settings: Any) -> NDArray[np.bool_]:
-    """Bool `[N]`: whether the good sentence of each pair has the higher score.
-
-    Args:
-        model: What scores them.
-        pairs: A sentence that stands in several pairs is scored once.
-        settings: Of `pseudo_likelihoods`.
-    """
-    places: dict[str, str] = {}
-    for sentences in (pairs.good, pairs.bad):
-        for sentence, place in zip(sentences, pairs.places, strict=True):
-            places.setdefault(sentence, place)
-    scores = pseudo_likelihoods(model, list(places), places=list(places.values()), **settings)
-    of_sentence = dict(zip(places, scores.totals.tolist(), strict=True))
-    return np.array([of_sentence[good] > of_sentence[bad] for good, bad in zip(pairs.good, pairs.bad, strict=True)])
-
-
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and score."""
-    transformers_logging.disable_progress_bar()
-    call_with_texts(score, arguments, prog="lit-distil score")
-
-
-def _score_pairs(
-    names: list[str], pairs: MinimalPairs, device: str, settings: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    right = [score_pairs(open_masked_lm(name, device=device), pairs, **settings) for name in names]
-    results = [judge(pairs.paradigms, of_model) for of_model in right]
-    short = short_names(names)
-    parts = [markdown_table(pairs_table(short, results))]
-    if len(names) > 1:
-        parts.append(bullets(difference_lines(short, right)))
-    parts.append(
-        "± is one standard error from the number of pairs. A pair is right if its good sentence scores higher."
+        lines.append(f"{name} minus {names[0]}: {signed(100 * value, 1)} points (± {100 * error:.1f}, the same pairs)")
+    note = (
+        "± is one standard error, from the number of pairs alone. A pair is right if its good sentence scores higher."
     )
-    return "\n\n".join(parts), {"models": pairs_numbers(names, results)}
-
-
-def _score_sentences(
-    names: list[str], texts: list[str], places: list[str], device: str, settings: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    scores = [
-        pseudo_likelihoods(open_masked_lm(name, device=device), texts, places=places, **settings) for name in names
-    ]
-    numbers = {
-        name: {
-            "corpus_pseudo_perplexity": of_model.corpus_perplexity,
-            "sentences": [
-                {"text": text, "pll": total, "tokens": count}
-                for text, total, count in zip(
-                    texts, of_model.totals.tolist(), of_model.num_tokens.tolist(), strict=True
-                )
-            ],
-        }
-        for name, of_model in zip(names, scores, strict=True)
-    }
-    return markdown_table(_sentences_table(short_names(names), texts, scores)), {"models": numbers}
-
-
-def _sentences_table(names: Sequence[str], texts: Sequence[str], scores: Sequence[PseudoLikelihoods]) -> Table:
-    """A row a sentence, three columns a model, and a row for all of them."""
-    table = [["sentence", *(cell for name in names for cell in (f"{name}: PLL", "tokens", "pseudo-perplexity"))]]
-    for number, text in enumerate(texts):
-        cells = []
-        for of_model in scores:
-            cells += [f"{of_model.totals[number]:.2f}", str(of_model.num_tokens[number])]
-            cells.append(f"{of_model.perplexities[number]:.2f}")
-        brief = text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
-        table.append([brief, *cells])
-    if len(texts) > 1:
-        cells = []
-        for of_model in scores:
-            cells += [f"{of_model.totals.sum():.2f}", f"{of_model.num_tokens.sum():,}"]
-            cells.append(f"{of_model.corpus_perplexity:.2f}")
-        table.append(["all, weighted by tokens", *cells])
-    return table
+    return "\n\n".join([markdown_table(table), *([bullets(lines)] if lines else []), note])

@@ -1,4 +1,4 @@
-"""`lit-distil student`: make a student out of its teacher, say what it is made of, and write it to a folder."""
+"""`lit-distil student`: make a student from its teacher, show where each tensor came from, and write it to a folder."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def student(
     all_tensors: bool = False,
     seed: int = 0,
 ) -> None:
-    """Make a student out of its teacher, print what it is made of, and write it with the teacher's tokenizer.
+    """Make a student from its teacher, show where each tensor came from, and write it with the teacher's tokenizer.
 
     Args:
         teacher: Folder or Hub name of a masked-LM, with its tokenizer.
-        student: How the student comes to be, such as EveryOther, Narrower or CrossArchitecture.
+        student: How to make the student, such as EveryOther, Narrower or CrossArchitecture.
         out: Folder to write to; plain transformers loads it.
-        data: Text to try teacher and student on (source, format, masking, tokenizer); None tries nothing.
+        data: Text to compare teacher and student on (source, format, masking, tokenizer); None compares nothing.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
-        freeze_positions: Show the position embeddings as frozen, as a run with model.freeze_positions has them; a
-            folder of weights does not keep it.
-        all_tensors: Print a line for each tensor too.
-        seed: Of the tensors that are new.
+        freeze_positions: Show the position embeddings as frozen, like a run with model.freeze_positions; the folder
+            does not remember it.
+        all_tensors: Also print a line for each tensor.
+        seed: Seed of the tensors that are new.
     """
     seed_everything(seed, verbose=False)
     tokenizer = load_tokenizer(teacher, revision=teacher_revision)
@@ -60,7 +60,14 @@ def student(
     print(f"student   {_size(made)}\nteacher   {_size(source)}\n{summarise(records)}")
     if data is not None:
         data.check_same_vocabulary(teacher, teacher_revision)
-        print(_table(_evaluate(*networks, data)))
+        scores = _compare(*networks, data)
+        print(
+            f"right after initialisation, over {scores.num_masked:,} masked tokens:\n"
+            "          masked-LM loss   top-1\n"
+            f"student   {scores.student_loss:14.4f}  {scores.student_accuracy:6.2%}\n"
+            f"teacher   {scores.teacher_loss:14.4f}  {scores.teacher_accuracy:6.2%}\n"
+            f"they agree on {scores.agreement:.2%}; KL(teacher || student) {scores.kl:.4f} nats"
+        )
     write_export(made, tokenizer, Path(out))
     print(f"written: {out}")
 
@@ -71,19 +78,18 @@ def run(arguments: list[str]) -> None:
     auto_cli(student, args=arguments, prog="lit-distil student", as_positional=False)
 
 
-def _evaluate(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataModule) -> PairScores:
-    """Both networks on the validation split, or on the first other one that there is."""
+def _compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataModule) -> PairScores:
+    """Compare both networks on the validation split, or on another if there is none."""
     if data.format is None or data.masking is None:
-        raise ValueError("data: trying a student needs documents: give data.format and data.masking")
+        raise ValueError("data: comparing on text needs documents: give data.format and data.masking")
     data.prepare_data()
     data.setup("validate")
     split = next((name for name in ("validation", "test", "train") if name in data.datasets), None)
     if split is None:
-        raise ValueError("data.source: it gives no documents to try the student on; name its files")
+        raise ValueError("data.source: it has no documents to compare on; name its files")
     check_pair(student, teacher, data)
-    dataset = data.datasets[split]
-    loader = EvalLoader(dataset, batch_size=data.eval_batch_size)
-    return compare(teacher, student, progress_bar(loader, desc=f"trying on the {split} split", unit="batch"))
+    loader = EvalLoader(data.datasets[split], batch_size=data.eval_batch_size)
+    return compare(teacher, student, progress_bar(loader, desc=f"comparing on the {split} split", unit="batch"))
 
 
 def _size(model: PreTrainedModel) -> str:
@@ -93,16 +99,4 @@ def _size(model: PreTrainedModel) -> str:
     return (
         f"{model.num_parameters():>13,} parameters  {num_bytes / 1e6:>9,.1f} MB  {config.model_type}, "
         f"{config.num_hidden_layers} layers, width {config.hidden_size}"
-    )
-
-
-def _table(scores: PairScores) -> str:
-    return "\n".join(
-        [
-            f"right after initialisation, over {scores.num_masked:,} masked tokens:",
-            "          masked-LM loss   top-1",
-            f"student   {scores.student_loss:14.4f}  {scores.student_accuracy:6.2%}",
-            f"teacher   {scores.teacher_loss:14.4f}  {scores.teacher_accuracy:6.2%}",
-            f"they agree on {scores.agreement:.2%}; KL(teacher || student) {scores.kl:.4f} nats",
-        ]
     )

@@ -28,6 +28,7 @@ from lit_distil.data.sequences import LabelledSequences, MaskedSequences, Sequen
 from lit_distil.data.sources.base import DocumentSource, RowSource, TableFiles, TextFiles
 from lit_distil.data.sources.docstrings import Docstrings
 from lit_distil.data.sources.hub import HubDataset
+from lit_distil.data.sources.memory import HeldOut, InMemory
 from lit_distil.data.sources.mixture import DocumentFilters, Mixture
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.sources.sentences import Sentences
@@ -43,7 +44,9 @@ __all__ = [
     "EvalLoader",
     "FrequencyMasking",
     "FullSentences",
+    "HeldOut",
     "HubDataset",
+    "InMemory",
     "LabelledSequences",
     "LengthGroupedOrder",
     "LinePerSequence",

@@ -8,14 +8,13 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.masking import MaskingStrategy, TokenView
 from lit_distil.data.randomness import Ints
-from lit_distil.tasks.base import Features, Row
-from lit_distil.types import IGNORE_INDEX, Batch, Vocabulary
+from lit_distil.tasks.base import Features, LabelKind, Row
+from lit_distil.types import Batch, Vocabulary
 
 
 class SequenceDataset(ABC):
@@ -170,13 +169,22 @@ class LabelledSequences(SequenceDataset):
     Args:
         features: The samples, one or more for each row.
         rows: The rows themselves, which `Features.row` points into, for metrics and predictions.
+        label_kind: The kind of the samples' labels, which is the task's; None if they have none.
+
+    Raises:
+        ValueError: The samples have labels, and their kind is not given.
     """
 
-    def __init__(self, features: list[Features], rows: list[Row] | None = None) -> None:
+    def __init__(
+        self, features: list[Features], rows: list[Row] | None = None, *, label_kind: LabelKind | None = None
+    ) -> None:
         self.features = features
         self.rows = rows or []
+        has_labels = any(f.label is not None for f in features)
+        if has_labels and label_kind is None:
+            raise ValueError("label_kind: the samples have labels; give their kind, which is the task's `label_kind`")
+        self.label_kind = label_kind if has_labels else None
         self._lengths = np.array([len(f.input_ids) for f in features], dtype=np.int64)
-        self._has_spans = any(f.span is not None for f in features)
 
     @property
     def lengths(self) -> Ints:
@@ -194,6 +202,10 @@ class LabelledSequences(SequenceDataset):
         lengths = np.array([n for f in chosen for n in f.choices or (len(f.input_ids),)], dtype=np.int64)
         ends = np.cumsum(lengths)
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        labels = {}
+        if self.label_kind is not None:
+            sizes = [len(f.input_ids) for f in chosen]
+            labels = self.label_kind.batch_fields([f.label for f in chosen], np.cumsum([0, *sizes[:-1]]).tolist())
         token_types = None
         if chosen[0].token_type_ids is not None:
             token_types = torch.from_numpy(np.concatenate([f.token_type_ids for f in chosen]))[None]
@@ -204,9 +216,8 @@ class LabelledSequences(SequenceDataset):
             lengths=tuple(lengths.tolist()),
             sample_ids=torch.from_numpy(np.asarray(sample_ids, dtype=np.int64)),
             token_type_ids=token_types,
-            labels=_labels(chosen),
-            answer_spans=_spans(chosen, ends - lengths) if self._has_spans else None,
             group_sizes=None if chosen[0].choices is None else tuple(len(f.choices or ()) for f in chosen),
+            **labels,
         )
 
 
@@ -237,24 +248,3 @@ def _special_id(vocabulary: Vocabulary, *names: str) -> int:
         if name in vocabulary.special_ids:
             return vocabulary.special_ids[name]
     raise ValueError(f"the tokenizer has no {' or '.join(names)}, only {vocabulary.special_ids}: use one that has it")
-
-
-def _labels(chosen: list[Features]) -> Tensor | None:
-    first = chosen[0].label
-    if first is None:
-        return None
-    if isinstance(first, np.ndarray):
-        values = [np.asarray(f.label) for f in chosen]
-        if first.dtype.kind == "f":  # zeros and ones, one for each label
-            return torch.from_numpy(np.stack(values))
-        return torch.from_numpy(np.concatenate(values))[None]  # one for each token
-    dtype = torch.float32 if isinstance(first, float) else torch.int64
-    return torch.tensor([f.label for f in chosen], dtype=dtype)
-
-
-def _spans(chosen: list[Features], starts: np.ndarray) -> Tensor:
-    spans = [
-        (IGNORE_INDEX, IGNORE_INDEX) if f.span is None else (start + f.span[0], start + f.span[1])
-        for f, start in zip(chosen, starts.tolist(), strict=True)
-    ]
-    return torch.tensor(spans, dtype=torch.int64)

@@ -147,7 +147,8 @@ def _load(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"data.tokenizer: no tokenizer {name!r} ({str(error).splitlines()[0]}){near_names(folder)}. Give a folder "
-            "with a tokenizer.json or vocab.txt (`lit-distil tokenizer` trains one), or, when online, a name on the Hub"
+            "with a tokenizer.json or vocab.txt (`lit-distil tokenizer --source SOURCE --out FOLDER` trains one), or, "
+            "when online, a name on the Hub"
         ) from error
 
 

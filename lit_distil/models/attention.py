@@ -147,7 +147,9 @@ def unpadded_attention(
     if sequence_layout is None or attention_mask is not None:
         raise ValueError(
             "attention 'unpadded' needs `sequence_layout` and takes no attention_mask: call the model through "
-            "MaskedLMNetwork or TaskNetwork, or model.set_attn_implementation('sdpa') for padded batches"
+            "MaskedLMNetwork or TaskNetwork, or model.set_attn_implementation('sdpa') for padded batches. If "
+            f"{type(module).__name__} is your own, hand **kwargs down to its attention function and make its mask with "
+            "transformers' create_bidirectional_mask; or choose `attention: eager`"
         )
     if query.shape[0] != 1 or query.shape[2] != sequence_layout.num_tokens:
         raise ValueError(
@@ -184,9 +186,10 @@ def register() -> None:
 
 
 def supports_unpadded(model: PreTrainedModel) -> bool:
-    """Whether the architecture lets its attention function be chosen and its positions be given."""
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    return bool(getattr(model, "_supports_attention_backend", False)) and takes_positions
+    """Whether the architecture lets its attention function be chosen, and takes positions and further arguments."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_layout = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return bool(getattr(model, "_supports_attention_backend", False)) and "position_ids" in parameters and takes_layout
 
 
 def choose_attention(model: PreTrainedModel, attention: str | None = None) -> None:

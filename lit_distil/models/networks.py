@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.attention import UNPADDED, AttentionRecorder, choose_attention, supports_unpadded
 from lit_distil.models.layout import SequenceLayout
+from lit_distil.models.sources import TASK_HEADS, head_of
 from lit_distil.types import Batch, EncoderOutput, Projection
 
 Rows = Tensor | Literal["all"] | None
@@ -43,21 +44,23 @@ class FlatNetwork(nn.Module):
         self.model = model
         if getattr(model.config, "is_decoder", False):
             raise ValueError("is_decoder=True: only encoders are trained here; set is_decoder to False in the config")
-        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        parameters = inspect.signature(model.forward).parameters
+        self._accepted = frozenset(parameters)
+        self._takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
         if "attention_mask" not in self._accepted:
             raise ValueError(
                 f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
                 "choose an encoder with attention, for example bert"
             )
+        _check_class(model)
         # what transformers chose by itself is not somebody's choice
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
-        embeddings = getattr(model.base_model, "embeddings", None)
-        table = getattr(embeddings, "position_embeddings", None)
+        table = _position_table(model)
         self._first_position = 0
         self.max_length: int | None = None
         """Tokens of the longest sequence that the position table has room for; None without such a table."""
-        if isinstance(table, nn.Embedding):
+        if table is not None:
             # RoBERTa-likes give padding a position of its own, and begin after it
             self._first_position = 0 if table.padding_idx is None else table.padding_idx + 1
             self.max_length = table.num_embeddings - self._first_position
@@ -122,16 +125,26 @@ class FlatNetwork(nn.Module):
         captured: list[EncoderOutput] = []
 
         def choose_rows(module: nn.Module, args: Any, output: Any) -> Any:
+            if getattr(output, "last_hidden_state", None) is None:
+                raise ValueError(f"{type(module).__name__} must return a BaseModelOutput with its last_hidden_state")
             hidden = flatten(output.last_hidden_state)
-            states = tuple(flatten(state) for state in output.hidden_states) if output_hidden_states else None
+            states = None
+            if output_hidden_states:
+                if output.hidden_states is None:
+                    raise ValueError(f"{type(self.model).__name__} does not hand output_hidden_states to its encoder")
+                states = tuple(flatten(state) for state in output.hidden_states)
             captured.append(EncoderOutput(last_hidden_state=hidden, hidden_states=states))
             output.last_hidden_state = select(hidden)
             if getattr(output, "pooler_output", None) is not None:
                 output.pooler_output = _pool(module, hidden.index_select(0, batch.first_positions)[:, None])
             return output
 
+        options = {"output_hidden_states": output_hidden_states, "return_dict": True}
+        inputs.update((name, value) for name, value in options.items() if self._takes_any or name in self._accepted)
         with _forward_hook(self.model.base_model, choose_rows):
-            output = self.model(**inputs, output_hidden_states=output_hidden_states, return_dict=True)
+            output = self.model(**inputs)
+        if isinstance(output, tuple):
+            raise ValueError(f"{type(self.model).__name__} must return a ModelOutput with its logits, not a tuple")
         if recorder is not None:
             captured[0].attention = recorder.finish(inputs["sequence_layout"].buckets)
         return output, captured[0]
@@ -186,6 +199,31 @@ class FlatNetwork(nn.Module):
         return batch.token_type_ids
 
 
+def _check_class(model: PreTrainedModel) -> None:
+    """Refuse an architecture that lacks what batches, students and exports need, naming the one thing to add."""
+    name = type(model).__name__
+    if model.base_model is model:
+        raise ValueError(
+            f"{name} has no encoder under base_model_prefix={model.base_model_prefix!r}: set base_model_prefix to the "
+            "name of the attribute that holds the encoder, and let the head read that one's output"
+        )
+    for field in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(model.config, field, None), int):
+            raise ValueError(
+                f"{type(model.config).__name__} has no {field}: add it, or name your own field for it in attribute_map"
+            )
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise ValueError(f"{name} must define get_input_embeddings, which returns its table of tokens") from error
+
+
+def _position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    """The table of absolute positions, where an architecture has one."""
+    tables = (part for name, part in model.base_model.named_modules() if "position" in name.rpartition(".")[2])
+    return next((table for table in tables if isinstance(table, nn.Embedding)), None)
+
+
 @contextmanager
 def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
     """A hook for one call: nothing to copy, pickle or trip over when the model is called by somebody else."""
@@ -198,10 +236,12 @@ def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any])
 
 def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
     """`[S, 1, hidden]`, the first token of each sequence, to `[S, hidden]` by the encoder's own pooler."""
-    pooler = encoder.pooler
+    pooler = getattr(encoder, "pooler", None)
+    if pooler is None:
+        raise ValueError(f"{type(encoder).__name__} returns a pooler_output and has no `pooler` that makes it")
     if isinstance(pooler, nn.Linear):  # ALBERT keeps the layer and its activation apart
         return encoder.pooler_activation(pooler(first[:, 0]))  # type: ignore[operator]
-    return pooler(first)  # type: ignore[operator]
+    return pooler(first)
 
 
 class MaskedLMNetwork(FlatNetwork):
@@ -298,15 +338,12 @@ class MaskedLMNetwork(FlatNetwork):
         return self._ends_in_projection
 
 
-_TASK_KINDS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
-
-
 class TaskNetwork(FlatNetwork):
     """An encoder with a task's head: for classes of texts or tokens, answers to questions, or choices.
 
     Args:
         model: the encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
-            `...ForQuestionAnswering` or `...ForMultipleChoice`.
+            `...ForQuestionAnswering` or `...ForMultipleChoice`, or a class registered for one of these.
         attention: see `FlatNetwork`.
 
     Raises:
@@ -315,12 +352,10 @@ class TaskNetwork(FlatNetwork):
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
         super().__init__(model, attention=attention)
-        name = type(model).__name__
-        kinds = [kind for kind in _TASK_KINDS if name.endswith(kind)]
-        if not kinds:
-            raise ValueError(f"model must be one of {[f'...{kind}' for kind in _TASK_KINDS]}, got {name}")
-        self._kind = kinds[0]
-        self.is_token_level = self._kind in ("ForTokenClassification", "ForQuestionAnswering")
+        self._head = head_of(model)
+        if self._head not in TASK_HEADS:
+            raise ValueError(f"model must have one of the heads {list(TASK_HEADS)}, got {type(model).__name__}")
+        self.is_token_level = self._head in ("token_classification", "question_answering")
         self._pooling = getattr(model.config, "classifier_pooling", "cls")
         if self._pooling not in ("cls", "mean"):
             raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
@@ -355,7 +390,7 @@ class TaskNetwork(FlatNetwork):
         output, result = self._run(
             batch, select, output_hidden_states=output_hidden_states, attention_layers=attention_layers
         )
-        if self._kind == "ForQuestionAnswering":
+        if self._head == "question_answering":
             result.logits = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
         else:
             result.logits = output.logits[0] if self.is_token_level else output.logits
@@ -371,7 +406,7 @@ class TaskNetwork(FlatNetwork):
         self, inputs: dict[str, Any], flatten: Callable[[Tensor], Tensor]
     ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
         """Every sequence as a question with one choice, since groups may differ in size."""
-        if self._kind == "ForMultipleChoice":
+        if self._head == "multiple_choice":
             inputs["input_ids"] = inputs["input_ids"][:, None]
             if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools what is pooled already
                 inputs["attention_mask"] = inputs["input_ids"].new_ones(1, 1)

@@ -1,7 +1,12 @@
-"""Where a network comes from: a configuration (random weights) or a folder or name (pretrained weights)."""
+"""Where a network comes from: a configuration (random weights), or a folder or name (pretrained weights).
+
+Architectures are those that transformers' auto classes know at run time: the ones that ship, and those that a user
+registered with `AutoConfig.register` and `AutoModelForMaskedLM.register`.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from abc import ABC, abstractmethod
@@ -10,10 +15,12 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -21,7 +28,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
@@ -48,9 +55,14 @@ AUTO_MODELS: dict[str, Any] = {
 }
 """The class of transformers that builds and loads each head."""
 
-_TASK_HEADS = frozenset(AUTO_MODELS) - {"masked_lm", "pretraining"}
+TASK_HEADS: tuple[Head, ...] = (
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "multiple_choice",
+)
 
-# a tokenizer with [CLS] and [SEP] has no other beginning and end, and the other way round
+# a tokenizer has either [CLS] and [SEP] or a beginning and an end of text, and each pair can stand in for the other
 _STAND_INS = {
     "bos_token_id": "cls_token_id",
     "eos_token_id": "sep_token_id",
@@ -72,22 +84,22 @@ class NetworkSource(ABC):
         id2label: dict[int, str] | None = None,
         problem_type: str | None = None,
     ) -> PreTrainedModel:
-        """The model, in training mode, on the CPU, in float32 unless the source says otherwise.
+        """Build the model: in training mode, on the CPU, in float32 unless the source says otherwise.
 
         Args:
-            vocabulary: the tokenizer's facts; None trusts the configuration.
-            head: what stands on the encoder.
-            num_labels: outputs of a task's head.
-            id2label: names of a task's labels, kept in the exported config.
+            vocabulary: Size and special ids of the tokenizer; None trusts the configuration.
+            head: What stands on the encoder.
+            num_labels: Outputs of a task's head.
+            id2label: Names of a task's labels, kept in the exported config.
             problem_type: `regression`, `single_label_classification` or `multi_label_classification`, kept in the
                 exported config.
 
         Raises:
-            ValueError: if the source, the vocabulary and the head do not fit together.
+            ValueError: The source, the vocabulary and the head do not fit together.
         """
 
     def label_names(self, head: Head) -> list[str] | None:
-        """The labels that a task's head was trained for, in the order of its outputs; None without such a head."""
+        """Return the labels that a task's head was trained for, in the order of its outputs; None without one."""
         return None
 
 
@@ -95,20 +107,25 @@ class FromConfig(NetworkSource):
     """A network with random weights.
 
     Args:
-        model_type: transformers' name of the architecture: `bert`, `roberta`, `distilbert`, `modernbert`, ...
-        config: fields of its configuration; the rest have transformers' defaults. The size of the vocabulary and
-            the special ids come from the tokenizer; `vocab_size` may be given to have more rows than entries.
+        model_type: The architecture: `bert`, `roberta`, `distilbert`, `modernbert`, or any other that transformers
+            knows or that you registered with `AutoConfig.register`.
+        config: Fields of its configuration; the rest have the architecture's defaults. The size of the vocabulary and
+            the special ids come from the tokenizer. Give `vocab_size` to have more rows than the tokenizer has entries.
         attention: None for attention over unpadded batches where the architecture has it; else a name that
             transformers knows, for example `eager`.
 
     Raises:
-        ValueError: if the architecture is unknown, or a field is misspelt.
+        ValueError: The architecture is unknown, or a field is misspelt.
     """
 
     def __init__(self, model_type: str, *, config: dict | None = None, attention: str | None = None) -> None:
-        if model_type not in CONFIG_MAPPING_NAMES:
-            near = difflib.get_close_matches(model_type, CONFIG_MAPPING_NAMES, n=3)
-            raise ValueError(f"model_type={model_type!r} is not known to transformers; did you mean one of {near}?")
+        if model_type not in CONFIG_MAPPING:
+            near = difflib.get_close_matches(model_type, CONFIG_MAPPING, n=3)
+            raise ValueError(
+                f"model_type={model_type!r} is not known to transformers; did you mean one of {near}? An architecture "
+                f"of your own must be registered first: AutoConfig.register({model_type!r}, YourConfig), in a module "
+                "that is imported (`imports`)"
+            )
         self.model_type = model_type
         self.overrides = dict(config or {})
         self.attention = attention
@@ -126,14 +143,13 @@ class FromConfig(NetworkSource):
         """See `NetworkSource.build`."""
         fields = dict(self.overrides)
         if vocabulary is not None:
-            default = AutoConfig.for_model(self.model_type)
-            fields["vocab_size"] = fields.get("vocab_size", vocabulary.size)
+            fields.setdefault("vocab_size", vocabulary.size)
             if fields["vocab_size"] < vocabulary.size:
                 raise ValueError(
                     f"vocab_size={fields['vocab_size']} is smaller than the tokenizer's {vocabulary.size} entries; "
                     "leave vocab_size out of config"
                 )
-            fields.update(_special_ids(vocabulary, default))
+            fields.update(_special_ids(vocabulary, AutoConfig.for_model(self.model_type)))
         fields.update(_label_fields(num_labels, id2label, problem_type))
         config = AutoConfig.for_model(self.model_type, **fields)
         _check_head(head, config)
@@ -146,15 +162,15 @@ class Pretrained(NetworkSource):
     """A network with the weights of a folder or of a model on the Hub.
 
     Args:
-        name_or_path: folder written by `save_pretrained`, or a name on the Hub.
-        revision: branch, tag or commit on the Hub.
-        config: fields of the configuration to change, for example dropout rates.
-        attention: see `FromConfig`.
-        dtype: of the weights. Transformers would take that of the file, and a checkpoint in bfloat16 would be trained
-            in bfloat16 without a word.
+        name_or_path: Folder written by `save_pretrained`, or a name on the Hub.
+        revision: Branch, tag or commit on the Hub.
+        config: Fields of the configuration to change, for example dropout rates.
+        attention: See `FromConfig`.
+        dtype: Type of the weights. Transformers alone would take that of the file, and train a bfloat16 checkpoint in
+            bfloat16 without a word.
 
     Raises:
-        ValueError: if `dtype` is not a floating-point type of torch.
+        ValueError: `dtype` is not a floating-point type of torch.
     """
 
     def __init__(
@@ -174,6 +190,7 @@ class Pretrained(NetworkSource):
         self.overrides = dict(config or {})
         self.attention = attention
         self.dtype = parsed
+        self._location = {} if revision is None else {"revision": revision}
 
     def build(
         self,
@@ -185,16 +202,11 @@ class Pretrained(NetworkSource):
         problem_type: str | None = None,
     ) -> PreTrainedModel:
         """See `NetworkSource.build`."""
-        location = {} if self.revision is None else {"revision": self.revision}
-        try:
-            config = AutoConfig.from_pretrained(self.name_or_path, **location)
-        except (OSError, ValueError) as error:
-            raise ValueError(self._not_found(error)) from error
+        config = self._config()
         _check_spelling(self.overrides, config)
         _check_head(head, config)
         fields = {**self.overrides, **_label_fields(num_labels, id2label, problem_type)}
-        # read again with the changes, for fields that follow from others
-        config = AutoConfig.from_pretrained(self.name_or_path, **location, **fields)
+        config = self._config(**fields)  # read again, because other fields may follow from the changed ones
         try:
             with _quiet_transformers():
                 model, loaded = AUTO_MODELS[head].from_pretrained(
@@ -202,28 +214,30 @@ class Pretrained(NetworkSource):
                     config=config,
                     dtype=self.dtype,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=head in _TASK_HEADS,
-                    **location,
+                    ignore_mismatched_sizes=head in TASK_HEADS,
+                    **self._location,
                 )
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
-        _warn_of_fresh_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
+        _warn_of_new_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
         _check_embedding(model, vocabulary, self.name_or_path)
         choose_attention(model, self.attention)
-        return model.train()  # from_pretrained gives eval mode, and dropout would never come back
+        return model.train()  # from_pretrained gives eval mode, and nothing would turn dropout on again
 
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
-        location = {} if self.revision is None else {"revision": self.revision}
-        try:
-            config = AutoConfig.from_pretrained(self.name_or_path, **location)
-        except (OSError, ValueError) as error:
-            raise ValueError(self._not_found(error)) from error
-        suffix = f"For{''.join(word.capitalize() for word in head.split('_'))}"  # ForQuestionAnswering
-        if not any(kind.endswith(suffix) for kind in config.architectures or []):
+        config = self._config()
+        names = {model_class.__name__ for model_class in _classes(head, config)}
+        if head not in TASK_HEADS or names.isdisjoint(config.architectures or []):
             return None
         return [str(config.id2label[index]) for index in sorted(config.id2label)]
+
+    def _config(self, **fields: Any) -> PretrainedConfig:
+        try:
+            return AutoConfig.from_pretrained(self.name_or_path, **self._location, **fields)
+        except (OSError, ValueError) as error:
+            raise ValueError(self._not_found(error)) from error
 
     def _not_found(self, error: Exception) -> str:
         reason = str(error).strip().split("\n")[0]
@@ -235,9 +249,102 @@ class Pretrained(NetworkSource):
         )
 
 
+class LiveModel(NetworkSource):
+    """A model that is in memory. It is copied, so that training and attention settings leave the original alone.
+
+    Args:
+        model: A transformers model. If it has another head than the one that is needed, the encoder's weights are
+            taken and the head is new.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def build(
+        self,
+        vocabulary: Vocabulary | None,
+        *,
+        head: Head = "masked_lm",
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
+    ) -> PreTrainedModel:
+        """See `NetworkSource.build`."""
+        name, config = type(self.model).__name__, copy.deepcopy(self.model.config)
+        _check_head(head, config)
+        num_outputs = config.num_labels
+        config.update(_label_fields(num_labels, id2label, problem_type))
+        if self._has(head) and (head not in TASK_HEADS or config.num_labels == num_outputs):
+            model = copy.deepcopy(self.model)
+            model.config.update(config.to_dict())
+        else:
+            model = AUTO_MODELS[head].from_config(config)
+            encoder: Any = self.model.base_model
+            missing = model.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+            new = {f"{model.base_model_prefix}.{key}" for key in missing}
+            _warn_of_new_weights(model, new | {f"the {head} head"}, name, head)
+        _check_embedding(model, vocabulary, name)
+        choose_attention(model)
+        return model.train()
+
+    def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
+        """A copy for reading: its own modules and settings, on the memory of the original's weights.
+
+        Raises:
+            ValueError: The model lacks the head, or rows of the vocabulary.
+        """
+        if not self._has(head):
+            raise ValueError(f"{type(self.model).__name__} has no {head} head; a new one would give random answers")
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
+        model: PreTrainedModel = copy.deepcopy(self.model, same)
+        model.config.architectures = [type(model).__name__]
+        _check_embedding(model, vocabulary, type(model).__name__)
+        choose_attention(model)
+        return model
+
+    def label_names(self, head: Head) -> list[str] | None:
+        """See `NetworkSource.label_names`."""
+        names: Any = self.model.config.id2label
+        is_trained = head in TASK_HEADS and self._has(head)
+        return [str(names[index]) for index in sorted(names)] if is_trained else None
+
+    def _has(self, head: Head) -> bool:
+        return isinstance(self.model, _classes(head, self.model.config))
+
+
+def as_source(network: NetworkSource | PreTrainedModel) -> NetworkSource:
+    """A source as it is, and a model in memory as a source."""
+    return LiveModel(network) if isinstance(network, PreTrainedModel) else network
+
+
+def head_of(model: PreTrainedModel) -> Head | None:
+    """Return the head that a model carries: the one that its class is registered for, or else that its name ends in.
+
+    A model with a pretraining head counts as `masked_lm`, because the next-sentence head is the lesser part of it.
+    None means a head that is not known here.
+    """
+    heads: tuple[Head, ...] = ("masked_lm", *TASK_HEADS)
+    for head in heads:
+        if type(model) in _classes(head, model.config) or type(model).__name__.endswith(_class_suffix(head)):
+            return head
+    return "masked_lm" if type(model).__name__.endswith("ForPreTraining") else None
+
+
+def _classes(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
+    """The classes that transformers knows for a head of this architecture; mostly one, or none."""
+    found = AUTO_MODELS[head]._model_mapping.get(type(config), ())
+    return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+
+
+def _class_suffix(head: Head) -> str:
+    """How transformers ends the names of the classes with a head: `ForQuestionAnswering`."""
+    return "ForMaskedLM" if head == "masked_lm" else f"For{head.title().replace('_', '')}"
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Loading without a bar and without a report of keys, in which a new head looks like a fault."""
+    """Load without a progress bar, and without the report of keys in which a new head looks like a mistake."""
     level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -249,9 +356,9 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _warn_of_fresh_weights(model: PreTrainedModel, missing: set[str], name: str, head: Head) -> None:
-    """Tell of weights that the folder lacks; a task's head is new by design, and a pooler belongs to it."""
-    if head in _TASK_HEADS:
+def _warn_of_new_weights(model: PreTrainedModel, missing: set[str], name: str, head: Head) -> None:
+    """Warn about weights that the folder lacks; a task's head is new by design, and the pooler belongs to it."""
+    if head in TASK_HEADS:
         prefix = f"{model.base_model_prefix}."
         missing = {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
     if missing:
@@ -260,7 +367,7 @@ def _warn_of_fresh_weights(model: PreTrainedModel, missing: set[str], name: str,
 
 
 def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], name: str) -> None:
-    """A head for other labels (MNLI's three where RTE has two) begins anew, with a notice; the encoder must fit."""
+    """Start a head for other labels anew (MNLI has three, RTE two) and say so; refuse an encoder of another size."""
     sizes = {str(key): (tuple(theirs), tuple(ours)) for key, theirs, ours in mismatched}
     for key, (theirs, ours) in sorted(sizes.items()):
         if key.startswith(f"{model.base_model_prefix}."):
@@ -270,15 +377,18 @@ def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], 
             )
     if sizes:
         listed = ", ".join(f"{key} {list(theirs)} -> {list(ours)}" for key, (theirs, ours) in sorted(sizes.items()))
-        warnings.warn(f"{name!r} has a head for other labels ({listed}): this part of it begins anew", stacklevel=3)
+        warnings.warn(f"{name!r} has a head for other labels ({listed}): this part of it starts anew", stacklevel=3)
 
 
 def _special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:
-    """Those ids that the configuration has a field for. A field that is set but unknown to the tokenizer is stale."""
+    """The special ids that the configuration has a field for.
+
+    A field that the architecture sets by default and the tokenizer does not know gets the id of its stand-in.
+    """
     ids = {name: value for name, value in vocabulary.special_ids.items() if hasattr(default, name)}
     for name, stand_in in _STAND_INS.items():
-        is_stale = name not in ids and getattr(default, name, None) is not None
-        if is_stale and stand_in in vocabulary.special_ids:
+        is_outdated = name not in ids and getattr(default, name, None) is not None
+        if is_outdated and stand_in in vocabulary.special_ids:
             ids[name] = vocabulary.special_ids[stand_in]
     return ids
 
@@ -298,7 +408,7 @@ def _label_fields(num_labels: int | None, id2label: dict[int, str] | None, probl
 
 
 def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:
-    """Transformers keeps a field that it does not know and goes on with the default of the one that was meant."""
+    """Refuse a misspelt field: transformers would keep it, and use the default of the field that was meant."""
     known = [*vars(config), *config.attribute_map]
     for name in overrides:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
@@ -309,13 +419,17 @@ def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None
 def _check_head(head: str, config: PretrainedConfig) -> None:
     if head not in AUTO_MODELS:
         raise ValueError(f"head must be one of {list(get_args(Head))}, got {head!r}")
-    if head == "pretraining" and config.model_type not in MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES:
+    # most architectures have a pretraining class, but without the next-sentence part
+    if head == "pretraining" and type(config) not in AutoModelForNextSentencePrediction._model_mapping:
         raise ValueError(
             f"head='pretraining': {config.model_type} has no next-sentence head; use a format without pairs, or one of "
             f"{list(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES)}"
         )
     if type(config) not in AUTO_MODELS[head]._model_mapping:
-        raise ValueError(f"head={head!r}: transformers has no such model for model_type={config.model_type!r}")
+        raise ValueError(
+            f"head={head!r}: transformers has no such model for model_type={config.model_type!r}; if the architecture "
+            f"is yours, {AUTO_MODELS[head].__name__}.register({type(config).__name__}, YourModel) adds one"
+        )
 
 
 def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None, name: str) -> None:

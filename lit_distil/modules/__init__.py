@@ -6,7 +6,7 @@ from lit_distil.modules.distillation import DistillationModule
 from lit_distil.modules.finetuning import FineTuningModule, TaskModule
 from lit_distil.modules.masked_lm import LanguageModelModule, MaskedLMModule
 from lit_distil.modules.task_distillation import TaskDistillationModule
-from lit_distil.modules.teachers import FrozenTeacher, TaughtModule
+from lit_distil.modules.teachers import FrozenTeacher, StudentModule
 
 __all__ = [
     "CachedTeacher",
@@ -16,7 +16,7 @@ __all__ = [
     "FrozenTeacher",
     "LanguageModelModule",
     "MaskedLMModule",
+    "StudentModule",
     "TaskDistillationModule",
     "TaskModule",
-    "TaughtModule",
 ]

@@ -15,11 +15,17 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from lit_distil.files import hash_file, hash_of
-from lit_distil.modules.checks import STATIC_MASKS
 from lit_distil.types import Batch, EncoderOutput, TopLogits
 
 CACHE_VERSION = 2
 MANIFEST = "manifest.json"
+
+STATIC_MASKS = (
+    "a cache holds what the teacher says of each masked sequence, and with dynamic masks none comes twice. Give every "
+    "sequence a fixed number of masks: data.masking.init_args.patterns: 4"
+)
+"""Why dynamic masks cannot be cached, and what to do."""
+
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",

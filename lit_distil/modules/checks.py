@@ -1,103 +1,105 @@
-"""What can be learnt from cached teachers, and what cannot: refused with the reason before the first step."""
+"""Networks, objectives, data and caches that do not fit together are refused before the first step."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_distil.models import FlatNetwork, MaskedLMNetwork
-from lit_distil.modules.pairing import Comparisons
-from lit_distil.modules.terms import shares_the_pass
-from lit_distil.objectives import NetworkFacts, Objective, RowObjective, TaskSoftTargetLoss
-from lit_distil.types import Vocabulary
+from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
+from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
+from lit_distil.objectives.terms import LossTerms
+from lit_distil.types import DataModule, Vocabulary
 
 
-def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: Any) -> None:
+def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataModule) -> None:
     """Refuse a student and a teacher that cannot be trained together on this data.
 
     Args:
-        student: the network that trains.
-        teacher: the one that it learns from.
-        data: the data module: `vocabulary`, and `datasets` of the splits that are open.
+        student: The network that trains.
+        teacher: The network it learns from.
+        data: The data module.
 
     Raises:
-        ValueError: if the padding ids differ, the logits have different widths, or a sequence is longer than a position
+        ValueError: The padding ids differ, the logits have different widths, or a sequence is longer than a position
             table.
     """
-    for role, network in (("student", student), ("teacher", teacher)):
-        check_padding_id(role, network, data.vocabulary)
-        check_length(role, network, data)
-    _check_logits(student, _num_logits(teacher))
-    segments = {role: _num_segments(network) for role, network in (("student", student), ("teacher", teacher))}
+    check_padding_id("teacher", teacher, data.vocabulary)
+    check_length("teacher", teacher, data)
+    check_beside_cache(student, _num_logits(teacher), data)
+    ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
     has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
-    if has_segments and segments["teacher"] > 1 >= segments["student"]:
+    if has_segments and theirs > 1 >= ours:
         rank_zero_warn(
-            "data.format tells segments apart, as the teacher does, and the student does not: it has "
-            f"type_vocab_size={segments['student']} and sees every token in the first segment"
+            "data.format tells segments apart, and so does the teacher, but not the student: it has "
+            f"type_vocab_size={ours} and sees every token in the first segment"
         )
 
 
-def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: Any) -> None:
-    """The same of a student whose teacher is a cache; what that was run on was checked when it was written.
+def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: DataModule) -> None:
+    """The same for a student whose teacher is cached; the teacher was checked when the cache was written.
 
     Args:
-        student: the network that trains.
-        vocabulary_size: logits of the teacher.
-        data: the data module.
+        student: The network that trains.
+        vocabulary_size: Logits of the teacher.
+        data: The data module.
 
     Raises:
-        ValueError: see `check_pair`.
+        ValueError: See `check_pair`.
     """
     check_padding_id("student", student, data.vocabulary)
     check_length("student", student, data)
-    _check_logits(student, vocabulary_size)
+    if (ours := _num_logits(student)) != vocabulary_size:
+        raise ValueError(
+            f"model.student: it has {ours} logits and the teacher {vocabulary_size}, so their distributions cannot be "
+            f"compared; give the student's config vocab_size: {vocabulary_size}, or take a teacher whose embedding is "
+            "as long as the tokenizer"
+        )
 
 
 def check_networks(
-    comparisons: Comparisons, student: FlatNetwork, teachers: dict[str, FlatNetwork], data: Any = None
+    terms: LossTerms, student: FlatNetwork, teachers: Mapping[str, FlatNetwork], data: DataModule | None = None
 ) -> None:
-    """Let every objective refuse networks and data that it can make nothing of; see `Objective.check`.
+    """Let every objective refuse networks and data that it cannot use; see `Objective.check`.
 
     Args:
-        comparisons: The objectives, and which teacher each compares with.
-        student: the network that trains.
-        teachers: those that run, by name; what was kept of others was checked when it was opened.
-        data: the data module; None where its masks play no part.
+        terms: The objectives, and which teachers each compares with.
+        student: The network that trains.
+        teachers: The teachers that run, by name; cached ones were checked when they were opened.
+        data: The data module; None where its masks do not matter.
 
     Raises:
-        ValueError: if one does; the message names the objective by its key.
+        ValueError: An objective cannot use them; the message names it by its key.
     """
-    ours = facts_of(student)
-    facts = {name: facts_of(network) for name, network in teachers.items()}
-    for name, objective in comparisons.objectives.items():
-        theirs: list[NetworkFacts | None] = [None]
-        if objective.needs_teacher and comparisons.teachers:
-            theirs = [facts[teacher] for teacher in comparisons.teachers_of(name) if teacher in facts]
+    ours = capabilities_of(student)
+    theirs = {name: capabilities_of(network) for name, network in teachers.items()}
+    for name, objective in terms.objectives.items():
+        compared = terms.teachers_of(name)
         try:
-            for each in theirs:
+            for each in [theirs[teacher] for teacher in compared if teacher in theirs] if compared else [None]:
                 objective.check(ours, each)
         except ValueError as error:
             raise ValueError(f"model.objectives.{name}: {error}") from error
-        looks_at = {objective.rows, objective.counts} & {"masked", "unmasked"}
-        if looks_at and data is not None and data.masking is None:
+        needs_masks = {objective.rows, objective.counts} & {"masked", "unmasked"}
+        if needs_masks and data is not None and data.masking is None:
             raise ValueError(
-                f"data.masking: model.objectives.{name} ({type(objective).__name__}) looks at {looks_at.pop()} tokens, "
-                "and nothing is masked; give the data a masking strategy, such as lit_distil.data.TokenMasking"
+                f"data.masking: model.objectives.{name} ({type(objective).__name__}) looks at {needs_masks.pop()} "
+                "tokens, and nothing is masked; give the data a masking strategy, such as lit_distil.data.TokenMasking"
             )
 
 
-def facts_of(network: FlatNetwork) -> NetworkFacts:
-    """What objectives are checked against, from the network's configuration."""
+def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
+    """What objectives may ask of a network, from its configuration."""
     config: Any = network.config
     num_heads = getattr(config, "num_attention_heads", None)
     head_width = getattr(config, "head_dim", None) or (None if num_heads is None else config.hidden_size // num_heads)
     kinds = getattr(config, "layer_types", None) or []
-    # ModernBERT's blocks of local attention see as many tokens to either side as `sliding_window` says
+    # ModernBERT's local blocks see `sliding_window` tokens to either side
     windows = tuple(config.sliding_window + 1 if kind == "sliding_attention" else None for kind in kinds)
-    return NetworkFacts(
+    return NetworkCapabilities(
         model_type=config.model_type,
         num_layers=network.num_layers,
         width=config.hidden_size,
@@ -111,10 +113,10 @@ def facts_of(network: FlatNetwork) -> NetworkFacts:
 
 
 def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) -> None:
-    """The configuration's padding id is the tokenizer's: RoBERTa-likes count their positions from it.
+    """Refuse a network whose padding id is not the tokenizer's: RoBERTa-likes count their positions from it.
 
     Raises:
-        ValueError: if they differ.
+        ValueError: They differ.
     """
     ours, theirs = vocabulary.special_ids.get("pad_token_id"), getattr(network.config, "pad_token_id", None)
     if ours is not None and theirs is not None and ours != theirs:
@@ -124,11 +126,11 @@ def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) ->
         )
 
 
-def check_length(role: str, network: FlatNetwork, data: Any) -> None:
-    """Every sequence fits into the position table.
+def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
+    """Refuse data with a sequence that is longer than the network's position table.
 
     Raises:
-        ValueError: if one does not; said before training and not in the step that meets it.
+        ValueError: A sequence is too long.
     """
     if network.max_length is None:
         return
@@ -142,95 +144,71 @@ def check_length(role: str, network: FlatNetwork, data: Any) -> None:
             )
 
 
-def _check_logits(student: MaskedLMNetwork, theirs: int) -> None:
-    ours = _num_logits(student)
-    if ours != theirs:
-        raise ValueError(
-            f"model.student: it has {ours} logits and the teacher {theirs}, so their distributions cannot be compared; "
-            f"give the student's config vocab_size: {theirs}, or the teacher one whose embedding is as long as the "
-            "tokenizer"
-        )
-
-
 def _num_logits(network: MaskedLMNetwork) -> int:
     head: Any = network.model.get_output_embeddings()
     return head.weight.shape[0] if head is not None else network.config.vocab_size
 
 
-def _num_segments(network: MaskedLMNetwork) -> int:
-    return getattr(network.config, "type_vocab_size", 0) or 0
+def check_comparisons(terms: LossTerms) -> None:
+    """Refuse objectives that train nothing, unknown names in `objective_teachers`, and terms with too many teachers.
 
-
-def check_objectives(
-    objectives: dict[str, Objective], objective_teachers: dict[str, str], teachers: dict[str, str]
-) -> None:
-    """Refuse objectives that train nothing, names that are none of theirs or of the teachers', and unnamed teachers.
-
-    A teacher that no objective compares with gets a warning: the student may be made of its layers.
+    A teacher that no objective compares with gets a warning: the student may still be made from its layers.
 
     Raises:
-        ValueError: It is so.
+        ValueError: A setting is wrong; the message names it.
     """
+    objectives, teachers, own_teacher = terms.objectives, sorted(terms.shares), terms.own_teacher
     if not objectives:
         raise ValueError("model.objectives: distillation needs at least one, such as {soft: SoftTargetLoss}")
     if not any(objective.heaviest > 0 for objective in objectives.values()):
         raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
-    for name, teacher in objective_teachers.items():
+    for name, teacher in own_teacher.items():
         if name not in objectives or teacher not in teachers:
             raise ValueError(
                 f"model.objective_teachers: {name}: {teacher} - the objectives are {sorted(objectives)} and the "
-                f"teachers {sorted(teachers)}"
+                f"teachers {teachers}"
             )
         if not objectives[name].needs_teacher:
-            kind = type(objectives[name]).__name__
             raise ValueError(
-                f"model.objective_teachers: {name}: {teacher} - {name} ({kind}) compares with no teacher; leave it out"
+                f"model.objective_teachers: {name}: {teacher} - {name} ({type(objectives[name]).__name__}) compares "
+                "with no teacher; leave it out"
             )
     for name, objective in objectives.items():
-        takes_mean = isinstance(objective, TaskSoftTargetLoss) or (
-            isinstance(objective, RowObjective) and shares_the_pass(objective)
-        )
-        if len(teachers) > 1 and objective.needs_teacher and name not in objective_teachers and not takes_mean:
+        if len(terms.teachers_of(name)) > 1 and not objective.mixes_teachers:
             raise ValueError(
                 f"model.objective_teachers: {name} ({type(objective).__name__}) compares with one teacher, and there "
-                f"are {sorted(teachers)}; say which: {{{name}: {next(iter(teachers))}}}"
+                f"are {teachers}; say which: {{{name}: {next(iter(terms.shares))}}}"
             )
-    comparing = {name for name, objective in objectives.items() if objective.needs_teacher}
-    idle = teachers.keys() - objective_teachers.values()
-    if comparing and idle and comparing <= objective_teachers.keys():
+    idle = [teacher for teacher in teachers if not terms.comparing_with(teacher)]
+    if idle and terms.need_teachers:
         rank_zero_warn(
-            f"model.teacher: no objective compares with {', '.join(sorted(idle))}, which runs in every step all the "
-            "same, and counts in the agreement with the teacher; leave it out, or leave out some of "
-            "model.objective_teachers"
+            f"model.teacher: no objective compares with {', '.join(idle)}, but it runs in every step and counts in the "
+            "agreement with the teacher; leave it out, or leave out some of model.objective_teachers"
         )
 
 
 def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> None:
-    """Refuse a type that torch does not have or weights cannot have, and a negative number of steps.
+    """Refuse an unknown or integer dtype, and a negative number of steps.
 
     Raises:
-        ValueError: It is so.
+        ValueError: A setting is wrong.
     """
     if teacher_dtype is not None:
         dtype = getattr(torch, teacher_dtype, None)
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(
-                f"model.teacher_dtype: no dtype {teacher_dtype!r} of floating point in torch; use bfloat16, float16 or "
-                "float32"
+                f"model.teacher_dtype: torch has no dtype {teacher_dtype!r} of floating point; use bfloat16, float16 "
+                "or float32"
             )
     if gradient_shares_every < 0:
         raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
 
 
 def check_for_text(name: str, objective: Objective) -> None:
-    """Refuse an objective on a task's labels: text has none.
-
-    Args:
-        name: Of the objective.
-        objective: One of the terms of a distillation on text.
+    """Refuse an objective on a task's labels in a distillation on text, which has none.
 
     Raises:
-        ValueError: It is one.
+        ValueError: The objective is one.
     """
     if objective.counts == "labels":
         raise ValueError(
@@ -240,14 +218,10 @@ def check_for_text(name: str, objective: Objective) -> None:
 
 
 def check_for_task(name: str, objective: Objective) -> None:
-    """Refuse an objective on the vocabulary or on masked tokens: a task has neither.
-
-    Args:
-        name: Of the objective.
-        objective: One of the terms of a distillation on a task.
+    """Refuse an objective on the vocabulary or on masked tokens in a distillation on a task, which has neither.
 
     Raises:
-        ValueError: It is one.
+        ValueError: The objective is one.
     """
     kind = type(objective).__name__
     if isinstance(objective, RowObjective):
@@ -262,120 +236,92 @@ def check_for_task(name: str, objective: Objective) -> None:
         )
 
 
-STATIC_MASKS = (
-    "a cache holds what the teacher says of each masked sequence, and with dynamic masks none comes twice. Give every "
-    "sequence a fixed number of masks: data.masking.init_args.patterns: 4"
-)
-"""Why dynamic masks cannot be cached, and what to do."""
-
-
-class Kept(Protocol):
-    """A cache, as far as it is asked here."""
-
-    folder: Any
-    k: int
-    temperatures: tuple[float, ...]
-    vocabulary_size: int
-
-    @property
-    def has_all(self) -> bool:
-        """Whether it has rows of all tokens."""
-
-
-def cache_folders(given: str | dict[str, str] | None, teachers: Collection[str]) -> dict[str, str]:
+def cache_folders(requested: str | dict[str, str] | None, teachers: Mapping[str, Any]) -> dict[str, str]:
     """The folder of each cached teacher, by the teacher's name.
 
     Raises:
-        ValueError: One folder for several teachers, or a name that no teacher has.
+        ValueError: One folder for several teachers, an unknown name, or a teacher that is not given by name or folder.
     """
-    if given is None:
+    if requested is None:
         return {}
-    if isinstance(given, str):
+    if isinstance(requested, str):
         if len(teachers) > 1:
             raise ValueError(
                 f"model.teacher_cache: a cache is of one teacher, and there are {sorted(teachers)}; say which: "
-                f"{{{sorted(teachers)[0]}: {given}}}. Those without a cache are run"
+                f"{{{sorted(teachers)[0]}: {requested}}}. Those without a cache run"
             )
-        return {next(iter(teachers)): given}
-    if unknown := [name for name in given if name not in teachers]:
-        raise ValueError(f"model.teacher_cache: {unknown[0]}: no such teacher; there are {sorted(teachers)}")
-    return dict(given)
+        requested = {next(iter(teachers)): requested}
+    for name in requested:
+        if name not in teachers:
+            raise ValueError(f"model.teacher_cache: {name}: no such teacher; there are {sorted(teachers)}")
+        if not isinstance(teachers[name], str):
+            raise ValueError(
+                f"model.teacher_cache: a cache is known by the files of its teacher; give model.teacher ({name}) the "
+                "folder or name that the cache was written from, not a model in memory"
+            )
+    return dict(requested)
 
 
-def check_static_masks(data: Any) -> None:
-    """Refuse data whose masks never come again.
-
-    Args:
-        data: The data module.
+def check_static_masks(data: DataModule) -> None:
+    """Refuse data without static masks: each mask of a sequence must come again.
 
     Raises:
         ValueError: There is no masking, or it is dynamic.
     """
-    masking = getattr(data, "masking", None)
-    if masking is None:
+    if data.masking is None:
         raise ValueError("model.teacher_cache: data.masking is not given, and a cache is keyed by masks; give one")
-    if masking.patterns is None:
+    if data.masking.patterns is None:
         raise ValueError(f"model.teacher_cache: data.masking.patterns is null: {STATIC_MASKS}")
 
 
-def check_cacheable(comparisons: Comparisons, cached: Iterable[str]) -> None:
-    """Refuse objectives that the likeliest tokens are not enough for.
+def check_cacheable(terms: LossTerms, cached: Iterable[str]) -> None:
+    """Refuse objectives that need more of a teacher than its likeliest tokens.
 
     Args:
-        comparisons: Who compares with whom.
+        terms: The objectives, and which teachers each compares with.
         cached: Names of the teachers that have a cache.
 
     Raises:
         ValueError: There are some; the message names them, and what each needs.
     """
-    cached = tuple(cached)
-    others = {
-        name: one
-        for teacher in cached
-        for name, one in comparisons.with_teacher(teacher).items()
-        if not (isinstance(one, RowObjective) and one.tail is not None)
-    }
-    if not others:
-        return
-    listed = ", ".join(f"{name} ({type(one).__name__}) {_what_it_needs(one)}" for name, one in others.items())
-    raise ValueError(
-        "model.teacher_cache: it has the differences of the teacher's k largest logits and the mass of the others, and "
-        f"{listed}; leave out that objective, give it a teacher that is run (model.objective_teachers), or leave out "
-        "the cache"
-    )
-
-
-def _what_it_needs(objective: Objective) -> str:
-    if isinstance(objective, RowObjective):
-        return (
-            "needs every logit itself, with the constant that no probability tells (the limit of soft targets at a "
-            "high temperature is the same without it)"
+    needs = []
+    for name, one in {name: one for teacher in cached for name, one in terms.comparing_with(teacher).items()}.items():
+        if not isinstance(one, RowObjective):
+            needs.append(f"{name} ({type(one).__name__}) needs the teacher's hidden states or attention")
+        elif one.tail is None:
+            needs.append(
+                f"{name} ({type(one).__name__}) needs every logit itself, with the constant that no probability tells "
+                "(the limit of soft targets at a high temperature is the same without it)"
+            )
+    if needs:
+        raise ValueError(
+            "model.teacher_cache: it has the differences of the teacher's k largest logits and the mass of the others, "
+            f"and {', '.join(needs)}; leave out that objective or the cache, or give the objective a teacher that runs "
+            "(model.objective_teachers)"
         )
-    return "needs the teacher's hidden states or attention"
 
 
-def needs_of(comparisons: Comparisons, teacher: str) -> tuple[str, tuple[float, ...], list[str]]:
+def needs_of(terms: LossTerms, teacher: str) -> tuple[str, tuple[float, ...], list[str]]:
     """What a cache of a teacher must hold.
 
     Returns:
-        "masked" or "all"; the temperatures, with 1, at which evaluation compares; and the names of classes whose
-        temperature changes over the steps, for which only the whole vocabulary will do.
+        "masked" or "all"; the temperatures, with 1, at which evaluation compares; and the names of objective classes
+        whose temperature changes over the steps, for which only the whole vocabulary will do.
     """
-    every = comparisons.objectives.values()
-    positions = "masked" if all(one.rows in (None, "masked") for one in every) else "all"
-    theirs = [one for one in comparisons.with_teacher(teacher).values() if isinstance(one, RowObjective)]
+    positions = "masked" if all(one.rows in (None, "masked") for one in terms.objectives.values()) else "all"
+    theirs = [one for one in terms.comparing_with(teacher).values() if isinstance(one, RowObjective)]
     temperatures = {1.0, *(float(one.mixing_temperature) for one in theirs)}
-    changing = [type(one).__name__ for one in theirs if "temperature" in one.in_force]
+    changing = [type(one).__name__ for one in theirs if "temperature" in one.current_values]
     return positions, tuple(sorted(temperatures)), changing
 
 
-def check_needs(cache: Kept, comparisons: Comparisons, teacher: str) -> None:
-    """Refuse a cache that lacks positions, temperatures, or what a mean over teachers takes.
+def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
+    """Refuse a cache that lacks positions, temperatures, or what a mean over teachers needs.
 
     Raises:
-        ValueError: It does.
+        ValueError: It lacks one of them.
     """
-    positions, temperatures, changing = needs_of(comparisons, teacher)
+    positions, temperatures, changing = needs_of(terms, teacher)
     if positions == "all" and not cache.has_all:
         raise ValueError(
             f"model.teacher_cache: {str(cache.folder)!r} has the masked positions only, and an objective has positions "
@@ -383,7 +329,7 @@ def check_needs(cache: Kept, comparisons: Comparisons, teacher: str) -> None:
         )
     if cache.k == cache.vocabulary_size:
         return
-    check_smaller(comparisons, teacher, changing, cache.k, cache.vocabulary_size)
+    check_smaller(terms, teacher, changing, cache.k, cache.vocabulary_size)
     if missing := [temperature for temperature in temperatures if temperature not in cache.temperatures]:
         raise ValueError(
             f"model.teacher_cache: {str(cache.folder)!r} knows the mass beyond the {cache.k} likeliest tokens at the "
@@ -392,8 +338,8 @@ def check_needs(cache: Kept, comparisons: Comparisons, teacher: str) -> None:
         )
 
 
-def check_smaller(comparisons: Comparisons, teacher: str, changing: list[str], k: int, vocabulary_size: int) -> None:
-    """Refuse what only a cache of the whole vocabulary is enough for.
+def check_smaller(terms: LossTerms, teacher: str, changing: list[str], k: int, vocabulary_size: int) -> None:
+    """Refuse objectives for which only a cache of the whole vocabulary is enough.
 
     Raises:
         ValueError: A temperature changes, or an objective compares with a mean of teachers.
@@ -404,10 +350,10 @@ def check_smaller(comparisons: Comparisons, teacher: str, changing: list[str], k
             f"beyond the {k} likeliest tokens is known at few temperatures; give a constant one, or cache the whole "
             f"vocabulary (--k {vocabulary_size})"
         )
-    if mixing := comparisons.mixing(teacher):
+    if mixing := [name for name in terms.comparing_with(teacher) if len(terms.teachers_of(name)) > 1]:
         raise ValueError(
-            f"model.teacher_cache: {mixing[0]} compares with the mean of {list(comparisons.teachers)}, and a cache of "
-            f"{teacher} with {k} of {vocabulary_size} tokens does not tell which of the others is how likely, so "
-            f"neither is their mean known; give it one teacher (model.objective_teachers: {{{mixing[0]}: {teacher}}}), "
+            f"model.teacher_cache: {mixing[0]} compares with the mean of {list(terms.shares)}, and a cache of "
+            f"{teacher} with {k} of {vocabulary_size} tokens does not tell how the others divide their mass, so "
+            f"their mean is not known; give it one teacher (model.objective_teachers: {{{mixing[0]}: {teacher}}}), "
             f"or cache the whole vocabulary (--k {vocabulary_size})"
         )

@@ -10,22 +10,22 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.models.sources import AUTO_MODELS, Head, as_source
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.checks import check_length
-from lit_distil.modules.terms import TeacherOutputs
 from lit_distil.objectives import TaskLoss
-from lit_distil.objectives.task import side_by_side
+from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
-from lit_distil.tasks import Found, Task
-from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
+from lit_distil.tasks import Prediction, Task
+from lit_distil.tasks.base import unnamed_labels
+from lit_distil.types import Batch, EncoderOutput
 
 SPLITS = {"val": "validation", "test": "test"}
-Outcomes = list[tuple[int, Any]]
-"""Indices of samples, and what `Task.outcomes` made of each."""
+SampleOutputs = list[tuple[int, Any]]
+"""Indices of samples, and what `Task.predict` keeps of each."""
 
 
 class TaskModule(EncoderModule):
@@ -50,43 +50,38 @@ class TaskModule(EncoderModule):
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
         self.head: Head = "sequence_classification"
-        self.found: dict[str, list[Found]] = {"val": [], "test": []}
-        """What the last evaluation found of each sample, in their order and of all ranks."""
-        self._outcomes: dict[str, Outcomes] = {"val": [], "test": []}
+        self.predictions: dict[str, list[Prediction]] = {"val": [], "test": []}
+        """Of all samples of the last evaluation, in their order and from all ranks."""
+        self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
         self.from_checkpoint = False
         """Whether the weights are those of a checkpoint, and no longer what the configuration names."""
 
+    # The task, its head and its labels
+
+    @property
+    def task(self) -> Task:
+        """The task of the data module."""
+        return self.data.task
+
     def take_task(self, purpose: str) -> Task:
-        """The task of the data module, whose head the network then has.
+        """The task of the data module; the network gets its head.
 
         Args:
-            purpose: What it is wanted for, for the message.
+            purpose: What the task is needed for, for the message.
 
         Raises:
             ValueError: The data has no task.
         """
-        task: Any = self.trainer.datamodule.task  # type: ignore[attr-defined]
-        if task is None:
+        if self.task is None:
             raise ValueError(
                 f"data.task: {purpose} needs a task, such as {{class_path: lit_distil.tasks.TextClassification}}"
             )
-        self.head = task.head
-        return task
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As the base does, once the checkpoint's labels are known to be the task's.
-
-        Raises:
-            ValueError: They are others, or in another order: every class would go by another's name.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self.from_checkpoint = True
-        if self._trainer is not None:
-            check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self._task)
+        self.head = self.task.head  # type: ignore[assignment]
+        return self.task
 
     @property
     def network_head(self) -> Head:
-        """The kind of head that the task asked for."""
+        """The head that the task asked for."""
         return self.head
 
     def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
@@ -94,18 +89,47 @@ class TaskModule(EncoderModule):
         self.head = head
         self.network = TaskNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also check that the checkpoint was trained for the task's labels.
+
+        Raises:
+            ValueError: Its labels are others, or in another order, so that each class would get another's name.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.from_checkpoint = True
+        if self.has_trainer:
+            check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self.task)
+
+    # Predictions and metrics
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The head's logits."""
+        assert self.network is not None
+        logits = self.network(batch).logits
+        assert logits is not None
+        return logits
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> SampleOutputs:
+        """Each sample's index, and what `Task.predict` keeps of its logits; `PredictionWriter` writes them in words."""
+        return self.outputs_by_sample(self.data.predict_split, self(batch), batch)
+
+    def outputs_by_sample(self, split: str, logits: torch.Tensor, batch: Batch) -> SampleOutputs:
+        """For each sample of a batch its index in the split, and what `Task.predict` keeps of its logits."""
+        dataset = self.data.datasets[split]
+        indices = batch.sample_ids.tolist()
+        outputs = self.task.predict(logits.float().cpu(), batch, [dataset.features[n] for n in indices])
+        return list(zip(indices, outputs, strict=True))
+
     def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
-        """Keep what the metrics need of an evaluation's batch; in training, the accuracy of the batch."""
+        """Keep what the metrics of an evaluation need; in training, count the right predictions of the batch."""
         if student.logits is None:
             return
         if stage != "train":
-            self._outcomes[stage] += self.read(SPLITS[stage], student.logits, batch)
-        elif batch.labels is not None and not batch.labels.is_floating_point():
-            logits, labels = student.logits, batch.labels.flatten()
-            if batch.group_sizes is not None:
-                logits = side_by_side(logits.squeeze(-1), batch.group_sizes)
-            correct = ((logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)).sum()
-            self._meters[stage].add("accuracy", correct, batch.counts["labels"])
+            self._outputs[stage] += self.outputs_by_sample(SPLITS[stage], student.logits, batch)
+            return
+        num_correct = self.task.label_kind.num_correct(student.logits, batch)
+        if num_correct is not None:
+            self._meters[stage].add("accuracy", num_correct, batch.counts["labels"])
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and metrics of the whole validation set."""
@@ -117,88 +141,80 @@ class TaskModule(EncoderModule):
         super().on_test_epoch_end()
         self._log_metrics("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Outcomes:
-        """Each sample's index, and what `Task.outcomes` makes of it; `PredictionWriter` writes them in words."""
-        assert self.network is not None
-        logits = self.network(batch).logits
-        assert logits is not None
-        return self.read(self.trainer.datamodule.predict_split, logits, batch)  # type: ignore[attr-defined]
-
-    def forward(self, batch: Batch) -> torch.Tensor | None:
-        """The head's logits."""
-        assert self.network is not None
-        return self.network(batch).logits
-
-    @property
-    def _task(self) -> Task:
-        return self.trainer.datamodule.task  # type: ignore[attr-defined]
-
-    def read(self, split: str, logits: torch.Tensor, batch: Batch) -> Outcomes:
-        """Of each sample of a batch its index in the split, and what `Task.outcomes` makes of its logits."""
-        dataset = self.trainer.datamodule.datasets[split]  # type: ignore[attr-defined]
-        samples = batch.sample_ids.tolist()
-        outcomes = self._task.outcomes(logits.float().cpu(), batch, [dataset.features[n] for n in samples])
-        return list(zip(samples, outcomes, strict=True))
-
     def _log_metrics(self, stage: Stage) -> None:
-        outcomes, self._outcomes[stage] = self._outcomes[stage], []
-        found, scores = self.score_together(stage, outcomes)
-        if not found:
+        outputs, self._outputs[stage] = self._outputs[stage], []
+        predictions, scores = self.score_together(stage, outputs)
+        if not predictions:
             return
-        self.found[stage] = found
+        self.predictions[stage] = predictions
         values = {f"{stage}/{name}": value for name, value in scores.items()}
-        values[f"{stage}/score"] = scores[self._task.main_metric]  # one name for any task: early stopping, seeds
+        values[f"{stage}/score"] = scores[self.task.main_metric]  # one name for any task, for callbacks and reports
         self.latest.update(values)
         self.log_dict(values)
 
-    def score_together(self, stage: Stage, outcomes: Outcomes) -> tuple[list[Found], dict[str, float]]:
-        """Every rank gathers all samples and computes the metrics of the whole, so that they are the same on each.
+    def score_together(self, stage: Stage, outputs: SampleOutputs) -> tuple[list[Prediction], dict[str, float]]:
+        """Gather all samples on every rank and compute the metrics of the whole, so they are the same on each.
 
         Args:
             stage: `val` or `test`.
-            outcomes: Of this rank.
+            outputs: Of this rank's samples.
 
         Returns:
-            What was found of every sample, in their order, and the task's metrics; none of no sample.
+            The predictions for all samples, in their order, and the task's metrics; empty if there are no samples.
         """
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, outcomes)
-            outcomes = [one for part in gathered for one in part]
-        if not outcomes:
+            torch.distributed.all_gather_object(gathered, outputs)
+            outputs = [one for part in gathered for one in part]
+        if not outputs:
             return [], {}
-        dataset = self.trainer.datamodule.datasets[SPLITS[stage]]  # type: ignore[attr-defined]
-        outcomes = sorted(outcomes, key=lambda one: one[0])
-        found = [(dataset.features[sample], outcome) for sample, outcome in outcomes]
-        return found, self._task.score(found, dataset.rows)
+        dataset = self.data.datasets[SPLITS[stage]]
+        ordered = sorted(outputs, key=lambda one: one[0])
+        predictions = [Prediction(dataset.features[index], output) for index, output in ordered]
+        return predictions, self.task.score(predictions, dataset.rows)
 
 
 def saved_labels(checkpoint: dict[str, Any]) -> list[str]:
-    """The labels of the network in a checkpoint, in the order of its outputs; none where it names none."""
+    """The labels of the network in a checkpoint, in the order of its outputs; empty if it names none."""
     names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
     return [names[key] for key in sorted(names, key=int)]
 
 
-def check_same_labels(what: str, theirs: list[str], task: Task) -> None:
+def check_same_labels(what: str, theirs: list[str], task: Task, *, allow_unnamed: bool = True) -> None:
     """Refuse a trained head whose outputs stand for other labels than the task's, or for the same in another order.
 
     Args:
         what: What has the head, for the message.
         theirs: Its labels in the order of its outputs.
         task: Its labels are known.
+        allow_unnamed: Whether a head may leave its outputs unnamed (`LABEL_0`, ...).
 
     Raises:
-        ValueError: They differ.
+        ValueError: The labels differ, or a head without named labels has another size than the task needs.
     """
-    named = task.head_settings().get("id2label")
-    if named is None or theirs == [f"LABEL_{index}" for index in range(len(named))]:  # it says not which they are
+    settings = task.head_settings()
+    named = settings.get("id2label")
+    if named is None:
+        wanted = settings.get("num_labels", len(theirs))
+        if len(theirs) != wanted:
+            raise ValueError(f"{what} has {len(theirs)} outputs ({_listed(theirs)}) and data.task needs {wanted}")
         return
     ours = [str(named[index]) for index in sorted(named)]
-    if theirs != ours:
-        raise ValueError(
-            f"{what} was trained for the labels {theirs}, in this order, and data.task has {ours}. Where they "
-            f"mean the same, give data.task.labels its names in its order"
-        )
+    if theirs == ours or (allow_unnamed and theirs == unnamed_labels(len(ours))):
+        return
+    difference = "the same in another order"
+    if sorted(theirs) != sorted(ours):
+        only_ours, only_theirs = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        difference = f"only the task has {_listed(only_ours)}, only the trained head {_listed(only_theirs)}"
+    raise ValueError(
+        f"{what} was trained for the labels {_listed(theirs)}, in this order, and data.task has {_listed(ours)}: "
+        f"{difference}. Where they mean the same, give data.task.labels its names in its order"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{names[:8]}{more}" if names else "none"
 
 
 class FineTuningModule(TaskModule):
@@ -207,19 +223,20 @@ class FineTuningModule(TaskModule):
     The task (columns, labels, metrics) belongs to the data module and is asked for when the network is built.
 
     Args:
-        network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for none pretrained.
+        network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for random weights, or a
+            model in memory, which is copied.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
-        layer_decay: Factor of the learning rate from each layer to the one below, counted from the head over the blocks
-            to the embeddings (ELECTRA: 0.8 to 0.9); None has one learning rate for all.
-        freeze_layers: Freeze the embeddings and so many of the lowest blocks; 0 the embeddings alone, None or -1
-            nothing. Their dropout stays on in training.
+        layer_decay: Factor of the learning rate from each layer to the one below, from the head over the blocks down to
+            the embeddings (ELECTRA: 0.8 to 0.9); None gives all the same learning rate.
+        freeze_layers: Freeze the embeddings and this many of the lowest blocks; 0 freezes the embeddings alone, None or
+            -1 nothing. Their dropout stays on in training.
         max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(
         self,
-        network: NetworkSource,
+        network: NetworkSource | PreTrainedModel,
         *,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
@@ -232,7 +249,7 @@ class FineTuningModule(TaskModule):
         if layer_decay is not None:
             check_layer_decay(layer_decay)
         self.layer_decay, self.freeze_layers = layer_decay, freeze_layers
-        self.network_source = network
+        self.network_source = as_source(network)
 
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
@@ -241,43 +258,37 @@ class FineTuningModule(TaskModule):
             self.network = TaskNetwork(
                 self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             )
-            check_length("network", self.network, self.trainer.datamodule)  # type: ignore[attr-defined]
+            check_length("network", self.network, self.data)
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
 
     def on_train_start(self) -> None:
-        """Tell of a head that was trained for other labels: it goes on from there."""
+        """Also warn of a head that was trained for other labels; it goes on from there."""
         super().on_train_start()
         self._check_trained_head()
 
     def on_validation_start(self) -> None:
-        """Refuse such a head, and tell of one that nobody trained."""
+        """Outside of `fit`, refuse a head that was trained for other labels, and warn of one that nobody trained."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._check_trained_head()
 
-    def on_test_start(self) -> None:
-        """As before a validation."""
-        self._check_trained_head()
-
-    def on_predict_start(self) -> None:
-        """As before a validation."""
-        self._check_trained_head()
+    on_test_start = on_predict_start = on_validation_start
 
     def _check_trained_head(self) -> None:
-        if self.from_checkpoint:  # whose labels were compared as it was loaded
+        if self.from_checkpoint:  # its labels were compared when it was loaded
             return
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         names = self.network_source.label_names(self.head)
-        if names is None and not is_fit:
-            rank_zero_warn(
-                "model.network has no head for data.task, so that a random one answers: give the run's export as "
-                "model.network, or its checkpoint (--ckpt_path last)"
-            )
         if names is None:
+            if not is_fit:
+                rank_zero_warn(
+                    "model.network has no head for data.task, so a random one answers: give the run's export as "
+                    "model.network, or its checkpoint (--ckpt_path last)"
+                )
             return
         try:
-            check_same_labels("model.network: its head", names, self._task)
+            check_same_labels("model.network: its head", names, self.task)
         except ValueError as error:
             if not is_fit:
                 raise

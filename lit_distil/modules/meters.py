@@ -1,14 +1,14 @@
-"""Sums and counts gathered on the device, reduced over the ranks when they are logged and not before."""
+"""Sums and counts gathered on the device, and reduced over the ranks only when they are logged."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+from lit_distil.types import Batch
 
 
 class SumMeters:
@@ -25,12 +25,12 @@ class SumMeters:
         self._counts[name] = self._counts.get(name, 0) + count
 
     def drop(self, name: str) -> None:
-        """Forget one name."""
+        """Remove one name."""
         self._totals.pop(name, None)
         self._counts.pop(name, None)
 
     def state(self, trainer: Trainer) -> list[dict[str, Any]]:
-        """What has been gathered so far, one dictionary of plain numbers a rank; called on all ranks."""
+        """The sums so far, one dictionary of plain numbers for each rank; called on all ranks."""
         totals = {name: float(total) for name, total in self._totals.items()}
         mine: dict[str, Any] = {"totals": totals, "counts": dict(self._counts)}
         if trainer.world_size == 1:
@@ -40,7 +40,7 @@ class SumMeters:
         return gathered
 
     def restore(self, states: list[dict[str, Any]], trainer: Trainer) -> None:
-        """Go on from `state`; with another number of ranks the first takes all, which gives the same means."""
+        """Continue from `state`; with another number of ranks the first takes all, which gives the same means."""
         self._totals, self._counts = {}, {}
         if len(states) == trainer.world_size:
             states = [states[trainer.global_rank]]
@@ -51,9 +51,9 @@ class SumMeters:
                 self.add(name, total, state["counts"][name])
 
     def reduce(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
-        """Means and totals over all ranks, by name; the meters start anew.
+        """Means and totals over all ranks, by name; the meters are then empty.
 
-        A name with nothing counted has no mean: it is left out rather than reported as zero or NaN.
+        A name whose count is 0 has a total and no mean.
         """
         names = sorted(self._totals)
         if not names:
@@ -66,11 +66,30 @@ class SumMeters:
         )
         if trainer.world_size > 1:
             torch.distributed.all_reduce(table)
-        numbers = table.tolist()
-        totals = dict(zip(names, numbers[: len(names)]))
-        counts = dict(zip(names, numbers[len(names) :]))
+        values_by_name = table.tolist()
+        totals = dict(zip(names, values_by_name[: len(names)]))
+        counts = dict(zip(names, values_by_name[len(names) :]))
         self._totals, self._counts = {}, {}
         return {name: totals[name] / counts[name] for name in names if counts[name]}, totals
+
+
+def add_size(meters: SumMeters, batch: Batch) -> None:
+    """Add a batch's `tokens`, and its `padding_share` if all its sequences were padded to the longest."""
+    meters.add("tokens", batch.num_tokens, 1)
+    num_slots = batch.num_sequences * max(batch.lengths, default=0)
+    meters.add("padding_share", float(num_slots - batch.num_tokens), num_slots)
+
+
+def step_size(tokens: float, trainer: Trainer, capacity: int) -> dict[str, float]:
+    """The tokens of an optimizer step, and their share of what it may hold.
+
+    Args:
+        tokens: Mean tokens of a micro-batch on one rank.
+        trainer: Knows ranks and accumulation.
+        capacity: The tokens that a step may hold.
+    """
+    tokens_per_step = tokens * trainer.world_size * trainer.accumulate_grad_batches
+    return {"tokens_per_step": tokens_per_step, "fill": tokens_per_step / capacity}
 
 
 def _widest(device: torch.device) -> torch.dtype:

@@ -4,7 +4,7 @@ from lit_distil.objectives.attention import AttentionLoss
 from lit_distil.objectives.base import (
     LogitObjective,
     LogitRows,
-    NetworkFacts,
+    NetworkCapabilities,
     Objective,
     Positions,
     RowObjective,
@@ -12,6 +12,14 @@ from lit_distil.objectives.base import (
     logits_at,
 )
 from lit_distil.objectives.hidden import HiddenCosineLoss, HiddenMSELoss
+from lit_distil.objectives.label_kinds import (
+    ChoiceLabel,
+    ClassLabel,
+    LabelKind,
+    MultiLabel,
+    SpanLabel,
+    ValueLabel,
+)
 from lit_distil.objectives.logits import (
     JensenShannonLoss,
     LogitMSELoss,
@@ -23,18 +31,24 @@ from lit_distil.objectives.logits import (
 from lit_distil.objectives.next_sentence import NextSentenceLoss, NextSentenceSoftTargetLoss
 from lit_distil.objectives.relation import RelationLoss
 from lit_distil.objectives.task import TaskLoss, TaskSoftTargetLoss
-from lit_distil.objectives.vocabulary import RowTerm, Teachers, VocabularyPass, mix_logits
+from lit_distil.objectives.terms import LossTerms
+from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits
 
 __all__ = [
     "AttentionLoss",
+    "ChoiceLabel",
+    "ClassLabel",
     "HiddenCosineLoss",
     "HiddenMSELoss",
     "JensenShannonLoss",
+    "LabelKind",
     "LogitMSELoss",
     "LogitObjective",
     "LogitRows",
+    "LossTerms",
     "MaskedLMLoss",
-    "NetworkFacts",
+    "MultiLabel",
+    "NetworkCapabilities",
     "NextSentenceLoss",
     "NextSentenceSoftTargetLoss",
     "Objective",
@@ -44,10 +58,11 @@ __all__ = [
     "RowObjective",
     "RowTerm",
     "SoftTargetLoss",
+    "SpanLabel",
     "TaskLoss",
     "TaskSoftTargetLoss",
     "TeacherLabelLoss",
-    "Teachers",
+    "ValueLabel",
     "VocabularyPass",
     "hidden_at",
     "logits_at",

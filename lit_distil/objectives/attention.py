@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lit_distil.objectives.base import NetworkFacts, Objective, require_teacher
+from lit_distil.objectives.base import NetworkCapabilities, Objective, require_teacher
 from lit_distil.objectives.relation import (
     block_number,
     query_key,
@@ -69,7 +69,7 @@ class AttentionLoss(Objective):
         pairs = self.pairs(student_depth, teacher_depth)
         return {ours for ours, _ in pairs}, {theirs for _, theirs in pairs}
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Beside what every objective checks: heads are as many, and blocks that are paired see as far."""
         super().check(student, teacher)
         assert teacher is not None

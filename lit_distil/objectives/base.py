@@ -17,10 +17,17 @@ from lit_distil.objectives.functional import check_temperature
 from lit_distil.schedules import StepValue, extremes_of, value_at
 from lit_distil.types import Batch, Countable, EncoderOutput, TopLogits
 
+Positions = Literal["masked", "unmasked", "all"]
+"""Where an objective compares: at the masked positions, at the other tokens (special ones included), or at all."""
+
+Given = TypeVar("Given")
+
+_COUNTED: dict[Positions, Countable] = {"masked": "masked", "unmasked": "unmasked", "all": "tokens"}
+
 
 @dataclass(frozen=True)
-class NetworkFacts:
-    """A network as its configuration describes it.
+class NetworkCapabilities:
+    """What a network's configuration says that objectives may ask of it.
 
     Attributes:
         model_type: Its architecture.
@@ -29,8 +36,8 @@ class NetworkFacts:
         num_heads: Attention heads of a block; None where the configuration does not say.
         num_key_heads: Heads of keys and values, a divisor of `num_heads`.
         head_width: Dimensions of a head.
-        windows: Of each block: tokens i and j see each other if |i − j| < window; None means all of a sequence do.
-        no_attention: Why it cannot hand over queries, keys and values, and the way out; None if it can.
+        windows: For each block: tokens i and j see each other if |i − j| < window; None means all tokens do.
+        no_attention: Why it cannot give queries, keys and values, and what to do; None if it can.
         has_next_sentence: Whether it has a next-sentence head.
     """
 
@@ -45,49 +52,40 @@ class NetworkFacts:
     has_next_sentence: bool = False
 
     def window(self, block: int) -> int | None:
-        """Of a block, counted from 1."""
+        """The window of a block, counted from 1."""
         return self.windows[block - 1] if self.windows else None
 
     @property
     def relation_widths(self) -> dict[str, int]:
-        """Width of queries, keys and values laid end to end, by relation; empty where the heads are not known."""
+        """Width of all heads of queries, keys or values together, by relation; empty if the heads are not known."""
         if self.num_heads is None or self.num_key_heads is None or self.head_width is None:
             return {}
         queries, keys = self.num_heads * self.head_width, self.num_key_heads * self.head_width
         return {"qk": queries, "qq": queries, "kk": keys, "vv": keys}
 
 
-Positions = Literal["masked", "unmasked", "all"]
-"""Where an objective compares: at the masked positions, at the other tokens (special ones included), or at all."""
-
-Given = TypeVar("Given")
-
-_POSITIONS: dict[Positions, Countable] = {"masked": "masked", "unmasked": "unmasked", "all": "tokens"}
-
-
 class Objective(nn.Module, ABC):
     """One term of the loss.
 
     `forward(student, teacher, batch)` returns the **unweighted sum** over the counted items of this micro-batch, a
-    scalar with a graph. It is not divided by their number and not multiplied by `weight`: both are done by the module
-    that holds the objectives, with the number of items (`counts`) in the whole global batch. A micro-batch without any
-    item gives 0, never NaN.
+    scalar with a graph. `LossTerms` multiplies it by `weight` and divides it by the number of items (`counts`) in the
+    whole global batch. A micro-batch without items gives 0, never NaN.
 
     A subclass sets the attributes below, on the class or in its constructor, and implements `forward`. It may own
-    parameters (a projection), which are then trained with the student.
+    parameters (a projection), which are trained with the student.
 
     Args:
-        weight: Factor of this term in the total loss, not negative; a number, or a `StepValue` that changes over the
+        weight: Factor of this term in the total loss, 0 or more; a number, or a `StepValue` that changes over the
             optimizer steps.
 
     Attributes:
-        weight: The factor in force.
+        weight: The factor in the current step.
         counts: What the sum is over, the key of `Batch.counts` that it is divided by.
-        rows: Where it needs logits of the masked-LM head: at the masked positions, at the others, at all, or nowhere
-            (None). An objective that needs the masked rows also accepts outputs that carry all of them.
+        rows: Where it needs logits of the masked-LM head; None for nowhere. An objective that needs the masked rows
+            also accepts outputs with all rows.
         needs_teacher: Whether `teacher` must be given.
-        needs_hidden_states: Whether both networks must return the hidden states of all their layers.
-        needs_next_sentence: Whether they must have a next-sentence head.
+        needs_hidden_states: Whether both networks must return the hidden states of all layers.
+        needs_next_sentence: Whether both networks must have a next-sentence head.
     """
 
     counts: Countable
@@ -105,63 +103,80 @@ class Objective(nn.Module, ABC):
             raise ValueError(f"weight of {type(self).__name__} must be 0 or more and finite, got {wrong}")
         self.weight = self.scheduled("weight", weight)
         self.heaviest = high
-        """The largest weight that it ever has; an objective of 0 throughout only watches."""
+        """The largest weight it ever has; at 0 the objective is logged and trains nothing."""
 
     def scheduled(self, name: str, setting: float | StepValue) -> float:
-        """The value that attribute `name` begins with; it follows the setting from step to step if that changes."""
+        """The first value of attribute `name`; a `StepValue` moves it from step to step."""
         if isinstance(setting, StepValue):
             self._scheduled[name] = setting
         return value_at(setting, 0)
 
     def set_step(self, step: int | None) -> None:
-        """Move what is scheduled to its value in an optimizer step; None, in evaluation, to where it comes to rest."""
+        """Move scheduled attributes to their values in an optimizer step; None, in evaluation, to their last ones."""
         for name, setting in self._scheduled.items():
             setattr(self, name, value_at(setting, step))
 
     @property
-    def in_force(self) -> dict[str, float]:
-        """The present values of what is scheduled, by name, for the log."""
+    def current_values(self) -> dict[str, float]:
+        """The scheduled attributes and their current values, for the log."""
         return {name: getattr(self, name) for name in self._scheduled}
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the objective has parameters of its own."""
+        return next(self.parameters(), None) is not None
 
     @abstractmethod
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The unweighted sum over the counted items.
 
         Args:
-            student: What the student says of the batch.
-            teacher: What the teacher says of it, or None for an objective that needs none.
+            student: The student's output.
+            teacher: The teacher's output; None for an objective that needs none.
             batch: The flat micro-batch.
         """
+
+    @property
+    def mixes_teachers(self) -> bool:
+        """Whether it can compare with several teachers at once."""
+        return type(self).mix_teachers is not Objective.mix_teachers
+
+    def mix_teachers(self, outputs: dict[str, EncoderOutput], shares: dict[str, float], batch: Batch) -> EncoderOutput:
+        """One output that stands for several teachers; `forward` then compares with it.
+
+        Args:
+            outputs: The teachers' outputs by name.
+            shares: The share of each, with sum 1.
+            batch: The flat micro-batch.
+        """
+        raise ValueError(f"{type(self).__name__} compares with one teacher, got {sorted(outputs)}")
 
     def attention_layers(
         self, student_depth: int, teacher_depth: int | None
     ) -> tuple[Collection[int], Collection[int]]:
-        """The blocks whose queries, keys and values it needs, of the student and of the teacher; none by default.
+        """The blocks, counted from 1, whose queries, keys and values it needs, of student and teacher.
 
         Args:
             student_depth: Blocks of the student.
             teacher_depth: Blocks of the teacher; None where there is none.
-
-        Returns:
-            Numbers of blocks, each from 1 to the depth. The networks hand them over as `EncoderOutput.attention`.
         """
         return (), ()
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
-        """Refuse networks that it cannot compare, before the first step; called once they are configured.
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
+        """Refuse networks that it cannot compare; called before the first step.
 
-        A subclass that needs more of them than this calls it and goes on.
+        A subclass that needs more calls this one first.
 
         Args:
             student: The trained network.
-            teacher: The one that it compares with; each in turn where there are several, None where there is none.
+            teacher: The teacher; with several, each in turn.
 
         Raises:
             ValueError: It needs a teacher and there is none, a block that a network does not have, or queries, keys
-                and values of one that cannot hand them over.
+                and values of a network that cannot give them.
         """
-        if self.needs_teacher and teacher is None:
-            raise ValueError(f"{type(self).__name__} compares with a teacher, and there is none; use it to distil")
+        if self.needs_teacher:
+            require_teacher(self, teacher)
         ours, theirs = self.attention_layers(student.num_layers, None if teacher is None else teacher.num_layers)
         for layers, network in ((ours, student), (theirs, teacher)):
             if layers and network is not None and network.no_attention is not None:
@@ -172,60 +187,13 @@ class Objective(nn.Module, ABC):
         return f"weight={self.weight:g}, counts={self.counts}"
 
 
-def hidden_at(hidden: Tensor, batch: Batch, where: Positions) -> Tensor:
-    """The rows of hidden states `[T, width]` at the positions that an objective compares: `[M, width]` or all."""
-    if where == "all":
-        return hidden
-    masked = masked_positions(batch)
-    return hidden.index_select(0, masked if where == "masked" else batch.masked_first[masked.numel() :])
-
-
-def masked_positions(batch: Batch) -> Tensor:
-    """The batch's masked positions, int64 `[M]`; a batch that was never masked is an error."""
-    if batch.masked_positions is None:
-        raise ValueError("the batch carries no masked positions; give the data a masking strategy")
-    return batch.masked_positions
-
-
-def require_teacher(objective: Objective, teacher: Given | None) -> Given:
-    """What the teacher says, or an error that names the objective that misses it."""
-    if teacher is None:
-        raise ValueError(f"{type(objective).__name__} compares with a teacher, and there is none; use it to distil")
-    return teacher
-
-
-def check_positions(positions: str) -> Positions:
-    """`positions` if it is one of the three words, an error otherwise."""
-    if positions not in _POSITIONS:
-        raise ValueError(f"positions must be 'masked', 'unmasked' or 'all', got {positions!r}")
-    return positions
-
-
-def count_of(positions: Positions) -> Countable:
-    """What a sum over these positions counts."""
-    return _POSITIONS[positions]
-
-
-def checked_temperature(temperature: float | StepValue) -> float | StepValue:
-    """`temperature` checked, with a warning above 100, where soft targets say little more than raw logits do."""
-    low, high = extremes_of(temperature)
-    check_temperature(low)
-    if check_temperature(high) > 100:
-        warnings.warn(
-            f"temperature={high:g} flattens the teacher almost to nothing; the loss is then that of matching "
-            "logits, which LogitMSELoss does directly. Usual values are 1 to 20.",
-            stacklevel=3,
-        )
-    return temperature
-
-
 @dataclass(frozen=True)
 class LogitRows:
-    """A few rows of logits, and what there is to compare them with.
+    """A few rows of logits, and what to compare them with.
 
     Attributes:
         student: `[rows, vocabulary]`.
-        teacher: `[rows, vocabulary]`, takes no gradient; None where there is no teacher.
+        teacher: `[rows, vocabulary]`, without a gradient; None where there is no teacher.
         labels: int64 `[rows]`, the original tokens; None for rows that are not masked.
     """
 
@@ -237,19 +205,18 @@ class LogitRows:
 class RowObjective(Objective):
     """A term that is a sum over rows of logits, so that it can be taken a few rows at a time.
 
-    A subclass implements `on_rows`. That is enough: the gradient of a few rows comes from autograd. One that knows its
-    gradient in closed form also overrides `add_gradient`, and is faster.
+    A subclass implements `on_rows`, and autograd takes the gradient of a few rows. A subclass with a closed-form
+    gradient also overrides `add_gradient`, which is faster.
 
     Args:
         positions: Which rows it sums over.
         weight: See `Objective`.
 
     Attributes:
-        mixing_temperature: At which several teachers' distributions are averaged for it.
-        tail: Whether the teacher's likeliest tokens and the mass of the others are enough for it, as a cache of the
-            teacher has them, and how it then sees the others: "student", in the student's own proportions, so that a
-            divergence takes them as one outcome (right for any f-divergence at `mixing_temperature`); "even", each
-            less likely than all the likeliest; None, it needs every logit.
+        mixing_temperature: The temperature at which the distributions of several teachers are averaged.
+        tail: How it sees the tokens that a cached teacher does not list, of which only the total mass is known.
+            "student": in the student's own proportions, so that a divergence takes them as one outcome (right for any
+            f-divergence at `mixing_temperature`). "even": all alike. None: it needs every logit, and refuses caches.
     """
 
     mixing_temperature: float = 1.0
@@ -265,87 +232,129 @@ class RowObjective(Objective):
     def on_rows(self, rows: LogitRows) -> Tensor:
         """The sum over some rows, with a graph."""
 
+    @property
+    def shares_the_pass(self) -> bool:
+        """Whether the pass over the vocabulary can take it: `forward` is not overridden, and it trains nothing."""
+        return type(self).forward is RowObjective.forward and not self.is_trained
+
+    @property
+    def mixes_teachers(self) -> bool:
+        """In the pass, where each row of the teachers' distributions is averaged."""
+        return self.shares_the_pass
+
     def covers(self, *, is_masked: bool) -> bool:
         """Whether it sums over the masked rows, or over the others."""
         return self.positions == "all" or (self.positions == "masked") == is_masked
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
-        """`on_rows` without a graph; the gradient of `scale` times it is added to `gradient`, unless that is None."""
+        """`on_rows` without a graph; adds the gradient of `scale` times it to `gradient`, unless that is None."""
         if gradient is None:
             with torch.no_grad():
                 return self.on_rows(rows)
         with torch.enable_grad():
-            # at the precision of the sums: `scale` comes after it, and float16 has no number as small as the tail's
+            # `scale` is applied after the gradient: float16 has no number as small as a softmax's tail
             leaf = rows.student.detach().to(gradient.dtype).requires_grad_()
             total = self.on_rows(dataclasses.replace(rows, student=leaf))
             gradient.add_(torch.autograd.grad(total, leaf)[0], alpha=scale)
         return total.detach()
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The sum over the rows, on logits that are there or are multiplied out for it."""
-        teacher_logits = None
-        student_logits = logits_at(student, batch, self.positions)
+        """The sum over the rows, outside the pass over the vocabulary."""
+        student_logits, teacher_logits = logits_at(student, batch, self.positions), None
         if self.needs_teacher:
-            theirs = require_teacher(self, teacher)
-            if isinstance(theirs.projection, TopLogits):
-                teacher_logits = self.laid_out(theirs.projection, self._slice(batch), student_logits)
+            teacher = require_teacher(self, teacher)
+            if isinstance(teacher.projection, TopLogits):
+                rows = rows_at(teacher, batch, self.positions)
+                assert isinstance(rows, slice)
+                teacher_logits = self.complete(teacher.projection, rows, student_logits)
             else:
-                teacher_logits = logits_at(theirs, batch, self.positions)
+                teacher_logits = logits_at(teacher, batch, self.positions)
         labels = batch.masked_labels if self.positions == "masked" else None
         return self.on_rows(LogitRows(student_logits, teacher_logits, labels))
 
-    def laid_out(self, top: TopLogits, rows: slice, student_logits: Tensor) -> Tensor:
-        """The teacher's logits `[rows, vocabulary]` as this term sees them where only the likeliest were kept."""
-        return top.logits(
-            self.mixing_temperature, rows=rows, student=student_logits if self.tail == "student" else None
-        )
-
-    def _slice(self, batch: Batch) -> slice:
-        """Its rows among those of an output with the masked positions first."""
-        num_masked = masked_positions(batch).numel()
-        return {"masked": slice(num_masked), "unmasked": slice(num_masked, None), "all": slice(None)}[self.positions]
+    def complete(self, top: TopLogits, rows: slice, student_logits: Tensor) -> Tensor:
+        """`[rows, vocabulary]`: a cached teacher's logits, with those it does not list filled in as `tail` says."""
+        student = student_logits if self.tail == "student" else None
+        return top.logits(self.mixing_temperature, rows=rows, student=student)
 
 
 class LogitObjective(RowObjective):
     """A term that compares the student's logits with the teacher's: a subclass implements `compare`.
 
     Args:
-        positions: "masked" compares where a token was hidden; "all" at every real token, special ones included, which
-            costs logits (and time) at all of them; "unmasked" at those that were not hidden.
+        positions: "masked" compares at the masked tokens; "all" at every real token, special ones included, which
+            needs logits (and time) at all of them; "unmasked" at the tokens that are not masked.
         weight: Factor of this term in the total loss.
     """
 
     needs_teacher = True
 
     def on_rows(self, rows: LogitRows) -> Tensor:
-        """The comparison; labels play no part."""
+        """The comparison; the labels are not used."""
         assert rows.teacher is not None
         return self.compare(rows.student, rows.teacher)
 
     @abstractmethod
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The sum over rows of how the two differ, from two `[rows, vocabulary]`; the teacher takes no gradient."""
+        """The difference of two `[rows, vocabulary]`, summed over the rows; the teacher takes no gradient."""
 
 
-def logits_at(output: EncoderOutput, batch: Batch, where: Positions) -> Tensor:
-    """The masked-LM logits at the positions that an objective compares.
+def require_teacher(objective: Objective, teacher: Given | None) -> Given:
+    """The teacher, or an error that names the objective without one."""
+    if teacher is None:
+        raise ValueError(f"{type(objective).__name__} compares with a teacher, and there is none; use it to distil")
+    return teacher
 
-    Args:
-        output: Carries logits, or what they are multiplied out from, of all T tokens in their order (`output.rows` is
-            None), of all T with the masked ones first, or of the masked positions only.
-        batch: The batch that it speaks of.
-        where: "masked", "unmasked" or "all".
+
+def check_positions(positions: str) -> Positions:
+    """`positions` if it is one of the three words, an error otherwise."""
+    if positions not in _COUNTED:
+        raise ValueError(f"positions must be 'masked', 'unmasked' or 'all', got {positions!r}")
+    return positions
+
+
+def count_of(positions: Positions) -> Countable:
+    """What a sum over these positions counts."""
+    return _COUNTED[positions]
+
+
+def checked_temperature(temperature: float | StepValue) -> float | StepValue:
+    """`temperature` if it is positive, with a warning above 100, where soft targets become matching of logits."""
+    low, high = extremes_of(temperature)
+    check_temperature(low)
+    if check_temperature(high) > 100:
+        warnings.warn(
+            f"temperature={high:g} flattens the teacher almost to nothing; the loss is then that of matching "
+            "logits, which LogitMSELoss does directly. Usual values are 1 to 20.",
+            stacklevel=3,
+        )
+    return temperature
+
+
+def masked_positions(batch: Batch) -> Tensor:
+    """The batch's masked positions, int64 `[M]`; an error if the batch was never masked."""
+    if batch.masked_positions is None:
+        raise ValueError("the batch carries no masked positions; give the data a masking strategy")
+    return batch.masked_positions
+
+
+def hidden_at(hidden: Tensor, batch: Batch, where: Positions) -> Tensor:
+    """The rows of hidden states `[T, width]` at the positions that an objective compares."""
+    if where == "all":
+        return hidden
+    masked = masked_positions(batch)
+    return hidden.index_select(0, masked if where == "masked" else batch.masked_first[masked.numel() :])
+
+
+def rows_at(output: EncoderOutput, batch: Batch, where: Positions) -> slice | None:
+    """Which rows of an output's logits stand at the positions that an objective compares.
 
     Returns:
-        `[rows, vocabulary]`: the masked rows, the others, or all of them, in the order of the output.
+        A slice; None if the output has all T tokens in their order, where `hidden_at` picks the rows.
 
     Raises:
-        ValueError: There are no logits, or not at the positions asked for.
+        ValueError: The output lacks some of the positions.
     """
-    if output.logits is None and output.projection is not None:
-        output.logits = output.projection.logits()
-    if output.logits is None:
-        raise ValueError("the network returned no logits; ask it for rows ('masked' or 'all')")
     has_all = output.rows is None or output.rows.numel() == batch.num_tokens
     if where != "masked" and not has_all:
         assert output.rows is not None
@@ -354,16 +363,32 @@ def logits_at(output: EncoderOutput, batch: Batch, where: Positions) -> Tensor:
             "ask it for rows='all'"
         )
     if where == "all":
-        return output.logits
-    masked = masked_positions(batch)
-    num_masked = masked.numel()
+        return slice(None)
+    num_masked = masked_positions(batch).numel()
     if output.rows is None:
-        rows = masked if where == "masked" else batch.masked_first[num_masked:]
-        return output.logits.index_select(0, rows)
-    if has_all:
-        return output.logits[:num_masked] if where == "masked" else output.logits[num_masked:]
-    if output.rows.numel() != num_masked:
+        return None
+    if not has_all and output.rows.numel() != num_masked:
         raise ValueError(
             f"logits at {num_masked} masked positions are needed, the network returned {output.rows.numel()} rows"
         )
-    return output.logits
+    return slice(num_masked) if where == "masked" else slice(num_masked, None)
+
+
+def logits_at(output: EncoderOutput, batch: Batch, where: Positions) -> Tensor:
+    """The masked-LM logits `[rows, vocabulary]` at the positions that an objective compares.
+
+    Args:
+        output: Has logits, or a projection to multiply out, of all T tokens in their order (`output.rows` is None),
+            of all T with the masked ones first, or of the masked positions only.
+        batch: Its batch.
+        where: "masked", "unmasked" or "all".
+
+    Raises:
+        ValueError: There are no logits, or none at these positions.
+    """
+    if output.logits is None and output.projection is not None:
+        output.logits = output.projection.logits()
+    if output.logits is None:
+        raise ValueError("the network returned no logits; ask it for rows ('masked' or 'all')")
+    rows = rows_at(output, batch, where)
+    return hidden_at(output.logits, batch, where) if rows is None else output.logits[rows]

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lit_distil.objectives.base import (
-    NetworkFacts,
+    NetworkCapabilities,
     Objective,
     Positions,
     check_positions,
@@ -36,7 +36,7 @@ class HiddenCosineLoss(Objective):
         self.positions = check_positions(positions)
         self.counts = count_of(self.positions)
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Beside what every objective checks: the widths are equal."""
         super().check(student, teacher)
         assert teacher is not None
@@ -117,7 +117,7 @@ class HiddenMSELoss(Objective):
         if student_width is not None and teacher_width is not None:
             self.projection = nn.Linear(student_width, teacher_width)
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Beside what every objective checks: the layers are there, and the widths equal or brought together."""
         super().check(student, teacher)
         assert teacher is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_distil.objectives.base import NetworkFacts, Objective, checked_temperature, require_teacher
+from lit_distil.objectives.base import NetworkCapabilities, Objective, checked_temperature, require_teacher
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, Countable, EncoderOutput
@@ -19,7 +19,7 @@ class NextSentenceLoss(Objective):
     counts: Countable = "sequences"
     needs_next_sentence = True
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Beside what every objective checks: the network has the head."""
         super().check(student, teacher)
         check_next_sentence_head(self, student)
@@ -33,7 +33,7 @@ class NextSentenceLoss(Objective):
         return cross_entropy_sum(student.next_sentence_logits, batch.next_sentence_labels)
 
 
-def check_next_sentence_head(objective: Objective, network: NetworkFacts) -> None:
+def check_next_sentence_head(objective: Objective, network: NetworkCapabilities) -> None:
     """Refuse a network without the head.
 
     Raises:
@@ -66,7 +66,7 @@ class NextSentenceSoftTargetLoss(Objective):
         super().__init__(weight)
         self.temperature = self.scheduled("temperature", checked_temperature(temperature))
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Beside what every objective checks: both networks have the head."""
         super().check(student, teacher)
         for network in (student, teacher):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_distil.objectives.base import NetworkFacts, Objective, require_teacher
+from lit_distil.objectives.base import NetworkCapabilities, Objective, require_teacher
 from lit_distil.schedules import StepValue
 from lit_distil.types import AttentionStates, Batch, EncoderOutput, RecordedAttention, SequenceGroup
 
@@ -343,7 +343,7 @@ class RelationLoss(Objective):
         teacher = block_number("teacher_layer: the teacher's", self.teacher_layer, teacher_depth)
         return (student,), (teacher,)
 
-    def check(self, student: NetworkFacts, teacher: NetworkFacts | None) -> None:
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Beside what every objective checks: heads are as many or can be cut anew, and `qk` sees as far in both."""
         super().check(student, teacher)
         assert teacher is not None
@@ -401,7 +401,7 @@ class RelationLoss(Objective):
         return f"{super().extra_repr()}, relations={self.relations}, relation_heads={self.relation_heads}"
 
 
-def _heads(name: str, network: NetworkFacts) -> int:
+def _heads(name: str, network: NetworkCapabilities) -> int:
     """Heads of a relation where they are those of attention; `qk` has keys repeated for each query head."""
     return (network.num_heads if name in ("qk", "qq") else network.num_key_heads) or 0
 

@@ -1,10 +1,9 @@
 """One pass over the vocabulary: projection, every term of the loss and the gradients, a few rows at a time.
 
-The logits of a batch are by far its largest tensor (2,048 tokens by 30,522 entries are 250 MB, and plain autograd keeps
-some eight of that size), and each is read once. Here the hidden states of student and teacher are multiplied out for a
-few rows, every term looks at these logits and adds its gradient, and the gradient goes straight back to the hidden
-states and to the embedding matrix. What a step needs beside those gradients is one buffer of `CHUNK_BYTES` for each
-network.
+The logits of a batch are by far its largest tensor (2,048 tokens by 30,522 entries are 250 MB), and plain autograd
+keeps about eight of that size. Here the hidden states of student and teachers are multiplied out for a few rows, every
+term looks at these logits and adds its gradient, and the gradient goes straight back to the hidden states and to the
+embedding matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network.
 """
 
 from __future__ import annotations
@@ -18,83 +17,71 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_distil.objectives.base import LogitRows, RowObjective, require_teacher
+from lit_distil.objectives.base import LogitRows, RowObjective
 from lit_distil.objectives.functional import row_chunks, working_dtype
 from lit_distil.types import Projection, TopLogits
 
 CHUNK_BYTES = 48 * 2**20
-"""Size of the logits of one piece: many rows at once for the matrix products, and little beside a batch's."""
+"""Size of the logits of one piece: many rows for the matrix products, and little beside a batch's."""
 
 _CPU_COLUMNS = 1024
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
-"""Is shown every piece: student's logits, teacher's logits, labels (None for rows that are not masked)."""
+"""Is shown every piece: the student's logits, the teachers' logits, the labels (None for rows that are not masked)."""
 
 
 @dataclass(frozen=True)
 class RowTerm:
-    """A term with the factor that its sum enters the loss with.
+    """A term of the loss in the pass.
 
     Attributes:
         objective: What is summed over the rows.
-        scale: Weight over the number of items in the global batch; 0 is summed, and adds no gradient.
-        teacher: Name of the teacher that it compares with; None takes the mixture of all.
+        scale: Its weight over the number of items in the global batch; at 0 it is summed and adds no gradient.
+        teachers: Names of the teachers whose mean it compares with; empty for all.
     """
 
     objective: RowObjective
     scale: float
-    teacher: str | None = None
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """The teachers' logits to be, by name, and the share of each in their mixture.
-
-    Attributes:
-        projections: One a teacher, of the same rows as the student's; what was kept of one that was run before will do.
-        shares: Positive, of sum 1, under the same names.
-    """
-
-    projections: dict[str, Projection | TopLogits]
-    shares: dict[str, float]
+    teachers: tuple[str, ...] = ()
 
 
 @dataclass
 class VocabularyPass:
-    """What one pass shall do.
+    """What one pass does.
 
     Attributes:
         terms: What is summed.
         labels: int64 `[M]`, of the masked positions, which are the first M rows.
-        teachers: None where no term compares and nobody observes one.
-        observer: Shown every piece of logits, the teachers' mixture beside the student's, for metrics.
+        teachers: By name, the teachers' logits before they are multiplied out, or a cached teacher's. Same rows as
+            the student's.
+        shares: Positive, the share of each teacher in a mean; one teacher needs none.
+        observer: Shown every piece of logits, the mean of all teachers beside the student, for metrics.
     """
 
     terms: list[RowTerm]
     labels: Tensor | None = None
-    teachers: Teachers | None = None
+    teachers: dict[str, Projection | TopLogits] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     observer: Observer | None = None
-    _with_gradient: bool = field(default=False, repr=False)
 
     def __call__(self, student: Projection) -> tuple[Tensor, list[Tensor]]:
-        """Run it.
+        """Run the pass.
 
         Args:
-            student: Of the rows `[R, width]`: the M masked ones, then the others if any.
+            student: Of the rows `[R, width]`: the M masked ones, then the others if there are any.
 
         Returns:
-            `Σ scale · sum` with a graph to the student's hidden states and its projection, and each term's sum without.
+            `Σ scale · sum` with a graph to the student's hidden states and projection, and each term's sum without.
         """
-        self._with_gradient = torch.is_grad_enabled()
-        total, sums = _Pass.apply(student.features, student.weight, student.bias, self)
+        total, sums = _Pass.apply(student.features, student.weight, student.bias, self, torch.is_grad_enabled())
         return total, list(sums.unbind())
 
     def pieces(self, num_rows: int, vocabulary_size: int, itemsize: int) -> Iterator[tuple[slice, bool]]:
-        """Slices of rows, and whether they are masked: no piece has rows of both kinds."""
+        """Slices of rows, and whether they are masked; no piece has rows of both kinds."""
         step = max(1, CHUNK_BYTES // (vocabulary_size * itemsize))
         num_masked = 0 if self.labels is None else len(self.labels)
         if self.labels is not None and num_masked == 0:
-            yield slice(0, 0), True  # nothing is counted, and ranks with and without masked rows count the same things
+            yield slice(0, 0), True  # so that every rank counts the same things, with masked rows or without
         for start, end, is_masked in ((0, num_masked, True), (num_masked, num_rows, False)):
             for first in range(start, end, step):
                 yield slice(first, min(first + step, end)), is_masked
@@ -105,16 +92,13 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, work: VocabularyPass
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, work: VocabularyPass, has_graph: bool
     ) -> tuple[Tensor, Tensor]:
-        wants_features, wants_weight, wants_bias, _ = (need and work._with_gradient for need in ctx.needs_input_grad)
+        wants_features, wants_weight, wants_bias = (need and has_graph for need in ctx.needs_input_grad[:3])
         with_gradient = wants_features or wants_weight or wants_bias
         exact = torch.promote_types(features.dtype, torch.float32)
         student = _Projector(Projection(features, weight, bias))
-        teachers: dict[str, _Projector | TopLogits] = {}
-        if work.teachers is not None:
-            for name, each in work.teachers.projections.items():
-                teachers[name] = each if isinstance(each, TopLogits) else _Projector(each)
+        teachers = _TeacherLogits(work)
         gradients = _Gradients(
             features=torch.zeros_like(features, dtype=exact) if wants_features else None,
             weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
@@ -122,7 +106,7 @@ class _Pass(torch.autograd.Function):
         )
         sums = torch.zeros(len(work.terms), dtype=exact, device=features.device)
 
-        with torch.autocast(features.device.type, enabled=False):  # the projectors have seen to the precision
+        with torch.autocast(features.device.type, enabled=False):  # the projectors set the precision
             for rows, is_masked in work.pieces(len(features), len(weight), exact.itemsize):
                 covering = [(i, one) for i, one in enumerate(work.terms) if one.objective.covers(is_masked=is_masked)]
                 if not covering and work.observer is None:
@@ -130,7 +114,7 @@ class _Pass(torch.autograd.Function):
                 adds_gradient = with_gradient and any(term.scale for _, term in covering)
                 labels = work.labels[rows] if is_masked and work.labels is not None else None
                 logits = student(rows)
-                given = _TeacherLogits(teachers, work.teachers, rows)
+                teachers.move_to(rows)
                 magnitudes = logits.new_ones(len(logits), 1, dtype=exact) if logits.dtype == torch.float16 else None
                 for few in row_chunks(logits, exact) or [slice(0, 0)]:
                     gradient = None
@@ -138,16 +122,16 @@ class _Pass(torch.autograd.Function):
                         gradient = torch.zeros_like(logits[few], dtype=exact)
                     few_labels = None if labels is None else labels[few]
                     for i, term in covering:
-                        target = given.of(term, few, logits[few]) if term.objective.needs_teacher else None
-                        those = LogitRows(logits[few], target, few_labels)
+                        needs_teacher = term.objective.needs_teacher
+                        theirs = teachers.compared_with(term, few, logits[few]) if needs_teacher else None
+                        those = LogitRows(logits[few], theirs, few_labels)
                         sums[i] += term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
                     if work.observer is not None:
-                        seen = given.mixture(1.0, few) if teachers else None
-                        work.observer(logits[few], seen, few_labels)
+                        work.observer(logits[few], teachers.mean(few) if work.teachers else None, few_labels)
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
-                        logits[few] = gradient  # nobody looks at these logits any more
+                        logits[few] = gradient  # these logits are not needed any more
                 if adds_gradient and len(logits):
                     gradients.add(rows, logits, magnitudes, student)
 
@@ -161,17 +145,17 @@ class _Pass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradients of a vocabulary pass were handed over; run the pass again for new ones")
-        # scaled in place and handed over: they are of the embedding matrix's size
+            raise RuntimeError("backward() was called twice on one vocabulary pass; run the pass again")
+        # scaled in place and given away: they are as large as the embedding matrix
         gradients, ctx.gradients = ctx.gradients, None
         scaled = (None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients)
         # rounded last: a loss scaler (float16) makes them large enough for it
-        return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None)
+        return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None, None)
 
 
 @dataclass
 class _Gradients:
-    """What the pieces add up to, at the precision of the sums; None is not wanted.
+    """The gradients that the pieces add up to, at the precision of the sums; None where none is needed.
 
     Attributes:
         features: `[R, width]`.
@@ -184,13 +168,13 @@ class _Gradients:
     bias: Tensor | None
 
     def add(self, rows: slice, of_logits: Tensor, magnitudes: Tensor | None, student: _Projector) -> None:
-        """Take in a piece.
+        """Add a piece.
 
         Args:
-            rows: Of the piece.
+            rows: The piece.
             of_logits: `[rows, V]`, the gradient of its logits at the precision of the products.
-            magnitudes: `[rows, 1]`, what each row of it was divided by; None is 1.
-            student: Whose logits they are.
+            magnitudes: `[rows, 1]`, what each row of `of_logits` was divided by; None for 1.
+            student: The projector that gave the logits.
         """
         features = student.features[rows]
         exact = torch.promote_types(of_logits.dtype, torch.float32)
@@ -245,7 +229,7 @@ class _Projector:
             self._buffer = self.features.new_empty(num_rows, len(self.weight))
         logits = self._buffer[:num_rows]
         features = self.features[rows]
-        # of a wide matrix, a CPU's library multiplies a block of columns at a time a third faster than all
+        # on a CPU, blocks of columns are a third faster than the whole of a wide matrix
         step = _CPU_COLUMNS if logits.device.type == "cpu" else len(self.weight)
         for start in range(0, len(self.weight), step):
             block = slice(start, start + step)
@@ -259,45 +243,43 @@ class _Projector:
 class _TeacherLogits:
     """The teachers' logits of one piece, each multiplied out when it is first asked for."""
 
-    def __init__(self, readers: dict[str, _Projector | TopLogits], teachers: Teachers | None, rows: slice) -> None:
-        self._readers, self._teachers, self._rows = readers, teachers, rows
+    def __init__(self, work: VocabularyPass) -> None:
+        self._shares = work.shares
+        self._sources = {
+            name: one if isinstance(one, TopLogits) else _Projector(one) for name, one in work.teachers.items()
+        }
+        self._rows = slice(0, 0)
         self._logits: dict[str, Tensor] = {}
 
-    def of(self, term: RowTerm, few: slice, student: Tensor) -> Tensor:
-        """What this term compares a few of the piece's rows with, of which the student's logits are given."""
-        require_teacher(term.objective, self._teachers)
-        names = [term.teacher] if term.teacher is not None else list(self._readers)
-        logits = [self._of(name, few, term.objective, student) for name in names]
-        return self._mixed(logits, names, term.objective.mixing_temperature)
+    def move_to(self, rows: slice) -> None:
+        """Begin a piece."""
+        self._rows, self._logits = rows, {}
 
-    def mixture(self, temperature: float, few: slice) -> Tensor:
-        """Logits whose softmax at this temperature is the weighted mean of the teachers' distributions at it."""
-        names = list(self._readers)
-        return self._mixed([self._of(name, few, temperature=temperature) for name in names], names, temperature)
+    def compared_with(self, term: RowTerm, few: slice, student: Tensor) -> Tensor:
+        """What a term compares some of the piece's rows with; `student` holds the student's logits of them."""
+        objective, names = term.objective, term.teachers or tuple(self._sources)
+        if not names:
+            raise ValueError(f"{type(objective).__name__} compares with a teacher, and the pass has none")
+        logits = [self._of(name, few, lambda top, rows: objective.complete(top, rows, student)) for name in names]
+        return self._mean(names, logits, objective.mixing_temperature)
 
-    def _mixed(self, logits: list[Tensor], names: list[str], temperature: float) -> Tensor:
-        assert self._teachers is not None
+    def mean(self, few: slice) -> Tensor:
+        """Logits of the mean of all teachers' distributions at temperature 1."""
+        names = tuple(self._sources)
+        return self._mean(names, [self._of(name, few, lambda top, rows: top.logits(1.0, rows=rows)) for name in names])
+
+    def _of(self, name: str, few: slice, complete: Callable[[TopLogits, slice], Tensor]) -> Tensor:
+        source = self._sources[name]
+        if isinstance(source, TopLogits):  # not kept: it differs from term to term
+            return complete(source, slice(self._rows.start + few.start, self._rows.start + few.stop))
+        if name not in self._logits:
+            self._logits[name] = source(self._rows)
+        return self._logits[name][few]
+
+    def _mean(self, names: tuple[str, ...], logits: list[Tensor], temperature: float = 1.0) -> Tensor:
         if len(logits) == 1:
             return logits[0]
-        return mix_logits(logits, [self._teachers.shares[name] for name in names], temperature)
-
-    def _of(
-        self,
-        name: str,
-        few: slice,
-        objective: RowObjective | None = None,
-        student: Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        reader = self._readers[name]
-        if isinstance(reader, TopLogits):  # made anew for each term: it depends on temperature and student
-            rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
-            if objective is not None and student is not None:
-                return objective.laid_out(reader, rows, student)
-            return reader.logits(temperature, rows=rows)
-        if name not in self._logits:
-            self._logits[name] = reader(self._rows)
-        return self._logits[name][few]
+        return mix_logits(logits, [self._shares[name] for name in names], temperature)
 
 
 def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1.0) -> Tensor:
@@ -309,8 +291,8 @@ def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1
         temperature: T, positive.
 
     Returns:
-        `[rows, vocabulary]`, in float32 at least, and in float64 at high temperatures: logarithms of probabilities
-        that are all but equal differ in their last digits only, and T multiplies what is lost of those.
+        `[rows, vocabulary]`, in float32 at least, and in float64 at high temperatures. There the logarithms differ in
+        their last digits only, and T multiplies their rounding.
     """
     parts = [
         torch.log_softmax(each.to(working_dtype(each, temperature)) / temperature, -1) + math.log(share)

@@ -1,9 +1,9 @@
-"""Learning-rate schedules: a pure function from the step to a factor of the peak learning rate.
+"""Learning-rate schedules: pure functions from the step to a factor of the peak learning rate.
 
-The convention is the field's (and transformers'): the optimizer's n-th step, counted from 0, is taken at
-`multiplier(n)`. Warm-up is `n / warmup`, so **the very first step is taken at 0** and step `warmup` at the peak;
-without warm-up step 0 is at the peak. The decay is planned to end at step `num_steps`, which is never taken: the last
-one, `num_steps - 1`, is still a little above the final value, and any step past the end stays at it.
+The convention is that of transformers: the optimizer's n-th step, counted from 0, is taken at `multiplier(n)`. Warm-up
+is `n / warmup`, so **the very first step is taken at 0** and step `warmup` at the peak; without warm-up step 0 is at
+the peak. The decay ends at step `num_steps`, which is never taken: the last one, `num_steps - 1`, is still a little
+above the final value. Any step past the end stays at the final value.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class Schedule(ABC):
-    """A linear warm-up, then what the subclass says.
+    """A linear warm-up, then what the subclass defines.
 
     Args:
-        warmup: Number of steps, or, as a fraction below 1, the share of all steps (rounded up).
+        warmup: Number of steps, or a share of all steps below 1 (rounded up).
     """
 
     def __init__(self, warmup: int | float = 0) -> None:
         self.warmup = _check_span("warmup", warmup)
 
     def multiplier(self, step: int, num_steps: int) -> float:
-        """Factor of the peak learning rate at a step, counted from 0, of a run of `num_steps`."""
+        """Return the factor of the peak learning rate at a step, counted from 0, of a run of `num_steps`."""
         warmup = _num_steps_of(self.warmup, num_steps)
         if step < warmup:
             return step / warmup
@@ -37,22 +37,22 @@ class Schedule(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """The factor at a step from `warmup` on; steps past `num_steps` may be asked for.
+        """Return the factor at a step from `warmup` on, also past `num_steps`.
 
         Args:
-            step: Counted from 0, from the beginning of the run.
+            step: Counted from 0, from the start of the run.
             warmup: Steps of the warm-up.
             num_steps: Steps of the whole run.
         """
 
     def build(self, optimizer: Optimizer, num_steps: int) -> LambdaLR:
-        """The PyTorch scheduler, to be stepped after every optimizer step.
+        """Build the PyTorch scheduler, to be stepped after every optimizer step.
 
         Its state holds numbers only: a resumed run takes the schedule from its own configuration, not from the
         checkpoint.
 
         Args:
-            optimizer: Its groups' learning rates are the peak.
+            optimizer: Its groups have the peak learning rates.
             num_steps: Optimizer steps of the whole run.
 
         Raises:
@@ -82,7 +82,7 @@ class LinearSchedule(Schedule):
     """Straight down to 0 (BERT, appendix A.2; RoBERTa; DistilBERT)."""
 
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """The share of the steps after the warm-up that is left."""
+        """The share of the steps after the warm-up that remains."""
         return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
 
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning task is: rows to labelled texts, the head it needs, its metrics, predictions one can read."""
+"""What a fine-tuning task is: rows of a source to samples, the head it needs, its metrics, readable predictions."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.types import Batch
+from lit_distil.objectives.label_kinds import LabelKind
+from lit_distil.types import IGNORE_INDEX, Batch
 
-LabelKind = Literal["class", "value", "labels", "choice", "span"]
 Row = dict[str, Any]
+"""A row of a source: columns by name."""
+
 SOURCE_KEY = "__source__"
-"""Where a row says what file and line it came from."""
+"""The entry of a row that says which file and line it came from."""
+
+_ROWS_AT_ONCE = 1_000  # rows that are tokenised together: a tokenizer's lists take far more memory than arrays
 
 
 class ClassName(str):
-    """The name of a class in a row whose source knows its number too.
+    """The name of a class in a row whose source knows the number of the class too.
 
     Args:
         name: As the source names it.
@@ -49,54 +53,60 @@ class Features:
     Attributes:
         input_ids: int64 `[length]`, special tokens included; the choices of a group end to end.
         token_type_ids: int64 `[length]`, or None where the tokenizer gives none.
-        label: Class index or value; int64 `[length]`, one a token; float32 `[K]`, zeros and ones; None where the row
-            has none (prediction).
+        label: As the task's label kind takes it: a class index, a value, an array, a pair of positions; None where it
+            is not known.
         row: Index of its row among those that were encoded.
-        span: First and last token of the answer in this window; None where it is not known.
         choices: Lengths of the choices, where the sample is a group of them.
-        detail: What the task itself wants to know again when it reads the logits.
+        detail: Whatever the task needs later to read the logits.
     """
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray | None
-    label: int | float | np.ndarray | None
+    label: Any
     row: int = 0
-    span: tuple[int, int] | None = None
     choices: tuple[int, ...] | None = None
     detail: Any = None
 
 
-Found = tuple[Features, Any]
-"""A sample and what the network said of it, as `Task.outcomes` put it."""
+class Prediction(NamedTuple):
+    """A sample, and what `Task.predict` kept of its logits."""
+
+    sample: Features
+    output: Any
 
 
 class Task(ABC):
-    """A fine-tuning task. The data module holds it; the module asks it for head, labels and metrics.
+    """A fine-tuning task. The data module holds it; the module asks it for head, loss and metrics.
 
-    Metrics are computed once, from what was found of every sample of a split, gathered over the ranks in the order of
-    the samples. So no sample counts twice, and one process and many give the same value.
+    A subclass sets the attributes, and says in `encode` and `readable` what its rows and predictions look like; the
+    label kind gives the rest. Metrics are computed once for a whole split, from the predictions of all ranks in the
+    order of the samples, so one process and many give the same values.
+
+    Attributes:
+        head: Which Hugging Face head: `sequence_classification`, `token_classification`, `question_answering` or
+            `multiple_choice`.
+        label_kind: What its labels are, such as `lit_distil.objectives.ClassLabel()`.
+        main_metric: The metric by which checkpoints are compared, a key of what `score` gives; more is better.
+        names: The names of its labels, if they have any.
     """
 
     head: ClassVar[str]
-    """Which Hugging Face head: `sequence_classification`, `token_classification`, ..."""
-
     label_kind: LabelKind
-    """`class`: cross-entropy on class indices; `value`: squared error; the others: see `objectives.TaskLoss`."""
-
     main_metric: str
-    """The metric by which checkpoints are compared, a key of what `score` gives; more is better."""
+    names: LabelNames | None = None
 
-    @abstractmethod
-    def bind(self, rows: Iterable[Row]) -> None:
+    def learn_labels(self, rows: Iterable[Row]) -> None:  # noqa: B027
         """Learn from the training rows what the configuration leaves open, such as the names of the labels."""
 
     @property
-    def is_bound(self) -> bool:
-        """Whether nothing is left open, so that rows can be predicted without any to learn from."""
-        return True
+    def knows_labels(self) -> bool:
+        """Whether it can do without training rows to learn from, because the labels are known or have no names."""
+        return self.names is None or self.names.names is not None
 
-    def take_labels(self, names: list[str]) -> None:  # noqa: B027
+    def take_labels(self, names: list[str]) -> None:
         """Take the labels of a trained head, in the order of its outputs, if the configuration leaves them open."""
+        if self.names is not None:
+            self.names.take(names)
 
     @abstractmethod
     def encode(
@@ -115,52 +125,60 @@ class Task(ABC):
             tokenizer: A fast tokenizer.
             max_length: Tokens in a sequence at most, special tokens included.
             labelled: Whether labels are wanted; they are not when predicting.
-            training: Whether the rows are trained on. Those that nothing can be learnt from may then be left out,
-                while an evaluation counts every row.
+            training: Whether the rows are trained on. Rows that nothing can be learnt from may then be left out; an
+                evaluation counts every row.
         """
 
-    @abstractmethod
     def head_settings(self) -> dict[str, Any]:
         """What the head's configuration must say: `num_labels`, `id2label`, ..."""
+        settings = self.label_kind.head_settings(None if self.names is None else self.names.known)
+        if self.head == "sequence_classification" and self.label_kind.problem_type is not None:
+            settings["problem_type"] = self.label_kind.problem_type
+        return settings
 
     def loss_settings(self) -> dict[str, Any]:
-        """Arguments of `objectives.TaskLoss`."""
+        """The arguments of `TaskLoss.follow`."""
         return {"kind": self.label_kind}
 
-    @abstractmethod
-    def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:
-        """What is kept of a batch's logits, one entry a sample: small, on the host, and nothing but numbers.
+    def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
+        """What to keep of a batch's logits, one entry a sample: small, on the host, and nothing but numbers.
 
         Args:
             logits: float32 on the CPU, in the shape of `EncoderOutput.logits`.
             batch: The batch, wherever it is; its `lengths` and `group_sizes` are on the host.
-            features: The samples of the batch.
+            samples: The samples of the batch.
         """
+        return [each.numpy() for each in self.label_kind.split(logits, batch)]
 
-    @abstractmethod
-    def score(self, found: list[Found], rows: list[Row]) -> dict[str, float]:
+    def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
         """The metrics of a split, named as they are logged; shares are fractions of 1.
 
         Args:
-            found: Every sample that was evaluated, in the order of the samples.
+            predictions: Of every sample that was evaluated, in the order of the samples.
             rows: The rows of the split, which `Features.row` points into.
         """
+        names = None if self.names is None else self.names.known
+        outputs = [output for _, output in predictions]
+        return self.label_kind.metrics(outputs, [sample.label for sample, _ in predictions], names)
 
     @abstractmethod
-    def readable(self, found: list[Found], rows: list[Row]) -> list[dict[str, Any]]:
+    def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
         """One prediction a row that a person can read: `sample` (the row's index), its texts, what was predicted."""
 
-    def files(self, found: list[Found], rows: list[Row]) -> dict[str, Any]:
+    def files(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, Any]:
         """Further files of predictions, name to JSON content, where a benchmark has a format of its own."""
         return {}
 
     def stratum(self, row: Row) -> Hashable:
-        """What a validation split that is cut off the training rows has as large a share of as they: the class."""
+        """The stratum of a training row, such as its class: a validation split cut off the rows keeps their shares."""
         return None
 
     def group(self, row: Row) -> Hashable:
-        """Rows with the same one are never parted by that cut; None for a row that stands alone."""
+        """The group of a training row: that cut never parts a group. None for a row that stands alone."""
         return None
+
+
+# Reading a row
 
 
 def place_of(row: Row) -> str:
@@ -187,7 +205,7 @@ def text_in(row: Row, name: str) -> str:
     """The text in a column; a number is taken as it is written.
 
     Raises:
-        ValueError: The row has no such column, or something else than a text in it.
+        ValueError: The row has no such column, or it holds something else than a text.
     """
     value = column_of(row, name)
     if isinstance(value, list | tuple | dict | bytes):
@@ -197,11 +215,11 @@ def text_in(row: Row, name: str) -> str:
     return str(value)
 
 
-def unprinted(text: str, row: Row, name: str) -> str:
-    """The text of a column that may hold a list, unless it is a list as Python prints it.
+def refuse_printed_list(text: str, row: Row, name: str) -> None:
+    """Refuse a list as Python prints it: cut at commas or spaces, it would become labels that nobody meant.
 
     Raises:
-        ValueError: It is one; cut at commas or spaces, it would become labels that nobody meant.
+        ValueError: The column holds one.
     """
     inside = text.strip()
     if inside == "[]" or (inside[:2] in ("['", '["') and inside[-2:] in ("']", '"]')):
@@ -209,12 +227,14 @@ def unprinted(text: str, row: Row, name: str) -> str:
             f"{place_of(row)}: column {name!r} (task) holds a printed list, {text!r}, as in the CSV of a data frame; "
             "save the rows as JSONL or Parquet, or write the entries without brackets and quotes"
         )
-    return text
 
 
 def unlabelled(row: Row) -> ValueError:
-    """The error of a row that says itself that it has no label."""
+    """The error for a row that says itself that it has no label."""
     return ValueError(f"{place_of(row)}: label -1 marks an unlabelled split; use it with `predict`, or leave it out")
+
+
+# Encoding
 
 
 def encoded_arrays(encoded: Any, index: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -226,7 +246,52 @@ def encoded_arrays(encoded: Any, index: int) -> tuple[np.ndarray, np.ndarray | N
     )
 
 
-ClassWeights = Literal["balanced"] | list[float] | None
+class Window(NamedTuple):
+    """A part of a text that is longer than a sequence may be, encoded."""
+
+    text: int  # its index
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray | None
+    offsets: np.ndarray  # int32 [length, 2]: first character of each token and the one after its last; 0, 0 for special
+    is_text: np.ndarray  # bool [length]: not special, and not of the question
+
+
+def cut_into_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    *,
+    questions: list[str] | None = None,
+    max_length: int,
+    stride: int,
+) -> Iterator[Window]:
+    """The windows of each text in order, each after the text's question if there are questions.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        texts: The texts.
+        questions: A question for each text; it stands before each window, and is never cut.
+        max_length: Tokens in a window at most, special tokens and question included.
+        stride: Tokens of text that a window shares with the one before.
+    """
+    text_side = 0 if questions is None else 1
+    for start in range(0, len(texts), _ROWS_AT_ONCE):
+        chunk = slice(start, start + _ROWS_AT_ONCE)
+        encoded = tokenizer(
+            *([texts[chunk]] if questions is None else [questions[chunk], texts[chunk]]),
+            truncation="longest_first" if questions is None else "only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        for index, owner in enumerate(encoded["overflow_to_sample_mapping"]):
+            is_text = np.array([side == text_side for side in encoded.sequence_ids(index)])
+            offsets = np.asarray(encoded["offset_mapping"][index], dtype=np.int32)
+            yield Window(start + owner, *encoded_arrays(encoded, index), offsets, is_text)
+
+
+# Labels that have names
 
 
 class LabelNames:
@@ -238,7 +303,7 @@ class LabelNames:
 
     def __init__(self, names: list[str | int | bool] | None) -> None:
         self.names = [str(name) for name in names] if names else None
-        # only names that were given, or whose source numbers them, have numbers that a row may mean
+        # a row may give a number instead of a name if the names were given, or their source numbers them
         self._are_numbered = self.names is not None and not all(_is_number(name) for name in self.names)
         if self.names is not None and len(set(self.names)) != len(self.names):
             raise ValueError(f"task.labels: a name stands twice in {self.names}")
@@ -251,41 +316,66 @@ class LabelNames:
             ValueError: They are not known yet.
         """
         if self.names is None:
-            raise ValueError("task.labels: not known yet; give them, or let the data module bind the training rows")
+            raise ValueError("task.labels: not known yet; give them, or call learn_labels with the training rows")
         return self.names
 
     def take(self, names: list[str]) -> None:
         """Take the names of a trained head, unless there are some, or it has none of its own (`LABEL_0`)."""
-        if self.names is None and names != [f"LABEL_{index}" for index in range(len(names))]:
+        if self.names is None and names != unnamed_labels(len(names)):
             self.names = list(names)
 
-    def learn(self, places: dict[str, str], *, column: str, at_least: int = 2) -> None:
-        """Take the names that were met in the training rows, in the order of the source's numbers where it has them.
+    def learn(self, labelled: Iterable[tuple[Row, list[Any]]], *, column: str, at_least: int = 2) -> Counter[int]:
+        """Learn the names from the training rows, unless they are known, and count the rows of each label.
 
-        Of others numbers stand in numerical order and `O` comes first.
+        Names that the source numbers stand in the order of its numbers, numbers in numerical order, others sorted with
+        `O` first. A known name that no row has gets a warning, because nothing can be learnt about it.
 
         Args:
-            places: Every name, and where it was first met.
-            column: Column of the labels, for messages.
-            at_least: How many there must be.
+            labelled: Each row with its labels.
+            column: The column of the labels, for messages.
+            at_least: How many names there must be.
+
+        Returns:
+            How often each index occurs.
+
+        Raises:
+            ValueError: There are fewer names, or a label is no name.
         """
-        if not places:
+        occurrences: Counter[str] = Counter()
+        first_rows: dict[str, Row] = {}
+        for row, labels in labelled:
+            for label in labels:
+                name = label_name(label, row)
+                self.check_labelled(name, row)
+                occurrences[name] += 1
+                first_rows.setdefault(name, row)
+        if self.names is None:
+            self.names = self._in_order(first_rows, column, at_least)
+        counts: Counter[int] = Counter()
+        for name, number in occurrences.items():
+            counts[self.index_of(name, first_rows[name])] += number
+        absent = [name for index, name in enumerate(self.known) if not counts[index]]
+        if absent and counts:
+            warnings.warn(f"task.labels: no training row has the label {absent}", stacklevel=3)
+        return counts
+
+    def _in_order(self, first_rows: dict[str, Row], column: str, at_least: int) -> list[str]:
+        if not first_rows:
             raise ValueError(
                 "task.labels: the names of the classes are not given, and there are no training rows to take them from "
                 "(source.train): name the files, or the classes in the order of their indices"
             )
-        if len(places) < at_least:
-            raise ValueError(f"task.label: column {column!r} holds one class, {[*places]}; two are needed")
-        numbers = {name: name.number for name in places if isinstance(name, ClassName)}
-        if len(numbers) == len(places):
-            self.names = sorted(map(str, places), key=lambda name: numbers[name])  # type: ignore[index]
+        if len(first_rows) < at_least:
+            raise ValueError(f"task.label: column {column!r} holds one class, {[*first_rows]}; two are needed")
+        numbers = {name: name.number for name in first_rows if isinstance(name, ClassName)}
+        if len(numbers) == len(first_rows):
             self._are_numbered = sorted(numbers.values()) == list(range(len(numbers)))
-        elif all(_is_number(name) for name in places):
-            if fractional := [name for name in places if not float(name).is_integer()]:
-                raise is_value(fractional[0], places[fractional[0]])
-            self.names = sorted(places, key=float)
-        else:
-            self.names = sorted(places, key=lambda name: (name != "O", name))
+            return sorted(map(str, first_rows), key=lambda name: numbers[name])  # type: ignore[index]
+        if not all(_is_number(name) for name in first_rows):
+            return sorted(first_rows, key=lambda name: (name != "O", name))
+        if fractional := [name for name in first_rows if not float(name).is_integer()]:
+            raise _fractional_label(fractional[0], first_rows[fractional[0]])
+        return sorted(first_rows, key=float)
 
     def index_of(self, value: Any, row: Row) -> int:
         """The index of a row's label, which may be a name, or a number where the configuration gives names.
@@ -293,83 +383,52 @@ class LabelNames:
         Raises:
             ValueError: The label is none of them.
         """
-        name = label_name(value, row)
-        if name in self.known:
-            return self.known.index(name)
-        if isinstance(value, ClassName) and value.number < len(self.known):
-            return value.number  # the configuration gives the classes names of its own
-        number = self._number(name)
-        if number is not None:
-            return number  # the configuration names the classes, the rows number them
+        name, index = label_name(value, row), self._find(value)
+        if index is not None:
+            return index
         self.check_labelled(name, row)
         raise ValueError(
             f"{place_of(row)}: label {name!r} is none of {self.known} (task.labels); correct the row, or name all "
             "classes in task.labels"
         )
 
-    def check_labelled(self, name: str, row: Row) -> None:
-        """Refuse -1, by which a split says that it has no labels, unless a class has that name.
-
-        Raises:
-            ValueError: It is so.
-        """
-        if _is_number(name) and float(name) == -1 and name not in (self.names or []):
-            raise ValueError(f"{unlabelled(row)}; where -1 is a class, name all of them in task.labels")
-
-    def _number(self, name: str) -> int | None:
-        """The index that a row's number means, which data frames may have written as 1.0."""
-        if not self._are_numbered or not _is_number(name) or not float(name).is_integer():
-            return None
-        return int(float(name)) if 0 <= float(name) < len(self.known) else None
-
     def name_of(self, value: Any) -> str | None:
-        """The name of a row's label where it has one that is known; never an error."""
-        if isinstance(value, ClassName) and value not in self.known and value.number < len(self.known):
-            return self.known[value.number]
-        text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-        if text in self.known:
-            return text
-        number = self._number(text)
-        if number is not None:
-            return self.known[number]
+        """The name of a row's label for a reader, or the label as it is if it is none of them. Never an error."""
+        index, text = self._find(value), _as_text(value)
+        if index is not None:
+            return self.known[index]
         return None if value is None or text in ("", "-1", "nan") else text
 
-    def warn_of_absent(self, counts: Counter[int]) -> None:
-        """Tell of labels that no training row has; nothing can be learnt of them."""
-        absent = [name for index, name in enumerate(self.known) if not counts[index]]
-        if absent and counts:
-            warnings.warn(f"task.labels: no training row has the label {absent}", stacklevel=3)
+    def _find(self, value: Any) -> int | None:
+        name = _as_text(value)
+        if name in self.known:
+            return self.known.index(name)
+        if isinstance(value, ClassName) and value.number < len(self.known):
+            return value.number  # the configuration gives the classes names of its own
+        is_index = self._are_numbered and _is_number(name) and float(name).is_integer()
+        # the configuration names the classes, the rows number them, and data frames may have written 1.0 for 1
+        return int(float(name)) if is_index and 0 <= float(name) < len(self.known) else None
 
-    def weights(self, setting: ClassWeights, counts: Counter[int]) -> list[float] | None:
-        """Factors of the classes in the loss: those given, or inversely as frequent as the class, 1 on average.
+    def check_labelled(self, name: str, row: Row) -> None:
+        """Refuse the numbers that mark what has no label: -1 of a split, -100 of a token; unless a class has that name.
 
-        Args:
-            setting: `balanced`, a list in the order of the classes, or None.
-            counts: Training rows of each class; empty where there are none.
+        Raises:
+            ValueError: The label is one of them.
         """
-        num_labels = len(self.known)
-        if setting is None or (setting == "balanced" and not counts):
-            return None
-        if setting == "balanced":
-            total = sum(counts.values())
-            return [total / (num_labels * counts[index]) if counts[index] else 1.0 for index in range(num_labels)]
-        if len(setting) != num_labels:
+        if not _is_number(name) or name in (self.names or []):
+            return
+        if float(name) == -1:
+            raise ValueError(f"{unlabelled(row)}; where -1 is a class, name all of them in task.labels")
+        if float(name) == IGNORE_INDEX:
             raise ValueError(
-                f"task.class_weights: {len(setting)} weights for {num_labels} classes; give one for each of "
-                f"{self.known}"
+                f"{place_of(row)}: label {IGNORE_INDEX} marks a token without a label and is no class; give whole "
+                "words with a tag each, and leave out the tags of special and further tokens"
             )
-        return [float(weight) for weight in setting]
 
 
-def check_class_weights(setting: ClassWeights) -> ClassWeights:
-    """The setting, if it is one."""
-    if setting is None or setting == "balanced":
-        return setting
-    if isinstance(setting, str) or not all(math.isfinite(weight) and weight >= 0 for weight in setting):
-        raise ValueError(f"task.class_weights must be 'balanced' or numbers of 0 or more, got {setting!r}")
-    if not any(setting):
-        raise ValueError("task.class_weights: all of them are 0, so that nothing would be learnt")
-    return setting
+def unnamed_labels(number: int) -> list[str]:
+    """The names that transformers gives to the outputs of a head if nobody names them."""
+    return [f"LABEL_{index}" for index in range(number)]
 
 
 def label_name(value: Any, row: Row) -> str:
@@ -385,19 +444,24 @@ def label_name(value: Any, row: Row) -> str:
             f"{place_of(row)}: label {value!r} is neither a name nor a number (task.label)"
             + ("; lists are for lit_distil.tasks.MultiLabelClassification" if isinstance(value, list) else "")
         )
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise is_value(value, place_of(row))
-        value = int(value)
-    name = str(value).strip()
+    if isinstance(value, float) and not value.is_integer():
+        raise _fractional_label(value, row)
+    name = _as_text(value)
     if not name:
         raise ValueError(f"{place_of(row)}: the label is empty (task.label); give the row one, or leave it out")
     return name
 
 
-def is_value(value: Any, place: str) -> ValueError:
-    """The error of a label that is a value where a class is expected."""
-    return ValueError(f"{place}: label {value!r} is no class; use lit_distil.tasks.TextRegression for values")
+def _as_text(value: Any) -> str:
+    return (
+        value
+        if isinstance(value, ClassName)
+        else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    )
+
+
+def _fractional_label(value: Any, row: Row) -> ValueError:
+    return ValueError(f"{place_of(row)}: label {value!r} is no class; use lit_distil.tasks.TextRegression for values")
 
 
 def _is_number(text: str) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_distil.objectives.label_kinds import ChoiceLabel
 from lit_distil.tasks.base import (
     Features,
-    Found,
-    LabelKind,
+    Prediction,
     Row,
     Task,
     column_of,
@@ -22,15 +20,13 @@ from lit_distil.tasks.base import (
     text_in,
     unlabelled,
 )
-from lit_distil.tasks.classification import accuracy, confusion_matrix
-from lit_distil.types import Batch
 
 
 class MultipleChoice(Task):
     """The right one of a row's choices, whose number may differ from row to row (BERT section 4.4: SWAG).
 
-    Each choice is encoded as a pair: the context, and the question followed by the choice. Where there is only one of
-    context and question, it is the first of the pair, and the choice alone the second.
+    Each choice is encoded as a pair: the context, and the question followed by the choice. With only one of context and
+    question, that one comes first in the pair, and the choice alone second.
 
     Metric: accuracy.
 
@@ -43,7 +39,7 @@ class MultipleChoice(Task):
     """
 
     head = "multiple_choice"
-    label_kind: LabelKind = "choice"
+    label_kind = ChoiceLabel()
     main_metric = "accuracy"
 
     def __init__(
@@ -60,9 +56,6 @@ class MultipleChoice(Task):
             raise ValueError(f"task.choices: at least two columns, or the column that holds a list, got {choices}")
         self.context, self.question, self.choices, self.label = context, question, choices, label
 
-    def bind(self, rows: Iterable[Row]) -> None:
-        """Nothing is left open."""
-
     def encode(
         self,
         rows: list[Row],
@@ -78,17 +71,11 @@ class MultipleChoice(Task):
         choices = [self._choices_of(row) for row in rows]
         labels = [self._label_of(row, len(c)) if labelled else None for row, c in zip(rows, choices, strict=True)]
         pairs = [self._pair(row, choice) for row, each in zip(rows, choices, strict=True) for choice in each]
-        encoded = tokenizer(
-            [first for first, _ in pairs],
-            [second for _, second in pairs],
-            truncation=True,
-            max_length=max_length,
-            return_attention_mask=False,
-        )
-        features, end = [], 0
-        for index, each in enumerate(choices):
-            parts = [encoded_arrays(encoded, number) for number in range(end, end + len(each))]
-            end += len(each)
+        first, second = map(list, zip(*pairs, strict=True))
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
+        features = []
+        for index, (end, each) in enumerate(zip(accumulate(map(len, choices)), choices, strict=True)):
+            parts = [encoded_arrays(encoded, number) for number in range(end - len(each), end)]
             types = [t for _, t in parts if t is not None]
             features.append(
                 Features(
@@ -101,45 +88,24 @@ class MultipleChoice(Task):
             )
         return features
 
-    def head_settings(self) -> dict[str, Any]:
-        """Nothing: such a head has one output, a score."""
-        return {}
-
-    def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:
-        """The scores of each row's choices, float32 `[choices]`."""
-        sizes = [len(sample.choices or ()) for sample in features]
-        return [scores.numpy() for scores in logits.squeeze(-1).split(sizes)]
-
-    def score(self, found: list[Found], rows: list[Row]) -> dict[str, float]:
-        """Accuracy."""
-        most = max((len(outcome) for _, outcome in found), default=1)
-        predicted = [int(np.argmax(outcome)) for _, outcome in found]
-        return {
-            "accuracy": accuracy(
-                confusion_matrix(predicted, np.array([f.label for f, _ in found], dtype=np.int64), most)
-            )
-        }
-
-    def readable(self, found: list[Found], rows: list[Row]) -> list[dict[str, Any]]:
-        """Texts, the index of the choice, the choice, and the probability of each; `gold`, where the row says it."""
-        predictions = []
-        for features, outcome in found:
-            row = rows[features.row]
-            choices = self._choices_of(row)
-            best = int(np.argmax(outcome))
-            gold = _index(row.get(self.label))
-            predictions.append(
+    def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
+        """Texts, index and text of the best choice, the probability of each; the row's own label (`gold`), if any."""
+        read = []
+        for sample, output in predictions:
+            row, prediction = rows[sample.row], self.label_kind.describe(output, None)
+            choices, gold = self._choices_of(row), _index(row.get(self.label))
+            read.append(
                 {
-                    "sample": features.row,
+                    "sample": sample.row,
                     **{name: row[name] for name in (self.context, self.question) if name is not None},
-                    "label": best,
-                    "choice": choices[best],
+                    "label": prediction["label"],
+                    "choice": choices[prediction["label"]],
                     "choices": choices,
-                    "probabilities": torch.softmax(torch.from_numpy(outcome.astype(np.float64)), -1).tolist(),
+                    "probabilities": prediction["probabilities"],
                     **({} if gold is None or gold < 0 else {"gold": gold}),
                 }
             )
-        return predictions
+        return read
 
     def stratum(self, row: Row) -> int:
         """The index of the right choice."""

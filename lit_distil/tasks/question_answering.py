@@ -6,7 +6,7 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.tasks.base import Features, Found, LabelKind, Row, Task, column_of, encoded_arrays, place_of, text_in
+from lit_distil.objectives.label_kinds import SpanLabel
+from lit_distil.tasks.base import Features, Prediction, Row, Task, column_of, cut_into_windows, place_of, text_in
 from lit_distil.types import Batch
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -24,35 +25,35 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and needless space."""
+    """The text in lower case, without punctuation, articles and needless space (SQuAD's official script)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, gold: Sequence[str]) -> float:
-    """1 where the answer is one of the right ones; with none, where there is no answer."""
+    """1 if the answer is one of the right ones; if there are none, 1 for an empty answer."""
     return float(max(normalise_answer(answer) == normalise_answer(one) for one in _right_ones(gold)))
 
 
 def f1(answer: str, gold: Sequence[str]) -> float:
-    """Overlap in words with the right answer that it is nearest to; with none, 1 where there is no answer."""
+    """Overlap in words with the nearest of the right answers; if there are none, 1 for an empty answer."""
     return max(_overlap(normalise_answer(answer).split(), normalise_answer(one).split()) for one in _right_ones(gold))
 
 
 def best_threshold(
     scores: Sequence[float], odds: Sequence[float], has_answer: Sequence[bool], is_empty: Sequence[bool]
 ) -> tuple[float, float]:
-    """The mean score that the best threshold of no answer would give, and that threshold.
+    """The mean score at the best threshold for "no answer", and that threshold.
 
     Args:
-        scores: What each question's best answer scores.
-        odds: How much rather each has no answer; above the threshold, none is given.
-        has_answer: Whether the question has one.
-        is_empty: Whether the best answer is empty, and so right for a question without.
+        scores: The score of each question's best answer.
+        odds: By how much "no answer" scores better than the best span; above the threshold, no answer is given.
+        has_answer: Whether the question has an answer.
+        is_empty: Whether the best answer is empty, and so right for a question without one.
     """
-    total = float(sum(not has for has in has_answer))  # none is answered
+    total = float(sum(not has for has in has_answer))  # of answering none
     best, threshold = total, min(odds, default=0.0) - 1.0
     order = sorted(range(len(scores)), key=lambda n: odds[n])
-    for odd, members in groupby(order, key=lambda n: odds[n]):  # questions of equal odds fall together
+    for odd, members in groupby(order, key=lambda n: odds[n]):  # equal odds fall on the same side
         for n in members:
             total += scores[n] if has_answer[n] else (0.0 if is_empty[n] else -1.0)
         if total > best:
@@ -75,16 +76,16 @@ def _overlap(answer: list[str], gold: list[str]) -> float:
 
 
 NO_SPAN_ODDS = 1.0e6
-"""How much rather a question without any span has no answer; finite, as JSON knows no infinity."""
+"""The odds of no answer where a question has no span at all; finite, because JSON knows no infinity."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was found of one question, over all windows of its context.
+    """The predicted answers to one question, from all windows of its context.
 
     Attributes:
-        scores: The best spans' scores (logit of the beginning plus that of the end), best first.
-        spans: Where each lies in the context, first character and the one after the last.
+        scores: The best spans' scores (logit of the first token plus that of the last), best first.
+        spans: Where each lies in the context: first character, and the one after the last.
         null: The score of no answer, the least of any window.
     """
 
@@ -94,16 +95,16 @@ class Answers:
 
     @property
     def odds(self) -> float:
-        """How much rather there is no answer than the best span."""
+        """By how much "no answer" scores better than the best span."""
         return self.null - self.scores[0] if self.scores else NO_SPAN_ODDS
 
 
 def tokens_of(answer: tuple[int, int], first: int, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of an answer in a window; its first token where it does not hold all of an answer.
+    """First and last token of an answer in a window; (0, 0), its first token, if it does not hold the whole answer.
 
     Args:
-        answer: First character of the answer and the one after its last; negative where there is none.
-        first: Where the context begins in the window.
+        answer: First character of the answer and the one after its last; negative if there is none.
+        first: The first token of context in the window.
         offsets: int `[context, 2]`, characters of each token of context.
     """
     start, end = answer
@@ -117,11 +118,11 @@ def tokens_of(answer: tuple[int, int], first: int, offsets: np.ndarray) -> tuple
 def best_spans(
     starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray, *, longest: int, n_best: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best of all spans of a window's context.
+    """The best spans of a window's context.
 
     Args:
-        starts: float32 `[context]`, logits of the beginning.
-        ends: float32 `[context]`, logits of the end.
+        starts: float32 `[context]`, logits of the first token.
+        ends: float32 `[context]`, logits of the last token.
         offsets: int `[context, 2]`, characters of each token.
         longest: Tokens in a span at most.
         n_best: How many spans.
@@ -142,16 +143,16 @@ def best_spans(
     return scores[best], np.stack([offsets[first, 0], offsets[first + more, 1]], axis=1)
 
 
-def merge_windows(found: list[Found], n_best: int) -> dict[int, Answers]:
-    """The answers of each question over its windows; a span that two windows share is listed once.
+def merge_windows(predictions: list[Prediction], n_best: int) -> dict[int, Answers]:
+    """The answers to each question from all its windows; a span in two windows is listed once.
 
     Args:
-        found: Windows, each with the score of no answer, scores and characters of its best spans.
-        n_best: How many spans of a question.
+        predictions: The windows, each with the score of no answer, scores and characters of its best spans.
+        n_best: How many spans of a question to keep.
     """
     spans: dict[int, dict[tuple[int, int], float]] = {}
     nulls: dict[int, float] = {}
-    for window, (null, scores, places) in found:
+    for window, (null, scores, places) in predictions:
         nulls[window.row] = min(nulls.get(window.row, null), null)
         best = spans.setdefault(window.row, {})
         for score, (start, end) in zip(scores.tolist(), places.tolist(), strict=True):
@@ -168,44 +169,33 @@ def text_of(context: Any, span: tuple[int, int]) -> str:
     return str(context)[span[0] : span[1]].strip()
 
 
-def softmax(scores: list[float]) -> list[float]:
-    """Probabilities of the scores among each other."""
-    if not scores:
-        return []
-    powers = np.exp(np.array(scores) - max(scores))
-    return (powers / powers.sum()).tolist()
-
-
-_CHUNK = 1_000  # rows that are encoded at a time, as a tokenizer's lists take far more memory than arrays
-
-
 class ExtractiveQA(Task):
     """The answer to a question as a span of a context, in SQuAD's shape (BERT sections 4.2 and 4.3).
 
-    A context that is longer than a sequence may be becomes several windows which overlap; a window without the whole
-    answer is trained to point at its first token, which stands for no answer. Of all windows the best span is taken, so
+    A context that is longer than a sequence may be becomes several windows that overlap. A window without the whole
+    answer is trained to point at its first token, which stands for no answer. The best span of all windows is taken, so
     an answer is found wherever it lies.
 
     Metrics: `exact_match` and `f1` by SQuAD's official normalisation, as fractions of 1. With `no_answer` also F1 over
-    the questions that have an answer, accuracy over those that have none, and what the best threshold would give.
+    the questions that have an answer, accuracy over those that have none, and the scores at the best threshold.
 
     Args:
         question: Column of the question.
         context: Column of the text that holds the answer.
         answers: Column of the right answers: `{text: [...], answer_start: [...]}` or a list of such pairs; a
-            beginning is counted in characters.
+            start is counted in characters.
         id: Column of the question's name in `predictions.json`; rows without one are numbered.
         no_answer: Whether questions may have no answer (SQuAD v2).
         null_threshold: With `no_answer`: how much better than the best span no answer must score to be given.
-        stride: Tokens of context that a window shares with the one before; None takes 128, or half of what a window
-            has beside the longest question where that is less.
-        max_question_length: Tokens of a question; what is beyond is cut.
-        max_answer_length: Tokens of an answer.
+        stride: Tokens of context that a window shares with the one before; None takes 128, or half of the room that the
+            longest question leaves, if that is less.
+        max_question_length: Tokens of a question at most; the rest is cut.
+        max_answer_length: Tokens of an answer at most.
         n_best: How many answers the readable predictions list.
     """
 
     head = "question_answering"
-    label_kind: LabelKind = "span"
+    label_kind = SpanLabel()
     main_metric = "f1"
 
     def __init__(
@@ -232,9 +222,6 @@ class ExtractiveQA(Task):
         self.no_answer, self.null_threshold, self.stride = no_answer, null_threshold, stride
         self.max_question_length, self.max_answer_length, self.n_best = max_question_length, max_answer_length, n_best
 
-    def bind(self, rows: Iterable[Row]) -> None:
-        """Nothing is left open."""
-
     def encode(
         self,
         rows: list[Row],
@@ -246,11 +233,11 @@ class ExtractiveQA(Task):
     ) -> list[Features]:
         """One or more windows a row: the question, then a part of the context.
 
-        A row to train on whose answer is not in its context is left out, with a warning that counts them. In an
-        evaluation it stays, as its answer can be compared all the same.
+        A training row whose answer is not in its context is left out, with a warning that counts such rows. An
+        evaluation keeps it, because a predicted answer can be compared all the same.
 
         Raises:
-            ValueError: A row breaks the contract, or windows would not get on.
+            ValueError: A row breaks the contract, or the stride is as long as a window.
         """
         answers = [self._span_of(row) if labelled else None for row in rows]
         wrong = [n for n, span in enumerate(answers) if labelled and span is None]
@@ -266,49 +253,31 @@ class ExtractiveQA(Task):
         chosen = [n for n in range(len(rows)) if n not in left_out]
         questions = self._questions([rows[n] for n in chosen], tokenizer)
         stride = self._stride(questions, tokenizer, max_length)
+        contexts = [text_in(rows[n], self.context) for n in chosen]
         features: list[Features] = []
-        for start in range(0, len(chosen), _CHUNK):
-            part = chosen[start : start + _CHUNK]
-            encoded = tokenizer(
-                questions[start : start + _CHUNK],
-                [text_in(rows[n], self.context) for n in part],
-                truncation="only_second",
-                max_length=max_length,
-                stride=stride,
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-            )
-            for window, owner in enumerate(encoded["overflow_to_sample_mapping"]):
-                ids, types = encoded_arrays(encoded, window)
-                of_context = np.array([side == 1 for side in encoded.sequence_ids(window)])
-                first = int(of_context.argmax())
-                offsets = np.asarray(encoded["offset_mapping"][window], dtype=np.int32)[of_context]
-                answer = answers[part[owner]]
-                span = None if answer is None else tokens_of(answer, first, offsets)
-                features.append(Features(ids, types, None, row=part[owner], span=span, detail=(first, offsets)))
+        for window in cut_into_windows(tokenizer, contexts, questions=questions, max_length=max_length, stride=stride):
+            row, first = chosen[window.text], int(window.is_text.argmax())
+            offsets, answer = window.offsets[window.is_text], answers[row]
+            span = None if answer is None else tokens_of(answer, first, offsets)
+            features.append(Features(window.input_ids, window.token_type_ids, span, row=row, detail=(first, offsets)))
         return features
 
-    def head_settings(self) -> dict[str, Any]:
-        """Two outputs a token: beginning and end."""
-        return {"num_labels": 2}
-
-    def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:
-        """The best spans of each window (scores, characters) and the score of no answer."""
-        found = []
-        for window_logits, window in zip(logits.split(batch.lengths), features, strict=True):
+    def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
+        """The score of no answer and the best spans (scores, characters) of each window."""
+        outputs = []
+        for window_logits, window in zip(self.label_kind.split(logits, batch), samples, strict=True):
             starts, ends = window_logits.numpy().T
             first, offsets = window.detail
             context = slice(first, first + len(offsets))
             scores, spans = best_spans(
                 starts[context], ends[context], offsets, longest=self.max_answer_length, n_best=self.n_best
             )
-            found.append((float(starts[0] + ends[0]), scores, spans))
-        return found
+            outputs.append((float(starts[0] + ends[0]), scores, spans))
+        return outputs
 
-    def score(self, found: list[Found], rows: list[Row]) -> dict[str, float]:
+    def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
         """Exact match and F1 over the questions; see the class."""
-        merged = merge_windows(found, self.n_best)
+        merged = merge_windows(predictions, self.n_best)
         gold = [self._gold(rows[index])[0] for index in merged]
         texts = [self._answer(answers, rows[index]) for index, answers in merged.items()]
         matches = [exact_match(text, one) for text, one in zip(texts, gold, strict=True)]
@@ -333,17 +302,17 @@ class ExtractiveQA(Task):
             "best_f1_threshold": best_f1[1],
         }
 
-    def readable(self, found: list[Found], rows: list[Row]) -> list[dict[str, Any]]:
+    def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
         """Question, answer, the n best with their probabilities; the right answers (`gold`) where the row has any."""
-        predictions = []
-        for index, answers in merge_windows(found, self.n_best).items():
+        read = []
+        for index, answers in merge_windows(predictions, self.n_best).items():
             row = rows[index]
             scores, spans = [*answers.scores], [*answers.spans]
             if self.no_answer:
                 place = sum(score >= answers.null for score in scores)
                 scores.insert(place, answers.null)
                 spans.insert(place, (0, 0))
-            probabilities = softmax(scores)
+            powers = np.exp(np.array(scores) - max(scores, default=0.0))
             prediction = {
                 "sample": index,
                 "id": self._name(row, index),
@@ -351,19 +320,19 @@ class ExtractiveQA(Task):
                 "answer": self._answer(answers, row),
                 "n_best": [
                     {"text": text_of(row[self.context], span), "start": span[0], "probability": probability}
-                    for span, probability in zip(spans, probabilities, strict=True)
+                    for span, probability in zip(spans, (powers / powers.sum()).tolist(), strict=True)
                 ],
             }
             if self.no_answer:
                 prediction["no_answer_odds"] = answers.odds
             if row.get(self.answers) is not None:
                 prediction["gold"] = self._gold(row)[0]
-            predictions.append(prediction)
-        return predictions
+            read.append(prediction)
+        return read
 
-    def files(self, found: list[Found], rows: list[Row]) -> dict[str, Any]:
+    def files(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, Any]:
         """`predictions.json` in SQuAD's official format; with `no_answer` also `null_odds.json`."""
-        merged = merge_windows(found, self.n_best)
+        merged = merge_windows(predictions, self.n_best)
         files: dict[str, Any] = {
             "predictions.json": {self._name(rows[n], n): self._answer(a, rows[n]) for n, a in merged.items()}
         }
@@ -372,10 +341,8 @@ class ExtractiveQA(Task):
         return files
 
     def group(self, row: Row) -> Hashable:
-        """The context: several questions are asked of one."""
+        """The context: several questions are asked about one."""
         return row.get(self.context)
-
-    # Inside
 
     def _best_text(self, answers: Answers, row: Row) -> str:
         return text_of(row[self.context], answers.spans[0]) if answers.spans else ""
@@ -384,7 +351,7 @@ class ExtractiveQA(Task):
         return "" if self.no_answer and answers.odds > self.null_threshold else self._best_text(answers, row)
 
     def _gold(self, row: Row) -> tuple[list[str], list[int | None]]:
-        """The right answers and where they begin, which a row may leave open; none where there is no answer."""
+        """The right answers, and the character at which each begins, if the row says it; none if there is no answer."""
         value = column_of(row, self.answers)
         if isinstance(value, dict):
             texts, starts = value.get("text"), value.get("answer_start")
@@ -402,7 +369,10 @@ class ExtractiveQA(Task):
         return texts, starts
 
     def _span_of(self, row: Row) -> tuple[int, int] | None:
-        """The characters of the first answer that is in the context, None where none is; (-1, -1) for no answer."""
+        """The characters of the first answer that is in the context, or None; (-1, -1) for no answer.
+
+        Blanks around an answer are left out: a tokenizer may have no token there, and the span would have no end.
+        """
         texts, starts = self._gold(row)
         if not any(texts):
             if not self.no_answer:
@@ -414,8 +384,8 @@ class ExtractiveQA(Task):
         context = text_in(row, self.context)
         for text, given in zip(texts, starts, strict=True):
             start = context.find(text) if given is None else _character(given, row)
-            if text and start >= 0 and context.startswith(text, start):
-                return start, start + len(text)
+            if text.strip() and start >= 0 and context.startswith(text, start):
+                return start + len(text) - len(text.lstrip()), start + len(text.rstrip())
         return None
 
     def _questions(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -465,7 +435,7 @@ class ExtractiveQA(Task):
 
 
 def _character(value: Any, row: Row) -> int:
-    """Where an answer begins, as a number."""
+    """The character at which an answer begins."""
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError) as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -13,29 +12,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_distil.objectives.label_kinds import ClassLabel
+from lit_distil.objectives.metrics import accuracy, confusion_matrix, macro_f1
 from lit_distil.tasks.base import (
     Features,
-    Found,
-    LabelKind,
     LabelNames,
+    Prediction,
     Row,
     Task,
     column_of,
-    encoded_arrays,
-    label_name,
+    cut_into_windows,
     place_of,
-    unprinted,
+    refuse_printed_list,
 )
-from lit_distil.tasks.classification import accuracy, confusion_matrix, macro_f1
 from lit_distil.types import IGNORE_INDEX, Batch
-
-_CHUNK = 1_000  # rows that are encoded at a time, as a tokenizer's lists take far more memory than arrays
 
 
 class TokenClassification(Task):
     """One tag for each word (BERT section 5.3).
 
-    A word is tagged on its first token. A row that is longer than a sequence may be becomes several windows which
+    A word is tagged on its first token. A row that is longer than a sequence may be becomes several windows that
     overlap; each word is trained and judged once, in the window where it has most context on both sides. So no tag is
     lost, and a word of which the tokenizer leaves nothing counts as tagged `O`.
 
@@ -51,8 +47,9 @@ class TokenClassification(Task):
     """
 
     head = "token_classification"
-    label_kind: LabelKind = "class"
+    label_kind = ClassLabel(per_token=True)
     main_metric = "f1"
+    names: LabelNames
 
     def __init__(
         self,
@@ -71,46 +68,29 @@ class TokenClassification(Task):
 
     @property
     def marks_spans(self) -> bool:
-        """Whether the tags are `O` and, for each kind of span, `B-` and `I-`."""
+        """Whether the tags are `O`, and `B-` and `I-` of some sorts of span."""
         return all(name == "O" or name[:2] in ("B-", "I-") for name in self.names.known)
 
-    @property
-    def is_bound(self) -> bool:
-        """Whether the names are known."""
-        return self.names.names is not None
-
-    def take_labels(self, names: list[str]) -> None:
-        """See `Task.take_labels`."""
-        self.names.take(names)
-
-    def bind(self, rows: Iterable[Row]) -> None:
-        """Take the names of the tags from the training rows.
+    def learn_labels(self, rows: Iterable[Row]) -> None:
+        """Take the names of the tags from the training rows, and warn of tags that are not scored as spans.
 
         Raises:
-            ValueError: A row's tags are none, or the package that scores spans is not installed.
+            ValueError: A row's tags are no names, or the package that scores spans is not installed.
         """
-        firsts: dict[str, Row] = {}
-        num_rows, num_inside, is_open = 0, 0, self.names.names is None
-        for row in rows:
-            names = self._tag_names(row)
-            num_rows += 1
-            num_inside += _begins_inside(names if is_open else [self.names.name_of(name) or name for name in names])
-            for name in names:
-                firsts.setdefault(name, row)
-        if self.names.names is None:
-            self.names.learn({name: place_of(row) for name, row in firsts.items()}, column=self.tags)
-        self.names.warn_of_absent(Counter(self.names.index_of(name, row) for name, row in firsts.items()))
-        if self.marks_spans:
-            _seqeval()
-            if num_inside:
-                warnings.warn(
-                    f"task.tags: in {num_inside:,} of {num_rows:,} training rows a span begins with I- (as in IOB1); "
-                    "spans are scored strictly (IOB2), so that only those which begin with B- count: convert the tags",
-                    stacklevel=2,
-                )
-        else:
+        rows = list(rows)
+        self.names.learn(((row, _items(row, self.tags)) for row in rows), column=self.tags)
+        if not self.marks_spans:
             self.main_metric = "accuracy"
             self._warn_of_unknown_spans()
+            return
+        _seqeval()
+        num_inside = sum(_begins_inside([self.names.name_of(tag) or "" for tag in _items(r, self.tags)]) for r in rows)
+        if num_inside:
+            warnings.warn(
+                f"task.tags: in {num_inside:,} of {len(rows):,} training rows a span begins with I- (as in IOB1); "
+                "spans are scored strictly (IOB2), so only those count that begin with B-: convert the tags",
+                stacklevel=2,
+            )
 
     def encode(
         self,
@@ -121,10 +101,10 @@ class TokenClassification(Task):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """One or more windows a row; the words are joined by spaces, as the text was that the network was trained on.
+        """One or more windows a row; the words are joined by spaces, like the text that the network was trained on.
 
         Raises:
-            ValueError: A row has not as many tags as words, or windows would not get on.
+            ValueError: A row has not as many tags as words, or the stride is as long as a window.
         """
         room = max_length - tokenizer.num_special_tokens_to_add()
         stride = room // 4 if self.stride is None else self.stride
@@ -133,50 +113,33 @@ class TokenClassification(Task):
                 f"task.stride: windows of {room} tokens (data.max_length {max_length} without special ones) cannot "
                 f"share {stride}; take at most {room - 1}"
             )
+        words = [_words(row, self.tokens) for row in rows]
+        tags = [self._tags_of(row, len(w)) if labelled else None for row, w in zip(rows, words, strict=True)]
+        texts = [" ".join(each) for each in words]
         features: list[Features] = []
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            words = [_words(row, self.tokens) for row in chunk]
-            tags = [self._tags_of(row, len(w)) if labelled else None for row, w in zip(chunk, words, strict=True)]
-            encoded = tokenizer(
-                [" ".join(w) for w in words],
-                truncation=True,
-                max_length=max_length,
-                stride=stride,
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-            )
-            owners = np.asarray(encoded["overflow_to_sample_mapping"])
-            for index in range(len(chunk)):
-                windows = np.flatnonzero(owners == index).tolist()
-                where = _place_words(words[index], [np.asarray(encoded["offset_mapping"][w]) for w in windows])
-                for window, (word_of_token, positions) in zip(windows, where, strict=True):
-                    ids, types = encoded_arrays(encoded, window)
-                    detail = (positions, word_of_token[positions])
-                    of_row = tags[index]
-                    label = None if of_row is None else self._labels_of(of_row, word_of_token, positions)
-                    features.append(Features(ids, types, label, row=start + index, detail=detail))
+        all_windows = cut_into_windows(tokenizer, texts, max_length=max_length, stride=stride)
+        for index, of_row in groupby(all_windows, key=lambda window: window.text):
+            windows = list(of_row)
+            places = _place_words(words[index], [window.offsets for window in windows])
+            for window, (word_of_token, positions) in zip(windows, places, strict=True):
+                row_tags = tags[index]
+                label = None if row_tags is None else self._labels_of(row_tags, word_of_token, positions)
+                detail = (positions, word_of_token[positions])
+                features.append(Features(window.input_ids, window.token_type_ids, label, row=index, detail=detail))
         return features
 
-    def head_settings(self) -> dict[str, Any]:
-        """Number and names of the tags."""
-        names = self.names.known
-        return {"num_labels": len(names), "id2label": dict(enumerate(names))}
-
-    def outcomes(self, logits: Tensor, batch: Batch, features: list[Features]) -> list[Any]:
+    def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
         """Tag and its probability for each word of each window."""
-        found = []
-        for scores, window in zip(logits.split(batch.lengths), features, strict=True):
-            positions = torch.from_numpy(window.detail[0])
-            best = torch.softmax(scores.index_select(0, positions), -1).max(-1)
-            found.append((best.indices.numpy().astype(np.int32), best.values.numpy()))
-        return found
+        outputs = []
+        for scores, window in zip(self.label_kind.split(logits, batch), samples, strict=True):
+            best = torch.softmax(scores.index_select(0, torch.from_numpy(window.detail[0])), -1).max(-1)
+            outputs.append((best.indices.numpy().astype(np.int32), best.values.numpy()))
+        return outputs
 
-    def score(self, found: list[Found], rows: list[Row]) -> dict[str, float]:
+    def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
         """F1, precision and recall of spans where the tags mark them, and accuracy; see the class."""
         predicted, gold = [], []
-        for index, (tags, _) in self._by_row(found, rows).items():
+        for index, (tags, _) in self._by_row(predictions, rows).items():
             predicted.append(tags)
             gold.append([self.names.known[tag] for tag in self._tags_of(rows[index], len(tags))])
         order = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" is never right
@@ -186,26 +149,28 @@ class TokenClassification(Task):
             return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
         measure, scheme = _seqeval()
         precision, recall, f1, _ = measure(gold, predicted, average="micro", scheme=scheme, zero_division=0)
-        return {
-            "f1": float(f1),
-            "precision": float(precision),
-            "recall": float(recall),
-            "accuracy": accuracy(confusion),
-        }
+        values = {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
+        return {**values, "accuracy": accuracy(confusion)}
 
-    def readable(self, found: list[Found], rows: list[Row]) -> list[dict[str, Any]]:
+    def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
         """Words, their tags and how sure each is; `gold`, where the row has tags."""
-        predictions = []
-        for index, (tags, probabilities) in self._by_row(found, rows).items():
+        read = []
+        for index, (tags, probabilities) in self._by_row(predictions, rows).items():
             row = rows[index]
-            read = {"sample": index, self.tokens: _items(row, self.tokens), "labels": tags}
-            gold = row.get(self.tags)
-            labels = {} if gold is None else {"gold": [self.names.name_of(tag) for tag in _items(row, self.tags)]}
-            predictions.append({**read, "probabilities": probabilities, **labels})
-        return predictions
+            has_tags = row.get(self.tags) is not None
+            read.append(
+                {
+                    "sample": index,
+                    self.tokens: _items(row, self.tokens),
+                    "labels": tags,
+                    "probabilities": probabilities,
+                    **({"gold": [self.names.name_of(tag) for tag in _items(row, self.tags)]} if has_tags else {}),
+                }
+            )
+        return read
 
     def _warn_of_unknown_spans(self) -> None:
-        """Tags that look as if they marked spans, and do not in the way that is scored."""
+        """Warn of tags that look as if they marked spans, but not in the way that is scored."""
         names = self.names.known
         others = [name for name in names if name != "O" and name[:2] not in ("B-", "I-")]
         if all(name.lstrip("-").isdigit() for name in names):
@@ -218,23 +183,23 @@ class TokenClassification(Task):
             f"task.tags: spans are not scored, only accuracy and macro-F1, as the tags {others[:8]} {why}", stacklevel=3
         )
 
-    def _by_row(self, found: list[Found], rows: list[Row]) -> dict[int, tuple[list[str], list[float]]]:
-        """Tags and probabilities of every word of the rows that were evaluated; a word that was not is outside."""
+    def _by_row(self, predictions: list[Prediction], rows: list[Row]) -> dict[int, tuple[list[str], list[float]]]:
+        """Tags and probabilities of all words of each evaluated row; a word that lost its tokens is outside."""
         names = self.names.known
         outside = "O" if "O" in names else ""
         by_row: dict[int, tuple[list[str], list[float]]] = {}
-        for window, (tags, probabilities) in found:
+        for window, (tags, probabilities) in predictions:
             if window.row not in by_row:
                 num_words = len(_items(rows[window.row], self.tokens))
                 by_row[window.row] = ([outside] * num_words, [0.0] * num_words)
-            for word, tag, probability in zip(
-                window.detail[1].tolist(), tags.tolist(), probabilities.tolist(), strict=True
-            ):
+            words = window.detail[1].tolist()
+            for word, tag, probability in zip(words, tags.tolist(), probabilities.tolist(), strict=True):
                 by_row[window.row][0][word] = names[tag]
                 by_row[window.row][1][word] = probability
         return by_row
 
     def _labels_of(self, tags: list[int], word_of_token: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` where it has none."""
         labels = np.full(len(word_of_token), IGNORE_INDEX, dtype=np.int64)
         labels[positions] = [tags[word] for word in word_of_token[positions]]
         if self.label_all:
@@ -249,12 +214,6 @@ class TokenClassification(Task):
                     rest += 1
         return labels
 
-    def _tag_names(self, row: Row) -> list[str]:
-        names = [label_name(tag, row) for tag in _items(row, self.tags)]
-        for name in names:
-            self.names.check_labelled(name, row)
-        return names
-
     def _tags_of(self, row: Row, num_words: int) -> list[int]:
         tags = _items(row, self.tags)
         if len(tags) != num_words:
@@ -268,7 +227,8 @@ class TokenClassification(Task):
 def _items(row: Row, column: str) -> list[Any]:
     value = column_of(row, column)
     if isinstance(value, str):
-        return unprinted(value, row, column).split()
+        refuse_printed_list(value, row, column)
+        return value.split()
     if not isinstance(value, list | tuple):
         raise ValueError(
             f"{place_of(row)}: column {column!r} (task) must be a list with an entry a word, got {value!r}"
@@ -277,7 +237,7 @@ def _items(row: Row, column: str) -> list[Any]:
 
 
 def _begins_inside(names: Sequence[str]) -> bool:
-    """Whether a span of a row begins with I-, after another kind's or none."""
+    """Whether a span of a row begins with I-, after a span of another sort or after none."""
     befores = ["O", *names]
     return any(name[:2] == "I-" and before[2:] != name[2:] for before, name in zip(befores, names, strict=False))
 
@@ -298,19 +258,20 @@ def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.n
 
     Returns:
         For each window int64 `[length]`, the word of each token (-1: none), and the positions of the words that are
-        tagged there: each word in one window only, that in which its first token has most tokens on both sides.
+        tagged there: each word in one window only, where its first token has most tokens on both sides.
     """
     word_starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])]) if words else np.zeros(1, dtype=np.int64)
-    word_of_token: list[np.ndarray] = []
+    words_of_tokens: list[np.ndarray] = []
     first_starts: dict[int, int] = {}
     best: dict[int, tuple[int, int, int]] = {}  # of each word: tokens on its shorter side, window, position
     for window, spans in enumerate(offsets):
         is_text = spans[:, 1] > spans[:, 0]
         # by its last character, as some tokenizers count the space before a word to it
-        found = np.where(is_text, np.searchsorted(word_starts, spans[:, 1] - 1, side="right") - 1, -1)
-        word_of_token.append(found)
-        for position in np.flatnonzero(is_text & (found != np.concatenate([[-1], found[:-1]]))).tolist():
-            word, start = int(found[position]), int(spans[position, 0])
+        word_of_token = np.where(is_text, np.searchsorted(word_starts, spans[:, 1] - 1, side="right") - 1, -1)
+        words_of_tokens.append(word_of_token)
+        is_first = is_text & (word_of_token != np.concatenate([[-1], word_of_token[:-1]]))
+        for position in np.flatnonzero(is_first).tolist():
+            word, start = int(word_of_token[position]), int(spans[position, 0])
             if first_starts.setdefault(word, start) != start:
                 continue  # the window begins within the word
             candidate = (min(position, len(spans) - 1 - position), -window, position)
@@ -318,7 +279,7 @@ def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.n
     places: list[list[int]] = [[] for _ in offsets]
     for _, window, position in best.values():
         places[-window].append(position)
-    return [(found, np.array(sorted(p), dtype=np.int64)) for found, p in zip(word_of_token, places, strict=True)]
+    return [(w, np.array(sorted(p), dtype=np.int64)) for w, p in zip(words_of_tokens, places, strict=True)]
 
 
 def _seqeval() -> tuple[Any, Any]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.commands.benchmark import command as benchmark
-from lit_distil.commands.timing import TimedNetwork
+from lit_distil.commands.benchmark import command, latency
+from lit_distil.commands.benchmark.latency import Quartiles, TimedNetwork, measure_networks
 from tests.commands.examples import finished_run, make_tokenizer
 
 
@@ -20,7 +20,7 @@ def networks(tmp_path_factory):
 
 
 def test_counts_and_sizes_are_those_of_the_files(networks):
-    results = benchmark.measure_networks(networks, length=8, batch_size=2, repeats=3)
+    results = measure_networks(networks, length=8, batch_size=2, repeats=3)
     for folder, result in zip(networks, results, strict=True):
         model = AutoModelForMaskedLM.from_pretrained(folder)
         unique = {parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}
@@ -35,7 +35,7 @@ def test_counts_and_sizes_are_those_of_the_files(networks):
 
 
 def test_derived_rates_follow_from_the_times_and_ratios_are_to_the_first(networks):
-    first, second = benchmark.measure_networks(networks, length=8, batch_size=4, repeats=5)
+    first, second = measure_networks(networks, length=8, batch_size=4, repeats=5)
     assert first.latency_ratio == first.throughput_ratio == 1
     assert second.latency_ratio == pytest.approx(second.latency_ms.median / first.latency_ms.median)
     for result in (first, second):
@@ -44,7 +44,7 @@ def test_derived_rates_follow_from_the_times_and_ratios_are_to_the_first(network
         assert result.tokens_per_second == pytest.approx(8 * result.sequences_per_second)
 
 
-def test_networks_take_turns_so_that_drift_meets_all_alike(networks, monkeypatch):
+def test_a_network_is_timed_on_its_own_and_the_networks_take_turns(networks, monkeypatch):
     calls = []
 
     def fake_open(name, *, length, device, threads):
@@ -55,25 +55,27 @@ def test_networks_take_turns_so_that_drift_meets_all_alike(networks, monkeypatch
 
         return TimedNetwork(encoder, encoder, 2, 1, vocab_size=9, max_length=None, has_segments=False)
 
-    monkeypatch.setattr(benchmark, "open_timed", fake_open)
-    benchmark.measure_networks(networks, length=8, batch_size=4, repeats=9)
-    assert len(calls) == 2 * ((2 + 9) + (2 + 3))
-    assert [name for name, _ in calls] == networks * (len(calls) // 2)
-    assert [shape for _, shape in calls] == [(1, 8)] * 22 + [(4, 8)] * 10
+    monkeypatch.setattr(latency, "open_timed", fake_open)
+    measure_networks(networks, length=8, batch_size=4, repeats=9)
+    # five blocks of latency and three of throughput, two calls of warm-up before each
+    blocks = [[2 + size] * 2 for size in (2, 2, 2, 2, 1)] + [[2 + 1] * 2] * 3
+    expected = [name for sizes in blocks for name, size in zip(networks, sizes, strict=True) for _ in range(size)]
+    assert [name for name, _ in calls] == expected
+    assert [shape for _, shape in calls] == [(1, 8)] * 2 * (5 * 2 + 9) + [(4, 8)] * 2 * (3 * 2 + 3)
 
 
 def test_quartiles_are_those_of_the_values():
-    assert benchmark.Quartiles.of([5.0, 1.0, 3.0, 2.0, 4.0]) == benchmark.Quartiles(median=3.0, lower=2.0, upper=4.0)
+    assert Quartiles.of([5.0, 1.0, 3.0, 2.0, 4.0]) == Quartiles(median=3.0, lower=2.0, upper=4.0)
 
 
 def test_threads_are_set_back(networks):
     before = torch.get_num_threads()
-    benchmark.measure_networks(networks[:1], length=4, batch_size=1, repeats=1, threads=before + 1)
+    measure_networks(networks[:1], length=4, batch_size=1, repeats=1, threads=before + 1)
     assert torch.get_num_threads() == before
 
 
 def test_the_command_prints_an_aligned_row_for_every_network(networks, capsys):
-    benchmark.run(["--networks", str(networks), "--length", "8", "--batch_size", "2", "--repeats", "2"])
+    command.run(["--networks", str(networks), "--length", "8", "--batch_size", "2", "--repeats", "2"])
     lines = capsys.readouterr().out.rstrip().split("\n")
     assert [line.split()[0] for line in lines[2:]] == networks
     assert len({len(line) for line in lines[1:]}) == 1
@@ -81,10 +83,10 @@ def test_the_command_prints_an_aligned_row_for_every_network(networks, capsys):
 
 def test_messages_name_what_is_wrong(networks, tmp_path):
     with pytest.raises(ValueError, match=r"could not be loaded.*a run exported"):
-        benchmark.measure_networks([str(tmp_path)])
+        measure_networks([str(tmp_path)])
     with pytest.raises(ValueError, match=r"length 65 does not fit .*room for 64 tokens"):
-        benchmark.measure_networks(networks, length=65)
+        measure_networks(networks, length=65)
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
-        benchmark.measure_networks(networks, repeats=0)
+        measure_networks(networks, repeats=0)
     with pytest.raises(ValueError, match="at least one folder"):
-        benchmark.measure_networks([])
+        measure_networks([])

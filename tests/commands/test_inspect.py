@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lit_distil import cli
-from lit_distil.commands.inspect.text import Reader, TokenTexts, histogram, totals_of
+from lit_distil.commands.inspect.batches import Reader, TokenTexts, histogram, totals_of
 from lit_distil.data import SegmentPair, StepPlan, TextDataModule, TextFiles, TokenMasking
 from lit_distil.types import Batch
 from tests.commands.pages import Page
@@ -138,7 +138,7 @@ def test_frequent_and_unknown_tokens_are_those_before_masking(workspace: Workspa
             for start, end in zip(batch.cu_seq_lens[:-1].tolist(), batch.cu_seq_lens[1:].tolist(), strict=True)
         ]
     )
-    assert sum(count for _, count in histogram(totals)) == totals.num_sequences == 8
+    assert sum(count for _, count in histogram(totals)) == len(totals.lengths) == 8
 
 
 def test_no_network_is_made_and_its_files_need_not_be_there(

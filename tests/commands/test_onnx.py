@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from lit_distil.commands import export
-from lit_distil.commands.benchmark import command as benchmark
-from lit_distil.commands.benchmark import table as card
+from lit_distil.commands.benchmark.command import time_texts
+from lit_distil.commands.benchmark.latency import measure_networks
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, import_extra, sample_texts, write_onnx
 from tests.commands.examples import finished_run, make_tokenizer, tiny_config
 from tests.workspace import TINY, Workspace
@@ -67,7 +67,7 @@ def test_what_was_found_is_kept_and_the_sizes_are_those_of_the_files(written: tu
     assert plain["num_choices"] > 100 and len({tuple(shape) for shape in plain["shapes"]}) >= 5
     assert (
         AutoModelForMaskedLM.from_pretrained(out).num_parameters()
-        == OnnxNetwork(out / "model.onnx").facts["parameters"]
+        == OnnxNetwork(out / "model.onnx").properties["parameters"]
     )
 
 
@@ -91,7 +91,7 @@ def test_values_and_labels_are_choices_of_their_own(problem: str) -> None:
     model, other = (AutoModelForSequenceClassification.from_config(config).eval() for _ in range(2))
 
     class Network:
-        facts: ClassVar = {"max_length": 32}
+        properties: ClassVar = {"max_length": 32}
 
         def __init__(self, network: torch.nn.Module) -> None:
             self.network = network
@@ -123,17 +123,17 @@ def test_what_disagrees_is_refused_and_leaves_nothing(
 def test_onnx_files_are_timed_beside_torch(written: tuple[str, Path]) -> None:
     source, out = written
     networks = [source, str(out / "model.onnx"), str(out / "model_int8.onnx")]
-    results = benchmark.measure_networks(networks, length=8, batch_size=2, repeats=2, part="whole")
+    results = measure_networks(networks, length=8, batch_size=2, repeats=2, part="whole")
     assert len({result.parameters for result in results}) == len({r.encoder_parameters for r in results}) == 1
     assert results[2].size_mb * 1e6 == (out / "model_int8.onnx").stat().st_size
-    passes = card.time_texts(networks, [("the cat", None)], rounds=2, threads=1, device="cpu", part="whole")
+    passes = time_texts(networks, [("the cat", None)], rounds=2, threads=1, device="cpu", part="whole")
     assert len({of_network.num_tokens for of_network in passes}) == 1
-    with pytest.raises(ValueError, match=r"an ONNX file, of which no encoder can be timed alone; give part: whole"):
-        benchmark.measure_networks(networks)
+    with pytest.raises(ValueError, match=r"an ONNX file, whose encoder cannot be timed alone; give part: whole"):
+        measure_networks(networks)
     with pytest.raises(ValueError, match=r"length 65 does not fit .*room for 64"):
-        benchmark.measure_networks(networks[1:], length=65, part="whole")
+        measure_networks(networks[1:], length=65, part="whole")
     with pytest.raises(ValueError, match=r"device: .*ONNX Runtime on the CPU"):
-        benchmark.measure_networks(networks[1:], device="cuda", part="whole")
+        measure_networks(networks[1:], device="cuda", part="whole")
 
 
 def test_messages_name_what_is_wrong(
@@ -143,12 +143,12 @@ def test_messages_name_what_is_wrong(
         ValueError, match=r"checkpoint: .* could not be loaded .*give a checkpoint .* a folder that a run exported"
     ):
         export.export(str(tmp_path / "absent"), str(tmp_path / "out"), onnx=True)
-    with pytest.raises(ValueError, match=r"check_on: .* holds no texts"):
+    with pytest.raises(ValueError, match=r"check_on: .* has no texts"):
         export.export(written[0], str(tmp_path / "out"), onnx=True, check_on=str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match=r"no ONNX file at .*--onnx true"):
         OnnxNetwork(tmp_path / "absent.onnx")
     (tmp_path / "text.onnx").write_text("not ONNX")
-    with pytest.raises(ValueError, match=r"text\.onnx' is no ONNX file"):
+    with pytest.raises(ValueError, match=r"text\.onnx' is not an ONNX file"):
         OnnxNetwork(tmp_path / "text.onnx")
     choice = AutoModelForMultipleChoice.from_config(tiny_config(make_tokenizer(), layers=1))
     with pytest.raises(ValueError, match="RobertaForMultipleChoice cannot be written; the heads that can"):

@@ -15,14 +15,16 @@ import yaml
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_distil.commands.benchmark.command import NetworkBenchmark, Quartiles
-from lit_distil.commands.report import command as report
-from lit_distil.commands.report import page as render
-from lit_distil.commands.report.measure import Floors, MaskedLMScore, TaskScore, unigram_loss
+from lit_distil.commands.benchmark.latency import NetworkBenchmark, Quartiles
+from lit_distil.commands.pages import to_markdown
+from lit_distil.commands.report import command
+from lit_distil.commands.report.measure import Entry, EntryResult, Floors, MaskedLMScore, TaskScore, unigram_loss
+from lit_distil.commands.report.results import Comparison, Results, findings
 from lit_distil.data import FullSentences, TextDataModule, TextFiles, TokenMasking
 from tests.commands.examples import LABELS, finished_run, make_tokenizer, write_rows, write_texts
 
 PROJECT = Path(__file__).parents[2]
+ANY_DATA = SimpleNamespace()  # is not looked at before the checks
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def made(tmp_path_factory):
     }
     path = root / "report.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    report.run(["--config", str(path)])
+    command.run(["--config", str(path)])
     return SimpleNamespace(
         root=root,
         out=root / "out",
@@ -257,13 +259,13 @@ def test_a_network_fine_tuned_for_other_classes_is_refused_rather_than_scored(ma
     path = tmp_path / "report.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"classes \['water', 'land'\] are not those .*\['land', 'water'\]"):
-        report.run(["--config", str(path)])
+        command.run(["--config", str(path)])
 
 
 def test_the_demos_report_parses_and_tells_every_run_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="run `make demo` first") as caught:
-        report.run(["--config", str(PROJECT / "configs" / "demo" / "report.yaml")])
+        command.run(["--config", str(PROJECT / "configs" / "demo" / "report.yaml")])
     message = str(caught.value)
     runs = ["teacher", "student-soft", "student-mlm", "student-mlm-time", "student-hard", "student-random"]
     runs += ["task-teacher", "task-soft", "task-mlm", "task-unpretrained"]
@@ -273,38 +275,44 @@ def test_the_demos_report_parses_and_tells_every_run_that_is_missing(tmp_path, m
 
 def test_without_a_target_each_missing_run_comes_with_its_command(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    entries = {"a": report.Entry("A", pretrained="runs/demo/a")}
+    entries = {"a": Entry("A", pretrained="runs/demo/a")}
     with pytest.raises(ValueError, match=r"runs/demo/a  \(lit-distil fit --config configs/demo/a\.yaml\)"):
-        report.report("T", "out", entries, "a", masked_lm_data=None)
+        command.report(out="out", entries=entries, teacher="a", masked_lm_data=ANY_DATA)
 
 
 def test_wrong_keys_are_named(tmp_path):
-    entries = {"a": report.Entry("A", pretrained="runs/a")}
-    wrong = [render.Comparison("x", "a", "b")]
+    entries = {"a": Entry("A", pretrained="runs/a")}
+    wrong = [Comparison("x", "a", "b")]
+
+    def check(entries, teacher="a", **settings):
+        command.report(**{"out": "out", "masked_lm_data": ANY_DATA, **settings}, entries=entries, teacher=teacher)
+
     with pytest.raises(ValueError, match=r"teacher: no entry 'b'; there are \['a'\]"):
-        report.report("T", "out", entries, "b", masked_lm_data=None)
+        check(entries, "b")
     with pytest.raises(ValueError, match="'x' names no entry 'b'"):
-        report.report("T", "out", entries, "a", masked_lm_data=None, comparisons=wrong)
+        check(entries, comparisons=wrong)
     with pytest.raises(ValueError, match=r"entries\.a: give pretrained"):
-        report.report("T", "out", {"a": report.Entry("A")}, "a", masked_lm_data=None)
+        check({"a": Entry("A")})
     with pytest.raises(ValueError, match=r"entries\.a\.finetuned: .*task_data"):
-        report.report("T", "out", {"a": report.Entry("A", finetuned="runs/a")}, "a", masked_lm_data=None)
+        check({"a": Entry("A", finetuned="runs/a")})
+    for name in ("out", "masked_lm_data"):
+        with pytest.raises(ValueError, match=f"{name}: measuring entries needs it"):
+            check(entries, **{name: None})
+    with pytest.raises(ValueError, match="runs: give folders of runs"):
+        command.report()
 
 
-def _results(loss_a: float, loss_b: float, accuracy_a: float, accuracy_b: float) -> render.Results:
+def _results(loss_a: float, loss_b: float, accuracy_a: float, accuracy_b: float) -> Results:
     network = NetworkBenchmark("n", 2, 1, 1.0, Quartiles(1, 1, 1), Quartiles(1, 1, 1), 1.0, 1.0, 1.0, 1.0)
     entries = {
-        key: render.EntryResult(
-            key, MaskedLMScore(loss, math.exp(loss), 0.1), TaskScore(acc, 0.03, 0.5, 1.0), network, []
-        )
+        key: EntryResult(key, MaskedLMScore(loss, math.exp(loss), 0.1), TaskScore(acc, 0.03, 0.5, 1.0), network, [])
         for key, loss, acc in (("a", loss_a, accuracy_a), ("b", loss_b, accuracy_b))
     }
-    return render.Results(
-        "T",
+    return Results(
         "b",
         entries,
         Floors(100, 6.0, 50, 0.2),
-        [render.Comparison("a vs b", "a", "b")],
+        [Comparison("a vs b", "a", "b")],
         {"length": 8, "batch_size": 2, "repeats": 3, "threads": 1},
         {"cpu": "x", "git_commit": None},
     )
@@ -319,9 +327,9 @@ def _results(loss_a: float, loss_b: float, accuracy_a: float, accuracy_b: float)
     ],
 )
 def test_a_finding_is_the_first_less_the_second_whichever_way_it_falls(numbers, line):
-    assert render.findings(_results(*numbers)) == [line]
+    assert findings(_results(*numbers)) == [line]
 
 
-def test_a_missing_fact_about_the_machine_is_left_out():
-    text = render.to_markdown(_results(3.0, 3.1, 0.5, 0.5), [])
+def test_a_missing_fact_about_the_machine_is_left_out(tmp_path):
+    text = to_markdown("T", _results(3.0, 3.1, 0.5, 0.5).sections(tmp_path))
     assert "- cpu: x" in text and "None" not in text

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import score
 from lit_distil.commands.networks import open_masked_lm, read_texts
-from lit_distil.commands.score import Share, judge, paired_difference, pseudo_likelihoods, read_pairs
+from lit_distil.commands.score import Accuracy, judge, paired_difference, pseudo_likelihoods, read_pairs
 from tests.workspace import Workspace
 
 SENTENCES = [
@@ -108,7 +108,7 @@ def test_minimal_pairs_of_a_folder_by_paradigm_for_two_models(
         # one paradigm is the other with the sentences exchanged
         assert numbers[name]["pairs"]["accuracy"] == numbers[name]["mean"]["accuracy"] == 0.5
     text = (out / "scores.md").read_text()
-    for piece in ("word_order", "all pairs", "bert-teacher less teacher: ±0.0 points"):
+    for piece in ("word_order", "all pairs", "bert-teacher minus teacher: ±0.0 points"):
         assert piece in printed and piece in text
 
 
@@ -116,9 +116,9 @@ def test_errors_of_shares_and_of_their_differences_are_those_of_the_formulas() -
     right = np.array([True, True, True, False, False, False, True, True, True, True])
     result = judge(["b"] * 6 + ["a"] * 4, right)
     assert list(result.paradigms) == ["a", "b"]
-    assert result.paradigms == {"a": Share(1.0, 0.0, 4), "b": Share(0.5, math.sqrt(0.25 / 6), 6)}
-    assert result.pairs == Share(0.7, pytest.approx(math.sqrt(0.7 * 0.3 / 10)), 10)
-    assert result.mean == Share(0.75, pytest.approx(math.sqrt(0.25 / 6) / 2), 10)
+    assert result.paradigms == {"a": Accuracy(1.0, 0.0, 4), "b": Accuracy(0.5, math.sqrt(0.25 / 6), 6)}
+    assert result.pairs == Accuracy(0.7, pytest.approx(math.sqrt(0.7 * 0.3 / 10)), 10)
+    assert result.mean == Accuracy(0.75, pytest.approx(math.sqrt(0.25 / 6) / 2), 10)
     value, error = paired_difference(right, np.roll(right, 1))
     assert value == 0
     differences = right.astype(int) - np.roll(right, 1)

@@ -187,7 +187,9 @@ def test_another_kind_of_data_set_needs_lengths_and_collate_only():
             size = len(sample_ids)
             values = torch.from_numpy(sample_ids)
             bounds = torch.arange(size + 1, dtype=torch.int32)
-            return Batch(values[None], torch.zeros(1, size), bounds, (1,) * size, values, labels=values)
+            return Batch(
+                values[None], torch.zeros(1, size), bounds, (1,) * size, values, labels=values, num_labels=size
+            )
 
     batches = list(islice(TrainLoader(Numbers(), batch_size=3), 2))
     assert sorted(torch.cat([batch.sample_ids for batch in batches]).tolist()) == list(range(6))

@@ -175,7 +175,7 @@ def test_classes_have_names_that_know_their_numbers(classes):
 def test_labels_of_a_task_may_be_the_names_or_other_names_of_the_numbers(classes, names, expected, wordpiece):
     task = TextClassification(labels=names)
     rows = list(HubDataset(classes).rows("train"))
-    task.bind(rows)
+    task.learn_labels(rows)
     features = task.encode(rows[:3], wordpiece, max_length=16)
     assert [feature.label for feature in features] == expected
     assert task.head_settings()["id2label"] == dict(enumerate(names or ["yes", "maybe", "no"]))

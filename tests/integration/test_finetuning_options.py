@@ -154,7 +154,7 @@ def test_predicting_needs_nothing_but_the_network_and_the_texts(
 
 def test_predictions_of_a_head_that_nobody_trained_are_told(workspace: Workspace, tmp_path: Path) -> None:
     """As where --ckpt_path was forgotten."""
-    with pytest.warns(UserWarning, match=r"model\.network has no head for data\.task, so that a random one answers"):
+    with pytest.warns(UserWarning, match=r"model\.network has no head for data\.task, so a random one answers"):
         fit(workspace.finetuning(), tmp_path / "run", command="predict")
 
 

@@ -162,7 +162,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         CrossArchitecture(FromConfig("bert", config={"tie_word_embeddings": True})).build(untied)
     with pytest.raises(ValueError, match="num_hidden_layers=0 must be at least 1"):
         CrossArchitecture(FromConfig("modernbert", config={"num_hidden_layers": 0})).build(teacher)
-    with pytest.raises(ValueError, match="only the layers are taken; set head: new on CrossArchitecture"):
+    with pytest.raises(ValueError, match="only the layers are taken; set head: new beside layers"):
         CrossArchitecture(FromConfig("bert"), layers=EveryOther(head="new"))
     with pytest.raises(ValueError, match="layers: a modernbert cannot take layers of a roberta"):
         CrossArchitecture(FromConfig("modernbert"), layers=EveryOther()).build(teacher)

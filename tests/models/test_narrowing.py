@@ -217,7 +217,7 @@ def test_settings_that_cannot_be_are_refused_at_once() -> None:
         Narrower()
     with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):
         Narrower(0)
-    with pytest.raises(ValueError, match="only the layers are taken; set head: new on Narrower"):
+    with pytest.raises(ValueError, match="only the layers are taken; set head: new beside layers"):
         Narrower(8, layers=EveryOther(head="new"))
     with pytest.raises(ValueError, match="method must be 'slice' or 'project', got 'pca'"):
         Narrower(8, method="pca")  # type: ignore[arg-type]

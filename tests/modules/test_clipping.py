@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_distil.modules.base import StepGuard
+from lit_distil.modules.guards import StepGuard
 from tests.modules.test_distillation import assert_equal, make_data, make_module, weights_of
 from tests.workspace import Workspace
 

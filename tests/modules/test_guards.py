@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lit_distil.modules.base import StepGuard
+from lit_distil.modules.guards import StepGuard
 from tests.modules.test_distillation import make_data, make_module, make_trainer
 from tests.workspace import Workspace
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_distil.modules.meters import SumMeters
+from lit_distil.modules.meters import SumMeters, add_size, step_size
+from lit_distil.types import Batch
 
 
 def trainer(world_size: int = 1, rank: int = 0) -> Any:
@@ -68,3 +69,24 @@ def test_restored_on_any_number_of_ranks_nothing_is_lost_or_counted_twice(world_
         totals += state["totals"].get("loss", 0.0)
         counts += state["counts"].get("loss", 0)
     assert (totals, counts) == (3.0, 7)
+
+
+def batch_of(*lengths: int) -> Batch:
+    ids = torch.zeros(1, sum(lengths), dtype=torch.int64)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    return Batch(ids, ids, bounds, lengths, torch.arange(len(lengths)))
+
+
+def test_the_padding_share_is_what_padding_to_the_longest_sequence_would_add() -> None:
+    meters = SumMeters()
+    add_size(meters, batch_of(3, 5, 4))  # 3 of 15 slots
+    add_size(meters, batch_of(10))
+    means, totals = meters.reduce(trainer())
+    assert means["padding_share"] == pytest.approx(3 / 25) and totals["tokens"] == 22
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (2, 3)])
+def test_a_step_is_all_ranks_and_micro_batches(world_size: int, accumulate: int) -> None:
+    ranks: Any = SimpleNamespace(world_size=world_size, accumulate_grad_batches=accumulate)
+    size = step_size(120 / world_size / accumulate, ranks, capacity=160)
+    assert size == {"tokens_per_step": pytest.approx(120), "fill": pytest.approx(0.75)}

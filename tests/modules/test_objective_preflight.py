@@ -12,8 +12,7 @@ from torch.optim import SGD
 from lit_distil.data import DocSentences, TextDataModule, TextFiles
 from lit_distil.models import FromConfig, MaskedLMNetwork
 from lit_distil.modules import DistillationModule, MaskedLMModule
-from lit_distil.modules.checks import check_networks, facts_of
-from lit_distil.modules.pairing import Comparisons
+from lit_distil.modules.checks import capabilities_of, check_networks
 from lit_distil.objectives import (
     AttentionLoss,
     HiddenCosineLoss,
@@ -24,6 +23,7 @@ from lit_distil.objectives import (
     RelationLoss,
     SoftTargetLoss,
 )
+from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import EncoderOutput
 from tests.models.helpers import FLAT, make_batch, make_model
 from tests.modules.caches import write_second_teacher
@@ -77,7 +77,7 @@ def output(name: str) -> EncoderOutput:
 def refusal(objective: Objective, student: str, teacher: str) -> str | None:
     """What is said before the first batch."""
     try:
-        check_networks(Comparisons({"it": objective}, ("t",), {}), network(student), {"t": network(teacher)})
+        check_networks(LossTerms({"it": objective}, {"t": 1.0}), network(student), {"t": network(teacher)})
     except ValueError as error:
         return str(error)
     return None
@@ -111,19 +111,19 @@ def test_what_would_go_wrong_in_a_batch_is_refused_before_it_and_nothing_else(na
 
 
 @pytest.mark.parametrize("model_type", FLAT)
-def test_facts_are_those_of_the_running_network(model_type: str) -> None:
+def test_capabilities_are_those_of_the_running_network(model_type: str) -> None:
     one = MaskedLMNetwork(make_model(model_type))
-    facts = facts_of(one)
+    found = capabilities_of(one)
     result = one(BATCH, output_hidden_states=True, attention_layers=tuple(range(1, one.num_layers + 1)))
     assert result.hidden_states is not None and result.attention is not None
-    assert len(result.hidden_states) - 1 == facts.num_layers == one.num_layers
-    assert {states.shape[-1] for states in result.hidden_states} == {facts.width}
-    assert facts.no_attention is None and not facts.has_next_sentence
+    assert len(result.hidden_states) - 1 == found.num_layers == one.num_layers
+    assert {states.shape[-1] for states in result.hidden_states} == {found.width}
+    assert found.no_attention is None and not found.has_next_sentence
     for block, states in result.attention.layers.items():
-        assert states.query.shape[1:] == (facts.num_heads, facts.head_width)
-        assert states.key.shape[1] == facts.num_key_heads
-        assert states.window == facts.window(block)
-    assert model_type != "modernbert" or {facts.window(block) for block in (1, 2, 3)} == {None, 5}
+        assert states.query.shape[1:] == (found.num_heads, found.head_width)
+        assert states.key.shape[1] == found.num_key_heads
+        assert states.window == found.window(block)
+    assert model_type != "modernbert" or {found.window(block) for block in (1, 2, 3)} == {None, 5}
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_a_width_of_one_is_refused_and_not_broadcast() -> None:
     student = MaskedLMNetwork(make_model("bert", hidden_size=1, num_attention_heads=1))
     for objective in (HiddenCosineLoss(), HiddenMSELoss()):
         with pytest.raises(ValueError, match=r"width(s, the student's)? is 1 and the teacher's 16"):
-            check_networks(Comparisons({"it": objective}, ("t",), {}), student, {"t": network("bert")})
+            check_networks(LossTerms({"it": objective}, {"t": 1.0}), student, {"t": network("bert")})
 
 
 def test_each_objective_is_checked_against_its_own_teacher() -> None:
     objectives: dict[str, Objective] = {"soft": SoftTargetLoss(), "relations": RelationLoss(relation_heads=8)}
-    teachers = {"small": network("bert"), "odd": network("deberta")}
-    check_networks(Comparisons(objectives, ("small", "odd"), {"relations": "small"}), network("bert"), teachers)
+    teachers, shares = {"small": network("bert"), "odd": network("deberta")}, {"small": 0.5, "odd": 0.5}
+    check_networks(LossTerms(objectives, shares, {"relations": "small"}), network("bert"), teachers)
     with pytest.raises(ValueError, match=r"model\.objectives\.relations: .*deberta does not give here"):
-        check_networks(Comparisons(objectives, ("small", "odd"), {"relations": "odd"}), network("bert"), teachers)
+        check_networks(LossTerms(objectives, shares, {"relations": "odd"}), network("bert"), teachers)
 
 
 def test_blocks_that_one_teacher_has_are_not_asked_of_another(workspace: Workspace, tmp_path: Path) -> None:

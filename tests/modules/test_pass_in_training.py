@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lit_distil.models import EveryOther, MaskedLMNetwork
 from lit_distil.modules import FrozenTeacher
-from lit_distil.modules.terms import LossTerms
 from lit_distil.objectives import (
     HiddenCosineLoss,
     HiddenMSELoss,
@@ -24,6 +23,7 @@ from lit_distil.objectives import (
     SoftTargetLoss,
     TeacherLabelLoss,
 )
+from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import Batch
 from tests.models.helpers import make_batch, make_model
 from tests.objectives.eager import cut
@@ -52,7 +52,7 @@ def in_one_pass(student: MaskedLMNetwork, teacher: FrozenTeacher, batch: Batch, 
     rows = batch.masked_first
     ours, theirs = student(batch, rows=rows, project=False), teacher(batch, rows=rows, project=False)
     assert ours.logits is None and theirs.logits is None
-    return LossTerms(nn.ModuleDict(TERMS)).total(ours, {"t": theirs}, batch, counts)[0]
+    return LossTerms(TERMS, {"t": 1.0}).total(ours, {"t": theirs}, batch, counts)[0]
 
 
 def in_full(student: MaskedLMNetwork, teacher: FrozenTeacher, batch: Batch, counts: dict) -> Tensor:
@@ -139,7 +139,7 @@ def test_flat_batches_give_every_objective_what_padded_ones_give(name: str) -> N
         networks = [MaskedLMNetwork(each.model, attention=attention) for each in (student, teacher.network)]
         assert [each.is_unpadded for each in networks] == [attention is None] * 2
         outputs = [each(BATCH, rows=BATCH.masked_first, output_hidden_states=True, project=False) for each in networks]
-        terms = LossTerms(nn.ModuleDict({name: OBJECTIVES[name]}))
+        terms = LossTerms({name: OBJECTIVES[name]}, {"t": 1.0})
         loss, _ = terms.total(outputs[0], {"t": outputs[1]}, BATCH, BATCH.counts)
         parameters = {key: each for key, each in networks[0].named_parameters() if each.requires_grad}
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

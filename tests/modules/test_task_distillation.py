@@ -164,7 +164,7 @@ def refusal(workspace: Workspace, teacher: str, folder: Path, task: Any = None) 
 def test_labels_that_are_not_the_teachers_are_refused_by_name(workspace: Workspace, tmp_path: Path) -> None:
     other = make_teacher(workspace, tmp_path / "other", ("code", "prose", "drama"))
     message = refusal(workspace, other, tmp_path)
-    assert "only the task has ['verse'], only the teacher ['drama']" in message and "data.task.labels" in message
+    assert "only the task has ['verse'], only the trained head ['drama']" in message and "data.task.labels" in message
     turned = make_teacher(workspace, tmp_path / "turned", ("verse", "code", "prose"))
     assert "the same in another order" in refusal(workspace, turned, tmp_path)
 

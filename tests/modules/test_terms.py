@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_distil.models import EveryOther, Pretrained
-from lit_distil.modules.terms import LossTerms, shares_the_pass, with_all_outputs
 from lit_distil.objectives import (
     HiddenCosineLoss,
     HiddenMSELoss,
@@ -22,6 +22,7 @@ from lit_distil.objectives import (
     SoftTargetLoss,
     TeacherLabelLoss,
 )
+from lit_distil.objectives.terms import LossTerms, with_all_outputs
 from lit_distil.schedules import LinearRamp, Stages
 from lit_distil.types import Batch, EncoderOutput, Projection
 from tests.modules.test_distillation import make_data, make_module, make_trainer
@@ -37,6 +38,8 @@ def deferred(output: EncoderOutput, batch: Batch) -> EncoderOutput:
     return EncoderOutput(output.last_hidden_state, output.hidden_states, projection=projection, rows=order)
 
 
+ONE = {"t": 1.0}  # the only teacher, with all of the mean
+
 OBJECTIVES = {
     "soft": SoftTargetLoss(2.0, positions="all", weight=5.0),
     "unmasked": TeacherLabelLoss("unmasked", weight=0.5),
@@ -48,7 +51,7 @@ OBJECTIVES = {
 
 def test_one_pass_gives_what_the_terms_give_one_by_one() -> None:
     batch, student, teacher = make_batch(), make_output(1), make_output(2)
-    terms = LossTerms(nn.ModuleDict(OBJECTIVES))
+    terms = LossTerms(OBJECTIVES, ONE)
     counts = {kind: 3 * count for kind, count in batch.counts.items()}  # a global batch of three such micro-batches
     together, sums = terms.total(deferred(student, batch), {"t": deferred(teacher, batch)}, batch, counts)
     expected, one_by_one = terms.total(student, {"t": teacher}, batch, counts)
@@ -75,9 +78,9 @@ def test_an_objective_that_does_more_than_rows_is_called_itself() -> None:
         def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
             return (self.scale * student_logits - teacher_logits).square().sum()
 
-    assert shares_the_pass(SoftTargetLoss()) and not shares_the_pass(Penalised()) and not shares_the_pass(Scaled())
+    assert SoftTargetLoss().shares_the_pass and not Penalised().shares_the_pass and not Scaled().shares_the_pass
     batch, student, teacher = make_batch(), make_output(1), make_output(2)
-    terms = LossTerms(nn.ModuleDict({"penalised": Penalised(), "scaled": Scaled(), "mlm": MaskedLMLoss()}))
+    terms = LossTerms({"penalised": Penalised(), "scaled": Scaled(), "mlm": MaskedLMLoss()}, ONE)
     outputs = deferred(student, batch), {"t": deferred(teacher, batch)}
     loss, sums = terms.total(*outputs, batch, batch.counts)
     torch.testing.assert_close(loss, terms.total(student, {"t": teacher}, batch, batch.counts)[0])
@@ -88,7 +91,7 @@ def test_an_objective_that_does_more_than_rows_is_called_itself() -> None:
 
 def test_gradient_norms_are_those_of_each_term_alone() -> None:
     batch, student, teacher = make_batch(), make_output(1), make_output(2)
-    terms = LossTerms(nn.ModuleDict(OBJECTIVES))
+    terms = LossTerms(OBJECTIVES, ONE)
     assert student.logits is not None
     leaves: Any = [student.logits, student.last_hidden_state]
     outputs = deferred(student, batch), {"t": deferred(teacher, batch)}
@@ -111,9 +114,7 @@ def test_every_output_takes_a_gradient_and_the_loss_is_what_it_was() -> None:
     with torch.no_grad():
         student.logits[0, 0] = torch.inf
     student.next_sentence_logits = torch.ones(3, 2, requires_grad=True)
-    loss = LossTerms(nn.ModuleDict({"cosine": HiddenCosineLoss()})).total(
-        student, {"t": make_output(2)}, batch, batch.counts
-    )[0]
+    loss = LossTerms({"cosine": HiddenCosineLoss()}, ONE).total(student, {"t": make_output(2)}, batch, batch.counts)[0]
     leaves = [student.logits, student.next_sentence_logits, student.last_hidden_state]
     before = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
     assert before[:2] == (None, None)
@@ -132,7 +133,7 @@ def test_what_a_term_trains_has_a_gradient_from_the_first_step_on() -> None:
     batch, student, teacher = make_batch(), make_output(1), make_output(2)
     width = student.last_hidden_state.shape[1]
     late = HiddenMSELoss([[-1, -1]], student_width=width, teacher_width=width, weight=Stages([0.0, 1.0], until=[1]))
-    terms = LossTerms(nn.ModuleDict({"mlm": MaskedLMLoss(), "late": late}))
+    terms = LossTerms({"mlm": MaskedLMLoss(), "late": late}, ONE)
     found = []
     for step in (0, 1):
         terms.set_step(step)
@@ -153,7 +154,7 @@ def test_a_pass_in_which_nothing_weighs_multiplies_nothing_back() -> None:
             return func(*args, **(kwargs or {}))
 
     for weight, products in ((0.0, 1), (1.0, 2)):  # the logits; and the gradient of the hidden states
-        terms = LossTerms(nn.ModuleDict({"mlm": MaskedLMLoss(weight=weight)}))
+        terms = LossTerms({"mlm": MaskedLMLoss(weight=weight)})
         counted.clear()
         with Counter():
             loss, _ = terms.total(student, {}, batch, batch.counts)
@@ -166,10 +167,10 @@ def test_a_pass_in_which_nothing_weighs_multiplies_nothing_back() -> None:
 def test_a_term_that_does_not_say_which_of_several_teachers_is_an_error() -> None:
     batch, student = make_batch(), make_output(1)
     teachers = {"a": make_output(2), "b": make_output(3)}
-    terms = LossTerms(nn.ModuleDict({"cosine": HiddenCosineLoss()}))
-    with pytest.raises(ValueError, match=r"model\.objective_teachers: 'cosine' compares with one teacher"):
+    terms = LossTerms({"cosine": HiddenCosineLoss()}, {"a": 0.5, "b": 0.5})
+    with pytest.raises(ValueError, match=r"HiddenCosineLoss compares with one teacher, got \['a', 'b'\]"):
         terms.total(student, teachers, batch, batch.counts)
-    terms.teacher_of = {"cosine": "b"}
+    terms = dataclasses.replace(terms, own_teacher={"cosine": "b"})
     torch.testing.assert_close(
         terms.total(student, teachers, batch, batch.counts)[1]["cosine"],
         HiddenCosineLoss()(student, teachers["b"], batch).detach(),
@@ -234,7 +235,7 @@ def test_two_teachers_are_distilled_as_the_mean_of_their_distributions(workspace
     with torch.no_grad():
         student, teachers = module.outputs(batch)
         assert set(teachers) == {"large", "small"}
-        _, sums = module.loss_terms().total(student, teachers, batch, batch.counts)
+        _, sums = module.terms.total(student, teachers, batch, batch.counts)
     num_masked = batch.counts["masked"]
     logits = {name: one.projection.logits()[:num_masked] for name, one in teachers.items()}  # type: ignore[union-attr]
     mixture = 0.75 * F.softmax(logits["large"] / 2, -1) + 0.25 * F.softmax(logits["small"] / 2, -1)

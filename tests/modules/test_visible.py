@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_distil.data import EvalLoader
-from lit_distil.modules.terms import LossTerms
+from lit_distil.objectives.terms import LossTerms
 from tests.modules.test_distillation import make_data, make_module, make_trainer, teacher_of
 from tests.workspace import Workspace
 

@@ -16,7 +16,6 @@ from lit_distil.objectives import (
     RowTerm,
     SoftTargetLoss,
     TeacherLabelLoss,
-    Teachers,
     VocabularyPass,
 )
 from lit_distil.objectives import vocabulary as vocabulary_module
@@ -51,7 +50,7 @@ def run(objectives: list[RowObjective], student: Projection, teacher: Projection
     """Each term's sum, and the gradients of their sum."""
     terms = [RowTerm(objective, 1.0) for objective in objectives]
     labels = torch.arange(MASKED) % VOCABULARY
-    loss, sums = VocabularyPass(terms, labels, Teachers({"t": teacher}, {"t": 1.0}))(student)
+    loss, sums = VocabularyPass(terms, labels, {"t": teacher})(student)
     assert student.bias is not None
     return [*sums, *torch.autograd.grad(loss, (student.features, student.weight, student.bias))]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_distil.objectives import NextSentenceSoftTargetLoss
-from lit_distil.objectives.base import NetworkFacts
+from lit_distil.objectives.base import NetworkCapabilities
 
 from .examples import make_batch, make_output
 
@@ -21,7 +21,9 @@ def test_equals_the_divergence_of_softened_classes_written_out() -> None:
 
 def test_networks_without_the_head_are_refused_before_and_in_the_first_step() -> None:
     loss = NextSentenceSoftTargetLoss()
-    bert, distilbert = (NetworkFacts(kind, 2, 32, has_next_sentence=kind == "bert") for kind in ("bert", "distilbert"))
+    bert, distilbert = (
+        NetworkCapabilities(kind, 2, 32, has_next_sentence=kind == "bert") for kind in ("bert", "distilbert")
+    )
     loss.check(bert, bert)
     for pair in ((distilbert, bert), (bert, distilbert)):
         with pytest.raises(ValueError, match="next-sentence head, and distilbert has none here"):

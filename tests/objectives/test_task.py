@@ -3,19 +3,22 @@ import torch
 import torch.nn.functional as F
 
 from lit_distil.objectives import TaskLoss
+from lit_distil.objectives.label_kinds import label_kind
 from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
 
 LENGTHS = (3, 5, 2)
 
 
-def batch_of(**labels) -> Batch:
+def batch_of(kind="class", **labels) -> Batch:
     total = sum(LENGTHS)
+    tensor = labels.get("labels", labels.get("answer_spans"))
     return Batch(
         input_ids=torch.zeros(1, total, dtype=torch.int64),
         position_ids=torch.cat([torch.arange(n) for n in LENGTHS])[None],
         cu_seq_lens=torch.tensor([0, 3, 8, 10], dtype=torch.int32),
         lengths=LENGTHS,
         sample_ids=torch.arange(3),
+        num_labels=None if tensor is None else label_kind(kind).count(tensor),
         **labels,
     )
 
@@ -42,14 +45,14 @@ def test_classes_are_weighted_each_by_its_own():
 
 def test_labels_of_a_text_each_count():
     logits, labels = logits_of(3, 4), torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
-    batch = batch_of(labels=labels)
+    batch = batch_of("labels", labels=labels)
     mean = F.binary_cross_entropy_with_logits(logits, labels)  # as Hugging Face's head has it
     torch.testing.assert_close(loss_of(logits, batch, kind="labels") / batch.counts["labels"], mean)
 
 
 def test_choices_compete_within_their_group_alone():
     logits, labels = logits_of(3, 1), torch.tensor([1, 0])
-    batch = batch_of(labels=labels, group_sizes=(2, 1))
+    batch = batch_of("choice", labels=labels, group_sizes=(2, 1))
     expected = F.cross_entropy(logits[:2].T, labels[:1])  # and the only choice costs nothing
     loss = loss_of(logits, batch, kind="choice")
     torch.testing.assert_close(loss, expected)
@@ -60,7 +63,7 @@ def test_choices_compete_within_their_group_alone():
 def test_spans_are_scored_over_their_own_sequence_as_transformers_does():
     logits = logits_of(10, 2)
     ignored = [IGNORE_INDEX, IGNORE_INDEX]
-    batch = batch_of(answer_spans=torch.tensor([[0, 2], ignored, [9, 9]]))
+    batch = batch_of("span", answer_spans=torch.tensor([[0, 2], ignored, [9, 9]]))
     expected = torch.zeros(())
     for start, end, first, last in ((0, 3, 0, 2), (8, 10, 1, 1)):
         for side, target in ((0, first), (1, last)):
@@ -75,8 +78,13 @@ def test_spans_are_scored_over_their_own_sequence_as_transformers_does():
 
 def test_a_batch_without_any_label_costs_nothing():
     spans = torch.full((3, 2), IGNORE_INDEX)
-    assert loss_of(logits_of(10, 2), batch_of(answer_spans=spans), kind="span") == 0
+    assert loss_of(logits_of(10, 2), batch_of("span", answer_spans=spans), kind="span") == 0
     labels = torch.full((1, 10), IGNORE_INDEX)
     assert loss_of(logits_of(10, 4), batch_of(labels=labels)) == 0
     with pytest.raises(ValueError, match="data with labels"):
         loss_of(logits_of(3, 4), batch_of())
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"no kind of labels 'klass'; take one of \['class', 'value', 'labels'"):
+        TaskLoss(kind="klass")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_distil.objectives import TaskSoftTargetLoss
-from lit_distil.objectives.task import mix_task_logits, same_answers
+from lit_distil.objectives.label_kinds import LabelKind, label_kind
 from lit_distil.schedules import LinearRamp
 from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
 
@@ -31,15 +31,15 @@ COUNTS = {"class": 4, "tags": 6, "labels": 12, "value": 4, "choice": 2, "span": 
 SHAPES = {"class": (4, 3), "tags": (TOTAL, 3), "labels": (4, 3), "value": (4, 1), "choice": (4, 1), "span": (TOTAL, 2)}
 
 
-def kind_of(name: str) -> Any:
-    return "class" if name == "tags" else name
+def kind_of(name: str) -> LabelKind:
+    return label_kind("class" if name == "tags" else name)
 
 
 def batch_of(name: str) -> Batch:
     ends = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
     ids = torch.zeros(1, TOTAL, dtype=torch.int64)
-    return Batch(ids, positions, ends, LENGTHS, torch.arange(4), **LABELS[name])
+    return Batch(ids, positions, ends, LENGTHS, torch.arange(4), num_labels=COUNTS[name], **LABELS[name])
 
 
 def logits_of(name: str, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -98,7 +98,6 @@ def test_loss_and_gradient_are_those_of_the_formula(name: str, temperature: floa
     (gradient,) = torch.autograd.grad(found, student)
     (wanted,) = torch.autograd.grad(expected, exact)
     assert (gradient.double() - wanted).norm() <= 1e-6 * wanted.norm()
-    assert batch.counts["labels"] == COUNTS[name]
     assert TaskSoftTargetLoss().counts == "labels"
 
 
@@ -109,19 +108,19 @@ def test_a_student_that_is_its_teacher_costs_nothing_and_agrees(name: str) -> No
     assert loss.item() == 0
     assert not torch.autograd.grad(loss, student)[0].any()
     if name != "value":
-        assert same_answers(kind_of(name), student, student, batch) == COUNTS[name]
+        assert kind_of(name).num_agreeing(student, student, batch) == COUNTS[name]
         ours, theirs = (probabilities(name, logits_of(name, seed), 1.0) for seed in (1, 2))
         alike = [bool(s.argmax() == t.argmax()) for s, t in zip(ours, theirs, strict=True)]
         if name == "span":  # beginning and end of each window stand one after the other
             alike = [start and end for start, end in zip(alike[::2], alike[1::2], strict=True)]
-        assert same_answers(kind_of(name), student, logits_of(name, 2), batch) == sum(alike)
+        assert kind_of(name).num_agreeing(student, logits_of(name, 2), batch) == sum(alike)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_several_teachers_are_the_weighted_mean_of_their_distributions(name: str) -> None:
     teachers = [logits_of(name, seed, torch.float64) for seed in (1, 2, 3)]
     shares, batch = [0.5, 0.3, 0.2], batch_of(name)
-    mixed = mix_task_logits(kind_of(name), teachers, shares, batch, 2.0)
+    mixed = kind_of(name).mix(teachers, shares, batch, 2.0)
     assert mixed.shape == teachers[0].shape
     if name == "value":
         torch.testing.assert_close(

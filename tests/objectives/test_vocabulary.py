@@ -22,7 +22,6 @@ from lit_distil.objectives import (
     RowTerm,
     SoftTargetLoss,
     TeacherLabelLoss,
-    Teachers,
     VocabularyPass,
     mix_logits,
     vocabulary,
@@ -86,7 +85,7 @@ def gradients(loss: Tensor, projection: Projection) -> list[Tensor]:
 def test_every_objective_gives_its_loss_and_gradients(name: str) -> None:
     student, teacher = make_projection(1), make_projection(2, width=9)
     terms = [RowTerm(OBJECTIVES[name], 0.37)]
-    loss, sums = VocabularyPass(terms, labels(), Teachers({"t": teacher}, {"t": 1.0}))(student)
+    loss, sums = VocabularyPass(terms, labels(), {"t": teacher})(student)
     expected = plain(terms, student, teacher.logits(), labels())
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(sums[0] * 0.37, expected.detach())
@@ -115,7 +114,7 @@ def test_terms_share_the_pass_however_it_is_cut(
             slice(i, min(i + rows_in_cache, len(logits))) for i in range(0, len(logits), rows_in_cache)
         ]
         patch.setattr(vocabulary, "row_chunks", in_cache)
-        loss, _ = VocabularyPass(terms, labels(num_masked), Teachers({"t": teacher}, {"t": 1.0}))(student)
+        loss, _ = VocabularyPass(terms, labels(num_masked), {"t": teacher})(student)
     expected = plain(terms, student, teacher.logits(), labels(num_masked))
     torch.testing.assert_close(loss, expected)
     for ours, theirs in zip(gradients(loss, student), gradients(expected, student), strict=True):
@@ -130,7 +129,7 @@ def test_float32_is_exact_to_a_millionth() -> None:
     teacher = Projection(theirs, weight.detach().flip(0), None)
     target = torch.randint(0, 2000, (45,), generator=generator)
     terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 5 / 300), RowTerm(MaskedLMLoss(), 2 / 45)]
-    loss, _ = VocabularyPass(terms, target, Teachers({"t": teacher}, {"t": 1.0}))(student)
+    loss, _ = VocabularyPass(terms, target, {"t": teacher})(student)
     logits, their_logits = student.logits(), teacher.logits()
     kl = F.kl_div(F.log_softmax(logits / 2, -1), F.softmax(their_logits / 2, -1), reduction="sum") * 4
     expected = 5 / 300 * kl + 2 / 45 * F.cross_entropy(logits[:45], target, reduction="sum")
@@ -154,13 +153,13 @@ def test_tied_embeddings_receive_both_gradients() -> None:
 
 def test_several_teachers_are_the_mean_of_their_distributions_at_the_terms_temperature() -> None:
     student, one, two = make_projection(1), make_projection(2), make_projection(3, width=4)
-    teachers = Teachers({"one": one, "two": two}, {"one": 0.7, "two": 0.3})
+    teachers, shares = {"one": one, "two": two}, {"one": 0.7, "two": 0.3}
     objective = SoftTargetLoss(2.0, positions="all")
-    loss, _ = VocabularyPass([RowTerm(objective, 1.0)], labels(), teachers)(student)
+    loss, _ = VocabularyPass([RowTerm(objective, 1.0)], labels(), teachers, shares)(student)
     mixture = 0.7 * F.softmax(one.logits() / 2, -1) + 0.3 * F.softmax(two.logits() / 2, -1)
     expected = 4 * F.kl_div(F.log_softmax(student.logits() / 2, -1), mixture.detach(), reduction="sum")
     torch.testing.assert_close(loss, expected)
-    own, _ = VocabularyPass([RowTerm(objective, 1.0, "two")], labels(), teachers)(student)
+    own, _ = VocabularyPass([RowTerm(objective, 1.0, ("two",))], labels(), teachers, shares)(student)
     torch.testing.assert_close(own, objective.compare(student.logits(), two.logits().detach()))
     assert abs(own - loss) > 1e-3
 
@@ -204,7 +203,7 @@ def test_observer_sees_every_row_once_with_its_labels() -> None:
         patch.setattr(vocabulary, "CHUNK_BYTES", 3 * VOCABULARY * 8)
         # a term on the masked rows only: the others are observed all the same
         terms = [RowTerm(SoftTargetLoss(2.0), 1.0)]
-        VocabularyPass(terms, labels(), Teachers({"t": teacher}, {"t": 1.0}), observe)(student)
+        VocabularyPass(terms, labels(), {"t": teacher}, observer=observe)(student)
     torch.testing.assert_close(torch.cat([logits for logits, _, _ in seen]), student.logits().detach())
     torch.testing.assert_close(torch.cat([theirs for _, theirs, _ in seen]), teacher.logits().detach())
     given = [one for *_, one in seen if one is not None]
@@ -236,7 +235,7 @@ def test_without_terms_there_is_a_graph_with_a_zero_gradient() -> None:
 def test_a_term_of_weight_zero_is_summed_and_adds_no_gradient() -> None:
     student, teacher = make_projection(1), make_projection(2)
     terms = [RowTerm(SoftTargetLoss(2.0), 0.0), RowTerm(MaskedLMLoss(), 1.0)]
-    loss, sums = VocabularyPass(terms, labels(), Teachers({"t": teacher}, {"t": 1.0}))(student)
+    loss, sums = VocabularyPass(terms, labels(), {"t": teacher})(student)
     torch.testing.assert_close(loss.detach(), sums[1])
     assert sums[0] > 0
     expected = gradients(plain(terms[1:], student, None, labels()), student)
@@ -276,7 +275,7 @@ def test_a_second_walk_says_that_the_gradients_are_gone() -> None:
 def test_autocast_multiplies_in_bfloat16_and_adds_up_in_float32() -> None:
     student, teacher = make_projection(1, dtype=torch.float32), make_projection(2, dtype=torch.float32)
     terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 0.1), RowTerm(MaskedLMLoss(), 0.2)]
-    work = VocabularyPass(terms, labels(), Teachers({"t": teacher}, {"t": 1.0}))
+    work = VocabularyPass(terms, labels(), {"t": teacher})
     exact, _ = work(student)
     with torch.autocast("cpu", torch.bfloat16):
         rounded, _ = work(student)
@@ -294,7 +293,7 @@ def test_float16_loses_no_gradient_before_the_loss_scaler_has_scaled_it(half_fea
     features = student.features.detach().half() if half_features else student.features.detach()
     student = Projection(features.requires_grad_(), student.weight, student.bias)
     terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 3e-8), RowTerm(MaskedLMLoss(), 2e-7)]
-    work = VocabularyPass(terms, labels(), Teachers({"t": teacher}, {"t": 1.0}))
+    work = VocabularyPass(terms, labels(), {"t": teacher})
     precise = Projection(features.detach().float().requires_grad_(), student.weight, student.bias)
     exact = gradients(65_536 * work(precise)[0], precise)
     with torch.autocast("cpu", torch.float16):
@@ -333,8 +332,8 @@ def test_a_bfloat16_teacher_goes_with_a_float32_student() -> None:
     student, teacher = make_projection(1, dtype=torch.float32), make_projection(2, dtype=torch.float32)
     small = Projection(teacher.features.bfloat16(), teacher.weight.bfloat16(), teacher.bias.bfloat16())  # type: ignore[union-attr]
     terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 0.1)]
-    exact, _ = VocabularyPass(terms, labels(), Teachers({"t": teacher}, {"t": 1.0}))(student)
-    rounded, _ = VocabularyPass(terms, labels(), Teachers({"t": small}, {"t": 1.0}))(student)
+    exact, _ = VocabularyPass(terms, labels(), {"t": teacher})(student)
+    rounded, _ = VocabularyPass(terms, labels(), {"t": small})(student)
     assert rounded != exact and abs(rounded.item() / exact.item() - 1) < 0.02
 
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from lit_distil.commands.benchmark.memory import peak_bytes
-from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, Teachers, VocabularyPass
+from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, VocabularyPass
 from lit_distil.types import Projection
 from tests.workspace import REPOSITORY, environment
 
@@ -23,7 +23,7 @@ def measure() -> None:
     labels = torch.randint(0, VOCABULARY, (ROWS // 8,))
     terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 1 / ROWS), RowTerm(MaskedLMLoss(), 1 / len(labels))]
     before = peak_bytes()
-    loss, _ = VocabularyPass(terms, labels, Teachers({"t": teacher}, {"t": 1.0}))(student)
+    loss, _ = VocabularyPass(terms, labels, {"t": teacher})(student)
     loss.backward()
     print(peak_bytes() - before)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from lit_distil.optim import parameter_groups
+from lit_distil.optim import LinearSchedule, apply_configured, parameter_groups
 
 
 class ScaleNorm(nn.Module):
@@ -102,3 +102,30 @@ def test_an_empty_group_is_left_out() -> None:
 def test_negative_decay_is_refused() -> None:
     with pytest.raises(ValueError, match=r"weight_decay must be 0 or more, got -0\.1"):
         parameter_groups(nn.Linear(2, 2), -0.1)
+
+
+def build_optimizer(
+    lr: float, betas: tuple[float, float]
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": parameters[:1], "lr": lr / 10}, {"params": parameters[1:], "weight_decay": 0.5}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+    return optimizer, LinearSchedule(warmup=0.0).build(optimizer, 10)
+
+
+def test_options_of_the_configuration_win_and_the_schedule_goes_on_from_its_step() -> None:
+    old, old_schedule = build_optimizer(1e-3, (0.9, 0.999))
+    for _ in range(4):
+        old.step()
+        old_schedule.step()
+    new, schedule = build_optimizer(5e-4, (0.8, 0.9))
+    configured = [{k: v for k, v in group.items() if k != "params"} for group in new.param_groups]
+    configured = [{**options, "lr": options["initial_lr"]} for options in configured]
+    new.load_state_dict(old.state_dict())
+    schedule.load_state_dict(old_schedule.state_dict())
+    assert new.param_groups[1]["betas"] == (0.9, 0.999)
+    apply_configured([new], [schedule], configured)
+    assert [group["betas"] for group in new.param_groups] == [(0.8, 0.9)] * 2
+    assert [group["lr"] for group in new.param_groups] == pytest.approx([0.6 * 5e-5, 0.6 * 5e-4])
+    schedule.step()
+    assert [group["lr"] for group in new.param_groups] == pytest.approx([0.5 * 5e-5, 0.5 * 5e-4])

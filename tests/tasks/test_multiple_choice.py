@@ -5,7 +5,7 @@ from transformers import BertTokenizer
 
 from lit_distil.tasks import MultipleChoice
 from tests.data.helpers import batch_of
-from tests.tasks.test_text_classification import ENTRIES
+from tests.tasks.test_classification import ENTRIES
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def test_choices_stand_end_to_end_each_with_its_context(tokenizer):
     first, second = MultipleChoice().encode(rows, tokenizer, max_length=8)
     assert tokenizer.decode(first.input_ids) == "[CLS] a [SEP] b [SEP] [CLS] a [SEP] c d [SEP]"
     assert first.choices == (5, 6) and second.choices == (5, 5, 5)
-    batch = batch_of([first, second])
+    batch = batch_of([first, second], MultipleChoice.label_kind)
     assert batch.lengths == (5, 6, 5, 5, 5) and batch.group_sizes == (2, 3)
     assert batch.labels.tolist() == [1, 2] and batch.counts["labels"] == 2 and batch.counts["sequences"] == 5
     assert batch.sample_ids.tolist() == [0, 1]
@@ -75,7 +75,7 @@ def test_every_row_is_judged_among_its_own_choices(tokenizer):
     rows = [row_of(1), row_of(2, ["b", "c", "d"]), row_of(0), {"context": "a", "choices": ["b", "c"]}]
     features = task.encode(rows[:3], tokenizer, max_length=8)
     logits = torch.tensor([0.0, 1.0, 9.0, 0.0, 10.0, 0.0, np.log(3)])[:, None]
-    found = list(zip(features, task.outcomes(logits, batch_of(features), features), strict=True))
+    found = list(zip(features, task.predict(logits, batch_of(features, task.label_kind), features), strict=True))
     assert task.score(found, rows) == {"accuracy": 2 / 3}
     read = task.readable(found, rows)
     assert [(row["label"], row["choice"], row["gold"]) for row in read] == [(1, "c d", 1), (2, "d", 2), (1, "c d", 0)]

@@ -39,7 +39,7 @@ def logits_for(features, right):
 
 
 def found_by(task, features, logits):
-    return list(zip(features, task.outcomes(logits, batch_of(features), features), strict=True))
+    return list(zip(features, task.predict(logits, batch_of(features, task.label_kind), features), strict=True))
 
 
 def test_a_word_is_tagged_on_its_first_token_or_on_all(tokenizer):
@@ -133,7 +133,7 @@ def test_a_word_without_a_token_counts_as_outside(tokenizer):
 def test_tags_that_mark_no_spans_are_scored_by_accuracy(tokenizer):
     task = TokenClassification()
     rows = [row_of(["new", "york"], ["NOUN", "ADJ"]), row_of(["a"], ["NOUN"])]
-    task.bind(rows)
+    task.learn_labels(rows)
     assert task.head_settings()["id2label"] == {0: "ADJ", 1: "NOUN"} and task.main_metric == "accuracy"
     features = task.encode(rows, tokenizer, max_length=8)
     found = [
@@ -144,7 +144,7 @@ def test_tags_that_mark_no_spans_are_scored_by_accuracy(tokenizer):
 
 def test_outside_comes_first_and_numbers_take_the_names_that_are_given(tokenizer):
     task = TokenClassification()
-    task.bind([row_of(["a", "b", "c"], ["I-x", "B-x", "O"])])
+    task.learn_labels([row_of(["a", "b", "c"], ["I-x", "B-x", "O"])])
     assert list(task.head_settings()["id2label"].values()) == ["O", "B-x", "I-x"] and task.main_metric == "f1"
     (sample,) = TokenClassification(labels=NAMES).encode([row_of("new york", [1, "2"])], tokenizer, max_length=8)
     assert sample.label.tolist() == [IGNORE_INDEX, 1, 2, IGNORE_INDEX]
@@ -154,6 +154,7 @@ def test_outside_comes_first_and_numbers_take_the_names_that_are_given(tokenizer
     ("row", "message"),
     [
         (row_of(["a"], [-1]), "label -1 marks an unlabelled split"),
+        (row_of(["a"], [-100]), "label -100 marks a token without a label and is no class"),
         (row_of(["a"], ["B-z"]), r"label 'B-z' is none of \['O', 'B-x'"),
         (row_of({"a": 1}, ["O"]), r"column 'tokens' \(task\) must be a list with an entry a word"),
         (row_of(["a"], None), r"column 'tags' \(task\) has no value"),
@@ -181,16 +182,16 @@ def test_a_row_that_cannot_be_tagged_is_named(tokenizer, row, message):
 def test_tags_in_another_scheme_are_told(tags, message):
     task = TokenClassification()
     with pytest.warns(UserWarning, match=message):
-        task.bind([row_of(["a", "b"], of_row) for of_row in tags])
+        task.learn_labels([row_of(["a", "b"], of_row) for of_row in tags])
     assert task.main_metric == ("f1" if "I-x" in tags[0] + tags[1] else "accuracy")
 
 
 def test_tags_as_they_should_be_are_no_reason_to_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TokenClassification().bind([row_of(["a", "b", "c", "d"], ["B-x", "I-x", "B-x", "O"])])
-        TokenClassification(labels=NAMES).bind([row_of(list("abcde"), [0, 1, 2, 3, 4])])
-        TokenClassification().bind([row_of(["a", "b"], ["NOUN", "ADJ"])])
+        TokenClassification().learn_labels([row_of(["a", "b", "c", "d"], ["B-x", "I-x", "B-x", "O"])])
+        TokenClassification(labels=NAMES).learn_labels([row_of(list("abcde"), [0, 1, 2, 3, 4])])
+        TokenClassification().learn_labels([row_of(["a", "b"], ["NOUN", "ADJ"])])
 
 
 def test_windows_that_would_not_get_on_are_refused(tokenizer):
@@ -203,5 +204,5 @@ def test_windows_that_would_not_get_on_are_refused(tokenizer):
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqeval.metrics.v1", None)
     with pytest.raises(ValueError, match=r"needs seqeval.*pip install 'lit-distil\[tagging\]'"):
-        TokenClassification(labels=NAMES).bind([])
-    TokenClassification(labels=["NOUN", "VERB"]).bind([])  # which needs it not
+        TokenClassification(labels=NAMES).learn_labels([])
+    TokenClassification(labels=["NOUN", "VERB"]).learn_labels([])  # which needs it not

@@ -1,144 +1,37 @@
-"""`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, measured side by side.
+"""`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, side by side.
 
-The networks are plain transformers models, or ONNX files written from them. What is timed is the encoder without its
-head, so that networks with different heads compare, or the whole network. They take turns, one call each, so that
-whatever slows the machine down meets all of them.
+With texts it is DistilBERT's table 3 for your own networks: seconds for a whole evaluation set, one text at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jsonargparse import auto_cli
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from lit_distil.commands.benchmark import table as card
+from lit_distil.commands.benchmark.latency import NetworkBenchmark, describe_hardware, measure_networks, time_texts
 from lit_distil.commands.benchmark.memory import peak_memory_mb
-from lit_distil.commands.machine import describe_hardware
-from lit_distil.commands.timing import (
-    Quartiles,
-    limited_threads,
-    make_inputs,
-    open_timed,
-    timed,
-    timed_calls,
-    weights_on_disk,
+from lit_distil.commands.pages import Section, to_markdown, write_pages
+from lit_distil.console import Table, progress_bar, text_table
+from lit_distil.data import RowSource, TableFiles
+from lit_distil.data.sources.base import Split
+from lit_distil.data.sources.tables import SOURCE_KEY
+
+Pair = tuple[str, str | None]
+"""A text, and the second one where rows are pairs."""
+
+# Sanh et al. 2019 (arXiv 1910.01108), table 3: parameters in millions, seconds
+_PUBLISHED = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT": (66, 410)}
+_SOURCE = (
+    "Published: Sanh et al. 2019, DistilBERT, table 3: seconds for the development set of STS-B (1,500 pairs) on a CPU "
+    "at batch 1. Machine and texts are not the same here: compare the ratios, not the seconds."
 )
-from lit_distil.console import progress_bar, text_table
-from lit_distil.data import RowSource
-
-
-@dataclass(frozen=True)
-class NetworkBenchmark:
-    """What was measured of one network.
-
-    Attributes:
-        network: Folder or name.
-        parameters: Of the whole network with its head, tied ones counted once.
-        encoder_parameters: Of the encoder, which is what is timed.
-        size_mb: Weight files on disk, in 10^6 bytes.
-        latency_ms: One sequence at a time.
-        batch_ms: One batch of `batch_size` sequences.
-        sequences_per_second: From the median of `batch_ms`.
-        tokens_per_second: The same in tokens.
-        latency_ratio: Median latency over that of the first network.
-        throughput_ratio: Throughput over that of the first network.
-    """
-
-    network: str
-    parameters: int
-    encoder_parameters: int
-    size_mb: float
-    latency_ms: Quartiles
-    batch_ms: Quartiles
-    sequences_per_second: float
-    tokens_per_second: float
-    latency_ratio: float
-    throughput_ratio: float
-
-
-def measure_networks(
-    networks: Sequence[str],
-    *,
-    length: int = 64,
-    batch_size: int = 32,
-    repeats: int = 30,
-    threads: int = 1,
-    device: str = "cpu",
-    part: Literal["encoder", "whole"] = "encoder",
-) -> list[NetworkBenchmark]:
-    """Measure exported networks in turns: A, B, C, A, B, C, ... after a warm-up.
-
-    Args:
-        networks: Folders that `from_pretrained` loads, names on the Hub, or ONNX files of `lit-distil export`. Each
-            is run with transformers' default attention, in float32, in eval mode, under `torch.inference_mode`.
-        length: Tokens of every sequence, special tokens included.
-        batch_size: Sequences in a batch for the throughput; the latency is at 1.
-        repeats: Rounds of the latency; the throughput gets a third as many, at least 3.
-        threads: Threads of torch, set back afterwards.
-        device: Where to run, such as `cpu` or `cuda`.
-        part: What is timed: the encoder without its head, or the whole network (ONNX files have no other).
-
-    Returns:
-        One result a network, in their order; ratios are to the first.
-
-    Raises:
-        ValueError: A number is out of range, a network cannot be loaded, or has no room for `length` tokens.
-    """
-    if not networks:
-        raise ValueError("networks: give at least one folder")
-    for name, value in (("length", length), ("batch_size", batch_size), ("repeats", repeats), ("threads", threads)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    opened = [open_timed(name, length=length, device=device, threads=threads) for name in networks]
-    calls = timed_calls(networks, opened, part)
-    with limited_threads(threads):
-        singles = _take_turns(calls, make_inputs(opened, length, 1, device), repeats, "latency")
-        batches = _take_turns(
-            calls, make_inputs(opened, length, batch_size, device), max(3, repeats // 3), "throughput"
-        )
-    results = []
-    for index, name in enumerate(networks):
-        latency, batch = Quartiles.of(singles[index]), Quartiles.of(batches[index])
-        results.append(
-            NetworkBenchmark(
-                network=str(name),
-                parameters=opened[index].parameters,
-                encoder_parameters=opened[index].encoder_parameters,
-                size_mb=weights_on_disk(name) / 1e6,
-                latency_ms=latency,
-                batch_ms=batch,
-                sequences_per_second=1000 * batch_size / batch.median,
-                tokens_per_second=1000 * batch_size * length / batch.median,
-                latency_ratio=latency.median / Quartiles.of(singles[0]).median,
-                throughput_ratio=Quartiles.of(batches[0]).median / batch.median,
-            )
-        )
-    return results
-
-
-def format_benchmarks(results: Sequence[NetworkBenchmark], *, batch_size: int = 32) -> str:
-    """A table with aligned columns, one line a network."""
-    header = ["network", "parameters", "encoder", "MB", "ms (quartiles)", "ratio", f"seq/s at {batch_size}", "tokens/s"]
-    rows = [
-        [
-            result.network,
-            f"{result.parameters:,}",
-            f"{result.encoder_parameters:,}",
-            f"{result.size_mb:.1f}",
-            f"{result.latency_ms.median:.2f} ({result.latency_ms.lower:.2f} to {result.latency_ms.upper:.2f})",
-            f"{result.latency_ratio:.2f}",
-            f"{result.sequences_per_second:,.0f}",
-            f"{result.tokens_per_second:,.0f}",
-        ]
-        for result in results
-    ]
-    return text_table([header, *rows])
 
 
 def benchmark(
@@ -151,7 +44,7 @@ def benchmark(
     part: Literal["encoder", "whole"] = "encoder",
     texts: str | None = None,
     source: RowSource | None = None,
-    split: Literal["train", "validation", "test", "predict"] = "validation",
+    split: Split = "validation",
     text_column: str = "text",
     pair_column: str | None = None,
     rounds: int = 3,
@@ -159,15 +52,16 @@ def benchmark(
     memory: bool = True,
     out: str | None = None,
 ) -> None:
-    """Measure parameters, size, latency and throughput of exported networks in turns, and print a table.
+    """Measure parameters, size, latency and throughput of exported networks, and print a table.
 
-    With texts it is the card of DistilBERT's table 3: seconds for a whole evaluation set, one text at a time.
+    Each network is timed on its own after a warm-up, and the networks take turns. With texts it is DistilBERT's table
+    3: seconds for a whole evaluation set, one text at a time.
 
     Args:
         networks: Folders that transformers loads, names on the Hub, or ONNX files; ratios are to the first.
         length: Tokens of every sequence.
         batch_size: Sequences in a batch for the throughput; the latency is at 1.
-        repeats: Rounds of the latency; the throughput gets a third as many.
+        repeats: Timed calls for the latency; the throughput gets a third as many.
         threads: Threads of torch and of ONNX Runtime.
         device: Where to run, such as cpu or cuda.
         part: Time the encoder without its head, or the whole network, which is what ONNX files have.
@@ -177,36 +71,52 @@ def benchmark(
         text_column: Column of the text.
         pair_column: Column of the second text, for pairs.
         rounds: Passes over the texts.
-        max_texts: Take that many of the texts, the first ones.
-        memory: Measure peak memory too, each network in a process of its own (with texts or out).
-        out: Folder to write card.md and card.json to.
+        max_texts: Take only the first so many texts.
+        memory: Also measure peak memory, each network in a process of its own (with texts or out).
+        out: Folder to write latency.md, latency.html and latency.json to.
     """
-    rows = card.read_pairs(texts, source, split, text_column, pair_column, max_texts)
+    pairs = read_pairs(texts, source, split, text_column, pair_column, max_texts)
     results = measure_networks(
         networks, length=length, batch_size=batch_size, repeats=repeats, threads=threads, device=device, part=part
     )
-    what = "encoders without their heads" if part == "encoder" else "whole networks"
-    print(f"{what}, {length} tokens a sequence, {threads} thread(s), {device}, float32")
-    print(format_benchmarks(results, batch_size=batch_size))
-    if rows is None and out is None:
-        return
-    passes = card.time_texts(networks, rows, rounds=rounds, threads=threads, device=device, part=part) if rows else None
-    peaks = None
-    if memory:
+    if pairs:
+        passes = time_texts(networks, pairs, rounds=rounds, threads=threads, device=device, part=part)
+        results = [replace(result, texts=texts) for result, texts in zip(results, passes, strict=True)]
+    if memory and (pairs or out):
         names = progress_bar(networks, desc="memory", unit="network")
         peaks = [peak_memory_mb(name, length=length, batch_size=batch_size, device=device) for name in names]
-    settings = {"length": length, "batch_size": batch_size, "rounds": rounds, "threads": threads, "part": part}
-    made = card.Card(
-        results=results,
-        passes=passes,
-        peak_memory_mb=peaks,
-        num_texts=len(rows) if rows else None,
-        settings={**settings, "device": device},
-        hardware=describe_hardware(threads=threads, device=device, seed=0),
-    )
-    print(card.to_markdown(made))
+        results = [replace(result, peak_memory_mb=peak) for result, peak in zip(results, peaks, strict=True)]
+    table = main_table(results, batch_size)
+    if not pairs and out is None:
+        what = "encoders without their heads" if part == "encoder" else "whole networks"
+        print(f"{what}, {length} tokens a sequence, {threads} thread(s), {device}, float32; medians with quartiles")
+        print(text_table(table))
+        return
+    settings: dict[str, Any] = {
+        "length": length,
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "threads": threads,
+        "part": part,
+    }
+    settings |= {"device": device, "num_texts": len(pairs or [])}
+    hardware = describe_hardware(threads=threads, device=device, seed=0)
+    machine = [f"{name.replace('_', ' ')}: {value}" for name, value in hardware.items() if value is not None]
+    title = "Latency and size"
+    sections = [
+        Section(table=table),
+        Section(lines=_notes(results, settings), small=True),
+        Section("Beside the published figures", _published_table(results), [_SOURCE], small=True),
+        Section("Measured on", lines=machine, small=True),
+    ]
+    print(to_markdown(title, sections))
     if out is not None:
-        card.write(made, Path(out))
+        write_pages(Path(out, "latency"), title, sections)
+        published = {name: {"parameters_m": size, "seconds": time} for name, (size, time) in _PUBLISHED.items()}
+        numbers = {"results": [asdict(result) for result in results], "settings": settings, "hardware": hardware}
+        text = json.dumps({**numbers, "published": published}, indent=2, ensure_ascii=False)
+        Path(out, "latency.json").write_text(text + "\n", encoding="utf-8")
+        print(f"written: {Path(out, 'latency.html')}")
 
 
 def run(arguments: list[str]) -> None:
@@ -215,16 +125,94 @@ def run(arguments: list[str]) -> None:
     auto_cli(benchmark, args=arguments, prog="lit-distil benchmark", as_positional=False)
 
 
-@torch.inference_mode()
-def _take_turns(
-    calls: Sequence[Callable[..., Any]], inputs: dict[str, Tensor], repeats: int, what: str
-) -> list[list[float]]:
-    """Milliseconds of each call, by network."""
-    times: list[list[float]] = [[] for _ in calls]
-    warm_up = 2
-    for turn in progress_bar(range(warm_up + repeats), desc=what, unit="round"):
-        for index, call in enumerate(calls):
-            elapsed = timed(call, inputs)
-            if turn >= warm_up:
-                times[index].append(elapsed)
-    return times
+def read_pairs(
+    texts: str | None,
+    source: RowSource | None,
+    split: Split,
+    text_column: str,
+    pair_column: str | None,
+    max_texts: int | None,
+) -> list[Pair] | None:
+    """The texts to time a pass over; None if neither a file nor a source is given.
+
+    Raises:
+        ValueError: Both are given, a column is missing, or there are no rows.
+    """
+    if texts is not None and source is not None:
+        raise ValueError("texts: give a file or a source, not both")
+    if max_texts is not None and max_texts < 1:
+        raise ValueError(f"max_texts must be at least 1, got {max_texts}")
+    if texts is not None:
+        source = TableFiles(**{split: texts})  # type: ignore[arg-type]
+    if source is None:
+        return None
+    pairs: list[Pair] = []
+    for row in islice(source.rows(split), max_texts):
+        for name in filter(None, (text_column, pair_column)):
+            if row.get(name) is None:
+                columns = sorted(column for column in row if column != SOURCE_KEY)
+                place = row.get(SOURCE_KEY, f"row {len(pairs)}")
+                raise ValueError(f"{place}: no column {name!r} (text_column, pair_column); there are {columns}")
+        pairs.append((str(row[text_column]), str(row[pair_column]) if pair_column else None))
+    if not pairs:
+        raise ValueError(f"texts: the {split} split has no rows")
+    return pairs
+
+
+def main_table(results: Sequence[NetworkBenchmark], batch_size: int) -> Table:
+    """A row for each network; times are medians with quartiles."""
+    first = results[0]
+    header = ["network", "parameters", "encoder", "MB on disk"]
+    header += ["peak memory MB"] if first.peak_memory_mb is not None else []
+    header += ["s a pass", "ratio", "ms a text"] if first.texts else []
+    table = [[*header, "ms at batch 1", "ratio", f"seq/s at batch {batch_size}", "ratio", "tokens/s"]]
+    for result in results:
+        row = [result.network, f"{result.parameters:,}", f"{result.encoder_parameters:,}", f"{result.size_mb:.1f}"]
+        if result.peak_memory_mb is not None:
+            row.append(f"{result.peak_memory_mb:.0f}")
+        if result.texts and first.texts:
+            ratio = result.texts.seconds.median / first.texts.seconds.median
+            row += [str(result.texts.seconds), f"{ratio:.2f}", str(result.texts.text_ms)]
+        row += [str(result.latency_ms), f"{result.latency_ratio:.2f}"]
+        row += [f"{result.sequences_per_second:,.0f}", f"{result.throughput_ratio:.2f}"]
+        table.append([*row, f"{result.tokens_per_second:,.0f}"])
+    return table
+
+
+def _published_table(results: Sequence[NetworkBenchmark]) -> Table:
+    """DistilBERT's table 3, and ours below it; ratios are to BERT-base and to our first network."""
+    table = [["network", "parameters", "ratio", "seconds", "ratio"]]
+    base_size, base_time = _PUBLISHED["BERT-base"]
+    for name, (size, time) in _PUBLISHED.items():
+        ratios = (f"{size / base_size:.2f}", f"{time / base_time:.2f}")
+        table.append([f"{name}, published", f"{size} M", ratios[0], str(time), ratios[1]])
+    first = results[0]
+    for result in results:
+        cells = [f"{result.encoder_parameters / 1e6:.2f} M"]
+        cells.append(f"{result.encoder_parameters / first.encoder_parameters:.2f}")
+        if result.texts and first.texts:
+            seconds = result.texts.seconds.median
+            cells += [f"{seconds:.2f}", f"{seconds / first.texts.seconds.median:.2f}"]
+        table.append([f"{result.network}, measured here", *cells, *["–"] * (4 - len(cells))])
+    return table
+
+
+def _notes(results: Sequence[NetworkBenchmark], settings: dict[str, Any]) -> list[str]:
+    """How to read the numbers."""
+    what = "the encoder without its head" if settings["part"] == "encoder" else "the whole network with its head"
+    lines = [
+        f"timed: {what}, {settings['threads']} thread(s), {settings['device']}, float32 (int8 where the name says so); "
+        "medians with quartiles. Tokenising is not timed. Ratios are to the first network.",
+        f"ms at batch 1 and seq/s: {settings['length']} tokens a sequence. MB: weight files.",
+    ]
+    if tokens := ", ".join(f"{result.texts.num_tokens:,}" for result in results if result.texts):
+        lines.append(
+            f"a pass: {settings['num_texts']:,} texts, one at a time without padding, {settings['rounds']} passes; "
+            f"tokens of a pass: {tokens}."
+        )
+    if results[0].peak_memory_mb is not None:
+        lines.append(
+            "peak memory: what loading the whole network and running one batch of "
+            f"{settings['batch_size']} adds to a process that has imported its libraries."
+        )
+    return lines

@@ -1,4 +1,4 @@
-"""Peak memory of a network: a process of its own loads it, runs one batch, and says how much it held at most."""
+"""Peak memory of a network: a process of its own loads it, runs one batch and prints the peak."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MINUTES = 10
 
 
 def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = "cpu") -> float:
-    """Most memory, in 10^6 bytes, that loading a network and running one batch adds to a process with its libraries.
+    """Peak memory, in 10^6 bytes, that loading a network and running one batch adds to a process.
 
-    On a CPU that is resident memory, the file's pages among it; on CUDA what torch had allocated on the device.
+    On a CPU this is resident memory, including the pages of the file; on CUDA what torch allocated on the device.
 
     Args:
         network: Folder, name on the Hub or ONNX file.
@@ -23,7 +23,7 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
         device: Where to run.
 
     Raises:
-        ValueError: The process failed, with the last line of what it said.
+        ValueError: The process failed; the message has the last line that it printed.
     """
     settings = {"network": network, "length": length, "batch_size": batch_size, "device": device}
     command = [sys.executable, "-m", "lit_distil.commands.benchmark.memory", json.dumps(settings)]
@@ -37,7 +37,7 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
 def _measure(network: str, length: int, batch_size: int, device: str) -> float:
     import torch
 
-    from lit_distil.commands.timing import make_inputs, open_timed
+    from lit_distil.commands.benchmark.latency import make_inputs, open_timed
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -52,9 +52,9 @@ def _measure(network: str, length: int, batch_size: int, device: str) -> float:
 
 
 def peak_bytes() -> int:
-    """Most resident memory of this process so far."""
+    """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would tell of the parent's, from which this process was forked
+    if status.is_file():  # getrusage would include the parent, which this process was forked from
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
         return 1024 * int(lines["VmHWM"].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024

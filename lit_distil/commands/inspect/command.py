@@ -1,4 +1,4 @@
-"""`lit-distil inspect`: batches of a configuration as a person reads them. No network is built and nothing trained."""
+"""`lit-distil inspect`: show batches of a configuration in readable form, without building or training a network."""
 
 from __future__ import annotations
 
@@ -16,19 +16,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_distil.commands.inspect.page import batches_page
-from lit_distil.commands.inspect.text import (
-    Painter,
-    Reader,
-    SplitFacts,
-    TokenTexts,
-    batch_heading,
-    legend,
-    rest_of,
-    sequence_text,
-    totals_of,
-    totals_text,
-)
+from lit_distil.commands.inspect.batches import Reader, TokenTexts, summary, totals_of
+from lit_distil.commands.inspect.text import Painter, batches_page, legend, sequence_text, totals_text
 from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
 from lit_distil.modules import EncoderModule
 from lit_distil.run import TrainingCLI
@@ -42,51 +31,51 @@ _STAGES = {
     "test": TrainerFn.TESTING,
     "predict": TrainerFn.PREDICTING,
 }
-# what decides which sequences stand in a batch
+# the settings that decide which sequences are in a batch
 _TRAINER_SETTINGS = ("accumulate_grad_batches", "max_steps", "max_epochs")
 _OPTIONS = ("split", "batches", "step", "samples", "epoch", "show", "top", "color", "out")
 
 
 class StandingTrainer(Trainer):
-    """What a data module asks a run about: one process on the CPU, at a step of one's choice."""
+    """A trainer in one process on the CPU that claims to be at a given step; data modules ask it for the step."""
 
     standing_at = 0
 
     @property
     def global_step(self) -> int:
-        """The optimizer steps that the run would have done."""
+        """The optimizer steps that the run would have taken."""
         return self.standing_at
 
 
 class InspectCLI(TrainingCLI):
-    """Reads a configuration as `fit` does, makes the data module of it and nothing else, and shows batches."""
+    """Reads a configuration as `fit` does, builds its data module and nothing else, and shows batches."""
 
     options: Namespace
     run_name: str
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Those whose configuration can be inspected: `fit`, whose files the others share."""
+        """`fit` alone: the other commands read the same files."""
         return {"fit": TrainingCLI.subcommands()["fit"]}
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """The parser of `fit`, which calls itself by this command's name."""
+        """The parser of `fit`, under the name of this command."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         parser = self._parser("fit")
         parser.prog = "lit-distil inspect"
-        parser.description = "Show batches of a configuration as a person reads them, in the terminal and as a page."
+        parser.description = "Show batches of a configuration in readable form, in the terminal and as a page."
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """As LightningCLI does, save that data can be looked at before there is a model for it."""
+        """As LightningCLI does, but the model may be left out, so that data can be inspected before there is one."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
         parser.add_lightning_class_args(EncoderModule, "model", subclass_mode=True, required=False)
         parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What to show of which split, and where."""
+        """The options of this command."""
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
         add("--split", type=Literal["train", "validation", "test", "predict"], default="train", help="which split")
@@ -94,18 +83,18 @@ class InspectCLI(TrainingCLI):
             "--batches",
             type=int | None,
             default=None,
-            help="micro-batches of one process; 1, or with --step all of the step",
+            help="how many micro-batches of one process; null is 1, or with --step all of the step",
         )
         add("--step", type=int, default=0, help="optimizer steps done before the first batch (split train)")
         add("--samples", type=list[int] | None, default=None, help="show these samples instead, such as [0,17]")
         add("--epoch", type=int, default=0, help="with --samples: the epoch whose masks to show")
         add("--show", type=int | None, default=8, help="sequences of each batch to write out; null writes all")
-        add("--top", type=int, default=20, help="how many of the commonest tokens to name")
+        add("--top", type=int, default=20, help="how many of the most frequent tokens to name")
         add("--color", type=Literal["always", "never", "auto"], default="auto", help="auto: on a terminal")
         add("--out", type=str | None, default=None, help="HTML file; null is inspect.html in the run's folder")
 
     def before_instantiate_classes(self) -> None:
-        """Keep of the configuration what the data needs, so that no network, logger or callback is made."""
+        """Reduce the configuration to what the data needs, so that no network, logger or callback is built."""
         config = self.config[self.subcommand]
         config.ckpt_path = None  # batches do not depend on weights
         super().before_instantiate_classes()
@@ -113,15 +102,15 @@ class InspectCLI(TrainingCLI):
         self.run_name = str(config.trainer.default_root_dir)
         given = {name: config.trainer[name] for name in _TRAINER_SETTINGS if config.trainer.get(name) is not None}
         _check(self.options)
-        self.config_dump: dict[str, Any] = {}  # what checkpoints would remember of the classes; there are none here
+        self.config_dump: dict[str, Any] = {}  # for checkpoints, of which there are none here
         kept = Namespace(data=config.data, trainer=Namespace(**given))
         self.config = Namespace({"subcommand": self.subcommand, str(self.subcommand): kept})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """One that stands at the step that was asked for."""
+        """A trainer at the requested step."""
         log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
         level = log.level
-        log.setLevel(logging.WARNING)  # nobody wants to know here which accelerators are unused
+        log.setLevel(logging.WARNING)  # which accelerators are unused does not matter here
         try:
             trainer = StandingTrainer(
                 accelerator="cpu",
@@ -138,7 +127,7 @@ class InspectCLI(TrainingCLI):
         return trainer
 
     def fit(self, **settings: Any) -> None:
-        """Show the batches, where the command whose configuration this is would train."""
+        """Show the batches instead of training."""
         show_batches(self.datamodule, self.trainer, self.options, run=self.run_name)
 
 
@@ -146,15 +135,15 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
     """Print batches of a data module and write them as a page.
 
     Args:
-        data: The data module, as it comes from its constructor.
-        trainer: What the data module asks where the run stands (`StandingTrainer`).
+        data: The data module, not set up yet.
+        trainer: Tells the data module where the run is (`StandingTrainer`).
         options: What to show, as `InspectCLI` takes it.
-        run: Folder of the run; the page stands in it unless `options.out` names another place.
+        run: Folder of the run; the page goes there unless `options.out` names another file.
 
     Raises:
-        ValueError: The split has no data, or not the samples that are asked for.
+        ValueError: The split has no data, or not the requested samples.
     """
-    data.num_workers = 0  # a few batches are made before a worker would have started
+    data.num_workers = 0  # a worker would take longer to start
     data.trainer = trainer
     trainer.state.fn = _STAGES[options.split]
     data.prepare_data()
@@ -167,23 +156,22 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
     reader = Reader(
         TokenTexts(data.tokenizer, set(vocabulary.special_ids.values())), vocabulary, names, _places(dataset, batches)
     )
-    totals, facts = totals_of(batches, reader, top=options.top), _facts(split, dataset)
-    shown = [(reader.views(batch, options.show), batch) for batch in batches]
+    totals = totals_of(batches, reader, top=options.top)
+    rows = [[f"{split} split", _size_of(dataset)], *summary(totals)]
+    shown = [reader.view(number, batch, options.show) for number, batch in enumerate(batches, start=1)]
 
     painter = Painter(options.color == "always" or (options.color == "auto" and _shows_colours()))
-    if marks := legend([view for views, _ in shown for view in views], painter):
+    if marks := legend(shown, painter):
         print(marks)
-    for number, (views, batch) in enumerate(shown, start=1):
-        print(f"\n{painter(batch_heading(number, batch), 'heading')}")
-        for view in views:
-            print(f"\n{sequence_text(view, painter)}")
-        if rest := rest_of(views, batch):
-            print(f"\n{rest}")
-    print(f"\n{totals_text(totals, facts, painter)}")
+    for view in shown:
+        sequences = [sequence_text(sequence, painter) for sequence in view.sequences]
+        for text in (painter(view.heading, "heading"), *sequences, *filter(None, [view.rest])):
+            print(f"\n{text}")
+    print(f"\n{totals_text(totals, rows, painter)}")
 
     out = Path(options.out or Path(run, "inspect.html"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(batches_page(f"{run}: {split} batches", shown, totals, facts), encoding="utf-8")
+    out.write_text(batches_page(f"{run}: {split} batches", shown, totals, rows), encoding="utf-8")
     print(f"\nwritten: {out}")
 
 
@@ -214,7 +202,7 @@ def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
         "test": data.test_dataloader,
         "predict": data.predict_dataloader,
     }
-    loader: Any = loaders[options.split]()  # which tells what is wrong where the split has no data
+    loader: Any = loaders[options.split]()  # raises if the split has no data
     if options.samples is not None:
         split = data.predict_split if options.split == "predict" else options.split
         samples = np.array(options.samples, dtype=np.int64)
@@ -229,15 +217,16 @@ def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
     return list(islice(loader, options.batches or whole_step))
 
 
-def _facts(split: str, dataset: SequenceDataset) -> SplitFacts:
+def _size_of(dataset: SequenceDataset) -> str:
     whole = _whole(dataset)
     if isinstance(whole, MaskedSequences):
-        return SplitFacts(split, len(whole), whole.corpus.num_tokens, whole.corpus.num_documents)
-    return SplitFacts(split, len(dataset), int(dataset.lengths.sum()), None)
+        corpus = whole.corpus
+        return f"{corpus.num_documents:,} documents, {len(whole):,} sequences, {corpus.num_tokens:,} tokens"
+    return f"{len(dataset):,} sequences, {int(dataset.lengths.sum()):,} tokens"
 
 
 def _whole(dataset: SequenceDataset) -> SequenceDataset:
-    """The data set that sample ids are of, where a split is evaluated on some of its sequences only."""
+    """The data set that sample ids refer to; a split may be evaluated on some of its sequences only."""
     whole: SequenceDataset = getattr(dataset, "dataset", dataset)
     return whole
 
@@ -250,5 +239,5 @@ def _places(dataset: SequenceDataset, batches: list[Batch]) -> dict[int, str]:
 
 
 def _shows_colours() -> bool:
-    """Whether stdout is a terminal that wants them (https://no-color.org)."""
+    """Whether stdout is a terminal that wants colours (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

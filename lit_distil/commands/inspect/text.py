@@ -1,444 +1,23 @@
-"""Batches as text for a terminal, with colours or without."""
+"""Batches as text for a terminal, and as one HTML page."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from itertools import pairwise
-from typing import Any, Literal
 
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
-from lit_distil.console import Table
-from lit_distil.types import IGNORE_INDEX, Batch, Vocabulary
-
-_VISIBLE = {"\n": "↵", "\r": "␍", "\t": "→"}
-
-
-class TokenTexts:
-    """The text of every token id of a tokenizer, each worked out once.
-
-    Args:
-        tokenizer: Byte-level, SentencePiece or WordPiece.
-        special_ids: Ids that stand for no text.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: set[int]) -> None:
-        self.tokenizer = tokenizer
-        self.special_ids = special_ids
-        vocabulary = tokenizer.get_vocab()
-        # byte-level and SentencePiece vocabularies mark the space before a word, WordPiece its absence
-        self._marks_spaces = "Ġ" in vocabulary or any(token.startswith(("Ġ", "▁")) for token in vocabulary)
-        self._known: dict[int, tuple[str, bool]] = {}
-
-    def __call__(self, token_id: int) -> tuple[str, bool]:
-        """The token's text, never empty and printable throughout, and whether a space stands before it."""
-        if token_id not in self._known:
-            self._known[token_id] = self._read(token_id)
-        return self._known[token_id]
-
-    def text(self, token_id: int) -> str:
-        """The token's text alone."""
-        return self(token_id)[0]
-
-    def _read(self, token_id: int) -> tuple[str, bool]:
-        token = str(self.tokenizer.convert_ids_to_tokens(token_id))
-        if token_id in self.special_ids:
-            return printable(token), True
-        if not self._marks_spaces:
-            goes_on = token.startswith("##") and len(token) > 2
-            return printable(token[2:] if goes_on else token), not goes_on
-        begins = token.startswith(("Ġ", "▁"))
-        settings: Any = {"clean_up_tokenization_spaces": False}
-        text = str(self.tokenizer.decode([token_id], **settings))
-        if "\N{REPLACEMENT CHARACTER}" in text:  # a part of a character: its bytes as the vocabulary writes them
-            text = token[1:] if begins and len(token) > 1 else token
-        elif not text.strip(" "):  # spaces that are a token of their own
-            return "␣" * max(1, len(text)), False
-        return printable(text.removeprefix(" ")), begins
-
-
-def printable(text: str) -> str:
-    """The text with what has no shape of its own made visible: line ends, escape characters, changes of direction."""
-    if text.isprintable():
-        return text
-    return "".join(
-        _VISIBLE.get(letter) or (letter if letter.isprintable() else letter.encode("unicode_escape").decode())
-        for letter in text
-    )
-
-
-Kind = Literal["text", "special", "unknown", "mask", "random", "kept"]
-"""What a token is: text, special, unknown to the vocabulary; or to be predicted, and hidden, replaced or left there."""
-
-REPLACEMENTS: tuple[Kind, ...] = ("mask", "random", "kept")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One token.
-
-    Attributes:
-        position: Its place in the sequence, from 0.
-        text: What the network is given there.
-        kind: What it is.
-        spaced: Whether a space stands before it.
-        original: What stood there, at a position to predict; None elsewhere.
-        label: The token's own label in words, where a task labels tokens.
-        in_answer: Whether it lies in the answer that a task looks for.
-    """
-
-    position: int
-    text: str
-    kind: Kind
-    spaced: bool
-    original: str | None = None
-    label: str | None = None
-    in_answer: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tokens up to a separator, or of one segment.
-
-    Attributes:
-        segment: 0 or 1 where the format or the tokenizer has segments, otherwise None.
-        pieces: The tokens, the separator among them.
-    """
-
-    segment: int | None
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True)
-class SequenceView:
-    """One sequence of a batch.
-
-    Attributes:
-        sample: Its index in its data set.
-        parts: Its tokens.
-        notes: What else is known of it, in words: whether the second segment follows, its label, where it is from.
-    """
-
-    sample: int
-    parts: tuple[Part, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """All tokens."""
-        return [piece for part in self.parts for piece in part.pieces]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What tells the meaning of the numbers in a batch.
-
-    Attributes:
-        tokens: The text of ids.
-        vocabulary: Special ids.
-        labels: Name of each class or tag of a task.
-        places: File and line of samples, where they are rows.
-    """
-
-    tokens: TokenTexts
-    vocabulary: Vocabulary
-    labels: dict[int, str]
-    places: dict[int, str]
-
-    def views(self, batch: Batch, first: int | None = None) -> list[SequenceView]:
-        """Sequences of a batch on the CPU, in its order.
-
-        Args:
-            batch: The batch.
-            first: How many of its sequences; None takes all. A batch of thousands is not taken apart for a few.
-        """
-        sizes = batch.group_sizes or (1,) * batch.num_sequences
-        samples = [sample for sample, size in zip(batch.sample_ids.tolist(), sizes, strict=True) for _ in range(size)]
-        labels = sequence_labels(batch, self.labels)
-        originals: dict[int, int] = {}
-        if batch.masked_positions is not None and batch.masked_labels is not None:
-            originals = dict(zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True))
-        views = []
-        for number, (start, end) in enumerate(list(pairwise(batch.cu_seq_lens.tolist()))[:first]):
-            pieces = self._pieces(batch, number, start, end, originals)
-            notes = []
-            if batch.next_sentence_labels is not None:
-                is_random = int(batch.next_sentence_labels[number]) == 1
-                notes.append("random next: B is from another document" if is_random else "is next: B follows A")
-            if batch.answer_spans is not None:
-                notes.append(_answer(batch.answer_spans[number].tolist(), start, pieces))
-            if labels[number] is not None:
-                notes.append(f"label: {labels[number]}")
-            if samples[number] in self.places:
-                notes.append(f"from {printable(self.places[samples[number]])}")
-            segments = None if batch.token_type_ids is None else batch.token_type_ids[0, start:end].tolist()
-            parts = self._parts(pieces, segments, batch.input_ids[0, start:end].tolist())
-            views.append(SequenceView(samples[number], parts, tuple(notes)))
-        return views
-
-    def _pieces(self, batch: Batch, number: int, start: int, end: int, originals: dict[int, int]) -> list[Piece]:
-        """The tokens of one sequence, which are those from `start` to `end` of the batch."""
-        tags = None
-        if batch.labels is not None and has_token_labels(batch.labels):
-            tags = batch.labels[0, start:end].tolist()
-        answer = range(0)
-        if batch.answer_spans is not None and int(batch.answer_spans[number, 0]) != IGNORE_INDEX:
-            answer = range(int(batch.answer_spans[number, 0]) - start, int(batch.answer_spans[number, 1]) - start + 1)
-        pieces = []
-        after_special = False
-        for place, token_id in enumerate(batch.input_ids[0, start:end].tolist()):
-            original = originals.get(start + place)
-            # a mask within a word stands where the word's part stood
-            text, spaced = self.tokens(token_id if original is None else original)
-            is_special = original is None and token_id in self.tokens.special_ids
-            tag = None if tags is None or tags[place] == IGNORE_INDEX else tags[place]
-            pieces.append(
-                Piece(
-                    position=place,
-                    text=self.tokens.text(token_id),
-                    kind=self.kind(token_id, original),
-                    spaced=place > 0 and (spaced or is_special or after_special),
-                    original=None if original is None else text,
-                    label=None if tag is None else printable(self.labels.get(tag, str(tag))),
-                    in_answer=place in answer and not is_special,
-                )
-            )
-            after_special = is_special
-        return pieces
-
-    def kind(self, token_id: int, original: int | None) -> Kind:
-        """What a token is, by what is put there and what stood there; a random token that is the old one is `kept`."""
-        special = self.vocabulary.special_ids
-        if original is not None:
-            if token_id == special.get("mask_token_id"):
-                return "mask"
-            return "kept" if token_id == original else "random"
-        if token_id == special.get("unk_token_id"):
-            return "unknown"
-        return "special" if token_id in self.tokens.special_ids else "text"
-
-    def _parts(self, pieces: list[Piece], segments: list[int] | None, ids: list[int]) -> tuple[Part, ...]:
-        special = self.vocabulary.special_ids
-        separators = {special[name] for name in ("sep_token_id", "eos_token_id") if name in special}
-        parts = []
-        begin = 0
-        for end in range(1, len(pieces) + 1):
-            is_end = end == len(pieces)
-            # RoBERTa's two separators of a pair stand together
-            is_cut = not is_end and ids[end - 1] in separators and ids[end] not in separators
-            if is_end or is_cut or (segments is not None and segments[end] != segments[end - 1]):
-                parts.append(Part(None if segments is None else segments[begin], tuple(pieces[begin:end])))
-                begin = end
-        return tuple(parts)
-
-
-def has_token_labels(labels: Tensor) -> bool:
-    """Whether there is one label a token."""
-    return labels.dim() == 2 and not labels.is_floating_point()
-
-
-def sequence_labels(batch: Batch, names: dict[int, str]) -> list[str | None]:
-    """The label of each sequence in words; None where there is none, or where tokens or answers are labelled."""
-    labels = batch.labels
-    if batch.group_sizes is not None:
-        right = [None] * len(batch.group_sizes) if labels is None else labels.tolist()
-        return [
-            f"choice {choice + 1} of {size}{', the right one' if choice == answer else ''}"
-            for size, answer in zip(batch.group_sizes, right, strict=True)
-            for choice in range(size)
-        ]
-    if labels is None or has_token_labels(labels):
-        return [None] * batch.num_sequences
-    if labels.dim() == 2:
-        rows: list[list[float]] = labels.tolist()
-        chosen = [[names.get(index, str(index)) for index, value in enumerate(row) if value] for row in rows]
-        return [printable(", ".join(one)) if one else "(none of the labels)" for one in chosen]
-    if labels.is_floating_point():
-        return [f"{value:g}" for value in labels.tolist()]
-    return [printable(names.get(index, str(index))) for index in labels.tolist()]
-
-
-def _answer(span: list[int], start: int, pieces: list[Piece]) -> str:
-    if span[0] == IGNORE_INDEX:
-        return "answer: not known"
-    if span[0] == start:  # SQuAD's convention: the first token stands for it
-        return "answer: none in this window"
-    found = pieces[span[0] - start : span[1] - start + 1]
-    words = "".join(f"{' ' if piece.spaced else ''}{piece.text}" for piece in found)
-    return f"answer: {words.strip()}"
-
-
-_WIDTHS = (1, 2, 5, 10)  # of a histogram's bars, in points of percentage
-_MOST_BARS = 12
-
-
-@dataclass(frozen=True)
-class SplitFacts:
-    """A split as a whole.
-
-    Attributes:
-        name: `train`, `validation`, `test` or `predict`.
-        num_sequences: Sequences of it, or samples of a task.
-        num_tokens: Tokens of its documents, or of its samples with their special tokens.
-        num_documents: Documents of it, where it has documents.
-    """
-
-    name: str
-    num_sequences: int
-    num_tokens: int
-    num_documents: int | None
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over batches.
-
-    Attributes:
-        num_batches: How many there are.
-        num_sequences: Sequences in them.
-        num_tokens: Tokens in them, special tokens included.
-        num_padded: Tokens that they would have if each batch were padded to its longest sequence.
-        lengths: Of each sequence.
-        num_masked: Positions to predict, of each sequence.
-        has_masks: Whether anything is masked in these batches at all.
-        replaced: How many of those positions are hidden, have another token, or are left as they are.
-        frequent: The commonest tokens before masking, without special ones.
-        num_ordinary: Tokens before masking that are not special; unknown ones count.
-        num_unknown: Of these, unknown to the vocabulary.
-        labels: How often each label of a sequence or token occurs.
-        num_random_next: Pairs whose second segment is random, of `num_pairs`.
-        num_pairs: Sequences that say whether their second segment follows the first.
-    """
-
-    num_batches: int
-    num_sequences: int
-    num_tokens: int
-    num_padded: int
-    lengths: list[int]
-    num_masked: list[int]
-    has_masks: bool
-    replaced: dict[str, int]
-    frequent: list[tuple[str, int]]
-    num_ordinary: int
-    num_unknown: int
-    labels: list[tuple[str, int]]
-    num_random_next: int
-    num_pairs: int
-
-
-def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
-    """Count what is in batches on the CPU.
-
-    Args:
-        batches: At least one.
-        reader: What tells the meaning of their numbers.
-        top: How many of the commonest tokens to name.
-    """
-    replaced = dict.fromkeys(REPLACEMENTS, 0)
-    originals: Counter[int] = Counter()
-    labels: Counter[str] = Counter()
-    num_masked: list[int] = []
-    num_random_next = num_pairs = 0
-    for batch in batches:
-        ids = batch.input_ids[0].tolist()
-        counts = [0] * batch.num_sequences
-        if batch.masked_positions is not None and batch.masked_labels is not None:
-            ends = batch.cu_seq_lens.tolist()
-            sequence = 0
-            for position, original in zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True):
-                while position >= ends[sequence + 1]:
-                    sequence += 1
-                counts[sequence] += 1
-                replaced[reader.kind(ids[position], original)] += 1
-                ids[position] = original
-        num_masked += counts
-        originals.update(ids)
-        labels.update(_labels(batch, reader.labels))
-        if batch.next_sentence_labels is not None:
-            num_random_next += int((batch.next_sentence_labels == 1).sum())
-            num_pairs += batch.num_sequences
-    unknown = reader.vocabulary.special_ids.get("unk_token_id")
-    num_unknown = 0 if unknown is None else originals[unknown]
-    ordinary = [(token, count) for token, count in originals.items() if token not in reader.tokens.special_ids]
-    ordinary.sort(key=lambda entry: (-entry[1], entry[0]))
-    return Totals(
-        num_batches=len(batches),
-        num_sequences=sum(batch.num_sequences for batch in batches),
-        num_tokens=sum(batch.num_tokens for batch in batches),
-        num_padded=sum(batch.num_sequences * max(batch.lengths) for batch in batches),
-        lengths=[length for batch in batches for length in batch.lengths],
-        num_masked=num_masked,
-        has_masks=any(batch.masked_positions is not None for batch in batches),
-        replaced={str(kind): count for kind, count in replaced.items()},
-        frequent=[(reader.tokens.text(token), count) for token, count in ordinary[:top]],
-        num_ordinary=sum(count for _, count in ordinary) + num_unknown,
-        num_unknown=num_unknown,
-        labels=sorted(labels.items(), key=lambda entry: (-entry[1], entry[0])),
-        num_random_next=num_random_next,
-        num_pairs=num_pairs,
-    )
-
-
-def summary(totals: Totals, split: SplitFacts) -> Table:
-    """The totals as rows of two cells: what, how much."""
-    lengths = totals.lengths
-    size = f"{split.num_sequences:,} sequences, {split.num_tokens:,} tokens"
-    documents = "" if split.num_documents is None else f"{split.num_documents:,} documents, "
-    rows = [
-        [f"{split.name} split", documents + size],
-        ["batches shown", f"{totals.num_batches:,}"],
-        ["sequences", f"{totals.num_sequences:,}"],
-        ["tokens", f"{totals.num_tokens:,}, special tokens included"],
-        ["tokens a sequence", f"{sum(lengths) / len(lengths):.1f} on average, {min(lengths)} to {max(lengths)}"],
-        ["padding", f"{_percent(totals.num_padded - totals.num_tokens, totals.num_padded)} if batches were padded"],
-        ["unknown tokens", f"{_percent(totals.num_unknown, totals.num_ordinary)} ({totals.num_unknown:,})"],
-    ]
-    if totals.num_pairs:
-        share = _percent(totals.num_random_next, totals.num_pairs)
-        rows.append(["random next segments", f"{share} ({totals.num_random_next:,} of {totals.num_pairs:,} pairs)"])
-    if totals.has_masks:
-        num_masked = sum(totals.num_masked)
-        words = {"mask": "hidden", "random": "another token", "kept": "left as it is"}
-        shares = [f"{words[kind]} {_percent(n, num_masked)} ({n:,})" for kind, n in totals.replaced.items()]
-        rows += [
-            ["to predict", f"{num_masked:,} tokens, {_percent(num_masked, totals.num_tokens)}"],
-            ["of these", ", ".join(shares)],
-        ]
-    if totals.labels:
-        rows.append(["labels", ", ".join(f"{name} {count:,}" for name, count in totals.labels)])
-    if totals.frequent:
-        rows.append(["commonest tokens", "  ".join(f"{token} {count:,}" for token, count in totals.frequent)])
-    return rows
-
-
-def histogram(totals: Totals) -> list[tuple[str, int]]:
-    """How many sequences have which share of their tokens to predict: `12 to 13 %` and a count, without empty ends."""
-    shares = [Fraction(100 * masked, n) for masked, n in zip(totals.num_masked, totals.lengths, strict=True)]
-    lowest, highest = min(shares), max(shares)
-    width = next((w for w in _WIDTHS if highest // w - lowest // w < _MOST_BARS), _WIDTHS[-1])
-    counts = Counter(int(share // width) for share in shares)
-    bars = range(int(lowest // width), int(highest // width) + 1)
-    return [(f"{bar * width} to {(bar + 1) * width} %", counts[bar]) for bar in bars]
-
-
-def _labels(batch: Batch, names: dict[int, str]) -> list[str]:
-    if batch.labels is not None and has_token_labels(batch.labels):
-        return [printable(names.get(tag, str(tag))) for tag in batch.labels[0].tolist() if tag != IGNORE_INDEX]
-    if batch.group_sizes is not None:  # every choice of a group is named, which says nothing when it is counted
-        return []
-    return [label for label in sequence_labels(batch, names) if label is not None]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "none"
-
+from lit_distil.commands.inspect.batches import (
+    BatchView,
+    Kind,
+    Piece,
+    SequenceView,
+    Totals,
+    histogram,
+    printable,
+)
+from lit_distil.commands.pages import render
+from lit_distil.console import Table, text_table
 
 _LONGEST_BAR = 40
-# bold on a colour of its own for what is to be predicted, which light and dark terminals both show
+# bold on a colour of its own for positions to predict, which is readable on light and dark terminals
 _STYLES: dict[str, str] = {
     "special": "2",
     "unknown": "1;4;31",
@@ -458,11 +37,7 @@ MEANINGS: dict[Kind, str] = {
 
 
 class Painter:
-    """Puts colours around words, or leaves them alone.
-
-    Args:
-        colours: Whether to.
-    """
+    """Puts terminal colours around words, if `colours` is set."""
 
     def __init__(self, colours: bool) -> None:
         self.colours = colours
@@ -473,33 +48,9 @@ class Painter:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colours and code else text
 
 
-def batch_heading(number: int, batch: Batch) -> str:
-    """What stands above a batch: its number from 1, its sequences and its tokens."""
-    return f"batch {number}: {batch.num_sequences:,} sequences, {batch.num_tokens:,} tokens"
-
-
-def rest_of(views: Sequence[SequenceView], batch: Batch) -> str:
-    """How many sequences of a batch are not among those that are shown; empty where all are."""
-    rest = batch.num_sequences - len(views)
-    return f"and {rest:,} more sequences (--show)" if rest else ""
-
-
-def sequence_heading(view: SequenceView) -> str:
-    """Which sample it is, how long, how much of it is to be predicted, and what else is known of it."""
-    pieces = view.pieces
-    num_masked = sum(piece.original is not None for piece in pieces)
-    masked = [f"{num_masked} to predict ({100 * num_masked / len(pieces):.1f} %)"] if num_masked else []
-    return " · ".join([f"sample {view.sample}", f"{len(pieces)} tokens", *masked, *view.notes])
-
-
-def segment_name(segment: int | None) -> str:
-    """`A`, `B`, or nothing where there are no segments."""
-    return "" if segment is None else chr(ord("A") + segment)
-
-
-def legend(views: Sequence[SequenceView], painter: Painter) -> str:
-    """What the marks in these sequences mean; empty where there are none."""
-    used = {piece.kind for view in views for piece in view.pieces}
+def legend(batches: Sequence[BatchView], painter: Painter) -> str:
+    """What the marks in these sequences mean; empty if there are none."""
+    used = {piece.kind for batch in batches for view in batch.sequences for piece in view.pieces}
     lines = [f"{painter(mark, kind)} {MEANINGS[kind]}" for kind, mark in EXAMPLES.items() if kind in used]
     if "unknown" in used:
         lines.append(f"{painter('underlined', 'unknown')} unknown to the vocabulary")
@@ -507,25 +58,25 @@ def legend(views: Sequence[SequenceView], painter: Painter) -> str:
 
 
 def sequence_text(view: SequenceView, painter: Painter) -> str:
-    """A sequence under its heading, a line for each part."""
-    lines = [painter(sequence_heading(view), "heading")]
+    """A sequence with its heading, a line for each part."""
+    lines = [painter(view.heading, "heading")]
     for part in view.parts:
         words = "".join(f"{' ' if piece.spaced else ''}{_token(piece, painter)}" for piece in part.pieces).strip()
-        name = segment_name(part.segment)
-        lines.append(f"  {name + ' ' if name else ''}│ {words}")
+        lines.append(f"  {part.segment + ' ' if part.segment else ''}│ {words}")
     return "\n".join(lines)
 
 
-def totals_text(totals: Totals, split: SplitFacts, painter: Painter) -> str:
-    """The totals, and a histogram of the share that is to be predicted."""
-    rows = summary(totals, split)
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{painter(name.ljust(width), 'heading')}  {value}" for name, value in rows]
+def totals_text(totals: Totals, rows: Table, painter: Painter) -> str:
+    """The rows of the summary, and a histogram of the share to predict."""
+    lines = []
+    for row in text_table(rows, numbers=False).splitlines():
+        name, gap, value = row.partition("  ")
+        lines.append(painter(name, "heading") + gap + value)
     if totals.has_masks:
         bars = histogram(totals)
         most = max(count for _, count in bars)
         wide = max(len(name) for name, _ in bars)
-        lines += ["", painter("share of a sequence's tokens that is to be predicted", "heading")]
+        lines += ["", painter("share of a sequence's tokens to predict", "heading")]
         for name, count in bars:
             length = -(-_LONGEST_BAR * count // most)  # a single sequence still shows
             lines.append(f"  {name.rjust(wide)} {'█' * length}{' ' if length else ''}{count:,}")
@@ -540,3 +91,10 @@ def _token(piece: Piece, painter: Painter) -> str:
     else:
         text = painter(f"⟦{piece.original} → {piece.text}⟧", piece.kind)
     return text if piece.label is None else f"{text}{painter(f'⟨{piece.label}⟩', 'label')}"
+
+
+def batches_page(title: str, batches: Sequence[BatchView], totals: Totals, rows: Table) -> str:
+    """Batches as one HTML page that needs no other file, in light and dark; `rows` is the summary."""
+    bars = histogram(totals) if totals.has_masks else []
+    settings = {"title": printable(title), "summary": rows, "bars": bars, "meanings": MEANINGS}
+    return render("inspect.html.jinja", batches=batches, **settings)

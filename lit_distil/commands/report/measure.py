@@ -1,28 +1,42 @@
-"""The measurements of a report: masked-LM loss, task scores, and the floors that need no network."""
+"""What a report measures on held-out data: masked-LM loss, task scores, latency, and floors that need no network."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Trainer
 
+from lit_distil.commands.benchmark.latency import NetworkBenchmark, measure_networks
+from lit_distil.commands.report.arms import read_metrics
+from lit_distil.console import progress_bar
 from lit_distil.data import MaskedSequences, TextDataModule
 from lit_distil.models import Pretrained
 from lit_distil.modules import FineTuningModule, MaskedLMModule
 
 
 @dataclass(frozen=True)
-class MaskedLMScore:
-    """Masked-LM scores on the test split.
+class Entry:
+    """One network of a report.
 
     Attributes:
-        loss: Mean cross-entropy of the masked tokens, in nats.
-        perplexity: Its exponential.
-        accuracy: Share of the masked tokens that are predicted right.
+        label: Its name in tables and pictures.
+        pretrained: Folder of the run that pretrained or distilled it, if any.
+        finetuned: Folder of the run that fine-tuned it, if any.
     """
+
+    label: str
+    pretrained: str | None = None
+    finetuned: str | None = None
+
+
+@dataclass(frozen=True)
+class MaskedLMScore:
+    """On the masked tokens of the test split: mean cross-entropy in nats, its exponential, share predicted right."""
 
     loss: float
     perplexity: float
@@ -31,14 +45,7 @@ class MaskedLMScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Scores of a fine-tuned network on the test split.
-
-    Attributes:
-        accuracy: Share of the rows that are classified right.
-        accuracy_error: Standard error of that share, from the number of rows alone.
-        macro_f1: F1, averaged over the classes with equal weight.
-        loss: Mean cross-entropy, in nats.
-    """
+    """On the rows of the test split: accuracy and its standard error from their number alone, F1, loss in nats."""
 
     accuracy: float
     accuracy_error: float
@@ -48,13 +55,13 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Floors:
-    """What is reached without any network, on the same test data.
+    """What can be reached without a network, on the same test data.
 
     Attributes:
-        num_masked: Masked tokens of the test split, on which every masked-LM loss here is a mean.
-        unigram_loss: Cross-entropy of those tokens under the training corpus' token frequencies, in nats.
+        num_masked: Masked tokens of the test split.
+        unigram_loss: Their cross-entropy under the token frequencies of the training corpus, in nats.
         num_rows: Labelled rows of the task's test split.
-        majority_accuracy: Accuracy of always naming the commonest class of that split.
+        majority_accuracy: Accuracy of always predicting their most frequent class.
     """
 
     num_masked: int
@@ -63,61 +70,48 @@ class Floors:
     majority_accuracy: float | None
 
 
-def open_data(data: TextDataModule) -> None:
-    """Open every split of a data module, before a trainer would open the test split alone."""
-    data.prepare_data()
-    data.setup("test")
-    for split in ("train", "test"):
-        if split not in data.datasets:
-            raise ValueError(f"data.source: it gives no {split} split, which the report needs")
+@dataclass(frozen=True)
+class EntryResult:
+    """What was measured of one entry; None where it has no such run."""
+
+    label: str
+    masked_lm: MaskedLMScore | None
+    task: TaskScore | None
+    network: NetworkBenchmark
+    curve: list[tuple[int, float]]
 
 
-def measure_masked_lm(export: str, data: TextDataModule, *, device: str = "cpu") -> MaskedLMScore:
-    """Test an exported network on the documents of the test split, whose masks are the same for every network."""
-    data.check_same_vocabulary(export)
-    values = _test(MaskedLMModule(Pretrained(export)), data, device)
-    return MaskedLMScore(
-        loss=values["test/loss/masked_lm"],
-        perplexity=values["test/perplexity"],
-        accuracy=values["test/masked_accuracy"],
-    )
+def measure_entries(
+    entries: Mapping[str, Entry],
+    masked_lm_data: TextDataModule,
+    task_data: TextDataModule | None,
+    benchmark: Mapping[str, Any],
+    device: str,
+) -> tuple[dict[str, EntryResult], Floors]:
+    """Test every network on the test splits, time all of them, and compute the floors.
 
-
-def measure_task(export: str, data: TextDataModule, *, device: str = "cpu") -> TaskScore:
-    """Test a fine-tuned export on the rows of the test split.
-
-    Raises:
-        ValueError: The network was fine-tuned for other classes, or the task is no classification.
+    Args:
+        entries: The networks, each under a key.
+        masked_lm_data: Documents with masks; the same masks for every network.
+        task_data: Labelled rows, if an entry is fine-tuned.
+        benchmark: Arguments of `measure_networks`.
+        device: Where to run, such as `cpu` or `cuda`.
     """
-    _check_labels(export, data)
-    values = _test(FineTuningModule(Pretrained(export)), data, device)
-    if "test/accuracy" not in values:
-        raise ValueError(f"task_data.task: {type(data.task).__name__} has no accuracy; the report compares classifiers")
-    accuracy = values["test/accuracy"]
-    return TaskScore(
-        accuracy=accuracy,
-        accuracy_error=float(np.sqrt(accuracy * (1 - accuracy) / len(data.datasets["test"]))),
-        macro_f1=values["test/macro_f1"],
-        loss=values["test/loss"],
-    )
-
-
-def measure_floors(masked_lm_data: TextDataModule, task_data: TextDataModule | None) -> Floors:
-    """The floors, on the very labels that the networks predict."""
-    train = masked_lm_data.datasets["train"]
-    if not isinstance(train, MaskedSequences):
-        raise ValueError("masked_lm_data.format: the report measures masked language modelling, which needs documents")
-    labels = _collect(masked_lm_data, "masked_labels")
-    num_rows, majority = None, None
-    if task_data is not None:
-        classes = _collect(task_data, "labels")
-        num_rows, majority = len(classes), float(np.unique(classes, return_counts=True)[1].max() / len(classes))
-    return Floors(
-        num_masked=len(labels),
-        unigram_loss=unigram_loss(train.corpus.token_counts, labels, vocabulary_size=masked_lm_data.vocabulary.size),
-        num_rows=num_rows,
-        majority_accuracy=majority,
-    )
+    for data in filter(None, (masked_lm_data, task_data)):
+        _open(data)
+    masked, task = {}, {}
+    for key, entry in progress_bar(entries.items(), desc="testing", unit="network"):
+        if entry.pretrained is not None:
+            masked[key] = _test_masked_lm(f"{entry.pretrained}/export", masked_lm_data, device)
+        if entry.finetuned is not None and task_data is not None:
+            task[key] = _test_task(f"{entry.finetuned}/export", task_data, device)
+    exports = [f"{entry.pretrained or entry.finetuned}/export" for entry in entries.values()]
+    networks = measure_networks(exports, device=device, **benchmark)
+    results = {
+        key: EntryResult(entry.label, masked.get(key), task.get(key), network, _curve(entry.pretrained))
+        for (key, entry), network in zip(entries.items(), networks, strict=True)
+    }
+    return results, _measure_floors(masked_lm_data, task_data)
 
 
 def unigram_loss(token_counts: np.ndarray, labels: np.ndarray, *, vocabulary_size: int) -> float:
@@ -126,11 +120,36 @@ def unigram_loss(token_counts: np.ndarray, labels: np.ndarray, *, vocabulary_siz
     Args:
         token_counts: int64 `[at most vocabulary_size]`, how often each id occurs in the training corpus.
         labels: int64 `[M]`, the tokens to predict.
-        vocabulary_size: Number of ids, each of which is given one occurrence more.
+        vocabulary_size: Number of ids; each counts one occurrence more.
     """
     counts = np.ones(vocabulary_size)
     counts[: len(token_counts)] += token_counts
     return float(np.log(counts.sum()) - np.log(counts[labels]).mean())
+
+
+def _open(data: TextDataModule) -> None:
+    """Open every split; a trainer that tests would open the test split only."""
+    data.prepare_data()
+    data.setup("test")
+    for split in ("train", "test"):
+        if split not in data.datasets:
+            raise ValueError(f"data.source: it gives no {split} split, which the report needs")
+
+
+def _test_masked_lm(export: str, data: TextDataModule, device: str) -> MaskedLMScore:
+    data.check_same_vocabulary(export)
+    values = _test(MaskedLMModule(Pretrained(export)), data, device)
+    return MaskedLMScore(values["test/loss/masked_lm"], values["test/perplexity"], values["test/masked_accuracy"])
+
+
+def _test_task(export: str, data: TextDataModule, device: str) -> TaskScore:
+    _check_labels(export, data)
+    values = _test(FineTuningModule(Pretrained(export)), data, device)
+    if "test/accuracy" not in values:
+        raise ValueError(f"task_data.task: {type(data.task).__name__} has no accuracy; the report compares classifiers")
+    accuracy = values["test/accuracy"]
+    error = float(np.sqrt(accuracy * (1 - accuracy) / len(data.datasets["test"])))
+    return TaskScore(accuracy, error, values["test/macro_f1"], values["test/loss"])
 
 
 def _test(module: MaskedLMModule | FineTuningModule, data: TextDataModule, device: str) -> dict[str, float]:
@@ -142,13 +161,27 @@ def _test(module: MaskedLMModule | FineTuningModule, data: TextDataModule, devic
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # means over the whole split, so the values in full precision rather than those that Lightning logs as float32
+    # `latest` has the means in full precision; Lightning logs float32
     trainer.test(module, datamodule=data, verbose=False)
     return {name: value for name, value in module.latest.items() if name.startswith("test/")}
 
 
+def _measure_floors(masked_lm_data: TextDataModule, task_data: TextDataModule | None) -> Floors:
+    """The floors, on the very labels that the networks predict."""
+    train = masked_lm_data.datasets["train"]
+    if not isinstance(train, MaskedSequences):
+        raise ValueError("masked_lm_data.format: the report measures masked language modelling, which needs documents")
+    labels = _collect(masked_lm_data, "masked_labels")
+    loss = unigram_loss(train.corpus.token_counts, labels, vocabulary_size=masked_lm_data.vocabulary.size)
+    if task_data is None:
+        return Floors(len(labels), loss, None, None)
+    classes = _collect(task_data, "labels")
+    majority = np.unique(classes, return_counts=True)[1].max() / len(classes)
+    return Floors(len(labels), loss, len(classes), float(majority))
+
+
 def _collect(data: TextDataModule, field: str) -> np.ndarray:
-    """One field of every batch of the test split, end to end."""
+    """One field of every batch of the test split, concatenated."""
     dataset = data.datasets["test"]
     parts = []
     for start in range(0, len(dataset), 256):
@@ -162,9 +195,9 @@ def _collect(data: TextDataModule, field: str) -> np.ndarray:
 
 
 def _check_labels(export: str, data: TextDataModule) -> None:
-    """A network fine-tuned for other classes, or for the same in another order, would be scored wrongly in silence."""
+    """A network fine-tuned for other classes, or for the same in another order, would get a wrong score."""
     if data.task is None:
-        raise ValueError("task_data.task: scoring fine-tuned networks needs one, as they were trained with")
+        raise ValueError("task_data.task: scoring fine-tuned networks needs one; give the task of their runs")
     settings = data.task.head_settings()
     ours = {str(index): str(name) for index, name in settings.get("id2label", {}).items()}
     theirs = json.loads(Path(export, "config.json").read_text(encoding="utf-8")).get("id2label", {})
@@ -173,3 +206,10 @@ def _check_labels(export: str, data: TextDataModule) -> None:
             f"task_data.task: its classes {list(ours.values())} are not those that {export} was fine-tuned for "
             f"({list(theirs.values())}); give the source and the task of that run"
         )
+
+
+def _curve(folder: str | None) -> list[tuple[int, float]]:
+    """Validation loss by step; empty where the run kept no metrics, as with an export from elsewhere."""
+    if folder is None or not Path(folder, "metrics.csv").is_file():
+        return []
+    return sorted(read_metrics(folder).get("val/loss/masked_lm", {}).items())

@@ -64,7 +64,7 @@ class HubDataset(RowSource, DocumentSource):
             return
         if self.columns is not None:
             dataset = self._select(dataset, self.columns, field="columns")
-        readable = {name: read for name, kind in _features(dataset).items() if (read := _names_of_classes(kind))}
+        readable = {name: read for name, kind in _features(dataset).items() if (read := names_of_classes(kind))}
         for index, row in enumerate(self._read(dataset)):
             named = {name: read(row[name]) for name, read in readable.items()}
             yield {**row, **named, SOURCE_KEY: self._place(split, index)}
@@ -211,7 +211,7 @@ def _features(dataset: Any) -> dict[str, Any]:
     return dict(dataset.features or {})
 
 
-def _names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
+def names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
     """What turns the numbers of a column of classes, or of lists of them, into names; None for other columns."""
     import datasets
 
@@ -219,6 +219,6 @@ def _names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
         names = [ClassName(name, number) for number, name in enumerate(kind.names)]
         return lambda value: names[value] if isinstance(value, int) and 0 <= value < len(names) else value
     of_items = getattr(kind, "feature", kind[0] if isinstance(kind, list) and kind else None)
-    if of_items is not None and not isinstance(of_items, dict) and (read := _names_of_classes(of_items)):
+    if of_items is not None and not isinstance(of_items, dict) and (read := names_of_classes(of_items)):
         return lambda values: values if values is None else [read(value) for value in values]
     return None

@@ -31,9 +31,9 @@ def open_rows(
     validation_share: float,
     seed: int,
 ) -> dict[str, LabelledSequences]:
-    """Read and encode splits; the task is bound to the training rows first, whichever they are.
+    """Read and encode splits; the task first learns its labels from the training rows, whatever the splits.
 
-    Rows are predicted without them where nothing is left open: a trained head brings its labels along.
+    To predict rows it needs none if it knows its labels: a trained head brings them along.
 
     Args:
         source: Gives the rows.
@@ -54,9 +54,9 @@ def open_rows(
         ValueError: A row breaks the task's contract, or none can be trained on.
     """
     train: list[Row] = []
-    if labelled or not task.is_bound:
+    if labelled or not task.knows_labels:
         train = list(source.rows("train"))
-        task.bind(train)
+        task.learn_labels(train)
     rows: dict[str, list[Row]] = {}
     for split in splits:
         rows[split] = train if split == "train" else list(source.rows(split))
@@ -91,7 +91,7 @@ def open_rows(
         if not features:
             raise ValueError(f"data.source: none of the {len(given):,} rows of the {name} split can be used")
         features = [dataclasses.replace(sample, row=int(chosen[sample.row])) for sample in features]
-        datasets[name] = LabelledSequences(features, given)
+        datasets[name] = LabelledSequences(features, given, label_kind=task.label_kind)
         windows = f" as {len(features):,} windows" if len(features) > len(chosen) else ""
         num_tokens = int(datasets[name].lengths.sum())
         rank_zero_info(f"{name}: {len(chosen):,} rows{windows}, {num_tokens:,} tokens")

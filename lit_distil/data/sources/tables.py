@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_distil.data.sources.text import Errors, read_lines, read_text
+from lit_distil.tasks.base import SOURCE_KEY, Row
 
 _NOT_BLANK = re.compile(r"[^ \t\n\r]")
 _HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
@@ -148,10 +149,6 @@ def _without_halves(value: Any, place: str, errors: Errors) -> Any:
         return _HALF_OF_A_PAIR.sub("\ufffd", value)
     return value
 
-
-Row = dict[str, Any]
-SOURCE_KEY = "__source__"
-"""Where a row says what file and line it came from, for messages."""
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _DELIMITED = (".csv", ".tsv")

@@ -1,26 +1,48 @@
-"""What student initialisations have in common."""
+"""What a student initialisation is, and the record of where each of the student's tensors came from."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from lit_distil.models.students.building import (
-    Filling,
-    config_with,
-    fill,
-    head_names,
-    layer_sources,
-    layer_stack,
-    new_model,
-    warn_of_new,
-)
-from lit_distil.models.students.records import CopyRecord
+from lit_distil.console import text_table
 
 HeadChoice = Literal["copy", "new"]
-"""What becomes of the head: the teacher's, or fresh weights; what is tied to the embeddings stays theirs."""
+"""What the student's head starts from: the teacher's, or fresh weights. What is tied to the embeddings stays so."""
+
+Origin = Literal["copied", "sliced", "projected", "folded", "new"]
+"""`copied`: unchanged; `sliced`: some rows or columns of the teacher's; `projected`: multiplied by a projection of the
+width; `folded`: the sum of two of the teacher's tensors; `new`: fresh weights."""
+
+_ORIGINS: tuple[Origin, ...] = ("copied", "sliced", "projected", "folded", "new")
+
+
+@dataclass(frozen=True)
+class CopyRecord:
+    """Where one tensor of a student came from.
+
+    Attributes:
+        name: The student's tensor, as in its state dict.
+        origin: See `Origin`.
+        source: The teacher's tensor, or `a + b` if folded; None if new.
+        shape: Shape of the student's tensor.
+        source_shape: Shape of the teacher's; None if new.
+        frozen: Whether the tensor is not trained.
+    """
+
+    name: str
+    origin: Origin
+    source: str | None = None
+    shape: tuple[int, ...] = ()
+    source_shape: tuple[int, ...] | None = None
+    frozen: bool = False
 
 
 class StudentInitialisation(ABC):
@@ -28,89 +50,74 @@ class StudentInitialisation(ABC):
 
     @abstractmethod
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
-        """A student in training mode, in float32, that shares no storage with the teacher.
+        """Build a student in training mode, in float32, that shares no storage with the teacher.
 
         Args:
-            teacher: any encoder with its head; left as it is.
+            teacher: Any encoder with its head; it is left unchanged.
 
         Returns:
             The student, and one record for each entry of its state dict.
 
         Raises:
-            ValueError: if the teacher does not have the layers or the widths that are asked for.
+            ValueError: The teacher does not have the requested layers or widths.
         """
 
 
-class LayerPick(StudentInitialisation):
-    """A student of the teacher's architecture and width, with some of its layers; all else is copied.
-
-    Args:
-        head: `copy` takes the teacher's masked-LM transform and head (or a task's head), `new` begins them afresh.
-
-    Raises:
-        ValueError: if `head` is neither.
-    """
-
-    def __init__(self, *, head: HeadChoice = "copy") -> None:
-        self.head = check_head_choice(head)
-
-    @abstractmethod
-    def pick(self, num_layers: int) -> list[int]:
-        """Which of the teacher's layers become the student's, in order.
-
-        Args:
-            num_layers: of the teacher.
-
-        Raises:
-            ValueError: if the teacher has too few.
-        """
-
-    def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
-        """See `StudentInitialisation.build`."""
-        stack = layer_stack(teacher)
-        layers = self.pick(teacher.config.num_hidden_layers)
-        student = new_model(teacher, config_with(teacher.config, layers))
-        weights = teacher.state_dict()
-        fresh = head_names(student) if self.head == "new" else set()
-        sources = layer_sources(list(student.state_dict()), stack, layers)
-        fillings = {
-            name: Filling.copy_of(source, weights)
-            for name, source in sources.items()
-            if source in weights and name not in fresh
-        }
-        records = fill(student, fillings)
-        warn_of_new(records, fresh)
-        return student, records
+def mark_frozen(records: list[CopyRecord], student: nn.Module) -> list[CopyRecord]:
+    """Return the records with those of untrained parameters marked as frozen."""
+    frozen = {name for name, value in student.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    return [dataclasses.replace(record, frozen=record.name in frozen) for record in records]
 
 
-def check_head_choice(head: HeadChoice) -> HeadChoice:
-    """The choice, if it is one.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if head not in get_args(HeadChoice):
-        raise ValueError(f"head must be 'copy' or 'new', got {head!r}")
-    return head
+def summarise(records: list[CopyRecord]) -> str:
+    """Count the tensors of each origin: `104 tensors: 102 copied, 1 folded, 1 new; 1 frozen`."""
+    return f"{len(records)} tensors: {_count_origins(records)}"
 
 
-def check_inner_head(layers: LayerPick | None, head: HeadChoice, owner: str) -> None:
-    """Refuse a choice of the head that nobody would look at: layers are picked by the class that makes the student.
+def describe(records: list[CopyRecord]) -> str:
+    """Draw the short table: one line for the embeddings, for each layer and for the head."""
+    parts: dict[str, list[CopyRecord]] = {}
+    for record in records:
+        parts.setdefault(_part(record.name), []).append(record)
+    rows = [("student", "from the teacher's", "tensors", "origin")]
+    for part, members in sorted(parts.items(), key=lambda item: _order(item[0])):
+        sources = {_part(name) for record in members if record.source for name in record.source.split(" + ")}
+        source = ", ".join(sorted(sources, key=_order)) or "-"
+        rows.append((part, source, str(len(members)), _count_origins(members)))
+    return text_table(rows, numbers=False)
 
-    Raises:
-        ValueError: if it is not that of the student.
-    """
-    if layers is not None and layers.head not in ("copy", head):
-        raise ValueError(
-            f"layers.head={layers.head!r}: of `layers` only the layers are taken; set head: {layers.head} on {owner}"
-        )
+
+def tensor_table(records: list[CopyRecord]) -> str:
+    """Draw the full table: one line for each tensor."""
+    rows = [("tensor", "shape", "origin", "source", "source's shape")]
+    for record in records:
+        origin = f"{record.origin}, frozen" if record.frozen else record.origin
+        rows.append((record.name, _size(record.shape), origin, record.source or "-", _size(record.source_shape)))
+    return text_table(rows, numbers=False)
 
 
-def check_number(wanted: int, available: int) -> None:
-    """Refuse a student of no layers, or of more than the teacher has.
+def _count_origins(records: list[CopyRecord]) -> str:
+    counts = Counter(record.origin for record in records)
+    frozen = sum(record.frozen for record in records)
+    listed = ", ".join(f"{counts[origin]} {origin}" for origin in _ORIGINS if counts[origin])
+    return f"{listed}; {frozen} frozen" if frozen else listed
 
-    Raises:
-        ValueError: if it is so.
-    """
-    if not 1 <= wanted <= available:
-        raise ValueError(f"num_layers={wanted} must be from 1 to {available}, the number of the teacher's layers")
+
+def _part(name: str) -> str:
+    """Name the part that a tensor belongs to: `layer 3`, `embeddings`, `head`, or something between the last two."""
+    if match := re.search(r"\.(\d+)\.", name):
+        return f"layer {match[1]}"
+    if re.search("embed|token|position", name):
+        return "embeddings"
+    return next((part for part in ("pooler", "final_norm", "relative_attention_bias") if f".{part}." in name), "head")
+
+
+def _order(part: str) -> tuple[int, int, str]:
+    """Sort the embeddings first, then the layers by number, and the head last."""
+    if part.startswith("layer "):
+        return 1, int(part.removeprefix("layer ")), part
+    return {"embeddings": 0, "head": 3}.get(part, 2), 0, part
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else " x ".join(map(str, shape))

@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.sources import FromConfig, Head
-from lit_distil.models.students.base import (
-    HeadChoice,
-    LayerPick,
-    StudentInitialisation,
-    check_head_choice,
-    check_inner_head,
-)
-from lit_distil.models.students.building import Filling, field_name, fill, head_names, task_head_names, warn_of_new
-from lit_distil.models.students.picks import EvenlySpaced, Layers
-from lit_distil.models.students.records import CopyRecord
-
-
-@dataclass(frozen=True)
-class Family:
-    """The names of one architecture's modules.
-
-    Attributes:
-        modules: what stands outside of the layers: `words`, `positions`, `segments`, `embedding_norm`, `widening`
-            (ELECTRA's), `transform`, `transform_norm`, `decoder`, `pooler`.
-        layer: name of a layer, with `{}` for its number; None where layers are not those of BERT (norms after the
-            sums, positions in a table, full attention), so that none can be copied.
-        parts: what a layer is made of.
-        pads_positions: whether the first real position is that after the padding's.
-    """
-
-    modules: dict[str, str]
-    layer: str | None = None
-    parts: dict[str, str] | None = None
-    pads_positions: bool = False
-
-    def first_position(self, config: PretrainedConfig) -> int:
-        """Row of the position table that the first token of a sequence takes."""
-        return config.pad_token_id + 1 if self.pads_positions else 0
-
-    def names(self, layers: list[int]) -> dict[str, str]:
-        """Modules by canonical names; layer i of the list under `layer.i.`."""
-        found = dict(self.modules)
-        if self.layer is not None:
-            for number, layer in enumerate(layers):
-                prefix = self.layer.format(layer)
-                found.update({f"layer.{number}.{k}": f"{prefix}.{v}" for k, v in (self.parts or {}).items()})
-        return found
-
+from lit_distil.models.sources import AUTO_MODELS, FromConfig, Head, head_of
+from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
+from lit_distil.models.students.building import Filling, field_name, fill, head_names, known_type, logger
+from lit_distil.models.students.picks import EvenlySpaced, LayerPick, Layers, check_head
 
 _BERT_PARTS = {
     "query": "attention.self.query",
@@ -77,95 +36,138 @@ _DISTILBERT_PARTS = {
 }
 
 
-def _embeddings(prefix: str) -> dict[str, str]:
-    return {
+@dataclass(frozen=True)
+class Family:
+    """What one architecture calls its modules.
+
+    Attributes:
+        modules: The modules outside the layers: `words`, `positions`, `segments`, `embedding_norm`, `widening`
+            (ELECTRA's), `transform`, `transform_norm`, `decoder`.
+        layer: Name of a layer, with `{}` for its number; None where layers are not built like BERT's (norms after the
+            sums, positions in a table, full attention), so that none can be copied.
+        parts: The modules of a layer.
+        pads_positions: Whether the first real position is the one after the padding's.
+    """
+
+    modules: dict[str, str]
+    layer: str | None = None
+    parts: dict[str, str] = field(default_factory=dict)
+    pads_positions: bool = False
+
+    def first_position(self, config: PretrainedConfig) -> int:
+        """Return the row of the position table that the first token of a sequence takes."""
+        return config.pad_token_id + 1 if self.pads_positions else 0
+
+    def names(self, layers: list[int]) -> dict[str, str]:
+        """Return the modules by their common names; layer i of the list under `layer.i.`."""
+        found = dict(self.modules)
+        if self.layer is not None:
+            for number, layer in enumerate(layers):
+                prefix = self.layer.format(layer)
+                found.update({f"layer.{number}.{part}": f"{prefix}.{name}" for part, name in self.parts.items()})
+        return found
+
+
+def _bert_like(
+    prefix: str, *, layer: str = "encoder.layer", parts: dict[str, str] | None = None, pads: bool = False, **head: str
+) -> Family:
+    embeddings = {
         "words": f"{prefix}.embeddings.word_embeddings",
         "positions": f"{prefix}.embeddings.position_embeddings",
         "segments": f"{prefix}.embeddings.token_type_embeddings",
         "embedding_norm": f"{prefix}.embeddings.LayerNorm",
     }
+    return Family({**embeddings, **head}, f"{prefix}.{layer}.{{}}", parts or _BERT_PARTS, pads)
 
 
-_ROBERTA = Family(
-    modules={
-        **_embeddings("roberta"),
-        "transform": "lm_head.dense",
-        "transform_norm": "lm_head.layer_norm",
-        "decoder": "lm_head.decoder",
-    },
-    layer="roberta.encoder.layer.{}",
-    parts=_BERT_PARTS,
-    pads_positions=True,
+_ROBERTA = _bert_like(
+    "roberta",
+    pads=True,
+    transform="lm_head.dense",
+    transform_norm="lm_head.layer_norm",
+    decoder="lm_head.decoder",
 )
 FAMILIES: dict[str, Family] = {
-    "bert": Family(
-        modules={
-            **_embeddings("bert"),
-            "transform": "cls.predictions.transform.dense",
-            "transform_norm": "cls.predictions.transform.LayerNorm",
-            "decoder": "cls.predictions.decoder",
-        },
-        layer="bert.encoder.layer.{}",
-        parts=_BERT_PARTS,
+    "bert": _bert_like(
+        "bert",
+        transform="cls.predictions.transform.dense",
+        transform_norm="cls.predictions.transform.LayerNorm",
+        decoder="cls.predictions.decoder",
     ),
     "roberta": _ROBERTA,
     "camembert": _ROBERTA,
     "xlm-roberta": _ROBERTA,
-    "distilbert": Family(
-        modules={
-            **_embeddings("distilbert"),
-            "transform": "vocab_transform",
-            "transform_norm": "vocab_layer_norm",
-            "decoder": "vocab_projector",
-        },
-        layer="distilbert.transformer.layer.{}",
+    "distilbert": _bert_like(
+        "distilbert",
+        layer="transformer.layer",
         parts=_DISTILBERT_PARTS,
+        transform="vocab_transform",
+        transform_norm="vocab_layer_norm",
+        decoder="vocab_projector",
     ),
-    "electra": Family(
-        modules={
-            **_embeddings("electra"),
-            "widening": "electra.embeddings_project",
-            "transform": "generator_predictions.dense",
-            "transform_norm": "generator_predictions.LayerNorm",
-            "decoder": "generator_lm_head",
-        },
-        layer="electra.encoder.layer.{}",
-        parts=_BERT_PARTS,
+    "electra": _bert_like(
+        "electra",
+        widening="electra.embeddings_project",
+        transform="generator_predictions.dense",
+        transform_norm="generator_predictions.LayerNorm",
+        decoder="generator_lm_head",
     ),
     "modernbert": Family(
-        modules={
+        {
             "words": "model.embeddings.tok_embeddings",
             "embedding_norm": "model.embeddings.norm",
             "transform": "head.dense",
             "transform_norm": "head.norm",
             "decoder": "decoder",
-        },
+        }
     ),
 }
 
 
-def family_of(model_type: str, role: str) -> Family:
-    """The names of an architecture.
+def family_of(config: PretrainedConfig, role: str) -> tuple[str, Family]:
+    """Return the known architecture of a configuration, or the one that it derives from, and its names.
 
     Args:
-        model_type: transformers' name of it.
+        config: The configuration.
         role: `teacher` or `student`, for the message.
 
     Raises:
-        ValueError: if its modules are not known here.
+        ValueError: The names of its modules are not known here.
     """
-    if model_type not in FAMILIES:
+    model_type = known_type(config, FAMILIES)
+    if model_type is None:
         raise ValueError(
-            f"{role}: nothing can be copied between {model_type!r} and another architecture; known are "
-            f"{', '.join(FAMILIES)}. Give the student the teacher's architecture (Layers, EveryOther, ...), or begin "
+            f"{role}: nothing can be copied between {config.model_type!r} and another architecture; known are "
+            f"{', '.join(FAMILIES)}. Give the student the teacher's architecture (Layers, EveryOther, ...), or start "
             "with new weights (FromConfig)"
         )
-    return FAMILIES[model_type]
+    return model_type, FAMILIES[model_type]
 
 
-logger = logging.getLogger(__name__)
+def task_head_names(model_type: str, head: Head) -> dict[str, str]:
+    """Return the modules of a task's head by common names; none where other architectures have nothing like them.
 
-# the teacher's, unless the student's config says otherwise
+    `pooled` is the layer that the first token passes, `labels` what gives the logits. DistilBERT follows the first with
+    a ReLU where BERT and RoBERTa have a tanh and ELECTRA a GELU, so a head that goes there is a start and not the same
+    function. ModernBERT pools and normalises in its own way.
+    """
+    is_roberta = FAMILIES[model_type] is _ROBERTA
+    if model_type == "modernbert" or head in ("masked_lm", "pretraining"):
+        return {}
+    if head == "question_answering":
+        return {"labels": "qa_outputs"}
+    if head == "token_classification":
+        return {"labels": "classifier"}
+    if head == "sequence_classification" and (is_roberta or model_type == "electra"):
+        return {"pooled": "classifier.dense", "labels": "classifier.out_proj"}
+    if model_type == "electra":
+        return {}
+    prefix = "roberta" if is_roberta else model_type
+    pooled = "pre_classifier" if model_type == "distilbert" else f"{prefix}.pooler.dense"
+    return {"pooled": pooled, "labels": "classifier"}
+
+
+# fields that come from the teacher, unless the student's config gives them
 _INHERITED = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
 _INHERITED_WITH_LAYERS = (
     "hidden_dropout_prob",
@@ -181,14 +183,6 @@ _SPECIAL_IDS = {
     "cls_token_id": "bos_token_id",
     "sep_token_id": "eos_token_id",
 }
-_HEADS: dict[str, Head] = {
-    "ForMaskedLM": "masked_lm",
-    "ForPreTraining": "masked_lm",
-    "ForSequenceClassification": "sequence_classification",
-    "ForTokenClassification": "token_classification",
-    "ForQuestionAnswering": "question_answering",
-    "ForMultipleChoice": "multiple_choice",
-}
 
 
 class CrossArchitecture(StudentInitialisation):
@@ -196,70 +190,63 @@ class CrossArchitecture(StudentInitialisation):
 
     Word embeddings, their norm and the masked-LM transform, norm and bias are copied between all architectures known
     here; a task's head between all but modernbert. Positions, token types and layers are copied between those built
-    like BERT (bert, roberta, camembert, xlm-roberta, distilbert, electra); a modernbert, whose layers normalise before
-    and rotate positions, begins with new layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the
+    like BERT (bert, roberta, camembert, xlm-roberta, distilbert, electra); a modernbert, whose layers normalise first
+    and rotate positions, starts with new layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the
     position table are shifted to match. Where the student has no token types, the first segment's is added to every
-    position, so that dropping the table changes nothing for single texts; where it alone has them, they begin at zero.
+    position, so that dropping the table changes nothing for single texts; where it alone has them, they start at zero.
 
     Args:
-        student: the student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
+        student: The student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
             heads, special ids; between architectures built like BERT also dropout, norms, segments and room for
             positions.
-        layers: which of the teacher's layers the student takes (`EveryOther`, `Layers`, ...). None takes as many as
+        layers: Which of the teacher's layers the student takes (`EveryOther`, `Layers`, ...). None takes as many as
             the config's `num_hidden_layers` says, evenly spaced, or all of them.
-        head: see `LayerPick`.
+        head: See `LayerPick`.
     """
 
     def __init__(self, student: FromConfig, *, layers: LayerPick | None = None, head: HeadChoice = "copy") -> None:
         self.student = student
         self.layers = layers
-        self.head = check_head_choice(head)
-        check_inner_head(layers, head, "CrossArchitecture")
-        self._family = family_of(student.model_type, "student")
+        self.head = check_head(head, layers)
+        self._model_type, self._family = family_of(AutoConfig.for_model(student.model_type), "student")
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        theirs = family_of(teacher.config.model_type, "teacher")
+        their_type, theirs = family_of(teacher.config, "teacher")
+        head = _known_head(teacher)
         copies_layers = self._family.layer is not None and theirs.layer is not None
         fields, layers = self._fields(teacher.config, theirs, copies_layers=copies_layers)
-        student = self._fresh(teacher, fields)
-        _warn_of_norms(student.config, teacher.config, copies_layers=copies_layers)
+        student = self._new_student(teacher, head, fields)
+        epsilon = getattr(teacher.config, "layer_norm_eps", 1e-12)
+        if copies_layers and not hasattr(student.config, "layer_norm_eps") and epsilon != 1e-12:
+            logger.warning("DistilBERT's layer norms use 1e-12 and not the teacher's %g", epsilon)
 
-        weights = teacher.state_dict()
-        ours = student.state_dict()
+        weights, own = teacher.state_dict(), student.state_dict()
         fresh = head_names(student) if self.head == "new" else set()
-        names, sources = self._family.names(list(range(len(layers)))), theirs.names(layers)
-        names.update(task_head_names(self.student.model_type, head_of(teacher)))
-        sources.update(task_head_names(teacher.config.model_type, head_of(teacher)))
+        names = self._family.names(list(range(len(layers)))) | task_head_names(self._model_type, head)
+        sources = theirs.names(layers) | task_head_names(their_type, head)
         fillings = {}
         for key in names.keys() & sources.keys() - {"positions", "segments"}:
             if key.startswith("layer.") and not copies_layers:
                 continue
             for kind in ("weight", "bias"):
                 name, source = f"{names[key]}.{kind}", f"{sources[key]}.{kind}"
-                if (
-                    name in ours
-                    and source in weights
-                    and name not in fresh
-                    and ours[name].shape == weights[source].shape
-                ):
-                    fillings[name] = Filling.copy_of(source, weights)
+                if name not in own or source not in weights or name in fresh:
+                    continue
+                if own[name].shape == weights[source].shape:
+                    fillings[name] = Filling.copy_of(source, weights[source])
+        decoder = f"{names['decoder']}.bias"
         for twin in ("cls.predictions.bias", "lm_head.bias"):  # tied to the decoder's
-            decoder = f"{names['decoder']}.bias"
-            if twin in ours and decoder in fillings:
+            if twin in own and decoder in fillings:
                 fillings[twin] = fillings[decoder]
-        fillings.update(
-            _position_fillings(student, self._family, weights, theirs, theirs.first_position(teacher.config))
-        )
-        records = fill(student, fillings)
-        new_by_design = set(ours) if not copies_layers else set()
-        warn_of_new(records, fresh | new_by_design | {f"{names.get('segments')}.weight"})
-        return student, records
+        fillings.update(_position_fillings(student, self._family, weights, theirs, teacher.config))
+        expected_new = fresh | {f"{names.get('segments')}.weight"} | (set() if copies_layers else set(own))
+        return student, fill(student, fillings, expected_new=expected_new)
 
     def _fields(
         self, config: PretrainedConfig, theirs: Family, *, copies_layers: bool
     ) -> tuple[dict[str, Any], list[int]]:
-        """The student's configuration, and the teacher's layer for each of its own."""
+        """The fields of the student's configuration, and the teacher's layer for each of the student's."""
         model_type, given = self.student.model_type, self.student.overrides
         default = AutoConfig.for_model(model_type)
         ours = {field_name(default, name): value for name, value in given.items()}
@@ -297,8 +284,8 @@ class CrossArchitecture(StudentInitialisation):
         if not copies_layers:
             if self.layers is not None:
                 raise ValueError(
-                    f"layers: a {self.student.model_type} cannot take layers of a {config.model_type}, as they are "
-                    "built otherwise; leave `layers` out and give the student's config num_hidden_layers"
+                    f"layers: a {self.student.model_type} cannot take layers of a {config.model_type}, because they "
+                    "are built differently; leave `layers` out and give the student's config num_hidden_layers"
                 )
             if wanted is not None and wanted < 1:
                 raise ValueError(f"config: num_hidden_layers={wanted} must be at least 1; leave it out for {available}")
@@ -313,9 +300,8 @@ class CrossArchitecture(StudentInitialisation):
             )
         return layers
 
-    def _fresh(self, teacher: PreTrainedModel, fields: dict[str, Any]) -> PreTrainedModel:
+    def _new_student(self, teacher: PreTrainedModel, head: Head, fields: dict[str, Any]) -> PreTrainedModel:
         """The student before anything is copied."""
-        head = head_of(teacher)
         labels: dict[str, Any] = {}
         if head != "masked_lm":
             labels = {"id2label": teacher.config.id2label, "problem_type": teacher.config.problem_type}
@@ -329,17 +315,17 @@ class CrossArchitecture(StudentInitialisation):
 class DistilBertFromBert(StudentInitialisation):
     """A DistilBERT out of a BERT, as in the paper (Sanh et al., 2019, section 3): no token types, no pooler.
 
-    `CrossArchitecture` with a distilbert student. Segment 0's token-type embedding is added to every position
+    This is `CrossArchitecture` with a distilbert student. Segment 0's token-type embedding is added to every position
     embedding, so that dropping the table changes nothing for single texts. The masked-LM transform and head are copied
     too.
 
     Args:
-        layers: of the teacher; negative ones count from the end, as in Python. The default is that of the released
-            DistilBERT, and needs a teacher of 12.
-        head: see `LayerPick`.
+        layers: Layers of the teacher; negative ones count from the end, as in Python. The default is that of the
+            released DistilBERT, and needs a teacher of 12.
+        head: See `LayerPick`.
 
     Raises:
-        ValueError: if the list is empty.
+        ValueError: The list is empty.
     """
 
     def __init__(self, layers: list[int] = [0, 2, 4, 7, 9, 11], *, head: HeadChoice = "copy") -> None:  # noqa: B006
@@ -347,8 +333,7 @@ class DistilBertFromBert(StudentInitialisation):
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        kind = type(teacher).__name__
-        if teacher.config.model_type != "bert" or not kind.endswith(tuple(_HEADS)):
+        if known_type(teacher.config, FAMILIES) != "bert" or head_of(teacher) is None:
             raise ValueError(
                 f"teacher must be a bert with a masked-LM head or a task's, got {type(teacher).__name__} of model_type="
                 f"{teacher.config.model_type!r}; use Layers for a student of its own architecture, or CrossArchitecture"
@@ -356,52 +341,43 @@ class DistilBertFromBert(StudentInitialisation):
         return self._student.build(teacher)
 
 
-def head_of(model: PreTrainedModel) -> Head:
-    """The head that a model carries; that for next sentences is left aside.
-
-    Raises:
-        ValueError: if it has none that is known here.
-    """
-    kind = type(model).__name__
-    for suffix, head in _HEADS.items():
-        if kind.endswith(suffix):
-            return head
-    raise ValueError(f"teacher: a {kind} has a head of another kind than {', '.join(_HEADS)}")
+def _known_head(model: PreTrainedModel) -> Head:
+    head = head_of(model)
+    if head is None:
+        raise ValueError(
+            f"teacher: {type(model).__name__} has a head that cannot be copied; known are {', '.join(AUTO_MODELS)}"
+        )
+    return head
 
 
 def _position_fillings(
-    student: PreTrainedModel, ours: Family, weights: dict[str, Tensor], theirs: Family, their_first: int
+    student: PreTrainedModel, ours: Family, weights: dict[str, Tensor], theirs: Family, config: PretrainedConfig
 ) -> dict[str, Filling]:
     """Positions, row by row from the first real one on, and token types: copied, folded or zero."""
     fillings = {}
     own = student.state_dict()
-    names = {key: f"{name}.weight" for key, name in ours.modules.items()}
-    sources = {key: f"{name}.weight" for key, name in theirs.modules.items()}
+    names, sources = ({key: f"{name}.weight" for key, name in one.modules.items()} for one in (ours, theirs))
     segments = weights.get(sources.get("segments", ""))
     segment_name = names.get("segments", "")
     if segment_name in own:
-        table = own[segment_name]
         if segments is None:
-            table.zero_()  # so that the student says what the teacher says, whatever the segment
-        elif segments.shape == table.shape:
-            fillings[segment_name] = Filling.copy_of(sources["segments"], weights)
+            own[segment_name].zero_()  # so that the student says what the teacher says, whatever the segment
+        elif segments.shape == own[segment_name].shape:
+            fillings[segment_name] = Filling.copy_of(sources["segments"], segments)
     positions = weights.get(sources.get("positions", ""))
     position_name = names.get("positions", "")
     if positions is None or position_name not in own or own[position_name].shape[1] != positions.shape[1]:
         return fillings
-    table = own[position_name]
-    first = ours.first_position(student.config)
-    num_rows = min(len(table) - first, len(positions) - their_first)
-    value = table.clone()
+    value = own[position_name].clone()
+    first, their_first = ours.first_position(student.config), theirs.first_position(config)
+    num_rows = min(len(value) - first, len(positions) - their_first)
     rows = positions[their_first : their_first + num_rows].to(value)
     source = sources["positions"]
-    is_folded = segment_name not in own and segments is not None
-    if is_folded:
-        rows = rows + cast(Tensor, segments)[0].to(value)
-        source = f"{source} + {sources['segments']}"
+    origin: Origin = "copied" if value.shape == positions.shape and first == their_first else "sliced"
+    if segment_name not in own and segments is not None:
+        rows = rows + segments[0].to(value)
+        source, origin = f"{source} + {sources['segments']}", "folded"
     value[first : first + num_rows] = rows
-    is_same = table.shape == positions.shape and first == their_first
-    origin: Any = "folded" if is_folded else "copied" if is_same else "sliced"
     fillings[position_name] = Filling(value, source, tuple(positions.shape), origin)
     return fillings
 
@@ -410,13 +386,7 @@ def _check_equal(name: str, ours: int | None, theirs: int | None, model_type: st
     if ours is not None and theirs is not None and ours != theirs:
         advice = "leave it out of config"
         if name == "hidden_size":
-            advice += ", or make the student narrower first (Narrower), or begin with new weights (FromConfig)"
+            advice += ", or make the student narrower first (Narrower), or start with new weights (FromConfig)"
         raise ValueError(
             f"config: {name}={ours} is not the {model_type} teacher's {theirs}, so tensors cannot be copied; {advice}"
         )
-
-
-def _warn_of_norms(ours: PretrainedConfig, theirs: PretrainedConfig, *, copies_layers: bool) -> None:
-    epsilon = getattr(theirs, "layer_norm_eps", 1e-12)
-    if copies_layers and not hasattr(ours, "layer_norm_eps") and epsilon != 1e-12:
-        logger.warning("DistilBERT's layer norms use 1e-12 and not the teacher's %g", epsilon)

@@ -1,120 +1,110 @@
-"""Students of the teacher's architecture that are narrower than it."""
+"""Students of the teacher's architecture that are narrower than it.
+
+**Which axis is what.** Two axes of the same size are not the same thing: the rows of a query projection are heads, its
+columns the residual stream. Sizes cannot tell them apart, so the names of Hugging Face's modules do, and a tensor with
+an unknown name is refused rather than guessed.
+
+**Projecting the stream.** Let P be `[H, h]` with orthonormal columns and c = √(h / H). Where the teacher's stream is x,
+the student's is c · Pᵀx, so that its layer norms see the same variance:
+
+| tensor                                         | becomes                                |
+| ---------------------------------------------- | -------------------------------------- |
+| embeddings `[n, H]`                            | c · E P                                |
+| matrix that writes the stream `[H, in]`, bias  | c · Pᵀ W, c · Pᵀ b                     |
+| matrix that reads the stream `[out, H]`        | W P / c                                |
+| layer norm's weight γ and bias β               | γ'_j = Σ_i P_ij² γ_i, c · Pᵀ β         |
+| masked-LM transform's output, its norm γ, β    | Pᵀ W, γ' / c², Pᵀ β / c                |
+| what reads that output `[n, H]`, tied or not   | c · D P                                |
+
+P spans the all-ones direction, which layer norms take out, and the leading right singular vectors of the embeddings
+without it (a truncated SVD: no data is seen). It is turned so that the student's all-ones direction is the teacher's.
+The encoder is exact where the teacher's stream lies in the span and its norms' weights are equal across the width. The
+masked-LM transform is only roughly right, because its activation works coordinate by coordinate; it learns the rest.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.students.base import (
-    HeadChoice,
-    LayerPick,
-    StudentInitialisation,
-    check_head_choice,
-    check_inner_head,
-)
+from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
 from lit_distil.models.students.building import (
-    Axes,
     Filling,
-    Role,
-    axes_of,
+    build_from_layers,
     config_with,
     field_name,
-    fill,
-    head_names,
-    is_norm,
-    layer_sources,
+    known_type,
     layer_stack,
-    new_model,
-    warn_of_new,
 )
-from lit_distil.models.students.records import CopyRecord, Origin
-
-
-def projection_of(embeddings: Tensor, width: int) -> Tensor:
-    """P, float64 `[H, width]`, with orthonormal columns.
-
-    Args:
-        embeddings: `[n, H]`, what enters the stream.
-        width: h, at most H.
-    """
-    rows = embeddings.detach().double()
-    size = rows.shape[1]
-    ones = rows.new_full((size,), size**-0.5)
-    rows = rows - torch.outer(rows @ ones, ones)
-    # the ones direction gets the one negative eigenvalue, so it comes first and the leading ones come last
-    _, vectors = torch.linalg.eigh(rows.T @ rows - torch.outer(ones, ones))
-    leading = vectors.flip(1)[:, : width - 1]  # descending
-    signs = torch.sign(leading.gather(0, leading.abs().argmax(0, keepdim=True)))  # the same on every machine
-    basis = torch.cat([ones[:, None], leading * signs], dim=1)
-    return basis @ _turn_ones_to_first(width).to(basis)
-
-
-def project(name: str, value: Tensor, axes: Axes, projection: Tensor) -> Tensor:
-    """One tensor in the narrower basis; axes that are neither stream nor transform are left as they are.
-
-    Args:
-        name: of the tensor.
-        value: `[...]`, float64.
-        axes: what its axes carry.
-        projection: P.
-    """
-    scale = math.sqrt(projection.shape[1] / projection.shape[0])
-    role = axes[0].role if axes[0] is not None else None
-    if is_norm(name) and role in ("stream", "transform"):
-        factor = 1.0 if role == "stream" else scale**-2  # the transform is read without 1 / c
-        if name.endswith(".weight"):
-            return factor * (projection.square().T @ value)
-        return factor * scale * (projection.T @ value)
-    if role in ("stream", "transform"):
-        value = (scale if role == "stream" else 1.0) * (projection.T @ value)
-    if len(axes) == 2 and axes[1] is not None and axes[1].role in ("stream", "transform"):
-        # a table's rows are written to the stream, a matrix reads it; a reader of the transform is tied to the table
-        is_table = name.endswith("_embeddings.weight") or axes[1].role == "transform"
-        value = (value @ projection) * (scale if is_table else 1 / scale)
-    return value
-
-
-def _turn_ones_to_first(width: int) -> Tensor:
-    """Orthogonal float64 `[width, width]` that takes the normalised all-ones vector to the first unit vector."""
-    mirror = torch.full((width,), width**-0.5, dtype=torch.float64)
-    mirror[0] -= 1.0
-    square = mirror.dot(mirror)
-    identity = torch.eye(width, dtype=torch.float64)
-    return identity if width == 1 else identity - 2 * torch.outer(mirror, mirror) / square
-
+from lit_distil.models.students.picks import LayerPick, check_head
 
 Method = Literal["slice", "project"]
 """How the residual stream becomes narrower."""
+
+Role = Literal["stream", "transform", "heads", "qkv", "inner", "gated", "embedding", "pooled", "head_count"]
+"""What an axis runs over: the residual stream (`hidden_size`); the masked-LM transform's output, which meets the rows
+of the vocabulary projection (`hidden_size`); all heads, one after the other; queries, keys and values of all heads in
+one matrix (ModernBERT); the feed-forward network's inner width; that width twice, for a gate and its input; ELECTRA's
+`embedding_size`; the output of a pooler (`hidden_size`); one entry a head."""
+
+Axes = tuple[Role | None, ...]
+"""The role of each axis of a tensor; None for the vocabulary, positions and labels, which keep their size."""
+
+_PROJECTED = ("stream", "transform")
+
+# module names of matrices [out, in]; the first pattern that matches counts, and a bias has the first axis
+_MATRICES: tuple[tuple[str, Axes], ...] = (
+    (r"attention\.self\.(query|key|value)|attention\.[qkv]_lin|attention\.attn\.[qkv]", ("heads", "stream")),
+    (r"attn\.Wqkv", ("qkv", "stream")),
+    (r"attention\.output\.dense|attention\.out_lin|attention\.attn\.o|attn\.Wo", ("stream", "heads")),
+    (r"intermediate\.dense|ffn\.lin1", ("inner", "stream")),
+    (r"mlp\.Wi", ("gated", "stream")),
+    (r"output\.dense|ffn\.lin2|mlp\.Wo", ("stream", "inner")),
+    (r"embeddings_project", ("stream", "embedding")),
+    (r"generator_predictions\.dense", ("embedding", "stream")),
+    (r"generator_lm_head", (None, "embedding")),
+    (r"transform\.dense|lm_head\.dense|vocab_transform|head\.dense", ("transform", "stream")),
+    (r"decoder|vocab_projector", (None, "transform")),
+    (r"(word|tok|position|token_type)_embeddings", (None, "stream")),
+    (r"relative_attention_bias", (None, "head_count")),
+    (r"pooler\.dense|pre_classifier|classifier\.dense", ("pooled", "stream")),
+    (r"classifier\.out_proj|seq_relationship", (None, "pooled")),
+    (r"qa_outputs", (None, "stream")),
+)
+_HEAD_NORM = re.compile(r"(transform\.LayerNorm|lm_head\.layer_norm|vocab_layer_norm|head\.norm)$")
+_NORM = re.compile(r"(LayerNorm|layer_norm|_norm|\.norm)$")
+_KNOWN = ("bert", "roberta", "camembert", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert")
 
 
 class Narrower(StudentInitialisation):
     """A student of the teacher's architecture with smaller widths, and with fewer layers if asked for.
 
     Heads and inner widths are always sliced: the first heads, each with its dimensions kept together, and the first
-    inner units. The residual stream is sliced too (its first dimensions, everywhere alike), or projected
-    (`lit_distil/models/students/projection.py` has the formulae): onto the leading directions of the teacher's
-    embeddings, by one matrix for the whole network. Both work for bert, roberta, camembert, xlm-roberta, distilbert,
-    electra, mpnet and modernbert. Others are refused, as their tensors have axes that are not known here: deberta,
-    whose relative positions share the projections, and albert, whose layers are one.
+    inner units. The residual stream is sliced too (its first dimensions, everywhere alike), or projected by one matrix
+    for the whole network onto the leading directions of the teacher's embeddings (formulas at the top of this file).
+    Both work for bert, roberta, camembert, xlm-roberta, distilbert, electra, mpnet and modernbert, and for your own
+    architecture if its configuration derives from one of theirs and its tensors have their names. Others are refused:
+    deberta's relative positions share the projections, and albert's layers are one.
 
     Args:
-        hidden_size: width of the student's residual stream; None keeps the teacher's.
-        num_attention_heads: heads of the student; None keeps the size of a head and takes as many as fill
+        hidden_size: Width of the student's residual stream; None keeps the teacher's.
+        num_attention_heads: Heads of the student; None keeps the size of a head and takes as many as fill
             `hidden_size`. With a number, heads may be smaller too: the first dimensions of each are kept. (Not in
             ModernBERT, where a head's dimensions are pairs of a rotation.)
-        intermediate_size: inner width of the feed-forward networks; None makes it narrower as `hidden_size` is.
+        intermediate_size: Inner width of the feed-forward networks; None narrows it as `hidden_size` is narrowed.
         embedding_size: ELECTRA's width of the embeddings; None keeps the teacher's, or follows `hidden_size` where the
             two are equal.
-        layers: which layers to take (`EveryOther`, `Layers`, ...); None takes all.
-        method: of the residual stream, `slice` or `project`.
-        head: see `LayerPick`.
+        layers: Which layers to take (`EveryOther`, `Layers`, ...); None takes all.
+        method: What happens to the residual stream, `slice` or `project`.
+        head: See `LayerPick`.
 
     Raises:
-        ValueError: if no width is given, one is not positive, or `layers` has a choice of the head that differs.
+        ValueError: No width is given, one is not positive, or `layers` has another choice of the head.
     """
 
     def __init__(
@@ -146,32 +136,25 @@ class Narrower(StudentInitialisation):
             raise ValueError(f"method must be 'slice' or 'project', got {method!r}")
         self.layers = layers
         self.method = method
-        self.head = check_head_choice(head)
-        check_inner_head(layers, head, "Narrower")
+        self.head = check_head(head, layers)
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        stack = layer_stack(teacher)
+        layer_stack(teacher)  # an architecture without layers to pick is refused for that reason first
         weights = teacher.state_dict()
-        axes = axes_of(list(weights), teacher.config.model_type)
+        axes = axes_of(list(weights), teacher.config)
         num_layers = teacher.config.num_hidden_layers
         layers = list(range(num_layers)) if self.layers is None else self.layers.pick(num_layers)
         config = config_with(teacher.config, layers, **self._new_widths(teacher.config))
         kept = kept_indices(teacher.config, config)
         projection = None
         if self.method == "project" and config.hidden_size < teacher.config.hidden_size:
-            projection = projection_of(_entering(weights, axes), config.hidden_size)
+            projection = projection_of(_token_embeddings(weights, axes), config.hidden_size)
 
-        student = new_model(teacher, config)
-        fresh = head_names(student) if self.head == "new" else set()
-        fillings = {}
-        for name, source in layer_sources(list(student.state_dict()), stack, layers).items():
-            if source in weights and name not in fresh:
-                value, origin = _narrow(source, weights[source], axes[source], kept, projection)
-                fillings[name] = Filling(value, source, tuple(weights[source].shape), origin)
-        records = fill(student, fillings)
-        warn_of_new(records, fresh)
-        return student, records
+        def narrow(name: str, value: Tensor) -> Filling:
+            return _narrow(name, value, axes[name], kept, projection)
+
+        return build_from_layers(teacher, config, layers, head=self.head, convert=narrow)
 
     def _new_widths(self, config: PretrainedConfig) -> dict[str, int]:
         """The student's widths, checked against the teacher's."""
@@ -212,51 +195,161 @@ class Narrower(StudentInitialisation):
         return ours
 
 
-def kept_indices(teacher: PretrainedConfig, student: PretrainedConfig) -> dict[Role, tuple[int, Tensor]]:
-    """For each role of an axis the teacher's size of it, and int64 indices into it of what the student keeps."""
+def axes_of(names: list[str], config: PretrainedConfig) -> dict[str, Axes]:
+    """Return the axes of each tensor of a model.
 
-    def first(name: str) -> tuple[int, Tensor]:
-        return _size(teacher, name) or 0, torch.arange(_size(student, name) or 0)
+    Args:
+        names: The names in the model's state dict.
+        config: Of an architecture known here, or derived from one.
+
+    Raises:
+        ValueError: The architecture, or one of the tensors, is not known here.
+    """
+    model_type = known_type(config, _KNOWN)
+    if model_type is None:
+        raise ValueError(
+            f"model_type={config.model_type!r}: which axes of its tensors carry the width is not known, so it cannot "
+            f"be made narrower; known are {', '.join(_KNOWN)}. Keep the teacher's width, or build the student with "
+            "FromConfig"
+        )
+    axes = {name: _axes(name, names) for name in names}
+    if model_type == "electra":
+        axes = {name: _electra_axes(name, own, names) for name, own in axes.items()}
+    return {name: own[:1] if name.endswith(".bias") else own for name, own in axes.items()}
+
+
+def _axes(name: str, names: list[str]) -> Axes:
+    module = _module(name)
+    if module in ("cls.predictions", "lm_head"):  # the vocabulary's bias, tied to the decoder's
+        return (None,)
+    if _NORM.search(module):
+        return ("transform",) if _HEAD_NORM.search(module) else ("stream",)
+    if module == "classifier":  # reads the output of a pooler, of the head, or the stream
+        if any("pooler." in other or "pre_classifier." in other for other in names):
+            return (None, "pooled")
+        return (None, "transform" if any(other.startswith("head.dense.") for other in names) else "stream")
+    for pattern, axes in _MATRICES:
+        if re.search(rf"(^|\.)({pattern})$", module):
+            return axes
+    raise ValueError(f"{name}: which of its axes carry the width is not known; keep the teacher's width")
+
+
+def _electra_axes(name: str, axes: Axes, names: list[str]) -> Axes:
+    """ELECTRA's embeddings and its head's transform have a width of their own, unless no matrix widens them."""
+    module = _module(name)
+    if _NORM.search(module) and module.split(".")[-2] in ("embeddings", "generator_predictions"):
+        axes = ("embedding",)
+    elif module.endswith("_embeddings"):
+        axes = (None, "embedding")
+    if any("embeddings_project." in other for other in names):
+        return axes
+    stream: Role = "transform" if module.startswith("generator_") else "stream"
+    return tuple(stream if axis == "embedding" else axis for axis in axes)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def kept_indices(teacher: PretrainedConfig, student: PretrainedConfig) -> dict[Role, Tensor]:
+    """Return for each role the int64 indices along the teacher's axis that the student keeps."""
+
+    def first(name: str) -> Tensor:
+        return torch.arange(_size(student, name) or 0)
+
+    def blocks(indices: Tensor, size: int, number: int) -> Tensor:
+        return (torch.arange(number)[:, None] * size + indices).flatten()
 
     head_size = teacher.hidden_size // teacher.num_attention_heads
-    heads = torch.arange(student.num_attention_heads)[:, None] * head_size
-    within = torch.arange(student.hidden_size // student.num_attention_heads)
+    within_head = torch.arange(student.hidden_size // student.num_attention_heads)
+    heads = blocks(within_head, head_size, student.num_attention_heads)
+    inner = first("intermediate_size")
     return {
         "stream": first("hidden_size"),
         "transform": first("hidden_size"),
         "pooled": first("hidden_size"),
-        "inner": first("intermediate_size"),
         "embedding": first("embedding_size"),
         "head_count": first("num_attention_heads"),
-        "heads": (teacher.hidden_size, (heads + within).flatten()),
+        "heads": heads,
+        "qkv": blocks(heads, teacher.hidden_size, 3),
+        "inner": inner,
+        "gated": blocks(inner, _size(teacher, "intermediate_size") or 0, 2),
     }
 
 
-def _narrow(
-    name: str, value: Tensor, axes: Axes, kept: dict[Role, tuple[int, Tensor]], projection: Tensor | None
-) -> tuple[Tensor, Origin]:
-    """The student's tensor, in float32, and how it came to be."""
+def _narrow(name: str, value: Tensor, axes: Axes, kept: dict[Role, Tensor], projection: Tensor | None) -> Filling:
+    """Make the student's tensor, in float32."""
     narrowed = value.detach().float()
-    for number, axis in enumerate(axes):
-        if axis is None or (projection is not None and axis.role in ("stream", "transform")):
+    for number, role in enumerate(axes):
+        if role is None or (projection is not None and role in _PROJECTED):
             continue
-        size, indices = kept[axis.role]
-        if len(indices) < size:
-            offsets = torch.arange(axis.blocks)[:, None] * size
-            narrowed = narrowed.index_select(number, (offsets + indices).flatten().to(narrowed.device))
+        if len(kept[role]) < narrowed.shape[number]:
+            narrowed = narrowed.index_select(number, kept[role].to(narrowed.device))
     origin: Origin = "copied" if narrowed.shape == value.shape else "sliced"
-    if projection is not None and any(axis is not None and axis.role in ("stream", "transform") for axis in axes):
+    if projection is not None and any(role in _PROJECTED for role in axes):
         narrowed = project(name, narrowed.double(), axes, projection.to(narrowed.device)).float()
         origin = "projected"
-    return narrowed, origin
+    return Filling(narrowed, name, tuple(value.shape), origin)
 
 
-def _entering(weights: dict[str, Tensor], axes: dict[str, Axes]) -> Tensor:
+def project(name: str, value: Tensor, axes: Axes, projection: Tensor) -> Tensor:
+    """Write one tensor in the narrower basis, by the table at the top of this file.
+
+    Args:
+        name: The tensor's name.
+        value: `[...]`, float64.
+        axes: The tensor's axes; only `stream` and `transform` change.
+        projection: P.
+    """
+    scale = math.sqrt(projection.shape[1] / projection.shape[0])
+    role = axes[0]
+    if _NORM.search(_module(name)) and role in _PROJECTED:
+        factor = 1.0 if role == "stream" else scale**-2  # the transform is read without 1 / c
+        if name.endswith(".weight"):
+            return factor * (projection.square().T @ value)
+        return factor * scale * (projection.T @ value)
+    if role in _PROJECTED:
+        value = (scale if role == "stream" else 1.0) * (projection.T @ value)
+    if len(axes) == 2 and axes[1] in _PROJECTED:
+        # a table's rows are written to the stream, a matrix reads it; what reads the transform is tied to the table
+        is_table = name.endswith("_embeddings.weight") or axes[1] == "transform"
+        value = (value @ projection) * (scale if is_table else 1 / scale)
+    return value
+
+
+def projection_of(embeddings: Tensor, width: int) -> Tensor:
+    """Return P, float64 `[H, width]`, with orthonormal columns.
+
+    Args:
+        embeddings: `[n, H]`, what enters the stream.
+        width: h, at most H.
+    """
+    rows = embeddings.detach().double()
+    size = rows.shape[1]
+    ones = rows.new_full((size,), size**-0.5)
+    rows = rows - torch.outer(rows @ ones, ones)
+    # the ones direction gets the one negative eigenvalue, so it comes first and the leading ones come last
+    _, vectors = torch.linalg.eigh(rows.T @ rows - torch.outer(ones, ones))
+    leading = vectors.flip(1)[:, : width - 1]  # descending
+    signs = torch.sign(leading.gather(0, leading.abs().argmax(0, keepdim=True)))  # the same on every machine
+    basis = torch.cat([ones[:, None], leading * signs], dim=1)
+    return basis @ _turn_ones_to_first(width).to(basis)
+
+
+def _turn_ones_to_first(width: int) -> Tensor:
+    """Orthogonal float64 `[width, width]` that takes the normalised all-ones vector to the first unit vector."""
+    mirror = torch.full((width,), width**-0.5, dtype=torch.float64)
+    mirror[0] -= 1.0
+    square = mirror.dot(mirror)
+    identity = torch.eye(width, dtype=torch.float64)
+    return identity if width == 1 else identity - 2 * torch.outer(mirror, mirror) / square
+
+
+def _token_embeddings(weights: dict[str, Tensor], axes: dict[str, Axes]) -> Tensor:
     """`[vocabulary, hidden]`: the tokens' embeddings as they enter the stream."""
     name = next(name for name in weights if name.endswith(("word_embeddings.weight", "tok_embeddings.weight")))
     table = weights[name].double()
-    axis = axes[name][1]
-    if axis is not None and axis.role == "embedding":  # ELECTRA's pass a matrix first
+    if axes[name][1] == "embedding":  # ELECTRA's pass a matrix first
         table = table @ next(w for n, w in weights.items() if n.endswith("embeddings_project.weight")).double().T
     return table
 

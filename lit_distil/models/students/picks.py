@@ -1,21 +1,66 @@
-"""Which of the teacher's layers a student of the same architecture takes."""
+"""Students of the teacher's architecture and width: which of its layers they take."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import get_args
 
 from transformers import PreTrainedModel
 
-from lit_distil.models.students.base import HeadChoice, LayerPick, StudentInitialisation, check_number
-from lit_distil.models.students.building import config_with, new_model
-from lit_distil.models.students.records import CopyRecord
+from lit_distil.models.students.base import CopyRecord, HeadChoice, StudentInitialisation
+from lit_distil.models.students.building import build_from_layers, config_with, new_model
+
+
+class LayerPick(StudentInitialisation):
+    """A student of the teacher's architecture and width, with some of its layers; all else is copied.
+
+    Args:
+        head: `copy` takes the teacher's masked-LM transform and head (or a task's head), `new` gives it fresh weights.
+
+    Raises:
+        ValueError: `head` is neither.
+    """
+
+    def __init__(self, *, head: HeadChoice = "copy") -> None:
+        self.head = check_head(head)
+
+    @abstractmethod
+    def pick(self, num_layers: int) -> list[int]:
+        """Choose which of the teacher's layers become the student's, in order.
+
+        Args:
+            num_layers: How many the teacher has.
+
+        Raises:
+            ValueError: The teacher has too few.
+        """
+
+    def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
+        """See `StudentInitialisation.build`."""
+        layers = self.pick(teacher.config.num_hidden_layers)
+        return build_from_layers(teacher, config_with(teacher.config, layers), layers, head=self.head)
+
+
+def check_head(head: HeadChoice, layers: LayerPick | None = None) -> HeadChoice:
+    """Return `head` if it is a valid choice that does not contradict the one in `layers`, whose layers alone count.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if head not in get_args(HeadChoice):
+        raise ValueError(f"head must be 'copy' or 'new', got {head!r}")
+    if layers is not None and layers.head not in ("copy", head):
+        raise ValueError(
+            f"layers.head={layers.head!r}: of `layers` only the layers are taken; set head: {layers.head} beside layers"
+        )
+    return head
 
 
 class EveryOther(LayerPick):
-    """Every second layer, beginning with the first: 0, 2, 4 of 6.
+    """Every second layer, starting with the first: 0, 2, 4 of 6.
 
     Args:
-        head: see `LayerPick`.
+        head: See `LayerPick`.
     """
 
     def __init__(self, *, head: HeadChoice = "copy") -> None:
@@ -26,49 +71,15 @@ class EveryOther(LayerPick):
         return list(range(0, num_layers, 2))
 
 
-class _SomeOf(LayerPick):
-    """A number of layers that the teacher must have; which of them, a subclass says in `choose`."""
-
-    def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
-        self.num_layers = num_layers
-
-    def pick(self, num_layers: int) -> list[int]:
-        """See `LayerPick.pick`."""
-        check_number(self.num_layers, num_layers)
-        return self.choose(num_layers)
-
-    @abstractmethod
-    def choose(self, available: int) -> list[int]:
-        """`num_layers` of so many layers, in order."""
-
-
-class EvenlySpaced(_SomeOf):
-    """Layers at equal distances from the first to the last, both included.
-
-    Student layer i of k takes the teacher's layer i · (n − 1) / (k − 1) of n, rounded, halves up; a student of one
-    layer takes the first. For 6 of 12 that is 0, 2, 4, 7, 9, 11, the list of the released DistilBERT.
-
-    Args:
-        num_layers: how many.
-        head: see `LayerPick`.
-    """
-
-    def choose(self, available: int) -> list[int]:
-        """See `LayerPick.pick`."""
-        gaps = max(self.num_layers - 1, 1)
-        return [(2 * i * (available - 1) + gaps) // (2 * gaps) for i in range(self.num_layers)]
-
-
 class Layers(LayerPick):
-    """The layers listed, in that order.
+    """The listed layers, in that order.
 
     Args:
-        layers: indices into the teacher's layers; negative ones count from the end, as in Python.
-        head: see `LayerPick`.
+        layers: Indices into the teacher's layers; negative ones count from the end, as in Python.
+        head: See `LayerPick`.
 
     Raises:
-        ValueError: if the list is empty.
+        ValueError: The list is empty.
     """
 
     def __init__(self, layers: list[int], *, head: HeadChoice = "copy") -> None:
@@ -92,37 +103,70 @@ class Layers(LayerPick):
         return [layer % num_layers for layer in self.layers]
 
 
-class FirstLayers(_SomeOf):
+class _SomeLayers(LayerPick):
+    """A given number of layers; a subclass chooses which."""
+
+    def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
+        super().__init__(head=head)
+        self.num_layers = num_layers
+
+    def pick(self, num_layers: int) -> list[int]:
+        """See `LayerPick.pick`."""
+        return self.choose(_check_number(self.num_layers, num_layers), num_layers)
+
+    @abstractmethod
+    def choose(self, wanted: int, available: int) -> list[int]:
+        """Choose `wanted` of the teacher's `available` layers, in order."""
+
+
+class EvenlySpaced(_SomeLayers):
+    """Layers at equal distances from the first to the last, both included.
+
+    Student layer i of k takes the teacher's layer i · (n − 1) / (k − 1) of n, rounded, halves up; a student of one
+    layer takes the first. For 6 of 12 that is 0, 2, 4, 7, 9, 11, the list of the released DistilBERT.
+
+    Args:
+        num_layers: How many.
+        head: See `LayerPick`.
+    """
+
+    def choose(self, wanted: int, available: int) -> list[int]:
+        """See the class."""
+        gaps = max(wanted - 1, 1)
+        return [(2 * i * (available - 1) + gaps) // (2 * gaps) for i in range(wanted)]
+
+
+class FirstLayers(_SomeLayers):
     """The first layers.
 
     Args:
-        num_layers: how many.
-        head: see `LayerPick`.
+        num_layers: How many.
+        head: See `LayerPick`.
     """
 
-    def choose(self, available: int) -> list[int]:
-        """See `LayerPick.pick`."""
-        return list(range(self.num_layers))
+    def choose(self, wanted: int, available: int) -> list[int]:
+        """See the class."""
+        return list(range(wanted))
 
 
-class LastLayers(_SomeOf):
+class LastLayers(_SomeLayers):
     """The last layers.
 
     Args:
-        num_layers: how many.
-        head: see `LayerPick`.
+        num_layers: How many.
+        head: See `LayerPick`.
     """
 
-    def choose(self, available: int) -> list[int]:
-        """See `LayerPick.pick`."""
-        return list(range(available - self.num_layers, available))
+    def choose(self, wanted: int, available: int) -> list[int]:
+        """See the class."""
+        return list(range(available - wanted, available))
 
 
 class RandomWeights(StudentInitialisation):
-    """The teacher's architecture with fewer layers and fresh weights: what copying is compared with.
+    """The teacher's architecture with fewer layers and fresh weights: the baseline for copying.
 
     Args:
-        num_layers: of the student.
+        num_layers: How many layers the student has.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -130,6 +174,12 @@ class RandomWeights(StudentInitialisation):
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        check_number(self.num_layers, teacher.config.num_hidden_layers)
-        student = new_model(teacher, config_with(teacher.config, list(range(self.num_layers))))
+        num_layers = _check_number(self.num_layers, teacher.config.num_hidden_layers)
+        student = new_model(teacher, config_with(teacher.config, list(range(num_layers))))
         return student, [CopyRecord(name, "new", shape=tuple(t.shape)) for name, t in student.state_dict().items()]
+
+
+def _check_number(wanted: int, available: int) -> int:
+    if not 1 <= wanted <= available:
+        raise ValueError(f"num_layers={wanted} must be from 1 to {available}, the number of the teacher's layers")
+    return wanted

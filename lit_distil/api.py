@@ -1,0 +1,458 @@
+"""The calls of the Python API: pretrain, distil, fine-tune, and load what came of it.
+
+A call fills a recipe, which is what a YAML file of `fit` holds (`recipe.py`), and trains it as `fit` does (`run.py`).
+A recipe of class paths and plain values goes through the parser of `fit`, which could read the run's `config.yaml`
+again. Python objects take the same defaults and skip the parser.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, seed_everything
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_distil.commands.export import open_network
+from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
+from lit_distil.data import DocumentSource, MaskingStrategy, SequenceFormat, TextDataModule
+from lit_distil.models import NetworkSource, StudentInitialisation
+from lit_distil.objectives import Objective
+from lit_distil.optim import Schedule
+from lit_distil.recipe import (
+    Recipe,
+    adamw,
+    build,
+    described,
+    distillation_objectives,
+    has_objects,
+    linear,
+    network_name,
+    piece,
+    pretrained,
+    room_for,
+    row_data,
+    small_modernbert,
+    text_data,
+    tokenizer_beside,
+    training_length,
+)
+from lit_distil.run import RunFinishedError, fit_objects, import_modules, run
+from lit_distil.tasks import Task
+
+Piece = Any
+"""An object, a class path, or `{class_path: ..., init_args: ...}`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network, with what belongs to it.
+
+    Attributes:
+        folder: The run's folder, or the file or folder that was loaded.
+        model: The network with its head, a plain transformers model in eval mode on the CPU.
+        tokenizer: Its tokenizer.
+        metrics: The last value of each metric that the run logged.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: dict[str, float]
+
+    def __repr__(self) -> str:
+        size = f"{self.model.num_parameters():,} parameters"
+        main = [f"{name} {self.metrics[name]:.4g}" for name in ("val/loss", "val/score") if name in self.metrics]
+        return f"Run({str(self.folder)!r}: {type(self.model).__name__}, {', '.join([size, *main])})"
+
+
+def load(path: str | Path) -> Run:
+    """Open a run folder, an exported folder, or a checkpoint file.
+
+    Args:
+        path: A run folder gives its export, or its last checkpoint if it did not come to its end.
+
+    Raises:
+        ValueError: There is nothing of the kind.
+    """
+    given = Path(path)
+    parts = ("config.yaml", "checkpoints", "export")
+    if not (given / "config.json").is_file() and any((given / name).exists() for name in parts):
+        folder: Path | None = given
+        exported, last = given / "export", given / "checkpoints" / "last.ckpt"
+        network = exported if (exported / "config.json").is_file() else last
+        if not network.exists():
+            raise ValueError(f"{given}: this run has written neither export/ nor checkpoints/last.ckpt yet")
+    elif given.exists():
+        folder = next((parent for parent in given.parents if (parent / "config.yaml").is_file()), None)
+        network = given
+    else:
+        raise ValueError(f"{given}: nothing there; give a run folder, an exported folder or a checkpoint file")
+    tokenizer = None
+    if folder is not None:
+        import_modules(_saved_imports(folder))
+        if network.is_file() and (folder / "tokenizer").is_dir():
+            tokenizer = str(folder / "tokenizer")
+    model, chosen = open_network(network, tokenizer)
+    return Run(given, model, chosen, {} if folder is None else _last_metrics(folder / "metrics.csv"))
+
+
+def distil(
+    teacher: str | Path | PreTrainedModel | Mapping[str, Any],
+    data: Any,
+    *,
+    out: str | Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    student: StudentInitialisation | NetworkSource | Piece = None,
+    objectives: Mapping[str, Objective | Piece] | None = None,
+    validation: Any = 0.1,
+    text_column: str = "text",
+    format: SequenceFormat | Piece = None,
+    masking: MaskingStrategy | Piece = None,
+    max_steps: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 5e-4,
+    warmup: float = 0.05,
+    optimizer: Callable[..., Any] | Piece = None,
+    schedule: Schedule | Piece = None,
+    callbacks: Sequence[Callback | Piece] = (),
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Distil a masked language model into a student (DistilRoBERTa's recipe: Sanh et al. 2019, section 3).
+
+    Every piece may be an object or, as in YAML, a class path or `{class_path: ..., init_args: ...}`. Called again with
+    the same settings, it continues an interrupted run, or returns the run if it is finished.
+
+    Args:
+        teacher: Name on the Hub, exported folder, run folder, or a model; or several of them by name.
+        data: The text: a file, folder or glob (text, or tables with a text column), a dataset's name on the Hub, a list
+            of strings, a `datasets.Dataset`, a dictionary of splits of these, a document source, or a `TextDataModule`.
+        out: The run's folder.
+        tokenizer: Name, folder or object; by default the one beside the network.
+        student: How the student is made; by default from every other layer of the teacher.
+        objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
+            the cosine of the last hidden states.
+        validation: Text of its own, or the share of the text that is held out; 0 holds out nothing.
+        text_column: Column of the text in tables and datasets.
+        format: How documents become sequences; by default full sentences fill them.
+        masking: Which tokens are masked; by default 15 %, rare tokens more often, anew in every epoch.
+        max_steps: Optimizer steps; by default three passes over the text, but at least 500 and at most 100,000 steps.
+        max_length: Tokens of a sequence; by default 128, or what the teacher has positions for.
+        batch_size: Sequences of an optimizer step; by default 32, or fewer if the text is small.
+        lr: Peak of the learning rate.
+        warmup: Share of the steps in which the learning rate rises.
+        optimizer: Optimizer class with its arguments; by default AdamW.
+        schedule: Learning rate over the steps; by default it rises and falls linearly.
+        callbacks: Further Lightning callbacks.
+        trainer: Further arguments of Lightning's Trainer, such as {"devices": 2}.
+        seed: Of initialisation, order, masks and dropout.
+        overwrite: Remove the run that is in the folder and start again.
+        overrides: Options as `fit` takes them, such as ["--model.freeze_positions=true"]; only without objects.
+
+    Raises:
+        ValueError: An argument is wrong, or the folder holds another run or other files.
+    """
+    if isinstance(teacher, Mapping):
+        teachers: Any = {name: network_name(one) for name, one in teacher.items()}
+        first = next(iter(teachers.values()))
+    else:
+        teachers = first = network_name(teacher)
+    chosen = tokenizer_beside(first, tokenizer)
+    student = piece("lit_distil.models.EveryOther") if student is None else student
+    model = piece(
+        "lit_distil.modules.DistillationModule",
+        teacher=teachers,
+        student=student,
+        objectives=distillation_objectives(student) if objectives is None else dict(objectives),
+        optimizer=adamw(lr, 0.0) if optimizer is None else optimizer,
+        schedule=linear(warmup) if schedule is None else schedule,
+    )
+    text = text_data(
+        data,
+        chosen,
+        validation=validation,
+        text_column=text_column,
+        format=format,
+        masking=piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7) if masking is None else masking,
+        max_length=max_length or room_for(first, chosen, wanted=128),
+        batch_size=batch_size,
+        usual_batch_size=32,
+    )
+    return _train(
+        {"seed_everything": seed, "model": model, "data": text},
+        out,
+        training_length(text, max_steps, passes=3),
+        clip=5.0,
+        callbacks=callbacks,
+        trainer=trainer,
+        overwrite=overwrite,
+        overrides=overrides,
+    )
+
+
+def pretrain(  # noqa: D417  the other arguments are described in distil
+    data: Any,
+    *,
+    out: str | Path,
+    network: str | Path | PreTrainedModel | NetworkSource | Piece = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    vocab_size: int = 8192,
+    objectives: Mapping[str, Objective | Piece] | None = None,
+    validation: Any = 0.1,
+    text_column: str = "text",
+    format: SequenceFormat | Piece = None,
+    masking: MaskingStrategy | Piece = None,
+    max_steps: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    warmup: float = 0.06,
+    optimizer: Callable[..., Any] | Piece = None,
+    schedule: Schedule | Piece = None,
+    callbacks: Sequence[Callback | Piece] = (),
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Pretrain an encoder with masked language modelling (RoBERTa's recipe: Liu et al. 2019, section 4).
+
+    See `distil` for the arguments that are not listed.
+
+    Args:
+        data: The text, as in `distil`.
+        network: A name, folder or model continues from its weights; `FromConfig(...)` starts from random ones. By
+            default 6 of ModernBERT's layers of width 256, which learn within minutes where BERT's and RoBERTa's do not.
+        tokenizer: Name, folder or object; by default the one beside the network. Without either, byte-level BPE is
+            trained on the text and kept in the run's folder.
+        vocab_size: Entries of a tokenizer that is trained.
+        objectives: Losses by name; by default masked-LM, and next-sentence prediction where the format has pairs.
+        masking: Which tokens are masked; by default 30 % (15 % for a pretrained network), anew in every epoch.
+        max_steps: Optimizer steps; by default ten passes over the text, but at least 500 and at most 100,000 steps.
+        max_length: Tokens of a sequence; by default 128, or what a pretrained network has positions for.
+        batch_size: Sequences of an optimizer step; by default 16, or fewer if the text is small.
+        lr: Peak of the learning rate; by default 2e-3 from random weights and 1e-4 otherwise.
+
+    Raises:
+        ValueError: An argument is wrong, or the folder holds another run or other files.
+    """
+    weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
+    is_new = tokenizer is None and weights is None
+    chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer)
+    length = max_length or (128 if weights is None else room_for(weights, chosen, wanted=128))
+    if weights is not None:
+        network = pretrained(weights)
+    model = piece(
+        "lit_distil.modules.MaskedLMModule",
+        network=small_modernbert(length) if network is None else network,
+        optimizer=adamw(lr or (2e-3 if weights is None else 1e-4), 0.01) if optimizer is None else optimizer,
+        schedule=linear(warmup) if schedule is None else schedule,
+        **({} if objectives is None else {"objectives": dict(objectives)}),
+    )
+    rate = 0.3 if weights is None else 0.15
+    text = text_data(
+        data,
+        chosen,
+        validation=validation,
+        text_column=text_column,
+        format=format,
+        masking=piece("lit_distil.data.TokenMasking", rate=rate) if masking is None else masking,
+        max_length=length,
+        batch_size=batch_size,
+        usual_batch_size=16,
+    )
+
+    @rank_zero_only
+    def make_tokenizer(module: LightningDataModule) -> None:
+        folder = Path(out, "tokenizer")
+        if is_new and not (folder / "tokenizer.json").is_file():
+            rank_zero_info(f"training a tokenizer on the text, in {folder}")
+            assert isinstance(module, TextDataModule) and isinstance(module.source, DocumentSource)
+            train_tokenizer(module.source, str(folder), vocab_size=vocab_size)
+
+    return _train(
+        {"seed_everything": seed, "model": model, "data": text},
+        out,
+        training_length(text, max_steps, passes=10),
+        clip=1.0,
+        callbacks=callbacks,
+        trainer=trainer,
+        overwrite=overwrite,
+        overrides=overrides,
+        before_training=make_tokenizer,
+    )
+
+
+def finetune(  # noqa: D417  the other arguments are described in distil
+    network: str | Path | PreTrainedModel | NetworkSource | Piece,
+    data: Any,
+    *,
+    out: str | Path,
+    text: str = "text",
+    label: str = "label",
+    task: Task | Piece = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    validation: Any = 0.1,
+    max_epochs: int = 5,
+    max_steps: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 3e-5,
+    warmup: float = 0.1,
+    optimizer: Callable[..., Any] | Piece = None,
+    schedule: Schedule | Piece = None,
+    callbacks: Sequence[Callback | Piece] = (),
+    trainer: Mapping[str, Any] | None = None,
+    seed: int = 42,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Fine-tune an encoder on labelled rows (Devlin et al. 2019, appendix A.3); the best epoch is exported.
+
+    See `distil` for the arguments that are not listed.
+
+    Args:
+        network: Name on the Hub, exported folder, run folder, or a model.
+        data: The rows: a file or glob (JSONL, CSV, TSV, Parquet), a dataset's name on the Hub, a list of dictionaries,
+            a `datasets.Dataset`, a dictionary of splits of these, a row source, or a `TextDataModule`.
+        text: Column of the text.
+        label: Column of the label.
+        task: What the rows mean; by default one text is classified. Another class path of `lit_distil.tasks` is given
+            `text` and `label` where they differ from the defaults.
+        validation: Rows of its own, or the share of the rows that is held out, of each class alike.
+        max_epochs: Passes over the rows.
+        max_steps: Optimizer steps, in place of `max_epochs`.
+        max_length: Tokens of a sequence; by default 256, or what the network has positions for.
+        batch_size: Rows of an optimizer step; by default 32, or fewer if the table is small.
+
+    Raises:
+        ValueError: An argument is wrong, or the folder holds another run or other files.
+    """
+    weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
+    chosen = tokenizer_beside(weights, tokenizer)
+    model = piece(
+        "lit_distil.modules.FineTuningModule",
+        network=network if weights is None else pretrained(weights),
+        optimizer=adamw(lr, 0.01) if optimizer is None else optimizer,
+        schedule=linear(warmup) if schedule is None else schedule,
+    )
+    rows = row_data(
+        data,
+        chosen,
+        validation=validation,
+        task=task,
+        columns={"text": text, "label": label},
+        max_length=max_length or room_for(weights, chosen, wanted=256),
+        batch_size=batch_size,
+    )
+    return _train(
+        {"seed_everything": seed, "model": model, "data": rows},
+        out,
+        {"max_epochs": max_epochs} if max_steps is None else {"max_steps": max_steps},
+        clip=1.0,
+        callbacks=callbacks,
+        trainer=trainer,
+        overwrite=overwrite,
+        overrides=overrides,
+    )
+
+
+def _train(
+    recipe: Recipe,
+    out: str | Path,
+    steps: dict[str, int],
+    *,
+    clip: float,
+    callbacks: Sequence[Any],
+    trainer: Mapping[str, Any] | None,
+    overwrite: bool,
+    overrides: Sequence[str],
+    before_training: Callable[[LightningDataModule], None] | None = None,
+) -> Run:
+    """Complete a recipe and train it, unless the folder holds the finished run."""
+    folder = Path(out)
+    given = dict(trainer or {})
+    settings: Recipe = {
+        "default_root_dir": str(folder),
+        **steps,
+        "accelerator": "auto",
+        "devices": 1,
+        "precision": "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true",
+        "gradient_clip_val": clip,
+        "log_every_n_steps": max(1, min(10, steps.get("max_steps", 100) // 10)),
+        "num_sanity_val_steps": 0,
+    }
+    if "max_steps" in steps:  # ten validations, whatever the length of an epoch
+        batches = steps["max_steps"] * int(given.get("accumulate_grad_batches", 1))
+        settings |= {"max_epochs": -1, "val_check_interval": max(1, batches // 10), "check_val_every_n_epoch": None}
+    recipe = {**recipe, "trainer": {**settings, **given}}
+    if callbacks:
+        recipe["trainer"]["callbacks"] = list(callbacks)
+    try:
+        if not has_objects(recipe):
+            options = ["--config", json.dumps(recipe), *overrides]
+            run(["fit", *options], overwrite=overwrite, before_training=before_training)
+        elif overrides:
+            raise ValueError("overrides: these are for calls without Python objects; change the objects instead")
+        else:
+            _train_objects(recipe, folder, overwrite=overwrite, before_training=before_training)
+    except RunFinishedError as finished:
+        rank_zero_info(str(finished))
+    return load(folder)
+
+
+def _train_objects(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    overwrite: bool,
+    before_training: Callable[[LightningDataModule], None] | None,
+) -> None:
+    def make() -> tuple[Any, Any, dict[str, Any]]:
+        seed_everything(recipe["seed_everything"], verbose=False)
+        data, settings = build(recipe["data"]), {**recipe["trainer"]}
+        settings["callbacks"] = [build(one) for one in settings.get("callbacks", ())]
+        return build(recipe["model"]), data, settings
+
+    def prepare(data: LightningDataModule) -> None:
+        if before_training is not None:
+            before_training(data)
+        assert isinstance(data, TextDataModule)
+        _keep_tokenizer(data.tokenizer, folder / "tokenizer")
+
+    fit_objects(make, folder, described(recipe), overwrite=overwrite, before_training=prepare)
+
+
+@rank_zero_only
+def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """An export has its tokenizer; a run that is interrupted needs one too."""
+    if not folder.is_dir():
+        tokenizer.save_pretrained(folder)
+
+
+def _saved_imports(folder: Path) -> list[str]:
+    """The modules that the run's configuration imports."""
+    config = folder / "config.yaml"
+    content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    return (content or {}).get("imports") or []
+
+
+def _last_metrics(file: Path) -> dict[str, float]:
+    """The last value of each column of `metrics.csv`."""
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    found = {name: float(value) for row in rows for name, value in row.items() if value}
+    return {name: value for name, value in found.items() if name not in ("step", "epoch")}

@@ -1,0 +1,381 @@
+"""Parameters, size, latency and throughput of exported networks and ONNX files.
+
+A network is timed on its own, in blocks of calls after a warm-up, so that the others do not push its weights out of the
+caches. The networks take turns with their blocks, so that whatever slows the machine down affects all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from lit_distil import __version__
+from lit_distil.commands.networks import load_network, max_positions
+from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
+from lit_distil.console import progress_bar
+from lit_distil.data import load_tokenizer
+
+_BLOCKS = 5
+_WARM_UP = 2  # calls before each block
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Median and quartiles of repeated measurements."""
+
+    median: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.lower:.2f} to {self.upper:.2f})"
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """Of these values."""
+        lower, middle, upper = np.percentile(np.asarray(values, dtype=float), [25, 50, 75]).tolist()
+        return cls(median=middle, lower=lower, upper=upper)
+
+
+@dataclass(frozen=True)
+class TextsTime:
+    """Passes over a set of texts, one text at a time.
+
+    Attributes:
+        seconds: Of a whole pass, over the rounds.
+        text_ms: Of one text, over all texts and rounds.
+        num_tokens: Tokens of all texts together, special tokens included.
+    """
+
+    seconds: Quartiles
+    text_ms: Quartiles
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class NetworkBenchmark:
+    """What was measured of one network.
+
+    Attributes:
+        network: Folder or name.
+        parameters: Of the whole network with its head; tied ones count once.
+        encoder_parameters: Of the encoder.
+        size_mb: Weight files on disk, in 10^6 bytes.
+        latency_ms: One sequence at a time.
+        batch_ms: One batch of `batch_size` sequences.
+        sequences_per_second: From the median of `batch_ms`.
+        tokens_per_second: The same in tokens.
+        latency_ratio: Median latency over that of the first network.
+        throughput_ratio: Throughput over that of the first network.
+        texts: Passes over texts, if they were timed.
+        peak_memory_mb: If it was measured.
+    """
+
+    network: str
+    parameters: int
+    encoder_parameters: int
+    size_mb: float
+    latency_ms: Quartiles
+    batch_ms: Quartiles
+    sequences_per_second: float
+    tokens_per_second: float
+    latency_ratio: float
+    throughput_ratio: float
+    texts: TextsTime | None = None
+    peak_memory_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class TimedNetwork:
+    """A network that is ready to be timed.
+
+    Attributes:
+        whole: The network with its head, called with input_ids, attention_mask and perhaps token_type_ids.
+        encoder: The network without its head; None for an ONNX file, which has no such part.
+        parameters: Of the whole network; tied ones count once.
+        encoder_parameters: Of the encoder.
+        vocab_size: Ids are smaller than it.
+        max_length: Tokens of the longest sequence; None if there is no limit.
+        has_segments: Whether it takes token_type_ids for the two texts of a pair.
+    """
+
+    whole: Callable[..., Any]
+    encoder: Callable[..., Any] | None
+    parameters: int
+    encoder_parameters: int
+    vocab_size: int
+    max_length: int | None
+    has_segments: bool
+
+
+def measure_networks(
+    networks: Sequence[str],
+    *,
+    length: int = 64,
+    batch_size: int = 32,
+    repeats: int = 30,
+    threads: int = 1,
+    device: str = "cpu",
+    part: str = "encoder",
+) -> list[NetworkBenchmark]:
+    """Measure exported networks side by side.
+
+    Args:
+        networks: Folders that `from_pretrained` loads, names on the Hub, or ONNX files of `lit-distil export`. Each
+            is run with transformers' default attention, in float32, in eval mode, under `torch.inference_mode`.
+        length: Tokens of every sequence, special tokens included.
+        batch_size: Sequences in a batch for the throughput; the latency is at 1.
+        repeats: Timed calls for the latency; the throughput gets a third as many, at least 3.
+        threads: Threads of torch; the earlier number is restored afterwards.
+        device: Where to run, such as `cpu` or `cuda`.
+        part: Time the `encoder` without its head, or the `whole` network, which is what ONNX files have.
+
+    Returns:
+        One result for each network, in order; ratios are to the first.
+
+    Raises:
+        ValueError: A number is out of range, a network cannot be loaded, or has no room for `length` tokens.
+    """
+    if not networks:
+        raise ValueError("networks: give at least one folder")
+    for name, value in (("length", length), ("batch_size", batch_size), ("repeats", repeats), ("threads", threads)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    opened = [open_timed(name, length=length, device=device, threads=threads) for name in networks]
+    calls = timed_calls(networks, opened, part)
+    with limited_threads(threads):
+        singles = _time_blocks(calls, make_inputs(opened, length, 1, device), repeats, "latency")
+        batched = make_inputs(opened, length, batch_size, device)
+        batches = _time_blocks(calls, batched, max(3, repeats // 3), "throughput")
+    results = []
+    for name, network, single, batch in zip(networks, opened, singles, batches, strict=True):
+        results.append(
+            NetworkBenchmark(
+                network=str(name),
+                parameters=network.parameters,
+                encoder_parameters=network.encoder_parameters,
+                size_mb=_weights_on_disk(name) / 1e6,
+                latency_ms=single,
+                batch_ms=batch,
+                sequences_per_second=1000 * batch_size / batch.median,
+                tokens_per_second=1000 * batch_size * length / batch.median,
+                latency_ratio=single.median / singles[0].median,
+                throughput_ratio=batches[0].median / batch.median,
+            )
+        )
+    return results
+
+
+def time_texts(
+    networks: Sequence[str],
+    pairs: Sequence[tuple[str, str | None]],
+    *,
+    rounds: int,
+    threads: int,
+    device: str,
+    part: str,
+) -> list[TextsTime]:
+    """Time passes over texts at batch 1; the networks take turns, a pass each. Tokenising is not timed.
+
+    Args:
+        networks: As for `measure_networks`, each with its tokenizer (an ONNX file's is in its folder).
+        pairs: The texts; one that is too long for a network is cut.
+        rounds: Passes.
+        threads: Of torch and of ONNX Runtime.
+        device: Where to run.
+        part: `encoder` or `whole`.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    opened = [open_timed(name, length=1, device=device, threads=threads) for name in networks]
+    calls = timed_calls(networks, opened, part)
+    inputs = [_encode(name, network, pairs, device) for name, network in zip(networks, opened, strict=True)]
+    times = torch.zeros(len(networks), rounds, len(pairs), dtype=torch.float64)
+    with (
+        limited_threads(threads),
+        torch.inference_mode(),
+        progress_bar(total=rounds * len(networks), desc="texts", unit="pass") as bar,
+    ):
+        for turn in range(rounds):
+            for network, (call, texts) in enumerate(zip(calls, inputs, strict=True)):
+                timed(call, texts[0])  # the warm-up
+                times[network, turn] = torch.tensor([timed(call, text) for text in texts], dtype=torch.float64)
+                bar.update()
+    return [
+        TextsTime(
+            seconds=Quartiles.of((of_network.sum(1) / 1000).tolist()),
+            text_ms=Quartiles.of(of_network.flatten().tolist()),
+            num_tokens=sum(text["input_ids"].numel() for text in texts),
+        )
+        for of_network, texts in zip(times, inputs, strict=True)
+    ]
+
+
+def open_timed(name: str, *, length: int, device: str, threads: int | None = None) -> TimedNetwork:
+    """Load a network or an ONNX file.
+
+    Raises:
+        ValueError: It cannot be loaded, has no room for `length` tokens, or cannot run on `device`.
+    """
+    if Path(name).suffix != ".onnx":
+        model = load_network(name, field="networks")
+        nn.Module.to(model, device)
+        encoder = model.base_model
+        network = TimedNetwork(
+            whole=model,
+            encoder=encoder,
+            parameters=_count(model),
+            encoder_parameters=_count(encoder),
+            vocab_size=model.config.vocab_size,
+            max_length=max_positions(model),
+            has_segments=takes_segments(model),
+        )
+    else:
+        if device != "cpu":
+            raise ValueError(f"device: {name!r} is run by ONNX Runtime on the CPU; give device cpu, got {device!r}")
+        whole = OnnxNetwork(name, threads=threads)
+        if "parameters" not in whole.properties:
+            raise ValueError(f"networks: `lit-distil export --onnx true` did not write {name!r}; export it again")
+        network = TimedNetwork(
+            whole=whole,
+            encoder=None,
+            parameters=whole.properties["parameters"],
+            encoder_parameters=whole.properties["encoder_parameters"],
+            vocab_size=whole.properties["vocab_size"],
+            max_length=whole.properties["max_length"] or None,
+            has_segments="token_type_ids" in whole.inputs,
+        )
+    if network.max_length is not None and length > network.max_length:
+        raise ValueError(
+            f"length {length} does not fit {name!r}, which has room for {network.max_length} tokens; give a smaller one"
+        )
+    return network
+
+
+def timed_calls(networks: Sequence[str], opened: Sequence[TimedNetwork], part: str) -> list[Callable[..., Any]]:
+    """The part of each network that is timed."""
+    if part not in ("encoder", "whole"):
+        raise ValueError(f"part must be 'encoder' or 'whole', got {part!r}")
+    calls = [network.whole if part == "whole" else network.encoder for network in opened]
+    for name, call in zip(networks, calls, strict=True):
+        if call is None:
+            raise ValueError(f"part: {name!r} is an ONNX file, whose encoder cannot be timed alone; give part: whole")
+    return [call for call in calls if call is not None]
+
+
+def make_inputs(networks: Sequence[TimedNetwork], length: int, batch_size: int, device: str) -> dict[str, Tensor]:
+    """The same ids for all networks; their values do not affect the time."""
+    vocabulary = min(network.vocab_size for network in networks)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (batch_size, length), generator=generator)
+    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """Run torch with this many threads, then restore the earlier number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def timed(call: Callable[..., Any], inputs: dict[str, Tensor]) -> float:
+    """Milliseconds of one call, until the device has finished."""
+    is_cuda = inputs["input_ids"].is_cuda
+    if is_cuda:
+        torch.cuda.synchronize()
+    start = perf_counter()
+    call(**inputs)
+    if is_cuda:
+        torch.cuda.synchronize()
+    return 1000 * (perf_counter() - start)
+
+
+def describe_hardware(*, threads: int, device: str, seed: int) -> dict[str, str | int | None]:
+    """What the numbers were measured on and with."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "benchmark_threads": threads,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in ("torch", "transformers", "lightning")},
+        "lit_distil": __version__,
+        "seed": seed,
+        "git_commit": _git_commit(),
+    }
+
+
+@torch.inference_mode()
+def _time_blocks(
+    calls: Sequence[Callable[..., Any]], inputs: dict[str, Tensor], repeats: int, what: str
+) -> list[Quartiles]:
+    times: list[list[float]] = [[] for _ in calls]
+    sizes = [len(block) for block in np.array_split(range(repeats), min(_BLOCKS, repeats))]
+    with progress_bar(total=len(calls) * repeats, desc=what, unit="call") as bar:
+        for size in sizes:
+            for call, of_network in zip(calls, times, strict=True):
+                of_network += [timed(call, inputs) for _ in range(_WARM_UP + size)][_WARM_UP:]
+                bar.update(size)
+    return [Quartiles.of(of_network) for of_network in times]
+
+
+def _encode(
+    name: str, network: TimedNetwork, pairs: Sequence[tuple[str, str | None]], device: str
+) -> list[dict[str, Tensor]]:
+    """Each text as a batch of one, by the network's own tokenizer."""
+    tokenizer = load_tokenizer(str(Path(name).parent) if Path(name).suffix == ".onnx" else name)
+    limits = [limit for limit in (network.max_length, tokenizer.model_max_length) if limit]
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if network.has_segments else ()))
+    encoded = []
+    for text, pair in pairs:
+        inputs = tokenizer(text, pair, truncation=True, max_length=min(limits), verbose=False)
+        encoded.append({key: torch.tensor([inputs[key]]).to(device) for key in names if key in inputs})
+    return encoded
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())  # yields tied ones once
+
+
+def _weights_on_disk(network: str) -> int:
+    """Bytes of a network's weight files, or of an ONNX file."""
+    folder = Path(network)
+    if folder.suffix == ".onnx":
+        return onnx_bytes(folder)
+    if not folder.is_dir():
+        folder = Path(str(cached_file(network, "config.json"))).parent
+    files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    return sum(file.stat().st_size for file in files)
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

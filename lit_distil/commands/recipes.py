@@ -1,0 +1,82 @@
+"""`lit-distil recipes`: the configurations that come with the package.
+
+They are the files of `configs/` of a checkout, which a wheel carries as `lit_distil/configs/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from pathlib import Path
+
+
+def recipes_folder() -> Path:
+    """Where the recipes are: in the package as it was installed, or in the checkout that it is used from."""
+    package = Path(__file__).parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def recipe_names() -> list[str]:
+    """All recipes and overlays, such as `distill/distilroberta-small`."""
+    folder = recipes_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: Its path without `.yaml`, or the last part of it where no other recipe has the same.
+
+    Raises:
+        ValueError: There is no such recipe, or several.
+    """
+    wanted, names = name.removesuffix(".yaml"), recipe_names()
+    found = [each for each in names if each == wanted] or [each for each in names if each.split("/")[-1] == wanted]
+    if len(found) > 1:
+        raise ValueError(f"recipe: {name!r} may be {' or '.join(found)}; give one of these names")
+    if not found:
+        short = {each.split("/")[-1]: each for each in names}
+        near = difflib.get_close_matches(wanted.split("/")[-1], short, n=3)
+        hint = f"; did you mean {' or '.join(short[each] for each in near)}?" if near else ""
+        raise ValueError(f"recipe: no recipe {name!r}{hint} (`lit-distil recipes` lists them)")
+    return recipes_folder() / f"{found[0]}.yaml"
+
+
+def summary(path: Path) -> str:
+    """The first sentence of the comment at a recipe's top."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment: list[str] = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return re.split(r"(?<!et al)\. ", " ".join(comment))[0].rstrip(".")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="lit-distil recipes",
+        description="List the configurations that come with the package, or print one.",
+        epilog="examples:\n"
+        "  lit-distil recipes\n"
+        "  lit-distil recipes distilroberta-small > mine.yaml\n"
+        "  lit-distil fit --config recipe:distilroberta-small --trainer.max_steps 100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", help="the recipe to print; without it, all are listed")
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """List the recipes, or print one."""
+    name = make_parser().parse_args(arguments).name
+    if name is not None:
+        print(find_recipe(name).read_text(encoding="utf-8"), end="")
+        return
+    names = recipe_names()
+    width = max(map(len, names))
+    for each in names:
+        print(f"{each:<{width}}  {summary(recipes_folder() / f'{each}.yaml')}")

@@ -1,0 +1,383 @@
+"""Finished runs side by side: runs that differ only in their seeds are one arm, with a mean and a 95 % interval."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median, variance
+from typing import Any, Literal
+
+import yaml
+
+from lit_distil.console import Table, signed
+
+At = Literal["end", "best"]
+"""Which validation counts: the last one, or the best one (highest `val/score`, without a task lowest `val/loss`)."""
+
+_SPEED = "train/tokens_per_second"
+_MAIN_METRICS = (("val/score",), ("val/loss/masked_lm", "val/loss"))  # the first of each that the runs have
+# settings that change where a run writes, what it shows or how fast it reads, and not what it computes
+_IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
+_IRRELEVANT |= {"enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
+_SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
+_MISSING = object()
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
+_T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
+_T += [2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder.
+
+    Attributes:
+        folder: As it was given.
+        config: Its `config.yaml`.
+        metrics: Columns of `metrics.csv`: name to optimizer steps done to value.
+    """
+
+    folder: str
+    config: dict[str, Any]
+    metrics: dict[str, dict[int, float]]
+
+    @property
+    def seed(self) -> str:
+        """Its `seed_everything`."""
+        return str(self.config.get("seed_everything", "–"))
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps done."""
+        return max((step for values in self.metrics.values() for step in values), default=0)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The median of its logged throughputs without the first, which holds the warm-up."""
+        speeds = list(self.metrics.get(_SPEED, {}).values())[1:]
+        return median(speeds) if speeds else None
+
+    def step(self, at: At) -> int:
+        """The step of its last or best validation; a run that was never validated has an end, but no best.
+
+        Raises:
+            ValueError: There is no best validation.
+        """
+        scores = self.metrics.get("val/score") or {n: -loss for n, loss in self.metrics.get("val/loss", {}).items()}
+        if not scores and at == "end":
+            return self.num_steps
+        if not scores:
+            raise ValueError(
+                f"{self.folder}: the run was never validated; train for a whole epoch, validate more often "
+                "(trainer.val_check_interval), or give validation rows (data.validation_share)"
+            )
+        return max(scores) if at == "end" else min(scores, key=lambda step: (-scores[step], step))
+
+    def value(self, metric: str, at: At) -> float:
+        """A metric at its last or best validation: the latest value that was logged by then.
+
+        Raises:
+            ValueError: There is none.
+        """
+        step = self.step(at)
+        steps = [logged for logged in self.metrics.get(metric, {}) if logged <= step]
+        if not steps:
+            raise ValueError(
+                f"metrics: {self.folder} logged no {metric!r} by step {step}; it has {sorted(self.metrics)}"
+            )
+        return self.metrics[metric][max(steps)]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs with the same configuration but for the seeds.
+
+    Attributes:
+        name: Short name, from the folder of its first run.
+        runs: At least one.
+        changes: Settings that differ from the first arm's, as `model.dropout: 0.1 -> 0.2`.
+    """
+
+    name: str
+    runs: list[Run]
+    changes: list[str] = field(default_factory=list)
+
+    def values(self, metric: str, at: At) -> list[float]:
+        """The metric of each run."""
+        return [run.value(metric, at) for run in self.runs]
+
+
+def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
+    """Every column of a run's `metrics.csv`: name to optimizer steps done to value.
+
+    Raises:
+        ValueError: There is no such file, or it has no step column.
+    """
+    path = Path(folder, "metrics.csv")
+    if not path.is_file():
+        raise ValueError(f"{folder}: no metrics.csv in it; give the folder of a run that trained (`lit-distil fit`)")
+    found: dict[str, dict[int, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or []):
+            raise ValueError(f"{path}: no column 'step', so a run did not write it")
+        for row in reader:
+            step = int(row["step"]) + 1  # the trainer counts from 0 and logs at the end of a step
+            for name, value in row.items():
+                if name != "step" and value:
+                    found.setdefault(name, {})[step] = float(value)  # a resumed run may repeat a step: the later stands
+    return found
+
+
+def open_runs(patterns: Sequence[str]) -> list[Run]:
+    """Runs by folder or glob, in order, each once.
+
+    Raises:
+        ValueError: A pattern finds nothing, or a folder holds no run.
+    """
+    folders: dict[str, None] = {}
+    for pattern in patterns:
+        names = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        # a glob also finds what is not a run, such as a folder of reports
+        found = [name for name in names if name == pattern or Path(name, "metrics.csv").is_file()]
+        if not found:
+            raise ValueError(f"runs: {pattern!r} finds no folder with a metrics.csv; give folders of runs that trained")
+        folders |= dict.fromkeys(str(Path(name)) for name in found)
+    runs = []
+    for folder in folders:
+        config = Path(folder, "config.yaml")
+        content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {"run": folder}
+        runs.append(Run(folder, content, read_metrics(folder)))
+    return runs
+
+
+def make_arms(runs: Sequence[Run]) -> list[Arm]:
+    """Group runs by their configurations, in the order of each arm's first run.
+
+    Raises:
+        ValueError: Two runs of an arm have the same seeds too, and would be counted as two.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_relevant(run.config), sort_keys=True, default=str), []).append(run)
+    stems = [_SEED_SUFFIX.sub("", group[0].folder) for group in groups.values()]
+    parent = os.path.commonpath([Path(stem).absolute().parent for stem in stems])
+    arms: list[Arm] = []
+    for stem, group in zip(stems, groups.values(), strict=True):
+        seen: dict[str, str] = {}
+        for run in group:
+            seeds = json.dumps(_seeds(run.config), default=str)
+            if seeds in seen:
+                raise ValueError(
+                    f"runs: {seen[seeds]} and {run.folder} have the same configuration and seed; give one of them"
+                )
+            seen[seeds] = run.folder
+        name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
+        changes = differences(_relevant(arms[0].runs[0].config), _relevant(group[0].config)) if arms else []
+        arms.append(Arm(name, group, changes))
+    return arms
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """The settings in which two configurations differ, as `data.masking.rate: 0.15 -> 0.3`."""
+    if old == new:
+        return []
+    if not isinstance(old, dict) or not isinstance(new, dict) or old.get("class_path") != new.get("class_path"):
+        return [f"{path}: {_describe(old)} -> {_describe(new)}"]
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        name = path if key == "init_args" else f"{path}.{key}" if path else str(key)
+        found += differences(old.get(key, _MISSING), new.get(key, _MISSING), name)
+    return found
+
+
+def main_metrics(runs: Sequence[Run]) -> list[str]:
+    """The metrics that a report shows unless others are requested: the task's score, and the loss."""
+    shared = set.intersection(*(set(run.metrics) for run in runs))
+    found = [next((name for name in names if name in shared), None) for names in _MAIN_METRICS]
+    if not any(found):
+        raise ValueError(f"metrics: the runs share no validation metric; name some of {sorted(shared)} (--metrics)")
+    return [name for name in found if name]
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of the mean (Student's t); None of a single value."""
+    if len(values) < 2:
+        return None
+    return _quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
+
+
+def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of `a` less mean of `b`, and half its 95 % interval (Welch's t); None where either is a single value."""
+    difference = fmean(a) - fmean(b)
+    if len(a) < 2 or len(b) < 2:
+        return difference, None
+    errors = [variance(values) / len(values) for values in (a, b)]
+    if not sum(errors):
+        return difference, 0.0
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(values) - 1) for e, values in zip(errors, (a, b), strict=True))
+    return difference, _quantile(int(freedom)) * math.sqrt(sum(errors))
+
+
+def steps_in_equal_time(run: Run, reference: Run) -> int | None:
+    """Optimizer steps that `run` does in the time that `reference` took; both must have as many tokens in a step."""
+    ours, theirs = run.tokens_per_second, reference.tokens_per_second
+    return None if ours is None or theirs is None else max(1, round(reference.num_steps * ours / theirs))
+
+
+def arms_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
+    """A row for each arm: mean and interval of each metric, and the difference from the first arm's mean."""
+    several = len(arms) > 1
+    table = [["arm", "runs", *(cell for name in metrics for cell in (name, *(["vs first"] if several else [])))]]
+    for arm in arms:
+        cells = []
+        for metric in metrics:
+            values, first = arm.values(metric, at), arms[0].values(metric, at)
+            cells.append(with_interval(fmean(values), half_width(values)))
+            if several:
+                difference = difference_of_means(values, first)
+                cells.append("–" if arm is arms[0] else with_interval(*difference, sign=True))
+        table.append([arm.name, str(len(arm.runs)), *cells])
+    return table
+
+
+def runs_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
+    """A row for each run: the validation that counts, its metrics, and its speed."""
+    table = [["run", "arm", "seed", "steps", f"{at} at", *metrics, "tokens/s", "steps in the first's time"]]
+    first = arms[0].runs[0]
+    for arm in arms:
+        for run in arm.runs:
+            speed, steps = run.tokens_per_second, steps_in_equal_time(run, first)
+            cells = [run.folder, arm.name, run.seed, f"{run.num_steps:,}", f"{run.step(at):,}"]
+            cells += [f"{run.value(name, at):.4f}" for name in metrics]
+            table.append([*cells, "–" if speed is None else f"{speed:,.0f}", "–" if steps is None else f"{steps:,}"])
+    return table
+
+
+def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[str, Any]:
+    """Both tables as plain numbers."""
+    summaries, details = [], []
+    for arm in arms:
+        values = {name: arm.values(name, at) for name in metrics}
+        measured = {
+            name: {"values": each, "mean": fmean(each), "half_width_95": half_width(each)}
+            for name, each in values.items()
+        }
+        summaries.append({"name": arm.name, "changes": arm.changes, "metrics": measured})
+        for run in arm.runs:
+            details.append(
+                {
+                    "folder": run.folder,
+                    "arm": arm.name,
+                    "seed": run.seed,
+                    "steps": run.num_steps,
+                    "tokens_per_second": run.tokens_per_second,
+                    "steps_in_first_runs_time": steps_in_equal_time(run, arms[0].runs[0]),
+                    "metrics": {name: run.value(name, at) for name in metrics},
+                }
+            )
+    return {"at": at, "arms": summaries, "runs": details}
+
+
+def beside_table(arms: Sequence[Arm], published: Mapping[str, Any], at: At) -> Table:
+    """Ours and the papers' figures in percent, a row for each network and a column for each task.
+
+    Args:
+        arms: Runs in folders `<network>/<column>/...`, each network and column one arm.
+        published: `columns` (name to title and the metrics whose mean is the score) and `rows` (name to source, average
+            as printed and figure by column), as `configs/finetune/glue/papers.yaml` has them.
+        at: Which validation counts.
+
+    Raises:
+        ValueError: A run is in no column's folder, or the runs of one cell differ in more than the seed.
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    for arm in arms:
+        network, column = _place(arm.runs[0].folder, list(published["columns"]))
+        if column in scores.setdefault(network, {}):
+            raise ValueError(
+                f"runs: those of {column!r} under {network!r} differ in more than the seed; give those of one arm"
+            )
+        metrics = published["columns"][column]["metrics"]
+        each = [arm.values(f"val/{metric}", at) for metric in metrics]
+        scores[network][column] = [100 * fmean(of_run) for of_run in zip(*each, strict=True)]
+    columns = [name for name in published["columns"] if any(name in of_network for of_network in scores.values())]
+    averages = {"average": columns}
+    lacking = [name for name in columns if any(name not in row for row in published["rows"].values())]
+    if lacking and len(lacking) < len(columns):
+        titles = ", ".join(published["columns"][name]["title"] for name in lacking)
+        averages[f"without {titles}"] = [name for name in columns if name not in lacking]
+    table = [["network", *(published["columns"][name]["title"] for name in columns), *averages, "source"]]
+    for network, of_network in scores.items():
+        means = {name: fmean(values) for name, values in of_network.items()}
+        cells = [_percent(of_network.get(name)) for name in columns]
+        cells += [_average(means, chosen) for chosen in averages.values()]
+        table.append([network, *cells, "measured here"])
+    for name, row in published["rows"].items():
+        figures = {column: row[column] for column in published["columns"] if column in row}
+        cells = [f"{figures[column]:.1f}" if column in figures else "–" for column in columns]
+        for chosen in averages.values():  # as printed where it is over the same columns
+            cells.append(f"{row['average']:.1f}" if set(chosen) == set(figures) else _average(figures, chosen))
+        table.append([name, *cells, row["source"]])
+    return table
+
+
+def with_interval(value: float, half: float | None, *, sign: bool = False) -> str:
+    """`3.9380 ± 0.0066`: as many digits as give the interval two that mean something."""
+    digits = max(2, min(6, 1 - math.floor(math.log10(half)))) if half else 4
+    text = signed(value, digits) if sign else f"{value:.{digits}f}"
+    return text if half is None else f"{text} ± {half:.{digits}f}"
+
+
+def _quantile(freedom: int) -> float:
+    return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.46 / freedom
+
+
+def _relevant(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _relevant(value) for key, value in config.items() if key not in _IRRELEVANT}
+    return config
+
+
+def _seeds(config: Mapping[str, Any]) -> list[Any]:
+    nested = [_seeds(value) for value in config.values() if isinstance(value, dict)]
+    return [config.get("seed_everything"), config.get("seed"), *nested]
+
+
+def _describe(value: Any) -> str:
+    if value is _MISSING:
+        return "(not set)"
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = {key: own for key, own in (value.get("init_args") or {}).items() if own is not None}
+        inside = ", ".join(f"{key}={_describe(own)}" for key, own in arguments.items())
+        return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_describe(own)}" for key, own in value.items()) + "}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _place(folder: str, columns: Sequence[str]) -> tuple[str, str]:
+    """The network and the column of a run, from its folder `.../<network>/<column>/...`."""
+    parts = Path(folder).parts
+    for place in range(len(parts) - 1, 0, -1):
+        if parts[place] in columns:
+            return parts[place - 1], parts[place]
+    raise ValueError(f"beside: {folder} is not in a folder <network>/<column>/...; the columns are {list(columns)}")
+
+
+def _percent(values: Sequence[float] | None) -> str:
+    if not values:
+        return "–"
+    half = half_width(values)
+    return f"{fmean(values):.1f}" + (f" ± {half:.1f}" if half is not None else "")
+
+
+def _average(figures: Mapping[str, float], columns: Sequence[str]) -> str:
+    """The mean over the columns; a dash where one is missing."""
+    return f"{fmean(figures[name] for name in columns):.1f}" if set(columns) <= set(figures) else "–"

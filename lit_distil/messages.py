@@ -1,0 +1,175 @@
+"""What is wrong with a configuration, in a few lines: the parser's own account of it fills a screen."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+
+_MAX_REASONS = 6
+_NOISE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+    "Given value:",
+    "Expected a <class 'NoneType'>",
+    "Not a valid subclass of",
+    "Subclass types expect one of:",
+    "a class path (str)",
+    "a dict with class_path entry",
+    "a dict without class_path",
+    "a dict with parameters accepted by the base class",
+)
+_GIVEN = "Given value: "
+_NESTED = re.compile(r"NestedArg\(key='[^']*', val='(.*)'\)")
+_KEY = re.compile(r'Parser key "([^"]+)":\s*')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
+_NOT_ACCEPTED = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
+_NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: --(\S+)")
+_CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
+_CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
+# of a value that several types may have, what is said of the types that were not meant
+_BESIDE_THE_POINT = re.compile(
+    r"Expected a path but .* either not accessible or invalid|Expected a <class 'list'>"
+    r"|Expected a dot import path string|does not correspond to a subclass of"
+)
+_MOST_NAMES = 25
+
+
+def shorten(message: str, options: Iterable[str] = ()) -> str:
+    """The keys and the innermost reasons of an error of jsonargparse.
+
+    Args:
+        message: What jsonargparse says.
+        options: Keys that the command knows, for a hint when one is misspelt: `trainer.max_steps`, `data`, ...
+
+    Returns:
+        One line for each reason, `key: reason`; the message as it is where nothing was recognised in it.
+    """
+    reasons = _reasons(message, list(options))
+    if not reasons:
+        return message.strip()
+    told = list(dict.fromkeys(reasons))
+    more = len(told) - _MAX_REASONS
+    return "\n".join(told[:_MAX_REASONS] + ([f"(and {more} more)"] if more > 0 else []))
+
+
+def _reasons(message: str, options: list[str]) -> list[str]:
+    # each key and class with the column that it stands at; what stands further right belongs to it
+    keys: list[tuple[int, str]] = []
+    classes: list[tuple[int, str]] = []
+    reasons: list[str] = []
+    others: list[str] = []
+    given = ""
+    for line in filter(str.strip, message.splitlines()):
+        text = line.lstrip()
+        column = len(line) - len(text)
+        text = text.removeprefix("- ")
+        if text != line.lstrip():
+            column += 2
+        keys = [(at, key) for at, key in keys if at < column]
+        classes = [(at, name) for at, name in classes if at < column]
+        if match := _KEY.match(text):
+            keys.append((column, match[1]))
+            text = text[match.end() :]
+        if match := _CLASS.match(text):
+            classes.append((column, match[1]))
+            text = text[match.end() :]
+        if text.startswith(_GIVEN):
+            given = text.removeprefix(_GIVEN)
+        if not text or text.startswith(_NOISE):
+            continue
+        key = ".".join(key for _, key in keys)
+        reason = _reason(text, classes[-1][1] if classes else None, options)
+        (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
+    found = reasons or others
+    if match := _NESTED.search(given):
+        given = match[1]
+    return [f"{reason}, got {given!r}" if given and reason.endswith("'>") else reason for reason in found]
+
+
+def _reason(text: str, class_path: str | None, options: list[str]) -> str:
+    if _CALLABLE.match(text):
+        text = _CALLABLE.sub("", text)
+        if match := _CALLABLE_CLASS.search(text):
+            class_path = match[1]
+            text = text[: match.start()].rstrip(" .")
+    if match := _NO_ATTRIBUTE.search(text):
+        return text + _hint(match[2], _names(match[1]))
+    if match := _UNRECOGNIZED.search(text):
+        name = match[1].split("=")[0]
+        return f"no option --{name}{_hint(name, options)}"
+    if match := _NOT_ACCEPTED.search(text):
+        name = match[1] or match[2]
+        if class_path is None:
+            return f"no key {name!r}{_hint(name, options)}"
+        return f"{class_path} has no argument {name!r}{_hint(name.split('.')[0], _arguments(class_path))}"
+    return text
+
+
+def _hint(name: str, candidates: Iterable[str]) -> str:
+    """The name that was meant, perhaps, and all that there are where these are few."""
+    known = list(candidates)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return hint + (f" (there are {', '.join(known)})" if 0 < len(known) <= _MOST_NAMES else "")
+
+
+def _names(module: str) -> list[str]:
+    return [name for name in dir(importlib.import_module(module)) if name[0].isupper()]
+
+
+def _arguments(class_path: str) -> list[str]:
+    """Arguments that a class accepts; none where it cannot be found, since a hint is no place to fail."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        kind: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    found: dict[str, None] = {}
+    for base in getattr(kind, "__mro__", (kind,)):
+        if "__init__" in vars(base) and base is not object:
+            parameters = inspect.signature(base.__init__).parameters
+            found.update(dict.fromkeys(parameters))
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+                break  # the arguments of the class below it are not accepted
+    return [argument for argument in found if argument not in ("self", "args", "kwargs")]
+
+
+def broken_file(arguments: list[str]) -> str | None:
+    """The configuration file that is no YAML, which the parser does not name."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    for flag, name in pairwise(words):
+        if flag in ("--config", "-c") and Path(name).is_file():
+            try:
+                yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+                return f"config: {name} is not YAML: {reason}"
+    return None
+
+
+def known_options() -> list[str]:
+    """The keys of a configuration, those of the Trainer included."""
+    trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+    return [
+        "config",
+        "seed_everything",
+        "model",
+        "data",
+        "ckpt_path",
+        "matmul_precision",
+        "imports",
+        "trainer",
+        *trainer,
+    ]

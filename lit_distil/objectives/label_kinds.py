@@ -1,0 +1,454 @@
+"""Kinds of labels: what is different between classes, values, label sets, choices and spans, each in one object.
+
+A task names its kind (`Task.label_kind`), and everything else asks that object: the data for the labels of a batch, the
+losses for their value, the modules for the mean of several teachers and the agreement with one, the task for its
+head, its default metrics and the form of a prediction. A new kind is a subclass of `LabelKind`, in one file.
+"""
+
+# ruff: noqa: D102 - what the methods of each kind do is said in `LabelKind`
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lit_distil.objectives.functional import logit_mse, soft_target_kl
+from lit_distil.objectives.metrics import (
+    accuracy,
+    confusion_matrix,
+    f1_of_classes,
+    f1_of_labels,
+    macro_f1,
+    matthews,
+    pearson,
+    sigmoid,
+    softmax,
+    spearman,
+)
+from lit_distil.objectives.vocabulary import mix_logits
+from lit_distil.types import IGNORE_INDEX, Batch
+
+_PADDING_LOGIT = -1e30
+"""No probability at any temperature, and no NaN where two are subtracted, as infinities would give."""
+
+
+class LabelKind(ABC):
+    """One kind of labels.
+
+    `to_tensor`, `loss`, `softmax_rows` and `from_softmax_rows` define a kind; the other methods follow from them.
+
+    Attributes:
+        name: What `kind:` of `TaskLoss` and `TaskSoftTargetLoss` says in YAML.
+        problem_type: What the configuration of a sequence classification head calls it, if it does.
+        batch_field: The field of `Batch` that carries the labels.
+        takes_class_weights: Whether `TaskLoss` may weigh the classes.
+        distance_name: Under which name the distance of the student from its teacher is logged.
+    """
+
+    name: ClassVar[str]
+    problem_type: str | None = None
+    batch_field = "labels"
+    takes_class_weights = False
+    distance_name = "kl_from_teacher"
+
+    @abstractmethod
+    def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
+        """The labels of a batch in one tensor.
+
+        Args:
+            labels: `Features.label` of each sample; None for a sample whose label is not known.
+            starts: The position in the flat batch at which each sample begins.
+        """
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+        """The loss on the labels of a batch, summed over them.
+
+        Args:
+            logits: float32, as the task's head gives them.
+            batch: The flat batch.
+            class_weights: float32 `[K]`, only where the kind takes them.
+        """
+
+    def softmax_rows(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        """The head's logits with one softmax per row, `[items, outcomes]`, also of items without a label.
+
+        One tensor, or several where a label has several parts, as a span has a first and a last token. Soft targets and
+        the mean of several teachers are made of these; a kind without distributions overrides those instead.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no distributions")
+
+    def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
+        """The inverse of `softmax_rows`: logits in the shape of the head's."""
+        raise NotImplementedError(f"{type(self).__name__} has no distributions")
+
+    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
+        """The size of the head and the names of its outputs, as Hugging Face's configurations have them.
+
+        Args:
+            names: The names of the task's labels; None if they have none.
+        """
+        return {} if names is None else {"num_labels": len(names), "id2label": dict(enumerate(names))}
+
+    def count(self, labels: Tensor) -> int:
+        """The number of items in labels as `to_tensor` gives them: what the losses are divided by."""
+        return labels.numel()
+
+    def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
+        """The logits of each sample of a batch."""
+        return logits.unbind()
+
+    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+        """The prediction for one sample, for a reader.
+
+        Args:
+            output: The sample's part of `split`, as a numpy array.
+            names: The names of the task's labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no readable form; override the task's `readable`")
+
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+        """The usual metrics of a data set, by name; shares are fractions of 1.
+
+        Args:
+            outputs: Of each sample, its part of `split` as a numpy array.
+            labels: `Features.label` of each sample.
+            names: The names of the task's labels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no usual metrics; override the task's `score`")
+
+    def batch_fields(self, labels: list[Any], starts: list[int]) -> dict[str, Any]:
+        """What a `Batch` carries of its samples' labels."""
+        tensor = self.to_tensor(labels, starts)
+        return {self.batch_field: tensor, "num_labels": self.count(tensor)}
+
+    def labels_in(self, batch: Batch) -> Tensor:
+        """The labels of a batch.
+
+        Raises:
+            ValueError: It has none.
+        """
+        labels: Tensor | None = getattr(batch, self.batch_field)
+        if labels is None:
+            raise ValueError("the losses of a task are counted by its labels: they need data with labels")
+        return labels
+
+    def distributions(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        """`softmax_rows` of the labelled items alone."""
+        self.labels_in(batch)
+        return self.softmax_rows(logits, batch)
+
+    def num_correct(self, logits: Tensor, batch: Batch) -> Tensor | None:
+        """How many labelled items are predicted right, for the accuracy in training; None where it says little."""
+        return None
+
+    def soft_target_loss(
+        self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch, temperature: float
+    ) -> Tensor:
+        """`T² · KL(teacher‖student)` at temperature T, summed over the labelled items; the mean over their parts.
+
+        Args:
+            student_logits: As the task's head gives them.
+            teacher_logits: In the same shape; takes no gradient.
+            batch: The flat batch, with its labels.
+            temperature: T, positive.
+        """
+        ours, theirs = (self.distributions(logits, batch) for logits in (student_logits, teacher_logits))
+        parts = [soft_target_kl(s, t, temperature) for s, t in zip(ours, theirs, strict=True)]
+        return torch.stack(parts).mean()
+
+    def num_agreeing(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor | None:
+        """How many labelled items student and teacher predict alike, in all parts; None where that has no meaning."""
+        ours, theirs = (self.distributions(logits, batch) for logits in (student_logits, teacher_logits))
+        same = [s.argmax(-1) == t.argmax(-1) for s, t in zip(ours, theirs, strict=True)]
+        return torch.stack(same).all(0).sum()
+
+    def mix(self, logits: list[Tensor], shares: list[float], batch: Batch, temperature: float) -> Tensor:
+        """Logits of the weighted mean of several teachers' distributions, in the shape of the head's.
+
+        Args:
+            logits: Of each teacher.
+            shares: Of each teacher, positive and of sum 1.
+            batch: The flat batch; its labels play no part.
+            temperature: At which the distributions are averaged.
+        """
+        by_teacher = [self.softmax_rows(each, batch) for each in logits]
+        rows = [mix_logits(list(parts), shares, temperature) for parts in zip(*by_teacher, strict=True)]
+        return self.from_softmax_rows(rows, batch)
+
+
+class _OneOutcome(LabelKind):
+    """A kind whose label names the right one of a row's outcomes: cross-entropy."""
+
+    def targets(self, batch: Batch) -> list[Tensor]:
+        """int64 `[items]` for each tensor of `softmax_rows`: the right outcome, or `IGNORE_INDEX`."""
+        return [self.labels_in(batch).flatten()]
+
+    def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def count(self, labels: Tensor) -> int:
+        return int((labels != IGNORE_INDEX).sum())
+
+    def loss(self, logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+        settings: dict[str, Any] = {"weight": class_weights, "ignore_index": IGNORE_INDEX, "reduction": "sum"}
+        pairs = zip(self.softmax_rows(logits, batch), self.targets(batch), strict=True)
+        return torch.stack([F.cross_entropy(rows, targets, **settings) for rows, targets in pairs]).mean()
+
+    def distributions(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        is_labelled = self.targets(batch)[0] != IGNORE_INDEX
+        return [rows[is_labelled] for rows in self.softmax_rows(logits, batch)]
+
+    def num_correct(self, logits: Tensor, batch: Batch) -> Tensor | None:
+        (rows,), (targets,) = self.softmax_rows(logits, batch), self.targets(batch)
+        return ((rows.argmax(-1) == targets) & (targets != IGNORE_INDEX)).sum()
+
+
+class ClassLabel(_OneOutcome):
+    """One of K classes for each text, or for each token: cross-entropy (BERT section 4).
+
+    Logits `[S, K]` or `[T, K]`, labels int64 `[S]` or `[1, T]`.
+
+    Args:
+        per_token: Whether each token has a class, and a sample's label is an array of them.
+    """
+
+    name = "class"
+    problem_type = "single_label_classification"
+    takes_class_weights = True
+
+    def __init__(self, *, per_token: bool = False) -> None:
+        self.per_token = per_token
+
+    def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
+        return torch.from_numpy(np.concatenate(labels))[None] if self.per_token else super().to_tensor(labels, starts)
+
+    def softmax_rows(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        return [logits]
+
+    def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
+        return rows[0]
+
+    def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
+        return logits.split(batch.lengths) if self.per_token else logits.unbind()
+
+    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+        assert names is not None
+        probabilities = dict(zip(names, softmax(output).tolist(), strict=True))
+        return {"label": names[int(np.argmax(output))], "probabilities": probabilities}
+
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+        """Accuracy, macro-F1, Matthews' correlation, and F1 of the second of two classes."""
+        assert names is not None
+        confusion = confusion_matrix([int(np.argmax(output)) for output in outputs], labels, len(names))
+        values = {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion), "matthews": matthews(confusion)}
+        if len(names) == 2:
+            values["f1"] = float(np.nan_to_num(f1_of_classes(confusion)[1]))
+        return values
+
+
+class ChoiceLabel(_OneOutcome):
+    """The right one of each sample's choices, which may differ in number: cross-entropy over the choices.
+
+    Logits `[S, 1]`, a score for each choice; labels int64 `[G]` for the G groups of `Batch.group_sizes`.
+    """
+
+    name = "choice"
+
+    def softmax_rows(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        return [side_by_side(logits.float().squeeze(-1), _group_sizes(batch))]
+
+    def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
+        return _end_to_end(rows, _group_sizes(batch))
+
+    def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
+        return logits.squeeze(-1).split(_group_sizes(batch))
+
+    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+        return {"label": int(np.argmax(output)), "probabilities": softmax(output).tolist()}
+
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+        """Accuracy."""
+        most = max(map(len, outputs), default=1)
+        return {"accuracy": accuracy(confusion_matrix([int(np.argmax(output)) for output in outputs], labels, most))}
+
+
+class SpanLabel(_OneOutcome):
+    """A span of each sequence: half the cross-entropy of its first token, and half that of its last.
+
+    Logits `[T, 2]`; labels int64 `[S, 2]`, first and last position in the flat batch (`Batch.answer_spans`). A sample's
+    label is a pair of positions within it, or None where its span is not known.
+    """
+
+    name = "span"
+    batch_field = "answer_spans"
+
+    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
+        return {"num_labels": 2}
+
+    def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
+        unknown = (IGNORE_INDEX, IGNORE_INDEX)
+        spans = [
+            unknown if span is None else (start + span[0], start + span[1])
+            for span, start in zip(labels, starts, strict=True)
+        ]
+        return torch.tensor(spans, dtype=torch.int64)
+
+    def count(self, labels: Tensor) -> int:
+        return super().count(labels[:, 0])
+
+    def targets(self, batch: Batch) -> list[Tensor]:
+        spans = self.labels_in(batch)
+        within = torch.where(spans == IGNORE_INDEX, spans, spans - batch.first_positions[:, None])
+        return list(within.unbind(1))
+
+    def softmax_rows(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        return [side_by_side(scores.float(), batch.lengths) for scores in logits.unbind(-1)]
+
+    def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
+        return _end_to_end(rows, batch.lengths)
+
+    def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
+        return logits.split(batch.lengths)
+
+    def num_correct(self, logits: Tensor, batch: Batch) -> Tensor | None:
+        return None
+
+
+class MultiLabel(LabelKind):
+    """Any number of K labels for each text, each decided on its own: binary cross-entropy.
+
+    Logits `[S, K]`, labels float32 `[S, K]`, zeros and ones, each of which counts. Having a label with logit z is a
+    softmax over the two logits z and 0.
+
+    Args:
+        threshold: The probability from which on a text gets a label.
+    """
+
+    name = "labels"
+    problem_type = "multi_label_classification"
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        if not 0 < threshold < 1:
+            raise ValueError(f"task.threshold must lie between 0 and 1, got {threshold}")
+        self.threshold = threshold
+
+    def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
+        return torch.from_numpy(np.stack(labels))
+
+    def loss(self, logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, self.labels_in(batch).float(), reduction="sum")
+
+    def softmax_rows(self, logits: Tensor, batch: Batch) -> list[Tensor]:
+        return [torch.stack([logits, torch.zeros_like(logits)], dim=-1).flatten(0, 1)]
+
+    def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
+        return (rows[0][:, 0] - rows[0][:, 1]).view(batch.num_sequences, -1)
+
+    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+        assert names is not None
+        given = [name for name, is_given in zip(names, self._is_given(output), strict=True) if is_given]
+        return {"labels": given, "probabilities": dict(zip(names, sigmoid(output).tolist(), strict=True))}
+
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+        """Micro-F1, macro-F1, the share of texts with every label right, and F1 of each label."""
+        assert names is not None
+        shape = (len(outputs), len(names))
+        predicted = np.array([self._is_given(output) for output in outputs], dtype=bool).reshape(shape)
+        right = np.array(labels, dtype=bool).reshape(shape)
+        micro, each = f1_of_labels(predicted, right)
+        return {
+            "micro_f1": micro,
+            "macro_f1": float(each.mean()),
+            "exact_match": float((predicted == right).all(1).mean()) if outputs else 0.0,
+            **{f"f1/{name}": float(value) for name, value in zip(names, each, strict=True)},
+        }
+
+    def _is_given(self, output: Any) -> np.ndarray:
+        return sigmoid(output) >= self.threshold
+
+
+class ValueLabel(LabelKind):
+    """A number for each text: squared error. Logits `[S, 1]`, labels float32 `[S]`; a temperature has no meaning."""
+
+    name = "value"
+    problem_type = "regression"
+    distance_name = "squared_distance_from_teacher"
+
+    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
+        return {"num_labels": 1}
+
+    def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
+        return torch.tensor(labels, dtype=torch.float32)
+
+    def loss(self, logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+        return F.mse_loss(logits.squeeze(-1), self.labels_in(batch).float(), reduction="sum")
+
+    def soft_target_loss(
+        self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch, temperature: float
+    ) -> Tensor:
+        """The sum of squared differences."""
+        self.labels_in(batch)
+        return logit_mse(student_logits, teacher_logits)
+
+    def num_agreeing(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor | None:
+        return None
+
+    def mix(self, logits: list[Tensor], shares: list[float], batch: Batch, temperature: float) -> Tensor:
+        """The weighted mean of the values."""
+        return torch.stack([share * each.float() for share, each in zip(shares, logits, strict=True)]).sum(0)
+
+    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+        return {"value": float(output[0])}
+
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+        """Pearson's and Spearman's correlation, and the mean squared error."""
+        values = np.array([output[0] for output in outputs], dtype=np.float64)
+        right = np.array(labels, dtype=np.float64)
+        squared_error = float(np.mean((values - right) ** 2)) if outputs else 0.0
+        return {"pearson": pearson(values, right), "spearman": spearman(values, right), "mse": squared_error}
+
+
+_BY_NAME: dict[str, type[LabelKind]] = {
+    kind.name: kind for kind in (ClassLabel, ValueLabel, MultiLabel, ChoiceLabel, SpanLabel)
+}
+
+
+def label_kind(kind: str | LabelKind) -> LabelKind:
+    """The kind of labels with this name, as YAML gives it.
+
+    Raises:
+        ValueError: No kind has this name.
+    """
+    if isinstance(kind, LabelKind):
+        return kind
+    if kind not in _BY_NAME:
+        raise ValueError(
+            f"kind: there is no kind of labels {kind!r}; take one of {list(_BY_NAME)}, or give a subclass of "
+            "lit_distil.objectives.LabelKind"
+        )
+    return _BY_NAME[kind]()
+
+
+def side_by_side(scores: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """`[N]`, groups end to end, to `[G, largest]`; the padding has no probability."""
+    return pad_sequence(scores.split(sizes), batch_first=True, padding_value=_PADDING_LOGIT)
+
+
+def _end_to_end(rows: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
+    """The inverse of `side_by_side` for each part: `[N, parts]`."""
+    flat = [torch.cat([row[:size] for row, size in zip(part, sizes, strict=True)]) for part in rows]
+    return torch.stack(flat, dim=-1)
+
+
+def _group_sizes(batch: Batch) -> tuple[int, ...]:
+    if batch.group_sizes is None:
+        raise ValueError("the batch has no groups of choices; the task is lit_distil.tasks.MultipleChoice")
+    return batch.group_sizes

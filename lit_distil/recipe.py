@@ -1,0 +1,358 @@
+"""From the arguments of a call to a recipe, and from a recipe to objects.
+
+A recipe is what a YAML file of `fit` holds (`model`, `data`, `trainer`), except that a piece may be a Python object.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_distil import models
+from lit_distil.data import DocumentSource, HeldOut, InMemory, RowSource, TextDataModule, load_tokenizer
+from lit_distil.files import describe, hash_of
+from lit_distil.messages import shorten
+
+Recipe = dict[str, Any]
+PRETRAINED = "lit_distil.models.Pretrained"
+
+_TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_SPLITS = ("train", "validation", "test", "predict")
+
+
+def piece(class_path: str, **arguments: Any) -> Recipe:
+    """A class with its arguments, as YAML writes it."""
+    return {"class_path": class_path, "init_args": arguments}
+
+
+def adamw(lr: float, weight_decay: float) -> Recipe:
+    """The optimizer of RoBERTa and DistilBERT."""
+    return piece("torch.optim.AdamW", lr=lr, betas=[0.9, 0.98], eps=1e-6, weight_decay=weight_decay, fused=True)
+
+
+def linear(warmup: float) -> Recipe:
+    """The learning rate rises for a share of the steps and then falls to 0."""
+    return piece("lit_distil.optim.LinearSchedule", warmup=warmup)
+
+
+def pretrained(weights: Any) -> Any:
+    """The network of a name or folder; a model as it is."""
+    return weights if isinstance(weights, PreTrainedModel) else piece(PRETRAINED, name_or_path=weights)
+
+
+def small_modernbert(max_length: int) -> Recipe:
+    """A network that two CPU cores train within minutes."""
+    sizes = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 384}
+    rest = {"max_position_embeddings": max(512, max_length), "local_attention": 16, "initializer_range": 0.06}
+    return piece("lit_distil.models.FromConfig", model_type="modernbert", config={**sizes, **rest})
+
+
+def distillation_objectives(student: Any) -> dict[str, Recipe]:
+    """DistilBERT's losses; the cosine of hidden states only for a student made of its teacher's layers."""
+    terms = {
+        "soft": piece("lit_distil.objectives.SoftTargetLoss", weight=5.0, temperature=2.0, positions="all"),
+        "masked_lm": piece("lit_distil.objectives.MaskedLMLoss", weight=2.0),
+    }
+    path = student if isinstance(student, str) else student.get("class_path") if isinstance(student, Mapping) else None
+    kind = type(student) if path is None else getattr(models, path.rpartition(".")[2], None)
+    if isinstance(kind, type) and issubclass(kind, models.LayerPick):
+        terms["cosine"] = piece("lit_distil.objectives.HiddenCosineLoss", weight=1.0, positions="all")
+    return terms
+
+
+def network_name(network: Any) -> Any:
+    """A model as it is; of a run folder its export; else the name."""
+    if isinstance(network, PreTrainedModel):
+        return network
+    if not isinstance(network, str | Path):
+        raise ValueError(f"a network is a name on the Hub, a folder or a model, got {type(network).__name__}")
+    folder = Path(network)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if not (folder / "export" / "config.json").is_file():
+            raise ValueError(f"{folder}: the folder holds no network, and no run that came to its end (export/)")
+        return str(folder / "export")
+    return str(network)
+
+
+def tokenizer_beside(network: Any, tokenizer: Any) -> Any:
+    """The tokenizer that was given, or the one beside the network."""
+    if tokenizer is not None:
+        return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else str(tokenizer)
+    name = network.name_or_path if isinstance(network, PreTrainedModel) else network
+    if not name:
+        raise ValueError("tokenizer: a network that is an object has none beside it; give its tokenizer")
+    return name
+
+
+def room_for(network: Any, tokenizer: Any, wanted: int) -> int:
+    """The tokens wanted, or as many as the network has positions for."""
+    if isinstance(network, str):
+        try:
+            config = AutoConfig.from_pretrained(network)
+        except (OSError, ValueError):
+            return wanted  # loading it will tell what is wrong with it
+    else:
+        config = getattr(network, "config", None)
+    if isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer)
+    # RoBERTa-likes begin their positions after that of the padding
+    positions = getattr(config, "max_position_embeddings", None) or wanted
+    padding = getattr(config, "pad_token_id", None) or 0
+    return min(wanted, tokenizer.model_max_length, positions - padding - 1 if positions > padding + 1 else positions)
+
+
+def text_data(
+    data: Any,
+    tokenizer: Any,
+    *,
+    validation: Any,
+    text_column: str,
+    format: Any,
+    masking: Any,
+    max_length: int,
+    batch_size: int | None,
+    usual_batch_size: int,
+) -> Any:
+    """The data of pretraining and distillation."""
+    if isinstance(data, TextDataModule):
+        return data
+    source = _document_source(data, validation, text_column)
+    if batch_size is None:
+        size = _text_bytes(source)  # at 8 bytes a token, this counts fewer sequences than there are
+        batch_size = _batch_size(None if size is None else size // (8 * max_length), usual_batch_size)
+    return piece(
+        "lit_distil.data.TextDataModule",
+        tokenizer=tokenizer,
+        source=source,
+        format="lit_distil.data.FullSentences" if format is None else format,
+        masking=masking,
+        max_length=max_length,
+        batch_size=batch_size,
+        max_eval_sequences=1000,
+    )
+
+
+def row_data(
+    data: Any,
+    tokenizer: Any,
+    *,
+    validation: Any,
+    task: Any,
+    columns: dict[str, str],
+    max_length: int,
+    batch_size: int | None,
+) -> Any:
+    """The data of fine-tuning."""
+    if isinstance(data, TextDataModule):
+        return data
+    is_share = isinstance(validation, float | int)
+    splits = _splits_of(data, None if is_share else validation)
+    source = data
+    if splits:
+        source = _files(splits, rows=True) if _are_paths(splits) else InMemory(**splits)
+    if task is None:
+        task = piece("lit_distil.tasks.TextClassification", **columns)
+    elif isinstance(task, str):  # columns that were not given are the task's own
+        task = piece(task, **{name: column for name, column in columns.items() if name != column})
+    return piece(
+        "lit_distil.data.TextDataModule",
+        tokenizer=tokenizer,
+        source=source,
+        task=task,
+        max_length=max_length,
+        batch_size=_batch_size(_num_rows(source), 32) if batch_size is None else batch_size,
+        validation_share=float(validation) if is_share else 0.1,
+    )
+
+
+def _batch_size(num_samples: int | None, usual: int) -> int:
+    """The usual batch size; for few samples a power of two that gives an epoch eight steps or more."""
+    if num_samples is None:
+        return usual
+    return min(usual, 1 << max(0, (num_samples // 8).bit_length() - 1))
+
+
+def _num_rows(source: Any) -> int | None:
+    """Training rows in memory, or in one file of at most 10 MB; None for others."""
+    if isinstance(source, InMemory):
+        return len(source.splits["train"] or ())
+    files = source["init_args"].get("train") if isinstance(source, Mapping) and "init_args" in source else None
+    path = Path(files or "")
+    if not path.is_file() or path.stat().st_size > 10_000_000:
+        return None
+    return sum(1 for _ in build(source).rows("train"))
+
+
+def _splits_of(data: Any, validation: Any) -> dict[str, Any]:
+    """The data by split; empty where they are a source."""
+    if _is_source(data):
+        if validation is not None:
+            raise ValueError("validation: a source brings its own validation split; leave validation out")
+        return {}
+    splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+    if validation is not None:
+        splits["validation"] = validation
+    if unknown := sorted(set(splits) - set(_SPLITS)):
+        raise ValueError(f"data: no split {unknown[0]!r}; there are {', '.join(_SPLITS)}")
+    return {name: str(one) if isinstance(one, Path) else one for name, one in splits.items()}
+
+
+def _is_source(data: Any) -> bool:
+    is_path = isinstance(data, str) and data.startswith("lit_distil.") and not Path(data).exists()
+    is_spec = isinstance(data, Mapping) and "class_path" in data
+    return is_path or is_spec or isinstance(data, DocumentSource | RowSource)
+
+
+def _document_source(data: Any, validation: Any, text_column: str) -> Any:
+    is_share = isinstance(validation, float | int)
+    splits = _splits_of(data, None if is_share else validation)
+    if not splits:
+        return data
+    are_paths = _are_paths(splits)
+    columns = {"text_column": text_column}
+    source: Any = _files(splits, rows=False, **columns) if are_paths else InMemory(**splits, **columns)
+    if "validation" in splits or not validation:
+        return source
+    rank_zero_info(f"validation: {validation:.0%} of the documents are held out; give validation=... for your own")
+    if isinstance(source, DocumentSource):
+        return HeldOut(source, share=validation)
+    return piece("lit_distil.data.HeldOut", source=source, share=validation)
+
+
+def _are_paths(splits: dict[str, Any]) -> bool:
+    are_paths = {isinstance(one, str) for one in splits.values()}
+    if len(are_paths) > 1:
+        raise ValueError("data: give all splits as paths, or all of them as lists or datasets")
+    return are_paths == {True}
+
+
+def _files(splits: dict[str, str], *, rows: bool, **columns: str) -> Recipe:
+    """The source that reads paths: text files, tables, or a dataset of the Hub or on disk."""
+    first = splits["train"] if "train" in splits else next(iter(splits.values()))
+    folder = Path(first)
+    is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    suffixes = [path.suffix for path in sorted(folder.iterdir())] if folder.is_dir() else Path(first).suffixes
+    has_tables = any(suffix.lower() in _TABLES for suffix in suffixes)
+    is_name = not folder.exists() and not suffixes and first.count("/") == 1 and first[0] not in "./~"
+    if is_saved or is_name:
+        if len(splits) > 1:
+            raise ValueError(f"data: {first!r} is a dataset with splits of its own; give it alone, or a HubDataset")
+        return piece("lit_distil.data.HubDataset", name=first, **columns)
+    if rows or has_tables:
+        return piece("lit_distil.data.TableFiles", **splits, **columns)
+    return piece("lit_distil.data.TextFiles", **splits)
+
+
+def training_length(data: Any, max_steps: int | None, *, passes: int) -> dict[str, int]:
+    """The steps to train; where the size of the text is unknown, so many passes over it."""
+    if max_steps is None and isinstance(data, dict):
+        settings = data["init_args"]
+        size = _text_bytes(settings["source"])
+        if size is not None:
+            tokens = size / 4.5  # bytes of a token of English text
+            steps = round(passes * tokens / (settings["batch_size"] * settings["max_length"]))
+            max_steps = min(max(500, steps), 100_000)
+    return {"max_epochs": passes} if max_steps is None else {"max_steps": max_steps}
+
+
+def _text_bytes(source: Any) -> int | None:
+    made = source if isinstance(source, DocumentSource) else build(source)
+    return made.text_bytes("train") if isinstance(made, DocumentSource) else None
+
+
+# Objects
+
+
+def has_objects(value: Any) -> bool:
+    """Whether a recipe holds something that YAML cannot."""
+    if isinstance(value, Mapping):
+        return any(has_objects(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return any(has_objects(one) for one in value)
+    return not (value is None or isinstance(value, str | int | float | bool))
+
+
+def build(given: Any) -> Any:
+    """Make the object that a class path or `{class_path, init_args}` describes; small objects are copied.
+
+    Plain arguments go through a parser, which knows their types, so that pieces within pieces are made as in YAML.
+    """
+    if isinstance(given, str):
+        given = piece(given)
+    if not (isinstance(given, Mapping) and "class_path" in given):
+        # what a run learns, such as the labels of a task, must not stay in the caller's object
+        return given if isinstance(given, PreTrainedModel | LightningDataModule | Callback) else copy.deepcopy(given)
+    module, _, name = given["class_path"].rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no class {given['class_path']!r}: {error}") from error
+    plain, objects = {}, {}
+    for key, value in given.get("init_args", {}).items():
+        if not has_objects(value):
+            plain[key] = value
+        elif isinstance(value, Mapping) and "class_path" not in value:
+            objects[key] = {each: build(one) for each, one in value.items()}
+        else:
+            objects[key] = build(value)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "piece", skip=set(objects), instantiate=False)
+    try:
+        made = parser.instantiate_classes(parser.parse_object({"piece": plain}))
+    except Exception as error:
+        raise ValueError(shorten(str(error))) from error
+    return kind(**vars(made.piece), **objects)
+
+
+def described(value: Any) -> Any:
+    """A recipe in plain values: what was an object is told by its class and its settings or content."""
+    if isinstance(value, Mapping):
+        return {str(name): described(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(one) for one in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, Callback):
+        return f"<{kind}>"
+    return f"<{kind} {_hash_of(value)}>"
+
+
+def _hash_of(value: Any) -> str:
+    parts: list[Any] = []
+    if isinstance(value, nn.Module):
+        for name, tensor in value.state_dict().items():
+            weights = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            parts += [name, hash_of(weights.numpy().tobytes())]
+    if isinstance(value, PreTrainedModel):
+        parts.append(value.config.to_json_string())
+    elif isinstance(value, PreTrainedTokenizerBase):
+        parts.append(value.backend_tokenizer.to_str())
+    elif isinstance(value, InMemory | HeldOut):
+        parts += [value.fingerprint(split) for split in ("train", "validation", "test")]
+    elif isinstance(value, TextDataModule):
+        names = ("source", "format", "masking", "task", "tokenizer", "max_length", "batch_size", "batch_tokens", "seed")
+        parts += [described(getattr(value, name)) for name in names]
+    elif isinstance(value, functools.partial):
+        parts += [repr(value.func), described(value.args), described(value.keywords)]
+    elif isinstance(value, type) or not hasattr(value, "__dict__"):
+        parts.append(repr(value))
+    else:  # what begins with an underscore changes while a run uses the object
+        parts.append(
+            describe({name: one for name, one in vars(value).items() if name[0] != "_" and name != "training"})
+        )
+    return hash_of(_ADDRESS.sub("", json.dumps(parts, default=repr)))[:16]

@@ -1,0 +1,344 @@
+"""Finished runs side by side: what counts as one arm, what each arm changed, means, intervals and equal time."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+from lit_distil.commands.report import arms, command
+from tests.workspace import REPOSITORY, Workspace, fit
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 1,
+    "trainer": {"default_root_dir": "x", "max_steps": 20, "logger": {"class_path": "CSV", "init_args": {"dir": "x"}}},
+    "model": {
+        "class_path": "lit_distil.modules.DistillationModule",
+        "init_args": {
+            "objectives": {
+                "soft": {
+                    "class_path": "lit_distil.objectives.SoftTargetLoss",
+                    "init_args": {"temperature": 2.0, "weight": None},
+                },
+                "masked_lm": {"class_path": "lit_distil.objectives.MaskedLMLoss", "init_args": {}},
+            }
+        },
+    },
+    "data": {"class_path": "lit_distil.data.TextDataModule", "init_args": {"seed": None, "cache_dir": None}},
+}
+
+
+def write_run(
+    folder: Path,
+    losses: list[float] = [],  # noqa: B006
+    *,
+    config: dict[str, Any] | None = None,
+    seed: int = 1,
+    speeds: list[float] = [],  # noqa: B006
+    **columns: list[float],
+) -> str:
+    """A run of ten steps for each value, as the trainer writes them."""
+    folder.mkdir(parents=True)
+    columns = {"val_loss": losses, "train_tokens_per_second": speeds, **columns}
+    names = [name for name, values in columns.items() if values]
+    lines = [",".join(["step", "train/loss", *(name.replace("_", "/", 1) for name in names)])]
+    for place, name in enumerate(names):
+        for number, value in enumerate(columns[name], start=1):
+            cells = ["" if other != place else str(value) for other in range(len(names))]
+            lines.append(",".join([str(10 * number - 1), "", *cells]))
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    config = {**(config or CONFIG), "seed_everything": seed}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return str(folder)
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    config = copy.deepcopy(CONFIG)
+    *parents, last = path.split("/")
+    place = config
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return config
+
+
+SOFT = "model/init_args/objectives/soft"
+
+
+def test_runs_that_differ_in_seed_folder_or_what_they_show_are_one_arm(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "soft", [3.0])
+    moved = copy.deepcopy(CONFIG)
+    moved["trainer"] |= {"default_root_dir": "y", "logger": False, "enable_progress_bar": False}
+    moved["data"]["init_args"] |= {"cache_dir": "z", "seed": 5, "num_workers": 2}
+    second = write_run(tmp_path / "soft-seed2", [3.1], config=moved, seed=2)
+    warm = write_run(tmp_path / "warm", [2.0], config=changed(f"{SOFT}/init_args/temperature", 4.0))
+    found = arms.make_arms(arms.open_runs([first, second, warm]))
+    assert [(arm.name, len(arm.runs)) for arm in found] == [("soft", 2), ("warm", 1)]
+    assert found[0].changes == [] and found[1].changes == ["model.objectives.soft.temperature: 2.0 -> 4.0"]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (changed("trainer/max_steps", None), "trainer.max_steps: 20 -> null"),
+        (
+            changed(SOFT, {"class_path": "my.HardLoss", "init_args": {"weight": 5.0, "rows": None}}),
+            "model.objectives.soft: SoftTargetLoss(temperature=2.0) -> HardLoss(weight=5.0)",
+        ),
+        (
+            changed(
+                "model/init_args/objectives", {"masked_lm": CONFIG["model"]["init_args"]["objectives"]["masked_lm"]}
+            ),
+            "model.objectives.soft: SoftTargetLoss(temperature=2.0) -> (not set)",
+        ),
+        (changed("data/init_args/sizes", {"a": [1, 2]}), "data.sizes: (not set) -> {a: [1, 2]}"),
+    ],
+)
+def test_what_an_arm_changed_is_told_as_one_setting(config: dict[str, Any], told: str) -> None:
+    assert arms.differences(CONFIG, config) == [told]
+    assert arms.differences(config, CONFIG) != [told]
+
+
+def test_the_same_run_twice_does_not_narrow_the_interval(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [3.0], seed=3) for name in ("a", "b")]
+    with pytest.raises(ValueError, match=r"a and .*b have the same configuration and seed"):
+        arms.make_arms(arms.open_runs(runs))
+    assert len(arms.open_runs([runs[0], str(tmp_path / "[a]"), f"{runs[0]}/"])) == 1
+
+
+def test_globs_find_runs_and_leave_other_folders_out(tmp_path: Path) -> None:
+    for seed in (2, 1):
+        write_run(tmp_path / f"lr/seed-{seed}", [3.0], seed=seed)
+    (tmp_path / "lr/report").mkdir()
+    found = arms.open_runs([f"{tmp_path}/lr/*"])
+    assert [Path(run.folder).name for run in found] == ["seed-1", "seed-2"]
+    assert [arm.name for arm in arms.make_arms(found)] == ["lr"]
+    with pytest.raises(ValueError, match=r"'.*/none\*' finds no folder with a metrics\.csv"):
+        arms.open_runs([f"{tmp_path}/none*"])
+    with pytest.raises(ValueError, match=r"report: no metrics\.csv in it"):
+        arms.open_runs([str(tmp_path / "lr/report")])
+
+
+def test_end_and_best_read_every_metric_at_one_validation(tmp_path: Path) -> None:
+    score = [0.2, 0.8, 0.8, 0.5]
+    folder = write_run(tmp_path / "run", [0.9, 0.7, 0.6, 0.4], val_score=score, val_accuracy=[0.1, 0.2, 0.3, 0.4])
+    (run,) = arms.open_runs([folder])
+    assert (run.step("end"), run.step("best")) == (40, 20)  # the first of two that are as good, as the export has it
+    assert [run.value("val/loss", at) for at in ("end", "best")] == [0.4, 0.7]
+    assert [run.value("val/accuracy", at) for at in ("end", "best")] == [0.4, 0.2]
+    (other,) = arms.open_runs([write_run(tmp_path / "other", [0.9, 0.3, 0.4], train_seen=[1.0, 2.0])])
+    assert other.step("best") == 20 and other.value("train/seen", "end") == 2.0
+    with pytest.raises(ValueError, match=r"metrics: .*other logged no 'val/score' by step 20; it has \['train/seen'"):
+        other.value("val/score", "best")
+
+
+def test_a_run_that_was_never_validated_has_an_end_but_no_best(tmp_path: Path) -> None:
+    (run,) = arms.open_runs([write_run(tmp_path / "run", speeds=[1.0, 2.0, 3.0])])
+    assert run.value("train/tokens_per_second", "end") == 3.0
+    with pytest.raises(ValueError, match=r"run: the run was never validated.*val_check_interval"):
+        run.step("best")
+    with pytest.raises(ValueError, match="the runs share no validation metric"):
+        arms.main_metrics([run])
+
+
+def test_a_resumed_run_that_logged_a_step_twice_has_the_later_value(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [3.0, 2.0])
+    with (tmp_path / "run/metrics.csv").open("a") as file:
+        file.write("19,,1.5\n")
+    assert arms.read_metrics(folder)["val/loss"] == {10: 3.0, 20: 1.5}
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 31, 200])
+def test_the_interval_of_a_mean_is_students(size: int) -> None:
+    values = np.random.default_rng(size).normal(3.0, 0.01, size).tolist()
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval()
+    assert arms.half_width(values) == pytest.approx((high - low) / 2, rel=1e-3)
+    assert arms.half_width(values[:1]) is None
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 4), (40, 60)])
+def test_the_interval_of_a_difference_is_welchs_and_never_narrower(sizes: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    a, b = (generator.normal(mean, 0.1 * size, size).tolist() for mean, size in zip((1.0, 2.0), sizes, strict=True))
+    expected = scipy.stats.ttest_ind(a, b, equal_var=False)
+    low, high = expected.confidence_interval()
+    difference, half = arms.difference_of_means(a, b)
+    assert difference == pytest.approx(np.mean(a) - np.mean(b)) and half is not None
+    # the degrees of freedom are rounded down
+    floor = scipy.stats.t.ppf(0.975, math.floor(expected.df)) / scipy.stats.t.ppf(0.975, expected.df)
+    assert half == pytest.approx(floor * (high - low) / 2, rel=1e-3) and half >= 0.999 * (high - low) / 2
+    assert arms.difference_of_means(a, b[:1])[1] is None
+    assert arms.difference_of_means([1.0, 1.0], [2.0, 2.0]) == (-1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [
+        (3.93812, 0.00662, "3.9381 ± 0.0066"),
+        (51.49, 1.93, "51.49 ± 1.93"),
+        (0.5, None, "0.5000"),
+        (0.25, 0.0, "0.2500 ± 0.0000"),
+        (-0.16875, 0.000712, "−0.16875 ± 0.00071"),
+    ],
+)
+def test_there_are_as_many_digits_as_the_interval_gives_meaning(value: float, half: float | None, text: str) -> None:
+    assert arms.with_interval(value, half, sign=value < 0) == text
+
+
+def test_the_command_writes_means_changes_and_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {"soft": [3.940, 3.935, 3.939], "none": [4.100, 4.112, 4.108]}
+    configs = {"soft": CONFIG, "none": changed(SOFT, None)}
+    folders = [
+        write_run(tmp_path / f"{kind}-seed{seed}", [9.0, 4.5, loss], config=configs[kind], seed=seed)
+        for kind, values in losses.items()
+        for seed, loss in enumerate(values, start=1)
+    ]
+    command.run([*folders[:3], str(tmp_path / "none-*"), "--metrics", "[val/loss]", "--out", str(tmp_path / "out")])
+    printed, text = capsys.readouterr().out, (tmp_path / "out/report.md").read_text()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert table[0] == ["arm", "runs", "val/loss", "vs first"]
+    assert table[2] == ["soft", "3", "3.9380 ± 0.0066", "–"]
+    assert table[3][:3] == ["none", "3", "4.107 ± 0.015"] and table[3][3].startswith("+0.169 ± 0.01")
+    change = "none: model.objectives.soft: SoftTargetLoss(temperature=2.0) -> null"
+    assert f"- {change}\n" in text and change in printed
+    assert len(table) == 4 + 2 + 6
+    numbers = json.loads((tmp_path / "out/report.json").read_text())
+    assert numbers["arms"][1]["metrics"]["val/loss"]["values"] == losses["none"]
+    assert [run["folder"] for run in numbers["runs"]] == folders
+    assert "SoftTargetLoss(temperature=2.0) -&gt; null" in (tmp_path / "out/report.html").read_text()
+
+    command.run([*folders, "--at", "best"])
+    assert "3.9380 ± 0.0066" in capsys.readouterr().out and len(list(tmp_path.glob("out*"))) == 1
+
+
+def test_main_metrics_are_the_score_and_a_loss_that_objectives_share(tmp_path: Path) -> None:
+    task = write_run(tmp_path / "task", [1.0], val_score=[0.5], val_accuracy=[0.5])
+    distilled = write_run(tmp_path / "distilled", [1.0], **{"val_loss/masked_lm": [2.0]})
+    assert arms.main_metrics(arms.open_runs([task])) == ["val/score", "val/loss"]
+    assert arms.main_metrics(arms.open_runs([distilled])) == ["val/loss/masked_lm"]
+    assert arms.main_metrics(arms.open_runs([task, distilled])) == ["val/loss"]
+
+
+# Equal time: figures for a control that trains for as long as another run
+
+
+def test_a_run_twice_as_fast_gets_twice_the_steps(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "reference", [3.0], speeds=[5.0, 100.0, 90.0, 110.0]),
+        write_run(tmp_path / "other", [3.0], speeds=[7.0, 200.0, 210.0, 190.0], seed=2),
+    ]
+    command.run([*folders, "--out", str(tmp_path / "out")])
+    runs = json.loads((tmp_path / "out/report.json").read_text())["runs"]
+    assert [run["steps_in_first_runs_time"] for run in runs] == [40, 80]
+    assert [run["tokens_per_second"] for run in runs] == [100.0, 200.0]
+
+
+def test_warm_up_and_single_stalls_do_not_shift_equal_time(tmp_path: Path) -> None:
+    reference = write_run(tmp_path / "reference", speeds=[1.0, 100.0, 100.0, 100.0, 1.0])
+    other = write_run(tmp_path / "other", speeds=[100_000.0, 150.0, 2.0, 150.0, 150.0])
+    runs = arms.open_runs([reference, other])
+    assert arms.steps_in_equal_time(runs[1], runs[0]) == 75
+    (short,) = arms.open_runs([write_run(tmp_path / "short", speeds=[1.0])])
+    assert arms.steps_in_equal_time(short, runs[0]) is None
+
+
+# Beside the papers
+
+
+PAPERS = REPOSITORY / "configs/finetune/glue/papers.yaml"
+
+
+def write_scores(folder: Path, **scores: list[float]) -> None:
+    """Runs `<folder>/<task>/seed-<n>` with these scores of each task."""
+    for task, values in scores.items():
+        for seed, value in enumerate(values, start=1):
+            names = yaml.safe_load(PAPERS.read_text())["columns"][task]["metrics"]
+            columns = {f"val_{name}": [value] for name in names}
+            write_run(
+                folder / task / f"seed-{seed}",
+                config=changed("trainer/task", str(folder / task)),
+                seed=seed,
+                val_score=[value],
+                **columns,
+            )
+
+
+def beside(*patterns: str) -> list[list[str]]:
+    published = yaml.safe_load(PAPERS.read_text())
+    return [list(row) for row in arms.beside_table(arms.make_arms(arms.open_runs(patterns)), published, "best")]
+
+
+def test_the_papers_rows_have_averages_over_the_same_tasks(tmp_path: Path) -> None:
+    write_scores(tmp_path / "ours", rte=[0.5, 0.7], cola=[0.5, 0.7])
+    table = beside(f"{tmp_path}/ours/*/seed-*")
+    assert table[0] == ["network", "CoLA", "RTE", "average", "source"]
+    half = scipy.stats.t.ppf(0.975, 1) * 10
+    assert table[1] == ["ours", *[f"60.0 ± {half:.1f}"] * 2, "60.0", "measured here"]
+    rows = {row[0]: row[1:4] for row in table[2:]}
+    assert rows["DistilBERT"] == ["51.3", "59.9", "55.6"] and len(rows) == 4
+
+    tasks = yaml.safe_load(PAPERS.read_text())["columns"]
+    write_scores(tmp_path / "whole", **{task: [0.6] for task in tasks})
+    whole = beside(f"{tmp_path}/whole/*/*", f"{tmp_path}/ours/*/*")
+    assert whole[0][-3:] == ["average", "without WNLI", "source"]
+    assert {row[0]: row[-3:-1] for row in whole[1:]} == {
+        "whole": ["60.0", "60.0"],
+        "ours": ["–", "–"],
+        "BERT base": ["79.5", "82.8"],
+        "DistilBERT": ["77.0", "79.6"],
+        "roberta-base": ["–", "86.4"],  # no figure for WNLI
+        "DistilRoBERTa": ["–", "82.3"],
+    }
+
+
+def test_a_score_is_the_mean_of_the_tasks_metrics_at_its_best(tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "net/mrpc/seed-1", val_score=[0.5, 0.9, 0.1], val_f1=[0.5, 0.9, 0.1], val_accuracy=[0.9, 0.7, 1.0]
+    )
+    assert beside(str(tmp_path / "net/mrpc/seed-1"))[1][:2] == ["net", "80.0"]
+
+
+def test_runs_that_do_not_belong_in_the_table_are_named(tmp_path: Path) -> None:
+    write_scores(tmp_path / "net", rte=[0.5])
+    write_run(tmp_path / "net/rte/other", val_score=[0.5], val_accuracy=[0.5], config=changed("trainer/max_steps", 1))
+    with pytest.raises(ValueError, match="those of 'rte' under 'net' differ in more than the seed"):
+        beside(f"{tmp_path}/net/rte/*")
+    write_run(tmp_path / "elsewhere", val_score=[0.5])
+    with pytest.raises(ValueError, match=r"elsewhere is not in a folder <network>/<column>/.*'cola'"):
+        beside(str(tmp_path / "elsewhere"))
+
+
+def test_published_averages_are_those_of_their_figures() -> None:
+    published = yaml.safe_load(PAPERS.read_text())
+    assert len(published["columns"]) == 9 and len(published["rows"]) == 4
+    for name, row in published["rows"].items():
+        figures = [row[column] for column in published["columns"] if column in row]
+        assert len(figures) >= 8 and np.mean(figures) == pytest.approx(row["average"], abs=0.11), name
+
+
+def test_real_runs_of_two_seeds_and_two_rates_are_two_arms(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `fit` writes them, from a loop over `--seed_everything` and one option."""
+    config = workspace.finetuning(dropout=0.1)
+    for rate in ("0.001", "0.01"):
+        for seed in (1, 2):
+            options = ("--seed_everything", str(seed), "--model.optimizer.lr", rate)
+            fit(config, tmp_path / f"lr-{rate}/seed-{seed}", *options, max_steps=4, log_every_n_steps=2)
+    command.run([str(tmp_path / "lr-*/seed-*"), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "lr-0.01: model.optimizer.lr: 0.001 -> 0.01" in printed
+    found = json.loads((tmp_path / "out/report.json").read_text())["arms"]
+    assert [arm["name"] for arm in found] == ["lr-0.001", "lr-0.01"]
+    assert [arm["changes"] for arm in found] == [[], ["model.optimizer.lr: 0.001 -> 0.01"]]
+    for arm in found:
+        first, second = arm["metrics"]["val/loss"]["values"]
+        assert first != second and arm["metrics"]["val/loss"]["mean"] == pytest.approx((first + second) / 2)
+        assert set(arm["metrics"]) == {"val/score", "val/loss"}

@@ -1,0 +1,272 @@
+"""The calls of the Python API, as a script or a notebook makes them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+import lit_distil
+from lit_distil.callbacks import ExportCallback
+from lit_distil.recipe import build, described, piece, room_for
+from tests.workspace import Workspace, kept_environment, logged, network_weights
+
+CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+
+@pytest.fixture(autouse=True)
+def small(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs keep neither their seed in the environment nor their corpora in the user's cache."""
+    monkeypatch.setenv("LIT_DISTIL_CACHE", str(workspace.root / "api-cache"))
+    with kept_environment():
+        yield
+
+
+def texts_of(workspace: Workspace) -> list[str]:
+    return (workspace.root / "train.txt").read_text().split("\n\n")
+
+
+def rows_of(workspace: Workspace, split: str = "train") -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (workspace.root / f"{split}.jsonl").read_text().splitlines()]
+    return [{"review": row["text"], "stars": row["label"]} for row in rows]
+
+
+def distil(workspace: Workspace, data: Any, out: Path, **changes: Any) -> lit_distil.Run:
+    settings = {"max_steps": 2, "batch_size": 8, "trainer": CPU, **changes}
+    return lit_distil.distil(settings.pop("teacher", workspace.teacher), data, out=out, **settings)
+
+
+def test_importing_the_package_gives_every_piece_by_its_name_and_names_the_calls_otherwise() -> None:
+    from lit_distil.models import EveryOther
+
+    assert lit_distil.EveryOther is EveryOther
+    assert {"distil", "pretrain", "finetune", "load", "models"} <= set(dir(lit_distil))
+    with pytest.raises(AttributeError, match="distil, finetune, load, pretrain"):
+        _ = lit_distil.distill
+
+
+# distil
+
+
+def test_distil_from_names_and_paths_gives_plain_transformers_objects(workspace: Workspace, tmp_path: Path) -> None:
+    run = distil(workspace, str(workspace.root / "train.txt"), tmp_path / "run")
+    assert run.folder == tmp_path / "run"
+    assert run.model.config.num_hidden_layers == 2 and not run.model.training  # half of four
+    exported = AutoModelForMaskedLM.from_pretrained(run.folder / "export").state_dict()
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in run.model.state_dict().items())
+    assert run.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(workspace.teacher).get_vocab()
+    assert run.metrics["val/loss"] == list(logged(run.folder, "val/loss").values())[-1] > 0
+    assert set(yaml.safe_load((run.folder / "config.yaml").read_text())["model"]["init_args"]["objectives"]) == {
+        "soft",
+        "masked_lm",
+        "cosine",
+    }
+    assert "val/loss" in repr(run) and "RobertaForMaskedLM" in repr(run)
+
+
+def test_objects_and_configuration_train_the_same_network(workspace: Workspace, tmp_path: Path) -> None:
+    """Objects skip the parser; the recipe, the seeds and the order of everything must stay the same."""
+    plain = distil(workspace, str(workspace.root / "train.txt"), tmp_path / "plain")
+    source = lit_distil.TextFiles(str(workspace.root / "train.txt"))
+    objectives = {
+        "soft": lit_distil.SoftTargetLoss(weight=5.0, temperature=2.0, positions="all"),
+        "masked_lm": lit_distil.MaskedLMLoss(weight=2.0),
+        "cosine": lit_distil.HiddenCosineLoss(positions="all"),
+    }
+    live = distil(
+        workspace,
+        lit_distil.HeldOut(source),
+        tmp_path / "live",
+        student=lit_distil.EveryOther(),
+        objectives=objectives,
+        masking=lit_distil.FrequencyMasking(0.15, smoothing=0.7),
+    )
+    assert logged(live.folder, "train/loss") == logged(plain.folder, "train/loss")
+    assert all(torch.equal(one, plain.model.state_dict()[name]) for name, one in live.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["texts", "dataset", "splits", "data module"])
+def test_distil_takes_text_that_is_in_memory(kind: str, workspace: Workspace, tmp_path: Path) -> None:
+    import datasets
+
+    texts = texts_of(workspace)
+    data: Any = {
+        "texts": texts,
+        "dataset": datasets.Dataset.from_dict({"text": texts}),
+        "splits": {"train": texts, "validation": texts[:5]},
+        "data module": build(workspace.text_data()),
+    }[kind]
+    run = distil(workspace, data, tmp_path / "run", objectives={"soft": lit_distil.SoftTargetLoss(temperature=2.0)})
+    assert run.metrics["train/loss/soft"] > 0 and run.metrics["val/loss/soft"] > 0
+    kept = (run.folder / "config.yaml").read_text()
+    assert "<lit_distil." in kept and texts[0] not in kept
+
+
+# Calling again
+
+
+def test_the_same_call_again_gives_the_finished_run_and_another_call_is_refused(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    text = str(workspace.root / "train.txt")
+    run = distil(workspace, text, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    again = distil(workspace, text, tmp_path / "run")
+    assert again.metrics == run.metrics
+    with pytest.raises(ValueError, match=r"holds another run .*max_steps: 2 there, 3 now.*overwrite=True"):
+        distil(workspace, text, tmp_path / "run", max_steps=3)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+    longer = distil(workspace, text, tmp_path / "run", max_steps=3, overwrite=True)
+    assert len(logged(longer.folder, "train/loss")) == 3
+
+
+def test_the_same_call_with_objects_is_recognised_by_their_content(workspace: Workspace, tmp_path: Path) -> None:
+    texts = texts_of(workspace)
+    distil(workspace, texts, tmp_path / "run", student=lit_distil.FirstLayers(1))
+    again = distil(workspace, list(texts), tmp_path / "run", student=lit_distil.FirstLayers(1))
+    assert again.model.config.num_hidden_layers == 1
+    for changes, key in (({"student": lit_distil.FirstLayers(2)}, "student"), ({}, "student")):
+        with pytest.raises(ValueError, match=f"holds another run .*{key}"):
+            distil(workspace, texts, tmp_path / "run", **changes)
+    with pytest.raises(ValueError, match=r"holds another run .*source"):
+        distil(workspace, texts[:-1], tmp_path / "run", student=lit_distil.FirstLayers(1))
+
+
+def test_files_of_somebody_else_are_never_touched(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    text = str(workspace.root / "train.txt")
+    with pytest.raises(ValueError, match=r"not empty and holds no run \(thesis.txt\)"):
+        distil(workspace, text, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    distil(workspace, text, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+class Interrupting(ExportCallback):
+    """Sends the process a SIGTERM in its second step."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("kind", ["paths", "objects"])
+def test_the_same_call_continues_an_interrupted_run_to_the_same_weights(
+    kind: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data: Any = str(workspace.root / "train.txt") if kind == "paths" else texts_of(workspace)
+    whole = distil(workspace, data, tmp_path / "whole", max_steps=4)
+    with monkeypatch.context() as patched:
+        patched.setattr("lit_distil.run.ExportCallback", Interrupting)
+        with pytest.raises(SystemExit):
+            distil(workspace, data, tmp_path / "run", max_steps=4)
+    opened = lit_distil.load(tmp_path / "run")  # an interrupted run gives its last checkpoint
+    assert opened.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    assert not (tmp_path / "run" / "export").exists() and len(logged(tmp_path / "run", "train/loss")) < 4
+    run = distil(workspace, data, tmp_path / "run", max_steps=4)
+    assert logged(run.folder, "train/loss") == logged(whole.folder, "train/loss")
+    ours, theirs = (network_weights(one.folder / "checkpoints/last.ckpt") for one in (run, whole))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+# pretrain, finetune, load
+
+
+def test_pretrain_trains_a_tokenizer_and_finetune_takes_the_runs_folder(workspace: Workspace, tmp_path: Path) -> None:
+    network = lit_distil.FromConfig(
+        "roberta", config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    )
+    text = str(workspace.root / "train.txt")
+    run = lit_distil.pretrain(text, network=network, out=tmp_path / "teacher", vocab_size=300, max_steps=2, trainer=CPU)
+    assert len(run.tokenizer) == 300 == run.model.config.vocab_size
+    assert run.model.config.num_hidden_layers == 1
+    task = lit_distil.finetune(
+        tmp_path / "teacher", rows_of(workspace), text="review", label="stars", out=tmp_path / "task", max_steps=2,
+        trainer=CPU,
+    )  # fmt: skip
+    assert sorted(task.model.config.id2label.values()) == ["code", "prose", "verse"]
+    assert 0 <= task.metrics["val/score"] <= 1
+
+
+def test_pretrain_goes_on_from_a_networks_weights(workspace: Workspace, tmp_path: Path) -> None:
+    text = str(workspace.root / "train.txt")
+    run = lit_distil.pretrain(text, network=workspace.teacher, out=tmp_path / "run", max_steps=1, lr=1e-9, trainer=CPU)
+    teacher = AutoModelForMaskedLM.from_pretrained(workspace.teacher).state_dict()
+    assert all(torch.allclose(tensor, teacher[name], atol=1e-6) for name, tensor in run.model.state_dict().items())
+
+
+def test_finetune_gives_the_columns_to_another_task(workspace: Workspace, tmp_path: Path) -> None:
+    rows = [{"text": row["review"], "length": float(len(row["review"]))} for row in rows_of(workspace)]
+    run = lit_distil.finetune(
+        workspace.teacher, rows, task="lit_distil.tasks.TextRegression", label="length", out=tmp_path / "run",
+        max_steps=2, trainer=CPU,
+    )  # fmt: skip
+    assert run.model.config.num_labels == 1
+
+
+def test_load_opens_a_run_an_export_and_a_checkpoint_alike(workspace: Workspace, tmp_path: Path) -> None:
+    run = distil(workspace, texts_of(workspace), tmp_path / "run")
+    opened = [lit_distil.load(run.folder / name) for name in ("", "export", "checkpoints/last.ckpt")]
+    for one in opened:
+        assert all(torch.equal(tensor, run.model.state_dict()[name]) for name, tensor in one.model.state_dict().items())
+        assert one.tokenizer.get_vocab() == run.tokenizer.get_vocab()
+        assert one.metrics == run.metrics
+    with pytest.raises(ValueError, match="nothing there"):
+        lit_distil.load(tmp_path / "nowhere")
+
+
+# Arguments
+
+
+def test_default_batch_and_length_follow_the_data(workspace: Workspace) -> None:
+    teacher = AutoModelForMaskedLM.from_pretrained(workspace.teacher)
+    assert room_for(workspace.teacher, workspace.teacher, wanted=128) == 64 == room_for(
+        teacher, AutoTokenizer.from_pretrained(workspace.teacher), wanted=128
+    )  # fmt: skip
+    assert room_for(workspace.teacher, workspace.teacher, wanted=16) == 16
+
+
+def test_an_object_is_copied_so_that_it_can_be_used_again() -> None:
+    task = lit_distil.TextClassification()
+    first, second = build(task), build(task)
+    first.take_labels(["a", "b"])
+    assert first.knows_labels and not second.knows_labels and not task.knows_labels
+
+
+def test_two_objects_of_one_class_with_other_settings_are_described_differently() -> None:
+    from functools import partial
+
+    pairs: list[tuple[Any, Any]] = [
+        (lit_distil.SoftTargetLoss(temperature=2.0), lit_distil.SoftTargetLoss(temperature=3.0)),
+        (partial(torch.optim.AdamW, lr=1e-3), partial(torch.optim.AdamW, lr=1e-4)),
+        (lit_distil.LinearSchedule(warmup=0.1), lit_distil.LinearSchedule(warmup=0.2)),
+        (lit_distil.Layers([0, 1]), lit_distil.Layers([0, 2])),
+        (lit_distil.InMemory(["a", "b"]), lit_distil.InMemory(["a", "c"])),
+    ]
+    for one, other in pairs:
+        assert described(one) == described(one) != described(other), one
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "split": ({"data": {"training": ["a"]}}, r"no split 'training'; there are train, validation, test, predict"),
+    "generator": ({"data": (text for text in "ab")}, "datasets.Dataset is expected, got generator"),
+    "kinds": ({"data": {"train": "corpus.txt", "validation": ["a"]}}, "all splits as paths"),
+    "class": ({"data": ["a"] * 9, "student": "lit_distil.models.EvryOther"}, "EvryOther"),
+    "argument": ({"data": ["a"] * 9, "student": piece("lit_distil.models.FirstLayers", layers=1)}, "'layers'"),
+    "overrides": ({"data": ["a"] * 9, "overrides": ["--model.freeze_positions=true"]}, "without Python objects"),
+    "network": ({"teacher": 3, "data": ["a"]}, "a name on the Hub, a folder or a model, got int"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_before_anything_is_written(name: str, workspace: Workspace, tmp_path: Path) -> None:
+    changes, message = MISTAKES[name]
+    with pytest.raises(ValueError, match=message):
+        distil(workspace, changes["data"], tmp_path / "run", **{k: v for k, v in changes.items() if k != "data"})
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,153 @@
+"""`lit-distil pretrain`, `distil` and `finetune` in a shell, and modules of a user's own beside the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import lit_distil
+from lit_distil import cli
+from tests.workspace import REPOSITORY, Workspace, environment, fit, kept_environment, logged
+
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def cache(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("LIT_DISTIL_CACHE", str(workspace.root / "api-cache"))
+    with kept_environment():
+        yield
+
+
+def test_distil_is_the_python_call_and_its_recipe_can_be_given_to_fit(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = str(workspace.root / "train.txt"), tmp_path / "run"
+    command = ["distil", workspace.teacher, text, "--out", str(out), "--max_steps", "2", *QUIET]
+    cli.main([*command, "--model.objectives.soft.temperature=4", "--student", "lit_distil.models.FirstLayers",
+              "--model.student.num_layers", "1"])  # fmt: skip
+    assert f"the network is in {out / 'export'}" in capsys.readouterr().out
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    settings = config["model"]["init_args"]
+    assert settings["objectives"]["soft"]["init_args"]["temperature"] == 4.0
+    assert settings["student"] == {
+        "class_path": "lit_distil.models.FirstLayers",
+        "init_args": {"num_layers": 1, "head": "copy"},
+    }
+    cpu = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
+    called = lit_distil.distil(
+        workspace.teacher,
+        text,
+        out=tmp_path / "python",
+        max_steps=2,
+        student={"class_path": "lit_distil.models.FirstLayers", "init_args": {"num_layers": 1}},
+        trainer=cpu,
+        overrides=["--model.objectives.soft.temperature=4"],
+    )
+    assert logged(out, "train/loss") == logged(called.folder, "train/loss")
+    again = fit(config, tmp_path / "fit", **{**config["trainer"], "default_root_dir": str(tmp_path / "fit")})
+    assert logged(out, "train/loss/soft").keys() == logged(again, "train/loss/soft").keys()
+
+
+def test_finetune_takes_columns_and_a_file_of_validation_rows(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (workspace.root / "train.jsonl").read_text().splitlines()]
+    table = tmp_path / "reviews.csv"
+    table.write_text("review,stars\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in rows))
+    command = ["finetune", workspace.teacher, str(table), "--text", "review", "--label", "stars", "--max_steps", "2"]
+    cli.main([*command, "--validation", str(table), "--out", str(tmp_path / "run"), *QUIET])
+    source = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["init_args"]["source"]["init_args"]
+    assert source["validation"] == str(table) == source["train"]
+    assert "val/score" in capsys.readouterr().out
+
+
+def test_a_call_again_is_refused_in_one_line(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["distil", workspace.teacher, str(workspace.root / "train.txt"), "--out", str(tmp_path), *QUIET])
+    error = capsys.readouterr().err
+    message = error[error.index("lit-distil: error:") :]
+    assert stop.value.code == 2 and len(message.splitlines()) == 1
+    assert "notes.txt" in message and "--overwrite" in message
+
+
+@pytest.mark.parametrize("command", cli.CALLS)
+def test_help_of_a_call_describes_every_option_and_has_examples(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert not stop.value.code and f"lit-distil {command} " in text[text.index("examples:") :]
+    assert "--trainer.devices" in text
+    undescribed = [action.dest for action in cli.call_parser(command)._actions if not action.help]
+    assert not undescribed
+
+
+def test_options_of_fit_are_told_from_arguments_wherever_they_stand() -> None:
+    own, overrides = cli.split_overrides(
+        ["--data.batch_size", "8", "teacher", "--out", "x", "--model.lr=3", "corpus.txt", "--config", "gpu.yaml"]
+    )
+    assert own == ["teacher", "--out", "x", "corpus.txt"]
+    assert overrides == ["--data.batch_size", "8", "--model.lr=3", "--config", "gpu.yaml"]
+
+
+LOSS = '''
+
+from lit_distil.objectives import Objective
+
+
+class Shrinkage(Objective):
+    """The mean square of the last hidden state."""
+
+    counts = "tokens"
+
+    def forward(self, student, teacher, batch):
+        return student.last_hidden_state.square().mean(-1).sum()
+'''
+
+
+def test_an_architecture_and_a_loss_beside_the_run_are_found_from_shell_yaml_and_python(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """A module that registers its classes is named once; the run remembers it."""
+    shutil.copy(REPOSITORY / "tests/models/own_architectures.py", tmp_path / "my_arch.py")
+    with (tmp_path / "my_arch.py").open("a") as file:
+        file.write(LOSS)
+    text = str(workspace.root / "train.txt")
+
+    def python(code: str) -> None:
+        # -P: the working directory is not on the path by itself, as with the installed `lit-distil`
+        settings = {"LIT_DISTIL_CACHE": str(workspace.root / "api-cache")}
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            env=environment(**settings), cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+    sizes = '{"depth": 2, "max_position_embeddings": 130}'
+    own = json.dumps({"masked_lm": {"class_path": "lit_distil.objectives.MaskedLMLoss"}, "own": "my_arch.Shrinkage"})
+    command = ["pretrain", text, "--out", "teacher", "--tokenizer", workspace.byte_bpe, "--max_steps", "2", *QUIET]
+    command += ["--imports", "my_arch", "--model.network.model_type", "plain", "--model.network.config", sizes]
+    python(f"from lit_distil.cli import main; main({[*command, '--model.objectives', own]})")
+    config = yaml.safe_load((tmp_path / "teacher/config.yaml").read_text())
+    assert config["imports"] == ["my_arch"]
+    assert len(logged(tmp_path / "teacher", "train/loss/own")) == 2
+    python(
+        "import lit_distil\n"
+        "run = lit_distil.load('teacher')\n"
+        "assert type(run.model).__module__ == 'my_arch', type(run.model)\n"
+        "from lit_distil.cli import main\n"
+        "main(['fit', '--config', 'teacher/config.yaml', '--trainer.default_root_dir', 'again'])\n"
+    )
+    assert logged(tmp_path / "again", "train/loss") == logged(tmp_path / "teacher", "train/loss")
