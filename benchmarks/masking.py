@@ -126,7 +126,7 @@ def main() -> None:
         if strategy is not None:
             strategy.bind(corpus.token_counts)
         dataset = MaskedSequences(corpus, table, masking=strategy, **facts)
-        whole_words = isinstance(strategy, WholeWordMasking)
+        whole_words = isinstance(strategy, WholeWordMasking | SpanMasking)
         collator, features = theirs[whole_words], with_offsets if whole_words else rows
         pairs = []
         for number in range(ROUNDS + 2):
