@@ -235,6 +235,7 @@ def test_example_pieces_train_two_steps(
 def test_example_masking_takes_one_block_of_the_budget(pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(pieces)
     from lit_distil.data.masking import TokenView
+    from lit_distil.types import Vocabulary
 
     strategy = importlib.import_module("my_pieces").BlockMasking(rate=0.3)
     lengths = np.array([12, 3, 22, 5])
@@ -242,10 +243,11 @@ def test_example_masking_takes_one_block_of_the_budget(pieces: Path, monkeypatch
     maskable = np.ones(lengths.sum(), dtype=bool)
     maskable[starts] = maskable[starts + lengths - 1] = False
     ids = np.arange(10, 10 + lengths.sum())
-    view = TokenView(ids, maskable, np.ones_like(maskable), lengths, starts, np.arange(4))
+    vocabulary = Vocabulary(100, {"mask_token_id": 4})
+    view = TokenView(ids, maskable, np.ones_like(maskable), lengths, starts, np.arange(4), vocabulary)
     seen = set()
     for epoch in range(8):
-        masked = strategy(view, np.full(4, epoch), seed=1, vocabulary_size=100, mask_id=4, special_ids=[0, 1, 2, 3, 4])
+        masked = strategy(view, np.full(4, epoch), seed=1)
         for start, length, count in zip(starts, lengths, (4, 1, 7, 2)):
             block = masked.positions[(masked.positions >= start) & (masked.positions < start + length)]
             assert block.tolist() == list(range(block[0], block[0] + count))

@@ -21,7 +21,7 @@ from lit_distil.commands.pages import Section, to_markdown, write_pages
 from lit_distil.console import Table, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
-from lit_distil.data.sources.tables import SOURCE_KEY
+from lit_distil.tasks.base import SOURCE_KEY
 
 Pair = tuple[str, str | None]
 """A text, and the second one where rows are pairs."""

@@ -72,10 +72,10 @@ def test_a_tokenizer_that_cuts_no_words_still_has_some(tmp_path):
 
 def test_a_small_chunk_size_changes_nothing(wordpiece, tmp_path, monkeypatch):
     documents = [*DOCUMENTS, [], [""], ["", LINES[0], " "], [LINES[1]]]
-    with pytest.warns(UserWarning, match="2 empty documents"):
+    with pytest.warns(UserWarning, match="left out documents: 2 without a token"):
         whole = write_corpus(documents, wordpiece, tmp_path / "whole", progress=False)
     monkeypatch.setattr(reading, "_CHUNK_TEXTS", 1)
-    with pytest.warns(UserWarning, match="2 empty documents"):
+    with pytest.warns(UserWarning, match="left out documents: 2 without a token"):
         cut = write_corpus(documents, wordpiece, tmp_path / "cut", progress=False)
     for name in ("tokens", "word_starts", "unit_ends", "document_ends", "token_counts"):
         assert np.array_equal(getattr(whole, name), getattr(cut, name)), name

@@ -4,7 +4,7 @@ import pytest
 from transformers import BertTokenizer
 
 from lit_distil.data import TableFiles
-from lit_distil.data.sources.rows import hold_out, open_rows
+from lit_distil.data.splits import hold_out, open_rows
 from lit_distil.tasks import ExtractiveQA, TextClassification, TextRegression
 
 
@@ -44,7 +44,7 @@ def test_questions_about_one_context_stay_together():
 def test_values_are_parted_without_strata_and_too_few_rows_not_at_all():
     rows = [{"text": "a", "label": n} for n in range(20)]
     assert len(hold_out(rows, TextRegression(), share=0.25, seed=0)[1]) == 5
-    with pytest.warns(UserWarning, match=r"data\.validation_share: 0\.1 of 3 training rows are none"):
+    with pytest.warns(UserWarning, match=r"data\.validation_share: 0\.1 of 3 training rows is less than one row"):
         assert hold_out(rows[:3], TextRegression(), share=0.1, seed=0) == ([0, 1, 2], [])
 
 

@@ -6,9 +6,10 @@ import pytest
 from pysbd.languages import LANGUAGE_CODES
 
 from lit_distil.data import Mixture, Sentences, TextFiles, prepare_corpus
-from lit_distil.data.corpus.sentence_rules import SentenceCutter
+from lit_distil.data.corpus.engine import workers
 from lit_distil.data.sources import sentences as sentences_module
 from lit_distil.data.sources.base import DocumentSource
+from lit_distil.data.sources.sentence_rules import SentenceCutter
 
 
 class Given(DocumentSource):
@@ -73,12 +74,11 @@ def test_a_unit_without_end_is_cut_in_the_end_and_nothing_is_lost():
 def test_what_pysbd_fails_on_stands_uncut_and_is_counted(monkeypatch):
     source = Sentences(Given(["One. Two.", "Plain text"]), language="en")
 
-    class Failing:
-        def processor(self, text):
-            raise IndexError("string index out of range")
+    def fail(self, text):
+        raise IndexError("string index out of range")
 
-    monkeypatch.setattr(source._cutter, "_segmenter", Failing())
-    with pytest.warns(UserWarning, match="pysbd could not cut 1 pieces of text, which stand uncut"):
+    monkeypatch.setattr(pysbd.Segmenter, "processor", fail)
+    with pytest.warns(UserWarning, match="pysbd failed on 1 pieces of text, which are left uncut"):
         assert list(source.documents("train")) == [["One. Two.", "Plain text"]]
 
 
@@ -87,7 +87,7 @@ def test_plain_text_takes_no_rules_and_gives_the_same(monkeypatch):
     words = ["the", "model's", "self-taught", "layer", "T5", "x", "No", "Mr", "it,", "e", "1", "20"]
     texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) + draw.choice(["", ".", "!", "?"]) for _ in range(300)]
     fast = [sentences(text) for text in texts]
-    monkeypatch.setattr("lit_distil.data.corpus.sentence_rules._IS_PLAIN", lambda text: None)
+    monkeypatch.setattr("lit_distil.data.sources.sentence_rules._IS_PLAIN", lambda text: None)
     assert fast == [sentences(text) for text in texts]
 
 
@@ -146,18 +146,16 @@ def paragraphs(number):
 def test_other_processes_cut_as_this_one_does(monkeypatch):
     monkeypatch.setattr(sentences_module, "_BATCH_CHARACTERS", 3000)  # so that documents are cut in the middle
     given = Given(*paragraphs(60), [], ["One. Two."])
-    alone = Sentences(given, language="en")
-    several = Sentences(Mixture({"only": given}), language="en")
-    nested = Mixture({"only": several})
-    nested.use_processes(2)
-    assert several.num_processes == 2 and alone.num_processes == 1
-    expected = list(alone.documents("train"))
-    assert list(several.documents("train")) == expected == list(nested.documents("train"))
+    source = Sentences(given, language="en")
+    nested = Mixture({"only": Sentences(Mixture({"only": given}), language="en")})
+    expected = list(source.documents("train"))
     assert expected[-2:] == [[], ["One.", "Two."]] and sum(map(len, expected)) > 300
-    # a reader that stops early leaves no process behind
-    documents = several.documents("train")
-    assert next(documents) == expected[0]
-    documents.close()
+    with workers(2):
+        assert list(source.documents("train")) == expected == list(nested.documents("train"))
+        # a reader may stop early
+        documents = source.documents("train")
+        assert next(documents) == expected[0]
+        documents.close()
 
 
 def test_a_prepared_corpus_of_sentences_is_the_same_for_any_number_of_processes(wordpiece, tmp_path, monkeypatch):
@@ -174,6 +172,5 @@ def test_a_prepared_corpus_of_sentences_is_the_same_for_any_number_of_processes(
             shard_characters=9000,
             progress=False,
         )
-        assert source.num_processes == number
         hashes.append((tmp_path / str(number) / "manifest.json").read_bytes())
     assert hashes[0] == hashes[1] == hashes[2] and hashes[0].count(b"shard-") > 2

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from lit_distil.data import TableFiles, TextFiles
-from lit_distil.data.sources.tables import SOURCE_KEY
+from lit_distil.tasks.base import SOURCE_KEY
 
 
 def write(path, text):
@@ -98,23 +98,23 @@ def test_a_long_field_of_csv_is_read(tmp_path):
         ("a.csv", "a,a\n1,2\n", r"a\.csv:1: two columns have the same name"),
         ("a.csv", 'a,b\n1,"2\n3,4\n', r"a\.csv: the row that begins after line 1 cannot be read"),
         ("a.jsonl", '{"a": 1}\n\n{"a": \n', r"a\.jsonl:3: not JSON"),
-        ("a.jsonl", '{"a": 1}\n[1]\n', r"a\.jsonl:2: a JSON object is expected, got list"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', r"a\.jsonl:2: expected a JSON object, got list"),
         ("a.parquet", "no parquet", r"a\.parquet: not a readable Parquet file, after row 0"),
         ("a.arrow", "no arrow", r"a\.arrow: not a readable Arrow file, after row 0"),
         ("a.feather", "ARROW1 or not", r"a\.feather: not a readable Arrow file, after row 0"),
         ("a.json", '[{"a": 1},\n{"a" 2}]', r"a\.json:2: not JSON \(Expecting ':' delimiter\) in an array of objects"),
-        ("a.json", '[{"a": 1}\n{"a": 2}]', r"a\.json:2: not JSON \(, or \] is expected .*, not '\{'\)"),
-        ("a.json", '[{"a": 1},\n2]', r"a\.json:2: a JSON object is expected, got int"),
+        ("a.json", '[{"a": 1}\n{"a": 2}]', r"a\.json:2: not JSON \(expected , or \] .*, not '\{'\)"),
+        ("a.json", '[{"a": 1},\n2]', r"a\.json:2: expected a JSON object, got int"),
         ("a.json", '[{"a": 1},\n', r"a\.json:2: not JSON \(Expecting value\)"),
-        ("a.json", '[{"a": 1}\n', r"a\.json:2: not JSON \(, or \] is expected .*, and the file ends\)"),
+        ("a.json", '[{"a": 1}\n', r"a\.json:2: not JSON \(expected , or \] .*, and the file ends\)"),
         ("a.json", '[{"a": 1}]\n{"a": 2}', r"a\.json:2: text after the end of the array"),
         ("a.json", '[{"a": 1},]', r"a\.json:1: not JSON"),
         ("a.json", "[]", r"source\.train: all of its 1 file\(s\) are empty"),
-        ("a.json", '{"a": \n 1}', r"a\.json:1: not JSON .*one object a line is expected"),
+        ("a.json", '{"a": \n 1}', r"a\.json:1: not JSON .*expected one object on each line"),
         ("a.jsonl", '{"a": ' + "[" * 100_000, r"a\.jsonl:1: JSON that cannot be read \(.*recursion"),
         ("a.jsonl", '{"a": ' + "9" * 5000 + "}", r"a\.jsonl:1: JSON that cannot be read \(Exceeds the limit"),
         ("a.jsonl", '{"a": "\\ud83d"}', r"a\.jsonl:1: \\ud83d is half of a surrogate pair .*errors: replace"),
-        ("a.xml", "<a/>", r"a\.xml: unknown kind of table; \.jsonl, .*, \.parquet, .* and \.ipc are read"),
+        ("a.xml", "<a/>", r"a\.xml: unknown kind of table; supported are \.jsonl, .*, \.parquet, .* and \.ipc"),
         ("a.jsonl", "\n", r"source\.train: all of its 1 file\(s\) are empty"),
     ],
 )

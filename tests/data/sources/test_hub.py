@@ -6,7 +6,7 @@ import pytest
 
 from lit_distil.data import HubDataset
 from lit_distil.tasks import ClassName, TextClassification
-from tests.data.test_sources import write
+from tests.data.sources.test_base import write
 
 
 @pytest.fixture(scope="module")

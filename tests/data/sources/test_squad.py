@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lit_distil.data import SquadFiles
-from lit_distil.data.sources.tables import SOURCE_KEY
+from lit_distil.tasks.base import SOURCE_KEY
 
 
 def write(path, content):
