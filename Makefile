@@ -60,6 +60,13 @@ format: $(VENV)/.dev  ## let ruff put the code in order
 	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format -q .
 
+# Documentation
+
+.PHONY: docs
+docs: $(VENV)/.dev  ## build the site of the documentation into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site: build/site/index.html"
+
 # Tokenizers of the small recipes, and the recipes
 
 .PHONY: tokenizers

@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     # a class in a file beside the run is found, but never hides an installed package
     sys.path.append(os.getcwd())
     try:
-        imports, arguments = _named_imports([_recipe_path(argument) for argument in arguments[1:]])
+        imports, arguments = named_imports([_recipe_path(argument) for argument in arguments[1:]])
         if imports:
             importlib.import_module("lit_distil.run").import_modules(imports)
         if imports and (command in CALLS or command in TRAINER_COMMANDS or command == "inspect"):
@@ -196,7 +196,7 @@ def _call(command: str, arguments: list[str]) -> None:
     print(f"the network is in {run.folder / 'export'}")
 
 
-def _named_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
+def named_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The modules that `--imports` names (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
     names: list[str] = []
     others: list[str] = []

@@ -151,6 +151,11 @@ def is_whole(path: Path, sha256: str, num_bytes: int | None = None) -> bool:
     return path.is_file() and (num_bytes is None or path.stat().st_size == num_bytes) and hash_file(path) == sha256
 
 
+def default_cache_dir(cache_dir: str | None = None) -> Path:
+    """The given folder, else `$LIT_DISTIL_CACHE`, else `~/.cache/lit_distil`."""
+    return Path(cache_dir or os.environ.get("LIT_DISTIL_CACHE") or "~/.cache/lit_distil").expanduser()
+
+
 def describe(piece: Any) -> Any:
     """Plain values that are equal for two pieces of the same class and settings, and differ for others.
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from lit_distil.commands.pages import Section, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
 from lit_distil.console import Table
-from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
+from lit_distil.data.sources.tables import read_rows
 from lit_distil.files import write_file
+from lit_distil.tasks.base import SOURCE_KEY
 from lit_distil.tasks.question_answering import exact_match, f1
 
 _SMALLEST = 1e-12  # probability, so that a loss is finite

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_texts,
+    call_with_words,
     flat_batch,
     open_masked_lm,
     read_texts,
@@ -60,7 +60,7 @@ def fill_mask(
 def run(arguments: list[str]) -> None:
     """Parse the arguments and fill the masks."""
     transformers_logging.disable_progress_bar()
-    call_with_texts(fill_mask, arguments, prog="lit-distil fill-mask")
+    call_with_words(fill_mask, arguments, prog="lit-distil fill-mask")
 
 
 @dataclass(frozen=True)

@@ -270,12 +270,14 @@ def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[
     return found, places
 
 
-def call_with_texts(function: Callable[..., None], arguments: list[str], *, prog: str) -> None:
-    """Call a command whose parameter `texts` needs no option name: `lit-distil score --model M "A text."`."""
+def call_with_words(
+    function: Callable[..., None], arguments: list[str], *, prog: str, words: str = "texts", help: str = "In quotes."
+) -> None:
+    """Call a command whose parameter `words` needs no option name: `lit-distil score --model M "A text."`."""
     parser: Any = ArgumentParser(prog=prog, description=str(function.__doc__).split("\n")[0])
     parser.add_argument("--config", action="config", help="A YAML file of these options.")
-    parser.add_argument("texts", nargs="*", type=str, default=[], help="Texts, each in quotes.")
-    parser.add_function_arguments(function, as_positional=False, skip={"texts"})
+    parser.add_argument(words, nargs="*", type=str, default=[], help=help)
+    parser.add_function_arguments(function, as_positional=False, skip={words})
     settings = parser.parse_args(arguments)
     settings.pop("config")
     function(**parser.instantiate(settings).as_dict())

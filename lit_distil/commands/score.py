@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_texts,
+    call_with_words,
     flat_batch,
     open_masked_lm,
     read_texts,
@@ -24,9 +24,10 @@ from lit_distil.commands.networks import (
 )
 from lit_distil.console import Table, bullets, markdown_table, progress_bar, signed
 from lit_distil.data.corpus.encoding import TextEncoder
-from lit_distil.data.sources.tables import SOURCE_KEY, read_rows
+from lit_distil.data.sources.tables import read_rows
 from lit_distil.files import write_file
 from lit_distil.tasks import Features
+from lit_distil.tasks.base import SOURCE_KEY
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -89,7 +90,7 @@ def score(
 def run(arguments: list[str]) -> None:
     """Parse the arguments and score."""
     transformers_logging.disable_progress_bar()
-    call_with_texts(score, arguments, prog="lit-distil score")
+    call_with_words(score, arguments, prog="lit-distil score")
 
 
 # Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of what was masked
@@ -205,7 +206,7 @@ def _log_probabilities(
 
 def _word_starts(model: MaskedLM, texts: Sequence[str], scored: Sequence[Ints], places: Sequence[str]) -> list[Bools]:
     """For each text bool `[length]`: whether a token starts a word; special tokens do."""
-    _, starts, lengths = TextEncoder(model.tokenizer)(list(texts))
+    _, starts, lengths = TextEncoder(model.tokenizer.backend_tokenizer.to_str())(list(texts))
     found = []
     for place, of_text, positions in zip(places, np.split(starts, np.cumsum(lengths)[:-1]), scored, strict=True):
         if len(of_text) != len(positions):

@@ -11,14 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
-from lit_distil.data.corpus.documents import DocumentSplits
+from lit_distil.data.corpus.reading import DocumentFilters
 from lit_distil.data.corpus.shards import CORPUS_VERSION
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
 from lit_distil.data.sequences import SequenceDataset, SpreadSequences
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
-from lit_distil.data.sources.mixture import DocumentFilters
-from lit_distil.data.sources.rows import STAND_INS, open_rows
+from lit_distil.data.splits import STAND_INS, DocumentSplits, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.files import describe
 from lit_distil.tasks import Task

@@ -3,6 +3,7 @@
 from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.corpus.preparation import prepare_corpus, write_corpus
+from lit_distil.data.corpus.reading import DocumentFilters
 from lit_distil.data.corpus.sequence_tables import open_table
 from lit_distil.data.datamodule import TextDataModule
 from lit_distil.data.formats import (
@@ -29,7 +30,7 @@ from lit_distil.data.sources.base import DocumentSource, RowSource, TableFiles, 
 from lit_distil.data.sources.docstrings import Docstrings
 from lit_distil.data.sources.hub import HubDataset
 from lit_distil.data.sources.memory import HeldOut, InMemory
-from lit_distil.data.sources.mixture import DocumentFilters, Mixture
+from lit_distil.data.sources.mixture import Mixture
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.sources.sentences import Sentences
 from lit_distil.data.sources.squad import SquadFiles

@@ -4,13 +4,17 @@ A number is had by hashing (seed, key, key, ...) with the finaliser of SplitMix6
 "Fast splittable pseudorandom number generators"), vectorised over arrays of keys. The same keys give the same number in
 any process, in any order, beside any other keys; that is what makes masks independent of workers, ranks and resumes.
 
-Masks, which need a number for each token of a batch, draw 32 bits from a hash like this (`masking/numbers.py`).
+Masks, which need a number for each token of a batch, draw 32 bits from a hash like this (`masking/kernels.py`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 _WORD = 0xFFFFFFFFFFFFFFFF
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

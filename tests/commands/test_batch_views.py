@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from lit_distil.commands.inspect.batches import Reader, SplitFacts, TokenTexts, printable, totals_of
+from lit_distil.commands.inspect.batches import Reader, TokenTexts, printable, summary, totals_of
 from lit_distil.commands.inspect.text import Painter, batches_page, sequence_text
 from lit_distil.commands.pages import Section, render
 from lit_distil.data import vocabulary_of
@@ -51,17 +51,16 @@ def test_hostile_text_is_text_on_the_page_and_in_the_terminal(tmp_path: Path) ->
         masked_positions=torch.tensor([5]), masked_labels=torch.tensor([HOSTILE]),
     )  # fmt: skip
     reader = reader_of({0: hostile}, {0: hostile, 1: hostile})
-    views, totals = reader.views(batch), totals_of([batch], reader, top=5)
+    view, totals = reader.view(1, batch, None), totals_of([batch], reader, top=5)
     file = tmp_path / "page.html"
-    facts = SplitFacts("train", 2, 8, None)
-    file.write_text(batches_page(hostile, [(views, batch)], totals, facts), encoding="utf-8")
+    file.write_text(batches_page(hostile, [view], totals, summary(totals)), encoding="utf-8")
     page = Page(file)
     assert not page.tags.keys() & {"script", "img", "link", "iframe", "object"}
     assert page.tags["title"] == page.tags["h1"] == page.tags["main"] == 1
     assert page.struck.count(WORDS[HOSTILE]) == 1 and "<img src=x" in "".join(page.words)
     source = file.read_text(encoding="utf-8")
     assert not re.search(r"https?:|url\(|@import", source) and "\x1b" not in source
-    shown = "\n".join(sequence_text(view, Painter(False)) for view in views)
+    shown = "\n".join(sequence_text(sequence, Painter(False)) for sequence in view.sequences)
     assert shown.replace("\n", "").isprintable() and "\\x1b[2J" in shown and "\\u202e" in shown
 
 
@@ -71,7 +70,7 @@ def test_marks_of_every_kind() -> None:
         masked_positions=torch.tensor([2, 3, 4]),
         masked_labels=torch.tensor([7, 6, 5]),
     )
-    (view,) = reader_of().views(batch)
+    (view,) = reader_of().sequences(batch)
     assert sequence_text(view, Painter(False)).splitlines()[1] == (
         "  │ [CLS] Ada⟦n → [MASK]⟧ ⟦wrote → \\x1b[2J⟧ ⟦Ada ↺⟧ [UNK] [SEP]"
     )
@@ -81,9 +80,9 @@ def test_marks_of_every_kind() -> None:
 
 
 def test_documents_within_a_sequence_stand_on_lines_of_their_own() -> None:
-    (view,) = reader_of().views(batch_of([2, 5, 3, 6, 6, 3]))
+    (view,) = reader_of().sequences(batch_of([2, 5, 3, 6, 6, 3]))
     assert sequence_text(view, Painter(False)).splitlines()[1:] == ["  │ [CLS] Ada [SEP]", "  │ wrote wrote [SEP]"]
-    (pair,) = reader_of().views(batch_of([2, 5, 3, 3, 6, 3]))  # RoBERTa's pair has two separators
+    (pair,) = reader_of().sequences(batch_of([2, 5, 3, 3, 6, 3]))  # RoBERTa's pair has two separators
     assert [len(part.pieces) for part in pair.parts] == [4, 2]
 
 
@@ -91,7 +90,7 @@ def test_every_kind_of_label_is_in_words() -> None:
     """Tags, several labels, values, answers and choices."""
 
     def text(batch: Batch, names: dict[int, str] | None = None) -> str:
-        return "\n".join(sequence_text(view, Painter(False)) for view in reader_of(names).views(batch))
+        return "\n".join(sequence_text(view, Painter(False)) for view in reader_of(names).sequences(batch))
 
     tags = text(batch_of([2, 5, 7, 6, 3], labels=torch.tensor([[-100, 1, -100, 0, -100]])), {0: "O", 1: "B-PER"})
     assert tags.splitlines()[1] == "  │ [CLS] Ada⟨B-PER⟩n wrote⟨O⟩ [SEP]"
@@ -134,7 +133,7 @@ def test_pages_have_contrast_in_light_and_dark(scheme: int) -> None:
     reader = reader_of()
     batch = batch_of([2, 5, 3])
     totals = totals_of([batch], reader, top=0)
-    page = batches_page("T", [(reader.views(batch), batch)], totals, SplitFacts("train", 1, 3, None))
+    page = batches_page("T", [reader.view(1, batch, None)], totals, summary(totals))
     page += render("sections.html.jinja", title="T", sections=[Section(lines=["small print"], small=True)])
     found = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
     assert len(found) == 6 and page.count("prefers-color-scheme: dark") == 3

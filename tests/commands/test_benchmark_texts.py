@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lit_distil.commands.benchmark import command
-from lit_distil.commands.benchmark.command import read_pairs, time_texts
+from lit_distil.commands.benchmark import command, latency
+from lit_distil.commands.benchmark.command import read_pairs
+from lit_distil.commands.benchmark.latency import time_texts
 from lit_distil.commands.benchmark.memory import peak_memory_mb
 from lit_distil.data import TableFiles
 from tests.commands.examples import finished_run, make_tokenizer
@@ -39,8 +40,9 @@ def test_what_was_measured_is_written_beside_the_published_figures(
     numbers = json.loads((tmp_path / "out/latency.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(networks[0])
     num_tokens = sum(len(tokenizer(*pair)["input_ids"]) for pair in PAIRS)
-    assert numbers["num_texts"] == 3 and [row["num_tokens"] for row in numbers["passes"]] == [num_tokens] * 2
-    for row in numbers["passes"]:
+    passes = [row["texts"] for row in numbers["results"]]
+    assert numbers["settings"]["num_texts"] == 3 and [row["num_tokens"] for row in passes] == [num_tokens] * 2
+    for row in passes:
         seconds, text = row["seconds"], row["text_ms"]
         assert 0 < seconds["lower"] <= seconds["median"] <= seconds["upper"]
         # a pass is three texts
@@ -49,22 +51,22 @@ def test_what_was_measured_is_written_beside_the_published_figures(
     assert numbers["published"]["DistilBERT"] == {"parameters_m": 66, "seconds": 410}
     text = (tmp_path / "out/latency.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    first, second = (row["seconds"]["median"] for row in numbers["passes"])
+    first, second = (row["seconds"]["median"] for row in passes)
     ours = [line for line in text.splitlines() if "measured here" in line]
     assert [line.split("|")[5].strip() for line in ours] == ["1.00", f"{second / first:.2f}"]
     assert "BERT-base, published" in text and "668" in text and "table 3" in text
-    assert numbers["peak_memory_mb"] is None and "peak memory" not in text
+    assert all(row["peak_memory_mb"] is None for row in numbers["results"]) and "peak memory" not in text
 
 
 def test_networks_take_turns_a_pass_each(networks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
-    real = command.timed
+    real = latency.timed
 
     def spy(call, inputs):
         order.append((id(call), inputs["input_ids"].shape[1]))
         return real(call, inputs)
 
-    monkeypatch.setattr(command, "timed", spy)
+    monkeypatch.setattr(latency, "timed", spy)
     found = time_texts(networks, PAIRS, rounds=2, threads=1, device="cpu", part="encoder")
     size = 1 + len(PAIRS)  # the warm-up is the first text
     passes = [order[start : start + size] for start in range(0, len(order), size)]

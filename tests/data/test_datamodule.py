@@ -149,7 +149,7 @@ def test_text_is_tokenised_once_and_again_only_when_it_or_the_tokenizer_changes(
     corpora = set(made.corpora.iterdir())
     assert len(corpora) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("lit_distil.data.corpus.documents.prepare_corpus", None)  # would fail if called
+        patch.setattr("lit_distil.data.splits.prepare_corpus", None)  # would fail if called
         ready(text_data(made, masking=WholeWordMasking(), format=SentencePair(), max_length=16, seed=9))
     with (made.root / "train.txt").open("a") as file:
         file.write("\n\nthe dog and the fox")
@@ -337,7 +337,7 @@ def test_a_validation_split_is_made_where_there_is_none_and_told(made, tables, c
             data = ready(row_data(made, source, trainer_of(rank=rank, world_size=2), validation_share=0.2))
             split[rank] = [[row["text"] for row in data.datasets[name].rows] for name in ("train", "validation")]
     assert split[0] == split[1] and [len(part) for part in split[0]] == [24, 6]
-    told = "6 of the 30 training rows are held out (data.validation_share 0.2, seed 3; 0 holds out none)"
+    told = "holding out 6 of 30 training rows (data.validation_share 0.2, seed 3; 0 holds out none)"
     assert told in caplog.text
     asked = row_data(made, source, trainer_of("validate"), validation_share=0.2)  # afterwards, by itself
     asked.setup("validate")

@@ -11,7 +11,7 @@ import pytest
 from transformers import BertTokenizer
 
 from lit_distil.data import TableFiles
-from lit_distil.data.sources.rows import open_rows
+from lit_distil.data.splits import open_rows
 from lit_distil.tasks import ExtractiveQA, Task, TextClassification, TextRegression, TokenClassification
 from tests.tasks.test_classification import ENTRIES
 

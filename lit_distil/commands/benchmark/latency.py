@@ -26,6 +26,7 @@ from lit_distil import __version__
 from lit_distil.commands.networks import load_network, max_positions
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
+from lit_distil.data import load_tokenizer
 
 _BLOCKS = 5
 _WARM_UP = 2  # calls before each block
@@ -50,6 +51,21 @@ class Quartiles:
 
 
 @dataclass(frozen=True)
+class TextsTime:
+    """Passes over a set of texts, one text at a time.
+
+    Attributes:
+        seconds: Of a whole pass, over the rounds.
+        text_ms: Of one text, over all texts and rounds.
+        num_tokens: Tokens of all texts together, special tokens included.
+    """
+
+    seconds: Quartiles
+    text_ms: Quartiles
+    num_tokens: int
+
+
+@dataclass(frozen=True)
 class NetworkBenchmark:
     """What was measured of one network.
 
@@ -64,6 +80,8 @@ class NetworkBenchmark:
         tokens_per_second: The same in tokens.
         latency_ratio: Median latency over that of the first network.
         throughput_ratio: Throughput over that of the first network.
+        texts: Passes over texts, if they were timed.
+        peak_memory_mb: If it was measured.
     """
 
     network: str
@@ -76,6 +94,8 @@ class NetworkBenchmark:
     tokens_per_second: float
     latency_ratio: float
     throughput_ratio: float
+    texts: TextsTime | None = None
+    peak_memory_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +177,51 @@ def measure_networks(
             )
         )
     return results
+
+
+def time_texts(
+    networks: Sequence[str],
+    pairs: Sequence[tuple[str, str | None]],
+    *,
+    rounds: int,
+    threads: int,
+    device: str,
+    part: str,
+) -> list[TextsTime]:
+    """Time passes over texts at batch 1; the networks take turns, a pass each. Tokenising is not timed.
+
+    Args:
+        networks: As for `measure_networks`, each with its tokenizer (an ONNX file's is in its folder).
+        pairs: The texts; one that is too long for a network is cut.
+        rounds: Passes.
+        threads: Of torch and of ONNX Runtime.
+        device: Where to run.
+        part: `encoder` or `whole`.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    opened = [open_timed(name, length=1, device=device, threads=threads) for name in networks]
+    calls = timed_calls(networks, opened, part)
+    inputs = [_encode(name, network, pairs, device) for name, network in zip(networks, opened, strict=True)]
+    times = torch.zeros(len(networks), rounds, len(pairs), dtype=torch.float64)
+    with (
+        limited_threads(threads),
+        torch.inference_mode(),
+        progress_bar(total=rounds * len(networks), desc="texts", unit="pass") as bar,
+    ):
+        for turn in range(rounds):
+            for network, (call, texts) in enumerate(zip(calls, inputs, strict=True)):
+                timed(call, texts[0])  # the warm-up
+                times[network, turn] = torch.tensor([timed(call, text) for text in texts], dtype=torch.float64)
+                bar.update()
+    return [
+        TextsTime(
+            seconds=Quartiles.of((of_network.sum(1) / 1000).tolist()),
+            text_ms=Quartiles.of(of_network.flatten().tolist()),
+            num_tokens=sum(text["input_ids"].numel() for text in texts),
+        )
+        for of_network, texts in zip(times, inputs, strict=True)
+    ]
 
 
 def open_timed(name: str, *, length: int, device: str, threads: int | None = None) -> TimedNetwork:
@@ -270,6 +335,20 @@ def _time_blocks(
                 of_network += [timed(call, inputs) for _ in range(_WARM_UP + size)][_WARM_UP:]
                 bar.update(size)
     return [Quartiles.of(of_network) for of_network in times]
+
+
+def _encode(
+    name: str, network: TimedNetwork, pairs: Sequence[tuple[str, str | None]], device: str
+) -> list[dict[str, Tensor]]:
+    """Each text as a batch of one, by the network's own tokenizer."""
+    tokenizer = load_tokenizer(str(Path(name).parent) if Path(name).suffix == ".onnx" else name)
+    limits = [limit for limit in (network.max_length, tokenizer.model_max_length) if limit]
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if network.has_segments else ()))
+    encoded = []
+    for text, pair in pairs:
+        inputs = tokenizer(text, pair, truncation=True, max_length=min(limits), verbose=False)
+        encoded.append({key: torch.tensor([inputs[key]]).to(device) for key in names if key in inputs})
+    return encoded
 
 
 def _count(model: nn.Module) -> int:

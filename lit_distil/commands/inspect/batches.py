@@ -12,7 +12,6 @@ from typing import Literal
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.console import Table
 from lit_distil.types import IGNORE_INDEX, Batch, Vocabulary
 
 _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "→"}
@@ -101,35 +100,32 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens up to a separator, or of one segment.
+    """Tokens of one segment (`A`, `B`, or empty without segments), or up to and including a separator."""
 
-    Attributes:
-        segment: 0 or 1 where there are segments, otherwise None.
-        pieces: The tokens, including the separator.
-    """
-
-    segment: int | None
-    pieces: tuple[Piece, ...]
+    segment: str
+    pieces: list[Piece]
 
 
 @dataclass(frozen=True)
 class SequenceView:
-    """One sequence of a batch.
+    """One sequence of a batch: a line about it (sample, length, masks, label, origin), and its tokens."""
 
-    Attributes:
-        sample: Its index in its data set.
-        parts: Its tokens.
-        notes: Whether the second segment follows, its label, and where it is from.
-    """
-
-    sample: int
-    parts: tuple[Part, ...]
-    notes: tuple[str, ...]
+    heading: str
+    parts: list[Part]
 
     @property
     def pieces(self) -> list[Piece]:
         """All tokens."""
         return [piece for part in self.parts for piece in part.pieces]
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """A batch: a line about it, its first sequences, and a line about the others (empty if there are none)."""
+
+    heading: str
+    sequences: list[SequenceView]
+    rest: str
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,14 @@ class Reader:
     labels: dict[int, str]
     places: dict[int, str]
 
-    def views(self, batch: Batch, first: int | None = None) -> list[SequenceView]:
+    def view(self, number: int, batch: Batch, first: int | None) -> BatchView:
+        """Batch `number` (from 1) on the CPU with its first so many sequences; None gives all."""
+        views = self.sequences(batch, first)
+        rest = batch.num_sequences - len(views)
+        heading = f"batch {number}: {batch.num_sequences:,} sequences, {batch.num_tokens:,} tokens"
+        return BatchView(heading, views, f"and {rest:,} more sequences (--show)" if rest else "")
+
+    def sequences(self, batch: Batch, first: int | None = None) -> list[SequenceView]:
         """The first so many sequences of a batch on the CPU; None gives all."""
         sizes = batch.group_sizes or (1,) * batch.num_sequences
         samples = [sample for sample, size in zip(batch.sample_ids.tolist(), sizes, strict=True) for _ in range(size)]
@@ -159,7 +162,9 @@ class Reader:
         views = []
         for number, (start, end) in enumerate(list(pairwise(batch.cu_seq_lens.tolist()))[:first]):
             pieces = self._pieces(batch, number, start, end, originals)
-            notes = []
+            notes = [f"sample {samples[number]}", f"{len(pieces)} tokens"]
+            if num_masked := sum(piece.original is not None for piece in pieces):
+                notes.append(f"{num_masked} to predict ({100 * num_masked / len(pieces):.1f} %)")
             if batch.next_sentence_labels is not None:
                 is_random = int(batch.next_sentence_labels[number]) == 1
                 notes.append("random next: B is from another document" if is_random else "is next: B follows A")
@@ -171,7 +176,7 @@ class Reader:
                 notes.append(f"from {printable(self.places[samples[number]])}")
             segments = None if batch.token_type_ids is None else batch.token_type_ids[0, start:end].tolist()
             parts = self._parts(pieces, segments, batch.input_ids[0, start:end].tolist())
-            views.append(SequenceView(samples[number], parts, tuple(notes)))
+            views.append(SequenceView(" · ".join(notes), parts))
         return views
 
     def _pieces(self, batch: Batch, number: int, start: int, end: int, originals: dict[int, int]) -> list[Piece]:
@@ -215,7 +220,7 @@ class Reader:
             return "unknown"
         return "special" if token_id in self.tokens.special_ids else "text"
 
-    def _parts(self, pieces: list[Piece], segments: list[int] | None, ids: list[int]) -> tuple[Part, ...]:
+    def _parts(self, pieces: list[Piece], segments: list[int] | None, ids: list[int]) -> list[Part]:
         special = self.vocabulary.special_ids
         separators = {special[name] for name in ("sep_token_id", "eos_token_id") if name in special}
         parts = []
@@ -225,9 +230,9 @@ class Reader:
             # RoBERTa puts two separators between a pair
             is_cut = not is_end and ids[end - 1] in separators and ids[end] not in separators
             if is_end or is_cut or (segments is not None and segments[end] != segments[end - 1]):
-                parts.append(Part(None if segments is None else segments[begin], tuple(pieces[begin:end])))
+                parts.append(Part("" if segments is None else "AB"[segments[begin]], pieces[begin:end]))
                 begin = end
-        return tuple(parts)
+        return parts
 
 
 def has_token_labels(labels: Tensor) -> bool:
@@ -268,23 +273,6 @@ def _answer(span: list[int], start: int, pieces: list[Piece]) -> str:
 
 _WIDTHS = (1, 2, 5, 10)  # of a bar in the histogram, in percentage points
 _MOST_BARS = 12
-
-
-@dataclass(frozen=True)
-class SplitFacts:
-    """A split as a whole.
-
-    Attributes:
-        name: `train`, `validation`, `test` or `predict`.
-        num_sequences: Its sequences, or samples of a task.
-        num_tokens: Tokens of its documents, or of its samples with special tokens.
-        num_documents: Its documents, if it has any.
-    """
-
-    name: str
-    num_sequences: int
-    num_tokens: int
-    num_documents: int | None
 
 
 @dataclass(frozen=True)
@@ -365,13 +353,10 @@ def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
     )
 
 
-def summary(totals: Totals, split: SplitFacts) -> Table:
+def summary(totals: Totals) -> list[list[str]]:
     """The totals as rows of a name and a value."""
     lengths = totals.lengths
-    size = f"{split.num_sequences:,} sequences, {split.num_tokens:,} tokens"
-    documents = "" if split.num_documents is None else f"{split.num_documents:,} documents, "
     rows = [
-        [f"{split.name} split", documents + size],
         ["batches shown", f"{totals.num_batches:,}"],
         ["sequences", f"{len(totals.lengths):,}"],
         ["tokens", f"{sum(totals.lengths):,}, special tokens included"],
@@ -393,7 +378,7 @@ def summary(totals: Totals, split: SplitFacts) -> Table:
     if totals.labels:
         rows.append(["labels", ", ".join(f"{name} {count:,}" for name, count in totals.labels)])
     if totals.frequent:
-        rows.append(["commonest tokens", "  ".join(f"{token} {count:,}" for token, count in totals.frequent)])
+        rows.append(["most frequent tokens", "  ".join(f"{token} {count:,}" for token, count in totals.frequent)])
     return rows
 
 

@@ -16,16 +16,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_distil.commands.inspect.batches import Reader, SplitFacts, TokenTexts, totals_of
-from lit_distil.commands.inspect.text import (
-    Painter,
-    batch_heading,
-    batches_page,
-    legend,
-    rest_of,
-    sequence_text,
-    totals_text,
-)
+from lit_distil.commands.inspect.batches import Reader, TokenTexts, summary, totals_of
+from lit_distil.commands.inspect.text import Painter, batches_page, legend, sequence_text, totals_text
 from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
 from lit_distil.modules import EncoderModule
 from lit_distil.run import TrainingCLI
@@ -164,23 +156,22 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
     reader = Reader(
         TokenTexts(data.tokenizer, set(vocabulary.special_ids.values())), vocabulary, names, _places(dataset, batches)
     )
-    totals, facts = totals_of(batches, reader, top=options.top), _facts(split, dataset)
-    shown = [(reader.views(batch, options.show), batch) for batch in batches]
+    totals = totals_of(batches, reader, top=options.top)
+    rows = [[f"{split} split", _size_of(dataset)], *summary(totals)]
+    shown = [reader.view(number, batch, options.show) for number, batch in enumerate(batches, start=1)]
 
     painter = Painter(options.color == "always" or (options.color == "auto" and _shows_colours()))
-    if marks := legend([view for views, _ in shown for view in views], painter):
+    if marks := legend(shown, painter):
         print(marks)
-    for number, (views, batch) in enumerate(shown, start=1):
-        print(f"\n{painter(batch_heading(number, batch), 'heading')}")
-        for view in views:
-            print(f"\n{sequence_text(view, painter)}")
-        if rest := rest_of(views, batch):
-            print(f"\n{rest}")
-    print(f"\n{totals_text(totals, facts, painter)}")
+    for view in shown:
+        sequences = [sequence_text(sequence, painter) for sequence in view.sequences]
+        for text in (painter(view.heading, "heading"), *sequences, *filter(None, [view.rest])):
+            print(f"\n{text}")
+    print(f"\n{totals_text(totals, rows, painter)}")
 
     out = Path(options.out or Path(run, "inspect.html"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(batches_page(f"{run}: {split} batches", shown, totals, facts), encoding="utf-8")
+    out.write_text(batches_page(f"{run}: {split} batches", shown, totals, rows), encoding="utf-8")
     print(f"\nwritten: {out}")
 
 
@@ -226,11 +217,12 @@ def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
     return list(islice(loader, options.batches or whole_step))
 
 
-def _facts(split: str, dataset: SequenceDataset) -> SplitFacts:
+def _size_of(dataset: SequenceDataset) -> str:
     whole = _whole(dataset)
     if isinstance(whole, MaskedSequences):
-        return SplitFacts(split, len(whole), whole.corpus.num_tokens, whole.corpus.num_documents)
-    return SplitFacts(split, len(dataset), int(dataset.lengths.sum()), None)
+        corpus = whole.corpus
+        return f"{corpus.num_documents:,} documents, {len(whole):,} sequences, {corpus.num_tokens:,} tokens"
+    return f"{len(dataset):,} sequences, {int(dataset.lengths.sum()):,} tokens"
 
 
 def _whole(dataset: SequenceDataset) -> SequenceDataset:

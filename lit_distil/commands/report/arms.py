@@ -6,6 +6,7 @@ import csv
 import glob
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
     for run in runs:
         groups.setdefault(json.dumps(_relevant(run.config), sort_keys=True, default=str), []).append(run)
     stems = [_SEED_SUFFIX.sub("", group[0].folder) for group in groups.values()]
-    parent = Path(*_common_parts([Path(stem).parts[:-1] for stem in stems]))
+    parent = os.path.commonpath([Path(stem).absolute().parent for stem in stems])
     arms: list[Arm] = []
     for stem, group in zip(stems, groups.values(), strict=True):
         seen: dict[str, str] = {}
@@ -177,7 +178,7 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
                     f"runs: {seen[seeds]} and {run.folder} have the same configuration and seed; give one of them"
                 )
             seen[seeds] = run.folder
-        name = str(Path(stem if stems.count(stem) == 1 else group[0].folder).relative_to(parent))
+        name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
         changes = differences(_relevant(arms[0].runs[0].config), _relevant(group[0].config)) if arms else []
         arms.append(Arm(name, group, changes))
     return arms
@@ -261,37 +262,27 @@ def runs_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
 
 def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[str, Any]:
     """Both tables as plain numbers."""
-    return {
-        "at": at,
-        "arms": [
-            {
-                "name": arm.name,
-                "changes": arm.changes,
-                "metrics": {
-                    name: {
-                        "values": (values := arm.values(name, at)),
-                        "mean": fmean(values),
-                        "half_width_95": half_width(values),
-                    }
-                    for name in metrics
-                },
-            }
-            for arm in arms
-        ],
-        "runs": [
-            {
-                "folder": run.folder,
-                "arm": arm.name,
-                "seed": run.seed,
-                "steps": run.num_steps,
-                "tokens_per_second": run.tokens_per_second,
-                "steps_in_first_runs_time": steps_in_equal_time(run, arms[0].runs[0]),
-                "metrics": {name: run.value(name, at) for name in metrics},
-            }
-            for arm in arms
-            for run in arm.runs
-        ],
-    }
+    summaries, details = [], []
+    for arm in arms:
+        values = {name: arm.values(name, at) for name in metrics}
+        measured = {
+            name: {"values": each, "mean": fmean(each), "half_width_95": half_width(each)}
+            for name, each in values.items()
+        }
+        summaries.append({"name": arm.name, "changes": arm.changes, "metrics": measured})
+        for run in arm.runs:
+            details.append(
+                {
+                    "folder": run.folder,
+                    "arm": arm.name,
+                    "seed": run.seed,
+                    "steps": run.num_steps,
+                    "tokens_per_second": run.tokens_per_second,
+                    "steps_in_first_runs_time": steps_in_equal_time(run, arms[0].runs[0]),
+                    "metrics": {name: run.value(name, at) for name in metrics},
+                }
+            )
+    return {"at": at, "arms": summaries, "runs": details}
 
 
 def beside_table(arms: Sequence[Arm], published: Mapping[str, Any], at: At) -> Table:
@@ -369,15 +360,6 @@ def _describe(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_describe(own)}" for key, own in value.items()) + "}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _common_parts(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    common = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return common
 
 
 def _place(folder: str, columns: Sequence[str]) -> tuple[str, str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.benchmark.latency import describe_hardware
+from lit_distil.commands.networks import call_with_words
 from lit_distil.commands.pages import Section, write_pages
 from lit_distil.commands.report.arms import (
     At,
@@ -118,13 +118,8 @@ def report(
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the report."""
     transformers_logging.disable_progress_bar()
-    parser: Any = ArgumentParser(prog="lit-distil report", description=str(report.__doc__).split("\n")[0])
-    parser.add_argument("--config", action="config", help="A YAML file of these options.")
-    parser.add_argument("runs", nargs="*", type=str, default=[], help="Folders of runs, or globs in quotes.")
-    parser.add_function_arguments(report, as_positional=False, skip={"runs"})
-    settings = parser.parse_args(arguments)
-    settings.pop("config")
-    report(**parser.instantiate(settings).as_dict())
+    help = "Folders of runs, or globs in quotes."
+    call_with_words(report, arguments, prog="lit-distil report", words="runs", help=help)
 
 
 def _compare_runs(

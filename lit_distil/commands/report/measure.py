@@ -36,13 +36,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class MaskedLMScore:
-    """Masked-LM scores on the test split.
-
-    Attributes:
-        loss: Mean cross-entropy of the masked tokens, in nats.
-        perplexity: Its exponential.
-        accuracy: Share of the masked tokens predicted correctly.
-    """
+    """On the masked tokens of the test split: mean cross-entropy in nats, its exponential, share predicted right."""
 
     loss: float
     perplexity: float
@@ -51,14 +45,7 @@ class MaskedLMScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Scores of a fine-tuned network on the test split.
-
-    Attributes:
-        accuracy: Share of the rows classified correctly.
-        accuracy_error: Its standard error, from the number of rows alone.
-        macro_f1: F1, averaged over the classes with equal weight.
-        loss: Mean cross-entropy, in nats.
-    """
+    """On the rows of the test split: accuracy and its standard error from their number alone, F1, loss in nats."""
 
     accuracy: float
     accuracy_error: float
@@ -71,10 +58,10 @@ class Floors:
     """What can be reached without a network, on the same test data.
 
     Attributes:
-        num_masked: Masked tokens of the test split; every masked-LM loss of the report is a mean over them.
-        unigram_loss: Cross-entropy of those tokens under the token frequencies of the training corpus, in nats.
+        num_masked: Masked tokens of the test split.
+        unigram_loss: Their cross-entropy under the token frequencies of the training corpus, in nats.
         num_rows: Labelled rows of the task's test split.
-        majority_accuracy: Accuracy of always predicting the most frequent class of that split.
+        majority_accuracy: Accuracy of always predicting their most frequent class.
     """
 
     num_masked: int

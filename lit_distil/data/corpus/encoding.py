@@ -1,11 +1,11 @@
 """Text to token ids with the beginnings of words, for any kind of fast tokenizer.
 
 A tokenizer cuts text into words and then each word into tokens. For printable ASCII and the two usual tokenizers it is
-known where the cuts are, so that the tokens of a word are asked for once and remembered: several times faster than
-encoding every text anew, and the same to the last token. All other text goes through the tokenizer.
+known where words begin and end, so the tokens of a word are computed once and remembered: several times faster than
+encoding every text anew, with exactly the same tokens. All other text goes through the tokenizer.
 
-This file imports numpy and nothing else at run time, so that a process that does nothing but encode starts at once and
-stays small (see `encoding_worker.py`).
+This file imports no torch and no transformers, so that a process that only encodes starts quickly and stays small (see
+`engine.py`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ import re
 import unicodedata
 from array import array
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 _MOST_WORDS = 1_000_000
 # where BertPreTokenizer and ByteLevel (GPT-2's rule) cut printable ASCII
@@ -33,32 +30,52 @@ _BYTE_LEVEL_WORDS = re.compile(
 _NOT_PRINTABLE_ASCII = r"[^\t\n\r -~]"
 
 
+class Encoded(NamedTuple):
+    """Encoded texts.
+
+    Attributes:
+        tokens: uint16 `[N]`, or uint32 for a vocabulary of more than 65,536 entries: ids of all texts end to end.
+        word_starts: bool `[N]`, whether each token begins a word.
+        lengths: int64 `[texts]`, the number of tokens of each text.
+    """
+
+    tokens: NDArray[np.unsignedinteger]
+    word_starts: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+
+
+def token_type(vocabulary_size: int) -> np.dtype[Any]:
+    """uint16 if every id fits, else uint32."""
+    return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+
+
 class TextEncoder:
     """Encodes texts without special tokens.
 
-    The tokenizer's own word ids say where words begin if it separates both spaces and punctuation (WordPiece,
-    byte-level BPE). SentencePiece-like ones leave punctuation glued to the word, and some do not cut words at all; for
-    these the token's text decides: a leading `▁` begins a word, and so does a token of punctuation and whatever follows
-    it.
+    If the tokenizer separates both spaces and punctuation (WordPiece, byte-level BPE), its own word ids say where words
+    begin. SentencePiece-like ones leave punctuation attached to the word, and some do not cut words at all. For these
+    the token's text decides: a leading `▁` begins a word, and so do a token of punctuation and the token after it.
 
     Args:
-        tokenizer: A fast tokenizer, or what it is made of in the `tokenizers` library.
+        tokenizer: The JSON of a fast tokenizer, as `tokenizer.json` has it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | Tokenizer) -> None:
-        backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        backend.no_truncation()  # transformers sets both anew for each call of its own
+    def __init__(self, tokenizer: str) -> None:
+        backend = Tokenizer.from_str(tokenizer)
+        backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._words = _word_pattern(backend)
+        self._words = _word_pattern(json.loads(tokenizer))
         added = [re.escape(token.content.strip()) for token in backend.get_added_tokens_decoder().values()]
         self._is_difficult = re.compile("|".join([_NOT_PRINTABLE_ASCII, *added]), re.IGNORECASE).search
         self._forget()
 
+        size = backend.get_vocab_size(with_added_tokens=True)
+        self._type = token_type(size)
         pre_tokenizer = backend.pre_tokenizer
         self._cuts_spaces = pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a b")) > 1
         cuts_punctuation = pre_tokenizer is not None and len(pre_tokenizer.pre_tokenize_str("a,b")) > 1
-        self._begins = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=bool)
+        self._begins = np.zeros(size, dtype=bool)
         self._is_punctuation = np.zeros_like(self._begins)
         if self._cuts_spaces and cuts_punctuation:
             return
@@ -67,23 +84,15 @@ class TextEncoder:
             self._begins[index] = not self._cuts_spaces and len(text) < len(token)
             self._is_punctuation[index] = bool(text) and all(unicodedata.category(c)[0] in "PS" for c in text)
 
-    def __call__(self, texts: list[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-        """Encode texts.
-
-        Args:
-            texts: At least one.
-
-        Returns:
-            int64 `[N]` ids of all texts end to end, bool `[N]` whether each begins a word, and int64 `[texts]` the
-            number of tokens of each text.
-        """
+    def __call__(self, texts: list[str]) -> Encoded:
+        """Encode texts, of which there must be at least one."""
         if len(self._ends) > _MOST_WORDS:
             self._forget()
         difficult = [n for n, text in enumerate(texts) if self._words is None or self._is_difficult(text)]
         encodings = iter(self._backend.encode_batch([texts[n] for n in difficult], add_special_tokens=False))
         pending = iter([*difficult, -1])
         next_difficult = next(pending)
-        words = array("q")  # numbers of words in the table
+        words = array("q")  # their numbers in the table
         word_ends = []  # of each text, counted in words
         for number, text in enumerate(texts):
             if number == next_difficult:
@@ -110,16 +119,16 @@ class TextEncoder:
         is_punctuation = self._is_punctuation[tokens]
         starts[:-1] |= is_punctuation | self._begins[tokens]
         starts[1:-1] |= is_punctuation[:-1]
-        return tokens, starts[:-1], np.diff(text_ends, prepend=0)
+        return Encoded(tokens.astype(self._type), starts[:-1], np.diff(text_ends, prepend=0))
 
     def _forget(self) -> None:
         """Begin an empty table of words: word n has the tokens from `_ends[n]` to `_ends[n + 1]`."""
         self._tokens = array("q")
         self._ends = array("q", [0])
-        self._number_of = _Numbers(self)
+        self._number_of = _WordNumbers(self)
 
     def _add_words(self, encoding: Any) -> list[int]:
-        """Put the words of an encoding into the table and give their numbers."""
+        """Put the words of an encoding into the table, and return their numbers."""
         numbers = []
         ids = iter(encoding.ids)
         # a token that belongs to no word stands alone
@@ -131,8 +140,8 @@ class TextEncoder:
         return numbers
 
 
-class _Numbers(dict[str, int]):
-    """The number of a word in the encoder's table, which grows by what is asked for."""
+class _WordNumbers(dict[str, int]):
+    """The number of each word in the encoder's table; a word that is not there yet is encoded and added."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
@@ -142,16 +151,15 @@ class _Numbers(dict[str, int]):
         encoder = self._encoder
         numbers = encoder._add_words(encoder._backend.encode(word, add_special_tokens=False))
         if len(numbers) > 1:
-            raise RuntimeError(f"the tokenizer cuts {word!r} into {len(numbers)} words, where one was expected")
+            raise RuntimeError(f"the tokenizer cuts {word!r} into {len(numbers)} words, expected one")
         if not numbers:  # a tokenizer without an unknown token drops what it does not know
             encoder._ends.append(len(encoder._tokens))
         self[word] = len(encoder._ends) - 2
         return self[word]
 
 
-def _word_pattern(backend: Any) -> re.Pattern[str] | None:
-    """What finds the words of printable ASCII exactly as this tokenizer does; None where that is not known."""
-    settings = json.loads(backend.to_str())
+def _word_pattern(settings: dict[str, Any]) -> re.Pattern[str] | None:
+    """The pattern that finds the words of printable ASCII exactly as this tokenizer does; None if none is known."""
     normalizer, pre_tokenizer, model = settings["normalizer"], settings["pre_tokenizer"], settings["model"]
     if pre_tokenizer is None or model["type"] not in ("WordPiece", "BPE") or model.get("dropout"):
         return None

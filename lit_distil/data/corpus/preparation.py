@@ -1,8 +1,8 @@
-"""Preparing a corpus: text to shards of tokens, over several processes, from wherever it was broken off.
+"""Preparing a corpus: text to shards of tokens, in several processes, from wherever it was interrupted.
 
-One process reads and decides (`reading.py`), others encode (`encoding_pool.py`), and the first writes what they give in
-the order of the source (`shard_writer.py`). The folder appears under its name once it is whole. The bytes are the same
-whatever the number of processes, and however often the work was broken off.
+One process reads and decides (`reading.py`), others encode (`engine.py`, `encoding.py`), and the first writes the
+results in the order of the source (`shards.py`). The folder appears under its name once it is complete. Its bytes are
+the same whatever the backend and the number of processes, and however often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,16 +23,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_distil.console import progress_bar
 from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
-from lit_distil.data.corpus.encoding_pool import available_cores, encode_in_order
-from lit_distil.data.corpus.reading import read_chunks
-from lit_distil.data.corpus.shards import SETTINGS, Manifest, ShardWriter, remove_notes
+from lit_distil.data.corpus.encoding import TextEncoder
+from lit_distil.data.corpus.engine import results_in_order, workers
+from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, read_chunks
+from lit_distil.data.corpus.shards import SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
 from lit_distil.data.sources.base import DocumentSource, Split
-from lit_distil.data.sources.mixture import REASONS, DocumentFilters, Duplicates, describe_dropped
 from lit_distil.data.tokenizers import tokenizer_hash
 from lit_distil.files import place_folder, write_file
 
 SHARD_CHARACTERS = 64_000_000
-_SEEN = "seen.sqlite"
 _LOCK = ".lock"
 
 
@@ -49,53 +48,38 @@ def prepare_corpus(
 ) -> TokenCorpus | None:
     """Tokenise a split of a source into a folder of shards, in bounded memory.
 
-    Work that was broken off goes on with the first shard that is not whole. Where two processes prepare the same
-    folder, the second waits and takes what the first wrote.
+    Interrupted work continues with the first shard that is not whole. If two processes prepare the same folder, the
+    second waits and uses what the first wrote. Inside a block of `engine.workers`, the work runs on its backend.
 
     Args:
-        source: Where the documents come from; units without a token are left out, and so are documents without a unit.
+        source: Where the documents come from. Units without a token and documents without a unit are left out.
         split: Which of its splits.
         tokenizer: A fast tokenizer; no special tokens are added.
         folder: Where to write.
         filters: Which documents to leave out.
-        num_processes: How many processes tokenise; None takes one a core.
-        shard_characters: A shard ends with the first document by which it has so many characters. It is held in memory
-            until then, in about as many bytes. Sequences do not reach over the end of a shard.
+        num_processes: How many processes tokenise; None is one for each core.
+        shard_characters: A shard ends with the document by which it has this many characters. Until then it is held in
+            memory, in about as many bytes. A sequence never crosses a shard boundary.
         progress: Whether to show the text done, the rate and the time left on stderr.
 
     Returns:
-        The corpus, memory-mapped; None where the split has no documents.
+        The corpus, memory-mapped; None if the split has no documents.
 
     Raises:
-        ValueError: A folder of that name holds a corpus that is another one or is damaged, the tokenizer is a slow one
-            or does not fit the text, or no document is left.
+        ValueError: The folder holds another corpus or a damaged one, the tokenizer is not a fast one or does not fit
+            the text, or no document is left.
     """
-    folder, filters = Path(folder).resolve(), filters or DocumentFilters()
-    settings = {"shard_characters": shard_characters, "filters": asdict(filters)}
-    made_of = {
-        "tokenizer": tokenizer_hash(tokenizer),
-        "split": split,
-        "source": source.fingerprint(split),
-        "settings": settings,
-    }
-    if holds_corpus(folder):
-        return _reuse(folder, made_of)
-    source.use_processes(num_processes or available_cores())
-    documents = iter(source.documents(split))
-    first = next(documents, None)
-    if first is None:
-        return None
-    return _prepare(
-        itertools.chain([first], documents),
-        made_of,
-        tokenizer,
-        folder,
-        filters=filters,
-        num_processes=num_processes,
-        shard_characters=shard_characters,
-        total=source.text_bytes(split),
-        progress=progress,
-    )
+    filters = filters or DocumentFilters()
+    work = _Preparation(Path(folder).resolve(), tokenizer, filters, shard_characters, progress)
+    made_of = work.made_of(split, source.fingerprint(split))
+    if holds_corpus(work.folder):
+        return _reuse(work.folder, made_of)
+    with workers(num_processes):
+        documents = iter(source.documents(split))
+        first = next(documents, None)
+        if first is None:
+            return None
+        return work.run(itertools.chain([first], documents), made_of, source.text_bytes(split))
 
 
 def write_corpus(
@@ -108,7 +92,7 @@ def write_corpus(
     num_processes: int | None = 1,
     shard_characters: int = SHARD_CHARACTERS,
 ) -> TokenCorpus:
-    """Tokenise documents that can be read once; as `prepare_corpus`, but what is broken off begins anew.
+    """Tokenise documents that can be read only once; like `prepare_corpus`, but interrupted work starts again.
 
     Args:
         documents: Documents as lists of units.
@@ -116,117 +100,114 @@ def write_corpus(
         folder: Where to write; must not exist yet.
         progress: Whether to show the text done, the rate and the time left on stderr.
         filters: Which documents to leave out.
-        num_processes: How many processes tokenise; None takes one a core.
+        num_processes: How many processes tokenise; None is one for each core.
         shard_characters: About how many characters a shard has.
 
     Raises:
-        ValueError: If the folder exists, the tokenizer is a slow one or does not fit the text, or no token is left.
+        ValueError: The folder exists, the tokenizer is not a fast one or does not fit the text, or no token is left.
     """
-    folder, filters = Path(folder).resolve(), filters or DocumentFilters()
-    if folder.exists():
-        raise ValueError(f"folder {str(folder)!r} exists: delete it, or load it with TokenCorpus.load")
-    settings = {"shard_characters": shard_characters, "filters": asdict(filters)}
-    made_of = {"tokenizer": tokenizer_hash(tokenizer), "split": "train", "source": "", "settings": settings}
-    return _prepare(
-        documents,
-        made_of,
-        tokenizer,
-        folder,
-        filters=filters,
-        num_processes=num_processes,
-        shard_characters=shard_characters,
-        total=None,
-        progress=progress,
-    )
+    work = _Preparation(Path(folder).resolve(), tokenizer, filters or DocumentFilters(), shard_characters, progress)
+    if work.folder.exists():
+        raise ValueError(f"folder {str(work.folder)!r} exists: delete it, or load it with TokenCorpus.load")
+    with workers(num_processes):
+        return work.run(documents, work.made_of("train", ""), None)
 
 
-def _prepare(
-    documents: Iterable[list[str]],
-    made_of: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    filters: DocumentFilters,
-    num_processes: int | None,
-    shard_characters: int,
-    total: int | None,
-    progress: bool,
-) -> TokenCorpus:
-    if num_processes is not None and num_processes < 1:
-        raise ValueError(f"num_processes must be at least 1, got {num_processes}")
-    if shard_characters < 1:
-        raise ValueError(f"shard_characters must be at least 1, got {shard_characters}")
-    _check_tokenizer(tokenizer)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"folder {str(folder)!r} exists and holds no corpus: name another one, or delete it")
-    staging = folder.with_name(f".{folder.name}.partial")
-    lock = _lock(staging)
-    try:
-        if holds_corpus(folder):  # another process has finished while this one waited
-            return _reuse(folder, made_of)
-        if not holds_corpus(staging):
-            _take_up(staging, made_of)
-            writer = ShardWriter(staging, tokenizer, filters)
-            if writer.num_shards and progress:
-                print(f"{folder.name}: {writer.num_shards} shards are whole, going on from there", file=sys.stderr)
-            _fill(writer, documents, tokenizer, num_processes, shard_characters, total, progress, folder.name)
-            _check_result(writer)
-            writer.finish(
-                split=made_of["split"],
-                source=made_of["source"],
-                tokenizer_hash=made_of["tokenizer"],
-                settings=made_of["settings"],
-            )
-        (staging / _SEEN).unlink(missing_ok=True)
-        remove_notes(staging)
-        place_folder(staging, folder)
-    finally:
-        if not made_of["source"] or holds_corpus(folder):  # what cannot be read again cannot be gone on with
-            shutil.rmtree(staging, ignore_errors=True)
-        lock.release()
-    return TokenCorpus.load(folder)
+@dataclass(frozen=True)
+class _Preparation:
+    """The settings of `prepare_corpus`, and the work."""
 
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    filters: DocumentFilters
+    shard_characters: int
+    progress: bool
 
-def _fill(
-    writer: ShardWriter,
-    documents: Iterable[list[str]],
-    tokenizer: PreTrainedTokenizerBase,
-    num_processes: int | None,
-    shard_characters: int,
-    total: int | None,
-    progress: bool,
-    name: str,
-) -> None:
-    """Read, encode and write what is not there yet."""
-    filters = writer.filters
-    duplicates = Duplicates(writer.folder / _SEEN, writer.num_shards) if filters.drop_duplicates else None
-    chunks = read_chunks(
-        documents,
-        filters=filters,
-        duplicates=duplicates,
-        shard_characters=shard_characters,
-        first_shard=writer.num_shards,
-        documents_read=writer.documents_read,
-        text_bytes=writer.text_bytes,
-    )
-    start, num_tokens, done = perf_counter(), 0, writer.text_bytes
-    bar = progress_bar(
-        total=total, initial=done, desc=f"preparing {name}", unit="B", unit_scale=True, disable=not progress
-    )
-    try:
-        with bar:
-            for chunk, encoded in encode_in_order(chunks, tokenizer, num_processes or available_cores()):
-                shards = writer.num_shards
-                writer.add(chunk, encoded)
-                num_tokens += len(encoded[0])
-                bar.set_postfix_str(f"{num_tokens / (perf_counter() - start):,.0f} tokens/s", refresh=False)
-                bar.update(chunk.text_bytes - done)
-                done = chunk.text_bytes
-                if writer.num_shards > shards:
-                    _check_unknown(writer)
-    finally:
-        if duplicates is not None:
-            duplicates.close()
+    def __post_init__(self) -> None:
+        if self.shard_characters < 1:
+            raise ValueError(f"shard_characters must be at least 1, got {self.shard_characters}")
+
+    def made_of(self, split: Split, source: str) -> dict[str, Any]:
+        """Everything that the bytes of the corpus depend on; the source of a corpus that is read once is empty."""
+        settings = {"shard_characters": self.shard_characters, "filters": asdict(self.filters)}
+        return {
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "split": split,
+            "source": source,
+            "settings": settings,
+        }
+
+    def run(self, documents: Iterable[list[str]], made_of: dict[str, Any], total: int | None) -> TokenCorpus:
+        """Write the corpus beside its place, then put it there.
+
+        Args:
+            documents: All documents.
+            made_of: See `made_of`.
+            total: Bytes of their text, if known.
+        """
+        _check_tokenizer(self.tokenizer)
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"folder {str(self.folder)!r} exists and holds no corpus: name another one, or delete it")
+        staging = self.folder.with_name(f".{self.folder.name}.partial")
+        lock = _lock(staging)
+        try:
+            if holds_corpus(self.folder):  # another process finished while this one waited
+                return _reuse(self.folder, made_of)
+            if not holds_corpus(staging):
+                _keep_if_same(staging, made_of)
+                writer = ShardWriter(staging, len(self.tokenizer), self.tokenizer.unk_token_id, self.filters)
+                if writer.num_shards and self.progress:
+                    print(f"{self.folder.name}: continuing after {writer.num_shards} whole shards", file=sys.stderr)
+                self._write_shards(writer, documents, total)
+                _check_result(writer)
+                writer.finish(made_of)
+            remove_notes(staging)
+            # the lock goes along: a process that waits for it would lock another file of that name
+            place_folder(staging, self.folder)
+            (self.folder / _LOCK).unlink(missing_ok=True)
+        finally:
+            if not made_of["source"] or holds_corpus(self.folder):  # it cannot be continued, or it is complete
+                shutil.rmtree(staging, ignore_errors=True)
+            lock.release()
+        return TokenCorpus.load(self.folder)
+
+    def _write_shards(self, writer: ShardWriter, documents: Iterable[list[str]], total: int | None) -> None:
+        """Read, encode and write what is not there yet."""
+        duplicates = Duplicates(writer.folder / SEEN, writer.num_shards) if self.filters.drop_duplicates else None
+        chunks = read_chunks(
+            documents,
+            filters=self.filters,
+            duplicates=duplicates,
+            shard_characters=self.shard_characters,
+            first_shard=writer.num_shards,
+            documents_read=writer.documents_read,
+            text_bytes=writer.text_bytes,
+        )
+        backend: Any = self.tokenizer.backend_tokenizer
+        encoded_chunks = results_in_order(TextEncoder, backend.to_str(), chunks, lambda chunk: chunk.texts)
+        start, num_tokens, done = perf_counter(), 0, writer.text_bytes
+        bar = progress_bar(
+            total=total,
+            initial=done,
+            desc=f"preparing {self.folder.name}",
+            unit="B",
+            unit_scale=True,
+            disable=not self.progress,
+        )
+        try:
+            with bar:
+                for chunk, encoded in encoded_chunks:
+                    num_shards = writer.num_shards
+                    writer.add(chunk, encoded)
+                    num_tokens += len(encoded.tokens)
+                    bar.set_postfix_str(f"{num_tokens / (perf_counter() - start):,.0f} tokens/s", refresh=False)
+                    bar.update(chunk.text_bytes - done)
+                    done = chunk.text_bytes
+                    if writer.num_shards > num_shards:
+                        _check_unknown(writer)
+        finally:
+            if duplicates is not None:
+                duplicates.close()
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -238,29 +219,25 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _check_unknown(writer: ShardWriter) -> None:
-    """Stop at the end of a shard, and not in the end, if the tokenizer is not made for the text."""
+    """Stop at the end of a shard, rather than after all of them, if the tokenizer does not fit the text."""
     limit = writer.filters.max_corpus_unknown_share
     if writer.num_unknown > limit * writer.num_tokens:
         raise ValueError(
             f"{writer.num_unknown:,} of {writer.num_tokens:,} tokens are unknown to the tokenizer, more than "
-            f"filters.max_corpus_unknown_share {limit}: take a tokenizer that is made for this text (`lit-distil "
+            f"filters.max_corpus_unknown_share {limit}: use a tokenizer that was made for this text (`lit-distil "
             "tokenizer` trains one), or leave such documents out (filters.max_unknown_share)"
         )
 
 
 def _check_result(writer: ShardWriter) -> None:
-    dropped = describe_dropped(writer.dropped, writer.filters)
+    dropped = writer.filters.describe(writer.dropped)
     if not writer.num_tokens:
         raise ValueError(
             f"the corpus has no token: {writer.documents_read:,} documents were read and none is left ({dropped}). "
             "Check the source's files, or widen data.filters"
         )
-    if {reason for reason in REASONS if writer.dropped[reason]} == {"empty"}:
-        warnings.warn(
-            f"{writer.dropped['empty']} empty documents were left out ({writer.num_documents} are kept)", stacklevel=4
-        )
-    elif dropped:
-        warnings.warn(f"documents left out: {dropped}; {writer.num_documents:,} are kept", stacklevel=4)
+    if dropped:
+        warnings.warn(f"left out documents: {dropped}; {writer.num_documents:,} are kept", stacklevel=4)
     if writer.num_unknown * 2 > writer.num_tokens:
         warnings.warn(
             f"{writer.num_unknown} of {writer.num_tokens} tokens are unknown to the tokenizer: it does not fit this "
@@ -270,7 +247,7 @@ def _check_result(writer: ShardWriter) -> None:
 
 
 def _lock(staging: Path) -> FileLock:
-    """Make the folder to work in, and wait until nobody else does."""
+    """Make the folder to work in, and wait until no other process does."""
     while True:
         staging.mkdir(parents=True, exist_ok=True)
         lock = FileLock(staging / _LOCK)
@@ -280,20 +257,20 @@ def _lock(staging: Path) -> FileLock:
             print(f"waiting for another process that prepares {staging.name[1:-8]}", file=sys.stderr)
             try:
                 lock.acquire()
-            except FileNotFoundError:  # who had the lock has renamed the folder or removed it
+            except FileNotFoundError:  # the other process has renamed or removed the folder
                 continue
         if (staging / _LOCK).exists():
             return lock
         lock.release()
 
 
-def _take_up(staging: Path, made_of: dict[str, Any]) -> None:
-    """Keep what is there if it was made of the same; otherwise begin anew."""
+def _keep_if_same(staging: Path, made_of: dict[str, Any]) -> None:
+    """Keep what is there if it was made of the same; otherwise start again."""
     path = staging / SETTINGS
     text = json.dumps(made_of)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    for left in itertools.chain(staging.glob("shard-*"), [staging / _SEEN, staging / f"{_SEEN}-journal"]):
+    for left in itertools.chain(staging.glob("shard-*"), [staging / SEEN, staging / f"{SEEN}-journal"]):
         left.unlink(missing_ok=True)
     write_file(path, text)
 
@@ -303,7 +280,7 @@ def _reuse(folder: Path, made_of: dict[str, Any]) -> TokenCorpus:
     for name, value in made_of.items():
         if manifest[name] != value:
             raise ValueError(
-                f"folder {str(folder)!r} holds a corpus with another {name} ({manifest[name]}, asked for is {value}): "
+                f"folder {str(folder)!r} holds a corpus with another {name} ({manifest[name]}, requested is {value}): "
                 "name another folder, or delete this one"
             )
     return TokenCorpus.load(folder)

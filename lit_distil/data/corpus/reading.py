@@ -1,31 +1,123 @@
-"""Documents to chunks of text: what is kept, what is encoded together, and where a shard ends.
+"""Documents to chunks of text: which documents are kept, what is encoded together, and where a shard ends.
 
-Everything is decided here, in the order of the source and from the text alone, so that a corpus is the same whatever
-the number of processes that encode it.
+All of this is decided in the order of the source and from the text alone, so a corpus is the same whatever the number
+of processes that encode it.
 """
 
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from lit_distil.data.sources.mixture import REASONS, DocumentFilters, Duplicates
+from lit_distil.files import short_hash
 
-_CHUNK_TEXTS = 16_384
-_CHUNK_CHARACTERS = 1_000_000
+REASONS = ("empty", "too_short", "too_long", "duplicate", "unknown_tokens")
+"""Why a document is left out: it has no token, or one of the filters excludes it."""
+
+_CHUNK_TEXTS = 4_096
+_CHUNK_CHARACTERS = 250_000  # some 40 ms of work
 _LONGEST_TEXT = 100_000
+
+
+@dataclass(frozen=True)
+class DocumentFilters:
+    """Filters on whole documents. What each leaves out is counted, reported and kept in the corpus' manifest.
+
+    Attributes:
+        min_characters: Leave out documents with fewer characters in their units.
+        max_characters: Leave out documents with more; None has no limit.
+        drop_duplicates: Leave out documents whose text came before in the same split.
+        max_unknown_share: Leave out documents with a larger share of unknown tokens; 1 keeps all.
+        max_corpus_unknown_share: Refuse a corpus with a larger share of unknown tokens, since its tokenizer was made
+            for another text (more than half is a warning); 1 accepts all.
+    """
+
+    min_characters: int = 0
+    max_characters: int | None = None
+    drop_duplicates: bool = False
+    max_unknown_share: float = 1.0
+    max_corpus_unknown_share: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.min_characters < 0:
+            raise ValueError(f"filters.min_characters must be at least 0, got {self.min_characters}")
+        if self.max_characters is not None and self.max_characters < max(1, self.min_characters):
+            raise ValueError(
+                f"filters.max_characters must be at least 1 and at least filters.min_characters "
+                f"({self.min_characters}), got {self.max_characters}"
+            )
+        for name in ("max_unknown_share", "max_corpus_unknown_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"filters.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def reason_of_length(self, num_characters: int) -> str | None:
+        """Why a document of this length is left out; None if it is kept."""
+        if num_characters < self.min_characters:
+            return "too_short"
+        if self.max_characters is not None and num_characters > self.max_characters:
+            return "too_long"
+        return None
+
+    def describe(self, dropped: dict[str, int]) -> str:
+        """How many documents were left out and why, in words; empty if none were."""
+        words = {
+            "empty": "without a token",
+            "too_short": f"shorter than {self.min_characters:,} characters (filters.min_characters)",
+            "too_long": f"longer than {self.max_characters or 0:,} characters (filters.max_characters)",
+            "duplicate": "duplicates (filters.drop_duplicates)",
+            "unknown_tokens": f"with more than {self.max_unknown_share:.0%} unknown tokens (filters.max_unknown_share)",
+        }
+        return ", ".join(f"{dropped[reason]:,} {words[reason]}" for reason in REASONS if dropped[reason])
+
+
+class Duplicates:
+    """The texts seen so far, as hashes of 16 bytes in a table on disk with a cache of fixed size.
+
+    Each hash has the number of the shard in which it came first. So work that was interrupted continues with exactly
+    what had been seen by the end of the last whole shard. The probability that two different ones of n documents are
+    taken for the same is n² / 2^129.
+
+    Args:
+        path: The table (SQLite); created if it does not exist.
+        first_shard: Forget what was seen in this shard and later ones.
+    """
+
+    def __init__(self, path: Path, first_shard: int) -> None:
+        self._table = sqlite3.connect(path, isolation_level=None)
+        self._table.execute("PRAGMA cache_size = -65536")  # KiB
+        self._table.execute(
+            "CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, shard INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        self._table.execute("DELETE FROM seen WHERE shard >= ?", (first_shard,))
+        self._table.execute("BEGIN")
+
+    def add(self, units: list[str], shard: int) -> bool:
+        """Note a document, and say whether its text was there already."""
+        digest = short_hash("\n".join(units).encode("utf-8", "surrogatepass"), 16)
+        return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, shard)).rowcount == 0
+
+    def commit(self) -> None:
+        """Put everything noted so far on disk; called before its shard is written."""
+        self._table.execute("COMMIT")
+        self._table.execute("BEGIN")
+
+    def close(self) -> None:
+        """Close the table; what was not committed is forgotten."""
+        self._table.close()
 
 
 @dataclass
 class ShardEnd:
-    """What was read for a shard, known when its last document is.
+    """What was read for a shard, known once its last document is.
 
     Attributes:
-        documents_read: Documents taken from the source since its beginning, those left out included.
+        documents_read: Documents taken from the source since its beginning, including those left out.
         characters: Characters of the shard's documents.
-        text_bytes: Bytes of text read since the source's beginning, line ends included.
-        dropped: How many documents were left out by what is seen in the text, since the last shard's end.
+        text_bytes: Bytes of text read since the source's beginning, including line ends.
+        dropped: How many documents were left out for what their text shows, since the end of the last shard.
     """
 
     documents_read: int
@@ -36,14 +128,14 @@ class ShardEnd:
 
 @dataclass
 class TextChunk:
-    """Texts that are encoded together; a long unit is several of them, and a large document several chunks.
+    """Texts that are encoded together. A long unit is several texts, and a large document several chunks.
 
     Attributes:
         texts: The texts.
         ends_unit: Whether each text is the last of its unit.
         ends_document: Whether each is the last of its document.
         text_bytes: Bytes of text read since the source's beginning.
-        end: What was read for the shard, if the chunk is its last.
+        end: What was read for the shard, in its last chunk.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -67,11 +159,11 @@ def read_chunks(
 
     Args:
         documents: All documents of the source.
-        filters: Which to leave out.
-        duplicates: What has been seen, where duplicates are left out.
-        shard_characters: A shard ends with the first document by which it has so many.
+        filters: Which documents to leave out.
+        duplicates: What has been seen, if duplicates are left out.
+        shard_characters: A shard ends with the document by which it has this many characters.
         first_shard: Number of the shard to begin with.
-        documents_read: Documents of the shards before it, which are passed over.
+        documents_read: Documents of the shards before it, which are skipped.
         text_bytes: Bytes of their text.
     """
     chunk, chunk_characters = TextChunk(), 0
@@ -82,9 +174,9 @@ def read_chunks(
     def end_of_shard() -> TextChunk:
         if duplicates is not None:
             duplicates.commit()
-        if not chunk.texts:  # an encoder wants something, and this is no document
+        if not chunk.texts:  # the encoder needs a text, and this one belongs to no document
             chunk.texts, chunk.ends_unit, chunk.ends_document = [""], [False], [False]
-        chunk.end = ShardEnd(documents_read, shard_size, text_bytes, dropped)
+        chunk.text_bytes, chunk.end = text_bytes, ShardEnd(documents_read, shard_size, text_bytes, dropped)
         return chunk
 
     for document in itertools.islice(documents, documents_read, None):
@@ -99,7 +191,7 @@ def read_chunks(
             dropped[reason] += 1
             continue
         shard_size += num_characters
-        # a document without units still leaves a trace, so that it is counted
+        # a document without units has one text, so that it is counted
         for number, unit in enumerate(document or [""], start=1):
             parts = cut_text(unit)
             for part_number, part in enumerate(parts, start=1):
@@ -108,25 +200,22 @@ def read_chunks(
                 chunk.ends_unit.append(ends_unit)
                 chunk.ends_document.append(ends_unit and number >= len(document))
                 chunk_characters += len(part)
-                if len(chunk.texts) >= _CHUNK_TEXTS or chunk_characters >= _CHUNK_CHARACTERS:
+                is_full = len(chunk.texts) >= _CHUNK_TEXTS or chunk_characters >= _CHUNK_CHARACTERS
+                if is_full and not (chunk.ends_document[-1] and shard_size >= shard_characters):
                     chunk.text_bytes = text_bytes
-                    if chunk.ends_document[-1] and shard_size >= shard_characters:
-                        break  # it ends the shard too
                     yield chunk
                     chunk, chunk_characters = TextChunk(), 0
         if shard_size >= shard_characters:
-            chunk.text_bytes = text_bytes
             yield end_of_shard()
             chunk, chunk_characters = TextChunk(), 0
             shard, shard_size, dropped = shard + 1, 0, dict.fromkeys(REASONS, 0)
             documents_before = documents_read
     if documents_read > documents_before:
-        chunk.text_bytes = text_bytes
         yield end_of_shard()
 
 
 def cut_text(text: str) -> list[str]:
-    """Cut a very long text before a space, so that a file that is one line takes bounded memory and all cores."""
+    """Cut a very long text before spaces, so that a file that is one line takes bounded memory and uses all cores."""
     parts = []
     start = 0
     while len(text) - start > _LONGEST_TEXT:

@@ -1,30 +1,32 @@
-"""Writing a corpus shard by shard into a folder of its own, so that work that was broken off can go on."""
+"""The files of a prepared corpus, shards of tokens and their manifest: mapping, checking and writing them.
+
+They are written shard by shard into a folder of their own, so that work that was interrupted can continue.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from lit_distil.data.corpus.encoding_pool import Encoded, token_type_of
-from lit_distil.data.corpus.reading import ShardEnd, TextChunk
-from lit_distil.data.sources.mixture import REASONS, DocumentFilters
+from lit_distil.data.corpus.encoding import Encoded, token_type
+from lit_distil.data.corpus.reading import REASONS, DocumentFilters, ShardEnd, TextChunk
 from lit_distil.files import is_whole, write_file, write_json
 
 CORPUS_VERSION = 2
 MANIFEST = "manifest.json"
 TOKEN_COUNTS = "token_counts.npy"
+SETTINGS = "settings.json"
+SEEN = "seen.sqlite"
 
 
 class ShardArrays(NamedTuple):
-    """What a shard holds, counted from its own beginning.
+    """The content of a shard, counted from its own beginning, in the order of its file.
 
     Attributes:
         unit_ends: uint32 `[U]` on disk, exclusive end of each unit, counted in tokens.
@@ -41,14 +43,14 @@ class ShardArrays(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the manifest says of a shard.
+    """A shard in the manifest.
 
     Attributes:
         file: Name of the file.
         documents: Number of documents.
         units: Number of units.
         tokens: Number of tokens.
-        characters: Characters of the text that went into it.
+        characters: Characters of the text that it was made from.
         sha256: Hash of the file.
     """
 
@@ -66,7 +68,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus is and what it was made of and by.
+    """What a corpus holds and what it was made from.
 
     Attributes:
         tokenizer: sha256 of the tokenizer.
@@ -79,7 +81,7 @@ class Manifest:
         units: Number of units.
         tokens: Number of tokens.
         dropped: How many documents were left out, for each reason.
-        token_counts: sha256 of the file with the number of times that each id occurs.
+        token_counts: sha256 of the file that says how often each id occurs.
         shards: The shards in order.
     """
 
@@ -97,7 +99,7 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
 
     def to_json(self) -> str:
-        """As it is written; the same manifest gives the same text."""
+        """The text of the file; the same manifest always gives the same text."""
         return json.dumps({"version": CORPUS_VERSION, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
@@ -106,33 +108,30 @@ class Manifest:
 
         Args:
             text: The manifest.
-            place: Where it stands, for messages.
+            place: Where it is, for messages.
 
         Raises:
-            ValueError: It is another version's, or damaged.
+            ValueError: It is damaged, or of another version.
         """
         try:
             values = json.loads(text)
             version = values.pop("version", None)
-        except (json.JSONDecodeError, AttributeError) as error:
+            if version == CORPUS_VERSION:
+                shards = tuple(ShardRecord(**record) for record in values.pop("shards"))
+                return cls(**values, shards=shards)
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"corpus {place!r}: {MANIFEST} is damaged ({error}); prepare the corpus again") from error
-        if version != CORPUS_VERSION:
-            raise ValueError(
-                f"corpus {place!r} has version {version}, this is version {CORPUS_VERSION}: delete the folder and "
-                "prepare it again"
-            )
-        try:
-            shards = tuple(ShardRecord(**record) for record in values.pop("shards"))
-            return cls(**values, shards=shards)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"corpus {place!r}: {MANIFEST} is damaged ({error}); prepare the corpus again") from error
+        raise ValueError(
+            f"corpus {place!r} has version {version}, this is version {CORPUS_VERSION}: delete the folder and prepare "
+            "it again"
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """The manifest of a folder.
 
         Raises:
-            ValueError: There is none, or it is another version's, or damaged.
+            ValueError: There is none, or it is damaged or of another version.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -149,16 +148,15 @@ class Manifest:
         """Bytes of a token."""
         return np.dtype(self.token_type).itemsize
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.num_bytes(self.token_bytes) for shard in self.shards)
+
 
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.bin"
-
-
-def write_shard(folder: Path, number: int, parts: Iterable[NDArray[Any]]) -> str:
-    """Write arrays end to end, and return the sha256 of the file."""
-    blocks = (np.ascontiguousarray(part).view(np.uint8).data for part in parts)
-    return write_file(folder / shard_name(number), blocks)
 
 
 def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays:
@@ -176,7 +174,7 @@ def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays
 
 
 def check_shards(folder: Path, manifest: Manifest, way_out: str, *, contents: bool = False) -> None:
-    """Check that every file of a corpus is there and has its size, or, slower, its content.
+    """Check that every file of a corpus is there with its size, or, which is slower, with its content.
 
     Args:
         folder: Where the corpus is.
@@ -204,41 +202,38 @@ def check_shards(folder: Path, manifest: Manifest, way_out: str, *, contents: bo
             )
 
 
-SETTINGS = "settings.json"
-
-
 class ShardWriter:
-    """The shards of a corpus that is being prepared; those that are whole already are counted and kept.
+    """Writes the shards of a corpus. Those that an earlier start wrote whole are kept and counted.
 
     Args:
-        folder: Where they are written; what stands there was made with the same settings.
-        tokenizer: Gives the ids.
-        filters: What is left out once the tokens are known.
+        folder: Where to write; what is there was made with the same settings.
+        vocabulary_size: Number of ids.
+        unknown_id: Id of the unknown token; None if the tokenizer has none.
+        filters: What to leave out once the tokens are known.
 
     Attributes:
-        num_shards: Shards that are whole.
-        documents_read: Documents of the source that went into them.
-        text_bytes: Bytes of text that went into them.
+        num_shards: Whole shards.
+        documents_read: Documents of the source that they were made from.
+        text_bytes: Bytes of text that they were made from.
         num_tokens: Their tokens.
         num_documents: Their documents.
         dropped: How many documents were left out, for each reason.
         token_counts: How often each id occurs in them.
     """
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, filters: DocumentFilters) -> None:
-        self.folder, self.filters = folder, filters
-        self.token_type = token_type_of(tokenizer)
-        self.unknown_id = tokenizer.unk_token_id
-        self.token_counts = np.zeros(len(tokenizer), dtype=np.int64)
+    def __init__(self, folder: Path, vocabulary_size: int, unknown_id: int | None, filters: DocumentFilters) -> None:
+        self.folder, self.unknown_id, self.filters = folder, unknown_id, filters
+        self.token_type = token_type(vocabulary_size)
+        self.token_counts = np.zeros(vocabulary_size, dtype=np.int64)
         self.dropped = dict.fromkeys(REASONS, 0)
         self.num_tokens = self.num_documents = self.documents_read = self.text_bytes = 0
         self._records: list[ShardRecord] = []
         self._begin_shard()
-        self._take_up()
+        self._keep_whole_shards()
 
     @property
     def num_shards(self) -> int:
-        """Shards that are whole."""
+        """Whole shards."""
         return len(self._records)
 
     @property
@@ -247,30 +242,31 @@ class ShardWriter:
         return 0 if self.unknown_id is None else int(self.token_counts[self.unknown_id])
 
     def add(self, chunk: TextChunk, encoded: Encoded) -> None:
-        """Take the next chunk; the last one of a shard puts the shard on disk."""
+        """Take the next chunk; the last one of a shard writes the shard."""
         self._open.append((*encoded, np.array(chunk.ends_unit), np.array(chunk.ends_document)))
         if chunk.ends_document[-1]:
             self._close_documents()
         elif any(chunk.ends_document):
-            # the last document goes on in the next chunk
-            last = len(chunk.ends_document) - 1 - chunk.ends_document[::-1].index(True) + 1
+            # the last document continues in the next chunk
+            last = len(chunk.ends_document) - chunk.ends_document[::-1].index(True)
             self._open[-1], rest = _split(self._open[-1], last)
             self._close_documents()
             self._open.append(rest)
         if chunk.end is not None:
             self._write_shard(chunk.end)
 
-    def finish(self, *, split: str, source: str, tokenizer_hash: str, settings: dict[str, Any]) -> None:
-        """Write the manifest, by which the folder becomes a corpus."""
+    def finish(self, made_of: dict[str, Any]) -> None:
+        """Write the manifest, which makes the folder a corpus.
+
+        Args:
+            made_of: The manifest's `tokenizer`, `split`, `source` and `settings`.
+        """
         counts = io.BytesIO()
         np.save(counts, self.token_counts)
         manifest = Manifest(
-            tokenizer=tokenizer_hash,
+            **made_of,
             vocabulary_size=len(self.token_counts),
             token_type=self.token_type.name,
-            split=split,
-            source=source,
-            settings=settings,
             documents=self.num_documents,
             units=sum(record.units for record in self._records),
             tokens=self.num_tokens,
@@ -282,12 +278,12 @@ class ShardWriter:
 
     def _begin_shard(self) -> None:
         self._open: list[tuple[np.ndarray, ...]] = []  # texts of the document that has not ended
-        self._arrays = ShardArrays(*([] for _ in range(4)))  # type: ignore[arg-type]
+        self._parts: list[ShardArrays] = []
         self._num_tokens = self._num_units = self._num_documents = 0
         self._dropped = dict.fromkeys(REASONS, 0)
 
     def _close_documents(self) -> None:
-        """Put the documents that have ended into the shard, less those that are left out."""
+        """Put the documents that have ended into the shard, except those that are left out."""
         tokens, word_starts, lengths, ends_unit, ends_document = map(np.concatenate, zip(*self._open, strict=True))
         self._open = []
         text_ends = np.cumsum(lengths)
@@ -308,65 +304,62 @@ class ShardWriter:
             unit_sizes = unit_sizes[np.repeat(keep, document_units)]
             keep_token = np.repeat(keep, sizes)
             tokens, word_starts = tokens[keep_token], word_starts[keep_token]
-        self._arrays.unit_ends.append((self._num_tokens + np.cumsum(unit_sizes)).astype(np.uint32))  # type: ignore[attr-defined]
-        self._arrays.document_ends.append(  # type: ignore[attr-defined]
-            (self._num_units + np.cumsum(document_units[keep])).astype(np.uint32)
+        unit_ends = self._num_tokens + np.cumsum(unit_sizes)
+        document_ends = self._num_units + np.cumsum(document_units[keep])
+        self._parts.append(
+            ShardArrays(unit_ends.astype(np.uint32), document_ends.astype(np.uint32), tokens, word_starts)
         )
-        self._arrays.tokens.append(tokens)  # type: ignore[attr-defined]
-        self._arrays.word_starts.append(word_starts)  # type: ignore[attr-defined]
         self._num_tokens += len(tokens)
         self._num_units += len(unit_sizes)
         self._num_documents += int(keep.sum())
         if self._num_tokens >= 1 << 32:
-            raise ValueError(f"a shard has {self._num_tokens:,} tokens, at most 2^32 will do: lower shard_characters")
+            raise ValueError(f"a shard has {self._num_tokens:,} tokens, at most 2^32 fit: lower shard_characters")
 
     def _write_shard(self, end: ShardEnd) -> None:
-        number = self.num_shards
         for reason, count in end.dropped.items():
             self._dropped[reason] += count
+        name = shard_name(self.num_shards)
+        arrays = [part for parts in zip(*self._parts, strict=True) for part in parts]
         record = ShardRecord(
-            file=shard_name(number),
+            file=name,
             documents=self._num_documents,
             units=self._num_units,
             tokens=self._num_tokens,
             characters=end.characters,
-            sha256=write_shard(self.folder, number, [part for parts in self._arrays for part in parts]),
+            sha256=write_file(self.folder / name, (np.ascontiguousarray(part).view(np.uint8).data for part in arrays)),
         )
         progress = {"documents_read": end.documents_read, "text_bytes": end.text_bytes, "dropped": self._dropped}
-        write_json(self.folder / f"{shard_name(number)}.json", {"record": asdict(record), **progress})
-        for tokens in self._arrays.tokens:
-            self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
-        self._count(record, progress)
+        write_json(self.folder / f"{name}.json", {"record": asdict(record), **progress})
+        self._count(record, progress, [part.tokens for part in self._parts])
         self._begin_shard()
 
-    def _take_up(self) -> None:
-        """Count the shards that are whole; the first that is not, and all after it, are made anew."""
+    def _keep_whole_shards(self) -> None:
+        """Count the whole shards; the first that is not whole, and all after it, are removed."""
         while (path := self.folder / f"{shard_name(self.num_shards)}.json").is_file():
             progress = json.loads(path.read_text(encoding="utf-8"))
             record = ShardRecord(**progress.pop("record"))
             if not is_whole(self.folder / record.file, record.sha256):
                 break
-            tokens = map_shard(self.folder, record, self.token_type.name).tokens
-            self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
-            self._count(record, progress)
+            self._count(record, progress, [map_shard(self.folder, record, self.token_type.name).tokens])
         for path in self.folder.glob("shard-*"):
             if int(path.name[6:].split(".")[0]) >= self.num_shards:
                 path.unlink()
 
-    def _count(self, record: ShardRecord, progress: dict[str, Any]) -> None:
+    def _count(self, record: ShardRecord, progress: dict[str, Any], tokens: list[NDArray[np.unsignedinteger]]) -> None:
         self._records.append(record)
         self.num_tokens += record.tokens
         self.num_documents += record.documents
         self.documents_read, self.text_bytes = progress["documents_read"], progress["text_bytes"]
         for reason, count in progress["dropped"].items():
             self.dropped[reason] += count
+        for part in tokens:
+            self.token_counts += np.bincount(part, minlength=len(self.token_counts))
 
 
 def remove_notes(folder: Path) -> None:
-    """Remove what was kept in case the work were broken off."""
-    for path in (*folder.glob("shard-*.json"), *folder.glob(".*"), folder / SETTINGS):
-        if path.is_file():
-            path.unlink()
+    """Remove the files that only interrupted work needs."""
+    for path in (*folder.glob("shard-*.json"), *folder.glob(".*.partial"), folder / SETTINGS, folder / SEEN):
+        path.unlink(missing_ok=True)
 
 
 def _split(arrays: tuple[np.ndarray, ...], texts: int) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:

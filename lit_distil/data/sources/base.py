@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_distil.data.sources.tables import SOURCE_KEY, Row, read_rows
+from lit_distil.data.sources.tables import read_rows
 from lit_distil.data.sources.text import (
     Files,
     fingerprint_files,
@@ -22,6 +22,7 @@ from lit_distil.data.sources.text import (
     resolve_files,
     warn_of_shared_files,
 )
+from lit_distil.tasks.base import SOURCE_KEY, Row
 
 Split = Literal["train", "validation", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -44,13 +45,6 @@ class DocumentSource(ABC):
     def text_bytes(self, split: Split) -> int | None:
         """About how many bytes of text the split has, where that is known without reading it; for time left."""
         return None
-
-    def use_processes(self, number: int) -> None:
-        """Told, before documents are asked for, how many processes may work on the text; few sources take any.
-
-        What `documents` gives must not depend on it. A source over other sources tells them.
-        """
-        del number  # reading takes one
 
 
 class RowSource(ABC):

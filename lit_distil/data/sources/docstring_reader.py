@@ -1,27 +1,35 @@
-"""Docstrings of Python files, as a script of its own: file names in, a JSON list a file out.
-
-It imports the standard library alone. So that reading in several processes neither forks one that has loaded torch nor
-loads torch in each, it is run by its path and not as a module of the package.
-"""
+"""Docstrings of Python files. This file imports the standard library alone, so worker processes start quickly."""
 
 from __future__ import annotations
 
 import ast
 import gc
 import inspect
-import json
-import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 _MIN_CHARACTERS = 20
 
 
+def make_reader(_settings: str) -> Callable[[list[str]], list[list[str]]]:
+    """The function that reads a list of files, for `results_in_order`; it has no settings."""
+
+    def read(files: list[str]) -> list[list[str]]:
+        gc.disable()  # a syntax tree is many small objects without a cycle
+        try:
+            return [docstrings_of(file) for file in files]
+        finally:
+            gc.enable()
+
+    return read
+
+
 def docstrings_of(file: str) -> list[str]:
-    """Docstrings of a file's module, classes and functions, in order, indentation cleaned."""
+    """Docstrings of a file's module, classes and functions, in order, with their indentation cleaned."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in others' code are none of the user's business
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
             tree = ast.parse(Path(file).read_bytes())
     except (SyntaxError, ValueError):  # templates and Python 2 files of the standard library
         return []
@@ -29,7 +37,7 @@ def docstrings_of(file: str) -> list[str]:
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
-        # docstrings stand on these nodes only, and no expression can hold one: descend through statements alone
+        # only these nodes have docstrings, and no expression can hold one: descend through statements alone
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             raw = ast.get_docstring(node, clean=False)
             if raw is not None:
@@ -39,14 +47,3 @@ def docstrings_of(file: str) -> list[str]:
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)]
         pending.extend(reversed(children))
     return texts
-
-
-def main() -> None:
-    """Answer each line of stdin, a file name in JSON, by a line of stdout."""
-    gc.disable()  # a syntax tree is many small objects without a cycle
-    for line in sys.stdin:
-        print(json.dumps(docstrings_of(json.loads(line))))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """The embedded corpus: docstrings of the installed packages, megabytes of real English with no network.
 
-Files are read with `ast` and nothing is imported. A document is a module; its units are the lines of its docstrings.
-A docstring that stands in two places is kept once. A row is one docstring with the package that wrote it.
+Files are read with `ast`, and nothing is imported. A document is a module; its units are the lines of its docstrings.
+A docstring that occurs in two places is kept once. A row is one docstring with the package that wrote it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import importlib.util
 import json
 import os
 import platform
-import subprocess
-import sys
 import sysconfig
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lit_distil.console import progress_bar
-from lit_distil.data.sources import docstring_reader
+from lit_distil.data.corpus.engine import results_in_order, workers
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
-from lit_distil.data.sources.tables import SOURCE_KEY, Row
-from lit_distil.files import hash_of, hash_values, write_file
+from lit_distil.data.sources.docstring_reader import make_reader
+from lit_distil.files import default_cache_dir, hash_of, hash_values, write_file
+from lit_distil.tasks.base import SOURCE_KEY, Row
 
 STANDARD_LIBRARY = "python"
 CORE_PACKAGES = (
@@ -37,6 +35,7 @@ CORE_PACKAGES = (
 )
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
 _CACHE_VERSION = 1
+_NUM_SHARES = 256
 
 
 class Docstrings(DocumentSource, RowSource):
@@ -45,11 +44,11 @@ class Docstrings(DocumentSource, RowSource):
     Args:
         packages: Names of packages; `python` is the standard library. The default is the standard library and seven
             packages that this one depends on.
-        validation_share: Share of documents held out for validation, by a hash of the module's name.
-        test_share: Share of documents held out for testing.
-        rows_per_package: Rows of each package in a split, at most: `{train: 50, test: 150}`. None takes all.
-        min_characters: Docstrings that are shorter make no row (they still stand in their document).
-        cache_dir: Where the docstrings are kept once read; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
+        validation_share: Share of documents to hold out for validation, by a hash of the module's name.
+        test_share: Share of documents to hold out for testing.
+        rows_per_package: Most rows of each package in a split: `{train: 50, test: 150}`. None takes all.
+        min_characters: Shorter docstrings make no row (they are still part of their document).
+        cache_dir: Where to keep the docstrings once read; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
     """
 
     def __init__(
@@ -76,14 +75,14 @@ class Docstrings(DocumentSource, RowSource):
         self.cache_dir = cache_dir
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """One document a module: the non-blank lines of its docstrings, indentation within a docstring kept."""
+        """One document a module: the non-blank lines of its docstrings, with the indentation inside a docstring."""
         for module in self._modules(split):
             units = [line for text in module["docstrings"] for line in text.split("\n") if line.strip()]
             if units:
                 yield units
 
     def rows(self, split: Split) -> Iterator[Row]:
-        """One row a docstring: `text`, `package` (the label) and `module`; packages are capped in hash order."""
+        """A row for each docstring: `text`, `package` (the label) and `module`; a cap takes the first by a hash."""
         if split == "predict":
             return
         limit = self.rows_per_package.get(split)
@@ -98,7 +97,7 @@ class Docstrings(DocumentSource, RowSource):
             yield from rows[:limit]
 
     def fingerprint(self, split: Split) -> str:
-        """Versions of the packages, and the settings."""
+        """Hash of the versions of the packages and the settings."""
         settings = [self._versions(), self.validation_share, self.test_share, split]
         return hash_values(settings)
 
@@ -117,11 +116,11 @@ class Docstrings(DocumentSource, RowSource):
         return "validation" if fraction < self.test_share + self.validation_share else "train"
 
     def _versions(self) -> list[tuple[str, str]]:
-        # in order: of a docstring that two packages have, the first keeps it
+        # in order: a docstring that two packages have belongs to the first
         return [(package, _version(package)) for package in self.packages]
 
     def _read_all(self) -> Path:
-        """Read every package once and keep what was found as JSON lines, one a module."""
+        """Read every package once, and keep the docstrings as JSON lines, one for each module."""
         key = hash_values([_CACHE_VERSION, self._versions()])[:16]
         path = default_cache_dir(self.cache_dir) / f"docstrings-{key}.jsonl"
         if path.is_file():
@@ -138,11 +137,6 @@ class Docstrings(DocumentSource, RowSource):
                 lines.append(json.dumps({"package": package, "module": module, "docstrings": fresh}) + "\n")
         write_file(path, "".join(lines))
         return path
-
-
-def default_cache_dir(cache_dir: str | None = None) -> Path:
-    """The given folder, else `$LIT_DISTIL_CACHE`, else `~/.cache/lit_distil`."""
-    return Path(cache_dir or os.environ.get("LIT_DISTIL_CACHE") or "~/.cache/lit_distil").expanduser()
 
 
 def _python_files(package: str) -> list[tuple[str, str]]:
@@ -162,17 +156,17 @@ def _python_files(package: str) -> list[tuple[str, str]]:
 
 
 def _roots(package: str) -> list[str]:
-    """The folders of a package, or the file of a module that is none."""
+    """The folders of a package, or the file of a single module."""
     if package == STANDARD_LIBRARY:
         return [sysconfig.get_paths()["stdlib"]]
-    # (a dotted name would import its parent)
+    # find_spec of a dotted name would import the parent
     spec = None if "." in package else importlib.util.find_spec(package)
     if spec is not None and spec.submodule_search_locations:
         return list(spec.submodule_search_locations)
     if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
         return [spec.origin]
     raise ValueError(
-        f"source.packages: no top-level package {package!r} is installed; take it off the list or install it"
+        f"source.packages: no top-level package {package!r} is installed; take it off the list, or install it"
     )
 
 
@@ -181,41 +175,23 @@ def _version(package: str) -> str:
         return platform.python_version()
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # then its files must tell whether it has changed
+    except importlib.metadata.PackageNotFoundError:  # then the state of its files says whether it has changed
         stats = [(file, os.stat(file)) for file, _ in _python_files(package)]
         states = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
         return hash_values(states)
 
 
 def _read_files(files: list[str]) -> dict[str, list[str]]:
-    """The docstrings of each file, read by a few processes at once."""
-    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    # every share has as many large files as another, so that none is waited for in the end
+    """The docstrings of each file, read in several processes of this machine."""
+    # every share has as many large files as another, so that none takes longer
     by_size = sorted(files, key=lambda file: (-os.path.getsize(file), file))
-    num_shares = max(1, min(4 * max(2, workers), len(files)))
+    shares = [share for number in range(_NUM_SHARES) if (share := by_size[number::_NUM_SHARES])]
     found: dict[str, list[str]] = {}
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        progress_bar(total=len(files), desc="reading docstrings", unit=" modules") as bar,
-    ):
-        for share in pool.map(_read_share, [by_size[number::num_shares] for number in range(num_shares)]):
-            found.update(share)
+    with workers(backend="loky"), progress_bar(total=len(files), desc="reading docstrings", unit=" modules") as bar:
+        for share, docstrings in results_in_order(make_reader, "", shares, lambda share: share):
+            found.update(zip(share, docstrings, strict=True))
             bar.update(len(share))
     return found
-
-
-def _read_share(files: list[str]) -> dict[str, list[str]]:
-    answer = subprocess.run(
-        [sys.executable, "-I", "-S", docstring_reader.__file__],
-        input="".join(json.dumps(file) + "\n" for file in files),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-    if answer.returncode:
-        raise RuntimeError(f"reading docstrings failed with status {answer.returncode}: {answer.stderr.strip()[-500:]}")
-    return dict(zip(files, map(json.loads, answer.stdout.splitlines()), strict=True))
 
 
 def _hash_fraction(text: str) -> float:

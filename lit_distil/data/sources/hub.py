@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split, units_of
-from lit_distil.data.sources.tables import SOURCE_KEY, Row
 from lit_distil.files import hash_values
-from lit_distil.tasks import ClassName
+from lit_distil.tasks.base import SOURCE_KEY, ClassName, Row
 
 _SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?")
 

@@ -143,7 +143,3 @@ class HeldOut(DocumentSource):
             return self.source.text_bytes(split)
         whole = self.source.text_bytes("train")
         return None if whole is None else int(whole * (self.share if split == "validation" else 1 - self.share))
-
-    def use_processes(self, number: int) -> None:
-        """Passed on."""
-        self.source.use_processes(number)

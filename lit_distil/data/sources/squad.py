@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_distil.data.sources.base import RowSource, Split
-from lit_distil.data.sources.tables import SOURCE_KEY, Row
 from lit_distil.data.sources.text import Files, read_lines, resolve_files, warn_of_shared_files
+from lit_distil.tasks.base import SOURCE_KEY, Row
 
 
 class SquadFiles(RowSource):

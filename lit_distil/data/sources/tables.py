@@ -1,4 +1,4 @@
-"""Objects of JSON files: one a line, or one array of them, in bounded memory."""
+"""Rows of table files: JSON, CSV, TSV, Parquet and Arrow, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,160 +12,22 @@ from typing import Any
 from lit_distil.data.sources.text import Errors, read_lines, read_text
 from lit_distil.tasks.base import SOURCE_KEY, Row
 
-_NOT_BLANK = re.compile(r"[^ \t\n\r]")
-_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
-_DECODER = json.JSONDecoder()
-_LONGEST_LITERAL = 16
-_CHARACTERS = 1 << 16
-
-
-def read_json_lines(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a file that has one a line, each with its file and line."""
-    for number, line in enumerate(read_lines(path, errors=errors), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON ({error.msg}); one object a line is expected") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-            raise ValueError(f"{place}: JSON that cannot be read ({error})") from error
-        yield _checked(row, place, line, errors), place
-
-
-def read_json(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of one array, or of a file that has one a line, each with its file and line."""
-    text = _JsonText(path, read_text(path, errors=errors))
-    if text.peek() != "[":
-        text.close()
-        yield from read_json_lines(path, errors)
-        return
-    text.take()
-    is_first = True
-    while text.peek() != "]" or not is_first:
-        place = text.place
-        row, raw = text.value()
-        yield _checked(row, place, raw, errors), place
-        is_first = False
-        if text.peek() == "]":
-            break
-        if text.peek() != ",":
-            raise ValueError(f"{text.place}: not JSON (, or ] is expected after an object of the array{text.found()})")
-        text.take()
-    text.take()
-    if text.peek():
-        raise ValueError(f"{text.place}: text after the end of the array; one array of objects is expected")
-
-
-class _JsonText:
-    """A text that is read as far as it is needed, with the line that one is at."""
-
-    def __init__(self, path: Path, blocks: Iterator[str]) -> None:
-        self._path, self._blocks = path, blocks
-        self._text, self._position, self._line = "", 0, 1
-
-    @property
-    def place(self) -> str:
-        """File and line."""
-        return f"{self._path}:{self._line}"
-
-    def close(self) -> None:
-        """Read no further."""
-        self._blocks.close()  # type: ignore[attr-defined]
-
-    def found(self) -> str:
-        """What stands here, as the end of a message."""
-        return f", not {self.peek()!r}" if self.peek() else ", and the file ends"
-
-    def peek(self) -> str:
-        """The next character that is not blank; an empty string at the end."""
-        while True:
-            found = _NOT_BLANK.search(self._text, self._position)
-            self._advance(found.start() if found else len(self._text))
-            if found:
-                return found[0]
-            if not self._read_more():
-                return ""
-
-    def take(self) -> None:
-        """Go past the character that `peek` gave."""
-        self._position += 1
-
-    def value(self) -> tuple[Any, str]:
-        """The value that stands here, and its text."""
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._text, self._position)
-            except json.JSONDecodeError as error:
-                # a value that is not whole yet fails at its end, or in a text that has none
-                is_cut = "Unterminated" in error.msg or len(self._text[error.pos :].strip()) < _LONGEST_LITERAL
-                number = self._line + self._text.count("\n", self._position, error.pos)
-                if is_cut and self._read_more():
-                    continue
-                raise ValueError(f"{self._path}:{number}: not JSON ({error.msg}) in an array of objects") from error
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{self.place}: JSON that cannot be read ({error})") from error
-            raw = self._text[self._position : end]
-            self._advance(end)
-            return value, raw
-
-    def _advance(self, end: int) -> None:
-        self._line += self._text.count("\n", self._position, end)
-        self._position = end
-
-    def _read_more(self) -> bool:
-        """Twice as much as is held, so that a long value is not tried too often; False at the end."""
-        held = self._text[self._position :]
-        parts, size = [held], 0
-        while size < max(_CHARACTERS, len(held)):
-            block = next(self._blocks, None)
-            if block is None:
-                break
-            parts.append(block)
-            size += len(block)
-        self._text, self._position = "".join(parts), 0
-        return size > 0
-
-
-def _checked(row: Any, place: str, raw: str, errors: Errors) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: a JSON object is expected, got {type(row).__name__}")
-    return _without_halves(row, place, errors) if "\\u" in raw else row
-
-
-def _without_halves(value: Any, place: str, errors: Errors) -> Any:
-    r"""Refuse, or replace by U+FFFD, a `\ud83d` without its second half, which is no character."""
-    if isinstance(value, dict):
-        return {_without_halves(k, place, errors): _without_halves(v, place, errors) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_halves(item, place, errors) for item in value]
-    if isinstance(value, str) and (half := _HALF_OF_A_PAIR.search(value)):
-        if errors == "strict":
-            raise ValueError(
-                f"{place}: \\u{ord(half[0]):04x} is half of a surrogate pair and no character. Repair the row, or let "
-                "the source replace it (errors: replace)"
-            )
-        return _HALF_OF_A_PAIR.sub("\ufffd", value)
-    return value
-
-
 _JSON_LINES = (".jsonl", ".ndjson")
 _DELIMITED = (".csv", ".tsv")
 _ARROW = (".arrow", ".feather", ".ipc")
 KINDS = (*_JSON_LINES, ".json", *_DELIMITED, ".parquet", *_ARROW)
-"""Suffixes of the tables that are read."""
+"""Suffixes of the tables that can be read."""
 
 _ROWS_AT_ONCE = 1000
 _ARROW_MAGIC = b"ARROW1"
 
 
 def read_rows(path: Path, *, errors: Errors = "strict") -> Iterator[Row]:
-    """The rows of a table file, its kind told by the suffix before `.gz` or `.zst`, in bounded memory.
+    """The rows of a table file, whose kind is the suffix before `.gz` or `.zst`.
 
     Args:
         path: The file; JSON, CSV and TSV may be compressed.
-        errors: What to do with bytes of text files that are not UTF-8: `strict` stops, `replace` puts U+FFFD.
+        errors: What to do with bytes of text files that are not UTF-8: `strict` stops, `replace` inserts U+FFFD.
 
     Raises:
         ValueError: The kind is unknown, or a row cannot be read; the message names file and line.
@@ -181,14 +43,14 @@ def read_rows(path: Path, *, errors: Errors = "strict") -> Iterator[Row]:
     elif kind == ".parquet" or kind in _ARROW:
         yield from _read_columnar(path, is_parquet=kind == ".parquet")
     else:
-        raise ValueError(f"{path}: unknown kind of table; {', '.join(KINDS[:-1])} and {KINDS[-1]} are read")
+        raise ValueError(f"{path}: unknown kind of table; supported are {', '.join(KINDS[:-1])} and {KINDS[-1]}")
 
 
 def _read_delimited(path: Path, errors: Errors, *, is_tsv: bool) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the limit is 128 KiB unless told, and a document may be longer
-    # a quoted field may hold line ends, and the reader wants to see them
+    csv.field_size_limit(2**31 - 1)  # the default is 128 KiB, and a document may be longer
+    # a quoted field may contain line ends, which the reader needs to see
     lines = (f"{line}\n" for line in read_lines(path, errors=errors))
-    # TSV has no quoting: in GLUE's files a quotation mark is a character like others
+    # TSV has no quoting: in GLUE's files a quotation mark is an ordinary character
     reader = csv.reader(
         lines, delimiter="\t" if is_tsv else ",", quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL, strict=True
     )
@@ -235,7 +97,7 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
 
 
 def _arrow_batches(path: Path) -> Iterator[Any]:
-    """Batches of Arrow's file format (Feather is its other name) or of its stream."""
+    """Batches of Arrow's file format (also called Feather) or of its streaming format."""
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as file:
@@ -247,5 +109,145 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
         else:
             batches = pyarrow.ipc.open_stream(file)
         for batch in batches:
-            batch.validate(full=True)  # offsets of a damaged file would be read past the end of its buffers
+            batch.validate(full=True)  # a damaged file could make it read past the end of a buffer
             yield batch
+
+
+# JSON
+
+_NOT_BLANK = re.compile(r"[^ \t\n\r]")
+_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
+_DECODER = json.JSONDecoder()
+_LONGEST_LITERAL = 16
+_CHARACTERS = 1 << 16
+
+
+def read_json_lines(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a file with one on each line, each with its file and line."""
+    for number, line in enumerate(read_lines(path, errors=errors), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: not JSON ({error.msg}); expected one object on each line") from error
+        except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+            raise ValueError(f"{place}: JSON that cannot be read ({error})") from error
+        yield _checked(row, place, line, errors), place
+
+
+def read_json(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of one array, or of a file with one on each line, each with its file and line."""
+    text = _JsonText(path, read_text(path, errors=errors))
+    if text.peek() != "[":
+        text.close()
+        yield from read_json_lines(path, errors)
+        return
+    text.take()
+    is_first = True
+    while text.peek() != "]" or not is_first:
+        place = text.place
+        row, raw = text.value()
+        yield _checked(row, place, raw, errors), place
+        is_first = False
+        if text.peek() == "]":
+            break
+        if text.peek() != ",":
+            raise ValueError(f"{text.place}: not JSON (expected , or ] after an object of the array{text.found()})")
+        text.take()
+    text.take()
+    if text.peek():
+        raise ValueError(f"{text.place}: text after the end of the array; expected one array of objects")
+
+
+class _JsonText:
+    """A text that is read only as far as needed, and the number of the current line."""
+
+    def __init__(self, path: Path, blocks: Iterator[str]) -> None:
+        self._path, self._blocks = path, blocks
+        self._text, self._position, self._line = "", 0, 1
+
+    @property
+    def place(self) -> str:
+        """File and line."""
+        return f"{self._path}:{self._line}"
+
+    def close(self) -> None:
+        """Read no further."""
+        self._blocks.close()  # type: ignore[attr-defined]
+
+    def found(self) -> str:
+        """What comes next, as the end of a message."""
+        return f", not {self.peek()!r}" if self.peek() else ", and the file ends"
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end."""
+        while True:
+            found = _NOT_BLANK.search(self._text, self._position)
+            self._advance(found.start() if found else len(self._text))
+            if found:
+                return found[0]
+            if not self._read_more():
+                return ""
+
+    def take(self) -> None:
+        """Skip the character that `peek` returned."""
+        self._position += 1
+
+    def value(self) -> tuple[Any, str]:
+        """The value that comes next, and its text."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._position)
+            except json.JSONDecodeError as error:
+                # an incomplete value fails at its end, or inside a text without one
+                is_cut = "Unterminated" in error.msg or len(self._text[error.pos :].strip()) < _LONGEST_LITERAL
+                number = self._line + self._text.count("\n", self._position, error.pos)
+                if is_cut and self._read_more():
+                    continue
+                raise ValueError(f"{self._path}:{number}: not JSON ({error.msg}) in an array of objects") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{self.place}: JSON that cannot be read ({error})") from error
+            raw = self._text[self._position : end]
+            self._advance(end)
+            return value, raw
+
+    def _advance(self, end: int) -> None:
+        self._line += self._text.count("\n", self._position, end)
+        self._position = end
+
+    def _read_more(self) -> bool:
+        """Double what is held, so that a long value is not parsed too often; False at the end."""
+        held = self._text[self._position :]
+        parts, size = [held], 0
+        while size < max(_CHARACTERS, len(held)):
+            block = next(self._blocks, None)
+            if block is None:
+                break
+            parts.append(block)
+            size += len(block)
+        self._text, self._position = "".join(parts), 0
+        return size > 0
+
+
+def _checked(row: Any, place: str, raw: str, errors: Errors) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}")
+    return _without_halves(row, place, errors) if "\\u" in raw else row
+
+
+def _without_halves(value: Any, place: str, errors: Errors) -> Any:
+    r"""Refuse a `\ud83d` without its second half, which is no character, or replace it by U+FFFD."""
+    if isinstance(value, dict):
+        return {_without_halves(k, place, errors): _without_halves(v, place, errors) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_halves(item, place, errors) for item in value]
+    if isinstance(value, str) and (half := _HALF_OF_A_PAIR.search(value)):
+        if errors == "strict":
+            raise ValueError(
+                f"{place}: \\u{ord(half[0]):04x} is half of a surrogate pair and no character. Fix the row, or let "
+                "the source replace it (errors: replace)"
+            )
+        return _HALF_OF_A_PAIR.sub("\ufffd", value)
+    return value

@@ -1,0 +1,178 @@
+"""Work on text in several processes: of this machine, of a Ray cluster or of a Dask cluster, through joblib.
+
+The results come in the order of the items, so what is made of them does not depend on the backend or on the number of
+processes. This file imports neither torch nor transformers, and the functions that are given to it should stand in
+files that do not either: every worker process imports them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Literal, TypeVar
+
+import joblib
+import numpy as np
+from joblib.externals.loky import get_reusable_executor
+
+from lit_distil.files import hash_of
+
+Backend = Literal["loky", "ray", "dask"]
+"""joblib's name of where the processes are: on this machine, on a Ray cluster, on a Dask cluster."""
+
+Item = TypeVar("Item")
+Work = Callable[[Any], Any]
+
+_TASKS_AT_ONCE = 64
+_FEW = 4
+_SHARED_BYTES = 10_000  # larger arrays reach the processes of this machine through a file, once
+
+
+@dataclass(frozen=True)
+class _Workers:
+    backend: Backend
+    number: int
+
+
+_active: ContextVar[_Workers | None] = ContextVar("workers", default=None)
+_work_of: dict[str, Work] = {}  # in a worker process, by the hash of the settings
+
+
+@contextmanager
+def workers(
+    num_processes: int | None = None, *, backend: Backend | None = None, address: str | None = None
+) -> Iterator[None]:
+    """Let `results_in_order` use several processes inside this block. Outside of one it works in the calling process.
+
+    Args:
+        num_processes: How many; None takes those of the surrounding block, or one for each core of the machine or
+            cluster.
+        backend: Where they are; None takes the backend of the surrounding block, or this machine.
+        address: Of the cluster; None takes the one that `RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or starts a
+            cluster on this machine.
+
+    Raises:
+        ValueError: The backend is not installed, there is no cluster at the address, or a number is below 1.
+    """
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"num_processes must be at least 1, got {num_processes}")
+    if address is not None and backend not in ("ray", "dask"):
+        raise ValueError(f"address: {address!r} needs backend ray or dask, got {backend or 'loky'}")
+    outer = _active.get()
+    with ExitStack() as stack:
+        if backend is None and outer is not None:
+            inner = _Workers(outer.backend, num_processes or outer.number)
+        elif backend in ("ray", "dask"):
+            connect = _connect_ray if backend == "ray" else _connect_dask
+            try:
+                inner = _Workers(backend, connect(num_processes, address, stack))
+            except ImportError as error:
+                raise ValueError(f"backend: {backend} needs the extra: pip install 'lit-distil[{backend}]'") from error
+            except (OSError, TimeoutError) as error:
+                raise ValueError(f"address: no {backend} cluster answers at {address!r} ({error})") from error
+        else:
+            inner = _Workers("loky", num_processes or joblib.cpu_count())
+            if outer is None or outer.backend != "loky":
+                stack.callback(lambda: get_reusable_executor().shutdown(wait=True))  # idle processes hold memory
+        token = _active.set(inner)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
+
+def results_in_order(
+    make_work: Callable[[str], Work], settings: str, items: Iterable[Item], payload_of: Callable[[Item], Any]
+) -> Iterator[tuple[Item, Any]]:
+    """Each item with the result of its work, in the order of the items.
+
+    The calling thread reads the items of one round while the processes work on the round before, so memory does not
+    grow with their number. Very few items are worked on here, since processes take longer to start.
+
+    Args:
+        make_work: Called once in each process with the settings; returns the function that does the work.
+        settings: A text that may be large, such as a tokenizer's file; every process gets it once.
+        items: What to work on.
+        payload_of: The part of an item that is sent to a process.
+    """
+    active = _active.get()
+    items = iter(items)
+    first = list(islice(items, _FEW)) if active is not None and active.number > 1 else []
+    items = chain(first, items)
+    if active is None or len(first) < _FEW:
+        work = make_work(settings)
+        for item in items:
+            yield item, work(payload_of(item))
+        return
+    shared: Any = np.frombuffer(settings.encode(), dtype=np.uint8)
+    if active.backend == "ray":
+        import ray
+
+        shared = ray.put(shared)
+    # a backend of its own: items may come from another call of this function, whose work is under way too
+    with joblib.parallel_config(active.backend):
+        parallel = joblib.Parallel(active.number, batch_size=1, pre_dispatch="all", max_nbytes=_SHARED_BYTES)
+    task, key = joblib.delayed(_work), hash_of(settings)
+    size = max(_TASKS_AT_ONCE, 2 * active.number)
+    current: list[Item] = []
+    try:
+        with parallel, ThreadPoolExecutor(1) as thread:
+            running: Future[list[Any]] = thread.submit(list)
+            while following := list(islice(items, size)):
+                done = zip(current, running.result(), strict=True)
+                tasks = [task(make_work, key, shared, payload_of(item)) for item in following]
+                running, current = thread.submit(parallel, tasks), following
+                yield from done
+            yield from zip(current, running.result(), strict=True)
+    except BrokenExecutor as error:
+        raise RuntimeError(
+            "a worker process ended before its work was done, often for lack of memory: lower num_processes and run "
+            f"the same command again ({error})"
+        ) from error
+
+
+def _work(make_work: Callable[[str], Work], key: str, shared: Any, payload: Any) -> Any:
+    """In a worker process: the result for one payload."""
+    if key not in _work_of:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share out the cores, not their threads
+        if not isinstance(shared, np.ndarray):
+            import ray
+
+            shared = ray.get(shared)
+        _work_of[key] = make_work(shared.tobytes().decode())
+    return _work_of[key](payload)
+
+
+def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStack) -> int:
+    """Connect to a Ray cluster until the stack ends; returns the number of processes to use."""
+    import ray
+    from ray.util.joblib import register_ray
+
+    is_local = (address or os.environ.get("RAY_ADDRESS", "local")) == "local"
+    own: dict[str, Any] = (
+        {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False} if is_local else {}
+    )
+    ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
+    stack.callback(ray.shutdown)
+    register_ray()
+    return num_processes or int(ray.cluster_resources()["CPU"])
+
+
+def _connect_dask(num_processes: int | None, address: str | None, stack: ExitStack) -> int:
+    """Connect to a Dask cluster until the stack ends; returns the number of processes that it has."""
+    import dask
+    from distributed import Client
+
+    if address or dask.config.get("scheduler-address", None):
+        client = Client(address)
+    else:
+        client = Client(
+            n_workers=num_processes or joblib.cpu_count(), threads_per_worker=1, dashboard_address=None, processes=True
+        )
+    stack.callback(client.close)
+    return max(1, sum(client.ncores().values()))

@@ -1,0 +1,271 @@
+"""What the documents say exists, parses and runs: paths, class paths, make targets, command lines, example pieces."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser, capture_parser
+
+from lit_distil.cli import (
+    CALLS,
+    OTHER_COMMANDS,
+    TRAINER_COMMANDS,
+    call_parser,
+    command_module,
+    named_imports,
+    split_overrides,
+)
+from tests.workspace import Workspace, fit, logged
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "configs/README.md", *PAGES)
+COMMAND = re.compile(r"(?:\w+=\S+ )*(?:lit-distil|.*-m lit_distil) (?P<arguments>[\w-]+ .*)")
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def blocks(document: str, language: str = "") -> list[str]:
+    """The fenced blocks of a language."""
+    return [match["body"] for match in FENCE.finditer(text_of(document)) if match["language"] == language]
+
+
+def command_lines(document: str) -> list[list[str]]:
+    """Arguments of every `lit-distil` line in the plain blocks, comments and line continuations undone."""
+    lines = "\n".join(blocks(document)).replace("\\\n", " ").splitlines()
+    matches = [COMMAND.fullmatch(line.strip()) for line in lines]
+    # the variable of a loop in the shell, such as $seed, is a number
+    return [shlex.split(re.sub(r"\$\w+", "1", match["arguments"]), comments=True) for match in matches if match]
+
+
+COMMANDS = [arguments for document in DOCUMENTS for arguments in command_lines(document)]
+
+
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, ArgumentParser]:
+    """The parsers of the command line, each built once: fit and its like share one."""
+    found = {}
+    for command in {arguments[0] for arguments in COMMANDS} - set(TRAINER_COMMANDS) - set(CALLS):
+        assert command in OTHER_COMMANDS
+        module = command_module(command)
+        found[command] = module.make_parser() if hasattr(module, "make_parser") else capture_parser(module.run, [])
+    trainer = capture_parser(importlib.import_module("lit_distil.run").run, ["fit"])
+    return found | dict.fromkeys(TRAINER_COMMANDS, trainer)
+
+
+def test_no_command_line_escapes_the_test() -> None:
+    for document in DOCUMENTS:
+        lines = [line for block in blocks(document) for line in block.splitlines()]
+        starting = [
+            line for line in lines if not line.startswith("#") and re.search(r"lit-distil |-m lit_distil ", line)
+        ]
+        assert len(starting) == len(command_lines(document)), document
+    assert len(COMMANDS) > 60
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments)[:120])
+def test_command_line_parses(
+    arguments: list[str],
+    parsers: dict[str, ArgumentParser],
+    monkeypatch: pytest.MonkeyPatch,
+    pieces: Path,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(pieces)
+    command = arguments[0]
+    if command in CALLS:
+        assert vars(call_parser(command).parse_args(split_overrides(arguments[1:])[0]))
+        return
+    _, arguments = named_imports(arguments)
+    # the configuration that a run of the page leaves is of the kind of one that ships
+    recipes = {"runs/encoder": "configs/pretrain/roberta-small.yaml", "runs/reviews": "configs/finetune/own-files.yaml"}
+    arguments = [recipes.get(one.removesuffix("/config.yaml"), one) for one in arguments]
+    # a line that does not parse ends in SystemExit, and pytest shows the parser's message
+    under = {"inspect": ["fit"]} | {name: [name] for name in TRAINER_COMMANDS}  # the trainer's parser has commands
+    parsed = parsers[command].parse_args([*under.get(command, []), *arguments[1:]])
+    assert vars(parsed)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_exist(document: str) -> None:
+    text = text_of(document)
+    for path in re.findall(r"(?:configs|lit_distil|tests|notebooks|requirements)/[\w./-]*\w/?", text):
+        assert (ROOT / path).exists(), f"{document}: {path}"
+    base = (ROOT / document).parent
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (base / target).exists(), f"{document}: link to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_class_paths_import(document: str) -> None:
+    names = set(re.findall(r"\blit_distil(?:\.\w+)+", text_of(document)))
+    assert names or document != "README.md"
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        importlib.import_module(module)  # which makes a submodule an attribute only once it is imported itself
+        is_module = importlib.util.find_spec(name) is not None if module == "lit_distil" else False
+        assert is_module or hasattr(importlib.import_module(module), attribute), f"{document}: {name}"
+
+
+def test_classes_of_the_table_of_pieces_exist() -> None:
+    rows = [line for line in text_of("README.md").splitlines() if re.match(r"\| \w[\w ]* \| `(data|model)\.", line)]
+    assert len(rows) == 9
+    for row in rows:
+        modules = re.findall(r"`(lit_distil\.\w+|torch\.optim)`", row)
+        assert len(modules) == 1, row
+        module = importlib.import_module(modules[0])
+        for name in re.findall(r"`([A-Z]\w+)`", row):
+            assert isinstance(getattr(module, name), type), f"{modules[0]}.{name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_make_targets_exist(document: str) -> None:
+    makefiles = (ROOT / "Makefile").read_text() + (ROOT / "demo.mk").read_text()
+    targets = set(re.findall(r"^([a-z][\w-]*)(?: [a-z][\w-]*)*:", makefiles, re.MULTILINE))
+    targets |= {name for line in re.findall(r"^\.PHONY: (.*)$", makefiles, re.MULTILINE) for name in line.split()}
+    assert {"demo", "test"} <= targets
+    lines = [line for block in blocks(document) for line in block.splitlines()]
+    quoted = re.findall(r"`make ([\w-]+)", text_of(document))
+    named = quoted + [match[1] for line in lines if (match := re.match(r"make ([\w-]+)", line))]
+    assert set(named) <= targets, document
+
+
+def test_every_configuration_has_a_row() -> None:
+    text = text_of("configs/README.md")
+    files = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+    assert files
+    missing = [file for file in files if f"`{file}`" not in text]
+    assert not missing, f"configs/README.md has no row for {missing}"
+
+
+def test_block_of_the_demo_is_delimited() -> None:
+    text = text_of("README.md")
+    begin, end = text.index("<!-- demo:begin -->\n"), text.index("<!-- demo:end -->\n")
+    assert begin < end
+
+
+def public_names(package: str) -> list[str]:
+    module = importlib.import_module(f"lit_distil.{package}")
+    return module.__all__ if hasattr(module, "__all__") else dir(module)
+
+
+PACKAGES = ("data", "data.masking", "models", "objectives", "modules", "tasks", "callbacks")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_reference_has_every_public_class(package: str) -> None:
+    listed = {
+        match for page in PAGES if "/reference/" in page for match in re.findall(r"^::: ([\w.]+)$", text_of(page), re.M)
+    }
+    names = {f"lit_distil.{package}.{name}" for name in public_names(package)}
+    classes = {name for name in names if name.rpartition(".")[2][0].isupper()}
+    known = {name.rpartition(".")[2] for name in listed}  # a class may stand on the page of another package
+    assert len(classes) > 5
+    missing = sorted(name for name in classes if name.rpartition(".")[2] not in known)
+    assert not missing, f"docs/reference lacks {missing}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_in_the_documents_is_python(document: str) -> None:
+    for block in blocks(document, "python"):
+        compile(block, document, "exec")
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of("README.md").split()) <= 1_500
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "SoftTargetLoss" in (tmp_path / "site/reference/objectives.html").read_text(encoding="utf-8")
+
+
+# The example pieces of the guide
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the guide's file of pieces in it."""
+    sources = [block for block in blocks("docs/guides/own-pieces.md", "python") if block.startswith("# my_pieces.py\n")]
+    assert len(sources) == 1
+    folder = tmp_path_factory.mktemp("pieces")
+    (folder / "my_pieces.py").write_text(sources[0])
+    return folder
+
+
+def test_example_pieces_are_as_ruff_would_have_them(pieces: Path) -> None:
+    settings = ["--config", str(ROOT / "pyproject.toml"), "--no-cache"]
+    for command in (["check", "--extend-ignore", "D100"], ["format", "--check"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *settings, str(pieces)], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_example_pieces_train_two_steps(
+    pieces: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(pieces)
+    config = workspace.distillation(objectives={"soft": {"class_path": "my_pieces.TotalVariationLoss"}})
+    config["data"]["init_args"]["masking"] = {"class_path": "my_pieces.BlockMasking", "init_args": {"rate": 0.2}}
+    run = fit(config, tmp_path / "run", max_steps=2)
+    losses = logged(run, "train/loss/soft")
+    assert len(losses) == 2
+    assert all(0 < loss < 1 for loss in losses.values())  # a total variation lies between 0 and 1
+    assert (run / "export/model.safetensors").is_file()
+
+
+def test_example_masking_takes_one_block_of_the_budget(pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(pieces)
+    from lit_distil.data.masking import TokenView
+    from lit_distil.types import Vocabulary
+
+    strategy = importlib.import_module("my_pieces").BlockMasking(rate=0.3)
+    lengths = np.array([12, 3, 22, 5])
+    starts = np.cumsum(lengths) - lengths
+    maskable = np.ones(lengths.sum(), dtype=bool)
+    maskable[starts] = maskable[starts + lengths - 1] = False
+    ids = np.arange(10, 10 + lengths.sum())
+    vocabulary = Vocabulary(100, {"mask_token_id": 4})
+    view = TokenView(ids, maskable, np.ones_like(maskable), lengths, starts, np.arange(4), vocabulary)
+    seen = set()
+    for epoch in range(8):
+        masked = strategy(view, np.full(4, epoch), seed=1)
+        for start, length, count in zip(starts, lengths, (4, 1, 7, 2)):
+            block = masked.positions[(masked.positions >= start) & (masked.positions < start + length)]
+            assert block.tolist() == list(range(block[0], block[0] + count))
+            assert maskable[block].all()
+            seen.add((int(start), int(block[0])))
+        assert np.array_equal(masked.labels, ids[masked.positions])
+    assert len(seen) > 12  # the place of the block changes
+
+
+def test_example_objective_is_half_the_l1_distance(pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(pieces)
+    loss = importlib.import_module("my_pieces").TotalVariationLoss(temperature=2.0)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64).unbind()
+    expected = 0.0
+    for row in range(3):
+        p, q = ((logits[row] / 2).exp() / (logits[row] / 2).exp().sum() for logits in (student, teacher))
+        # the largest difference in the probability of any event
+        events = itertools.product((0.0, 1.0), repeat=5)
+        expected += max(float((torch.tensor(event, dtype=torch.float64) * (p - q)).sum()) for event in events)
+    assert float(loss.compare(student, teacher)) == pytest.approx(expected, abs=1e-5)
