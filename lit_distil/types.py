@@ -184,8 +184,8 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors: dict[str, Any] = {name: function(one) for name, one in vars(self).items() if isinstance(one, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 @dataclass(frozen=True)
