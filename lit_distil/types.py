@@ -165,7 +165,7 @@ class Batch:
         """Items of each kind in this micro-batch."""
         has_labels = self.labels is not None or self.answer_spans is not None
         if has_labels and self.num_labels is None:
-            raise ValueError("Batch.num_labels is not set, and the batch has labels; set it to how many of them count")
+            raise ValueError("Batch.num_labels: the batch has labels, and does not say how many of them count; give it")
         num_masked = 0 if self.masked_positions is None else self.masked_positions.numel()
         return {
             "masked": num_masked,
