@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/masking.py
 
-Strategies of whole words are measured beside its mode for whole words, in pairs: once here, once there, `ROUNDS` times,
-so that a busy machine slows both. The table has medians and quartiles, of the times and of the pairs' ratios.
+Strategies of whole words are compared with its whole-word mode. The two take turns `ROUNDS` times, so that a busy
+machine slows both. The table has medians and quartiles of the times and of the ratios of each pair.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main() -> None:
         if strategy is not None:
             strategy.bind(corpus.token_counts)
         dataset = MaskedSequences(corpus, table, masking=strategy, **facts)
-        whole_words = isinstance(strategy, WholeWordMasking)
+        whole_words = isinstance(strategy, WholeWordMasking | SpanMasking)
         collator, features = theirs[whole_words], with_offsets if whole_words else rows
         pairs = []
         for number in range(ROUNDS + 2):

@@ -202,17 +202,18 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the guide's file of pieces in it."""
-    sources = [block for block in blocks("docs/guides/own-pieces.md", "python") if block.startswith("# my_pieces.py\n")]
-    assert len(sources) == 1
+    """A folder with the files that the guides show in full."""
     folder = tmp_path_factory.mktemp("pieces")
-    (folder / "my_pieces.py").write_text(sources[0])
+    for guide, file in (("own-pieces", "my_pieces.py"), ("own-task", "my_task.py")):
+        sources = [block for block in blocks(f"docs/guides/{guide}.md", "python") if block.startswith(f"# {file}\n")]
+        assert len(sources) == 1
+        (folder / file).write_text(sources[0])
     return folder
 
 
 def test_example_pieces_are_as_ruff_would_have_them(pieces: Path) -> None:
     settings = ["--config", str(ROOT / "pyproject.toml"), "--no-cache"]
-    for command in (["check", "--extend-ignore", "D100"], ["format", "--check"]):
+    for command in (["check", "--extend-ignore", "D100,D102"], ["format", "--check"]):
         result = subprocess.run(
             [sys.executable, "-m", "ruff", *command, *settings, str(pieces)], capture_output=True, text=True
         )
@@ -235,6 +236,7 @@ def test_example_pieces_train_two_steps(
 def test_example_masking_takes_one_block_of_the_budget(pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(pieces)
     from lit_distil.data.masking import TokenView
+    from lit_distil.types import Vocabulary
 
     strategy = importlib.import_module("my_pieces").BlockMasking(rate=0.3)
     lengths = np.array([12, 3, 22, 5])
@@ -242,10 +244,11 @@ def test_example_masking_takes_one_block_of_the_budget(pieces: Path, monkeypatch
     maskable = np.ones(lengths.sum(), dtype=bool)
     maskable[starts] = maskable[starts + lengths - 1] = False
     ids = np.arange(10, 10 + lengths.sum())
-    view = TokenView(ids, maskable, np.ones_like(maskable), lengths, starts, np.arange(4))
+    vocabulary = Vocabulary(100, {"mask_token_id": 4})
+    view = TokenView(ids, maskable, np.ones_like(maskable), lengths, starts, np.arange(4), vocabulary)
     seen = set()
     for epoch in range(8):
-        masked = strategy(view, np.full(4, epoch), seed=1, vocabulary_size=100, mask_id=4, special_ids=[0, 1, 2, 3, 4])
+        masked = strategy(view, np.full(4, epoch), seed=1)
         for start, length, count in zip(starts, lengths, (4, 1, 7, 2)):
             block = masked.positions[(masked.positions >= start) & (masked.positions < start + length)]
             assert block.tolist() == list(range(block[0], block[0] + count))

@@ -1,10 +1,10 @@
-"""`lit-distil cache`: run a teacher once over the data of a distillation, and keep what its students will ask."""
+"""`lit-distil cache`: run a teacher once over the data of a distillation, and keep what its students need of it."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything as seed_all
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.console import progress_bar
@@ -42,7 +43,7 @@ from lit_distil.modules.checks import (
 )
 from lit_distil.modules.teachers import load_teacher
 from lit_distil.objectives.vocabulary import CHUNK_BYTES
-from lit_distil.types import Batch, Projection, TopLogits
+from lit_distil.types import Batch, EncoderOutput, Projection, TopLogits
 
 _PROGRESS = "progress.json"
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -51,14 +52,14 @@ _TIMED_BATCHES = 4
 
 @dataclass(frozen=True, eq=False)
 class SplitPlan:
-    """What there is to do for a split.
+    """The work to do for a split.
 
     Attributes:
         dataset: Its sequences.
-        patterns: Masks of each.
-        samples: int64 `[N]`, their sample ids.
-        counts: int64 `[patterns · N]`, rows of each masked sequence.
-        checks: uint32 `[patterns · N]`, check sums of their ids.
+        patterns: Masks of each sequence.
+        samples: int64 `[N]`, the sequences' sample ids.
+        counts: int64 `[patterns · N]`, the number of rows of each masked sequence.
+        checks: uint32 `[patterns · N]`, the check sums of their ids.
     """
 
     dataset: SequenceDataset
@@ -69,43 +70,35 @@ class SplitPlan:
 
     @property
     def num_rows(self) -> int:
-        """R, the rows of all its sequences under all their masks."""
+        """R, the rows of all sequences under all masks."""
         return int(self.counts.sum())
 
-    def batches(self, size: int, first: int = 0) -> Iterator[tuple[int, int, Batch]]:
-        """Masked sequences in the order of the files from number `first` on, with the numbers that each batch has."""
-        num_samples = len(self.samples)
-        while first < len(self.counts):
-            pattern, start = divmod(first, num_samples)
-            end = min(start + size, num_samples)
-            yield first, first + end - start, masked_batch(self.dataset, start, end, pattern)
-            first += end - start
 
-
-def masked_batch(dataset: SequenceDataset, start: int, end: int, pattern: int) -> Batch:
-    """Sequences of a data set under one of their masks."""
-    local = np.arange(start, end, dtype=np.int64)
-    return dataset.collate(local, np.full_like(local, pattern))
+def masked_batches(
+    dataset: SequenceDataset, patterns: int, batch_size: int, first: int = 0
+) -> Iterator[tuple[int, int, Batch]]:
+    """Yield the masked sequences from number `first` on, in the order of the files: each batch with its range."""
+    size = len(dataset)
+    while first < patterns * size:
+        pattern, start = divmod(first, size)
+        local = np.arange(start, min(start + batch_size, size), dtype=np.int64)
+        yield first, first + len(local), dataset.collate(local, np.full_like(local, pattern))
+        first += len(local)
 
 
 def plan_split(dataset: SequenceDataset, patterns: int, *, positions: str, name: str, batch_size: int) -> SplitPlan:
-    """Go through the masks of a split once: how many rows each sequence has, and what its ids add up to."""
+    """Go through the masks of a split once, counting the rows of each sequence and summing up its ids."""
     samples, counts, checks = [], [], []
-    total = patterns * len(dataset)
-    with progress_bar(total=total, desc=f"masking the {name} split", unit=" sequences") as bar:
-        for pattern in range(patterns):
-            for start in range(0, len(dataset), batch_size):
-                batch = masked_batch(dataset, start, min(start + batch_size, len(dataset)), pattern)
-                assert batch.masked_positions is not None
-                ids, bounds = batch.input_ids[0].numpy(), batch.cu_seq_lens.numpy()
-                checks += [check_sum(ids[a:b]) for a, b in pairwise(bounds)]
-                if positions == "all":
-                    counts.append(np.diff(bounds))
-                else:
-                    counts.append(np.diff(np.searchsorted(batch.masked_positions.numpy(), bounds)))
-                if pattern == 0:
-                    samples.append(batch.sample_ids.numpy())
-                bar.update(batch.num_sequences)
+    with progress_bar(total=patterns * len(dataset), desc=f"masking the {name} split", unit=" sequences") as bar:
+        for first, _, batch in masked_batches(dataset, patterns, batch_size):
+            assert batch.masked_positions is not None
+            ids, bounds = batch.input_ids[0].numpy(), batch.cu_seq_lens.numpy()
+            checks += [check_sum(ids[start:end]) for start, end in pairwise(bounds)]
+            row_bounds = bounds if positions == "all" else np.searchsorted(batch.masked_positions.numpy(), bounds)
+            counts.append(np.diff(row_bounds))
+            if first < len(dataset):
+                samples.append(batch.sample_ids.numpy())
+            bar.update(batch.num_sequences)
     return SplitPlan(
         dataset,
         patterns,
@@ -116,10 +109,10 @@ def plan_split(dataset: SequenceDataset, patterns: int, *, positions: str, name:
 
 
 class CacheWriter:
-    """Runs a teacher over masked sequences and keeps what it says.
+    """Runs a teacher over masked sequences and writes its rows.
 
     Args:
-        teacher: Who is asked.
+        teacher: The teacher.
         manifest: Everything that the cache depends on, and its settings.
         plans: By split.
         batch_size: Masked sequences at a time.
@@ -137,50 +130,41 @@ class CacheWriter:
     ) -> None:
         self.teacher, self.manifest, self.plans = teacher, manifest, plans
         self.batch_size, self.device = batch_size, device
-
-    @property
-    def row_bytes(self) -> int:
-        """What a row takes on the disk."""
-        settings = self.manifest
-        return bytes_per_row(
-            settings["k"], settings["vocabulary_size"], settings["scores"], len(settings["temperatures"])
-        )
-
-    @property
-    def num_bytes(self) -> int:
-        """What all the files take on the disk."""
-        sequences = sum(16 * len(plan.counts) + 8 * len(plan.samples) for plan in self.plans.values())
-        return sequences + self.row_bytes * sum(plan.num_rows for plan in self.plans.values())
+        self.k: int = manifest["k"]
+        self.temperatures: tuple[float, ...] = tuple(manifest["temperatures"])
+        self.row_bytes = bytes_per_row(self.k, manifest["vocabulary_size"], manifest["scores"], len(self.temperatures))
+        sequences = sum(16 * len(plan.counts) + 8 * len(plan.samples) for plan in plans.values())
+        self.num_bytes = sequences + self.row_bytes * sum(plan.num_rows for plan in plans.values())
+        """The size of all files on disk."""
 
     def trial(self) -> tuple[float, list[float]]:
-        """The first batches: by them, the seconds that all will take, and the share that is kept at each temperature.
+        """Run the first batches. The very first warms up, and its time does not count.
 
-        The very first warms up, and its time does not count.
+        Returns:
+            The seconds that all batches will take, and the share of the distribution that is kept at each temperature.
         """
         plan = next(iter(self.plans.values()))
         done, elapsed, kept = 0, 0.0, []
-        for number, (first, end, batch) in enumerate(plan.batches(self.batch_size)):
+        batches = masked_batches(plan.dataset, plan.patterns, self.batch_size)
+        for number, (first, end, batch) in zip(range(_TIMED_BATCHES + 1), batches, strict=False):
             begin = perf_counter()
             _, scores, rests = self._rows(batch)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            kept.append(kept_shares(scores, rests, self.manifest["temperatures"]))
+            kept.append(kept_shares(scores, rests, self.temperatures))
             if number > 0 or len(plan.counts) <= self.batch_size:
                 done, elapsed = done + end - first, elapsed + perf_counter() - begin
-            if number == _TIMED_BATCHES:
-                break
         seconds = elapsed / done * sum(len(one.counts) for one in self.plans.values())
         return seconds, np.concatenate(kept).mean(axis=0).tolist()
 
     def check_room(self, out: Path) -> None:
-        """Refuse to begin what the disk has no room for; what an earlier start has written counts as room.
+        """Refuse to start what the disk has no room for; what an earlier start has written counts as room.
 
         Raises:
             ValueError: There is too little.
         """
         parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-        work = workplace(out)
-        written = sum(path.stat().st_blocks * 512 for path in work.rglob("*.npy")) if work.is_dir() else 0
+        written = sum(path.stat().st_blocks * 512 for path in _unfinished(out).rglob("*.npy"))
         room = shutil.disk_usage(parent).free + written
         if self.num_bytes > room:
             raise ValueError(
@@ -189,13 +173,13 @@ class CacheWriter:
             )
 
     def write(self, out: Path) -> None:
-        """Write the folder beside its place and rename it; an earlier start that was stopped is gone on with.
+        """Write the folder beside its place and rename it, continuing an earlier start that was stopped.
 
         Raises:
             ValueError: The earlier start was with other settings.
         """
-        work = workplace(out)
-        done = self._earlier(work)
+        work = _unfinished(out)
+        done = self._earlier_progress(work)
         if done is None:
             shutil.rmtree(work, ignore_errors=True)
             done = dict.fromkeys(self.plans, 0)
@@ -205,10 +189,10 @@ class CacheWriter:
                     plan.samples,
                     plan.counts,
                     plan.checks,
-                    k=self.manifest["k"],
+                    k=self.k,
                     vocabulary_size=self.manifest["vocabulary_size"],
                     scores=self.manifest["scores"],
-                    num_temperatures=len(self.manifest["temperatures"]),
+                    num_temperatures=len(self.temperatures),
                 )
             write_json(work / _PROGRESS, {"manifest": self.manifest, "done": done})
         total = sum(len(plan.counts) for plan in self.plans.values())
@@ -222,27 +206,26 @@ class CacheWriter:
     def _write_split(self, work: Path, split: str, plan: SplitPlan, done: dict[str, int], bar: Any) -> None:
         arrays = SplitArrays.open(work / split, writable=True)
         saved = perf_counter()
-        for first, end, batch in plan.batches(self.batch_size, done[split]):
+        for first, end, batch in masked_batches(plan.dataset, plan.patterns, self.batch_size, done[split]):
             rows = slice(int(arrays.offsets[first]), int(arrays.offsets[end]))
-            ids, scores, rests = self._rows(batch)
-            arrays.ids[rows], arrays.scores[rows], arrays.rests[rows] = ids, scores, rests
+            arrays.ids[rows], arrays.scores[rows], arrays.rests[rows] = self._rows(batch)
             for number in range(first, end):
                 own = slice(int(arrays.offsets[number]), int(arrays.offsets[number + 1]))
                 arrays.sums[number] = sum_of_rows(arrays.ids[own], arrays.scores[own], arrays.rests[own])
             done[split] = end
             bar.update(end - first)
             if perf_counter() - saved > _SECONDS_BETWEEN_SAVES or end == len(plan.counts):
-                arrays.flush()  # before it is said to be done
+                arrays.flush()  # before the progress file says that it is done
                 write_json(work / _PROGRESS, {"manifest": self.manifest, "done": done})
                 saved = perf_counter()
 
-    def _earlier(self, work: Path) -> dict[str, int] | None:
-        """How far an earlier start came; None if there is none, or it did not come to its first row."""
+    def _earlier_progress(self, work: Path) -> dict[str, int] | None:
+        """How far an earlier start came in each split; None if there is none, or it did not come to its first row."""
         if not (work / _PROGRESS).is_file():
             return None
         try:
             earlier = json.loads((work / _PROGRESS).read_text(encoding="utf-8"))
-        except ValueError:  # damaged: how far it came is not known, and all is asked again
+        except ValueError:  # damaged, so nobody knows how far it came: start again
             return None
         if earlier["manifest"] != self.manifest:
             raise ValueError(
@@ -252,40 +235,40 @@ class CacheWriter:
 
     @torch.no_grad()
     def _rows(self, batch: Batch) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """The rows of a batch, sequence by sequence: ids, scores and the masses of the others."""
+        """Ids, scores and the masses of the others for the rows of a batch, sequence by sequence."""
         batch = batch.to(self.device)
         rows = "all" if self.manifest["positions"] == "all" else batch.masked_positions
         output = self.teacher(batch, rows=rows, project=False)
-        k, temperatures = self.manifest["k"], tuple(self.manifest["temperatures"])
-        parts = [TopLogits.of(logits, k, temperatures) for logits in _pieces(output.projection or output.logits)]
-        return (
-            np.concatenate([part.ids.cpu().numpy() for part in parts]),
-            np.concatenate([part.scores.cpu().numpy() for part in parts]),
-            np.concatenate([part.rests.cpu().numpy() for part in parts]),
+        parts = [TopLogits.of(logits, self.k, self.temperatures) for logits in _pieces(output)]
+        ids, scores, rests = (
+            np.concatenate([getattr(part, name).cpu().numpy() for part in parts]) for name in ("ids", "scores", "rests")
         )
+        return ids, scores, rests
 
 
-def kept_shares(scores: NDArray[Any], rests: NDArray[Any], temperatures: list[float]) -> NDArray[np.float64]:
-    """`[rows, temperatures]`: which share of the teacher's distribution lies in the tokens kept."""
+def _pieces(output: EncoderOutput) -> Iterator[Tensor]:
+    """Logits in float32, a few rows at a time; one piece without rows where there are none."""
+    projection = output.projection
+    features = projection.features if isinstance(projection, Projection) else output.logits
+    assert features is not None
+    width = len(projection.weight) if isinstance(projection, Projection) else features.shape[-1]
+    step = max(1, CHUNK_BYTES // (4 * width))
+    for start in range(0, max(len(features), 1), step):
+        few = features[start : start + step]
+        if isinstance(projection, Projection):
+            few = Projection(few, projection.weight, projection.bias).logits()
+        yield few.float()
+
+
+def kept_shares(scores: NDArray[Any], rests: NDArray[Any], temperatures: Sequence[float]) -> NDArray[np.float64]:
+    """Return `[rows, temperatures]`, the share of the teacher's distribution that lies in the tokens kept."""
     kept = np.stack([np.exp(scores.astype(np.float64) / each).sum(axis=-1) for each in temperatures], axis=-1)
     return kept / (kept + np.exp(rests.astype(np.float64)))
 
 
-def workplace(out: Path) -> Path:
-    """Where a cache stands until it is finished."""
+def _unfinished(out: Path) -> Path:
+    """The folder that a cache is written to until it is finished."""
     return out.with_name(f"{out.name}.partial")
-
-
-def _pieces(given: Any) -> Iterator[torch.Tensor]:
-    """Logits in float32, a few rows at a time; one piece without rows where there are none."""
-    features = given.features if isinstance(given, Projection) else given
-    width = len(given.weight) if isinstance(given, Projection) else given.shape[-1]
-    step = max(1, CHUNK_BYTES // (4 * width))
-    for start in range(0, max(len(features), 1), step):
-        few = features[start : start + step]
-        if isinstance(given, Projection):
-            few = Projection(few, given.weight, given.bias).logits()
-        yield few.float()
 
 
 def cache(
@@ -306,35 +289,34 @@ def cache(
 ) -> None:
     """Run the teacher of a distillation once over its data, and keep its likeliest tokens and the mass of the others.
 
-    Give the configuration of the distillation itself (--config); afterwards, train with --model.teacher_cache FOLDER
-    and no teacher runs. Masks must be static (data.masking.init_args.patterns), and the objectives SoftTargetLoss,
-    ReverseKLLoss, JensenShannonLoss, TeacherLabelLoss, or such as need no teacher. Of several teachers each has a cache
-    of its own (--teacher NAME) or is run. The folder holds the train split under every mask
-    and the validation split under its one.
+    Give the configuration of the distillation itself (--config). Then train with --model.teacher_cache FOLDER, and no
+    teacher runs. Masks must be static (data.masking.init_args.patterns). The objectives must be SoftTargetLoss,
+    ReverseKLLoss, JensenShannonLoss, TeacherLabelLoss, or need no teacher. With several teachers, each either has a
+    cache of its own (--teacher NAME) or runs. The folder holds the train split under every mask and the validation
+    split under its one.
 
     A row takes 4 k bytes, and 4 for each temperature (6 k for a vocabulary above 65,536; 2 k more in float32): 264
     bytes with k = 64. There is a row for each masked token, or with positions "all" for every token: a million
-    sequences of 128 tokens under 4 masks at a rate of 0.15 are 77 million rows, 20 GB. Size and time are printed before
-    anything is written, and which share of the teacher's distribution the k tokens hold: of the others a student
-    learns how likely they are together, and not which of them. What was stopped goes on when the same command is given
-    again.
+    sequences of 128 tokens under 4 masks at a rate of 0.15 are 77 million rows, 20 GB. Before anything is written, the
+    command prints size, time, and which share of the teacher's distribution the k tokens hold. Of the other tokens a
+    student only learns how likely they are together. After an interruption, give the same command again to continue.
 
     Args:
-        model: The distillation; its teacher is run, and its objectives say at which temperatures and positions.
-        data: Its data.
+        model: The distillation; its teacher runs, and its objectives say at which temperatures and positions.
+        data: The data of the distillation.
         out: Folder to write to; must not exist yet.
-        k: Tokens kept in a row; the size of the vocabulary keeps all, for float32 scores exactly.
+        k: Tokens kept in a row; the size of the vocabulary keeps all, exactly if scores are float32.
         positions: "masked" keeps rows of the masked tokens, "all" of every token; None takes what the objectives need.
-        scores: Of the kept logits, as differences to the largest; float16 changes them by 0.05 % at most.
+        scores: Type of the kept logits, as differences to the largest; float16 changes them by 0.05 % at most.
         batch_size: Sequences that the teacher sees at a time.
-        device: Where it runs, such as cpu or cuda; None takes a GPU where there is one.
+        device: Where the teacher runs, such as cpu or cuda; None takes a GPU if there is one.
         estimate: Print size and time, and write nothing.
-        teacher: Name of the one to run, where model.teacher has several; train with
-            --model.teacher_cache '{NAME: FOLDER}', and those that are not named there are run.
-        seed_everything: As for fit, whose masks follow from it.
-        trainer: Taken from the configuration and left aside.
+        teacher: Name of the teacher to run, if model.teacher has several; train with
+            --model.teacher_cache '{NAME: FOLDER}', and those without a cache run.
+        seed_everything: As for fit; the masks follow from it.
+        trainer: Part of the configuration; not used.
         matmul_precision: As for fit.
-        ckpt_path: Taken from the configuration and left aside.
+        ckpt_path: Part of the configuration; not used.
     """
     if Path(out).exists():
         raise ValueError(f"out: {out!r} is there already; delete it, or name another folder")

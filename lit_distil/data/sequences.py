@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.masking import MaskingStrategy, TokenView
+from lit_distil.data.randomness import Ints
 from lit_distil.tasks.base import Features, LabelKind, Row
 from lit_distil.types import Batch, Vocabulary
-
-Ints = NDArray[np.int64]
 
 
 class SequenceDataset(ABC):
@@ -83,16 +83,16 @@ class MaskedSequences(SequenceDataset):
             )
         self.corpus = corpus
         self.table = table
-        self.vocabulary_size = vocabulary.size
-        self.special_ids = tuple(sorted(set(vocabulary.special_ids.values())))
-        self.mask_id = _special_id(vocabulary, "mask_token_id") if masking is not None else -1
+        if masking is not None:
+            _special_id(vocabulary, "mask_token_id")
+        self.vocabulary = vocabulary
         self.masking = masking
         self.seed = seed
         self.has_segments = format.has_segments
         self.cls_id = _special_id(vocabulary, "cls_token_id", "bos_token_id")
         self.sep_id = _special_id(vocabulary, "sep_token_id", "eos_token_id")
         self._is_ordinary = np.ones(vocabulary.size, dtype=bool)
-        self._is_ordinary[list(self.special_ids)] = False
+        self._is_ordinary[list(vocabulary.special_ids.values())] = False
 
     @property
     def lengths(self) -> Ints:
@@ -100,13 +100,17 @@ class MaskedSequences(SequenceDataset):
         return self.table.lengths
 
     def compile(self) -> None:
-        """Compile the loops that a batch needs, or load them from disk.
+        """Compile the loops that a batch needs, or load them from disk, by making a batch with each masking strategy.
 
         Call this before worker processes start: they then share the compiled loops instead of each compiling its own.
         """
-        if self.masking is not None:
-            self.masking.compile()
-        self.collate(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+        first = np.zeros(1, dtype=np.int64)
+        for strategy in [None] if self.masking is None else self.masking.parts:
+            dataset = copy.copy(self)
+            dataset.masking = strategy
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is worth a warning comes again with the first batch
+                dataset.collate(first, first)
 
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """Cut the sequences out of the corpus, add special tokens, mask."""
@@ -147,16 +151,9 @@ class MaskedSequences(SequenceDataset):
         if table.next_sentence_labels is not None:
             batch.next_sentence_labels = torch.from_numpy(table.next_sentence_labels[sample_ids].astype(np.int64))
         if self.masking is not None:
-            view = TokenView(flat.ids, flat.is_ordinary, flat.word_starts, lengths, ends - lengths, sample_ids)
-            masked = self.masking(
-                view,
-                np.asarray(epochs),
-                seed=self.seed,
-                vocabulary_size=self.vocabulary_size,
-                mask_id=self.mask_id,
-                special_ids=self.special_ids,
-                step=step,
-            )
+            starts = ends - lengths
+            view = TokenView(flat.ids, flat.is_ordinary, flat.word_starts, lengths, starts, sample_ids, self.vocabulary)
+            masked = self.masking(view, epochs, seed=self.seed, step=step)
             batch.input_ids = torch.from_numpy(masked.ids)[None]
             batch.masked_positions = torch.from_numpy(masked.positions)
             batch.masked_labels = torch.from_numpy(masked.labels)

@@ -1,9 +1,15 @@
-"""A teacher that was run before: its likeliest tokens and the mass of the others, read from a folder."""
+"""A teacher that ran before: its likeliest tokens and the mass of the others, read from a folder.
+
+A folder has a `manifest.json` and a folder for each split. There the rows of all sequences under pattern 0 come first,
+then those under pattern 1, and so on: sequence i of N under pattern p is masked sequence p · N + i. `offsets.npy` says
+where the rows of each start. Everything is memory-mapped.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,32 +25,33 @@ from lit_distil.types import Batch, EncoderOutput, TopLogits
 
 CACHE_VERSION = 2
 MANIFEST = "manifest.json"
-
+_WRITE_AGAIN = "delete the cache and write it again"
 STATIC_MASKS = (
     "a cache holds what the teacher says of each masked sequence, and with dynamic masks none comes twice. Give every "
     "sequence a fixed number of masks: data.masking.init_args.patterns: 4"
 )
 """Why dynamic masks cannot be cached, and what to do."""
-
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_SETTINGS = ("teacher", "data", "k", "positions", "temperatures", "vocabulary_size", "splits")
+_CHECKED_BATCHES = 8
 
 
 @dataclass(frozen=True, eq=False)
 class SplitArrays:
-    """The rows of a split: R of them, of N sequences under P patterns each.
+    """The files of a split: R rows of N sequences under P patterns each.
 
     Attributes:
         samples: int64 `[N]`, the sequences' sample ids, ascending.
-        offsets: int64 `[P · N + 1]`; sequence i under pattern p has the rows `offsets[p · N + i]` to the next.
+        offsets: int64 `[P · N + 1]`, masked sequence i has the rows from `offsets[i]` to `offsets[i + 1]`.
         checks: uint32 `[P · N]`, a check sum of each masked sequence's ids.
         sums: uint32 `[P · N]`, a check sum of each masked sequence's rows, see `sum_of_rows`.
         ids: uint16 or uint32 `[R, k]`, the likeliest tokens, the likeliest first.
-        scores: float16 or float32 `[R, k]`, their logits less the largest.
+        scores: float16 or float32 `[R, k]`, their logits minus the largest one.
         rests: float32 `[R, temperatures]`, see `TopLogits.rests`.
     """
 
@@ -68,41 +75,32 @@ class SplitArrays:
         scores: DTypeLike,
         num_temperatures: int,
     ) -> SplitArrays:
-        """Lay out the files of a split, with room for all rows and none of them written.
+        """Create the files of a split, with room for all rows and none of them written.
 
         Args:
-            folder: Where to; made if it is not there.
+            folder: Where to write; made if it is not there.
             samples: See the class.
-            counts: int64 `[P · N]`, rows of each sequence under each pattern.
+            counts: int64 `[P · N]`, the number of rows of each masked sequence.
             checks: See the class.
-            k: Entries of a row.
+            k: Tokens kept in a row.
             vocabulary_size: Decides the width of the ids.
             scores: float16 or float32.
-            num_temperatures: How many temperatures the mass of the others is kept for.
+            num_temperatures: At how many temperatures the mass of the others is kept.
         """
         folder.mkdir(parents=True, exist_ok=True)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        fixed: dict[str, NDArray[Any]] = {
-            "samples": samples,
-            "offsets": offsets,
-            "checks": checks,
-            "sums": np.zeros_like(checks),
-        }
-        for name, values in fixed.items():
+        known = {"samples": samples, "offsets": offsets, "checks": checks, "sums": np.zeros_like(checks)}
+        for name, values in known.items():
             np.save(folder / f"{name}.npy", values)
-        shapes = {
-            "ids": (k, id_type(vocabulary_size)),
-            "scores": (k, np.dtype(scores)),
-            "rests": (num_temperatures, np.dtype(np.float32)),
-        }
-        for name, (width, dtype) in shapes.items():
-            shape = (int(offsets[-1]), width)
+        types = {"ids": id_type(vocabulary_size), "scores": np.dtype(scores), "rests": np.dtype(np.float32)}
+        for name, dtype in types.items():
+            shape = (int(offsets[-1]), num_temperatures if name == "rests" else k)
             np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
         return SplitArrays.open(folder, writable=True)
 
     @staticmethod
     def open(folder: Path, *, writable: bool = False) -> SplitArrays:
-        """Map the files of a split.
+        """Map the files of a split into memory.
 
         Raises:
             ValueError: One is missing or cut short.
@@ -111,22 +109,18 @@ class SplitArrays:
         for name in (field.name for field in fields(SplitArrays)):
             try:
                 mapped = np.load(folder / f"{name}.npy", mmap_mode="r+" if writable else "r")
-                # a plain view of the map, unless it will be flushed: slices of np.memmap itself are slow to make
-                arrays[name] = mapped if writable else np.asarray(mapped)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"the cache's file {folder / name}.npy cannot be read ({error}): delete the cache and write it anew"
+                    f"the cache's file {folder / name}.npy cannot be read ({error}): {_WRITE_AGAIN}"
                 ) from error
+            # a plain view of the map, unless it will be flushed: slices of np.memmap itself are slow to make
+            arrays[name] = mapped if writable else np.asarray(mapped)
         return SplitArrays(**arrays)
 
     def check_shapes(
         self, folder: Path, *, sequences: int, patterns: int, rows: int, k: int, num_temperatures: int
     ) -> None:
-        """Compare the arrays with what the manifest says of them.
-
-        Raises:
-            ValueError: One is of another shape, or they do not fit together.
-        """
+        """Refuse arrays that do not fit together, or do not have the shapes that the manifest says."""
         masked = sequences * patterns
         expected = {
             "samples": (sequences,),
@@ -141,43 +135,43 @@ class SplitArrays:
             if (found := getattr(self, name).shape) != shape:
                 raise ValueError(
                     f"model.teacher_cache: {folder / name}.npy has the shape {list(found)} and the manifest says "
-                    f"{list(shape)}: delete the cache and write it anew"
+                    f"{list(shape)}: {_WRITE_AGAIN}"
                 )
         if self.offsets[0] != 0 or self.offsets[-1] != rows or (np.diff(self.offsets) < 0).any():
             raise ValueError(
                 f"model.teacher_cache: {folder / 'offsets'}.npy is damaged (it does not lead through {rows} rows): "
-                "delete the cache and write it anew"
+                f"{_WRITE_AGAIN}"
             )
 
     @property
     def num_sequences(self) -> int:
-        """P · N, the masked sequences."""
+        """P · N, the number of masked sequences."""
         return len(self.checks)
 
     def flush(self) -> None:
-        """Have what was written on the disk."""
+        """Put what was written on disk."""
         for array in (self.sums, self.ids, self.scores, self.rests):
             assert isinstance(array, np.memmap)
             array.flush()
 
 
 def id_type(vocabulary_size: int) -> np.dtype:
-    """The narrowest type for the ids of a vocabulary."""
+    """Return the narrowest type for the ids of a vocabulary."""
     return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
 
 
 def bytes_per_row(k: int, vocabulary_size: int, scores: DTypeLike, num_temperatures: int) -> int:
-    """What one row takes on the disk."""
+    """Return the size of one row on disk."""
     return k * (id_type(vocabulary_size).itemsize + np.dtype(scores).itemsize) + 4 * num_temperatures
 
 
 def check_sum(ids: NDArray[np.int64]) -> int:
-    """Of the ids of a masked sequence, as the networks see them."""
+    """Return the check sum of a masked sequence's ids, as the networks see them."""
     return zlib.crc32(np.ascontiguousarray(ids, dtype="<i8").tobytes())
 
 
 def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) -> int:
-    """Of a sequence's rows as they lie in the files, so that a damaged one is noticed when it is read."""
+    """Return the check sum of a sequence's rows as they are stored, so that damage is noticed when they are read."""
     total = 0
     for part in (ids, scores, rests):
         total = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, total)
@@ -185,7 +179,7 @@ def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) ->
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a finished cache says of itself.
+    """Read the manifest of a finished cache.
 
     Raises:
         ValueError: The folder holds no cache, an unfinished one, or one of another version.
@@ -202,18 +196,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest.get("version")
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"model.teacher_cache: {str(folder / MANIFEST)!r} is damaged ({error}): delete the cache and write it anew"
+            f"model.teacher_cache: {str(folder / MANIFEST)!r} is damaged ({error}): {_WRITE_AGAIN}"
         ) from error
     if version != CACHE_VERSION:
         raise ValueError(
             f"model.teacher_cache: {str(folder)!r} has version {version}, this is version "
-            f"{CACHE_VERSION}: delete the folder and write it anew"
+            f"{CACHE_VERSION}: {_WRITE_AGAIN}"
         )
     return manifest
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """Where two manifests differ, as `name: ours here, theirs there`."""
+    """List where two manifests differ, each as `name is ours here and theirs there`."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = [*ours, *(key for key in theirs if key not in ours)]
         return [
@@ -221,24 +215,40 @@ def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
             for key in keys
             for line in differences(ours.get(key, "absent"), theirs.get(key, "absent"), f"{name}.{key}".strip("."))
         ]
-    return [] if ours == theirs else [f"{name} is {_short(ours)} here and {_short(theirs)} there"]
+    if ours == theirs:
+        return []
+    here, there = (text if len(text := repr(value)) <= 60 else f"{text[:57]}..." for value in (ours, theirs))
+    return [f"{name} is {here} here and {there} there"]
 
 
 def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict[str, Any]:
-    """Hashes of a teacher's files, wherever they lie, without loading it.
+    """Hash the files of a teacher, without loading it.
 
     Args:
         name: Folder, or name on the Hub.
         revision: Commit, tag or branch on the Hub.
-        dtype: That it runs in, where it is not that of its files.
+        dtype: The type that it runs in, if that is not the one of its files.
 
     Raises:
-        ValueError: There are no weights.
+        ValueError: The teacher has no weights.
     """
-    config, weights = _file(name, "config.json", revision), None
-    for candidate in _WEIGHTS:
-        if (weights := _file(name, candidate, revision)) is not None:
-            break
+
+    def find(file: str) -> Path | None:
+        try:
+            found = cached_file(
+                name,
+                file,
+                revision=revision,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                _raise_exceptions_for_gated_repo=False,
+            )
+        except OSError:  # neither a folder nor a name that the Hub could have
+            return None
+        return None if found is None else Path(found)
+
+    config = find("config.json")
+    weights = next((path for candidate in _WEIGHTS if (path := find(candidate)) is not None), None)
     if config is None or weights is None:
         raise ValueError(
             f"model.teacher: {name!r} has no {'config.json' if config is None else 'weights'}; the cache of a teacher "
@@ -247,67 +257,43 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
     parts = [weights]
     if weights.name.endswith(".index.json"):
         shards = sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
-        parts = [path for shard in shards if (path := _file(name, shard, revision)) is not None]
-    return {"config": _hash([config]), "weights": _hash(parts), "dtype": dtype}
+        parts = [path for shard in shards if (path := find(shard)) is not None]
 
+    def hash_all(files: list[Path]) -> str:
+        return hash_of(b"".join(bytes.fromhex(hash_file(path)) for path in files))
 
-def _file(name: str, file: str, revision: str | None) -> Path | None:
-    try:
-        found = cached_file(
-            name,
-            file,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-    except OSError:  # neither a folder nor a name that the Hub could have
-        return None
-    return None if found is None else Path(found)
-
-
-def _hash(files: list[Path]) -> str:
-    return hash_of(b"".join(bytes.fromhex(hash_file(path)) for path in files))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-_CHECKED_BATCHES = 8
-_SETTINGS = ("teacher", "data", "k", "positions", "temperatures", "vocabulary_size", "splits")
+    return {"config": hash_all([config]), "weights": hash_all(parts), "dtype": dtype}
 
 
 class CachedTeacher:
-    """Gives the rows of a teacher that `lit-distil cache` ran, found by sample and static mask.
+    """Gives the rows that a teacher gave when `lit-distil cache` ran it, found by sample and static mask.
 
     Each process maps the files and reads the rows of its own batches.
 
     Args:
         folder: What `lit-distil cache` wrote.
-        teacher: Hashes of the teacher that is meant, see `teacher_identity`.
+        teacher: The hashes that the teacher must have, see `teacher_identity`.
         data: By split, what its masked sequences depend on, see `TextDataModule.identity`.
 
     Raises:
-        ValueError: It is no cache, a damaged one, or one of another teacher or other data.
+        ValueError: The folder holds no cache, a damaged one, or one of another teacher or other data.
     """
 
     def __init__(self, folder: str | Path, *, teacher: dict[str, Any], data: dict[str, dict[str, Any]]) -> None:
         self.folder = Path(folder)
         manifest = read_manifest(self.folder)
-        if absent := [name for name in _SETTINGS if name not in manifest]:
+        if missing := [name for name in _SETTINGS if name not in manifest]:
             raise ValueError(
-                f"model.teacher_cache: the manifest of {str(folder)!r} is damaged (it has no {absent[0]}): delete the "
-                "cache and write it anew"
+                f"model.teacher_cache: the manifest of {str(folder)!r} is damaged (it has no {missing[0]}): "
+                f"{_WRITE_AGAIN}"
             )
         if missing := [split for split in data if split not in manifest["splits"]]:
             raise ValueError(
                 f"model.teacher_cache: {str(folder)!r} holds {sorted(manifest['splits'])} and not {missing[0]}; for "
                 f"{missing[0]}, leave out model.teacher_cache, which takes the teacher itself"
             )
-        found = {"teacher": manifest["teacher"], "data": {split: manifest["data"][split] for split in data}}
-        if different := differences({"teacher": teacher, "data": data}, found):
+        written_for = {"teacher": manifest["teacher"], "data": {split: manifest["data"][split] for split in data}}
+        if different := differences({"teacher": teacher, "data": data}, written_for):
             raise ValueError(
                 f"model.teacher_cache: {str(folder)!r} was written for something else: {'; '.join(different[:4])}. "
                 "Write another with `lit-distil cache`, or train with the settings that it was written for"
@@ -317,7 +303,7 @@ class CachedTeacher:
         self.temperatures: tuple[float, ...] = tuple(manifest["temperatures"])
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self._splits = {split: SplitArrays.open(self.folder / split) for split in data}
-        self._to_check = dict.fromkeys(data, _CHECKED_BATCHES)
+        self._batches_to_check = dict.fromkeys(data, _CHECKED_BATCHES)
         for split, arrays in self._splits.items():
             arrays.check_shapes(
                 self.folder / split, **manifest["splits"][split], k=self.k, num_temperatures=len(self.temperatures)
@@ -329,40 +315,39 @@ class CachedTeacher:
         return self.positions == "all"
 
     def __call__(self, batch: Batch, split: str, rows: Tensor) -> EncoderOutput:
-        """What the teacher made of these positions of the batch, on the batch's device.
+        """Return the teacher's output at some positions of the batch, on the batch's device.
 
         Args:
             batch: Masked, with its `mask_keys`.
-            split: Which the batch is of.
+            split: The split that the batch is from.
             rows: int64, positions in T: the masked ones, or any where the cache has all.
 
         Raises:
-            ValueError: A sequence is not in the cache, was masked in another way when it was written, or its rows are
+            ValueError: A sequence is not in the cache, was masked differently when it was written, or its rows are
                 damaged.
         """
         if batch.mask_keys is None:
             raise ValueError(f"model.teacher_cache: the batch has no static masks; {STATIC_MASKS}")
         arrays = self._splits[split]
-        samples, patterns = np.array(batch.mask_keys, dtype=np.int64).T
-        numbers = self._numbers(arrays, samples, patterns, split)
-        if self._to_check[split] > 0:
-            self._to_check[split] -= 1
-            self._check(arrays, numbers, batch, split)
-        starts, ends = arrays.offsets[numbers].tolist(), arrays.offsets[numbers + 1].tolist()
+        indices = self._find(batch.mask_keys, split)
+        if self._batches_to_check[split] > 0:
+            self._batches_to_check[split] -= 1
+            self._check_ids(indices, batch, split)
+        starts, ends = arrays.offsets[indices].tolist(), arrays.offsets[indices + 1].tolist()
         expected = batch.num_tokens if self.has_all else len(rows)
         if sum(ends) - sum(starts) != expected:
             raise ValueError(
                 f"model.teacher_cache: {str(self.folder)!r} has {sum(ends) - sum(starts)} rows for a batch of the "
-                f"{split} split that needs {expected}: the masks are others than when it was written; write it anew"
+                f"{split} split that needs {expected}: the masks are not those that it was written with; write it again"
             )
 
         pieces: list[tuple[Any, Any, Any]] = []
-        for number, start, end in zip(numbers.tolist(), starts, ends, strict=True):
+        for index, start, end in zip(indices.tolist(), starts, ends, strict=True):
             pieces.append((arrays.ids[start:end], arrays.scores[start:end], arrays.rests[start:end]))
-            if sum_of_rows(*pieces[-1]) != arrays.sums[number]:
+            if sum_of_rows(*pieces[-1]) != arrays.sums[index]:
                 raise ValueError(
                     f"model.teacher_cache: the rows {start} to {end} in {str(self.folder / split)!r} (ids.npy, "
-                    "scores.npy, rests.npy or sums.npy) are damaged: delete the cache and write it anew"
+                    f"scores.npy, rests.npy or sums.npy) are damaged: {_WRITE_AGAIN}"
                 )
 
         def read(part: int, dtype: Any) -> Tensor:
@@ -379,13 +364,15 @@ class CachedTeacher:
             temperatures=self.temperatures,
             vocabulary_size=self.vocabulary_size,
         )
-        nothing = torch.empty(0, device=rows.device)
-        return EncoderOutput(last_hidden_state=nothing, projection=top, rows=rows)
+        return EncoderOutput(last_hidden_state=torch.empty(0, device=rows.device), projection=top, rows=rows)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CachedTeacher:
         return self
 
-    def _numbers(self, arrays: SplitArrays, samples: Any, patterns: Any, split: str) -> Any:
+    def _find(self, mask_keys: Sequence[tuple[int, int]], split: str) -> NDArray[np.int64]:
+        """The masked sequences with these sample ids and patterns."""
+        arrays = self._splits[split]
+        samples, patterns = np.array(mask_keys, dtype=np.int64).T
         size = len(arrays.samples)
         places = np.searchsorted(arrays.samples, samples)
         is_there = arrays.samples[np.minimum(places, size - 1)] == samples
@@ -394,17 +381,17 @@ class CachedTeacher:
             sample, pattern = int(samples[~is_there][0]), int(patterns[~is_there][0])
             raise ValueError(
                 f"model.teacher_cache: {str(self.folder)!r} has no rows of sample {sample} of the {split} split under "
-                f"mask {pattern}; write it anew for this data"
+                f"mask {pattern}; write it again for this data"
             )
         return patterns * size + places
 
-    def _check(self, arrays: SplitArrays, numbers: Any, batch: Batch, split: str) -> None:
-        """Compare the first batches with what was seen when the cache was written, token by token."""
-        ids = batch.input_ids[0].cpu().numpy()
+    def _check_ids(self, indices: NDArray[np.int64], batch: Batch, split: str) -> None:
+        """Compare the batch, token by token, with what the teacher saw when the cache was written."""
+        arrays, ids = self._splits[split], batch.input_ids[0].cpu().numpy()
         ends = np.cumsum(batch.lengths)
-        for number, start, end in zip(numbers, ends - batch.lengths, ends, strict=True):
-            if check_sum(ids[start:end]) != arrays.checks[number]:
+        for index, start, end in zip(indices, ends - batch.lengths, ends, strict=True):
+            if check_sum(ids[start:end]) != arrays.checks[index]:
                 raise ValueError(
-                    f"model.teacher_cache: sample {int(arrays.samples[number % len(arrays.samples)])} of the {split} "
-                    f"split was masked in another way when {str(self.folder)!r} was written; write it anew"
+                    f"model.teacher_cache: sample {int(arrays.samples[index % len(arrays.samples)])} of the {split} "
+                    f"split was masked in another way when {str(self.folder)!r} was written; write it again"
                 )

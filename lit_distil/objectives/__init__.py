@@ -1,6 +1,6 @@
 """The terms of the loss: pure functions in `functional`, and a small configurable class around each."""
 
-from lit_distil.objectives.attention import AttentionLoss
+from lit_distil.objectives.attention import AttentionLoss, RelationLoss
 from lit_distil.objectives.base import (
     LogitObjective,
     LogitRows,
@@ -29,7 +29,6 @@ from lit_distil.objectives.logits import (
     TeacherLabelLoss,
 )
 from lit_distil.objectives.next_sentence import NextSentenceLoss, NextSentenceSoftTargetLoss
-from lit_distil.objectives.relation import RelationLoss
 from lit_distil.objectives.task import TaskLoss, TaskSoftTargetLoss
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits

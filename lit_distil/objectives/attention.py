@@ -1,23 +1,24 @@
-"""Matching attention layer by layer: TinyBERT's scores, or the distributions that they make."""
+"""Losses on attention, layer by layer: TinyBERT's scores, MiniLM's distributions, MiniLMv2's relations.
+
+The blocks compared are counted from 1, as `HiddenMSELoss` counts them (its 0, the embeddings, does not attend);
+negative numbers count from the end, as in Python. Both networks run on flat batches. Products are formed again from the
+recorded queries, keys and values (after rotary positions), a few sequences at a time. Divided by the number of tokens,
+a batch of one sequence gives the papers' loss of that sequence, and a batch of several their mean weighted by length.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from lit_distil.objectives.base import NetworkCapabilities, Objective, require_teacher
-from lit_distil.objectives.relation import (
-    block_number,
-    query_key,
-    recorded_attention,
-    relation_kl,
-    same_window,
-    score_mse,
-)
+from lit_distil.objectives.hidden import check_layer_map, layer_number, mapped_layers
+from lit_distil.objectives.relation import Relation, check_divides, relation_kl, score_mse, split_heads
 from lit_distil.schedules import StepValue
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.types import AttentionStates, Batch, EncoderOutput, RecordedAttention
 
 Kind = Literal["scores", "distributions"]
 
@@ -25,22 +26,17 @@ Kind = Literal["scores", "distributions"]
 class AttentionLoss(Objective):
     """`Σ_pairs Σ_tokens` of how student and teacher attend, averaged over heads.
 
-    `scores` is TinyBERT (Jiao et al. 2020, equation 7): of each token the mean squared difference of its scores
+    `scores` is TinyBERT (Jiao et al. 2020, equation 7): for each token the mean squared difference of its scores
     `q · k / √d`, before the softmax, over the tokens that it sees. `distributions` is `KL(teacher‖student)` of the
-    attention weights in nats, MiniLM's attention transfer (Wang et al. 2020, section 3.1) on any layers. Divided by the
-    number of tokens, a batch of one sequence gives the papers' loss of that sequence, and a batch of several their
-    mean weighted by length. Pairs are summed. Dropout of attention weights does not enter, padding does not exist.
+    attention weights in nats, MiniLM's attention transfer (Wang et al. 2020, section 3.1) on any layers. Pairs are
+    summed. Dropout of attention weights does not enter.
 
-    Both networks run on flat batches; scores are recomputed from the queries and keys of the blocks compared (after
-    rotary positions), a few sequences at a time. In local attention (ModernBERT) the tokens that a token sees are
-    those of its window; blocks compared must have the same one. Head counts must be equal, widths need not be:
-    `RelationLoss` needs neither.
+    In local attention (ModernBERT) a token sees those of its window; blocks compared must have the same one. Both
+    networks must have as many heads, but their widths may differ: `RelationLoss` needs neither.
 
     Args:
-        layer_map: Pairs `[student block, teacher block]`, blocks counted from 1 as `HiddenMSELoss` counts them (its 0,
-            the embeddings, has no attention); negative numbers count from the end, as in Python. None is TinyBERT's
-            uniform map: student block i with teacher block i · L_t / L_s; the teacher's depth must then be a multiple
-            of the student's.
+        layer_map: Pairs `[student block, teacher block]`. None is TinyBERT's uniform map: student block i with teacher
+            block i · L_t / L_s; the teacher's depth must then be a multiple of the student's.
         kind: "scores" or "distributions".
         weight: Factor of this term in the total loss.
     """
@@ -52,12 +48,8 @@ class AttentionLoss(Objective):
         self, layer_map: list[list[int]] | None = None, *, kind: Kind = "scores", weight: float | StepValue = 1.0
     ) -> None:
         super().__init__(weight)
-        if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):
-            raise ValueError(
-                f"layer_map must be a list of pairs [student block, teacher block], got {layer_map}; "
-                "leave it out for the uniform map"
-            )
-        if kind not in ("scores", "distributions"):
+        check_layer_map(layer_map)
+        if kind not in get_args(Kind):
             raise ValueError(f"kind must be 'scores' or 'distributions', got {kind!r}")
         self.layer_map = layer_map
         self.kind = kind
@@ -65,62 +57,207 @@ class AttentionLoss(Objective):
     def attention_layers(
         self, student_depth: int, teacher_depth: int | None
     ) -> tuple[Collection[int], Collection[int]]:
-        """The blocks of the layer map."""
-        pairs = self.pairs(student_depth, teacher_depth)
+        """Return the blocks of the layer map."""
+        pairs = self.pairs(student_depth, require_teacher(self, teacher_depth))
         return {ours for ours, _ in pairs}, {theirs for _, theirs in pairs}
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Beside what every objective checks: heads are as many, and blocks that are paired see as far."""
+        """Check also that there are as many heads, and that paired blocks see equally far."""
         super().check(student, teacher)
         assert teacher is not None
         if student.num_heads is not None and teacher.num_heads is not None:
-            _check_heads(student.num_heads, teacher.num_heads)
+            _check_heads("AttentionLoss", student.num_heads, teacher.num_heads)
         for ours, theirs in self.pairs(student.num_layers, teacher.num_layers):
-            same_window(self, (ours, student.window(ours)), (theirs, teacher.window(theirs)))
+            _shared_window(self, (ours, student.window(ours)), (theirs, teacher.window(theirs)))
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The differences, summed over pairs of blocks and tokens."""
-        ours, theirs = (
-            recorded_attention(self, "student", student),
-            recorded_attention(self, "teacher", require_teacher(self, teacher)),
-        )
+        """Return the differences, summed over pairs of blocks and tokens."""
+        ours, theirs = _recorded(self, student, teacher)
         compare = score_mse if self.kind == "scores" else relation_kl
         total = student.last_hidden_state.new_zeros(())
         for student_block, teacher_block in self.pairs(ours.num_layers, theirs.num_layers):
             mine, its = ours.layers[student_block], theirs.layers[teacher_block]
-            _check_heads(mine.query.shape[1], its.query.shape[1])
-            window = same_window(self, (student_block, mine.window), (teacher_block, its.window))
-            total = total + compare(query_key(mine), query_key(its), ours.groups, window=window)
+            _check_heads("AttentionLoss", mine.query.shape[1], its.query.shape[1])
+            window = _shared_window(self, (student_block, mine.window), (teacher_block, its.window))
+            total = total + compare(Relation.attention(mine), Relation.attention(its), ours.groups, window=window)
         return total
 
-    def pairs(self, student_depth: int, teacher_depth: int | None) -> list[tuple[int, int]]:
-        """The pairs of blocks compared, counted from 1, for a student and a teacher of so many.
+    def pairs(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
+        """Return the pairs of blocks to compare, see `mapped_layers`."""
+        return mapped_layers(self.layer_map, student_depth, teacher_depth, first=1)
 
-        Raises:
-            ValueError: A block is out of range, there is no uniform map for these depths, or no teacher.
-        """
-        if teacher_depth is None:
-            raise ValueError("AttentionLoss compares with a teacher, and there is none; use it to distil")
-        if self.layer_map is None:
-            if teacher_depth % student_depth:
-                raise ValueError(
-                    f"there is no uniform map from {student_depth} student blocks to {teacher_depth} teacher blocks; "
-                    "write layer_map as pairs [student block, teacher block]"
-                )
-            ratio = teacher_depth // student_depth
-            return [(block, block * ratio) for block in range(1, student_depth + 1)]
-        return [
-            (
-                block_number(f"layer_map pair {pair}: student", pair[0], student_depth),
-                block_number(f"layer_map pair {pair}: teacher", pair[1], teacher_depth),
+
+RelationName = Literal["qk", "qq", "kk", "vv"]
+"""Which states are multiplied: queries with keys (attention itself), or queries, keys, values with their own kind."""
+
+
+class RelationLoss(Objective):
+    """`Σ_relations α · Σ_tokens 1/A Σ_heads KL(teacher‖student)` of one student block and one teacher block, in nats.
+
+    The relation of a token, in each of A heads, is the softmax over the tokens of its sequence of `x · y / √d`, with d
+    the dimensions of that network's head.
+
+    - MiniLMv2 (Wang et al. 2021, section 3), the default: `qq`, `kk` and `vv`, with `relation_heads` heads: the
+      network's own are laid end to end and split anew, so that neither widths nor head counts need be equal. The paper
+      takes more of them than there are attention heads (48 with a base teacher, 64 with a large one), and an upper
+      middle layer of a large teacher (21 of 24).
+    - MiniLM (Wang et al. 2020, sections 3.1 and 3.2): `relations: [qk, vv]` of the last blocks, with the attention
+      heads, which must be as many in both networks. `qk` is then the attention distribution itself.
+
+    In blocks of local attention (ModernBERT) `qk` keeps to the window, which must be the same in both, and needs the
+    attention heads; the other relations are between all tokens of a sequence.
+
+    Args:
+        relations: Some of qk, qq, kk, vv; None is MiniLMv2's qq, kk, vv.
+        relation_heads: A, a divisor of both widths; None takes the attention heads.
+        student_layer: The student's block. MiniLM's student has its last.
+        teacher_layer: The teacher's block: the last in MiniLM, 21 of a large teacher's 24 in MiniLMv2.
+        relation_weights: α of each relation, in their order; None is 1 each.
+        weight: Factor of this term in the total loss.
+    """
+
+    counts = "tokens"
+    needs_teacher = True
+
+    def __init__(
+        self,
+        relations: list[RelationName] | None = None,
+        *,
+        relation_heads: int | None = None,
+        student_layer: int = -1,
+        teacher_layer: int = -1,
+        relation_weights: list[float] | None = None,
+        weight: float | StepValue = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        names: list[RelationName] = ["qq", "kk", "vv"] if relations is None else list(relations)
+        if not names or len(set(names)) < len(names) or not set(names) <= set(get_args(RelationName)):
+            raise ValueError(f"relations must be some of qk, qq, kk, vv, each once, got {names}")
+        if relation_heads is not None and relation_heads < 1:
+            raise ValueError(
+                f"relation_heads must be 1 or more, got {relation_heads}; leave it out to take the attention heads"
             )
-            for pair in self.layer_map
-        ]
+        weights = [1.0] * len(names) if relation_weights is None else [float(value) for value in relation_weights]
+        if len(weights) != len(names):
+            raise ValueError(f"relation_weights must be one for each of {names}, got {relation_weights}")
+        if not all(value >= 0 and math.isfinite(value) for value in weights) or not any(weights):
+            raise ValueError(f"relation_weights must be 0 or more, finite and not all 0, got {relation_weights}")
+        self.relations = dict(zip(names, weights, strict=True))
+        self.relation_heads = relation_heads
+        self.student_layer = student_layer
+        self.teacher_layer = teacher_layer
+
+    def attention_layers(
+        self, student_depth: int, teacher_depth: int | None
+    ) -> tuple[Collection[int], Collection[int]]:
+        """Return the one block of each."""
+        theirs = require_teacher(self, teacher_depth)
+        student = layer_number("student_layer: the student's", self.student_layer, student_depth, first=1)
+        teacher = layer_number("teacher_layer: the teacher's", self.teacher_layer, theirs, first=1)
+        return (student,), (teacher,)
+
+    def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
+        """Check also that heads are as many or can be split anew, and that `qk` sees equally far in both."""
+        super().check(student, teacher)
+        assert teacher is not None
+        (ours,), (theirs,) = self.attention_layers(student.num_layers, teacher.num_layers)
+        for name in self.relations:
+            if name == "qk":
+                self._window((ours, student.window(ours)), (theirs, teacher.window(theirs)))
+            if not (student.relation_widths and teacher.relation_widths):
+                continue
+            if self.relation_heads is None:
+                _check_heads(f"relation {name}", _num_heads(name, student), _num_heads(name, teacher))
+            else:
+                for who, network in (("student", student), ("teacher", teacher)):
+                    check_divides(self.relation_heads, network.relation_widths[name], who)
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+        """Return the divergences, summed over relations and tokens."""
+        ours, theirs = _recorded(self, student, teacher)
+        (student_block,), (teacher_block,) = self.attention_layers(ours.num_layers, theirs.num_layers)
+        mine, its = ours.layers[student_block], theirs.layers[teacher_block]
+        total = student.last_hidden_state.new_zeros(())
+        for name, weight in self.relations.items():
+            window = None
+            if name == "qk":
+                window = self._window((student_block, mine.window), (teacher_block, its.window))
+            relation, target = self._relation(name, mine), self._relation(name, its)
+            _check_heads(f"relation {name}", relation.left.shape[1], target.left.shape[1])
+            total = total + weight * relation_kl(relation, target, ours.groups, window=window)
+        return total
+
+    def _window(self, student: tuple[int, int | None], teacher: tuple[int, int | None]) -> int | None:
+        window = _shared_window(self, student, teacher)
+        if window is not None and self.relation_heads is not None:
+            raise ValueError(
+                f"relation_heads={self.relation_heads} with qk: block {student[0]} has local attention, which only its "
+                "own heads describe; leave relation_heads out, leave qk out of the relations, or take blocks with "
+                "global attention"
+            )
+        return window
+
+    def _relation(self, name: RelationName, states: AttentionStates) -> Relation:
+        if name == "qk":
+            relation = Relation.attention(states)
+            if self.relation_heads is None:
+                return relation
+            left, right = (split_heads(part, self.relation_heads) for part in (relation.left, relation.right))
+        else:
+            part = {"qq": states.query, "kk": states.key, "vv": states.value}[name]
+            left = right = part if self.relation_heads is None else split_heads(part, self.relation_heads)
+        return Relation(left, right, left.shape[-1] ** -0.5)
+
+    def extra_repr(self) -> str:
+        """Show the relations too."""
+        return f"{super().extra_repr()}, relations={self.relations}, relation_heads={self.relation_heads}"
 
 
-def _check_heads(student: int, teacher: int) -> None:
+def _num_heads(relation: str, network: NetworkCapabilities) -> int:
+    """The heads of a relation where they are those of attention; `qk` repeats keys for each query head."""
+    return (network.num_heads if relation in ("qk", "qq") else network.num_key_heads) or 0
+
+
+def _check_heads(what: str, student: int, teacher: int) -> None:
     if student != teacher:
-        raise ValueError(
-            f"AttentionLoss compares heads one by one; the student has {student} and the teacher {teacher}: use "
-            "RelationLoss, whose relation heads need no equal number"
+        way_out = (
+            "use RelationLoss, whose relation heads may differ in number"
+            if what == "AttentionLoss"
+            else "set relation_heads to a common divisor of their widths"
         )
+        raise ValueError(
+            f"{what} compares heads one by one; the student has {student} heads and the teacher {teacher}: {way_out}"
+        )
+
+
+def _recorded(
+    objective: Objective, student: EncoderOutput, teacher: EncoderOutput | None
+) -> tuple[RecordedAttention, RecordedAttention]:
+    """What was recorded of both networks' attention."""
+    found = []
+    for who, output in (("student", student), ("teacher", require_teacher(objective, teacher))):
+        if output.attention is None:
+            raise ValueError(
+                f"{type(objective).__name__} needs queries, keys and values of the {who}; ask it for `attention_layers`"
+            )
+        found.append(output.attention)
+    return found[0], found[1]
+
+
+def _shared_window(
+    objective: Objective, student: tuple[int, int | None], teacher: tuple[int, int | None]
+) -> int | None:
+    """The window that two blocks share, each given as its number and window.
+
+    Raises:
+        ValueError: One sees further than the other. Distributions over different tokens cannot be compared.
+    """
+    (student_block, ours), (teacher_block, theirs) = student, teacher
+    if ours != theirs:
+        sight = ["all tokens" if window is None else f"tokens less than {window} away" for window in (ours, theirs)]
+        raise ValueError(
+            f"{type(objective).__name__}: the student's block {student_block} sees {sight[0]}, the teacher's block "
+            f"{teacher_block} {sight[1]}; pair blocks with the same (local or global) attention, or use RelationLoss "
+            "with relations among qq, kk, vv, which know no window"
+        )
+    return ours

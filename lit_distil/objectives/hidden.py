@@ -1,4 +1,4 @@
-"""Matching hidden states layer by layer: PKD's normalised patience, TinyBERT's learned projection."""
+"""Losses on hidden states: DistilBERT's cosine, PKD's patience, TinyBERT's learned projection."""
 
 from __future__ import annotations
 
@@ -20,12 +20,67 @@ from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
 
 
+def check_layer_map(layer_map: list[list[int]] | None) -> None:
+    """Refuse a layer map that is not a list of pairs."""
+    if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):
+        raise ValueError(
+            f"layer_map must be a list of pairs [student layer, teacher layer], got {layer_map}; "
+            "leave it out for the uniform map"
+        )
+
+
+def mapped_layers(
+    layer_map: list[list[int]] | None, student_depth: int, teacher_depth: int, *, first: int
+) -> list[tuple[int, int]]:
+    """Return the pairs of layers to compare, counted from the start.
+
+    Args:
+        layer_map: Pairs `[student layer, teacher layer]`; None is TinyBERT's uniform map, student layer i with teacher
+            layer i · L_t / L_s.
+        student_depth: Blocks of the student.
+        teacher_depth: Blocks of the teacher.
+        first: The first layer: 0, the embeddings' output, or 1, the first block.
+
+    Raises:
+        ValueError: A layer is out of range, or there is no uniform map for these depths.
+    """
+    if layer_map is None:
+        if teacher_depth % student_depth:
+            raise ValueError(
+                f"there is no uniform map from {student_depth} student layers to {teacher_depth} teacher layers; "
+                "write layer_map as pairs [student layer, teacher layer]"
+            )
+        return [(layer, layer * (teacher_depth // student_depth)) for layer in range(first, student_depth + 1)]
+    return [
+        (
+            layer_number(f"layer_map pair {pair}: student", pair[0], student_depth, first=first),
+            layer_number(f"layer_map pair {pair}: teacher", pair[1], teacher_depth, first=first),
+        )
+        for pair in layer_map
+    ]
+
+
+def layer_number(whose: str, number: int, depth: int, *, first: int) -> int:
+    """Return a layer's number counted from the start; negative numbers count from the end.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    if not (first <= number <= depth or first - depth - 1 <= number <= -1):
+        lowest, note = ("0 (embeddings)", "") if first == 0 else ("1", "; the embeddings (0) do not attend")
+        raise ValueError(
+            f"{whose} layer {number} is out of range; it has layers {lowest} to {depth}, or -1 down to "
+            f"{first - depth - 1} from the end{note}"
+        )
+    return number if number >= 0 else depth + 1 + number
+
+
 class HiddenCosineLoss(Objective):
-    """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3).
+    """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3); no unit, 0 to 2 a position.
 
     Args:
         positions: "all" compares at every real token, special ones included, as DistilBERT does; "masked" where a
-            token was hidden.
+            token was masked.
         weight: Factor of this term in the total loss. DistilBERT used 1.
     """
 
@@ -37,13 +92,13 @@ class HiddenCosineLoss(Objective):
         self.counts = count_of(self.positions)
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Beside what every objective checks: the widths are equal."""
+        """Check also that the widths are equal."""
         super().check(student, teacher)
         assert teacher is not None
         _check_widths(student.width, teacher.width)
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The cosine distances, summed over the positions."""
+        """Return the cosine distances, summed over the positions."""
         teacher = require_teacher(self, teacher)
         _check_widths(student.last_hidden_state.shape[-1], teacher.last_hidden_state.shape[-1])
         return cosine_distance_sum(
@@ -61,15 +116,15 @@ def _check_widths(student: int, teacher: int) -> None:
 
 
 States = Literal["all", "masked", "first"]
-"""Which hidden states are compared: of every real token, of the masked ones, or of each sequence's first."""
+"""Which hidden states are compared: those of every real token, of the masked ones, or of each sequence's first."""
 
 
 class HiddenMSELoss(Objective):
     """`Σ_pairs Σ_positions mean_width (W · h_s − h_t)²` over mapped pairs of layers.
 
     TinyBERT (Jiao et al. 2020, equations 8 and 9): the blocks and, as layer 0, the embeddings, with one learned `W` for
-    all pairs as in its code. With `normalise` and `positions: first` the patience loss of PKD (Sun et al. 2019,
-    equation 7), which compares [CLS], except that the width is averaged over, as in its code. Pairs are summed.
+    all pairs as in its code. With `normalise` and `positions: first` it is the patience loss of PKD (Sun et al. 2019,
+    equation 7), which compares [CLS], but with the mean over the width, as in PKD's code. Pairs are summed.
 
     Args:
         layer_map: Pairs `[student layer, teacher layer]`. Layer 0 is the embeddings' output, layer i the output of
@@ -77,8 +132,8 @@ class HiddenMSELoss(Objective):
             with teacher layer i · L_t / L_s, for i from 0; the teacher's depth must then be a multiple of the
             student's.
         normalise: Compare directions: divide each vector by its L2 norm first (after the projection).
-        student_width: Hidden size of the student, when its vectors shall pass through a learned projection.
-        teacher_width: Hidden size of the teacher, likewise; both or neither. Without them widths must be equal.
+        student_width: Hidden size of the student, to pass its vectors through a learned projection.
+        teacher_width: Hidden size of the teacher; give both or neither. Without them the widths must be equal.
         positions: "all" (every real token), "masked", or "first" (the [CLS] or `<s>` of each sequence; the sum is
             then over sequences).
         weight: Factor of this term in the total loss.
@@ -98,11 +153,7 @@ class HiddenMSELoss(Objective):
         weight: float | StepValue = 1.0,
     ) -> None:
         super().__init__(weight)
-        if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):
-            raise ValueError(
-                f"layer_map must be a list of pairs [student layer, teacher layer], got {layer_map}; "
-                "leave it out for the uniform map"
-            )
+        check_layer_map(layer_map)
         if (student_width is None) != (teacher_width is None):
             raise ValueError(
                 f"student_width={student_width} and teacher_width={teacher_width}: give both for a projection, or none"
@@ -118,14 +169,14 @@ class HiddenMSELoss(Objective):
             self.projection = nn.Linear(student_width, teacher_width)
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Beside what every objective checks: the layers are there, and the widths equal or brought together."""
+        """Check also that the layers exist, and that the widths are equal or brought together."""
         super().check(student, teacher)
         assert teacher is not None
         self.pairs(student.num_layers, teacher.num_layers)
         self._check_widths(student.width, teacher.width)
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The squared differences, summed over pairs of layers and positions."""
+        """Return the squared differences, summed over pairs of layers and positions."""
         student_layers = _hidden_states("student", student)
         teacher_layers = _hidden_states("teacher", require_teacher(self, teacher))
         self._check_widths(student_layers[0].shape[-1], teacher_layers[0].shape[-1])
@@ -136,27 +187,9 @@ class HiddenMSELoss(Objective):
             total = total + hidden_mse_sum(projected, target, normalise=self.normalise)
         return total
 
-    def pairs(self, student_depth: int, teacher_depth: int) -> list[list[int]]:
-        """The pairs of layers compared, for a student and a teacher of so many blocks.
-
-        Raises:
-            ValueError: A layer is out of range, or there is no uniform map for these depths.
-        """
-        if self.layer_map is None:
-            if teacher_depth % student_depth:
-                raise ValueError(
-                    f"there is no uniform map from {student_depth} student layers to {teacher_depth} teacher layers; "
-                    "write layer_map as pairs [student layer, teacher layer]"
-                )
-            return [[layer, layer * (teacher_depth // student_depth)] for layer in range(student_depth + 1)]
-        for pair in self.layer_map:
-            for who, layer, depth in (("student", pair[0], student_depth), ("teacher", pair[1], teacher_depth)):
-                if not -depth - 1 <= layer <= depth:
-                    raise ValueError(
-                        f"layer_map pair {pair}: {who} layer {layer} is out of range; it has layers 0 (embeddings) to "
-                        f"{depth}, or -1 down to {-depth - 1} from the end"
-                    )
-        return self.layer_map
+    def pairs(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
+        """Return the pairs of layers to compare, see `mapped_layers`."""
+        return mapped_layers(self.layer_map, student_depth, teacher_depth, first=0)
 
     def _chosen(self, hidden: Tensor, batch: Batch) -> Tensor:
         if self.positions == "first":

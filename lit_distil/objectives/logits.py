@@ -1,4 +1,7 @@
-"""Masked language modelling: predict the tokens that were hidden."""
+"""Losses on logits: Hinton's soft targets and their relatives, the teacher's labels, and masked language modelling.
+
+All are in nats, except `LogitMSELoss`. The mathematics stands in `functional`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,26 @@ from lit_distil.objectives.functional import (
 from lit_distil.schedules import StepValue
 
 
-class SoftTargetLoss(LogitObjective):
-    """`T² · Σ_positions KL(p_t‖p_s)`, with `p = softmax(logits / T)`.
+class _SoftenedLoss(LogitObjective):
+    """A divergence of distributions that are softened by a temperature, `p = softmax(logits / T)`, times T².
+
+    T² keeps the scale of the gradient when T changes (Hinton et al. 2015, section 2).
+    """
+
+    tail = "student"
+
+    def __init__(self, temperature: float | StepValue, *, positions: Positions, weight: float | StepValue) -> None:
+        super().__init__(positions=positions, weight=weight)
+        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
+
+    @property
+    def mixing_temperature(self) -> float:  # type: ignore[override]
+        """Several teachers are averaged after they are softened."""
+        return self.temperature
+
+
+class SoftTargetLoss(_SoftenedLoss):
+    """`T² · Σ_positions KL(p_t‖p_s)`, with `p = softmax(logits / T)`, in nats.
 
     Hinton et al. 2015, section 2; the distillation loss of DistilBERT, section 2. T² keeps the gradient's scale when T
     changes and is always there.
@@ -28,26 +49,18 @@ class SoftTargetLoss(LogitObjective):
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT trained
             with 2.
-        positions: "masked" compares where a token was hidden; "all" at every real token, special ones included, as
-            DistilBERT's code does by default, which costs logits (and time) at all of them.
+        positions: "masked" compares where a token was masked; "all" at every real token, special ones included, as
+            DistilBERT's code does by default, which needs logits (and time) at all of them.
         weight: Factor of this term in the total loss. DistilBERT used 5.
     """
-
-    tail = "student"
 
     def __init__(
         self, temperature: float | StepValue = 2.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
     ) -> None:
-        super().__init__(positions=positions, weight=weight)
-        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
-
-    @property
-    def mixing_temperature(self) -> float:  # type: ignore[override]
-        """Several teachers are averaged as they are softened."""
-        return self.temperature
+        super().__init__(temperature, positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The divergence in nats times T², summed over the rows."""
+        """Return the divergence times T², summed over the rows."""
         return soft_target_kl(student_logits, teacher_logits, self.temperature)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
@@ -56,8 +69,56 @@ class SoftTargetLoss(LogitObjective):
         return add_soft_target_gradient(gradient, scale, rows.student, rows.teacher, self.temperature)
 
 
+class ReverseKLLoss(_SoftenedLoss):
+    """`T² · Σ_positions KL(p_s‖p_t)`, with `p = softmax(logits / T)`, in nats (MiniLLM, Gu et al. 2024, section 2.1).
+
+    Args:
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
+        positions: "masked" or "all" (every real token).
+        weight: Factor of this term in the total loss.
+    """
+
+    def __init__(
+        self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
+    ) -> None:
+        super().__init__(temperature, positions=positions, weight=weight)
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the divergence times T², summed over the rows."""
+        return reverse_kl(student_logits, teacher_logits, self.temperature)
+
+
+class JensenShannonLoss(_SoftenedLoss):
+    """`T² · Σ_positions (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))`, `m = β · p_t + (1 − β) · p_s`, in nats.
+
+    GKD, Agarwal et al. 2024, section 2. Its gradient vanishes as β → 0 or 1: divided by β, or by 1 − β, it tends to
+    that of `SoftTargetLoss`, or of `ReverseKLLoss`.
+
+    Args:
+        beta: The teacher's share of the mixture, between 0 and 1 (both excluded).
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
+        positions: "masked" or "all" (every real token).
+        weight: Factor of this term in the total loss.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        *,
+        temperature: float | StepValue = 1.0,
+        positions: Positions = "masked",
+        weight: float | StepValue = 1.0,
+    ) -> None:
+        super().__init__(temperature, positions=positions, weight=weight)
+        self.beta = check_beta(beta)
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the divergence times T², summed over the rows."""
+        return jensen_shannon(student_logits, teacher_logits, self.temperature, beta=self.beta)
+
+
 class TeacherLabelLoss(LogitObjective):
-    """`Σ_positions −log p_s(argmax_v z_t(v))`: the teacher labels, and nothing is said of its other preferences.
+    """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher labels the tokens, its doubts are not used.
 
     The limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Beside
     `SoftTargetLoss` it shows what the teacher's doubts are worth.
@@ -73,7 +134,7 @@ class TeacherLabelLoss(LogitObjective):
         super().__init__(positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The cross-entropy in nats, summed over the rows."""
+        """Return the cross-entropy, summed over the rows."""
         return hard_label_cross_entropy(student_logits, teacher_logits)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
@@ -82,76 +143,12 @@ class TeacherLabelLoss(LogitObjective):
         return add_cross_entropy_gradient(gradient, scale, rows.student, rows.teacher.argmax(dim=-1))
 
 
-class ReverseKLLoss(LogitObjective):
-    """`T² · Σ_positions KL(p_s‖p_t)`, with `p = softmax(logits / T)` (MiniLLM, Gu et al. 2024, section 2.1).
-
-    Args:
-        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
-        positions: "masked" or "all" (every real token).
-        weight: Factor of this term in the total loss.
-    """
-
-    tail = "student"
-
-    def __init__(
-        self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
-    ) -> None:
-        super().__init__(positions=positions, weight=weight)
-        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
-
-    @property
-    def mixing_temperature(self) -> float:  # type: ignore[override]
-        """Several teachers are averaged as they are softened."""
-        return self.temperature
-
-    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The divergence in nats times T², summed over the rows."""
-        return reverse_kl(student_logits, teacher_logits, self.temperature)
-
-
-class JensenShannonLoss(LogitObjective):
-    """`T² · Σ_positions (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))`, `m = β · p_t + (1 − β) · p_s`.
-
-    GKD, Agarwal et al. 2024, section 2. Its gradient vanishes as β → 0 or 1: divided by β, or by 1 − β, it tends to
-    that of `SoftTargetLoss`, or of `ReverseKLLoss`.
-
-    Args:
-        beta: The teacher's share of the mixture, between 0 and 1 (both excluded).
-        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
-        positions: "masked" or "all" (every real token).
-        weight: Factor of this term in the total loss.
-    """
-
-    tail = "student"
-
-    def __init__(
-        self,
-        beta: float = 0.5,
-        *,
-        temperature: float | StepValue = 1.0,
-        positions: Positions = "masked",
-        weight: float | StepValue = 1.0,
-    ) -> None:
-        super().__init__(positions=positions, weight=weight)
-        self.beta = check_beta(beta)
-        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
-
-    @property
-    def mixing_temperature(self) -> float:  # type: ignore[override]
-        """Several teachers are averaged as they are softened."""
-        return self.temperature
-
-    def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The divergence in nats times T², summed over the rows."""
-        return jensen_shannon(student_logits, teacher_logits, self.temperature, beta=self.beta)
-
-
 class LogitMSELoss(LogitObjective):
     """`Σ_positions Σ_v (z_s(v) − z_t(v))²`, on raw logits.
 
-    The `alpha_mse` term of DistilBERT's code (weight 0 by default there): a sum over the vocabulary, so weights are
-    small, or divide by its size. With logits of zero mean, soft targets tend to `1 / (2 · vocabulary)` of this as T
-    grows (Hinton et al. 2015, section 2.1).
+    The `alpha_mse` term of DistilBERT's code (weight 0 by default there). It is a sum over the vocabulary: choose a
+    small weight, or divide by its size. With logits of zero mean, soft targets tend to `1 / (2 · vocabulary)` of this
+    as T grows (Hinton et al. 2015, section 2.1).
 
     Args:
         positions: "masked" or "all" (every real token).
@@ -162,14 +159,14 @@ class LogitMSELoss(LogitObjective):
         super().__init__(positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The squared differences, summed over rows and vocabulary."""
+        """Return the squared differences, summed over rows and vocabulary."""
         return logit_mse(student_logits, teacher_logits)
 
 
 class MaskedLMLoss(RowObjective):
-    """`Σ_masked −log p_s(original token)` (BERT, section 3.1, task 1).
+    """`Σ_masked −log p_s(original token)`, in nats (BERT, section 3.1, task 1).
 
-    Always at temperature 1. Divided by the number of masked positions it is the loss of BERT, RoBERTa and the
+    The temperature is always 1. Divided by the number of masked positions it is the loss of BERT and RoBERTa, and the
     masked-LM term of DistilBERT.
 
     Args:
@@ -180,7 +177,7 @@ class MaskedLMLoss(RowObjective):
         super().__init__(positions="masked", weight=weight)
 
     def on_rows(self, rows: LogitRows) -> Tensor:
-        """The cross-entropy in nats, summed over the masked positions."""
+        """Return the cross-entropy, summed over the masked positions."""
         return cross_entropy_sum(rows.student, _labels_of(rows))
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:

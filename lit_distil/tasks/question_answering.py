@@ -280,27 +280,21 @@ class ExtractiveQA(Task):
         merged = merge_windows(predictions, self.n_best)
         gold = [self._gold(rows[index])[0] for index in merged]
         texts = [self._answer(answers, rows[index]) for index, answers in merged.items()]
-        matches = [exact_match(text, one) for text, one in zip(texts, gold, strict=True)]
-        overlaps = [f1(text, one) for text, one in zip(texts, gold, strict=True)]
-        values = {"exact_match": _mean(matches), "f1": _mean(overlaps)}
+        measures = {"exact_match": exact_match, "f1": f1}
+        scores = {name: np.array(list(map(measure, texts, gold))) for name, measure in measures.items()}
+        values = {name: _mean(each) for name, each in scores.items()}
         if not self.no_answer:
             return values
-        has = [any(text for text in one) for one in gold]
+        has_answer = np.array([any(one) for one in gold], dtype=bool)
+        values["has_answer_exact_match"] = _mean(scores["exact_match"][has_answer])
+        values["has_answer_f1"] = _mean(scores["f1"][has_answer])
+        values["no_answer_accuracy"] = _mean(scores["exact_match"][~has_answer])
         spans = [self._best_text(answers, rows[index]) for index, answers in merged.items()]
-        odds = [answers.odds for answers in merged.values()]
-        empty = [not text for text in spans]
-        best_match = best_threshold([exact_match(t, g) for t, g in zip(spans, gold)], odds, has, empty)
-        best_f1 = best_threshold([f1(t, g) for t, g in zip(spans, gold)], odds, has, empty)
-        return {
-            **values,
-            "has_answer_exact_match": _mean([value for value, one in zip(matches, has) if one]),
-            "has_answer_f1": _mean([value for value, one in zip(overlaps, has) if one]),
-            "no_answer_accuracy": _mean([value for value, one in zip(matches, has) if not one]),
-            "best_exact_match": best_match[0],
-            "best_exact_match_threshold": best_match[1],
-            "best_f1": best_f1[0],
-            "best_f1_threshold": best_f1[1],
-        }
+        odds, is_empty = [answers.odds for answers in merged.values()], [not text for text in spans]
+        for name, measure in measures.items():
+            best, threshold = best_threshold(list(map(measure, spans, gold)), odds, has_answer.tolist(), is_empty)
+            values |= {f"best_{name}": best, f"best_{name}_threshold": threshold}
+        return values
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
         """Question, answer, the n best with their probabilities; the right answers (`gold`) where the row has any."""
@@ -445,5 +439,5 @@ def _character(value: Any, row: Row) -> int:
         ) from error
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0

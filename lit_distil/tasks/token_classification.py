@@ -142,9 +142,9 @@ class TokenClassification(Task):
         for index, (tags, _) in self._by_row(predictions, rows).items():
             predicted.append(tags)
             gold.append([self.names.known[tag] for tag in self._tags_of(rows[index], len(tags))])
-        order = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" is never right
-        pairs = [(order[p], order[g]) for p, g in zip(chain(*predicted), chain(*gold), strict=True)]
-        confusion = confusion_matrix([p for p, _ in pairs], [g for _, g in pairs], len(order))
+        number_of = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" is never right
+        tags_of_words, gold_of_words = ([number_of[tag] for tag in chain(*each)] for each in (predicted, gold))
+        confusion = confusion_matrix(tags_of_words, gold_of_words, len(number_of))
         if not self.marks_spans:
             return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
         measure, scheme = _seqeval()
@@ -203,15 +203,12 @@ class TokenClassification(Task):
         labels = np.full(len(word_of_token), IGNORE_INDEX, dtype=np.int64)
         labels[positions] = [tags[word] for word in word_of_token[positions]]
         if self.label_all:
-            names = self.names.known
-            for position in positions.tolist():
-                name = names[labels[position]]
-                inside = f"I-{name[2:]}"
-                further = names.index(inside) if name.startswith("B-") and inside in names else labels[position]
-                rest = position + 1
-                while rest < len(labels) and word_of_token[rest] == word_of_token[position]:
-                    labels[rest] = further
-                    rest += 1
+            number_of = {name: number for number, name in enumerate(self.names.known)}
+            inside = [number_of.get(f"I-{name[2:]}", n) if name[:2] == "B-" else n for name, n in number_of.items()]
+            for position in range(1, len(labels)):
+                is_further = word_of_token[position] == word_of_token[position - 1]
+                if is_further and labels[position - 1] != IGNORE_INDEX:
+                    labels[position] = inside[labels[position - 1]]
         return labels
 
     def _tags_of(self, row: Row, num_words: int) -> list[int]:

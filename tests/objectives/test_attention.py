@@ -150,7 +150,7 @@ def test_grouped_query_heads_share_their_keys() -> None:
 
 def test_unequal_head_counts_name_relation_loss() -> None:
     student, teacher = MaskedLMNetwork(make_model("bert")), MaskedLMNetwork(make_model("bert", num_attention_heads=4))
-    with pytest.raises(ValueError, match="the student has 2 and the teacher 4: use RelationLoss"):
+    with pytest.raises(ValueError, match="the student has 2 heads and the teacher 4: use RelationLoss"):
         run(AttentionLoss(), student, teacher)
 
 
@@ -163,11 +163,11 @@ def test_local_and_global_attention_cannot_be_paired() -> None:
 def test_layer_maps_are_resolved_and_checked() -> None:
     assert AttentionLoss().pairs(4, 12) == [(1, 3), (2, 6), (3, 9), (4, 12)]
     assert AttentionLoss([[-1, -2], [1, 1]]).attention_layers(4, 12) == ({4, 1}, {11, 1})
-    with pytest.raises(ValueError, match="no uniform map from 5 student blocks to 12"):
+    with pytest.raises(ValueError, match="no uniform map from 5 student layers to 12"):
         AttentionLoss().pairs(5, 12)
-    with pytest.raises(ValueError, match=r"layer_map pair \[0, 0\]: student block 0 is out of range.*do not attend"):
+    with pytest.raises(ValueError, match=r"layer_map pair \[0, 0\]: student layer 0 is out of range.*do not attend"):
         AttentionLoss([[0, 0]]).pairs(4, 12)
-    with pytest.raises(ValueError, match="teacher block 13 is out of range; blocks are counted from 1 to 12"):
+    with pytest.raises(ValueError, match=r"teacher layer 13 is out of range; it has layers 1 to 12, or -1 down"):
         AttentionLoss([[1, 13]]).pairs(4, 12)
     with pytest.raises(ValueError, match="AttentionLoss compares with a teacher, and there is none"):
         AttentionLoss().attention_layers(4, None)

@@ -1,222 +1,163 @@
-"""MiniLM and MiniLMv2 as their papers write them, on padded models with eager attention, against flat batches."""
+"""Scores and relations of a batch, in groups and pieces, against each sequence alone in float64."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from collections.abc import Callable, Sequence
+from weakref import WeakSet
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from lit_distil.models import MaskedLMNetwork
-from lit_distil.objectives import RelationLoss
-from lit_distil.types import AttentionStates, EncoderOutput, RecordedAttention
-from tests.models.helpers import LENGTHS, make_batch, make_model
+from lit_distil.models import SequenceLayout
+from lit_distil.objectives import relation as relations_functional
+from lit_distil.objectives.relation import Relation, relation_kl, score_mse, split_heads
+from lit_distil.types import SequenceGroup
 
-from .eager import EagerLayer, cut, eager_layers
-
-BATCH = make_batch()
-# other widths, other head counts
-TEACHERS: dict[str, dict[str, Any]] = {
-    "bert": {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 3},
-    "roberta": {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 3},
-    "distilbert": {"dim": 24, "n_heads": 3, "n_layers": 3},
-    "modernbert": {"hidden_size": 48, "num_attention_heads": 3},
-}
+LENGTH_SETS = [(4, 4, 4), (12,), (3, 17, 9, 16, 1), (40, 2, 38)]
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {"kl": relation_kl, "mse": score_mse}
 
 
-def run(
-    loss: RelationLoss, student: MaskedLMNetwork, teacher: MaskedLMNetwork, batch: Any = BATCH
-) -> tuple[Tensor, EncoderOutput, EncoderOutput]:
-    ours, theirs = loss.attention_layers(student.num_layers, teacher.num_layers)
-    with torch.no_grad():
-        target = teacher(batch, attention_layers=theirs)
-    output = student(batch, attention_layers=ours)
-    return loss(output, target, batch), output, target
+class Kept:
+    """Holds a tensor for as long as the graph does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
-def distribution(left: Tensor, right: Tensor, heads: int) -> Tensor:
-    """softmax(A Aᵀ / √d_r) of one sequence in each of so many heads; `[n, width]` each."""
-    n, width = left.shape
-    left, right = (states.view(n, heads, width // heads).transpose(0, 1) for states in (left, right))
-    return torch.softmax(left @ right.transpose(1, 2) / (width // heads) ** 0.5, dim=-1)
+def groups_of(lengths: Sequence[int]) -> tuple[SequenceGroup, ...]:
+    return SequenceLayout.of(lengths).buckets
 
 
-def paper_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 / (A |x|) Σ_a Σ_t KL(teacher_a,t ‖ student_a,t) of one sequence; `[A, |x|, |x|]` each."""
-    heads, length, _ = student.shape
-    return (teacher * (teacher.log() - student.log())).sum() / (heads * length)
+def relation(seed: int, num_tokens: int, heads: int = 3, dim: int = 5, dtype: torch.dtype = torch.float64) -> Relation:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.randn(num_tokens, heads, dim, generator=generator, dtype=dtype) for _ in range(2))
+    return Relation(left.requires_grad_(), right.requires_grad_(), scaling=dim**-0.5)
 
 
-def of_sequence(states: Tensor, row: int) -> Tensor:
-    """`[S, heads, longest, dim]` to `[n, heads · dim]` of one sequence."""
-    return states[row, :, : LENGTHS[row]].transpose(0, 1).flatten(1)
+def one_by_one(kind: str, student: Relation, teacher: Relation, lengths: Sequence[int], window: int | None) -> Tensor:
+    """Token by token, over the tokens that it sees."""
+    total, start = torch.zeros((), dtype=torch.float64), 0
+    for n in lengths:
+        for i in range(n):
+            seen = [start + j for j in range(n) if window is None or abs(i - j) < window]
+            for head in range(student.left.shape[1]):
+                ours, theirs = (
+                    r.right[seen, head].double() @ r.left[start + i, head].double() * r.scaling
+                    for r in (student, teacher)
+                )
+                if kind == "kl":
+                    p, q = theirs.softmax(0), ours.softmax(0)
+                    part = (p * (p.log() - q.log())).sum()
+                else:
+                    part = (theirs - ours).square().mean()
+                total = total + part / student.left.shape[1]
+        start += n
+    return total
 
 
-def minilm_v2(student: EagerLayer, teacher: EagerLayer, heads: int, alphas: dict[str, float]) -> list[Tensor]:
-    """The paper's loss of each sequence."""
-    fields = {"qq": "query", "kk": "key", "vv": "value"}
-    losses = []
-    for row in range(len(LENGTHS)):
-        loss = torch.zeros(())
-        for name, alpha in alphas.items():
-            ours, theirs = (of_sequence(getattr(layer, fields[name]), row) for layer in (student, teacher))
-            loss = loss + alpha * paper_loss(distribution(ours, ours, heads), distribution(theirs, theirs, heads))
-        losses.append(loss)
-    return losses
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("lengths", LENGTH_SETS)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_value_and_gradient_equal_plain_autograd(kind: str, lengths: tuple[int, ...], window: int | None) -> None:
+    student, teacher = relation(1, sum(lengths)), relation(2, sum(lengths), dim=7)
+    value = FUNCTIONS[kind](student, teacher, groups_of(lengths), window=window)
+    expected = one_by_one(kind, student, teacher, lengths, window)
+    assert expected > 0.1
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    leaves = (student.left, student.right)
+    for ours, theirs in zip(torch.autograd.grad(3 * value, leaves), torch.autograd.grad(3 * expected, leaves)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def minilm_v1(student: EagerLayer, teacher: EagerLayer) -> list[Tensor]:
-    """Attention distributions, and value relations in the attention heads."""
-    losses = []
-    heads = student.query.shape[1]
-    for row, n in enumerate(LENGTHS):
-        attention = paper_loss(student.weights[row, :, :n, :n], teacher.weights[row, :, :n, :n])
-        ours, theirs = of_sequence(student.value, row), of_sequence(teacher.value, row)
-        losses.append(attention + paper_loss(distribution(ours, ours, heads), distribution(theirs, theirs, heads)))
-    return losses
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_one_tensor_on_both_sides_gets_both_gradients(kind: str) -> None:
+    lengths = (3, 9, 8)
+    states, target = relation(1, 20).left, relation(2, 20)
+    own = Relation(states, states, 0.4)
+    value = FUNCTIONS[kind](own, target, groups_of(lengths))
+    expected = one_by_one(kind, own, target, lengths, None)
+    (ours,), (theirs,) = torch.autograd.grad(value, states), torch.autograd.grad(expected, states)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def assert_equal_with_gradients(
-    value: Tensor, network: MaskedLMNetwork, losses: list[Tensor], reference: PreTrainedModel
-) -> None:
-    """A sum over tokens is the papers' loss of each sequence times its length."""
-    expected = sum(n * loss for n, loss in zip(LENGTHS, losses, strict=True))
-    assert isinstance(expected, Tensor) and expected > 1.0
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
-    (value / sum(LENGTHS)).backward()
-    (expected / sum(LENGTHS)).backward()
-    ours = {name: p.grad for name, p in network.model.named_parameters() if p.grad is not None}
-    theirs = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
-    assert ours.keys() == theirs.keys() and len(ours) >= 3
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
-    assert max(gradient.abs().max() for gradient in theirs.values()) > 1e-3
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_result_does_not_depend_on_the_size_of_pieces(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = (11, 12, 10, 12, 11)
+    student, teacher, groups = relation(1, 56), relation(2, 56), groups_of(lengths)
+    assert len(groups) == 1
+    leaves = (student.left, student.right)
+    results = []
+    for num_bytes, num_pieces in ((2**24, 1), (2 * 3 * 12 * 12 * 8, 3), (1, 5)):
+        monkeypatch.setattr(relations_functional, "_CPU_PIECE_BYTES", num_bytes)
+        assert len(relations_functional._pieces(torch.zeros(5, 3, 12, 5, dtype=torch.float64))) == num_pieces
+        value = FUNCTIONS[kind](student, teacher, groups)
+        results.append((value, *torch.autograd.grad(value, leaves)))
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", TEACHERS)
-def test_minilm_v2_equals_the_paper_on_padded_models_in_value_and_gradient(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reference, teacher = make_model(name), make_model(name, **TEACHERS[name])
-    network, target = (MaskedLMNetwork(copy.deepcopy(model)) for model in (reference, teacher))
-    loss = RelationLoss(relation_heads=8, student_layer=-1, teacher_layer=-2, relation_weights=[1.0, 0.5, 2.0])
-    value, _, _ = run(loss, network, target)
-    ours, _ = eager_layers(reference, BATCH, monkeypatch)
-    with torch.no_grad():
-        theirs, _ = eager_layers(teacher, BATCH, monkeypatch)
-    losses = minilm_v2(ours[-1], theirs[-2], 8, {"qq": 1.0, "kk": 0.5, "vv": 2.0})
-    assert_equal_with_gradients(value, network, losses, reference)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_products_live_for_a_piece_only(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the graph keeps until the backward pass grows with the tokens, not with their squares."""
+    monkeypatch.setattr(relations_functional, "_CPU_PIECE_BYTES", 1)
+    lengths = (64,) * 4
+    student, teacher = relation(1, 256), relation(2, 256)
+    kept: WeakSet[Kept] = WeakSet()
+
+    def keep(tensor: Tensor) -> Kept:
+        holder = Kept(tensor)
+        kept.add(holder)
+        return holder
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda holder: holder.tensor):
+        value = FUNCTIONS[kind](student, teacher, groups_of(lengths))
+    assert value.requires_grad
+    storages = {holder.tensor.untyped_storage().data_ptr(): holder.tensor.untyped_storage() for holder in kept}
+    states = student.left.numel() * 8
+    assert 2 * states <= sum(storage.nbytes() for storage in storages.values()) <= 4 * states < 3 * 256 * 64 * 8
 
 
-@pytest.mark.parametrize("name", TEACHERS)
-def test_minilm_v1_equals_the_paper_on_padded_models_in_value_and_gradient(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # the same number of heads, wider ones; ModernBERT's first block is the one with global attention
-    layer = 1 if name == "modernbert" else -1
-    wider = {"dim": 24} if name == "distilbert" else {"hidden_size": 32}
-    reference, teacher = make_model(name), make_model(name, **wider)
-    network, target = (MaskedLMNetwork(copy.deepcopy(model)) for model in (reference, teacher))
-    loss = RelationLoss(["qk", "vv"], student_layer=layer, teacher_layer=layer)
-    value, _, _ = run(loss, network, target)
-    ours, _ = eager_layers(reference, BATCH, monkeypatch)
-    with torch.no_grad():
-        theirs, _ = eager_layers(teacher, BATCH, monkeypatch)
-    index = layer - 1 if layer > 0 else layer
-    assert_equal_with_gradients(value, network, minilm_v1(ours[index], theirs[index]), reference)
-
-
-def test_the_networks_own_relations_cost_nothing() -> None:
-    network = MaskedLMNetwork(make_model("bert"))
-    value, _, _ = run(RelationLoss(["qk", "qq", "kk", "vv"]), network, network)
-    assert value.abs() < 1e-4
-
-
-def test_a_batch_cut_in_two_adds_up() -> None:
-    student = MaskedLMNetwork(make_model("bert"))
-    teacher = MaskedLMNetwork(make_model("roberta", **TEACHERS["roberta"]))
-    loss = RelationLoss(relation_heads=4)
-    whole, _, _ = run(loss, student, teacher)
-    parts = [run(loss, student, teacher, part)[0] for part in cut(BATCH, 2)]
-    assert min(parts) > 0.1
-    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-5, atol=0)
-
-
-def test_teacher_in_bfloat16_is_compared_in_float32() -> None:
-    student, teacher = MaskedLMNetwork(make_model("bert")), make_model("bert", **TEACHERS["bert"])
-    exact, _, _ = run(RelationLoss(relation_heads=8), student, MaskedLMNetwork(teacher))
-    value, _, target = run(RelationLoss(relation_heads=8), student, MaskedLMNetwork(copy.deepcopy(teacher).bfloat16()))
-    assert target.attention is not None and target.attention.layers[3].query.dtype == torch.bfloat16
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_half_precision_is_taken_in_float32_also_under_autocast(kind: str) -> None:
+    student, teacher = relation(1, 9, dtype=torch.bfloat16), relation(2, 9, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = FUNCTIONS[kind](student, teacher, groups_of((4, 5)))
     assert value.dtype == torch.float32
-    assert 0 < (value - exact).abs() < 0.05 * exact
+    torch.testing.assert_close(value.double(), one_by_one(kind, student, teacher, (4, 5), None), rtol=1e-5, atol=0)
     value.backward()
-    assert student.model.bert.encoder.layer[1].attention.self.query.weight.grad.isfinite().all()
+    assert student.left.grad is not None and student.left.grad.dtype == torch.bfloat16
+    assert teacher.left.grad is None
 
 
-def empty_output(width: int) -> EncoderOutput:
-    states = [torch.zeros(0, 2, width // 2, requires_grad=True) for _ in range(3)]
-    attention = RecordedAttention(2, {2: AttentionStates(*states, scaling=0.5, window=None)}, groups=())
-    return EncoderOutput(last_hidden_state=torch.zeros(0, width), attention=attention)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_no_gradient_is_formed_where_none_is_asked_for(kind: str) -> None:
+    student, teacher = relation(1, 9), relation(2, 9)
+    value = FUNCTIONS[kind](student, teacher, groups_of((4, 5)))
+    with torch.no_grad():
+        same = FUNCTIONS[kind](student, teacher, groups_of((4, 5)))
+    assert value.requires_grad and not same.requires_grad
+    assert torch.equal(value.detach(), same)
 
 
-def test_no_rows_give_zero_with_a_graph() -> None:
-    student = empty_output(8)
-    value = RelationLoss(relation_heads=4)(student, empty_output(12), make_batch())
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_very_unlike_scores_stay_finite(kind: str) -> None:
+    student, teacher = relation(1, 12, dtype=torch.float32), relation(2, 12, dtype=torch.float32)
+    far = Relation((student.left * 1e3).detach().requires_grad_(), student.right, 1.0)
+    value = FUNCTIONS[kind](far, teacher, groups_of((5, 7)), window=2)
     value.backward()
-    assert value == 0
-    assert student.attention is not None and student.attention.layers[2].value.grad is not None
+    assert value.isfinite() and far.left.grad is not None and far.left.grad.isfinite().all()
 
 
-def test_unequal_head_counts_name_relation_heads() -> None:
-    student, teacher = MaskedLMNetwork(make_model("bert")), MaskedLMNetwork(make_model("bert", **TEACHERS["bert"]))
-    with pytest.raises(ValueError, match="student has 2 heads and the teacher 3; set relation_heads"):
-        run(RelationLoss(), student, teacher)
-    with pytest.raises(ValueError, match="relation_heads=5 does not divide the width 16"):
-        run(RelationLoss(relation_heads=5), student, teacher)
+def test_unequal_head_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="student has 3 and the teacher 2"):
+        relation_kl(relation(1, 4), relation(2, 4, heads=2), groups_of((4,)))
 
 
-def test_local_and_global_attention_are_compared_by_relations_without_a_window_only() -> None:
-    network = MaskedLMNetwork(make_model("modernbert"))
-    with pytest.raises(ValueError, match="block 3 sees tokens less than 5 away, the teacher's block 1 all tokens"):
-        run(RelationLoss(["qk"], teacher_layer=1), network, network)
-    assert run(RelationLoss(["qq", "kk", "vv"], teacher_layer=1), network, network)[0] > 0
-    with pytest.raises(ValueError, match="relation_heads"):
-        run(RelationLoss(["qk"], relation_heads=4), network, network)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"relations": []}, "some of qk, qq, kk, vv"),
-        ({"relations": ["qv"]}, "some of qk, qq, kk, vv"),
-        ({"relations": ["qq", "qq"]}, "each once"),
-        ({"relation_heads": 0}, "relation_heads must be 1 or more, got 0"),
-        ({"relation_weights": [1.0]}, "one for each of"),
-        ({"relation_weights": [0.0, 0.0, 0.0]}, "not all 0"),
-        ({"relation_weights": [1.0, -1.0, 1.0]}, "0 or more"),
-        ({"weight": -1.0}, "weight of RelationLoss"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        RelationLoss(**settings)
-
-
-def test_blocks_are_counted_from_one_or_from_the_end() -> None:
-    assert RelationLoss(teacher_layer=21).attention_layers(6, 24) == ((6,), (21,))
-    assert RelationLoss(student_layer=2, teacher_layer=-2).attention_layers(6, 24) == ((2,), (23,))
-    for layer in (0, 13, -13):
-        with pytest.raises(ValueError, match=rf"teacher_layer: the teacher's block {layer} is out of range"):
-            RelationLoss(teacher_layer=layer).attention_layers(6, 12)
-    with pytest.raises(ValueError, match="compares with a teacher, and there is none"):
-        RelationLoss().attention_layers(6, None)
-
-
-def test_missing_states_name_the_network() -> None:
-    student, teacher = empty_output(8), empty_output(8)
-    teacher.attention = None
-    with pytest.raises(ValueError, match="RelationLoss needs queries, keys and values of the teacher"):
-        RelationLoss()(student, teacher, BATCH)
+def test_heads_are_laid_end_to_end_and_cut_anew() -> None:
+    states = torch.arange(24.0).view(2, 3, 4)
+    assert torch.equal(split_heads(states, 6), torch.arange(24.0).view(2, 6, 2))
+    assert torch.equal(split_heads(states, 1)[0, 0], torch.arange(12.0))
+    with pytest.raises(ValueError, match="relation_heads=5 does not divide the width 12"):
+        split_heads(states, 5)

@@ -1,4 +1,4 @@
-"""Rare tokens sooner than common ones (DistilBERT, XLM)."""
+"""Rare tokens more often than common ones (DistilBERT, XLM)."""
 
 from __future__ import annotations
 
@@ -6,31 +6,29 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.strategy import MaskingStrategy
-from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView, kernels
+from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView
+from lit_distil.data.randomness import Floats, Ints
 from lit_distil.schedules import StepValue
 
 _NUM_DEADLINES = 96
 
 
 class FrequencyMasking(MaskingStrategy):
-    """Single tokens, rare ones sooner: chance proportional to max(count, 1)^-smoothing (DistilBERT's `mlm_smoothing`).
+    """Single tokens, rare ones more often: chance proportional to max(count, 1)^-smoothing, as DistilBERT does.
 
-    The original draws one number of positions for the whole batch; here each sequence has its own, so that a mask does
-    not depend on the batch.
+    The original draws positions from the whole batch at once. Here each sequence has a number of its own, so that a
+    mask does not depend on the batch.
 
     Args:
-        rate: As in `MaskingStrategy`.
-        mask_share: As in `MaskingStrategy`.
-        random_share: As in `MaskingStrategy`.
-        count: As in `MaskingStrategy`.
-        patterns: As in `MaskingStrategy`.
-        max_predictions: As in `MaskingStrategy`.
-        random_from_special: As in `MaskingStrategy`.
-        smoothing: 0 makes all tokens equal; DistilBERT and XLM have 0.7.
+        rate: Share of the tokens to predict, in (0, 1], or a schedule of it.
+        mask_share: Share of the chosen tokens that become [MASK].
+        random_share: Share of the chosen tokens that become random ids.
+        count: "exact", "stochastic" or "independent", as in `MaskingStrategy`.
+        patterns: Different masks of a sequence before they repeat; None draws a new one every epoch.
+        max_predictions: Most positions of a sequence; None sets no limit.
+        random_from_special: Whether random ids come from the whole vocabulary, special ids included.
+        smoothing: DistilBERT's `mlm_smoothing`, 0.7 there and in XLM; 0 makes all tokens equally likely.
     """
-
-    goes_by_sequence = True
 
     def __init__(
         self,
@@ -55,19 +53,21 @@ class FrequencyMasking(MaskingStrategy):
         """Take the counts that the chances are made from."""
         counts = np.maximum(token_counts, 1).astype(np.float64)
         self._resistance = counts**self.smoothing
-        # by when which share of the corpus' clocks has rung, for the likely time of the last that is needed
+        # the share of the corpus' clocks that have rung by each of some deadlines
         self._deadlines = np.geomspace(self._resistance.min() * 1e-3, self._resistance.max() * 50, _NUM_DEADLINES)
         rung = -np.expm1(-self._deadlines[:, None] / self._resistance)
         self._rung = rung @ (counts / counts.sum())
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """The first of exponential clocks to ring, which is weighted drawing without replacement."""
+        """The tokens whose exponential clocks ring first, which is weighted drawing without replacement."""
+        from lit_distil.data.masking import kernels
+
         if self._resistance is None:
             raise RuntimeError("FrequencyMasking has no token counts: call bind(corpus.token_counts) first")
         budgets = self.budgets(view, draws)
-        # Half as many again as are needed ring before this time in the corpus. Where a sequence is poorer in rare
-        # tokens, all its clocks are looked at; the choice is the same.
+        # By this deadline, half as many clocks again as are needed have rung in the corpus. The kernel looks at all
+        # clocks of a sequence where that was too early, so the deadline saves time and changes nothing.
         share = 1.5 * budgets.sum() / max(1, np.count_nonzero(view.maskable))
         deadline = self._deadlines[min(np.searchsorted(self._rung, share), _NUM_DEADLINES - 1)]
         clocks = self._resistance, np.float32(deadline)
-        return Selection(kernels().first_clocks(view.arrays, draws.keys, budgets, *clocks))
+        return Selection(kernels.first_clocks(view.arrays, draws.keys, budgets, *clocks))

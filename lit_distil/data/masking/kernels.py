@@ -1,24 +1,41 @@
-"""The loops of masking, a sequence after another, compiled by numba when they are first called.
+"""The compiled loops of masking, one sequence after another.
 
-The module is imported when the first mask is made (`view.kernels`): numba takes a third of a second to import, which
-those who mask nothing need not wait.
+Importing numba is slow: import this file where it is used.
 """
 
 from __future__ import annotations
 
 import zlib
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lit_distil.data.compiling import compiled
-from lit_distil.data.masking.view import Arrays, Bits, Bools, Floats, Ints, Keys
-from lit_distil.data.randomness import GOLDEN, MULTIPLIER_1, MULTIPLIER_2
+from lit_distil.data.randomness import GOLDEN, MULTIPLIER_1, MULTIPLIER_2, Bools, Floats, Ints
+
+Bits = NDArray[np.uint32]
+Keys = NDArray[np.uint64]
 
 _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_32 = (np.uint64(shift) for shift in (30, 27, 31, 32))
 _LOW_32, _LARGEST_32 = np.uint64(0xFFFFFFFF), np.uint32(0xFFFFFFFF)
 _WEYL_32 = np.uint32(0x9E3779B9)  # the golden ratio of 32 bits, odd
 _MULTIPLIER_32_1, _MULTIPLIER_32_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _SHIFT_32_16, _SHIFT_32_15 = np.uint32(16), np.uint32(15)
+# the streams that the strategies draw from, named as in `Draws`
+_COUNT, _ORDER, _LENGTH, _PLACE, _ACTION, _SPAN = (
+    np.uint64(zlib.crc32(name)) for name in (b"count", b"order", b"length", b"place", b"action", b"span")
+)
+
+
+class Arrays(NamedTuple):
+    """The arrays of a `TokenView`, in the types that the loops are compiled for."""
+
+    ids: Ints
+    maskable: Bools
+    word_starts: Bools
+    starts: Ints
+    lengths: Ints
 
 
 # Random numbers
@@ -43,7 +60,7 @@ def mix_32(word: np.uint32) -> np.uint32:
 
 @compiled
 def draw_at(stream: np.uint32, index: int) -> np.uint32:
-    """32 random bits for the thing of this index: the hash of a Weyl sequence that begins at `stream`."""
+    """32 random bits for this index: the hash of a Weyl sequence that begins at `stream`."""
     return mix_32(np.uint32(stream + np.uint32(np.uint32(index) * _WEYL_32)))
 
 
@@ -64,17 +81,8 @@ def stream_of(key: np.uint64, name: np.uint64) -> np.uint32:
 
 
 @compiled
-def first_draws(keys: Keys, name: np.uint64) -> Bits:
-    """uint32 `[S]`: the first draw of each sequence."""
-    bits = np.empty(len(keys), dtype=np.uint32)
-    for sequence in range(len(keys)):
-        bits[sequence] = draw_at(stream_of(keys[sequence], name), 0)
-    return bits
-
-
-@compiled
 def draws_at(keys: Keys, name: np.uint64, sequences: Ints, indices: Ints) -> Bits:
-    """uint32 `[N]`: some draws of a stream, by their sequence and their index there."""
+    """uint32 `[N]`: draws of the stream of this name, by sequence and by index in it."""
     bits = np.empty(len(indices), dtype=np.uint32)
     for number in range(len(indices)):
         bits[number] = draw_at(stream_of(keys[sequences[number]], name), indices[number])
@@ -86,21 +94,21 @@ def draws_at(keys: Keys, name: np.uint64, sequences: Ints, indices: Ints) -> Bit
 
 @compiled
 def key_of(draw: np.uint32, index: int) -> np.uint64:
-    """A draw above the index of the thing that drew it, so that the first of two equal draws comes first."""
+    """A draw in the upper half and its index in the lower, so that the first of two equal draws comes first."""
     return (np.uint64(draw) << _SHIFT_32) | np.uint64(index)
 
 
 @compiled
 def index_of(key: np.uint64) -> np.int64:
-    """The index that is in a key."""
+    """The index in a key."""
     return np.int64(key & _LOW_32)
 
 
 @compiled
 def lowest(stream: np.uint32, allowed: Bools, wanted: int) -> Keys:
-    """Keys of the allowed things with the lowest draws, so many of them or all, the lowest first."""
+    """Keys of the `wanted` allowed indices with the lowest draws (or of all, if there are fewer), the lowest first."""
     share = min(wanted / max(1, len(allowed)), 1.0)
-    # almost surely holds them; where it does not, all are looked at
+    # almost surely enough draws are below this; if not, look at all of them
     likely = np.uint32(min(1.4 * share + 8 / max(1, len(allowed)), 1.0) * _LARGEST_32)
     keys = _below(stream, allowed, likely)
     if len(keys) < wanted:
@@ -110,7 +118,7 @@ def lowest(stream: np.uint32, allowed: Bools, wanted: int) -> Keys:
 
 @compiled
 def _below(stream: np.uint32, allowed: Bools, largest: np.uint32) -> Keys:
-    """Keys of the allowed things whose draws are no larger than this, by their index."""
+    """Keys of the allowed indices whose draws are no larger than this, in the order of the indices."""
     keys = np.empty(len(allowed), dtype=np.uint64)
     num = 0
     for index in range(len(allowed)):
@@ -124,8 +132,8 @@ def _below(stream: np.uint32, allowed: Bools, largest: np.uint32) -> Keys:
 def in_order(keys: Keys) -> Keys:
     """The keys, the lowest first.
 
-    Random keys are spread out, so that as many buckets as there are keys hold few each; what is out of place in them is
-    moved step by step.
+    Random keys are spread out, so with one bucket for each key every bucket holds few. An insertion sort puts those
+    in order.
     """
     num = len(keys)
     if num < 2:
@@ -155,29 +163,12 @@ def in_order(keys: Keys) -> Keys:
     return ordered
 
 
-__all__ = [
-    "budgets",
-    "draws_at",
-    "first_clocks",
-    "first_draws",
-    "keys_of",
-    "lowest_tokens",
-    "replace",
-    "spans",
-    "whole_words",
-]
-
-# the names of the streams that the strategies draw from, as `Draws` hashes them
-_COUNT, _ORDER, _LENGTH, _PLACE, _ACTION, _SPAN = (
-    np.uint64(zlib.crc32(name)) for name in (b"count", b"order", b"length", b"place", b"action", b"span")
-)
-
 # Which positions
 
 
 @compiled
 def budgets(view: Arrays, keys: Keys, rate: float, rule: int, most: int) -> Ints:
-    """int64 `[S]`: how many positions, by one of the rules of `MaskingStrategy`: exact, stochastic, independent."""
+    """int64 `[S]`: how many positions to choose, by the rule exact (0), stochastic (1) or independent (2)."""
     counts = np.empty(len(view.starts), dtype=np.int64)
     for sequence in range(len(counts)):
         length, stream = view.lengths[sequence], stream_of(keys[sequence], _COUNT)
@@ -186,7 +177,7 @@ def budgets(view: Arrays, keys: Keys, rate: float, rule: int, most: int) -> Ints
             count = np.int64(np.rint(rate * length))
         elif rule == 1:
             count = np.int64(rate * length + draw_at(stream, 0) * 2.0**-32)
-        else:  # a binomial number of positions chosen evenly is what independent coins give
+        else:  # to choose a binomial number of positions evenly is the same as to toss a coin for each
             count = 0
             for index in range(length):
                 count += (draw_at(stream, index) < rate * 2.0**32) & maskable[index]
@@ -196,7 +187,7 @@ def budgets(view: Arrays, keys: Keys, rate: float, rule: int, most: int) -> Ints
 
 @compiled
 def lowest_tokens(view: Arrays, keys: Keys, budgets: Ints) -> Ints:
-    """int64 `[M]`: of each sequence the maskable tokens with the lowest draws."""
+    """int64 `[M]`: the maskable tokens of each sequence that have the lowest draws."""
     positions = np.empty(budgets.sum(), dtype=np.int64)
     num = 0
     for sequence in range(len(budgets)):
@@ -210,9 +201,9 @@ def lowest_tokens(view: Arrays, keys: Keys, budgets: Ints) -> Ints:
 
 @compiled
 def first_clocks(view: Arrays, keys: Keys, budgets: Ints, resistance: Floats, deadline: np.float32) -> Ints:
-    """int64 `[M]`: of each sequence the maskable tokens whose exponential clocks ring first.
+    """int64 `[M]`: the maskable tokens of each sequence whose exponential clocks ring first.
 
-    Those that ring before the deadline are looked at, and all where these are too few.
+    Only clocks that ring before the deadline are looked at, and all of them if these are too few.
     """
     positions = np.empty(budgets.sum(), dtype=np.int64)
     num = 0
@@ -229,18 +220,18 @@ def first_clocks(view: Arrays, keys: Keys, budgets: Ints, resistance: Floats, de
 
 @compiled
 def _ringing(view: Arrays, sequence: int, stream: np.uint32, resistance: Floats, deadline: np.float32) -> Keys:
-    """Keys of the tokens whose clocks ring before the deadline, by their time."""
+    """Keys of the maskable tokens whose clocks ring before the deadline, by the time at which they ring."""
     start = view.starts[sequence]
     ids = view.ids[start : start + view.lengths[sequence]]
     maskable = view.maskable[start : start + view.lengths[sequence]]
     near = np.empty(len(ids), dtype=np.int64)
     num_near = 0
-    for index in range(len(ids)):  # -log(1 - share) is not less than share, so that few tokens need the logarithm
+    for index in range(len(ids)):  # -log(1 - u) >= u, so only few tokens need the logarithm
         near[num_near] = index
         num_near += maskable[index] & (draw_at(stream, index) * 2.0**-32 * resistance[ids[index]] <= deadline)
     keys = np.empty(num_near, dtype=np.uint64)
     times = np.empty(num_near, dtype=np.float32)
-    bits = times.view(np.uint32)  # those of a float that is not negative are in its order
+    bits = times.view(np.uint32)  # bits of non-negative floats are in the order of the floats
     num = 0
     for index in near[:num_near]:
         times[num] = -np.log1p(draw_at(stream, index) * -(2.0**-32)) * resistance[ids[index]]
@@ -251,14 +242,14 @@ def _ringing(view: Arrays, sequence: int, stream: np.uint32, resistance: Floats,
 
 @compiled
 def whole_words(view: Arrays, keys: Keys, budgets: Ints, most: int) -> Ints:
-    """int64 `[M]`: of each sequence words in random order, those that fit into what is left of the budget."""
+    """int64 `[M]`: words of each sequence in random order, those that fit into what is left of the budget."""
     positions = np.empty(len(view.ids), dtype=np.int64)
     num = 0
     for sequence in range(len(budgets)):
         edges = _words(view, sequence)
         is_text = view.maskable[edges[:-1]]
         left, num_seen = budgets[sequence], 0
-        for wanted in (left, len(is_text)):  # the first are enough, but where those that fit come late
+        for wanted in (left, len(is_text)):  # the first few words are nearly always enough
             for key in lowest(stream_of(keys[sequence], _ORDER), is_text, wanted)[num_seen:]:
                 begin, end = edges[index_of(key)], edges[index_of(key) + 1]
                 if end - begin <= left:
@@ -276,7 +267,7 @@ def whole_words(view: Arrays, keys: Keys, budgets: Ints, most: int) -> Ints:
 
 @compiled
 def _words(view: Arrays, sequence: int) -> Ints:
-    """int64 `[W + 1]`: where each word of a sequence begins, and its end; a special token is a word of its own."""
+    """int64 `[W + 1]`: where each word of a sequence begins, and where the last ends; a special token is a word."""
     start, end = view.starts[sequence], view.starts[sequence] + view.lengths[sequence]
     edges = np.empty(end - start + 1, dtype=np.int64)
     num, after_special = 0, True
@@ -291,7 +282,7 @@ def _words(view: Arrays, sequence: int) -> Ints:
 
 @compiled
 def _take(positions: Ints, num: int, begin: int, end: int) -> int:
-    """Write the positions of a range behind the first `num`, and return how many there are now."""
+    """Append the positions of a range to the first `num`, and return how many there are now."""
     for position in range(begin, end):
         positions[num] = position
         num += 1
@@ -300,7 +291,7 @@ def _take(positions: Ints, num: int, begin: int, end: int) -> int:
 
 @compiled
 def _take_shortest(positions: Ints, num: int, view: Arrays, edges: Ints, most: int) -> int:
-    """As `_take`, of the first of the shortest words, cut to `most` tokens."""
+    """As `_take`, for the shortest word (the first of several), cut to `most` tokens."""
     shortest, least = 0, np.int64(len(view.ids) + 1)
     for word in range(len(edges) - 1):
         if view.maskable[edges[word]] and edges[word + 1] - edges[word] < least:
@@ -310,7 +301,7 @@ def _take_shortest(positions: Ints, num: int, view: Arrays, edges: Ints, most: i
 
 @compiled
 def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) -> tuple[Ints, Ints]:
-    """int64 `[M]` both: of each sequence spans of words until the budget is full, and each one's first token."""
+    """int64 `[M]` both: spans of words of each sequence until the budget is full, and the first token of each span."""
     positions, leaders = np.empty(len(view.ids), dtype=np.int64), np.empty(len(view.ids), dtype=np.int64)
     num = 0
     for sequence in range(len(budgets)):
@@ -323,7 +314,7 @@ def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) ->
             leader = edges[words[first]]
             end = fitting = leader
             for word in words[first : first + size]:
-                if edges[word] != end:  # there is a special token between them
+                if edges[word] != end:  # a special token stands between them
                     break
                 end = edges[word + 1]
                 fitting = end if end - leader <= left else fitting
@@ -340,7 +331,7 @@ def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) ->
 
 @compiled
 def _span_lengths(wanted: int, num_words: int, stream: np.uint32, bounds: Floats) -> Ints:
-    """Words of each span: one drawn after another until so many are in spans, the last cut to those that there are."""
+    """Words of each span, drawn one after another until `wanted` words are in spans; the last may be cut."""
     sizes = np.empty(wanted, dtype=np.int64)
     num = drawn = 0
     while drawn < wanted:
@@ -353,11 +344,10 @@ def _span_lengths(wanted: int, num_words: int, stream: np.uint32, bounds: Floats
 
 @compiled
 def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
-    """The first word of each span; every way to arrange them among the words outside of them is as likely as another.
+    """The first word of each span; all arrangements of spans and words outside them are equally likely.
 
-    Of as many slots as there are spans and words outside, the spans take a random set, in a random order. (In the order
-    of drawing, the last would stand last in the text, and it is longer than others as it is the one that fills the
-    budget.)
+    There is one slot for each span and for each word outside. The spans take random slots in a random order. (In the
+    order of drawing, the last span would always stand last, and it is longer than others, as it fills the budget.)
     """
     num_slots = num_words - sizes.sum() + len(sizes)
     span_of = np.full(num_slots, -1, dtype=np.int64)
@@ -391,12 +381,22 @@ def replace(
     shifts: Ints,
     num_ordinary: int,
 ) -> Ints:
-    """Write what stands at the chosen positions into `ids`; int64 `[M]`: these, ascending in each sequence."""
+    """Write into `ids` what the network sees at the chosen positions.
+
+    Returns:
+        int64 `[M]`: the positions, ascending.
+
+    Raises:
+        IndexError: A position is outside the batch, not maskable or chosen twice, or a leader is outside the batch.
+    """
     leader_of = np.full(len(view.ids), -1, dtype=np.int32)
     for number in range(len(chosen)):
-        if not 0 <= chosen[number] < len(view.ids):
-            raise IndexError("no such position")
-        leader_of[chosen[number]] = leaders[number]
+        position, leader = chosen[number], leaders[number]
+        if min(position, leader) < 0 or max(position, leader) >= len(view.ids):
+            raise IndexError
+        if leader_of[position] >= 0 or not view.maskable[position]:
+            raise IndexError
+        leader_of[position] = leader
     positions, num = np.empty(len(chosen) + 1, dtype=np.int64), 0
     for sequence in range(len(view.starts)):
         start, begin = view.starts[sequence], num
@@ -410,8 +410,29 @@ def replace(
             if fate < mask_below:
                 ids[position] = mask_id
             elif fate < keep_from:
-                # where a token has no leader, these bits said what becomes of it, hence a second hash of them
+                # these bits may already have decided the token's fate, so they are hashed again
                 bits = mix_32(draw_at(stream, position - start))
                 ordinary = np.int64((np.uint64(bits) * np.uint64(num_ordinary)) >> np.uint64(32))
                 ids[position] = ordinary + np.searchsorted(shifts, ordinary, side="right")
     return positions[:num]
+
+
+# Mixtures
+
+
+@compiled
+def reorder(view: Arrays, order: Ints) -> tuple[Arrays, NDArray[np.int32]]:
+    """The same sequences in another order, end to end, and int32 `[T]`: where each of their tokens stood."""
+    ids, places = np.empty_like(view.ids), np.empty(len(view.ids), dtype=np.int32)
+    maskable, word_starts = np.empty_like(view.maskable), np.empty_like(view.word_starts)
+    starts, lengths = np.empty_like(view.starts), view.lengths[order]
+    start = 0
+    for number in range(len(order)):
+        old, end = view.starts[order[number]], start + lengths[number]
+        starts[number] = start
+        ids[start:end] = view.ids[old : old + lengths[number]]
+        maskable[start:end] = view.maskable[old : old + lengths[number]]
+        word_starts[start:end] = view.word_starts[old : old + lengths[number]]
+        places[start:end] = np.arange(old, old + lengths[number])
+        start = end
+    return Arrays(ids, maskable, word_starts, starts, lengths), places

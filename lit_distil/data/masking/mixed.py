@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from lit_distil.data.masking.strategy import MaskingStrategy
-from lit_distil.data.masking.view import Draws, Ints, Selection, TokenView
+from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView
+from lit_distil.data.randomness import Ints
 
 
 class MixedMasking(MaskingStrategy):
-    """Each sequence is masked by one of several strategies, drawn by weight.
+    """Masks each sequence by one of several strategies, drawn by weight.
 
-    Which one is a function of (seed, sample id, pattern), like the mask itself. Each strategy has a rate, shares and a
-    count of its own, and does to a sequence what it would do to it alone.
+    Which one is a function of (seed, sample id, pattern), like the mask itself. Each strategy keeps its own rate,
+    shares and count, and masks a sequence exactly as it would alone.
 
     Args:
-        strategies: The strategies; whether masks repeat is said here and not in them (their `patterns` stays None).
-        weights: How likely each is, in any unit; None makes them all alike.
+        strategies: The strategies. Their own `patterns` must stay None.
+        weights: How likely each is, in any unit; None makes all equally likely.
         patterns: As in `MaskingStrategy`, for the choice and the masks together.
     """
-
-    goes_by_sequence = True
 
     def __init__(
         self, strategies: list[MaskingStrategy], weights: list[float] | None = None, patterns: int | None = None
@@ -51,15 +47,14 @@ class MixedMasking(MaskingStrategy):
         for strategy in self.strategies:
             strategy.bind(token_counts)
 
-    def compile(self) -> None:
-        """As each strategy does, and the mixture."""
-        for strategy in self.strategies:
-            strategy.compile()
-        super().compile()
+    @property
+    def parts(self) -> list[MaskingStrategy]:
+        """The mixture and all strategies within it."""
+        return [self, *(part for strategy in self.strategies for part in strategy.parts)]
 
     @property
     def changes_over_steps(self) -> bool:
-        """Whether the rate of any of them follows a schedule."""
+        """Whether the rate of any strategy follows a schedule."""
         return any(strategy.changes_over_steps for strategy in self.strategies)
 
     def choice(self, draws: Draws) -> Ints:
@@ -68,40 +63,34 @@ class MixedMasking(MaskingStrategy):
         return np.searchsorted(bounds, draws.per_sequence("strategy"), side="right")
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """The positions that each sequence's strategy chooses, with the leaders that they have there."""
-        positions, leaders = [], []
-        for strategy, part, tokens, part_draws in self._parts(view, draws):
-            chosen = strategy.select(part, part_draws)
-            positions.append(chosen.positions if tokens is None else tokens[chosen.positions])
-            if chosen.leaders is None:
-                leaders.append(positions[-1])
-            else:
-                leaders.append(chosen.leaders if tokens is None else tokens[chosen.leaders])
-        return Selection(np.concatenate(positions), np.concatenate(leaders))
+        """The positions that each sequence's strategy chooses."""
+        return Selection(self.write(view.ids.copy(), view, draws))
 
-    def write(self, ids: Ints, view: TokenView, draws: Draws, **facts: Any) -> Ints:
-        """As each sequence's strategy does it."""
-        is_chosen = np.zeros(len(view.ids), dtype=bool)
-        for strategy, part, tokens, part_draws in self._parts(view, draws):
-            if tokens is None:
-                is_chosen[strategy.write(ids, part, part_draws, **facts)] = True
-            else:
-                masked = strategy.mask(part, part_draws, **facts)
-                positions = tokens[masked.positions]
-                ids[positions], is_chosen[positions] = masked.ids[masked.positions], True
-        return np.flatnonzero(is_chosen)
+    def write(self, ids: Ints, view: TokenView, draws: Draws) -> Ints:
+        """Let each sequence's strategy choose positions and write into `ids`."""
+        from lit_distil.data.masking import kernels
 
-    def _parts(self, view: TokenView, draws: Draws) -> Iterator[tuple[MaskingStrategy, TokenView, Ints | None, Draws]]:
-        """Each strategy that some sequences get, these alone, and where their tokens stand if they are copied."""
         choice = self.choice(draws)
         order = np.argsort(choice, kind="stable")
-        bounds = np.searchsorted(choice[order], np.arange(len(self.strategies) + 1)).tolist()
-        grouped, grouped_draws = view.only(order), draws.of(view, order)
-        for strategy, first, end in zip(self.strategies, bounds, bounds[1:], strict=False):
+        arrays, places = kernels.reorder(view.arrays, order)  # the sequences of each strategy side by side
+        sample_ids, keys = view.sample_ids[order], draws.keys[order]
+        is_chosen = np.zeros(len(ids), dtype=bool)
+        bounds = np.searchsorted(choice[order], np.arange(len(self.strategies) + 1))
+        for strategy, (first, end) in zip(self.strategies, pairwise(bounds.tolist()), strict=True):
             if first == end:
                 continue
-            own, tokens = slice(first, end), None
-            part = grouped.only(own)
-            if not strategy.goes_by_sequence:
-                part, tokens = part.copied()
-            yield strategy, part, tokens, grouped_draws.of(part, own)
+            start = arrays.starts[first]
+            tokens = slice(start, arrays.starts[end - 1] + arrays.lengths[end - 1])
+            part = TokenView(
+                arrays.ids[tokens],
+                arrays.maskable[tokens],
+                arrays.word_starts[tokens],
+                arrays.lengths[first:end],
+                arrays.starts[first:end] - start,
+                sample_ids[first:end],
+                view.vocabulary,
+            )
+            chosen = strategy.write(part.ids, part, draws.only(part, keys[first:end]))  # its ids are a copy already
+            positions = places[tokens][chosen]
+            ids[positions], is_chosen[positions] = part.ids[chosen], True
+        return np.flatnonzero(is_chosen)

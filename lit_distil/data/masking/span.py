@@ -1,4 +1,4 @@
-"""Spans of whole words (SpanBERT)."""
+"""Spans of whole words (SpanBERT) and n-grams of whole words (ALBERT, MacBERT)."""
 
 from __future__ import annotations
 
@@ -6,31 +6,29 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.token import WholeWordMasking
-from lit_distil.data.masking.view import Draws, Floats, Ints, Selection, TokenView, kernels
+from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView
+from lit_distil.data.randomness import Floats, Ints
 from lit_distil.schedules import StepValue
 
 
-class SpanMasking(WholeWordMasking):
-    """Spans of whole words, replaced alike (SpanBERT, section 3.1).
+class SpanMasking(MaskingStrategy):
+    """Spans of whole words, each replaced as a whole (SpanBERT, section 3.1).
 
-    Lengths follow a geometric law cut at `max_words` and normalised. Spans are drawn until the budget is full, the last
-    one cut to the words that fit; they never overlap nor cross a special token, and every arrangement of them is as
-    likely as another. The 80/10/10 is drawn once for each span.
+    Lengths follow a geometric law, cut at `max_words` and normalised. Spans are drawn until the budget is full, and the
+    last one is cut to the words that fit. Spans never overlap or cross a special token, and all arrangements of them
+    are equally likely. The 80/10/10 is drawn once for each span.
 
     Args:
-        rate: As in `MaskingStrategy`.
-        mask_share: As in `MaskingStrategy`, of the spans.
-        random_share: As in `MaskingStrategy`, of the spans.
-        count: As in `MaskingStrategy`.
-        patterns: As in `MaskingStrategy`.
-        max_predictions: As in `MaskingStrategy`.
-        random_from_special: As in `MaskingStrategy`.
+        rate: Share of the tokens to predict, in (0, 1], or a schedule of it.
+        mask_share: Share of the spans that become [MASK].
+        random_share: Share of the spans that become random ids.
+        count: "exact", "stochastic" or "independent", as in `MaskingStrategy`.
+        patterns: Different masks of a sequence before they repeat; None draws a new one every epoch.
+        max_predictions: Most positions of a sequence; None sets no limit.
+        random_from_special: Whether random ids come from the whole vocabulary, special ids included.
         geometric_p: Parameter of the law, in (0, 1]; the paper's 0.2 gives 3.8 words on average.
         max_words: Longest span, in words.
     """
-
-    goes_by_sequence = True
 
     def __init__(
         self,
@@ -59,11 +57,55 @@ class SpanMasking(WholeWordMasking):
         return law / law.sum()
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """Spans in the order in which they are drawn, as many as fit; each follows its first token."""
-        positions, leaders = self.spans(view, draws)
-        return Selection(positions, leaders)
+        """Spans in the order in which they are drawn, as many as fit; the first token of a span leads the others."""
+        return Selection(*self.spans(view, draws))
 
     def spans(self, view: TokenView, draws: Draws) -> tuple[Ints, Ints]:
-        """int64 `[M]` both: the positions of the spans, and of each one's first token."""
+        """int64 `[M]` both: the positions of the spans, and for each the first position of its span."""
+        from lit_distil.data.masking import kernels
+
         bounds = np.cumsum(self.length_probabilities[:-1]) * 2.0**32
-        return kernels().spans(view.arrays, draws.keys, self.budgets(view, draws), bounds, self.most)
+        return kernels.spans(view.arrays, draws.keys, self.budgets(view, draws), bounds, self.limit)
+
+
+class NgramMasking(SpanMasking):
+    """N-grams of whole words, of n words with a chance proportional to 1/n (ALBERT, section 3.1; MacBERT).
+
+    N-grams are drawn and arranged as the spans of `SpanMasking` are. As in ALBERT's code, the 80/10/10 is drawn for
+    each token by itself.
+
+    Args:
+        rate: Share of the tokens to predict, in (0, 1], or a schedule of it.
+        mask_share: Share of the chosen tokens that become [MASK].
+        random_share: Share of the chosen tokens that become random ids.
+        count: "exact", "stochastic" or "independent", as in `MaskingStrategy`.
+        patterns: Different masks of a sequence before they repeat; None draws a new one every epoch.
+        max_predictions: Most positions of a sequence; None sets no limit.
+        random_from_special: Whether random ids come from the whole vocabulary, special ids included.
+        max_words: Longest n-gram, in words; 3 in ALBERT.
+    """
+
+    def __init__(
+        self,
+        rate: float | StepValue = 0.15,
+        mask_share: float = 0.8,
+        random_share: float = 0.1,
+        count: Literal["exact", "stochastic", "independent"] = "exact",
+        patterns: int | None = None,
+        max_predictions: int | None = None,
+        random_from_special: bool = False,
+        max_words: int = 3,
+    ) -> None:
+        super().__init__(
+            rate, mask_share, random_share, count, patterns, max_predictions, random_from_special, max_words=max_words
+        )
+
+    @property
+    def length_probabilities(self) -> Floats:
+        """float64 `[max_words]`: how likely n-grams of 1, 2, ... words are."""
+        law = 1 / np.arange(1, self.max_words + 1)
+        return law / law.sum()
+
+    def select(self, view: TokenView, draws: Draws) -> Selection:
+        """N-grams in the order in which they are drawn, as many as fit."""
+        return Selection(self.spans(view, draws)[0])

@@ -1,57 +1,196 @@
 """Masking: which positions of a batch are to be predicted, and what stands there instead.
 
-A mask is a pure function of (seed, sample id, pattern), where the pattern is the epoch (dynamic masking, RoBERTa) or
-the epoch modulo n (static masking, BERT's n copies), and of the rate that is in force, where that follows a schedule.
-It depends neither on what else is in the batch nor on workers, ranks or resumes.
+A mask is a pure function of (seed, sample id, pattern). The pattern is the epoch (dynamic masking, RoBERTa), or the
+epoch modulo n (static masking, BERT's n copies). If the rate follows a schedule, the mask also depends on the step. It
+never depends on the rest of the batch, nor on workers, ranks or resumes.
+
+To write a strategy, read `TokenView` (what it sees), `Draws` (its random numbers), `Selection` (what it returns) and
+`MaskingStrategy.select`.
 """
 
 from __future__ import annotations
 
 import warnings
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lit_distil.data.masking.view import LONGEST, Draws, Ints, Masked, Selection, TokenView, kernels
+from lit_distil.data.randomness import Bools, Floats, Ints
 from lit_distil.schedules import StepValue, extremes_of, value_at
 
+if TYPE_CHECKING:
+    from lit_distil.data.masking.kernels import Arrays
+    from lit_distil.types import Vocabulary
+
+MAX_LENGTH = 1 << 16
 _RULES = ("exact", "stochastic", "independent")
 
 
-class MaskingStrategy(ABC):
-    """Which positions are predicted; a subclass answers in `select`, the rest is done here.
-
-    The number of positions of a sequence of n tokens ([CLS] and [SEP] counted, as in BERT) is
-    `min(max_predictions, max(1, count))`, never more than it has maskable tokens; a sequence with none is skipped.
-    Special ids, [UNK] included, are neither chosen nor, by default, put in.
-
-    Args:
-        rate: Share of the tokens to predict, in (0, 1], or a schedule of it over the optimizer steps; evaluation has
-            the one that the schedule comes to rest at.
-        mask_share: Share of the chosen positions that become [MASK].
-        random_share: Share of them that become a random id; the rest keep theirs.
-        count: "exact" is BERT's round(rate · n); "stochastic" is fairseq's floor(rate · n + u) with u uniform in
-            [0, 1); "independent" is a coin for each maskable token, the law of transformers' collator.
-        patterns: How many different masks a sequence gets before they repeat (static masking; BERT has 10); None
-            means a new one every epoch (dynamic masking, RoBERTa).
-        max_predictions: Most positions of a sequence (BERT's `max_predictions_per_seq`); None means no limit.
-        random_from_special: Whether random ids are drawn from the whole vocabulary, special ids included, as the
-            original implementations do.
+@dataclass(frozen=True, eq=False)
+class TokenView:
+    """What masking sees of a flat micro-batch: T tokens of S sequences, end to end.
 
     Attributes:
-        goes_by_sequence: Whether `select` reaches tokens through `view.starts` and `view.lengths` alone, so that within
-            `MixedMasking` it can be shown its sequences where they stand (`TokenView.only`); else they are copied.
+        ids: int64 `[T]`.
+        maskable: bool `[T]`, False for special tokens, [UNK] included.
+        word_starts: bool `[T]`, whether a token begins a word; True for special tokens and for the token after one.
+        lengths: int64 `[S]`, special tokens included; from 1 to 65,536.
+        starts: int64 `[S]`, where each sequence begins in T.
+        sample_ids: int64 `[S]`, the index of each sequence in its data set.
+        vocabulary: The tokenizer's size, special ids by name (`special_ids`) and entries by id (`tokens`).
     """
 
-    goes_by_sequence = False
+    ids: Ints
+    maskable: Bools
+    word_starts: Bools
+    lengths: Ints
+    starts: Ints
+    sample_ids: Ints
+    vocabulary: Vocabulary
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "select" in vars(cls) and "goes_by_sequence" not in vars(cls):
-            cls.goes_by_sequence = False  # what is true of a base's `select` need not be of this one
+    def __post_init__(self) -> None:
+        longest = int(self.lengths.max(initial=0))
+        if longest > MAX_LENGTH:
+            raise ValueError(f"masking takes sequences of up to {MAX_LENGTH} tokens, got one of {longest}")
+
+    @cached_property
+    def tokens(self) -> NDArray[np.object_]:
+        """`[T]` strings: each token as the tokenizer writes it ("##ing", "Ġthe")."""
+        return self.vocabulary.tokens[self.ids]
+
+    @cached_property
+    def sequence_of(self) -> Ints:
+        """int64 `[T]`: which of the S sequences each token belongs to."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def position_of(self) -> Ints:
+        """int64 `[T]`: where each token stands in its sequence."""
+        return np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths)
+
+    @cached_property
+    def num_maskable(self) -> Ints:
+        """int64 `[S]`: maskable tokens of each sequence."""
+        return np.add.reduceat(self.maskable, self.starts, dtype=np.int64)
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """The arrays that the compiled loops read, in the types that these are compiled for."""
+        from lit_distil.data.masking import kernels
+
+        return kernels.Arrays(
+            np.ascontiguousarray(self.ids, dtype=np.int64),
+            np.ascontiguousarray(self.maskable, dtype=np.bool_),
+            np.ascontiguousarray(self.word_starts, dtype=np.bool_),
+            np.ascontiguousarray(self.starts, dtype=np.int64),
+            np.ascontiguousarray(self.lengths, dtype=np.int64),
+        )
+
+
+class Draws:
+    """The random numbers of a batch: functions of (seed, sample id, pattern, stream, index in the sequence).
+
+    A stream is any name; streams of different names are independent.
+
+    Args:
+        seed: Seed of the run.
+        view: The batch.
+        pattern_per_sequence: int64 `[S]`, the epoch of each sequence, or the epoch modulo n if masks are static.
+        step: The optimizer step, for settings that follow a schedule; no number depends on it.
+
+    Attributes:
+        keys: uint64 `[S]`, which all numbers of a sequence follow from; for the compiled loops.
+    """
+
+    def __init__(self, seed: int, view: TokenView, pattern_per_sequence: Ints, step: int | None = None) -> None:
+        from lit_distil.data.masking import kernels
+
+        self.step, self._view = step, view
+        samples = np.ascontiguousarray(view.sample_ids, dtype=np.int64)
+        patterns = np.ascontiguousarray(pattern_per_sequence, dtype=np.int64)
+        self.keys = kernels.keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
+
+    def only(self, view: TokenView, keys: NDArray[np.uint64]) -> Draws:
+        """The same numbers for a view of some of the sequences, which have these keys."""
+        part = object.__new__(Draws)
+        part.step, part._view, part.keys = self.step, view, keys
+        return part
+
+    def per_sequence(self, stream: str) -> Floats:
+        """float64 `[S]` in [0, 1)."""
+        sequences = np.arange(len(self.keys))
+        return self.at(stream, sequences, np.zeros_like(sequences))
+
+    def per_token(self, stream: str, positions: Ints | None = None) -> Floats:
+        """float64 in [0, 1) for each token `[T]`, or for each of these positions `[N]`."""
+        sequences, indices = self._view.sequence_of, self._view.position_of
+        if positions is None:
+            return self.at(stream, sequences, indices)
+        return self.at(stream, sequences[positions], indices[positions])
+
+    def at(self, stream: str, sequences: Ints, indices: Ints) -> Floats:
+        """float64 `[N]` in [0, 1): in each of these sequences the number of this index, counted from 0."""
+        from lit_distil.data.masking import kernels
+
+        name = np.uint64(zlib.crc32(stream.encode()))
+        sequences = np.ascontiguousarray(sequences, dtype=np.int64)
+        bits = kernels.draws_at(self.keys, name, sequences, np.ascontiguousarray(indices, dtype=np.int64))
+        return bits.astype(np.float64) * 2.0**-32
+
+
+class Selection(NamedTuple):
+    """What a strategy chose.
+
+    Attributes:
+        positions: int64 `[M]`, maskable positions in T, each at most once, in any order.
+        leaders: int64 `[M]`, for each position one in the same sequence. The leader's draw decides between [MASK], a
+            random id and the original one, so positions with the same leader (a span) share one fate. None means that
+            each position decides for itself.
+    """
+
+    positions: Ints
+    leaders: Ints | None = None
+
+
+class Masked(NamedTuple):
+    """A masked batch.
+
+    Attributes:
+        ids: int64 `[T]`, the network's input.
+        positions: int64 `[M]`, the positions to predict, ascending.
+        labels: int64 `[M]`, the original ids at these positions.
+    """
+
+    ids: Ints
+    positions: Ints
+    labels: Ints
+
+
+class MaskingStrategy(ABC):
+    """Chooses the positions to predict. A subclass chooses in `select`; the base class replaces and labels.
+
+    A sequence of n tokens ([CLS] and [SEP] counted, as in BERT) gets `min(max_predictions, max(1, count))` positions,
+    but never more than it has maskable tokens. Special ids, [UNK] included, are never chosen, and by default never put
+    in as random ids.
+
+    Args:
+        rate: Share of the tokens to predict, in (0, 1], or a schedule of it over the optimizer steps. Evaluation uses
+            the schedule's final value.
+        mask_share: Share of the chosen positions that become [MASK].
+        random_share: Share of them that become a random id; the rest keep theirs.
+        count: "exact" is BERT's round(rate · n). "stochastic" is fairseq's floor(rate · n + u) with u uniform in
+            [0, 1). "independent" tosses a coin for each maskable token, as transformers' collator does.
+        patterns: How many different masks a sequence gets before they repeat (static masking; BERT has 10). None
+            draws a new mask every epoch (dynamic masking, RoBERTa).
+        max_predictions: Most positions of a sequence (BERT's `max_predictions_per_seq`); None sets no limit.
+        random_from_special: Whether random ids come from the whole vocabulary, special ids included, as in the
+            original implementations.
+    """
 
     def __init__(
         self,
@@ -65,8 +204,8 @@ class MaskingStrategy(ABC):
     ) -> None:
         least, most = extremes_of(rate)
         if not 0 < least <= most <= 1:
-            span = f"a schedule from {least} to {most}" if isinstance(rate, StepValue) else rate
-            raise ValueError(f"rate must lie in (0, 1], got {span}")
+            given = f"a schedule from {least} to {most}" if isinstance(rate, StepValue) else rate
+            raise ValueError(f"rate must lie in (0, 1], got {given}")
         if most == 1:
             warnings.warn("rate 1 masks every token: nothing is left to predict them from", stacklevel=2)
         if mask_share < 0 or random_share < 0 or mask_share + random_share > 1 + 1e-9:
@@ -88,41 +227,25 @@ class MaskingStrategy(ABC):
         self.max_predictions = max_predictions
         self.random_from_special = random_from_special
 
-    def bind(self, token_counts: Ints) -> None:  # noqa: B027 (most strategies need no counts)
-        """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
-
-    def compile(self) -> None:
-        """Compile the loops that a mask takes, or load them, by masking a sequence of one token."""
-        zero, one, true = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64), np.ones(1, dtype=bool)
-        view = TokenView(zero, true, true, lengths=one, starts=zero, sample_ids=zero)
-        self(view, zero, seed=0, vocabulary_size=2, mask_id=1, special_ids=(1,))
-
-    @property
-    def changes_over_steps(self) -> bool:
-        """Whether a mask depends on the optimizer step, as its rate follows a schedule."""
-        return isinstance(self.rate, StepValue)
-
-    @property
-    def most(self) -> int:
-        """Most positions of a sequence, `max_predictions` or more than there can be."""
-        return LONGEST if self.max_predictions is None else self.max_predictions
-
     @abstractmethod
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """Choose positions, by `draws` alone and for each sequence by itself.
+        """Choose the positions to predict, in each sequence by itself.
 
         Args:
             view: The batch.
-            draws: Its random numbers.
+            draws: Its random numbers; take them from here only.
 
         Returns:
-            Maskable positions, as many of each sequence as `budgets` says or as near as the strategy comes.
+            Maskable positions, each at most once: as many in each sequence as `budgets` says, or as close as the
+            strategy can come.
         """
 
     def budgets(self, view: TokenView, draws: Draws) -> Ints:
         """int64 `[S]`: how many positions of each sequence to choose."""
+        from lit_distil.data.masking import kernels
+
         rate, rule = value_at(self.rate, draws.step), _RULES.index(self.count)
-        counts: Ints = kernels().budgets(view.arrays, draws.keys, rate, rule, self.most)
+        counts: Ints = kernels.budgets(view.arrays, draws.keys, rate, rule, self.limit)
         if not counts.all():
             warnings.warn(
                 "data.masking: a sequence holds only special and unknown tokens, so nothing of it is predicted; "
@@ -131,93 +254,103 @@ class MaskingStrategy(ABC):
             )
         return counts
 
-    def __call__(
-        self,
-        view: TokenView,
-        epochs: Ints,
-        *,
-        seed: int,
-        vocabulary_size: int,
-        mask_id: int,
-        special_ids: Iterable[int],
-        step: int | None = None,
-    ) -> Masked:
+    @property
+    def limit(self) -> int:
+        """Most positions of a sequence."""
+        return MAX_LENGTH if self.max_predictions is None else self.max_predictions
+
+    @property
+    def changes_over_steps(self) -> bool:
+        """Whether a mask depends on the optimizer step, because the rate follows a schedule."""
+        return isinstance(self.rate, StepValue)
+
+    def bind(self, token_counts: Ints) -> None:  # noqa: B027 (most strategies need no counts)
+        """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
+
+    @property
+    def parts(self) -> list[MaskingStrategy]:
+        """This strategy and all strategies within it."""
+        return [self]
+
+    def __call__(self, view: TokenView, epochs: Ints, *, seed: int, step: int | None = None) -> Masked:
         """Mask a batch.
 
         Args:
             view: The batch.
-            epochs: int64 `[S]`, the epoch that each sequence is drawn in.
+            epochs: int64 `[S]`, the epoch of each sequence.
             seed: Seed of the run.
-            vocabulary_size: Random ids are drawn below it.
-            mask_id: Id of the mask token.
-            special_ids: Ids that are never put in as random ones.
-            step: The optimizer step that the batch is for, None in evaluation; only a rate with a schedule asks for it.
+            step: The optimizer step that the batch is for, None in evaluation; only a rate with a schedule needs it.
 
-        Returns:
-            The network's input, the positions to predict and what stood there.
+        Raises:
+            ValueError: `select` chose positions that it must not choose.
         """
         epochs = np.asarray(epochs)
         draws = Draws(seed, view, epochs if self.patterns is None else epochs % self.patterns, step)
-        return self.mask(view, draws, vocabulary_size=vocabulary_size, mask_id=mask_id, special_ids=special_ids)
-
-    def mask(
-        self, view: TokenView, draws: Draws, *, vocabulary_size: int, mask_id: int, special_ids: Iterable[int]
-    ) -> Masked:
-        """Choose, replace and label, with the numbers of `draws`; the other arguments are those of a call."""
         ids = view.ids.copy()
-        positions = self.write(
-            ids, view, draws, vocabulary_size=vocabulary_size, mask_id=mask_id, special_ids=special_ids
-        )
+        positions = self.write(ids, view, draws)
+        if not len(positions) and view.maskable.any():
+            warnings.warn(
+                f"data.masking: {type(self).__name__} chose no position in a batch of {len(view.lengths)} sequences, "
+                "so nothing of it is predicted",
+                stacklevel=2,
+            )
         return Masked(ids, positions, view.ids[positions])
 
-    def write(
-        self,
-        ids: Ints,
-        view: TokenView,
-        draws: Draws,
-        *,
-        vocabulary_size: int,
-        mask_id: int,
-        special_ids: Iterable[int],
-    ) -> Ints:
-        """Choose, and write what stands there instead into `ids` `[T]`; the other arguments are those of `mask`.
+    def write(self, ids: Ints, view: TokenView, draws: Draws) -> Ints:
+        """Choose positions, and write into `ids` `[T]` what stands there instead.
 
         Returns:
-            int64 `[M]`: the chosen positions, ascending in each sequence.
+            int64 `[M]`: the chosen positions, ascending.
         """
-        chosen, leaders = self.select(view, draws)
-        chosen = np.ascontiguousarray(chosen, dtype=np.int64)
-        share_fates = leaders is not None
-        leaders = chosen if leaders is None else np.ascontiguousarray(leaders, dtype=np.int64)
+        from lit_distil.data.masking import kernels
+
+        selection = self.select(view, draws)
+        if not isinstance(selection, tuple):
+            raise TypeError(f"{type(self).__name__}.select must return a Selection, got {type(selection).__name__}")
+        chosen = np.ascontiguousarray(selection[0], dtype=np.int64)
+        leaders = chosen if selection[1] is None else np.ascontiguousarray(selection[1], dtype=np.int64)
         if leaders.shape != chosen.shape:
             raise ValueError(
                 f"{type(self).__name__}.select chose {len(chosen)} positions with {len(leaders)} leaders: give one each"
             )
-        shifts = _shifts(() if self.random_from_special else tuple(special_ids))
+        special_ids = view.vocabulary.special_ids
+        shifts = _shifts(() if self.random_from_special else tuple(special_ids.values()))
         try:
-            positions: Ints = kernels().replace(
+            positions: Ints = kernels.replace(
                 ids,
                 view.arrays,
                 draws.keys,
                 chosen,
                 leaders,
-                share_fates,
+                selection[1] is not None,
                 self.mask_share * 2.0**32,
                 (self.mask_share + self.random_share) * 2.0**32,
-                mask_id,
+                special_ids["mask_token_id"],
                 shifts,
-                vocabulary_size - len(shifts),
+                view.vocabulary.size - len(shifts),
             )
         except IndexError:
             raise ValueError(
-                f"{type(self).__name__}.select chose positions from {chosen.min()} to {chosen.max()} of a batch of "
-                f"{len(view.ids)} tokens: they must lie in [0, {len(view.ids)})"
+                f"{type(self).__name__}.select chose {_fault(view, chosen)}, but must choose maskable positions of the "
+                f"batch (0 to {len(view.ids) - 1}, where view.maskable is True), each at most once"
             ) from None
         return positions
 
 
 @lru_cache(maxsize=8)
 def _shifts(special_ids: tuple[int, ...]) -> Ints:
-    """How many ordinary ids come before each special one: ordinary id n is n and the number of these up to n."""
+    """How many ordinary ids come before each special one: ordinary id n is n plus the number of these up to n."""
     ids = np.array(sorted(set(special_ids)), dtype=np.int64)
     return ids - np.arange(len(ids))
+
+
+def _fault(view: TokenView, chosen: Ints) -> str:
+    """What is wrong with a selection that the compiled loop refused."""
+    outside = chosen[(chosen < 0) | (chosen >= len(view.ids))]
+    if len(outside):
+        return f"position {outside[0]} of a batch of {len(view.ids)} tokens"
+    special = chosen[~view.maskable[chosen]]
+    if len(special):
+        return f"position {special[0]}, which holds the special id {view.ids[special[0]]}"
+    values, counts = np.unique(chosen, return_counts=True)
+    return f"position {values[counts > 1][0]} twice" if (counts > 1).any() else "a leader outside the batch"

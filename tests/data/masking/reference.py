@@ -32,6 +32,7 @@ class Sequence:
 
     def __init__(self, view: TokenView, number: int, seed: int, pattern: int) -> None:
         here = slice(view.starts[number], view.starts[number] + view.lengths[number])
+        self.vocabulary = view.vocabulary
         self.ids, self.maskable = view.ids[here].tolist(), view.maskable[here].tolist()
         self.length, self.key = len(self.ids), hash_words(seed, int(view.sample_ids[number]), pattern)
         self.words: list[list[int]] = []
@@ -104,21 +105,21 @@ class Sequence:
             found.append(joined)
         return found
 
-    def masked(self, strategy: MaskingStrategy, counts: np.ndarray, facts: dict) -> tuple[list[int], list[int]]:
+    def masked(self, strategy: MaskingStrategy, counts: np.ndarray) -> tuple[list[int], list[int]]:
         """The ids that the network sees, and where they are to be predicted."""
         if isinstance(strategy, MixedMasking):
             bounds = list(accumulate(strategy.weights[:-1]))
             u = self.draw("strategy", 0) / 2**32
             inner = strategy.strategies[sum(u >= bound / sum(strategy.weights) for bound in bounds)]
-            return self.masked(inner, counts, facts)
-        special = set() if strategy.random_from_special else set(facts["special_ids"])
-        ordinary = [token for token in range(facts["vocabulary_size"]) if token not in special]
+            return self.masked(inner, counts)
+        special = set() if strategy.random_from_special else set(self.vocabulary.special_ids.values())
+        ordinary = [token for token in range(self.vocabulary.size) if token not in special]
         is_shared = isinstance(strategy, SpanMasking) and not isinstance(strategy, NgramMasking)
         ids, chosen = list(self.ids), self.choose(strategy, counts)
         for index, leader in chosen.items():
             fate = self.draw("span", leader) if is_shared else self.draw("action", index)
             if fate / 2**32 < strategy.mask_share:
-                ids[index] = facts["mask_id"]
+                ids[index] = self.vocabulary.special_ids["mask_token_id"]
             elif fate / 2**32 < strategy.mask_share + strategy.random_share:
                 ids[index] = ordinary[mix(self.draw("action", index)) * len(ordinary) >> 32]
         return ids, sorted(chosen)

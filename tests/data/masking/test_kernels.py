@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_distil.data.masking import MaskingStrategy, MixedMasking, Selection, TokenMasking, TokenView, kernels
-from lit_distil.data.masking import kernels as numbers
 from lit_distil.data.randomness import hash_words
+from tests.data.batches import make_dataset
 from tests.data.masking.reference import Sequence, mix
-from tests.data.masking.views import FACTS, VOCABULARY, all_kinds, apply, draws_of, make, make_view, per_sequence
+from tests.data.masking.views import SIZE, VOCABULARY, all_kinds, apply, draws_of, make, make_view, per_sequence
 
 ROOT = Path(__file__).parents[3]
-COUNTS = np.random.default_rng(0).integers(0, 10_000, VOCABULARY)  # those of `views.make`
+COUNTS = np.random.default_rng(0).integers(0, 10_000, SIZE)  # those of `views.make`
 
 
 @settings(max_examples=60)
@@ -35,16 +35,16 @@ COUNTS = np.random.default_rng(0).integers(0, 10_000, VOCABULARY)  # those of `v
     epoch=st.integers(0, 30),
 )
 @all_kinds
-def test_masks_are_those_of_their_definitions(
+def test_masks_match_their_definitions(
     kind, lengths, rate, count, max_predictions, shares, random_from_special, word_share, special_share, seed, epoch
 ):
     rng = np.random.default_rng(len(lengths) * 100 + lengths[0])
-    ids = rng.integers(5, VOCABULARY, sum(lengths))
+    ids = rng.integers(5, SIZE, sum(lengths))
     ids[rng.random(len(ids)) < special_share] = 3
     word_starts = rng.random(len(ids)) < word_share
     counts = np.array(lengths)
     samples = rng.integers(0, 2**40, len(lengths))
-    view = TokenView(ids, ids >= 5, word_starts, counts, np.cumsum(counts) - counts, samples)
+    view = TokenView(ids, ids >= 5, word_starts, counts, np.cumsum(counts) - counts, samples, VOCABULARY)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         strategy = make(
@@ -58,41 +58,41 @@ def test_masks_are_those_of_their_definitions(
         )
     found = per_sequence(view, apply(strategy, view, epoch, seed))
     for number, (positions, _, masked) in enumerate(found):
-        ids, chosen = Sequence(view, number, seed, epoch).masked(strategy, COUNTS, FACTS)
+        ids, chosen = Sequence(view, number, seed, epoch).masked(strategy, COUNTS)
         assert positions == chosen
         assert masked == ids
 
 
 @all_kinds
-def test_long_sequences_are_masked_by_their_definitions_too(kind):
+def test_masks_of_long_sequences_match_their_definitions(kind):
     view = make_view([400, 900], word_share=0.8)
     found = per_sequence(view, apply(make(kind), view, 1, 2))
     for number, (positions, _, masked) in enumerate(found):
-        ids, chosen = Sequence(view, number, 2, 1).masked(make(kind), COUNTS, FACTS)
+        ids, chosen = Sequence(view, number, 2, 1).masked(make(kind), COUNTS)
         assert (positions, masked) == (chosen, ids) and len(chosen) > 50
 
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**64 - 1), sample=st.integers(0, 2**62), pattern=st.integers(0, 2**31))
-def test_hashes_are_those_of_numpy_and_of_python(seed, sample, pattern):
-    keys = numbers.keys_of(np.uint64(seed), np.array([sample]), np.array([pattern]))
+def test_hashes_equal_those_of_numpy_and_of_python(seed, sample, pattern):
+    keys = kernels.keys_of(np.uint64(seed), np.array([sample]), np.array([pattern]))
     assert keys.dtype == np.uint64 and keys[0] == hash_words(seed, sample, pattern)[0]
     name = np.uint64(pattern)
-    stream = numbers.stream_of(keys[0], name)
+    stream = kernels.stream_of(keys[0], name)
     assert stream == int(hash_words(keys ^ name)[0]) >> 32
     for index in (0, 1, 65_535):
         expected = mix((int(stream) + index * 0x9E3779B9) % 2**32)
-        assert numbers.draws_at(keys, name, np.array([0]), np.array([index]))[0] == expected
+        assert kernels.draws_at(keys, name, np.array([0]), np.array([index]))[0] == expected
 
 
 @settings(max_examples=100)
 @given(draws=st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 9) | st.just(2**32 - 1), max_size=200))
-def test_order_is_that_of_a_sort_whatever_the_draws(draws):
+def test_the_order_is_that_of_a_sort(draws):
     keys = np.array([(draw << 32) | index for index, draw in enumerate(draws)], dtype=np.uint64)
-    assert numbers.in_order(keys).tolist() == sorted(keys.tolist())
+    assert kernels.in_order(keys).tolist() == sorted(keys.tolist())
 
 
-def test_a_users_strategy_in_numpy_is_masked_beside_the_compiled_ones():
+def test_a_strategy_in_numpy_works_beside_the_compiled_ones():
     class Ends(MaskingStrategy):
         """The last maskable tokens of each sequence, by arithmetic that needs sequences end to end."""
 
@@ -115,13 +115,21 @@ def test_a_users_strategy_in_numpy_is_masked_beside_the_compiled_ones():
 
 # Compiling
 
-SCRIPT = (
-    "import sys; import lit_distil.data.masking as m;"
-    "assert 'numba' not in sys.modules, 'numba was imported before a mask was made';"
-    "m.TokenMasking().compile(); from lit_distil.data.masking import kernels as k;"
-    "stats = k.lowest_tokens.stats; print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()));"
-    "import threading; assert threading.active_count() == 1"
-)
+SCRIPT = """
+import sys, threading, types
+import numpy as np
+import lit_distil.data.masking as masking
+
+assert "numba" not in sys.modules, "numba was imported before a mask was made"
+zero, true = np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool)
+vocabulary = types.SimpleNamespace(size=2, special_ids={"mask_token_id": 1})
+masking.TokenMasking()(masking.TokenView(zero, true, true, zero + 1, zero, zero, vocabulary), zero, seed=0)
+from lit_distil.data.masking import kernels
+
+stats = kernels.lowest_tokens.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+assert threading.active_count() == 1
+"""
 
 
 def start(**environment: str) -> subprocess.Popen:
@@ -151,7 +159,7 @@ def test_loops_are_compiled_once_and_kept_and_two_processes_may_compile_at_once(
     assert counts_of(start(NUMBA_CACHE_DIR=str(tmp_path))) == (1, 0)
 
 
-def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same():
+def test_loops_are_compiled_even_if_they_cannot_be_kept():
     # only a notebook's functions have a place with this locator
     assert counts_of(start(NUMBA_CACHE_LOCATOR_CLASSES="IPythonCacheLocator")) == (0, 1)
 
@@ -161,8 +169,13 @@ def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same():
 def test_compiling_ahead_leaves_nothing_to_compile(kind, inside):
     strategy = make(kind)
     strategy = MixedMasking([strategy]) if inside else strategy
-    strategy.compile()
-    before = {name: len(getattr(kernels, name).signatures) for name in kernels.__all__}
+    make_dataset(masking=strategy).compile()
+    before = num_compiled()
     apply(strategy, make_view([40, 7, 90]))
-    assert {name: len(getattr(kernels, name).signatures) for name in kernels.__all__} == before
+    assert num_compiled() == before
     assert before["replace"] == before["budgets"] == 1
+
+
+def num_compiled() -> dict[str, int]:
+    """How many types of arguments each loop is compiled for."""
+    return {name: len(loop.signatures) for name, loop in vars(kernels).items() if hasattr(loop, "signatures")}

@@ -1,15 +1,13 @@
 import numpy as np
+import pytest
 from scipy import stats
 from transformers import DataCollatorForLanguageModeling
 
-from lit_distil.data.masking import (
-    TokenMasking,
-    TokenView,
-)
-from tests.data.masking.views import (
-    apply,
-    make_view,
-)
+from lit_distil.data.masking import SpanMasking, TokenMasking, TokenView, WholeWordMasking
+from lit_distil.data.tokenizers import vocabulary_of
+from tests.data.masking.views import CLS, SEP, VOCABULARY, apply, draws_of, make_view, words_of
+
+# Single tokens
 
 
 def test_the_count_is_berts():
@@ -42,15 +40,10 @@ def test_token_masking_has_the_law_of_transformers_collator(wordpiece):
     starts = np.arange(repeats) * length
     maskable = ~np.isin(ids.ravel(), list(special))
     full = np.full(repeats, length)
-    view = TokenView(ids.ravel(), maskable, np.ones(ids.size, dtype=bool), full, starts, np.arange(repeats))
-    masked = TokenMasking(count="independent", random_from_special=True)(
-        view,
-        np.zeros(repeats, dtype=np.int64),
-        seed=0,
-        vocabulary_size=size,
-        mask_id=wordpiece.mask_token_id,
-        special_ids=sorted(special),
+    view = TokenView(
+        ids.ravel(), maskable, np.ones(ids.size, dtype=bool), full, starts, np.arange(repeats), vocabulary_of(wordpiece)
     )
+    masked = apply(TokenMasking(count="independent", random_from_special=True), view)
     our_choice = np.zeros(ids.size, dtype=bool)
     our_choice[masked.positions] = True
     our_choice = our_choice.reshape(repeats, length)
@@ -73,3 +66,51 @@ def test_token_masking_has_the_law_of_transformers_collator(wordpiece):
         is_kept = inputs[choice] == ids[choice]
         outcomes.append([is_mask.sum(), is_kept.sum(), (~is_mask & ~is_kept).sum()])
     assert stats.chi2_contingency(outcomes).pvalue > 1e-4
+
+
+# Whole words
+
+
+@pytest.mark.parametrize("kind", [WholeWordMasking, SpanMasking])
+def test_words_are_masked_whole(kind):
+    view = make_view([128] * 30, word_share=0.5)
+    chosen = np.zeros(len(view.ids), dtype=bool)
+    chosen[apply(kind(), view).positions] = True
+    shares = np.array([chosen[word].mean() for word in words_of(view)])
+    assert set(np.unique(shares)) == {0.0, 1.0}
+    assert max(len(word) for word in words_of(view)) > 3
+
+
+def test_whole_words_are_taken_as_bert_does():
+    view = make_view([128, 40, 300, 9], word_share=0.4)
+    for pattern in range(20):
+        draws = draws_of(view, pattern=pattern)
+        # one draw for each word; special tokens are words too
+        begins = np.flatnonzero(view.word_starts)
+        sequences = view.sequence_of[begins]
+        numbers = np.concatenate([np.arange(count) for count in np.bincount(sequences)])
+        order = dict(zip(begins.tolist(), draws.at("order", sequences, numbers).tolist(), strict=True))
+        expected = []
+        for sequence, length in enumerate(view.lengths):
+            budget, chosen = max(1, round(0.15 * int(length))), []
+            words = [word for word in words_of(view) if view.sequence_of[word[0]] == sequence]
+            for word in sorted(words, key=lambda word: order[word[0]]):  # google-research/bert, create_masked_lm_...
+                if len(chosen) >= budget:
+                    break
+                if len(chosen) + len(word) > budget:
+                    continue
+                chosen += word.tolist()
+            if not chosen:
+                chosen = min(words, key=len).tolist()
+            expected += chosen
+        assert sorted(WholeWordMasking().select(view, draws).positions.tolist()) == sorted(expected)
+
+
+def test_a_sequence_whose_words_are_all_too_long_still_has_one():
+    ids = np.array([CLS, *range(10, 22), SEP])
+    word_starts = np.ones(len(ids), dtype=bool)
+    word_starts[[2, 3, 4, 5, 7, 8, 10, 11, 12]] = False  # words of 5, 3 and 4 tokens for a budget of 2
+    view = TokenView(ids, ids >= 5, word_starts, np.array([14]), np.array([0]), np.array([0]), VOCABULARY)
+    for kind in (WholeWordMasking, SpanMasking):
+        assert apply(kind(), view).positions.tolist() == [6, 7, 8]
+        assert apply(kind(max_predictions=2), view).positions.tolist() == [6, 7]

@@ -1,4 +1,4 @@
-"""Batches to mask, and what comes of it."""
+"""Batches to mask, and helpers that look at the masks."""
 
 import numpy as np
 import pytest
@@ -15,11 +15,16 @@ from lit_distil.data.masking import (
     TokenView,
     WholeWordMasking,
 )
+from lit_distil.types import Vocabulary
 
 CLS, PAD, SEP, UNK, MASK = range(5)
 SPECIAL_IDS = (CLS, PAD, SEP, UNK, MASK)
-VOCABULARY = 1000
-FACTS = {"vocabulary_size": VOCABULARY, "mask_id": MASK, "special_ids": SPECIAL_IDS}
+SIZE = 1000
+VOCABULARY = Vocabulary(
+    SIZE,
+    {"cls_token_id": CLS, "pad_token_id": PAD, "sep_token_id": SEP, "unk_token_id": UNK, "mask_token_id": MASK},
+    read_tokens=lambda: [f"token{index}" for index in range(SIZE)],
+)
 
 
 def make_view(lengths, seed=0, word_share=0.7, sample_ids=None, with_middle=True) -> TokenView:
@@ -27,7 +32,7 @@ def make_view(lengths, seed=0, word_share=0.7, sample_ids=None, with_middle=True
     lengths = np.asarray(lengths, dtype=np.int64)
     rng = np.random.default_rng(seed)
     starts = np.cumsum(lengths) - lengths
-    ids = rng.integers(len(SPECIAL_IDS), VOCABULARY, lengths.sum())
+    ids = rng.integers(len(SPECIAL_IDS), SIZE, lengths.sum())
     ids[starts] = CLS
     ids[starts + lengths - 1] = SEP
     if with_middle:
@@ -36,7 +41,7 @@ def make_view(lengths, seed=0, word_share=0.7, sample_ids=None, with_middle=True
     word_starts = (rng.random(len(ids)) < word_share) | ~maskable
     word_starts[1:] |= ~maskable[:-1]
     samples = np.arange(len(lengths)) if sample_ids is None else np.asarray(sample_ids)
-    return TokenView(ids, maskable, word_starts, lengths, starts, samples)
+    return TokenView(ids, maskable, word_starts, lengths, starts, samples, VOCABULARY)
 
 
 def pick(view: TokenView, sequences) -> TokenView:
@@ -50,11 +55,12 @@ def pick(view: TokenView, sequences) -> TokenView:
         lengths,
         np.cumsum(lengths) - lengths,
         view.sample_ids[sequences],
+        view.vocabulary,
     )
 
 
-def apply(strategy: MaskingStrategy, view: TokenView, epoch=0, seed=0, **facts) -> Masked:
-    return strategy(view, np.full(len(view.lengths), epoch), seed=seed, **(FACTS | facts))
+def apply(strategy: MaskingStrategy, view: TokenView, epoch=0, seed=0) -> Masked:
+    return strategy(view, np.full(len(view.lengths), epoch), seed=seed)
 
 
 def draws_of(view: TokenView, seed=0, pattern=0) -> Draws:
@@ -80,7 +86,7 @@ def make(kind: type[MaskingStrategy], **arguments) -> MaskingStrategy:
         strategy = MixedMasking(parts, weights=[1, 2, 1], patterns=patterns)
     else:
         strategy = kind(**arguments)
-    strategy.bind(np.random.default_rng(0).integers(0, 10_000, VOCABULARY))
+    strategy.bind(np.random.default_rng(0).integers(0, 10_000, SIZE))
     return strategy
 
 

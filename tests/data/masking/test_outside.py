@@ -1,0 +1,143 @@
+"""Strategies from outside the package: what they may ask for, and how a wrong selection is refused."""
+
+import re
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lit_distil.data import FullSentences, TextDataModule, TextFiles
+from lit_distil.data.masking import (
+    Draws,
+    MaskingStrategy,
+    MixedMasking,
+    Selection,
+    TokenMasking,
+    TokenView,
+    WholeWordMasking,
+)
+from tests.data.masking.views import UNK, apply, draws_of, make_view, per_sequence
+
+TEXT = "\n\n".join(["The Queen of Norway met Ada in Oslo, and they saw Émile there.\nno names here"] * 20)
+
+
+class CapitalisedWords(MaskingStrategy):
+    """Words that begin with a capital letter, in random order until the budget is full."""
+
+    def select(self, view: TokenView, draws: Draws) -> Selection:
+        chosen, left = [], self.budgets(view, draws)
+        words = np.split(np.arange(len(view.ids)), np.flatnonzero(view.word_starts)[1:])
+        place = draws.per_token("words")
+        for word in sorted(words, key=lambda word: place[word[0]]):
+            text, sequence = "".join(view.tokens[word]).lstrip("Ġ"), view.sequence_of[word[0]]
+            if text[0].isupper() and view.maskable[word[0]] and len(word) <= left[sequence]:
+                left[sequence] -= len(word)
+                chosen.extend(word)
+        return Selection(np.array(chosen, dtype=np.int64))
+
+
+def cased_wordpiece() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    names = {name: f"[{name[:-6].upper()}]" for name in ("cls_token", "pad_token", "sep_token", "unk_token")}
+    names["mask_token"] = "[MASK]"
+    trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=list(names.values()))
+    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe"])
+def test_a_mask_of_capitalised_words_needs_nothing_but_its_view(kind, request, tmp_path):
+    tokenizer = cased_wordpiece() if kind == "wordpiece" else request.getfixturevalue("byte_level_bpe")
+    (tmp_path / "text.txt").write_text(TEXT)
+    data = TextDataModule(
+        tokenizer,
+        TextFiles(str(tmp_path / "text.txt")),
+        format=FullSentences(),
+        masking=CapitalisedWords(rate=0.5, mask_share=1.0, random_share=0.0),
+        max_length=64,
+        cache_dir=str(tmp_path / "cache"),
+        seed=1,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    found = set()
+    for epoch in range(3):
+        samples = np.arange(len(dataset))
+        batch = dataset.collate(samples, np.full_like(samples, epoch))
+        plain = batch.input_ids[0].clone()
+        plain[batch.masked_positions] = batch.masked_labels
+        assert (batch.input_ids[0, batch.masked_positions] == tokenizer.mask_token_id).all()
+        # neighbouring positions are read together: a capitalised word, or several side by side
+        runs = np.split(batch.masked_positions.numpy(), np.flatnonzero(np.diff(batch.masked_positions) > 1) + 1)
+        found |= {word for run in runs for word in re.split(r"\s+", tokenizer.decode(plain[run]).strip())}
+    assert found == {"The", "Queen", "Norway", "Ada", "Oslo", "Émile"}
+
+
+def test_a_view_tells_tokens_special_ids_and_the_size_of_the_vocabulary():
+    view = make_view([12, 5])
+    assert view.tokens.tolist() == [f"token{index}" for index in view.ids]
+    assert view.vocabulary.size == 1000 and view.vocabulary.special_ids["unk_token_id"] == UNK
+    assert view.vocabulary.tokens[UNK] == f"token{UNK}"
+
+
+def strategy_that_chooses(answer) -> MaskingStrategy:
+    class Careless(MaskingStrategy):
+        def select(self, view, draws):
+            return answer
+
+    return Careless()
+
+
+@pytest.mark.parametrize(
+    ("positions", "leaders", "message"),
+    [
+        ([3, 30], None, r"Careless\.select chose position 30 of a batch of 30 tokens, but must choose maskable pos"),
+        ([2, -1], None, "chose position -1 of a batch of 30"),
+        (
+            [3, 0],
+            None,
+            r"chose position 0, which holds the special id 0, .*\(0 to 29, where view\.maskable is",
+        ),
+        ([4, 3, 4], None, "chose position 4 twice, .* each at most once"),
+        ([1, 2], [1, 30], "chose a leader outside the batch"),
+        ([1, 2], [1], "chose 2 positions with 1 leaders: give one each"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_wrong_selection_is_refused_by_class_and_contract(positions, leaders, message, inside):
+    strategy = strategy_that_chooses(Selection(np.array(positions), None if leaders is None else np.array(leaders)))
+    with pytest.raises(ValueError, match=message):
+        apply(MixedMasking([strategy]) if inside else strategy, make_view([30]))
+
+
+def test_an_answer_that_is_no_selection_is_refused():
+    with pytest.raises(TypeError, match=r"Careless\.select must return a Selection, got ndarray"):
+        apply(strategy_that_chooses(np.array([3])), make_view([30]))
+
+
+def test_a_batch_in_which_nothing_is_chosen_is_told():
+    strategy = strategy_that_chooses(Selection(np.zeros(0, dtype=np.int64)))
+    with pytest.warns(UserWarning, match=r"data\.masking: Careless chose no position in a batch of 2 sequences"):
+        masked = apply(strategy, make_view([30, 5]))
+    assert len(masked.positions) == 0 and np.array_equal(masked.ids, make_view([30, 5]).ids)
+
+
+def test_within_a_mixture_sequences_stand_end_to_end():
+    class FirstWord(WholeWordMasking):
+        def select(self, view: TokenView, draws: Draws) -> Selection:
+            assert len(view.ids) == view.lengths.sum() and view.tokens[0] == f"token{view.ids[0]}"
+            assert np.array_equal(view.starts, np.cumsum(view.lengths) - view.lengths)
+            return Selection(view.starts + 1)
+
+    view = make_view([6, 9, 4, 8, 7, 5], seed=3, word_share=0.5)
+    mixture = MixedMasking([TokenMasking(), FirstWord()])
+    alone = [per_sequence(view, apply(strategy, view, seed=1)) for strategy in mixture.strategies]
+    choice = mixture.choice(draws_of(view, seed=1)).tolist()
+    assert set(choice) == {0, 1}
+    expected = [alone[index][sequence] for sequence, index in enumerate(choice)]
+    assert per_sequence(view, apply(mixture, view, seed=1)) == expected
