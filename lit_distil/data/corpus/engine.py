@@ -7,6 +7,7 @@ files that do not either: every worker process imports them.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
@@ -157,7 +158,7 @@ def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStac
     own: dict[str, Any] = (
         {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False} if is_local else {}
     )
-    ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
+    ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     stack.callback(ray.shutdown)
     register_ray()
     return num_processes or int(ray.cluster_resources()["CPU"])
