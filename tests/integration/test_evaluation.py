@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.commands.report.measure import measure_masked_lm, open_data
+from lit_distil.commands.report.measure import _test_masked_lm
 from lit_distil.data import DocSentences, FullSentences, TextDataModule, TextFiles, TokenMasking
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.objectives import MaskedLMLoss
@@ -22,10 +22,10 @@ from tests.workspace import Workspace, fit, run_on_two_ranks, shared, with_train
 NAMES = ("test/loss", "test/loss/masked_lm", "test/perplexity", "test/masked_accuracy")
 
 
-def data_of(workspace: Workspace, format: Any = None, batch_size: int = 4) -> TextDataModule:
-    """The data of `Workspace.text_data` as an object."""
+def opened_data(workspace: Workspace, format: Any = None, batch_size: int = 4) -> TextDataModule:
+    """The data of `Workspace.text_data` as an object, with its splits open."""
     files = {split: str(workspace.root / f"{split}.txt") for split in ("train", "validation", "test")}
-    return TextDataModule(
+    data = TextDataModule(
         tokenizer=workspace.byte_bpe,
         source=TextFiles(**files),
         format=format or DocSentences(),
@@ -36,6 +36,9 @@ def data_of(workspace: Workspace, format: Any = None, batch_size: int = 4) -> Te
         cache_dir=str(workspace.root / "cache"),
         seed=7,
     )
+    data.prepare_data()
+    data.setup("test")
+    return data
 
 
 def reference(workspace: Workspace, data: TextDataModule) -> dict[str, float]:
@@ -65,9 +68,7 @@ def check(found: dict[str, float], expected: dict[str, float]) -> None:
 
 @pytest.fixture(scope="module")
 def expected(workspace: Workspace) -> dict[str, float]:
-    data = data_of(workspace)
-    open_data(data)
-    return reference(workspace, data)
+    return reference(workspace, opened_data(workspace))
 
 
 @pytest.mark.parametrize("attention", [None, "sdpa"])
@@ -122,17 +123,15 @@ def test_two_ranks_give_the_mean_over_all_masked_tokens_for_any_batch_size(
 
 def test_report_measures_the_same_as_command_test(workspace: Workspace, expected: dict[str, float]) -> None:
     for size in (3, 16):
-        data = data_of(workspace, batch_size=size)
-        open_data(data)
-        score = measure_masked_lm(workspace.teacher, data)
+        data = opened_data(workspace, batch_size=size)
+        score = _test_masked_lm(workspace.teacher, data, "cpu")
         found = (score.loss, score.loss, score.perplexity, score.accuracy)
         check(dict(zip(NAMES, found, strict=True)), expected)
 
 
 @pytest.mark.parametrize("format", [FullSentences(), DocSentences()])
 def test_sum_over_masked_tokens_is_the_same_for_any_order_and_packing(format: Any, workspace: Workspace) -> None:
-    data = data_of(workspace, format)
-    open_data(data)
+    data = opened_data(workspace, format)
     dataset = data.datasets["test"]
     network = MaskedLMNetwork(Pretrained(workspace.teacher).build(None)).eval()
     loss = MaskedLMLoss()
