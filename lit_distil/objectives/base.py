@@ -181,8 +181,8 @@ class Objective(nn.Module, ABC):
             if network is not None and not network.has_next_sentence:
                 raise ValueError(
                     f"{type(self).__name__} needs a network with a next-sentence head, and {network.model_type} has "
-                    "none here; take an architecture that has one (BERT), pretrained on a data format that draws pairs, "
-                    "or leave it out"
+                    "none here; take an architecture that has one (BERT), pretrained on a data format that draws "
+                    "pairs, or leave it out"
                 )
         ours, theirs = self.attention_layers(student.num_layers, None if teacher is None else teacher.num_layers)
         for layers, network in ((ours, student), (theirs, teacher)):
