@@ -4,10 +4,10 @@
     python benchmarks/distillation.py --even true          # all of one length
     python benchmarks/distillation.py --memory true
 
-Both ways start from the same weights (random, of BERT-base's shape) and the same masked sequences, without dropout, and
-take KL at T = 2 and the cosine on all real tokens and cross-entropy on the masked ones; their losses and gradient norms
-are printed side by side. Forward and backward are timed, the optimizer is not. The padded way is that of DistilBERT's
-authors: logits of both networks at every position, copies of those that count, losses on the copies.
+Both start from the same weights (random, of BERT-base's shape) and the same masked sequences, without dropout. The
+losses are KL at T = 2 and the cosine on all real tokens, and cross-entropy on the masked ones; losses and gradient
+norms are printed side by side. Forward and backward are timed, the optimizer is not. The padded step is that of
+DistilBERT's authors: logits of both networks at every position, copies of those that count, losses on the copies.
 """
 
 from __future__ import annotations

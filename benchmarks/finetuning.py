@@ -3,13 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/finetuning.py
     OMP_NUM_THREADS=1 python benchmarks/finetuning.py --file train.jsonl --column sentence
 
-An epoch over the same rows with the same network, batch size (8), maximum length (128), optimizer (fused AdamW),
-clipping and schedule, on the CPU in fp32, once here and once in each other way, `--rounds` times in turn, so that a
-busy machine slows all. Both are the whole path that a user has, from rows of token ids to the log: Lightning's Trainer
-with the data module and the meters, and transformers' Trainer (which needs `accelerate`).
+Each trains for an epoch on the same rows with the same network, batch size (8), maximum length (128), optimizer (fused
+AdamW), clipping and schedule, on the CPU in fp32. They take turns `--rounds` times, so that a busy machine slows all.
+Each is the whole path of a user, from rows of token ids to the log: Lightning's Trainer with the data module and the
+meters, and transformers' Trainer (which needs `accelerate`).
 
-Lengths follow a log-normal law like that of SST-2's phrases unless a file is given. The smaller the network, the more
-weighs what is no matrix product.
+Without a file, lengths follow a log-normal distribution like that of SST-2's phrases. The smaller the network, the more
+the work outside its matrix products counts.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/masking.py
 
-Strategies of whole words are measured beside its mode for whole words, in pairs: once here, once there, `ROUNDS` times,
-so that a busy machine slows both. The table has medians and quartiles, of the times and of the pairs' ratios.
+Strategies of whole words are compared with its whole-word mode. The two take turns `ROUNDS` times, so that a busy
+machine slows both. The table has medians and quartiles of the times and of the ratios of each pair.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What preparing and opening a large corpus takes, beside `datasets`' own way; the figures of docs/scale.md.
+"""Time and memory to prepare and open a large corpus, beside `datasets`; the figures of docs/scale.md.
 
-Text is made from real text by repeating it and changing a share of its words, so that no document comes twice and the
-tokenizer meets new words all the time: from the docstrings of the installed packages, or from files of one's own. What
-is found goes to stderr as it comes, and the tables of docs/scale.md to stdout. Everything is written to a temporary
-folder, which is removed.
+The text is real text (the docstrings of the installed packages, or your own files), repeated with a share of its words
+changed, so that no document repeats and the tokenizer keeps meeting new words. Results go to stderr as they come, and
+the tables of docs/scale.md to stdout. Everything is written to a temporary folder, which is removed at the end.
 
     python benchmarks/scale.py --megabytes 1000 --num_processes 2 > rows.md
     python benchmarks/scale.py --text 'books/*.txt' --megabytes 5000

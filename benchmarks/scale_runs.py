@@ -1,4 +1,4 @@
-"""What benchmarks/scale.py runs and how it watches it: text of any size, commands with their memory and time."""
+"""Helpers of benchmarks/scale.py: text of any size, and commands with their memory and time."""
 
 from __future__ import annotations
 

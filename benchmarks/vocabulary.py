@@ -1,4 +1,4 @@
-"""The pass over the vocabulary beside logits in full: time and memory of a distillation loss and its gradients.
+"""The vocabulary pass beside full logits: time and memory of a distillation loss and its gradients.
 
     python benchmarks/vocabulary.py                      # 2,048 rows; time in turns, and gradients compared
     python benchmarks/vocabulary.py --rows 16384 --memory true

@@ -35,6 +35,7 @@ from lit_distil.recipe import (
     has_objects,
     linear,
     network_name,
+    override,
     piece,
     pretrained,
     room_for,
@@ -158,7 +159,7 @@ def distil(
         trainer: Further arguments of Lightning's Trainer, such as {"devices": 2}.
         seed: Of initialisation, order, masks and dropout.
         overwrite: Remove the run that is in the folder and start again.
-        overrides: Options as `fit` takes them, such as ["--model.freeze_positions=true"]; only without objects.
+        overrides: Options as `fit` takes them, such as ["--model.freeze_positions=true"]; they win over all else.
 
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
@@ -168,13 +169,16 @@ def distil(
         first = next(iter(teachers.values()))
     else:
         teachers = first = network_name(teacher)
-    chosen = tokenizer_beside(first, tokenizer)
+    has_one = not isinstance(teacher, Mapping) or len(teacher) == 1
+    chosen = tokenizer_beside(first, tokenizer, data)
     student = piece("lit_distil.models.EveryOther") if student is None else student
+    if objectives is None:
+        objectives = distillation_objectives(student, has_one_teacher=has_one)
     model = piece(
         "lit_distil.modules.DistillationModule",
         teacher=teachers,
         student=student,
-        objectives=distillation_objectives(student) if objectives is None else dict(objectives),
+        objectives=dict(objectives),
         optimizer=adamw(lr, 0.0) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
     )
@@ -248,8 +252,8 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
-    is_new = tokenizer is None and weights is None
-    chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer)
+    is_new = tokenizer is None and weights is None and not isinstance(data, TextDataModule)
+    chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer, data)
     length = max_length or (128 if weights is None else room_for(weights, chosen, wanted=128))
     if weights is not None:
         network = pretrained(weights)
@@ -340,7 +344,7 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
-    chosen = tokenizer_beside(weights, tokenizer)
+    chosen = tokenizer_beside(weights, tokenizer, data)
     model = piece(
         "lit_distil.modules.FineTuningModule",
         network=network if weights is None else pretrained(weights),
@@ -403,12 +407,13 @@ def _train(
         if not has_objects(recipe):
             options = ["--config", json.dumps(recipe), *overrides]
             run(["fit", *options], overwrite=overwrite, before_training=before_training)
-        elif overrides:
-            raise ValueError("overrides: these are for calls without Python objects; change the objects instead")
         else:
+            recipe = override(recipe, overrides)
             _train_objects(recipe, folder, overwrite=overwrite, before_training=before_training)
     except RunFinishedError as finished:
         rank_zero_info(str(finished))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first rank writes the export
     return load(folder)
 
 

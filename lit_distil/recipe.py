@@ -10,11 +10,12 @@ import functools
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -30,6 +31,7 @@ Recipe = dict[str, Any]
 PRETRAINED = "lit_distil.models.Pretrained"
 
 _TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc")
+_CLASS_PATH = re.compile(r"[a-zA-Z_]\w*(\.\w+)*\.[A-Z]\w*")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _SPLITS = ("train", "validation", "test", "predict")
 
@@ -61,15 +63,15 @@ def small_modernbert(max_length: int) -> Recipe:
     return piece("lit_distil.models.FromConfig", model_type="modernbert", config={**sizes, **rest})
 
 
-def distillation_objectives(student: Any) -> dict[str, Recipe]:
-    """DistilBERT's losses; the cosine of hidden states only for a student made of its teacher's layers."""
+def distillation_objectives(student: Any, *, has_one_teacher: bool) -> dict[str, Recipe]:
+    """DistilBERT's losses; the cosine of hidden states only for a student made of the layers of its one teacher."""
     terms = {
         "soft": piece("lit_distil.objectives.SoftTargetLoss", weight=5.0, temperature=2.0, positions="all"),
         "masked_lm": piece("lit_distil.objectives.MaskedLMLoss", weight=2.0),
     }
     path = student if isinstance(student, str) else student.get("class_path") if isinstance(student, Mapping) else None
     kind = type(student) if path is None else getattr(models, path.rpartition(".")[2], None)
-    if isinstance(kind, type) and issubclass(kind, models.LayerPick):
+    if has_one_teacher and isinstance(kind, type) and issubclass(kind, models.LayerPick):
         terms["cosine"] = piece("lit_distil.objectives.HiddenCosineLoss", weight=1.0, positions="all")
     return terms
 
@@ -88,10 +90,12 @@ def network_name(network: Any) -> Any:
     return str(network)
 
 
-def tokenizer_beside(network: Any, tokenizer: Any) -> Any:
-    """The tokenizer that was given, or the one beside the network."""
+def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
+    """The tokenizer that was given or is the data module's, or the one beside the network."""
     if tokenizer is not None:
         return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else str(tokenizer)
+    if isinstance(data, TextDataModule):
+        return data.tokenizer
     name = network.name_or_path if isinstance(network, PreTrainedModel) else network
     if not name:
         raise ValueError("tokenizer: a network that is an object has none beside it; give its tokenizer")
@@ -103,8 +107,11 @@ def room_for(network: Any, tokenizer: Any, wanted: int) -> int:
     if isinstance(network, str):
         try:
             config = AutoConfig.from_pretrained(network)
-        except (OSError, ValueError):
-            return wanted  # loading it will tell what is wrong with it
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
+                f"({str(error).strip().splitlines()[0]})"
+            ) from error
     else:
         config = getattr(network, "config", None)
     if isinstance(tokenizer, str):
@@ -212,7 +219,7 @@ def _splits_of(data: Any, validation: Any) -> dict[str, Any]:
 
 
 def _is_source(data: Any) -> bool:
-    is_path = isinstance(data, str) and data.startswith("lit_distil.") and not Path(data).exists()
+    is_path = isinstance(data, str) and _CLASS_PATH.fullmatch(data) is not None and not Path(data).exists()
     is_spec = isinstance(data, Mapping) and "class_path" in data
     return is_path or is_spec or isinstance(data, DocumentSource | RowSource)
 
@@ -277,13 +284,39 @@ def _text_bytes(source: Any) -> int | None:
 # Objects
 
 
+def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
+    """A recipe with options of `fit` (`--model.freeze_positions=true`) set in it, for recipes that hold objects.
+
+    Raises:
+        ValueError: An option is no `--key=value`, or leads into an object.
+    """
+    recipe = copy.deepcopy(recipe, {id(one): one for one in _objects(recipe)})
+    for option in options:
+        name, found, value = option.removeprefix("--").partition("=")
+        *path, last = name.split(".")
+        place: Any = recipe
+        for key in path:
+            place = place.get(key) if isinstance(place, dict) else None
+            place = place.setdefault("init_args", {}) if isinstance(place, dict) and "class_path" in place else place
+        if not found or not path or not isinstance(place, dict):
+            raise ValueError(
+                f"overrides: {option!r} cannot be set; write --key=value, and give a piece that is an object its "
+                "settings where you make it"
+            )
+        place[last] = yaml.safe_load(value)
+    return recipe
+
+
+def _objects(value: Any) -> list[Any]:
+    """The Python objects in a recipe."""
+    if isinstance(value, Mapping | list | tuple):
+        return [found for one in (value.values() if isinstance(value, Mapping) else value) for found in _objects(one)]
+    return [] if value is None or isinstance(value, str | int | float | bool) else [value]
+
+
 def has_objects(value: Any) -> bool:
     """Whether a recipe holds something that YAML cannot."""
-    if isinstance(value, Mapping):
-        return any(has_objects(one) for one in value.values())
-    if isinstance(value, list | tuple):
-        return any(has_objects(one) for one in value)
-    return not (value is None or isinstance(value, str | int | float | bool))
+    return bool(_objects(value))
 
 
 def build(given: Any) -> Any:
@@ -306,7 +339,8 @@ def build(given: Any) -> Any:
         if not has_objects(value):
             plain[key] = value
         elif isinstance(value, Mapping) and "class_path" not in value:
-            objects[key] = {each: build(one) for each, one in value.items()}
+            # several teachers may be names and models, objectives class paths and objects
+            objects[key] = {each: one if _is_name(one) else build(one) for each, one in value.items()}
         else:
             objects[key] = build(value)
     parser = ArgumentParser(exit_on_error=False)
@@ -316,6 +350,10 @@ def build(given: Any) -> Any:
     except Exception as error:
         raise ValueError(shorten(str(error))) from error
     return kind(**vars(made.piece), **objects)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and not _CLASS_PATH.fullmatch(value)
 
 
 def described(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import lit_distil
 from lit_distil.callbacks import ExportCallback
-from lit_distil.recipe import build, described, piece, room_for
+from lit_distil.recipe import build, described, piece, room_for, tokenizer_beside
 from tests.workspace import Workspace, kept_environment, logged, network_weights
 
 CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -106,6 +107,50 @@ def test_distil_takes_text_that_is_in_memory(kind: str, workspace: Workspace, tm
     assert run.metrics["train/loss/soft"] > 0 and run.metrics["val/loss/soft"] > 0
     kept = (run.folder / "config.yaml").read_text()
     assert "<lit_distil." in kept and texts[0] not in kept
+
+
+def test_a_model_in_memory_teaches_as_its_folder_does_and_stays_as_it_is(workspace: Workspace, tmp_path: Path) -> None:
+    teacher = AutoModelForMaskedLM.from_pretrained(workspace.teacher).train()
+    before = copy.deepcopy(teacher.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(workspace.byte_bpe)
+    texts = texts_of(workspace)
+    named = distil(workspace, texts, tmp_path / "named")
+    live = distil(workspace, texts, tmp_path / "live", teacher=teacher, tokenizer=tokenizer)
+    assert logged(live.folder, "train/loss") == logged(named.folder, "train/loss")
+    assert teacher.training and all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert distil(workspace, texts, tmp_path / "live", teacher=teacher, tokenizer=tokenizer).metrics == live.metrics
+    with torch.no_grad():
+        next(teacher.parameters()).add_(1)
+    with pytest.raises(ValueError, match=r"holds another run .*teacher"):
+        distil(workspace, texts, tmp_path / "live", teacher=teacher, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["paths", "objects"])
+def test_overrides_reach_every_setting(kind: str, workspace: Workspace, tmp_path: Path) -> None:
+    data: Any = str(workspace.root / "train.txt") if kind == "paths" else texts_of(workspace)
+    options = ["--model.freeze_positions=true", "--model.objectives.soft.temperature=3", "--trainer.max_steps=1"]
+    run = distil(workspace, data, tmp_path / "run", overrides=[*options, "--data.masking=lit_distil.data.SpanMasking"])
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert config["model"]["init_args"]["freeze_positions"] is True
+    assert config["model"]["init_args"]["objectives"]["soft"]["init_args"]["temperature"] == 3
+    assert "SpanMasking" in str(config["data"]["init_args"]["masking"])
+    assert len(logged(run.folder, "train/loss")) == 1
+    teacher = AutoModelForMaskedLM.from_pretrained(workspace.teacher)
+    positions = run.model.base_model.embeddings.position_embeddings.weight
+    assert torch.equal(positions, teacher.base_model.embeddings.position_embeddings.weight)
+
+
+def test_several_teachers_may_be_names_and_models(workspace: Workspace, tmp_path: Path) -> None:
+    teachers = {"one": workspace.teacher, "other": AutoModelForMaskedLM.from_pretrained(workspace.teacher)}
+    run = distil(workspace, texts_of(workspace), tmp_path / "run", teacher=teachers)
+    assert run.metrics["train/loss/soft"] > 0
+
+
+def test_a_network_in_memory_needs_its_tokenizer(workspace: Workspace, tmp_path: Path) -> None:
+    teacher = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", hidden_size=32, num_attention_heads=2))
+    assert tokenizer_beside(teacher, None, data := build(workspace.text_data())) is data.tokenizer
+    with pytest.raises(ValueError, match="tokenizer: a network that is an object has none"):
+        distil(workspace, texts_of(workspace), tmp_path / "run", teacher=teacher)
 
 
 # Calling again
@@ -201,6 +246,19 @@ def test_pretrain_goes_on_from_a_networks_weights(workspace: Workspace, tmp_path
     assert all(torch.allclose(tensor, teacher[name], atol=1e-6) for name, tensor in run.model.state_dict().items())
 
 
+def test_pretrain_and_finetune_train_a_copy_of_a_model_in_memory(workspace: Workspace, tmp_path: Path) -> None:
+    network = AutoModelForMaskedLM.from_pretrained(workspace.teacher)
+    before = copy.deepcopy(network.state_dict())
+    settings: dict[str, Any] = {"max_steps": 3, "trainer": CPU, "validation": 0}
+    further = lit_distil.pretrain(texts_of(workspace), network=network, out=tmp_path / "a", **settings)
+    rows = rows_of(workspace)
+    task = lit_distil.finetune(network, rows, text="review", label="stars", out=tmp_path / "b", **settings)
+    for run in (further, task):
+        trained = run.model.base_model.embeddings.word_embeddings.weight
+        assert not torch.equal(trained, network.base_model.embeddings.word_embeddings.weight)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_finetune_gives_the_columns_to_another_task(workspace: Workspace, tmp_path: Path) -> None:
     rows = [{"text": row["review"], "length": float(len(row["review"]))} for row in rows_of(workspace)]
     run = lit_distil.finetune(
@@ -259,7 +317,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "kinds": ({"data": {"train": "corpus.txt", "validation": ["a"]}}, "all splits as paths"),
     "class": ({"data": ["a"] * 9, "student": "lit_distil.models.EvryOther"}, "EvryOther"),
     "argument": ({"data": ["a"] * 9, "student": piece("lit_distil.models.FirstLayers", layers=1)}, "'layers'"),
-    "overrides": ({"data": ["a"] * 9, "overrides": ["--model.freeze_positions=true"]}, "without Python objects"),
+    "override": (
+        {"data": ["a"] * 9, "overrides": ["--data.source.share=0.2"]},
+        "'--data.source.share=0.2' cannot be set",
+    ),
+    "loader": ({"data": torch.utils.data.DataLoader(["a"])}, "got DataLoader"),
+    "name": ({"teacher": "nobody/nothing", "data": ["a"]}, "'nobody/nothing' is neither a folder"),
     "network": ({"teacher": 3, "data": ["a"]}, "a name on the Hub, a folder or a model, got int"),
 }
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch  # noqa: F401  its log handler keeps the stderr of its import, which must not be one test's
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer  # not later: its log handler keeps the stderr of its import
 from transformers import AutoConfig, AutoModelForMaskedLM, BertTokenizer, RobertaTokenizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -246,6 +246,23 @@ def fit(config: dict[str, Any], run: Path, *more: str, command: str = "fit", **t
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # sys.argv is pytest's
         run_command([command, "--config", file, *more])
     return run
+
+
+def make_trainer(folder: Path, max_steps: int = 2, callbacks: list[Callback] | None = None, **changes: Any) -> Trainer:
+    """A quiet trainer on one CPU process that logs, validates and saves nothing unless told to."""
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        **changes,
+    }
+    return Trainer(default_root_dir=folder, max_steps=max_steps, callbacks=callbacks, **settings)
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class LabelKind(ABC):
         name: What `kind:` of `TaskLoss` and `TaskSoftTargetLoss` says in YAML.
         problem_type: What the configuration of a sequence classification head calls it, if it does.
         batch_field: The field of `Batch` that carries the labels.
+        per_token: Whether `Batch.labels` has an entry for each token.
         takes_class_weights: Whether `TaskLoss` may weigh the classes.
         distance_name: Under which name the distance of the student from its teacher is logged.
     """
@@ -55,6 +56,7 @@ class LabelKind(ABC):
     name: ClassVar[str]
     problem_type: str | None = None
     batch_field = "labels"
+    per_token = False
     takes_class_weights = False
     distance_name = "kl_from_teacher"
 
@@ -128,6 +130,20 @@ class LabelKind(ABC):
         """What a `Batch` carries of its samples' labels."""
         tensor = self.to_tensor(labels, starts)
         return {self.batch_field: tensor, "num_labels": self.count(tensor)}
+
+    def label_texts(self, batch: Batch, names: dict[int, str]) -> list[str | None]:
+        """The label of each sequence in words, as `lit-distil inspect` shows it; None if there is none to show there.
+
+        Args:
+            batch: The batch, on the CPU.
+            names: The names of the head's outputs.
+        """
+        if self.per_token or batch.labels is None:
+            return [None] * batch.num_sequences
+        return [self._text_of(label, names) for label in batch.labels.tolist()]
+
+    def _text_of(self, label: Any, names: dict[int, str]) -> str:
+        return str(label)
 
     def labels_in(self, batch: Batch) -> Tensor:
         """The labels of a batch.
@@ -239,6 +255,9 @@ class ClassLabel(_OneOutcome):
     def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
         return logits.split(batch.lengths) if self.per_token else logits.unbind()
 
+    def _text_of(self, label: Any, names: dict[int, str]) -> str:
+        return names.get(label, str(label))
+
     def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
         assert names is not None
         probabilities = dict(zip(names, softmax(output).tolist(), strict=True))
@@ -270,6 +289,15 @@ class ChoiceLabel(_OneOutcome):
 
     def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
         return logits.squeeze(-1).split(_group_sizes(batch))
+
+    def label_texts(self, batch: Batch, names: dict[int, str]) -> list[str | None]:
+        sizes = _group_sizes(batch)
+        right = [None] * len(sizes) if batch.labels is None else batch.labels.tolist()
+        return [
+            f"choice {choice + 1} of {size}{', the right one' if choice == answer else ''}"
+            for size, answer in zip(sizes, right, strict=True)
+            for choice in range(size)
+        ]
 
     def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
         return {"label": int(np.argmax(output)), "probabilities": softmax(output).tolist()}
@@ -352,6 +380,9 @@ class MultiLabel(LabelKind):
     def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
         return (rows[0][:, 0] - rows[0][:, 1]).view(batch.num_sequences, -1)
 
+    def _text_of(self, label: Any, names: dict[int, str]) -> str:
+        return ", ".join(names.get(n, str(n)) for n, holds in enumerate(label) if holds) or "(none of the labels)"
+
     def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
         assert names is not None
         given = [name for name, is_given in zip(names, self._is_given(output), strict=True) if is_given]
@@ -390,6 +421,9 @@ class ValueLabel(LabelKind):
 
     def loss(self, logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
         return F.mse_loss(logits.squeeze(-1), self.labels_in(batch).float(), reduction="sum")
+
+    def _text_of(self, label: Any, names: dict[int, str]) -> str:
+        return f"{label:g}"
 
     def soft_target_loss(
         self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch, temperature: float

@@ -16,6 +16,7 @@ from lit_distil.models import EveryOther, Pretrained
 from lit_distil.modules import DistillationModule
 from lit_distil.objectives import MaskedLMLoss, SoftTargetLoss, TeacherLabelLoss
 from tests.workspace import Workspace
+from tests.workspace import make_trainer as quiet_trainer
 
 PATTERNS = 2
 
@@ -78,15 +79,5 @@ def write_cache(workspace: Workspace, out: Path, **changes: Any) -> Path:
 
 
 def make_trainer(folder: Path, max_steps: int = 2, **changes: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
-        "use_distributed_sampler": False,
-        **changes,
-    }
-    return Trainer(default_root_dir=folder, max_steps=max_steps, **settings)
+    """A trainer that validates."""
+    return quiet_trainer(folder, max_steps, **{"limit_val_batches": 1.0, "log_every_n_steps": 1, **changes})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim import AdamW
 
@@ -19,7 +19,7 @@ from lit_distil.data import DocSentences, TextDataModule, TextFiles, TokenMaskin
 from lit_distil.models import EveryOther, FromConfig, Pretrained
 from lit_distil.modules import DistillationModule, FrozenTeacher, MaskedLMModule
 from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss
-from tests.workspace import TINY, Workspace, fit, logged, network_weights, write_model
+from tests.workspace import TINY, Workspace, fit, logged, make_trainer, network_weights, write_model
 
 
 def make_data(workspace: Workspace, tokenizer: str | None = None) -> TextDataModule:
@@ -44,24 +44,6 @@ def make_module(teacher: str, **changes: Any) -> DistillationModule:
         **changes,
     }
     return DistillationModule(teacher, **settings)
-
-
-def make_trainer(
-    folder: Path, max_steps: int = 2, callbacks: list[Callback] | None = None, limit_val_batches: float = 0
-) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        max_steps=max_steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=limit_val_batches,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        use_distributed_sampler=False,
-    )
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:

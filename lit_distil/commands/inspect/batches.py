@@ -9,9 +9,9 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_distil.objectives import LabelKind
 from lit_distil.types import IGNORE_INDEX, Batch, Vocabulary
 
 _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "→"}
@@ -137,12 +137,14 @@ class Reader:
         vocabulary: Special ids.
         labels: Name of each class or tag of a task.
         places: File and line of each sample that is a row.
+        label_kind: The kind of a task's labels; None without a task.
     """
 
     tokens: TokenTexts
     vocabulary: Vocabulary
     labels: dict[int, str]
     places: dict[int, str]
+    label_kind: LabelKind | None = None
 
     def view(self, number: int, batch: Batch, first: int | None) -> BatchView:
         """Batch `number` (from 1) on the CPU with its first so many sequences; None gives all."""
@@ -155,7 +157,7 @@ class Reader:
         """The first so many sequences of a batch on the CPU; None gives all."""
         sizes = batch.group_sizes or (1,) * batch.num_sequences
         samples = [sample for sample, size in zip(batch.sample_ids.tolist(), sizes, strict=True) for _ in range(size)]
-        labels = sequence_labels(batch, self.labels)
+        labels = self.label_texts(batch)
         originals: dict[int, int] = {}
         if batch.masked_positions is not None and batch.masked_labels is not None:
             originals = dict(zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True))
@@ -179,10 +181,17 @@ class Reader:
             views.append(SequenceView(" · ".join(notes), parts))
         return views
 
+    def label_texts(self, batch: Batch) -> list[str | None]:
+        """The label of each sequence in words."""
+        if self.label_kind is None:
+            return [None] * batch.num_sequences
+        texts = self.label_kind.label_texts(batch, self.labels)
+        return [None if text is None else printable(text) for text in texts]
+
     def _pieces(self, batch: Batch, number: int, start: int, end: int, originals: dict[int, int]) -> list[Piece]:
         """The tokens of one sequence, from `start` to `end` of the batch."""
         tags = None
-        if batch.labels is not None and has_token_labels(batch.labels):
+        if batch.labels is not None and self.label_kind is not None and self.label_kind.per_token:
             tags = batch.labels[0, start:end].tolist()
         answer = range(0)
         if batch.answer_spans is not None and int(batch.answer_spans[number, 0]) != IGNORE_INDEX:
@@ -233,32 +242,6 @@ class Reader:
                 parts.append(Part("" if segments is None else "AB"[segments[begin]], pieces[begin:end]))
                 begin = end
         return parts
-
-
-def has_token_labels(labels: Tensor) -> bool:
-    """Whether each token has a label."""
-    return labels.dim() == 2 and not labels.is_floating_point()
-
-
-def sequence_labels(batch: Batch, names: dict[int, str]) -> list[str | None]:
-    """The label of each sequence in words; None where there is none, or where tokens or answers have the labels."""
-    labels = batch.labels
-    if batch.group_sizes is not None:
-        right = [None] * len(batch.group_sizes) if labels is None else labels.tolist()
-        return [
-            f"choice {choice + 1} of {size}{', the right one' if choice == answer else ''}"
-            for size, answer in zip(batch.group_sizes, right, strict=True)
-            for choice in range(size)
-        ]
-    if labels is None or has_token_labels(labels):
-        return [None] * batch.num_sequences
-    if labels.dim() == 2:
-        rows: list[list[float]] = labels.tolist()
-        chosen = [[names.get(index, str(index)) for index, value in enumerate(row) if value] for row in rows]
-        return [printable(", ".join(one)) if one else "(none of the labels)" for one in chosen]
-    if labels.is_floating_point():
-        return [f"{value:g}" for value in labels.tolist()]
-    return [printable(names.get(index, str(index))) for index in labels.tolist()]
 
 
 def _answer(span: list[int], start: int, pieces: list[Piece]) -> str:
@@ -329,7 +312,7 @@ def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
                 ids[position] = original
         num_masked += counts
         originals.update(ids)
-        labels.update(_labels(batch, reader.labels))
+        labels.update(_labels(batch, reader))
         if batch.next_sentence_labels is not None:
             num_random_next += int((batch.next_sentence_labels == 1).sum())
             num_pairs += batch.num_sequences
@@ -392,12 +375,12 @@ def histogram(totals: Totals) -> list[tuple[str, int]]:
     return [(f"{bar * width} to {(bar + 1) * width} %", counts[bar]) for bar in bars]
 
 
-def _labels(batch: Batch, names: dict[int, str]) -> list[str]:
-    if batch.labels is not None and has_token_labels(batch.labels):
-        return [printable(names.get(tag, str(tag))) for tag in batch.labels[0].tolist() if tag != IGNORE_INDEX]
+def _labels(batch: Batch, reader: Reader) -> list[str]:
+    if batch.labels is not None and reader.label_kind is not None and reader.label_kind.per_token:
+        return [printable(reader.labels.get(tag, str(tag))) for tag in batch.labels[0].tolist() if tag != IGNORE_INDEX]
     if batch.group_sizes is not None:  # each choice of a group has a name of its own
         return []
-    return [label for label in sequence_labels(batch, names) if label is not None]
+    return [label for label in reader.label_texts(batch) if label is not None]
 
 
 def _percent(part: int, whole: int) -> str:

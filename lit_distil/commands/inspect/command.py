@@ -153,9 +153,9 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
     dataset = data.datasets[split]
     vocabulary = data.vocabulary
     names = {} if data.task is None else data.task.head_settings().get("id2label", {})
-    reader = Reader(
-        TokenTexts(data.tokenizer, set(vocabulary.special_ids.values())), vocabulary, names, _places(dataset, batches)
-    )
+    tokens = TokenTexts(data.tokenizer, set(vocabulary.special_ids.values()))
+    label_kind = None if data.task is None else data.task.label_kind
+    reader = Reader(tokens, vocabulary, names, _places(dataset, batches), label_kind)
     totals = totals_of(batches, reader, top=options.top)
     rows = [[f"{split} split", _size_of(dataset)], *summary(totals)]
     shown = [reader.view(number, batch, options.show) for number, batch in enumerate(batches, start=1)]

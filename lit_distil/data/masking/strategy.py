@@ -100,19 +100,19 @@ class Draws:
     Args:
         seed: Seed of the run.
         view: The batch.
-        patterns: int64 `[S]`, the epoch of each sequence, or the epoch modulo n if masks are static.
+        pattern_per_sequence: int64 `[S]`, the epoch of each sequence, or the epoch modulo n if masks are static.
         step: The optimizer step, for settings that follow a schedule; no number depends on it.
 
     Attributes:
         keys: uint64 `[S]`, which all numbers of a sequence follow from; for the compiled loops.
     """
 
-    def __init__(self, seed: int, view: TokenView, patterns: Ints, step: int | None = None) -> None:
+    def __init__(self, seed: int, view: TokenView, pattern_per_sequence: Ints, step: int | None = None) -> None:
         from lit_distil.data.masking import kernels
 
         self.step, self._view = step, view
         samples = np.ascontiguousarray(view.sample_ids, dtype=np.int64)
-        patterns = np.ascontiguousarray(patterns, dtype=np.int64)
+        patterns = np.ascontiguousarray(pattern_per_sequence, dtype=np.int64)
         self.keys = kernels.keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
 
     def only(self, view: TokenView, keys: NDArray[np.uint64]) -> Draws:

@@ -16,6 +16,7 @@ from lit_distil.commands.inspect.batches import Reader, TokenTexts, printable, s
 from lit_distil.commands.inspect.text import Painter, batches_page, sequence_text
 from lit_distil.commands.pages import Section, render
 from lit_distil.data import vocabulary_of
+from lit_distil.objectives import ChoiceLabel, ClassLabel, LabelKind, MultiLabel, SpanLabel, ValueLabel
 from lit_distil.types import Batch
 from tests.commands.pages import Page
 from tests.workspace import Workspace
@@ -24,12 +25,15 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Ada", "wrote", "##n", "<
 HOSTILE = WORDS.index("<script>alert(1)</script>")
 
 
-def reader_of(labels: dict[int, str] | None = None, places: dict[int, str] | None = None) -> Reader:
+def reader_of(
+    labels: dict[int, str] | None = None, places: dict[int, str] | None = None, label_kind: LabelKind | None = None
+) -> Reader:
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), WORDS[:5], strict=True))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     vocabulary = vocabulary_of(tokenizer)
-    return Reader(TokenTexts(tokenizer, set(vocabulary.special_ids.values())), vocabulary, labels or {}, places or {})
+    tokens = TokenTexts(tokenizer, set(vocabulary.special_ids.values()))
+    return Reader(tokens, vocabulary, labels or {}, places or {}, label_kind)
 
 
 def batch_of(*sequences: list[int], **fields: Any) -> Batch:
@@ -50,7 +54,7 @@ def test_hostile_text_is_text_on_the_page_and_in_the_terminal(tmp_path: Path) ->
         [2, HOSTILE, 9, 3], [2, 4, 1, 3], labels=torch.tensor([0, 0]),
         masked_positions=torch.tensor([5]), masked_labels=torch.tensor([HOSTILE]),
     )  # fmt: skip
-    reader = reader_of({0: hostile}, {0: hostile, 1: hostile})
+    reader = reader_of({0: hostile}, {0: hostile, 1: hostile}, ClassLabel())
     view, totals = reader.view(1, batch, None), totals_of([batch], reader, top=5)
     file = tmp_path / "page.html"
     file.write_text(batches_page(hostile, [view], totals, summary(totals)), encoding="utf-8")
@@ -89,23 +93,26 @@ def test_documents_within_a_sequence_stand_on_lines_of_their_own() -> None:
 def test_every_kind_of_label_is_in_words() -> None:
     """Tags, several labels, values, answers and choices."""
 
-    def text(batch: Batch, names: dict[int, str] | None = None) -> str:
-        return "\n".join(sequence_text(view, Painter(False)) for view in reader_of(names).sequences(batch))
+    def text(kind: LabelKind, batch: Batch, names: dict[int, str] | None = None) -> str:
+        views = reader_of(names, label_kind=kind).sequences(batch)
+        return "\n".join(sequence_text(view, Painter(False)) for view in views)
 
-    tags = text(batch_of([2, 5, 7, 6, 3], labels=torch.tensor([[-100, 1, -100, 0, -100]])), {0: "O", 1: "B-PER"})
+    tagged = batch_of([2, 5, 7, 6, 3], labels=torch.tensor([[-100, 1, -100, 0, -100]]))
+    tags = text(ClassLabel(per_token=True), tagged, {0: "O", 1: "B-PER"})
     assert tags.splitlines()[1] == "  │ [CLS] Ada⟨B-PER⟩n wrote⟨O⟩ [SEP]"
-    several = text(batch_of([2, 3], [2, 3], labels=torch.tensor([[1.0, 0, 1], [0, 0, 0]])), {0: "a", 1: "b", 2: "c"})
+    labelled = batch_of([2, 3], [2, 3], labels=torch.tensor([[1.0, 0, 1], [0, 0, 0]]))
+    several = text(MultiLabel(), labelled, {0: "a", 1: "b", 2: "c"})
     assert "label: a, c\n" in several and "label: (none of the labels)\n" in several
-    assert "label: 3.5\n" in text(batch_of([2, 3], labels=torch.tensor([3.5])))
+    assert "label: 3.5\n" in text(ValueLabel(), batch_of([2, 3], labels=torch.tensor([3.5])))
     spans = torch.tensor([[2, 3], [5, 5], [-100, -100]])
-    answers = text(batch_of([2, 6, 5, 7, 3], [2, 3], [2, 3], answer_spans=spans))
+    answers = text(SpanLabel(), batch_of([2, 6, 5, 7, 3], [2, 3], [2, 3], answer_spans=spans))
     assert [line.split(" · ")[2] for line in answers.splitlines() if line.startswith("sample")] == [
         "answer: Adan",
         "answer: none in this window",
         "answer: not known",
     ]
     groups = {"group_sizes": (2, 2), "sample_ids": torch.tensor([7, 8]), "labels": torch.tensor([1, 0])}
-    choices = text(batch_of([2, 3], [2, 5, 3], [2, 3], [2, 3], **groups))
+    choices = text(ChoiceLabel(), batch_of([2, 3], [2, 5, 3], [2, 3], [2, 3], **groups))
     assert [line for line in choices.splitlines() if line.startswith("sample")] == [
         "sample 7 · 2 tokens · label: choice 1 of 2",
         "sample 7 · 3 tokens · label: choice 2 of 2, the right one",

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 
 from lit_distil.data.batching import TrainLoader
 from lit_distil.data.formats import DocSentences
 from lit_distil.data.masking import SpanMasking
 from tests.data.batches import make_dataset, sequences_of, take
+from tests.workspace import make_trainer
 
 STEPS, STOP = 14, 9  # the stop lies in the second epoch, between its ends
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
 class Recorder(LightningModule):
@@ -43,14 +43,7 @@ class SaveAt(Callback):
 
 def run(folder, dataset, *, world_size=1, rank=0, accumulate=1, workers=0, checkpoint=None, save=None, **settings):
     callbacks = [SaveAt(save)] if save else []
-    trainer = Trainer(
-        max_steps=STEPS,
-        accumulate_grad_batches=accumulate,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        callbacks=callbacks,
-        **QUIET,
-    )
+    trainer = make_trainer(folder, STEPS, callbacks, accumulate_grad_batches=accumulate)
     loader = TrainLoader(
         dataset,
         rank=rank,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_distil.modules.guards import StepGuard
 from tests.modules.test_distillation import assert_equal, make_data, make_module, weights_of
-from tests.workspace import Workspace
+from tests.workspace import Workspace, make_trainer
 
 
 def optimizer_with_gradients(scale: float) -> torch.optim.Optimizer:
@@ -85,18 +85,7 @@ def run(name: str, workspace: Workspace, folder: Path, *, as_lightning: bool) ->
         scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
         settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler)]
     module = make_module(workspace.teacher, optimizer=partial(AdamW, lr=1e-3, eps=1e-3), gradient_shares_every=0)
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_steps=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        **settings,
-    )
+    trainer = make_trainer(folder, max_steps=3, **settings)
     with pytest.MonkeyPatch.context() as patch:
         for index, function in enumerate(("get_total_norm", "clip_grad_norm_")):
             patch.setattr(torch.nn.utils, function, counted(getattr(torch.nn.utils, function), calls, index))
@@ -136,19 +125,8 @@ def test_fused_optimizers_clip_in_bfloat16_and_are_refused_where_they_hide_a_los
     fused = partial(AdamW, lr=1e-3, fused=True)
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=64.0)):
         module = make_module(workspace.teacher, optimizer=fused)
-        trainer = Trainer(
-            default_root_dir=tmp_path,
-            max_steps=1,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-            gradient_clip_val=0.1,
-            plugins=[MixedPrecision("16-mixed" if scaler else "bf16-mixed", "cpu", scaler)],
-        )
+        plugins = [MixedPrecision("16-mixed" if scaler else "bf16-mixed", "cpu", scaler)]
+        trainer = make_trainer(tmp_path, max_steps=1, gradient_clip_val=0.1, plugins=plugins)
         if scaler is None:
             trainer.fit(module, datamodule=make_data(workspace))
             assert trainer.global_step == 1
