@@ -231,7 +231,8 @@ class Pretrained(NetworkSource):
         names = {model_class.__name__ for model_class in _classes(head, config)}
         if head not in TASK_HEADS or names.isdisjoint(config.architectures or []):
             return None
-        return [str(config.id2label[index]) for index in sorted(config.id2label)]
+        labels: Any = config.id2label
+        return [str(labels[index]) for index in sorted(labels)]
 
     def _config(self, **fields: Any) -> PretrainedConfig:
         try:
