@@ -28,12 +28,12 @@ COUNTABLES: tuple[Countable, ...] = ("masked", "unmasked", "tokens", "sequences"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a module needs to know of the tokenizer, which it never sees.
+    """What modules and masks need to know of the tokenizer.
 
     Attributes:
         size: Number of entries, added tokens included.
         special_ids: Name (`pad_token_id`, `mask_token_id`, `cls_token_id`, `sep_token_id`, `bos_token_id`,
-            `eos_token_id`, `unk_token_id`) to id, for those the tokenizer has.
+            `eos_token_id`, `unk_token_id`) to id, for those that the tokenizer has.
         read_tokens: Gives the entries in the order of their ids; None if only size and special ids are known.
     """
 
@@ -43,7 +43,7 @@ class Vocabulary:
 
     @cached_property
     def tokens(self) -> NDArray[np.object_]:
-        """Str `[size]`: the entries by id, as the tokenizer writes them ("##ing", "Ġthe"); read when first used."""
+        """`[size]` strings: the entries by id, as the tokenizer writes them ("##ing", "Ġthe"); read when first used."""
         if self.read_tokens is None:
             raise ValueError("this vocabulary was made without a tokenizer, so it does not know its tokens")
         return np.array(self.read_tokens(), dtype=object)
@@ -96,28 +96,28 @@ class DataModule(Protocol):
 
 @dataclass
 class Batch:
-    """One flat micro-batch: the real tokens of S sequences, end to end in one row, without padding.
+    """One flat micro-batch: the tokens of S sequences, end to end in one row, without padding.
 
     Attributes:
         input_ids: int64 `[1, T]`.
         position_ids: int64 `[1, T]`, counted from 0 within each sequence.
         cu_seq_lens: int32 `[S + 1]`; sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
-        lengths: the S lengths on the host, so that planning the attention never waits for the device.
-        sample_ids: int64 `[S]`, the index of each sequence in its data set; `[G]` where G samples have several each.
-        token_type_ids: int64 `[1, T]`, 0 for the first segment and 1 for the second, where the format has segments.
-        masked_positions: int64 `[M]`, ascending indices into T of the positions to predict.
+        lengths: The S lengths on the host, so that planning the attention never waits for the device.
+        sample_ids: int64 `[S]`, the index of each sequence in its data set; `[G]` if G samples have several sequences.
+        token_type_ids: int64 `[1, T]`, 0 for the first segment and 1 for the second, if the format has segments.
+        masked_positions: int64 `[M]`, ascending indices into T: the positions to predict.
         masked_labels: int64 `[M]`, the original ids at those positions.
         next_sentence_labels: int64 `[S]`, 0 = is next, 1 = random (BERT's convention).
-        labels: a task's labels, `[S]` (one a sequence: int64 classes or float32 values), int64 `[1, T]` (one a token),
-            float32 `[S, K]` (which of K labels a sequence has, 0 or 1), or int64 `[G]` (the right choice of a group).
+        labels: A task's labels: `[S]` (int64 classes or float32 values of sequences), int64 `[1, T]` (of tokens),
+            float32 `[S, K]` (0 or 1 for each of K labels), or int64 `[G]` (the right choice of each group).
         answer_spans: int64 `[S, 2]`, the first and last position in T of each sequence's answer; both
-            `IGNORE_INDEX` where it is not known.
-        num_labels: how many of the labels the task's losses sum over, on the host; whoever gives labels says it.
-        group_sizes: the sequences of each of G groups, on the host, where the sequences are choices.
-        mask_keys: (sample id, pattern) of each of the S sequences, on the host, where masks are static: what has been
-            kept of a masked sequence is found again by it. None where every epoch brings a new mask, and without one.
-        step_counts: how many items of each kind this rank has in the whole optimizer step, that is in all of its
-            accumulated micro-batches; empty means that this micro-batch is all of it.
+            `IGNORE_INDEX` if it is not known.
+        num_labels: How many labels the task's losses sum over, on the host; whoever sets labels sets it.
+        group_sizes: The number of sequences in each of G groups, on the host, if the sequences are choices.
+        mask_keys: (sample id, pattern) of each of the S sequences, on the host, if masks are static: the key of a
+            cached teacher's rows. None if every epoch has new masks, or none.
+        step_counts: How many items of each kind this rank has in the whole optimizer step, over all accumulated
+            micro-batches; empty if this micro-batch is the whole step.
     """
 
     input_ids: Tensor
@@ -148,17 +148,17 @@ class Batch:
 
     @property
     def first_positions(self) -> Tensor:
-        """int64 `[S]`: where each sequence begins, that is where its [CLS] or `<s>` stands."""
+        """int64 `[S]`: the position of each sequence's first token, [CLS] or `<s>`."""
         return self.cu_seq_lens[:-1].long()
 
     @property
     def masked_first(self) -> Tensor:
-        """int64 `[T]`: all positions, the masked ones first and both kinds ascending."""
+        """int64 `[T]`: all positions, first the masked ones and then the others, both ascending."""
         if self.masked_positions is None:
             return torch.arange(self.num_tokens, device=self.input_ids.device)
         is_other = torch.ones(self.num_tokens, dtype=torch.uint8, device=self.input_ids.device)
         is_other[self.masked_positions] = 0
-        return is_other.argsort(stable=True)  # its size is known, so nothing waits for the device
+        return is_other.argsort(stable=True)  # of a known size, so nothing waits for the device
 
     @property
     def counts(self) -> dict[Countable, int]:
@@ -180,22 +180,22 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (called by the DataLoader)."""
+        """The same batch in page-locked memory; the DataLoader calls it."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        tensors: dict[str, Any] = {name: function(one) for name, one in vars(self).items() if isinstance(one, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Logits that have not been multiplied out: `features @ weight.T + bias`.
+    """Logits before they are multiplied out: `features @ weight.T + bias`.
 
     Attributes:
-        features: `[rows, width]`, what goes into the last linear layer of a masked-LM head.
+        features: `[rows, width]`, the input of a masked-LM head's last linear layer.
         weight: `[vocabulary, width]`, often the embedding matrix itself.
-        bias: `[vocabulary]`, where the layer has one.
+        bias: `[vocabulary]`, if the layer has one.
     """
 
     features: Tensor
@@ -209,13 +209,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class TopLogits:
-    """Logits of which each row's k largest are known, and of the others only their mass together.
+    """Each row's k largest logits, and the total mass of the others, as a cached teacher has them.
 
     Attributes:
         ids: int64 `[rows, k]`, the entries with the largest logits, the largest first.
         scores: `[rows, k]`, their logits less the largest.
         rests: `[rows, temperatures]`, `log Σ exp((z − largest) / T)` over the other entries.
-        temperatures: The T that `rests` was taken at.
+        temperatures: The values of T in `rests`.
         vocabulary_size: Entries of a row.
     """
 
@@ -235,13 +235,13 @@ class TopLogits:
         return TopLogits(ids, values - largest, torch.stack(rests, -1), temperatures, logits.shape[-1])
 
     def logits(self, temperature: float = 1.0, *, rows: slice = slice(None), student: Tensor | None = None) -> Tensor:
-        """All logits of some rows, less each row's largest: at this temperature the k and the others weigh as they did.
+        """All logits of some rows, less each row's largest, with the right mass at this temperature.
 
-        The others share their mass evenly; or as the student does, if its logits are given. A divergence from the
-        student's distribution then takes them as one outcome, and so does its gradient.
+        The other entries share their mass evenly or, if the student's logits are given, as the student divides it.
+        A divergence from the student and its gradient then take them as one outcome.
 
         Args:
-            temperature: At which the softmax will be taken.
+            temperature: That of the softmax.
             rows: Which rows.
             student: `[rows, vocabulary]`, the student's logits of these rows; takes no gradient.
 
@@ -271,7 +271,7 @@ class TopLogits:
 
 
 class SequenceGroup(Protocol):
-    """Sequences of like lengths that are worked on together, each padded to the same width."""
+    """Sequences of similar lengths that are processed together, each padded to the same width."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -279,22 +279,22 @@ class SequenceGroup(Protocol):
 
     @property
     def width(self) -> int:
-        """Tokens of each after padding, which stands at the end."""
+        """Tokens of each sequence after padding at its end."""
 
     def gather(self, states: Tensor) -> Tensor:
-        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]`; in padding stands one of the sequence's tokens."""
+        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]`; padding repeats one of the sequence's tokens."""
 
 
 @dataclass(frozen=True)
 class AttentionStates:
-    """What one block hands to its attention: after rotary positions, before any product.
+    """Queries, keys and values of one block, after rotary positions and before any product.
 
     Attributes:
         query: `[T, heads, dim]`.
         key: `[T, key heads, dim]`; heads is a multiple of key heads.
-        value: like `key`.
-        scaling: factor of the scores `q · k`.
-        window: tokens i and j see each other if |i - j| < window; None means all of a sequence do.
+        value: Like `key`.
+        scaling: Factor of the scores `q · k`.
+        window: Tokens i and j see each other if |i - j| < window; None means all of a sequence do.
     """
 
     query: Tensor
@@ -309,9 +309,9 @@ class RecordedAttention:
     """Queries, keys and values of some blocks of a network.
 
     Attributes:
-        num_layers: blocks of the network.
-        layers: by the number of the block, from 1 to `num_layers`, as hidden states are counted (0 is the embeddings).
-        groups: the batch's sequences, each in one group, so that tokens are compared within their own sequence.
+        num_layers: Blocks of the network.
+        layers: By block, from 1 to `num_layers`, as hidden states are counted (0 is the embeddings).
+        groups: The batch's sequences, each in one group, so that tokens are compared within their own sequence.
     """
 
     num_layers: int
@@ -321,19 +321,19 @@ class RecordedAttention:
 
 @dataclass
 class EncoderOutput:
-    """What a network says of a flat batch.
+    """What a network makes of a flat batch.
 
     Attributes:
         last_hidden_state: `[T, hidden]`.
-        hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if they were asked for.
-        logits: of a masked-LM head `[rows, vocabulary]`, at the rows that were asked for; of a task head `[S, labels]`
-            or `[T, labels]` (choices: `[S, 1]`; beginnings and ends of answers: `[T, 2]`).
-        projection: in place of a masked-LM head's logits where the caller multiplies them out piece by piece; of a
-            teacher that was run before, what was kept of them.
-        rows: int64 `[rows]`, the positions in T that logits or projection stand for: the masked ones, or all T with the
-            masked ones first (`Batch.masked_first`); None means all T in their order.
-        next_sentence_logits: `[S, 2]`, where the network has that head.
-        attention: queries, keys and values of the blocks that were asked for.
+        hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if requested.
+        logits: Of a masked-LM head `[rows, vocabulary]`, at the requested rows; of a task head `[S, labels]` or
+            `[T, labels]` (choices: `[S, 1]`; first and last tokens of answers: `[T, 2]`).
+        projection: In place of a masked-LM head's logits, if the caller multiplies them out piece by piece; from a
+            cached teacher, its largest logits.
+        rows: int64 `[rows]`, the positions in T of logits or projection: the masked ones, or all T with the masked
+            ones first (`Batch.masked_first`); None means all T in their order.
+        next_sentence_logits: `[S, 2]`, if the network has that head.
+        attention: Queries, keys and values of the requested blocks.
     """
 
     last_hidden_state: Tensor

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel
@@ -14,9 +17,11 @@ from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
 from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
+from lit_distil.modules.base import eval_mode
 from lit_distil.modules.checks import check_pair
-from lit_distil.modules.comparison import PairScores, compare
 from lit_distil.modules.teachers import freeze_position_embeddings
+from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
+from lit_distil.types import Batch
 
 
 def student(
@@ -100,3 +105,63 @@ def _size(model: PreTrainedModel) -> str:
         f"{model.num_parameters():>13,} parameters  {num_bytes / 1e6:>9,.1f} MB  {config.model_type}, "
         f"{config.num_hidden_layers} layers, width {config.hidden_size}"
     )
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Means over the masked tokens.
+
+    Attributes:
+        num_masked: Number of masked tokens.
+        teacher_loss: Cross-entropy of the teacher, in nats.
+        student_loss: Cross-entropy of the student, in nats.
+        teacher_accuracy: Share of the tokens that the teacher predicts right.
+        student_accuracy: Share of the tokens that the student predicts right.
+        agreement: Share of the tokens for which both predict the same.
+        kl: KL(teacher‖student) at temperature 1, in nats; 0 for a student that is its teacher.
+    """
+
+    num_masked: int
+    teacher_loss: float
+    student_loss: float
+    teacher_accuracy: float
+    student_accuracy: float
+    agreement: float
+    kl: float
+
+
+@torch.no_grad()
+def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterable[Batch]) -> PairScores:
+    """Scores of both networks on the same masked batches, without dropout.
+
+    Args:
+        teacher: With as many logits as the student.
+        student: On the same device as the teacher and the batches.
+        batches: Masked; one without a masked token adds nothing.
+
+    Raises:
+        ValueError: No token is masked in any of the batches.
+    """
+    totals = torch.zeros(6, dtype=torch.float64)
+    num_masked = 0
+    with eval_mode(teacher, student):
+        for batch in batches:
+            labels = batch.masked_labels
+            if labels is None or not len(labels):
+                continue
+            theirs, ours = (network(batch, rows=batch.masked_positions).logits for network in (teacher, student))
+            assert theirs is not None and ours is not None
+            their_best, our_best = theirs.argmax(-1), ours.argmax(-1)
+            values = (
+                cross_entropy_sum(theirs, labels),
+                cross_entropy_sum(ours, labels),
+                (their_best == labels).sum(),
+                (our_best == labels).sum(),
+                (their_best == our_best).sum(),
+                soft_target_kl(ours, theirs),
+            )
+            totals += torch.stack([value.double().cpu() for value in values])
+            num_masked += len(labels)
+    if num_masked == 0:
+        raise ValueError("data.masking: no token is masked in these batches; give a strategy with a rate above 0")
+    return PairScores(num_masked, *(totals / num_masked).tolist())

@@ -1,8 +1,8 @@
-"""From sequences to batches: which sequences each step, rank and accumulated micro-batch takes.
+"""From sequences to batches: which sequences each step, rank and accumulated micro-batch gets.
 
-A run is a function of its step. The order of samples is the concatenation of the epochs' permutations, step s takes the
-next `batch_size` of them, and each rank and accumulated micro-batch takes its share of the step. Nothing is remembered,
-so a run resumed at any step goes on as if it had never stopped, and another number of ranks sees the same batches.
+A run is a function of its step. The order of samples is one permutation for each epoch, end to end. Step s takes the
+next `batch_size` samples, and each rank and accumulated micro-batch gets its share of them. Nothing is remembered, so a
+run resumed at any step continues as if it had never stopped, and another number of ranks sees the same batches.
 """
 
 from __future__ import annotations
@@ -14,24 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
+from lit_distil.data.randomness import Ints
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.types import Batch
 
-Ints = NDArray[np.int64]
-
-_CUT_ALIKE = 8  # 1, 2, 4 and 8 ranks evaluate the same batches
+_SAME_BATCHES_UP_TO = 8  # 1, 2, 4 and 8 ranks evaluate the same batches
 
 
 class TrainLoader:
-    """Micro-batches of one rank, without end, from whatever step the run is at.
+    """Endless micro-batches of one rank, starting at whatever step the run is at.
 
-    It has no state: every time it is iterated it asks for the step and goes on from there. `len` is one epoch's number
-    of micro-batches, after which the Trainer stops of itself; who iterates by hand takes
-    `itertools.islice(loader, len(loader))`.
+    It has no state: each iteration asks `first_step` and starts there. `len` is the number of micro-batches in an
+    epoch, after which the Trainer stops by itself. Without a Trainer, use `itertools.islice(loader, len(loader))`.
 
     Args:
         dataset: The samples.
@@ -40,12 +37,12 @@ class TrainLoader:
         world_size: Number of ranks.
         accumulate: Micro-batches of a rank in one optimizer step.
         seed: Seed of the order.
-        num_workers: Processes that assemble batches ahead; 0 does it in this process.
+        num_workers: Processes that make batches ahead; 0 makes them in this process.
         pin_memory: Whether batches are put in page-locked memory.
         shuffle: Whether the order is random.
-        first_step: Asked for the number of optimizer steps done whenever an iteration begins.
+        first_step: Gives the number of optimizer steps done so far.
         batch_tokens: Tokens of one optimizer step, in place of `batch_size` sequences (`TokenPlan`).
-        length_window: Put sequences of like length into a step, out of so many steps' sequences at a time
+        length_window: Group sequences of similar length into steps, within this many steps' sequences at a time
             (`LengthGroupedOrder`); None leaves the order as it is.
     """
 
@@ -89,8 +86,7 @@ class TrainLoader:
         else:
             self.plan = TokenPlan(dataset.lengths, batch_tokens, order=order, num_shares=shares)
         self.accumulate = accumulate
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self._first_step = first_step
         self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate)
 
@@ -104,12 +100,11 @@ class TrainLoader:
         return self.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        step_batches = _load(self._steps, count(self._first_step()), self.num_workers, self.pin_memory)
-        for batches in step_batches:
+        for batches in _load(self._steps, count(self._first_step()), self.num_workers, self.pin_memory):
             yield from batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing; that it is there tells Lightning that an epoch can be resumed in its middle."""
+        """Empty; that this method exists tells Lightning that an epoch can be resumed in its middle."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -117,22 +112,21 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every sample exactly once over all ranks, in as many batches on each rank, with the masks of epoch 0.
+    """Every sample exactly once over all ranks, in the same number of batches on each rank, with the masks of epoch 0.
 
-    Nothing is padded or repeated, so that sums over the ranks are sums over the data. 1, 2, 4 and 8 ranks have the same
-    batches among them, and so the same rounding errors: what they find is equal to the last digit, unless there are
-    fewer samples than 8.
+    Nothing is padded or repeated, so sums over the ranks are sums over the data. 1, 2, 4 and 8 ranks make the same
+    batches, and so the same rounding errors: their results are equal to the last digit, unless there are fewer than 8
+    samples.
 
     Args:
         dataset: The samples.
-        batch_size: Sequences of one batch of one rank at most, or one more where otherwise some of 8 ranks would have a
-            batch more than others. Sizes differ by one where the data does not divide evenly.
+        batch_size: Most sequences in a batch of one rank. A batch may have one more, so that each of 8 ranks could have
+            the same number of batches. Sizes differ by one if the data does not divide evenly.
         rank: Which of the ranks this is.
         world_size: Number of ranks.
-        num_workers: Processes that assemble batches ahead; 0 does it in this process.
+        num_workers: Processes that make batches ahead; 0 makes them in this process.
         pin_memory: Whether batches are put in page-locked memory.
-        sort_by_length: Whether sequences of like length stand together, longest first, so that what does not fit in
-            memory fails at once.
+        sort_by_length: Whether to sort by length, longest first, so that what does not fit in memory fails at once.
 
     Raises:
         ValueError: If there are fewer samples than ranks.
@@ -158,12 +152,12 @@ class EvalLoader:
                 f"{len(dataset)} devices, or more data"
             )
         order = np.argsort(-dataset.lengths, kind="stable") if sort_by_length else None
-        rounds_of = _CUT_ALIKE if _CUT_ALIKE % world_size == 0 and len(dataset) >= _CUT_ALIKE else world_size
-        # at least one sample in every batch, and as many batches for every rank
-        num_rounds = min(math.ceil(len(dataset) / (rounds_of * batch_size)), len(dataset) // rounds_of)
-        self._batches = _FixedBatches(dataset, rounds_of * num_rounds, order, rank, world_size)
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
+        same = _SAME_BATCHES_UP_TO
+        multiple = same if same % world_size == 0 and len(dataset) >= same else world_size
+        # at least one sample in every batch, and the same number of batches for every rank
+        num_rounds = min(math.ceil(len(dataset) / (multiple * batch_size)), len(dataset) // multiple)
+        self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size)
+        self.num_workers, self.pin_memory = num_workers, pin_memory
 
     def __len__(self) -> int:
         """Batches of this rank, the same number on every rank."""
@@ -174,12 +168,12 @@ class EvalLoader:
 
 
 class _Steps(Dataset):
-    """The micro-batches of one rank in a step, as one item."""
+    """Item s is the list of one rank's micro-batches in step s."""
 
     def __init__(self, dataset: SequenceDataset, plan: Plan, rank: int, world_size: int, accumulate: int) -> None:
         self.dataset = dataset
         self.plan = plan
-        # one rank of 4 micro-batches, two of 2 and four of 1 are cut alike
+        # one rank with 4 micro-batches, two with 2 and four with 1 cut a step in the same way
         self.shares = range(rank * accumulate, (rank + 1) * accumulate)
         self.num_shares = world_size * accumulate
 
@@ -193,15 +187,15 @@ class _Steps(Dataset):
 
 
 class _FixedBatches(Dataset):
-    """All samples of a data set in so many batches of like size, of which a rank has every n-th; in epoch 0."""
+    """All samples in `num_batches` batches of about equal size, in epoch 0; a rank has every n-th of them."""
 
     def __init__(
         self, dataset: SequenceDataset, num_batches: int, order: Ints | None, rank: int, world_size: int
     ) -> None:
         self.dataset = dataset
-        self.order = order  # None is that of the data, which takes no memory
+        self.order = order  # None is the data's own order, which needs no memory
         self.numbers = range(rank, num_batches, world_size)
-        # the first batches have one more where it does not divide evenly
+        # if it does not divide evenly, the first batches have one more
         self.size, self.num_larger = divmod(len(dataset), num_batches)
 
     def __len__(self) -> int:
@@ -216,33 +210,18 @@ class _FixedBatches(Dataset):
         return self.dataset.collate(samples, np.zeros_like(samples))
 
 
-class _Indices:
-    """A sampler that begins anew each time; a DataLoader takes any iterable for one."""
-
-    def __init__(self, indices: Iterable[int]) -> None:
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-
 def _load(dataset: Dataset, indices: Iterable[int], num_workers: int, pin_memory: bool) -> Iterator[Any]:
-    """The items of these indices in their order, made by worker processes that end with the iteration."""
+    """The items of a data set at these indices, in order, made by worker processes that end with the iteration."""
     return iter(
         DataLoader(
             dataset,
             batch_size=None,
-            sampler=_Indices(indices),
+            sampler=indices,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # a loader draws a seed that is not needed here, and must not move dropout's
+            generator=torch.Generator(),  # a loader draws a seed; taken from the global one, it would change dropout
         )
     )
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 def _check_rank(rank: int, world_size: int) -> None:

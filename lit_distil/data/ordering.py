@@ -1,7 +1,7 @@
-"""What stands where in an epoch, and which samples each optimizer step takes.
+"""Which sample has which place in an epoch (an order), and which places each optimizer step takes (a plan).
 
-An order says which sample has which place in an epoch, a plan which places a step has. Both are functions of their
-arguments alone: no state, so that a run can be resumed at any step, with any number of ranks.
+Both are functions of their arguments alone. They have no state, so a run can be resumed at any step with any number of
+ranks.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ import math
 from abc import ABC, abstractmethod
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lit_distil.data.randomness import Permutation, derive_seed
-
-Ints = NDArray[np.int64]
+from lit_distil.data.randomness import Ints, Permutation, derive_seed
 
 _CHUNK = 1 << 16
 
 
 class EpochOrder:
-    """Each epoch's order: a permutation of (seed, epoch), or the data's own order.
+    """A permutation for each epoch, a function of (seed, epoch); or the data's own order.
 
     Args:
         num_samples: N, size of the data set.
@@ -32,20 +29,20 @@ class EpochOrder:
         self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
 
     def samples(self, epoch: int, places: Ints) -> Ints:
-        """int64: the samples that stand at these places, in [0, N), of an epoch."""
+        """int64: the samples at these places of an epoch; both lie in [0, N)."""
         return Permutation(self.num_samples, self.seed, epoch)(places) if self.shuffle else places
 
 
 class LengthGroupedOrder(EpochOrder):
-    """Sequences of like length side by side, within windows of the epoch's permutation.
+    """Sequences of similar length side by side, within windows of the epoch's permutation.
 
-    The permutation is cut into windows; those in a window are sorted by length and cut into groups, and the groups of a
-    window are shuffled. So a step has like lengths, while which samples meet, and when a length comes, stays random. A
+    The permutation is cut into windows. Each window is sorted by length and cut into groups, and its groups are
+    shuffled. So the lengths in a step are similar, while it stays random which samples meet and when a length comes. A
     group that is not full stands last in the epoch.
 
     Args:
         lengths: int64 `[N]`, tokens of each sample.
-        group_size: Samples of a group: those of a step.
+        group_size: Samples in a group: those of a step.
         window_groups: Groups in a window.
         seed: Seed of the order.
         shuffle: Whether epochs are permuted.
@@ -67,11 +64,11 @@ class LengthGroupedOrder(EpochOrder):
         windows = places // self.window
         for window in np.unique(windows).tolist():
             here = windows == window
-            found[here] = self._arranged(epoch, window)[places[here] - window * self.window]
+            found[here] = self._window_samples(epoch, window)[places[here] - window * self.window]
         return found
 
-    def _arranged(self, epoch: int, window: int) -> Ints:
-        """The samples of a window, in their order; the last one asked for is kept."""
+    def _window_samples(self, epoch: int, window: int) -> Ints:
+        """The samples of a window in order; the last window is kept, as the next step mostly needs it again."""
         if self._cache[0] != (epoch, window):
             start = window * self.window
             samples = super().samples(epoch, np.arange(start, min(start + self.window, self.num_samples)))
@@ -87,9 +84,9 @@ class LengthGroupedOrder(EpochOrder):
 
 
 class Plan(ABC):
-    """Which samples each optimizer step takes, out of the stream that the epochs make one after another.
+    """Which samples each optimizer step takes from the endless stream of epochs.
 
-    No step is short, and one may straddle two epochs.
+    No step is short; a step may reach from one epoch into the next.
     """
 
     @property
@@ -99,25 +96,25 @@ class Plan(ABC):
 
     @abstractmethod
     def samples(self, step: int) -> tuple[Ints, Ints]:
-        """The samples of a step and the epoch that each is drawn in, int64 `[B]` both."""
+        """int64 `[B]` both: the samples of a step, and the epoch of each."""
 
     @abstractmethod
     def shares(self, step: int, num_shares: int) -> list[tuple[Ints, Ints]]:
-        """`samples` cut into so many micro-batches, of all ranks and in their order, none of them empty."""
+        """`samples` cut into one part for each micro-batch of all ranks, in order; no part is empty."""
 
 
 class StepPlan(Plan):
-    """The stream of samples, `batch_size` at a time.
+    """Takes `batch_size` samples for each step.
 
     Args:
         num_samples: N, size of the data set.
         batch_size: B, samples of one optimizer step, over all ranks and accumulated micro-batches.
         seed: Seed of the order.
-        shuffle: Whether epochs are permuted; otherwise all of them have the data's order.
+        shuffle: Whether epochs are permuted; otherwise all have the data's order.
         order: The order of each epoch, in place of the one that `seed` and `shuffle` make.
 
     Raises:
-        ValueError: If the batch is empty or larger than the data.
+        ValueError: The batch is empty or larger than the data.
     """
 
     def __init__(
@@ -130,8 +127,7 @@ class StepPlan(Plan):
                 f"batch_size {batch_size} is larger than the data ({num_samples} sequences): lower batch_size to at "
                 f"most {num_samples}, or take more data"
             )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
+        self.num_samples, self.batch_size = num_samples, batch_size
         self.order = order or EpochOrder(num_samples, seed=seed, shuffle=shuffle)
 
     @property
@@ -142,20 +138,23 @@ class StepPlan(Plan):
     def samples(self, step: int) -> tuple[Ints, Ints]:
         """See `Plan.samples`."""
         epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.num_samples)
-        return _from_epochs(self.order, epochs, places), epochs
+        samples = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            samples[epochs == epoch] = self.order.samples(epoch, places[epochs == epoch])
+        return samples, epochs
 
     def shares(self, step: int, num_shares: int) -> list[tuple[Ints, Ints]]:
-        """See `Plan.shares`; all have the same number of samples."""
+        """See `Plan.shares`; all parts have the same number of samples."""
         return list(zip(*(np.split(values, num_shares) for values in self.samples(step)), strict=True))
 
 
 class TokenPlan(Plan):
-    """The stream of samples, about `batch_tokens` tokens at a time.
+    """Takes about `batch_tokens` tokens for each step.
 
-    The stream of tokens is cut at every multiple of `batch_tokens`, and a sample belongs to the step that its first
-    token falls into. A step has `batch_tokens` tokens on average and differs from that by less than the longest sample.
-    What a step takes follows from the lengths before it in its epoch: they are added up when an epoch is begun, and one
-    sum is kept for each 65,536 samples.
+    The stream of tokens is cut at every multiple of `batch_tokens`, and a sample belongs to the step in which its first
+    token lies. A step has `batch_tokens` tokens on average, and differs from that by less than the longest sample.
+    Where a step begins follows from all lengths before it in its epoch. They are added up when the epoch begins, and
+    one sum is kept for each 65,536 samples.
 
     Args:
         lengths: int64 `[N]`, tokens of each sample.
@@ -164,7 +163,7 @@ class TokenPlan(Plan):
         num_shares: Micro-batches of a step over all ranks, each of which must have a sample.
 
     Raises:
-        ValueError: If a step could have fewer samples than micro-batches, or is larger than the data.
+        ValueError: A step could have fewer samples than micro-batches, or is larger than the data.
     """
 
     def __init__(self, lengths: Ints, batch_tokens: int, *, order: EpochOrder, num_shares: int = 1) -> None:
@@ -200,12 +199,12 @@ class TokenPlan(Plan):
         return np.concatenate(samples), np.concatenate(epochs)
 
     def shares(self, step: int, num_shares: int) -> list[tuple[Ints, Ints]]:
-        """See `Plan.shares`; they have about the same number of tokens."""
+        """See `Plan.shares`; the parts have about the same number of tokens."""
         samples, epochs = self.samples(step)
         lengths = self.lengths[samples]
         middles = np.cumsum(lengths) - lengths / 2
         cuts = np.searchsorted(middles, lengths.sum() * np.arange(1, num_shares) / num_shares)
-        # a share of one very long sample leaves its neighbours theirs
+        # where one sample is very long, leave its neighbours at least one each
         places = np.arange(1, num_shares)
         cuts = np.maximum.accumulate(np.maximum(cuts, 1) - places) + places
         cuts = np.maximum(np.minimum(cuts, len(samples) - num_shares + places), places)
@@ -217,7 +216,7 @@ class TokenPlan(Plan):
         first_chunk, last_chunk = np.searchsorted(sums, [start, end - 1], side="right") - 1
         found = []
         for chunk in range(int(first_chunk), int(last_chunk) + 1):
-            samples, firsts = self._chunk_of(epoch, chunk, int(sums[chunk]))
+            samples, firsts = self._chunk_samples(epoch, chunk, int(sums[chunk]))
             found.append(samples[np.searchsorted(firsts, start) : np.searchsorted(firsts, end)])
         return np.concatenate(found)
 
@@ -233,19 +232,10 @@ class TokenPlan(Plan):
     def _places(self, chunk: int) -> Ints:
         return np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.lengths)))
 
-    def _chunk_of(self, epoch: int, chunk: int, before: int) -> tuple[Ints, Ints]:
-        """The samples of a chunk and where in the epoch's tokens each begins; the last one asked for is kept."""
+    def _chunk_samples(self, epoch: int, chunk: int, before: int) -> tuple[Ints, Ints]:
+        """The samples of a chunk, and where in the epoch's tokens each begins; the last chunk is kept."""
         if self._chunk is None or self._chunk[0] != (epoch, chunk):
             samples = self.order.samples(epoch, self._places(chunk))
             lengths = self.lengths[samples]
             self._chunk = (epoch, chunk), (samples, before + np.cumsum(lengths) - lengths)
         return self._chunk[1]
-
-
-def _from_epochs(order: EpochOrder, epochs: Ints, places: Ints) -> Ints:
-    """The samples that stand at some places of some epochs."""
-    samples = np.empty_like(places)
-    for epoch in np.unique(epochs).tolist():
-        is_drawn = epochs == epoch
-        samples[is_drawn] = order.samples(epoch, places[is_drawn])
-    return samples

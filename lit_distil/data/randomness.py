@@ -1,10 +1,9 @@
 """Counter-based randomness: every draw is a pure function of its keys, so there is no generator to save or restore.
 
-A number is had by hashing (seed, key, key, ...) with the finaliser of SplitMix64 (Steele, Lea and Flood 2014,
-"Fast splittable pseudorandom number generators"), vectorised over arrays of keys. The same keys give the same number in
-any process, in any order, beside any other keys; that is what makes masks independent of workers, ranks and resumes.
-
-Masks, which need a number for each token of a batch, draw 32 bits from a hash like this (`masking/kernels.py`).
+A number is a hash of (seed, key, key, ...) by the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
+pseudorandom number generators"), vectorised over arrays of keys. The same keys give the same number in any process and
+order, next to any other keys. This makes masks independent of workers, ranks and resumes. (`masking/kernels.py` has the
+same for compiled loops, with 32 bits for each token.)
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ROUNDS = 8
 
 
 def _words(key: ArrayLike) -> NDArray[np.uint64]:
-    """Integers (also negative ones) as 64-bit words, modulo 2^64."""
+    """Integers, also negative ones, as 64-bit words modulo 2^64."""
     if isinstance(key, int):
         return np.array(key & _WORD, dtype=np.uint64)
     return np.asarray(key).astype(np.uint64, copy=False)
@@ -33,7 +32,7 @@ def _words(key: ArrayLike) -> NDArray[np.uint64]:
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """One step of SplitMix64, a bijection of the 64-bit words in which every input bit moves every output bit."""
-    # arithmetic is modulo 2^64 on purpose; numpy warns of that for scalars only
+    # overflow is intended; numpy warns about it only for scalars
     words = np.atleast_1d(words) + GOLDEN
     scratch = words >> _SHIFT_30
     words ^= scratch
@@ -60,34 +59,29 @@ def hash_words(seed: ArrayLike, *keys: ArrayLike) -> NDArray[np.uint64]:
     return state
 
 
-def to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Random words as float64 in [0, 1), by their upper 53 bits."""
-    return (words >> _SHIFT_11).astype(np.float64) * 2.0**-53
-
-
-def uniform(seed: ArrayLike, *keys: ArrayLike) -> NDArray[np.float64]:
+def uniform(seed: ArrayLike, *keys: ArrayLike) -> Floats:
     """float64 in [0, 1) for each tuple of keys; the arguments are those of `hash_words`."""
-    return to_uniform(hash_words(seed, *keys))
+    return (hash_words(seed, *keys) >> _SHIFT_11).astype(np.float64) * 2.0**-53
 
 
 def derive_seed(*keys: int) -> int:
-    """A seed in [0, 2^63) out of several integers, the same in every process (Python's `hash` is not)."""
+    """A seed in [0, 2^63) from several integers, the same in every process (unlike Python's `hash`)."""
     if not keys:
         raise ValueError("derive_seed needs at least one integer")
     return int(hash_words(*keys)[0]) >> 1
 
 
 class Permutation:
-    """A pseudo-random bijection of range(size) that keeps nothing in memory.
+    """A pseudo-random bijection of range(size) that needs no memory.
 
-    A Feistel network permutes the next even power of two, and a value that falls outside the range is sent through
-    again until it falls inside (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). At
-    most 4 passes are needed on average, however large the range.
+    A Feistel network permutes the next even power of two. A value outside the range goes through it again until it
+    falls inside (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). This takes at most 4
+    passes on average, however large the range.
 
     Args:
         size: Number of elements, at least 1.
         seed: Seed of the run.
-        epoch: Each epoch has a permutation of its own.
+        epoch: Each epoch has its own permutation.
     """
 
     def __init__(self, size: int, seed: int, epoch: int = 0) -> None:
@@ -98,8 +92,8 @@ class Permutation:
         self._mask = np.uint64((1 << int(self._half)) - 1)
         self._round_keys = hash_words(seed, epoch, np.arange(_ROUNDS))
 
-    def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The elements that stand at these positions.
+    def __call__(self, positions: NDArray[np.integer]) -> Ints:
+        """The elements at these positions.
 
         Args:
             positions: Integers in [0, size), of any shape.

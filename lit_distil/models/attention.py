@@ -23,19 +23,18 @@ from lit_distil.types import AttentionStates, RecordedAttention, SequenceGroup
 
 
 class AttentionRecorder:
-    """Keeps what some blocks hand to their attention.
+    """Keeps the queries, keys and values of some blocks.
 
-    Blocks are told apart by the order in which they attend, which holds for every encoder, also where blocks share
-    their weights (ALBERT). Under gradient checkpointing blocks attend once more in the backward pass: the recorder is
-    finished by then, and takes nothing. What it took in the forward pass carries the graph, unless checkpointing is
-    reentrant, which is an error.
+    Blocks are known by the order in which they attend, even if they share their weights (ALBERT). Under gradient
+    checkpointing blocks attend again in the backward pass; the recorder is finished by then and ignores them. What it
+    kept in the forward pass has a graph, unless checkpointing is reentrant, which is an error.
 
     Args:
-        layers: numbers of the blocks to keep, from 1 to `num_layers`.
-        num_layers: blocks of the network.
+        layers: The blocks to keep, from 1 to `num_layers`.
+        num_layers: Blocks of the network.
 
     Raises:
-        ValueError: if the network has no such block.
+        ValueError: The network has no such block.
     """
 
     def __init__(self, layers: Collection[int], *, num_layers: int) -> None:
@@ -50,17 +49,10 @@ class AttentionRecorder:
         self._states: dict[int, AttentionStates] = {}
 
     def record(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None) -> None:
-        """Takes note of a block's attention, and keeps its states if they are wanted.
-
-        Args:
-            query: `[1, heads, T, dim]`.
-            key: `[1, key heads, T, dim]`.
-            value: like `key`.
-            scaling: factor of the scores; None means `dim ** -0.5`.
-            window: tokens i and j see each other if |i - j| < window; None means all do.
+        """Count a block, and keep its states if they are requested; see `unpadded_attention` for the arguments.
 
         Raises:
-            ValueError: if the states would come without the graph that the call is to have.
+            ValueError: The states would have no gradient.
         """
         if self._is_finished:
             return
@@ -77,13 +69,13 @@ class AttentionRecorder:
         self._states[self._num_calls] = AttentionStates(query, key, value, scaling=scaling, window=window)
 
     def finish(self, groups: tuple[SequenceGroup, ...]) -> RecordedAttention:
-        """Hands out what was kept, and keeps nothing more.
+        """Return what was kept, and keep nothing more.
 
         Args:
-            groups: the sequences of the batch.
+            groups: The sequences of the batch.
 
         Raises:
-            ValueError: if the network did not attend once in each block.
+            ValueError: The network did not attend once in each block.
         """
         states, self._states, self._is_finished = self._states, {}, True
         if self._num_calls != self._num_layers:
@@ -122,27 +114,27 @@ def unpadded_attention(
     attention_recorder: AttentionRecorder | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each sequence of a flat batch (the signature is that of transformers' AttentionInterface).
+    """Attention within each sequence of a flat batch, with the signature of transformers' AttentionInterface.
 
     Args:
-        module: the attention layer that calls.
+        module: The attention layer that calls.
         query: `[1, heads, T, dim]`.
         key: `[1, key heads, T, dim]`; heads is a multiple of key heads.
-        value: like `key`.
-        attention_mask: must be None; the layout says all there is to say.
-        scaling: factor of the scores; None means `dim ** -0.5`.
-        dropout: probability of dropping an attention weight.
-        sliding_window: tokens i and j see each other if |i - j| < sliding_window. This is how transformers hands it to
-            attention functions: ModernBERT's layers pass `local_attention // 2 + 1`.
-        sequence_layout: where the sequences lie.
-        attention_recorder: keeps queries, keys and values of the layers that somebody asked for.
-        kwargs: what else a model hands to its attention function; not needed.
+        value: Like `key`.
+        attention_mask: Must be None; the layout takes its place.
+        scaling: Factor of the scores; None means `dim ** -0.5`.
+        dropout: Probability of dropping an attention weight.
+        sliding_window: Tokens i and j see each other if |i - j| < sliding_window (ModernBERT's local layers pass
+            `local_attention // 2 + 1`); None means all do.
+        sequence_layout: Where the sequences are.
+        attention_recorder: Keeps queries, keys and values of the requested blocks.
+        kwargs: Other arguments of the model; not used.
 
     Returns:
         `[1, T, heads, dim]`, and None in place of attention weights.
 
     Raises:
-        ValueError: if the model was not called with a layout that fits.
+        ValueError: The model was called without a layout of this batch.
     """
     if sequence_layout is None or attention_mask is not None:
         raise ValueError(
@@ -180,7 +172,7 @@ def unpadded_attention(
 
 
 def register() -> None:
-    """Makes `unpadded` known to transformers. Doing it again changes nothing."""
+    """Make `unpadded` known to transformers; may be called again."""
     ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(UNPADDED, _no_mask)
 
@@ -193,15 +185,15 @@ def supports_unpadded(model: PreTrainedModel) -> bool:
 
 
 def choose_attention(model: PreTrainedModel, attention: str | None = None) -> None:
-    """Sets the attention of a model in place.
+    """Set the attention of a model, in place.
 
     Args:
-        model: the network to set.
-        attention: a name that transformers knows (`sdpa`, `eager`, ...), `unpadded`, or None for `unpadded` where
-            the architecture supports it and its own default elsewhere.
+        model: The model.
+        attention: A name that transformers knows (`sdpa`, `eager`, ...) or `unpadded`; None for `unpadded` if the
+            architecture supports it and its own default if not.
 
     Raises:
-        ValueError: if `unpadded` is asked for and the architecture cannot.
+        ValueError: The architecture does not support `unpadded`.
     """
     if attention == UNPADDED and not supports_unpadded(model):
         raise ValueError(
@@ -215,7 +207,7 @@ def choose_attention(model: PreTrainedModel, attention: str | None = None) -> No
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """No mask: sequences are kept apart by the layout."""
+    """No mask: the layout keeps sequences apart."""
 
 
 def _plain_product(
@@ -240,7 +232,7 @@ def _fused_product(
 
 
 def _varlen_applies(query: Tensor, dropout: float, window: int | None) -> bool:
-    """Whether torch's variable-length kernel can do it: CUDA from Ampere on, half precision, no dropout, no window."""
+    """Whether torch's variable-length kernel applies: CUDA from Ampere on, half precision, no dropout, no window."""
     return (
         _varlen_attn is not None
         and query.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""A network with a task's head."""
+"""Networks: a Hugging Face model with a head, run on flat batches."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Rows = Tensor | Literal["all"] | None
 
 
 class FlatNetwork(nn.Module):
-    """What networks have in common: a Hugging Face model, run on flat batches.
+    """Base of the networks: runs a Hugging Face model on flat batches.
 
-    An architecture whose attention function can be chosen (`bert`, `roberta`, `modernbert` and most others) runs on
-    the flat batch itself. One with an attention of its own (`deberta`, `mpnet`), or a model whose attention was set
-    to anything but transformers' default, runs on the padded view of the same batch. The result has the same shape.
+    Most architectures (`bert`, `roberta`, `modernbert`, ...) let their attention function be chosen and run on the flat
+    batch itself. Those with an attention of their own (`deberta`, `mpnet`), and models whose attention was set to
+    anything but transformers' default, run on the padded view of the same batch. The output has the same shape.
 
-    The keys of the state dict are those of the Hugging Face model behind `model.`.
+    The keys of the state dict are those of the Hugging Face model, after `model.`.
 
     Args:
-        model: the encoder with its head.
-        attention: an attention that transformers knows, for example `sdpa` or `eager`, which makes batches padded;
-            None keeps what the model has, except for transformers' default (`sdpa`), in whose place comes `unpadded`.
+        model: The encoder with its head.
+        attention: The name of an attention in transformers, such as `sdpa` or `eager`, which makes batches padded. None
+            keeps what the model has, but replaces transformers' default (`sdpa`) by `unpadded`.
 
     Raises:
-        ValueError: if the model is a decoder, or mixes positions without an attention mask.
+        ValueError: The model is a decoder, or takes no attention mask.
     """
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
@@ -53,15 +53,15 @@ class FlatNetwork(nn.Module):
                 "choose an encoder with attention, for example bert"
             )
         _check_class(model)
-        # what transformers chose by itself is not somebody's choice
+        # sdpa is transformers' default, not a choice of the user
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
         table = _position_table(model)
         self._first_position = 0
         self.max_length: int | None = None
-        """Tokens of the longest sequence that the position table has room for; None without such a table."""
+        """The longest sequence that fits the position table, in tokens; None without such a table."""
         if table is not None:
-            # RoBERTa-likes give padding a position of its own, and begin after it
+            # RoBERTa-like models give padding a position of its own, and start after it
             self._first_position = 0 if table.padding_idx is None else table.padding_idx + 1
             self.max_length = table.num_embeddings - self._first_position
 
@@ -82,7 +82,7 @@ class FlatNetwork(nn.Module):
 
     @property
     def no_attention(self) -> str | None:
-        """Why it cannot hand over queries, keys and values, and the way out; None if it can."""
+        """Why it cannot give queries, keys and values, and what to do; None if it can."""
         if self.is_unpadded:
             return None
         model_type, attention = self.config.model_type, self.config._attn_implementation
@@ -99,7 +99,7 @@ class FlatNetwork(nn.Module):
         return self.model.num_parameters(only_trainable=only_trainable)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes a folder that `AutoModel...from_pretrained` loads."""
+        """Write a folder that `AutoModel...from_pretrained` loads."""
         self.model.save_pretrained(str(directory))
 
     def _run(
@@ -110,7 +110,7 @@ class FlatNetwork(nn.Module):
         output_hidden_states: bool,
         attention_layers: Collection[int],
     ) -> tuple[Any, EncoderOutput]:
-        """Runs the model, with `select([T, hidden])` in place of the last hidden state where the head looks for it."""
+        """Run the model; its head gets `select([T, hidden])` in place of the last hidden state."""
         longest = max(batch.lengths)
         if self.max_length is not None and longest > self.max_length:
             raise ValueError(
@@ -226,7 +226,7 @@ def _position_table(model: PreTrainedModel) -> nn.Embedding | None:
 
 @contextmanager
 def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
-    """A hook for one call: nothing to copy, pickle or trip over when the model is called by somebody else."""
+    """A hook for one call, so that copies, pickles and other callers of the model never meet it."""
     handle = module.register_forward_hook(hook)
     try:
         yield
@@ -235,7 +235,7 @@ def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any])
 
 
 def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
-    """`[S, 1, hidden]`, the first token of each sequence, to `[S, hidden]` by the encoder's own pooler."""
+    """The encoder's own pooler on the first token of each sequence: `[S, 1, hidden]` to `[S, hidden]`."""
     pooler = getattr(encoder, "pooler", None)
     if pooler is None:
         raise ValueError(f"{type(encoder).__name__} returns a pooler_output and has no `pooler` that makes it")
@@ -249,7 +249,7 @@ class MaskedLMNetwork(FlatNetwork):
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
         super().__init__(model, attention=attention)
-        # whether the head ends in a linear layer whose result are the logits; None until a first batch has shown it
+        # whether the head ends in a linear layer that gives the logits; None until the first batch shows it
         self._ends_in_projection: bool | None = None
 
     def forward(
@@ -261,23 +261,21 @@ class MaskedLMNetwork(FlatNetwork):
         attention_layers: Collection[int] = (),
         project: bool = True,
     ) -> EncoderOutput:
-        """Runs a flat batch.
+        """Run a flat batch.
 
         Args:
             batch: T tokens of S sequences.
-            rows: int64 `[rows]`, the positions in T whose logits are wanted; `all` for every one; None for no logits.
-            output_hidden_states: whether to return the hidden states of every layer.
-            attention_layers: numbers of the blocks, counted from 1, whose queries, keys and values are wanted; only of
-                a network on flat batches.
-            project: whether to multiply out the logits; otherwise the output has `projection` in their place, from
-                which the caller makes them (an architecture whose head does not end in a linear layer gives logits
-                all the same).
+            rows: int64 `[rows]`, the positions in T that need logits; "all" for every one; None for no logits.
+            output_hidden_states: Whether to return the hidden states of all layers.
+            attention_layers: The blocks, counted from 1, whose queries, keys and values to return (flat batches only).
+            project: Whether to multiply out the logits. If not, the output has a `projection` that the caller can
+                multiply out piece by piece (or logits all the same, if the head does not end in a linear layer).
 
         Returns:
-            Logits `[rows, vocabulary]` if asked for, next-sentence logits `[S, 2]` where the model has that head.
+            Logits `[rows, vocabulary]` if requested, and next-sentence logits `[S, 2]` if the model has that head.
 
         Raises:
-            ValueError: if a sequence is longer than the position table, `rows` is none of the above, or the network
+            ValueError: A sequence is longer than the position table, `rows` is not one of the above, or the network
                 cannot give the `attention_layers`.
         """
         if isinstance(rows, str) and rows != "all":
@@ -306,7 +304,7 @@ class MaskedLMNetwork(FlatNetwork):
 
     @contextmanager
     def _deferred_projection(self, *, enabled: bool) -> Iterator[list[Projection]]:
-        """While it lasts, the head's last layer multiplies out one row at most, and what it was given is kept."""
+        """Make the head's last layer multiply out one row at most, and keep what it was given."""
         captured: list[Projection] = []
 
         def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -325,10 +323,10 @@ class MaskedLMNetwork(FlatNetwork):
             handle.remove()
 
     def _is_deferred(self, captured: list[Projection], logits: Tensor) -> bool:
-        """Whether the logits are what the captured projection gives; compared on one row, the first time."""
+        """Whether the captured projection gives the logits; the first batch compares one row."""
         if self._ends_in_projection is None:
             if len(captured) == 1 and len(captured[0].features) == 0:
-                return True  # no row to tell by
+                return True  # without a row there is nothing to compare
             self._ends_in_projection = len(captured) == 1 and len(logits) == 1
             if self._ends_in_projection:
                 first = Projection(captured[0].features[:1], captured[0].weight, captured[0].bias)
@@ -339,15 +337,15 @@ class MaskedLMNetwork(FlatNetwork):
 
 
 class TaskNetwork(FlatNetwork):
-    """An encoder with a task's head: for classes of texts or tokens, answers to questions, or choices.
+    """An encoder with a task's head: for classes of texts or tokens, answers to questions, or multiple choice.
 
     Args:
-        model: the encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
+        model: The encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
             `...ForQuestionAnswering` or `...ForMultipleChoice`, or a class registered for one of these.
-        attention: see `FlatNetwork`.
+        attention: See `FlatNetwork`.
 
     Raises:
-        ValueError: if the model is of another kind, or pools its sequences in an unknown way.
+        ValueError: The model has another head, or pools its sequences in an unknown way.
     """
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
@@ -363,20 +361,19 @@ class TaskNetwork(FlatNetwork):
     def forward(
         self, batch: Batch, *, output_hidden_states: bool = False, attention_layers: Collection[int] = ()
     ) -> EncoderOutput:
-        """Runs a flat batch.
+        """Run a flat batch.
 
         Args:
             batch: T tokens of S sequences.
-            output_hidden_states: whether to return the hidden states of every layer.
-            attention_layers: numbers of the blocks, counted from 1, whose queries, keys and values are wanted; only of
-                a network on flat batches.
+            output_hidden_states: See `MaskedLMNetwork`.
+            attention_layers: See `MaskedLMNetwork`.
 
         Returns:
-            Logits `[S, labels]`, one row a sequence (of choices `[S, 1]`, a score each), or `[T, labels]`, one row a
-            token (of answers `[T, 2]`, how well one begins and ends there).
+            Logits `[S, labels]` for each sequence (`[S, 1]` for choices, a score each) or `[T, labels]` for each token
+            (`[T, 2]` for answers, as the first and the last token of one).
 
         Raises:
-            ValueError: if a sequence is longer than the position table, or the network cannot give the
+            ValueError: A sequence is longer than the position table, or the network cannot give the
                 `attention_layers`.
         """
 
@@ -405,10 +402,10 @@ class TaskNetwork(FlatNetwork):
     def _as_choices(
         self, inputs: dict[str, Any], flatten: Callable[[Tensor], Tensor]
     ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        """Every sequence as a question with one choice, since groups may differ in size."""
+        """Give every sequence as a question with one choice, because groups may differ in size."""
         if self._head == "multiple_choice":
             inputs["input_ids"] = inputs["input_ids"][:, None]
-            if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools what is pooled already
+            if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools once more, over one token
                 inputs["attention_mask"] = inputs["input_ids"].new_ones(1, 1)
         return inputs, flatten
 

@@ -227,11 +227,12 @@ class Pretrained(NetworkSource):
 
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
-        config = self._config()
+        config: Any = self._config()
         names = {model_class.__name__ for model_class in _classes(head, config)}
         if head not in TASK_HEADS or names.isdisjoint(config.architectures or []):
             return None
-        return [str(config.id2label[index]) for index in sorted(config.id2label)]
+        labels: Any = config.id2label
+        return [str(labels[index]) for index in sorted(labels)]
 
     def _config(self, **fields: Any) -> PretrainedConfig:
         try:

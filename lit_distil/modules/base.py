@@ -8,29 +8,26 @@ weighted terms are added.
 from __future__ import annotations
 
 import functools
-import inspect
-import json
 import math
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
-import fsspec
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.files import short_hash
-from lit_distil.models import FromConfig
-from lit_distil.models.sources import Head
+from lit_distil.models import MaskedLMNetwork
+from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.modules.checkpoints import SavedModule
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
-from lit_distil.modules.meters import SumMeters, add_size, step_size
+from lit_distil.modules.meters import add_size, step_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs, with_all_outputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
@@ -54,7 +51,20 @@ def datamodule_of(trainer: Any) -> DataModule:
     return cast(DataModule, data)
 
 
-class EncoderModule(LightningModule):
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards each part has its own mode again."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class EncoderModule(SavedModule):
     """Base of the modules.
 
     A subclass builds its `network` in `build_networks` and runs its networks on a batch in `outputs`.
@@ -77,14 +87,10 @@ class EncoderModule(LightningModule):
         self.guard = StepGuard(max_skipped_steps)
         self.optimizer_factory = optimizer
         self.schedule = schedule
-        self.network: Any = None  # built when the vocabulary and the strategy are known
         self.objectives: nn.ModuleDict = nn.ModuleDict()
         self.latest: dict[str, float] = {}
         """The values logged last."""
-        self.has_network_only = False
-        """Whether `load_from_checkpoint` found nothing but the network to restore."""
         self.stop_requested = self.stop_agreed = False  # on this rank; on all of them (`_count_globally`)
-        self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
         self._global_counts: dict[Countable, int] = {}
         self._last_logged = (0, perf_counter())
         self._configured: list[dict[str, Any]] = []
@@ -97,15 +103,6 @@ class EncoderModule(LightningModule):
         """Build `self.network` and all that belongs to it, unless it exists; the trainer is there."""
 
     @abstractmethod
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build `self.network` with fresh weights from a saved configuration."""
-
-    @property
-    @abstractmethod
-    def network_head(self) -> Head:
-        """The kind of head that the network has."""
-
-    @abstractmethod
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of the trained network and of the teachers, by name."""
 
@@ -114,7 +111,7 @@ class EncoderModule(LightningModule):
         """The objectives, and which teachers each compares with."""
         return LossTerms(dict(cast("dict[str, Objective]", self.objectives).items()))
 
-    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
+    def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Add more sums to `self._meters[stage]`, such as accuracies; called under `no_grad`."""
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
@@ -139,14 +136,6 @@ class EncoderModule(LightningModule):
     def config(self) -> PretrainedConfig:
         """The network's Hugging Face configuration."""
         return self.network.config
-
-    @property
-    def has_trainer(self) -> bool:
-        """Whether a trainer runs the module; none does while a checkpoint is loaded for use."""
-        try:
-            return self.trainer is not None
-        except RuntimeError:
-            return False
 
     # Steps
 
@@ -196,7 +185,7 @@ class EncoderModule(LightningModule):
         for name, objective in self.terms.objectives.items():
             meters.add(f"loss/{name}", sums[name], local_counts[objective.counts])
         with torch.no_grad():
-            self.observe(stage, student, batch)
+            self.observe(stage, student, teachers, batch)
         if stage == "train":  # an evaluation is about the student, not about its batches
             add_size(meters, batch)
         return loss
@@ -266,23 +255,14 @@ class EncoderModule(LightningModule):
         elif gradient_clip_val is not None and gradient_clip_val > 0:
             self.guard.clip(optimizer, gradient_clip_val)
 
-    # Building, saving, loading: the network's own configuration travels with its weights
+    # Building
 
     def configure_model(self) -> None:
-        """Build the networks, once the data module and the strategy are there.
-
-        Raises:
-            ValueError: The module was loaded with its network alone, and shall do more than predict.
-        """
+        """Build the networks, once the data module and the strategy are there."""
         if not self.has_trainer:
             return
         if self.has_network_only:
-            if self.trainer.state.fn != TrainerFn.PREDICTING:
-                raise ValueError(
-                    f"{type(self).__name__}: the checkpoint came from a module built in Python and holds its network "
-                    "alone, which can only predict. Give load_from_checkpoint the other arguments (teacher=..., "
-                    "objectives=...), or build the module anew and give the trainer ckpt_path"
-                )
+            self.check_predicting()
             return
         is_new = self.network is None
         # on the CPU, whatever Lightning would choose: the same seed gives the same weights on any device
@@ -307,75 +287,7 @@ class EncoderModule(LightningModule):
             if objective.is_trained:  # its gradients must be averaged, too
                 fully_shard(objective, mesh=mesh)
 
-    def save_plain_hyperparameters(self) -> None:
-        """Keep the constructor's arguments in the checkpoint, if they came from the command line as plain types.
-
-        A module built in Python got live objects, which a checkpoint that is read with `weights_only` may not hold.
-        """
-        if _given_hyperparameters.get() is not None:  # the only sign of it that Lightning gives
-            self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the network's configuration, so that loading needs neither teacher nor data."""
-        settings = self.network.config.to_dict()
-        settings.pop("transformers_version", None)
-        checkpoint["network"] = {"head": self.network_head, "config": json.dumps(settings, default=str)}
-        # between two logged steps the meters are half full; those of a step that is due are logged right after this
-        if self.has_trainer and self.trainer.global_step % self._log_every:
-            checkpoint["meters"] = self._meters["train"].state(self.trainer)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network of the checkpoint, unless there is one."""
-        if "network" not in checkpoint:
-            raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
-        if self.network is None:
-            saved = checkpoint["network"]
-            self.build_from_saved(saved["head"], json.loads(saved["config"]))
-        if self.has_trainer and "meters" in checkpoint:
-            self._meters["train"].restore(checkpoint["meters"], self.trainer)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: Any, map_location: Any = None, weights_only: bool = True, **arguments: Any
-    ) -> Self:
-        """The module of a checkpoint in eval mode, with the trained network; needs no teacher, data or trainer.
-
-        If the run was started from YAML, the checkpoint holds the constructor's arguments and the module is complete.
-        If the module was built in Python, give its arguments again to have it complete. Without them, a module with a
-        `network` argument is complete all the same, and one with a teacher has its network alone: it predicts.
-
-        Args:
-            checkpoint_path: File, local or on object storage.
-            map_location: Where to put the tensors, as for `torch.load`.
-            weights_only: Refuse everything but plain types in the file.
-            arguments: Arguments of the constructor; they win over those in the checkpoint.
-        """
-        with fsspec.open(str(checkpoint_path), "rb") as stream:
-            saved = torch.load(stream, map_location=map_location, weights_only=weights_only)
-        known = {**saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments}
-        missing = [name for name in _required(cls) if name not in known]
-        if missing == ["network"]:
-            settings = json.loads(saved["network"]["config"])
-            arguments["network"] = FromConfig(settings.pop("model_type"), config=settings)
-        if not missing or missing == ["network"]:
-            module = super().load_from_checkpoint(
-                checkpoint_path, map_location=map_location, weights_only=weights_only, **arguments
-            )
-            return module.eval()
-        module = cls.__new__(cls)
-        plain = next(kind for kind in cls.__mro__ if "__init__" in vars(kind) and not _required(kind))
-        plain.__init__(module)  # type: ignore[misc]
-        module.has_network_only = True
-        module.on_load_checkpoint(saved)
-        weights = {name: value for name, value in saved["state_dict"].items() if name.startswith("network.")}
-        module.load_state_dict(weights)
-        return module.to(next(iter(weights.values())).device).eval()
-
     # Logging
-
-    @property
-    def _log_every(self) -> int:
-        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
@@ -434,7 +346,55 @@ class EncoderModule(LightningModule):
         return sum(objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms)
 
 
-def _required(kind: type) -> list[str]:
-    """Names of the constructor's arguments without a default."""
-    parameters = inspect.signature(kind).parameters.values()
-    return [each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+class LanguageModelModule(EncoderModule):
+    """What pretraining and distillation share: a masked-LM network and the metrics of its predictions."""
+
+    network: MaskedLMNetwork | None
+    head: Head = "masked_lm"
+
+    @property
+    def network_head(self) -> Head:
+        """`masked_lm`, or `pretraining` with a next-sentence head."""
+        return self.head
+
+    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
+        """Build the network of a checkpoint."""
+        self.head = head
+        self.network = MaskedLMNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
+
+    def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
+        """Accuracy on the masked tokens."""
+        if labels is not None:
+            self._meters[stage].add("masked_accuracy", (student.argmax(-1) == labels).sum(), len(labels))
+
+    def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
+        """Accuracy of next-sentence prediction."""
+        meters = self._meters[stage]
+        if student.next_sentence_logits is not None and batch.next_sentence_labels is not None:
+            correct = (student.next_sentence_logits.argmax(-1) == batch.next_sentence_labels).sum()
+            meters.add("next_sentence_accuracy", correct, batch.num_sequences)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """The five likeliest tokens at each masked position, in their order: ids and probabilities."""
+        assert self.network is not None
+        if batch.masked_positions is None or batch.masked_labels is None:
+            raise ValueError("data.masking: predicting masked tokens needs a masking strategy")
+        output = self.network(batch, rows=batch.masked_positions)
+        top = torch.softmax(output.logits.float(), -1).topk(5)
+        sequence = torch.searchsorted(batch.cu_seq_lens.long(), batch.masked_positions, right=True) - 1
+        first = batch.cu_seq_lens.long()[sequence]
+        return [
+            {
+                "sample": int(batch.sample_ids[sequence[i]]),
+                "position": int(batch.masked_positions[i] - first[i]),
+                "label_id": int(batch.masked_labels[i]),
+                "top_ids": top.indices[i].tolist(),
+                "top_probabilities": top.values[i].tolist(),
+            }
+            for i in range(len(sequence))
+        ]
+
+    def forward(self, batch: Batch) -> Tensor | None:
+        """Logits of every real token, `[T, vocabulary]`."""
+        assert self.network is not None
+        return self.network(batch, rows="all").logits

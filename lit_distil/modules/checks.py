@@ -27,9 +27,9 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataMod
         ValueError: The padding ids differ, the logits have different widths, or a sequence is longer than a position
             table.
     """
+    check_beside_cache(student, _num_logits(teacher), data)
     check_padding_id("teacher", teacher, data.vocabulary)
     check_length("teacher", teacher, data)
-    check_beside_cache(student, _num_logits(teacher), data)
     ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
     has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
     if has_segments and theirs > 1 >= ours:

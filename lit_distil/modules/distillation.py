@@ -8,9 +8,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_distil.console import progress_bar
 from lit_distil.models import MaskedLMNetwork, NetworkSource, StudentInitialisation
 from lit_distil.models.students import CopyRecord
-from lit_distil.modules.base import Stage
+from lit_distil.modules.base import LanguageModelModule, Stage, eval_mode
 from lit_distil.modules.cached_teacher import CachedTeacher, teacher_identity
 from lit_distil.modules.checks import (
     cache_folders,
@@ -22,7 +23,6 @@ from lit_distil.modules.checks import (
     check_pair,
     check_static_masks,
 )
-from lit_distil.modules.masked_lm import LanguageModelModule
 from lit_distil.modules.teachers import StudentModule, Teacher, load_teacher
 from lit_distil.objectives import Objective
 from lit_distil.objectives.functional import soft_target_kl
@@ -197,13 +197,11 @@ class DistillationModule(StudentModule, LanguageModelModule):
             return
         loader, limit = self.data.val_dataloader(), trainer.limit_val_batches
         num_batches = limit if isinstance(limit, int) else int(len(loader) * limit)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        for _, batch in zip(range(num_batches), loader, strict=False):
-            with trainer.precision_plugin.val_step_context():
+        is_quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
+        bar = progress_bar(range(num_batches), desc="untrained student", unit="batch", disable=is_quiet, leave=False)
+        with eval_mode(self), trainer.precision_plugin.val_step_context():
+            for _, batch in zip(bar, loader, strict=False):
                 self._evaluate("val", batch.to(self.device))
-        for module, mode in modes:
-            module.training = mode
         # in float32, as Lightning logs
         values = {name: torch.tensor(value).item() for name, value in self._evaluation_values("val").items()}
         for logger in trainer.loggers:

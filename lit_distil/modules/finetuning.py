@@ -120,7 +120,7 @@ class TaskModule(EncoderModule):
         outputs = self.task.predict(logits.float().cpu(), batch, [dataset.features[n] for n in indices])
         return list(zip(indices, outputs, strict=True))
 
-    def observe(self, stage: Stage, student: EncoderOutput, batch: Batch) -> None:
+    def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Keep what the metrics of an evaluation need; in training, count the right predictions of the batch."""
         if student.logits is None:
             return

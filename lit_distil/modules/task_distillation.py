@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
@@ -19,7 +17,7 @@ from lit_distil.objectives import Objective, TaskLoss, TaskSoftTargetLoss
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
 from lit_distil.tasks import Task
-from lit_distil.types import Batch, Countable, EncoderOutput
+from lit_distil.types import Batch, EncoderOutput
 
 
 def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) -> None:
@@ -152,22 +150,11 @@ class TaskDistillationModule(StudentModule, TaskModule):
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, **ours), teachers
 
-    def _combine(
-        self,
-        stage: Stage,
-        student: EncoderOutput,
-        teachers: TeacherOutputs,
-        batch: Batch,
-        counts: dict[Countable, int],
-    ) -> Tensor:
-        loss = super()._combine(stage, student, teachers, batch, counts)
-        if teachers:
-            with torch.no_grad():
-                self._observe_pair(stage, student, teachers, batch)
-        return loss
-
-    def _observe_pair(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Agreement and distance of student and teacher at temperature 1, and the teacher's predictions once."""
+    def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
+        """Also how far student and teacher agree, at temperature 1, and once the teacher's predictions."""
+        super().observe(stage, student, teachers, batch)
+        if not teachers:
+            return
         kind, meters, count = self.task.label_kind, self._meters[stage], batch.counts["labels"]
         ours, all_theirs = student.logits, [output.logits for output in teachers.values() if output.logits is not None]
         assert ours is not None and all_theirs

@@ -1,8 +1,8 @@
 """The mathematics of the objectives: pure functions from tensors to one number.
 
 Each returns a **sum over rows** (positions, sequences), never a mean: the caller divides by the number of items in the
-global batch, so that the gradient does not depend on how that batch was cut over ranks and micro-batches. Zero rows
-give zero, with a graph. Whatever the input's precision, the arithmetic is at least float32; the teacher is a constant.
+global batch, so the gradient does not depend on how that batch was cut over ranks and micro-batches. Zero rows give
+zero, with a graph. The arithmetic is in float32 at least, whatever the input; the teacher takes no gradient.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from torch.autograd.function import once_differentiable
 from lit_distil.types import IGNORE_INDEX
 
 DOUBLE_ABOVE_TEMPERATURE = 32.0
-"""Softened distributions are taken in float64 above this temperature. There the two are so nearly equal that their
-divergence, multiplied by T², is lost in the rounding of float32 (it gave −5.96 at T = 1e4)."""
+"""Above this temperature softened distributions are taken in float64. They are so nearly equal there that float32
+rounds their divergence away before T² multiplies it (it gave −5.96 at T = 1e4)."""
 
 _CPU_CHUNK_BYTES = 2**18
-"""Rows are worked through in pieces: on a CPU of this size for each thread, so that they stay in its cache."""
+"""Size of a piece of rows on a CPU, for each thread: it stays in the cache."""
 
 _DEVICE_CHUNK_BYTES = 2**28
-"""The same on an accelerator: few kernel launches, and no temporary of the size of the logits."""
+"""The same on an accelerator: few kernel launches, and no temporary as large as the logits."""
 
 
 def soft_target_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of the student from the teacher's softened distribution, times T².
 
-    `T² · Σ_rows Σ_v p_t(v) · (log p_t(v) − log p_s(v))`, with `p = softmax(logits / T)`. The gradient with respect to
-    the student's logits, `T · (p_s − p_t)`, keeps its scale whatever T is (Hinton et al. 2015, section 2): that is what
-    T² is for. As T grows it becomes that of matching the logits (section 2.1). It is taken in closed form, worked out
-    again in the backward pass rather than stored: about a third of plain autograd's time on a CPU, and no buffer of the
-    size of the logits lives between the two passes.
+    `T² · Σ_rows Σ_v p_t(v) · (log p_t(v) − log p_s(v))`, with `p = softmax(logits / T)`. Thanks to T² the gradient
+    with respect to the student's logits, `T · (p_s − p_t)`, keeps its scale for any T (Hinton et al. 2015, section 2).
+    As T grows it becomes that of matching the logits (section 2.1). It is taken in closed form in the backward pass:
+    that takes about a third of plain autograd's time on a CPU, and keeps no buffer as large as the logits.
 
     Args:
         student_logits: `[rows, vocabulary]`.
@@ -175,13 +174,13 @@ def check_beta(beta: float) -> float:
 
 
 class _SoftTargetKL(torch.autograd.Function):
-    """`soft_target_kl` with its closed-form gradient, both taken over pieces of rows."""
+    """`soft_target_kl` with its closed-form gradient, both a piece of rows at a time."""
 
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
         dtype = working_dtype(student_logits, temperature)
         per_row = student_logits.new_empty(student_logits.shape[0], dtype=dtype)
-        # of each row, for the backward pass: the largest logit and the sum of exponentials, of student and teacher
+        # for the backward pass: each row's largest logit and sum of exponentials, of student and teacher
         statistics = student_logits.new_empty(4, student_logits.shape[0], 1, dtype=dtype)
         for rows in row_chunks(student_logits, dtype):
             student_max = student_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
@@ -218,7 +217,7 @@ def _shifted(logits: Tensor, largest: Tensor, temperature: float) -> Tensor:
 
 
 def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
-    """Pieces of the rows of `[rows, vocabulary]` that stay in the cache while they are worked on at this precision."""
+    """Pieces of the rows of `[rows, vocabulary]`, small enough for the cache at this precision."""
     num_rows, width = logits.shape
     row_bytes = max(1, width * dtype.itemsize)
     on_cpu = logits.device.type == "cpu"
@@ -231,12 +230,12 @@ def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _scaled(divergence: Tensor, temperature: float, logits: Tensor) -> Tensor:
-    """Times T², back at the precision that the caller expects."""
+    """Times T², in the precision that the caller expects."""
     return (divergence * temperature**2).to(working_dtype(logits, 1.0))
 
 
 def working_dtype(logits: Tensor, temperature: float) -> torch.dtype:
-    """The precision that these logits are worked on with: float32 at least, float64 at high temperatures."""
+    """The precision for these logits: float32 at least, float64 at high temperatures."""
     if temperature > DOUBLE_ABOVE_TEMPERATURE:
         return torch.float64
     return torch.promote_types(logits.dtype, torch.float32)
@@ -290,7 +289,7 @@ def add_soft_target_gradient(
             if dtype == gradient.dtype:
                 gradient[rows].addcmul_(student_exp, factor / student_sum)
                 gradient[rows].addcmul_(teacher_exp, -factor / teacher_sum)
-            else:  # at high temperatures the two are nearly equal: subtracted before they are rounded
+            else:  # nearly equal at high temperatures: subtract before rounding
                 student_share = student_exp.mul_(factor / student_sum)
                 gradient[rows].add_(student_share.sub_(teacher_exp.mul_(factor / teacher_sum)))
     return total * temperature**2

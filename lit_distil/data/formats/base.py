@@ -1,4 +1,4 @@
-"""Formats of one text: RoBERTa's FULL-SENTENCES and DOC-SENTENCES (section 4.2), and a line for each sequence."""
+"""What a format is, and the formats of one text: RoBERTa's FULL-SENTENCES and DOC-SENTENCES, and one line each."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.data.corpus.corpus import TokenCorpus
+from lit_distil.data.randomness import Ints
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceTable:
-    """Sequences as lists of pieces; a piece is a contiguous range of the corpus' tokens.
+    """Sequences as lists of pieces; a piece is a range of neighbouring tokens of the corpus.
 
-    A sequence is laid out as `[CLS] piece 0 [SEP] piece 1 [SEP] ...`.
+    A sequence becomes `[CLS] piece 0 [SEP] piece 1 [SEP] ...`.
 
     Attributes:
         piece_starts: int64 `[P]`, first token of each piece.
         piece_ends: int64 `[P]`, exclusive end of each piece; no piece is empty.
         offsets: int64 `[num_sequences + 1]`; the pieces of sequence i are `offsets[i]:offsets[i + 1]`, at least one.
-        next_sentence_labels: int8 `[num_sequences]`, 0 = is next, 1 = random; None where the format has none.
+        next_sentence_labels: int8 `[num_sequences]`, 0 = is next, 1 = random; None if the format has no such labels.
     """
 
-    piece_starts: NDArray[np.int64]
-    piece_ends: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    piece_starts: Ints
+    piece_ends: Ints
+    offsets: Ints
     next_sentence_labels: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @cached_property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """int64 `[num_sequences]`: tokens of each sequence, special tokens included."""
         before = np.concatenate([[0], np.cumsum(self.piece_ends - self.piece_starts + 1)])
         return np.diff(before[self.offsets]) + 1
@@ -44,12 +45,12 @@ class SequenceTable:
 class SequenceFormat(ABC):
     """How documents become sequences.
 
-    A subclass says which units go together in `arrange`; `build` checks what goes in and what comes out.
+    A subclass decides in `arrange` which units go together; `build` checks the input and the result.
 
     Attributes:
-        has_segments: Whether the two pieces of a sequence are told apart by token type ids 0 and 1.
-        has_next_sentence: Whether sequences carry a label for next-sentence prediction.
-        num_special_tokens: Fewest special tokens that a sequence has.
+        has_segments: Whether sequences have two pieces with token type ids 0 and 1.
+        has_next_sentence: Whether sequences have a label for next-sentence prediction.
+        num_special_tokens: Fewest special tokens of a sequence.
     """
 
     has_segments: bool = False
@@ -60,15 +61,15 @@ class SequenceFormat(ABC):
         """The sequences of a corpus.
 
         Args:
-            corpus: The tokens with the ends of units and documents.
+            corpus: The tokens, with the ends of units and documents.
             max_length: Most tokens of a sequence, special tokens included.
-            seed: Seed of the random choices, where a format makes some.
+            seed: Seed of the random choices, if the format makes any.
 
         Returns:
             The table of sequences, in the corpus' order.
 
         Raises:
-            ValueError: If `max_length` leaves no room for text, or the corpus gives no sequence.
+            ValueError: `max_length` leaves no room for text, or the corpus gives no sequence.
         """
         least = self.num_special_tokens + (2 if self.has_segments else 1)
         if max_length < least:
@@ -90,45 +91,43 @@ class SequenceFormat(ABC):
         """The sequences of a corpus that is not empty; the arguments are those of `build`."""
 
 
-def _fill(corpus: TokenCorpus, max_length: int, *, cross_documents: bool) -> SequenceTable:
-    """Fill sequences with contiguous units, as many as fit; each document in a sequence is a piece."""
-    from lit_distil.data.formats import kernels  # compiled; slow to import
-
-    return SequenceTable(*kernels.fill(corpus.unit_ends, corpus.document_ends, max_length, cross_documents))
-
-
 class FullSentences(SequenceFormat):
-    """RoBERTa's FULL-SENTENCES: contiguous units up to `max_length`, across documents with an extra separator.
+    """RoBERTa's FULL-SENTENCES: neighbouring units up to `max_length`, across documents with an extra separator.
 
-    A unit that does not fit begins the next sequence; one longer than a whole sequence is cut. There is no
+    A unit that does not fit begins the next sequence; one that is longer than a whole sequence is cut. There is no
     next-sentence prediction. No token is lost or repeated.
     """
 
+    _cross_documents = True
+
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-        """Sequences of one or more documents, a piece for each."""
-        return _fill(corpus, max_length, cross_documents=True)
+        """As many units as fit into each sequence, with a piece for each document."""
+        from lit_distil.data.formats import kernels  # compiled; slow to import
+
+        return SequenceTable(*kernels.fill(corpus.unit_ends, corpus.document_ends, max_length, self._cross_documents))
 
 
-class DocSentences(SequenceFormat):
+class DocSentences(FullSentences):
     """RoBERTa's DOC-SENTENCES: as `FullSentences`, but a sequence never crosses the end of a document.
 
-    The last sequence of a document may be short, so that a batch of a fixed number of sequences has fewer tokens.
+    The last sequence of a document may be short, so batches of a fixed number of sequences have fewer tokens.
     """
 
-    def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-        """Sequences of one piece."""
-        return _fill(corpus, max_length, cross_documents=False)
+    _cross_documents = False
 
 
 class LinePerSequence(SequenceFormat):
-    """One unit is one sequence; a unit that is too long is cut into several, with a warning that counts them."""
+    """Each unit is a sequence; a unit that is too long is cut into several, and a warning says how many were."""
 
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
         """Sequences of one piece."""
-        from lit_distil.data.formats import kernels  # compiled; slow to import
-
-        starts, ends = kernels.cut_units(corpus.unit_ends, max_length - 2)
-        num_long = int((np.diff(corpus.unit_ends, prepend=0) > max_length - 2).sum())
+        room, unit_ends = max_length - 2, corpus.unit_ends
+        lengths = np.diff(unit_ends, prepend=0)
+        num_parts = -(-lengths // room)
+        part = np.arange(num_parts.sum()) - np.repeat(np.cumsum(num_parts) - num_parts, num_parts)
+        starts = np.repeat(unit_ends - lengths, num_parts) + part * room
+        ends = np.minimum(starts + room, np.repeat(unit_ends, num_parts))
+        num_long = int((lengths > room).sum())
         if num_long:
             warnings.warn(
                 f"{num_long} of {corpus.num_units} units are longer than max_length {max_length} and were cut",

@@ -13,58 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.data.compiling import compiled
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from lit_distil.data.randomness import Bools, Ints
 
 # Sequences of one text
 
 
 @compiled
-def cut_units(unit_ends: Ints, room: int) -> tuple[Ints, Ints]:
-    """Cut every unit that is longer than `room` tokens into parts of `room` and a rest.
-
-    Args:
-        unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
-        room: Most tokens of a part.
-
-    Returns:
-        First token and exclusive end of each part, int64 `[P]`.
-    """
-    num_parts = _count_parts(unit_ends, room)
-    starts, ends = np.empty(num_parts, dtype=np.int64), np.empty(num_parts, dtype=np.int64)
-    part = start = 0
-    for end in unit_ends:
-        while start < end:
-            starts[part] = start
-            start = min(start + room, end)
-            ends[part] = start
-            part += 1
-    return starts, ends
-
-
-@compiled
 def fill(unit_ends: Ints, document_ends: Ints, max_length: int, cross_documents: bool) -> tuple[Ints, Ints, Ints]:
-    """Fill sequences with contiguous units, as many as fit; each document in a sequence is a piece.
+    """Fill sequences with neighbouring units, as many as fit; each document in a sequence is a piece.
 
-    A unit that is longer than a sequence is cut as `cut_units` does.
+    A unit that is longer than a sequence is cut into parts of full length and a rest.
 
     Args:
         unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens; none is empty.
         document_ends: int64 `[D]`, exclusive end of each document, counted in units; none is empty.
         max_length: Most tokens of a sequence: a [CLS], its tokens and a [SEP] for each piece.
-        cross_documents: Whether a sequence goes on with the next document.
+        cross_documents: Whether a sequence may continue with the next document.
 
     Returns:
         `piece_starts`, `piece_ends` and `offsets` of a `SequenceTable`.
     """
     room = max_length - 2
-    num_parts = _count_parts(unit_ends, room)
-    # as many as there could be; what is not written to takes no memory
+    num_parts = start = 0
+    for end in unit_ends:
+        num_parts += (end - start + room - 1) // room
+        start = end
+    # as many as there could be; what is never written takes no memory
     piece_starts, piece_ends = np.empty(num_parts, dtype=np.int64), np.empty(num_parts, dtype=np.int64)
     offsets = np.empty(num_parts + 1, dtype=np.int64)
     sequence, piece, unit, start = -1, -1, 0, 0
-    used = max_length  # tokens of the sequence with its special ones; the first part begins one
+    used = max_length  # tokens of the sequence with special ones; full, so that the first part begins a sequence
     for document_end in document_ends:
         begins_document = True
         while unit < document_end:
@@ -90,14 +68,7 @@ def fill(unit_ends: Ints, document_ends: Ints, max_length: int, cross_documents:
     return piece_starts[: piece + 1].copy(), piece_ends[: piece + 1].copy(), offsets[: sequence + 2].copy()
 
 
-@compiled
-def _count_parts(unit_ends: Ints, room: int) -> int:
-    num_parts = start = 0
-    for end in unit_ends:
-        num_parts += (end - start + room - 1) // room
-        start = end
-    return num_parts
-
+# Random numbers: a state has 624 words of 32 bits and the index of the next one, all as int64.
 
 IS_NEXT, IS_RANDOM = 0, 1
 
@@ -115,12 +86,9 @@ def _first_state() -> Ints:
 _FIRST_STATE = _first_state()
 
 
-# Random numbers. A state has 624 words of 32 bits and the place of the next one, all in int64.
-
-
 @compiled
 def seed_state(state: Ints, seed: int) -> None:
-    """What `random.Random(seed)` begins with, for a seed from 0 to 2^63 - 1."""
+    """Set the state that `random.Random(seed)` begins with, for a seed from 0 to 2^63 - 1."""
     state[:] = _FIRST_STATE
     keys = (seed & _WORD, seed >> 32)
     num_keys = 2 if keys[1] else 1
@@ -180,7 +148,7 @@ def below(state: Ints, size: int) -> int:
 
 @compiled
 def count_heads(state: Ints, tosses: int) -> int:
-    """`Random.getrandbits(tosses).bit_count()`, or 0 without a toss."""
+    """`Random.getrandbits(tosses).bit_count()`, or 0 if there are no tosses."""
     heads = 0
     while tosses > 0:
         word = _next_word(state)
@@ -198,12 +166,13 @@ def count_heads(state: Ints, tosses: int) -> int:
 
 @compiled
 def truncate_pair(pair: Ints, room: int, state: Ints) -> None:
-    """Shorten two ranges to `room` tokens together, as BERT does: token by token from the longer one (the second where
-    they are equally long), from its front or its back at random.
+    """Shorten two ranges to `room` tokens together, as BERT does.
+
+    Tokens are removed one by one from the longer range (the second if both are equal), at its front or back at random.
 
     Args:
         pair: int64 `[2, 2]`, start and exclusive end of both, changed in place.
-        room: Most tokens of both.
+        room: Most tokens of both together.
         state: Random numbers.
     """
     length, other_length = pair[0, 1] - pair[0, 0], pair[1, 1] - pair[1, 0]
@@ -223,12 +192,12 @@ def truncate_pair(pair: Ints, room: int, state: Ints) -> None:
 def segment_pairs(
     unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int, short_seq_prob: float, random_next_prob: float
 ) -> tuple[Ints, NDArray[np.int8]]:
-    """The pairs of BERT's `create_instances_from_document`, with one target length a document, as there.
+    """The pairs of BERT's `create_instances_from_document`, with one target length for each document, as there.
 
     Args:
         unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
         document_ends: int64 `[D]`, exclusive end of each document, counted in units; at least two.
-        seeds: int64 `[D]`, of the random numbers of each document.
+        seeds: int64 `[D]`, a seed for each document.
         room: Most tokens of a pair, without special tokens.
         short_seq_prob: Share of documents whose target length is drawn from 2 to the maximum.
         random_next_prob: Chance of a random second segment where there is a choice.
@@ -254,13 +223,13 @@ def segment_pairs(
             if cut == unit or uniform(state) < random_next_prob:
                 other, other_stop = _random_unit(document_ends, document, state)
                 other_start, other_end = _token(unit_ends, other), unit_ends[other]
-                # until enough tokens are there or that document ends
+                # until there are enough tokens or the other document ends
                 while other + 1 < other_stop and other_end - other_start < target - (cut_token - start):
                     other += 1
                     other_end = unit_ends[other]
                 pairs[count, 1] = other_start, other_end
                 labels[count] = IS_RANDOM
-                unit = cut  # put back what the second would have been
+                unit = cut  # put back the units that the second segment would have had
             else:
                 pairs[count, 1] = cut_token, end
                 labels[count] = IS_NEXT
@@ -298,7 +267,7 @@ def sentence_pairs(
 
 @compiled
 def _room_for(num_pairs: int) -> tuple[Ints, NDArray[np.int8], Ints]:
-    """Arrays for as many pairs as there could be (what is not written to takes no memory), and for random numbers."""
+    """Arrays for as many pairs as there could be (what is never written takes no memory), and for random numbers."""
     pairs = np.empty((num_pairs, 2, 2), dtype=np.int64)
     return pairs, np.empty(num_pairs, dtype=np.int8), np.empty(_N + 1, dtype=np.int64)
 
@@ -311,7 +280,7 @@ def _token(unit_ends: Ints, unit: int) -> int:
 
 @compiled
 def _random_unit(document_ends: Ints, document: int, state: Ints) -> tuple[int, int]:
-    """A random unit of a random other document, and the exclusive end of that document's units."""
+    """A random unit of another random document, and the exclusive end of that document's units."""
     other = below(state, len(document_ends) - 1)
     if other >= document:
         other += 1
@@ -322,15 +291,15 @@ def _random_unit(document_ends: Ints, document: int, state: Ints) -> tuple[int, 
 # Batches
 
 
-class Assembled(NamedTuple):
-    """The tokens of a batch, S sequences end to end.
+class FlatTokens(NamedTuple):
+    """The tokens of a batch: S sequences end to end.
 
     Attributes:
         ids: int64 `[T]`.
         position_ids: int64 `[T]`, counted from 0 within each sequence.
-        segments: int64 `[T]`, 0 in the first piece of a sequence and 1 in the others; empty if not asked for.
+        segments: int64 `[T]`, 0 in the first piece of a sequence and 1 in the others; empty if not needed.
         is_ordinary: bool `[T]`, False for special tokens.
-        word_starts: bool `[T]`, whether a token begins a word, as every special token does.
+        word_starts: bool `[T]`, whether a token begins a word; True for special tokens.
     """
 
     ids: Ints
@@ -351,19 +320,19 @@ def assemble(
     sep: int,
     is_ordinary: Bools,
     has_segments: bool,
-) -> Assembled:
+) -> FlatTokens:
     """Put [CLS] before each sequence and [SEP] after each of its pieces.
 
     Args:
-        tokens: uint16 or uint32 `[N]`, among which all pieces stand.
+        tokens: uint16 or uint32 `[N]`, tokens of the corpus that include all pieces.
         word_starts: bool `[N]`, whether each begins a word.
-        piece_starts: int64 `[P]`, where they stand.
+        piece_starts: int64 `[P]`, where each piece begins in `tokens`.
         piece_lengths: int64 `[P]`.
         num_pieces: int64 `[S]`, how many of the pieces each sequence has.
         cls: Id of [CLS].
         sep: Id of [SEP].
         is_ordinary: bool `[vocabulary]`, False for special ids.
-        has_segments: Whether segments are asked for.
+        has_segments: Whether segments are needed.
     """
     total = piece_lengths.sum() + len(piece_lengths) + len(num_pieces)
     ids, position_ids = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
@@ -390,4 +359,4 @@ def assemble(
         own_positions = position_ids[start:place]
         for position in range(len(own_positions)):
             own_positions[position] = position
-    return Assembled(ids, position_ids, segments, ordinary, begins_word)
+    return FlatTokens(ids, position_ids, segments, ordinary, begins_word)

@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 
 from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.formats.base import SequenceFormat, SequenceTable
-from lit_distil.data.randomness import hash_words
-
-Ints = NDArray[np.int64]
+from lit_distil.data.randomness import Ints, hash_words
 
 
 class _PairFormat(SequenceFormat):
-    """What the two formats with next-sentence prediction share: checks, copies with their seeds, the table."""
+    """What both formats share: the checks, the seed of each document in each copy, and the table."""
 
     has_segments = True
     has_next_sentence = True
@@ -37,8 +35,8 @@ class _PairFormat(SequenceFormat):
         Args:
             unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
             document_ends: int64 `[D]`, exclusive end of each document, counted in units.
-            seeds: int64 `[D]`, of the random numbers of each document.
-            room: Most tokens of a pair.
+            seeds: int64 `[D]`, a seed for each document.
+            room: Most tokens of a pair, without special tokens.
 
         Returns:
             Start and exclusive end of both texts, int64 `[pairs, 2, 2]`, and int8 `[pairs]`.
@@ -66,7 +64,7 @@ class _PairFormat(SequenceFormat):
             )
         found, labels = [], []
         for copy in range(self.copies):
-            seeds = _document_seeds(seed, num_documents, copy)
+            seeds = document_seeds(seed, num_documents, copy)
             pairs, copy_labels = self.pairs(unit_ends, document_ends, seeds, max_length - self.num_special_tokens)
             found.append(pairs.reshape(-1, 2))
             labels.append(copy_labels)
@@ -75,8 +73,8 @@ class _PairFormat(SequenceFormat):
         return SequenceTable(pieces[:, 0].copy(), pieces[:, 1].copy(), offsets, np.concatenate(labels))
 
 
-def _document_seeds(seed: int, num_documents: int, copy: int) -> Ints:
-    """`derive_seed(seed, document)`, or of the copy too where it is not the first, for all documents."""
+def document_seeds(seed: int, num_documents: int, copy: int) -> Ints:
+    """`derive_seed(seed, document)` for all documents, or `derive_seed(seed, document, copy)` after the first copy."""
     documents = np.arange(num_documents)
     words = hash_words(seed, documents, copy) if copy else hash_words(seed, documents)
     return (words >> np.uint64(1)).astype(np.int64)
@@ -85,15 +83,16 @@ def _document_seeds(seed: int, num_documents: int, copy: int) -> Ints:
 class SegmentPair(_PairFormat):
     """BERT's SEGMENT-PAIR: two segments of several units each, for next-sentence prediction (Devlin et al., A.2).
 
-    Units of a document are gathered up to a target length and cut at a random unit into A and B. B is the continuation
-    (label 0), or a run of units of another document (label 1) with `random_next_prob` and always where there is only
-    one unit; then the units that B would have had are put back. Pairs longer than `max_length` are truncated.
+    Units of a document are gathered up to a target length and cut at a random unit into A and B. With probability
+    `random_next_prob`, and always if there is only one unit, B is replaced by units of another document (label 1), and
+    the units that B would have had are put back. Otherwise B is what follows A (label 0). Pairs longer than
+    `max_length` are truncated.
 
     Args:
-        short_seq_prob: Share of pairs whose target length is drawn from 2 to the maximum.
-        random_next_prob: Chance of a random B where there is a choice.
-        copies: How often the corpus is gone through, each time with other cuts and random segments: the
-            `dupe_factor` of BERT's code, which is 10 there. An epoch is all copies.
+        short_seq_prob: Share of documents whose target length is drawn from 2 to the maximum.
+        random_next_prob: Chance of a random B if there is a choice.
+        copies: How many times to go through the corpus, each time with other cuts and random segments (`dupe_factor`
+            of BERT's code, 10 there). An epoch is all copies.
     """
 
     def __init__(self, short_seq_prob: float = 0.1, random_next_prob: float = 0.5, copies: int = 1) -> None:
@@ -103,7 +102,7 @@ class SegmentPair(_PairFormat):
         self.short_seq_prob = short_seq_prob
 
     def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
-        """BERT's `create_instances_from_document`; one target length a document, as there."""
+        """Pairs as BERT's `create_instances_from_document` makes them."""
         from lit_distil.data.formats import kernels  # compiled; slow to import
 
         return kernels.segment_pairs(
@@ -114,13 +113,13 @@ class SegmentPair(_PairFormat):
 class SentencePair(_PairFormat):
     """RoBERTa's SENTENCE-PAIR: two single units instead of segments, for next-sentence prediction.
 
-    A unit is paired with the one after it (label 0), which is then used up, or with one of another document (label 1)
-    with `random_next_prob` and always at the end of its document; then the unit after it begins the next pair. These
-    sequences are much shorter than `max_length`: take bigger batches to keep the tokens of a step equal.
+    With probability `random_next_prob`, and always at the end of a document, a unit is paired with one of another
+    document (label 1), and the unit after it begins the next pair. Otherwise it is paired with the unit after it
+    (label 0). These sequences are much shorter than `max_length`: use bigger batches for the same tokens in a step.
 
     Args:
-        random_next_prob: Chance of a random second unit where there is a choice.
-        copies: How often the corpus is gone through, each time with other pairs. An epoch is all copies.
+        random_next_prob: Chance of a random second unit if there is a choice.
+        copies: How many times to go through the corpus, each time with other pairs. An epoch is all copies.
     """
 
     def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:

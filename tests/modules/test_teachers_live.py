@@ -13,8 +13,8 @@ from transformers import AutoModelForMaskedLM
 
 from lit_distil.models import EveryOther, Pretrained
 from lit_distil.modules import FineTuningModule, MaskedLMModule
+from tests.modules.test_checkpoints import task_data
 from tests.modules.test_distillation import assert_equal, make_data, make_module, make_trainer, teacher_of, weights_of
-from tests.modules.test_loading import task_data
 from tests.workspace import Workspace
 
 

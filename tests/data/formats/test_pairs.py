@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from lit_distil.data import SegmentPair, SentencePair
 from lit_distil.data.formats import kernels as pairing
-from lit_distil.data.formats.pairs import _document_seeds
+from lit_distil.data.formats.pairs import document_seeds
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus
-from tests.data.pairs import generator, truncate_by_hand, truncated
+from tests.data.formats.shortening import generator, truncate_by_hand, truncated
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63 - 1, derive_seed(3, 4)])
@@ -38,8 +38,8 @@ def test_pairs_are_shortened_as_written_down_by_hand(a, b, room, seed):
 
 
 def test_each_document_and_copy_has_the_seed_that_it_always_had():
-    assert _document_seeds(7, 5, 0).tolist() == [derive_seed(7, document) for document in range(5)]
-    assert _document_seeds(7, 5, 3).tolist() == [derive_seed(7, document, 3) for document in range(5)]
+    assert document_seeds(7, 5, 0).tolist() == [derive_seed(7, document) for document in range(5)]
+    assert document_seeds(7, 5, 3).tolist() == [derive_seed(7, document, 3) for document in range(5)]
 
 
 def sentence_pairs_by_hand(documents, max_length, seed, random_next_prob):

@@ -1,33 +1,30 @@
-"""The terms together: one pass or one by one, several teachers, settings that change, shares of the gradient."""
+"""The terms together: in one pass or one by one, which teachers they compare with, what they need, their gradients."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_distil.models import EveryOther, Pretrained
 from lit_distil.objectives import (
+    AttentionLoss,
     HiddenCosineLoss,
     HiddenMSELoss,
     LogitObjective,
     MaskedLMLoss,
+    Objective,
+    RelationLoss,
     SoftTargetLoss,
     TeacherLabelLoss,
 )
 from lit_distil.objectives.terms import LossTerms, with_all_outputs
 from lit_distil.schedules import LinearRamp, Stages
 from lit_distil.types import Batch, EncoderOutput, Projection
-from tests.modules.test_distillation import make_data, make_module, make_trainer
 from tests.objectives.examples import make_batch, make_output
-from tests.workspace import Workspace
 
 
 def deferred(output: EncoderOutput, batch: Batch) -> EncoderOutput:
@@ -177,31 +174,6 @@ def test_a_term_that_does_not_say_which_of_several_teachers_is_an_error() -> Non
     )
 
 
-class Recorder(Callback):
-    """Keeps what the first objective's settings were in each step."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, float]] = []
-
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        soft = pl_module.objectives["soft"]
-        self.seen.append((soft.weight, soft.temperature))
-
-
-def test_weight_and_temperature_follow_their_schedules_and_come_to_rest_in_evaluation(
-    workspace: Workspace, tmp_path: Path
-) -> None:
-    soft = SoftTargetLoss(LinearRamp(4.0, 1.0, steps=3), weight=Stages([0.0, 5.0], [2]))
-    recorder, module = Recorder(), make_module(workspace.teacher, objectives={"soft": soft, "mlm": MaskedLMLoss()})
-    trainer = make_trainer(tmp_path, max_steps=5, callbacks=[recorder], limit_val_batches=1)
-    trainer.fit(module, datamodule=make_data(workspace))
-    assert recorder.seen == [(0.0, 4.0), (0.0, 3.0), (5.0, 2.0), (5.0, 1.0), (5.0, 1.0)]
-    assert module.latest["train/weight/soft"] == 5.0 and module.latest["train/temperature/soft"] == 1.0
-    soft.set_step(0)
-    trainer.validate(module, datamodule=make_data(workspace), verbose=False)
-    assert (soft.weight, soft.temperature) == (5.0, 1.0)
-
-
 def test_a_weight_that_is_zero_at_first_is_no_mistake_and_one_below_zero_is() -> None:
     assert SoftTargetLoss(weight=Stages([0.0, 1.0], [3])).heaviest == 1.0
     with pytest.raises(ValueError, match="weight of SoftTargetLoss must be 0 or more"):
@@ -210,62 +182,32 @@ def test_a_weight_that_is_zero_at_first_is_no_mistake_and_one_below_zero_is() ->
         SoftTargetLoss(LinearRamp(2.0, 0.0, steps=4))
 
 
-def test_two_teachers_are_distilled_as_the_mean_of_their_distributions(workspace: Workspace, tmp_path: Path) -> None:
-    weaker = tmp_path / "weaker"
-    model, _ = EveryOther().build(Pretrained(workspace.teacher).build(None))
-    torch.manual_seed(5)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(weaker)
-    from lit_distil.data import load_tokenizer
-
-    load_tokenizer(workspace.byte_bpe).save_pretrained(weaker)
-    module = make_module(
-        {"large": workspace.teacher, "small": str(weaker)},  # type: ignore[arg-type]
-        teacher_weights={"large": 3.0, "small": 1.0},
-        objective_teachers={"cosine": "large"},
-        gradient_shares_every=1,
-    )
-    trainer = make_trainer(tmp_path / "run", max_steps=2)
-    trainer.fit(module, datamodule=make_data(workspace))
-    shares = [module.latest[f"train/gradient_share/{name}"] for name in ("soft", "cosine", "mlm")]
-    assert sum(shares) == pytest.approx(1.0, abs=1e-5) and min(shares) > 0
-    batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
-    module.eval()
-    with torch.no_grad():
-        student, teachers = module.outputs(batch)
-        assert set(teachers) == {"large", "small"}
-        _, sums = module.terms.total(student, teachers, batch, batch.counts)
-    num_masked = batch.counts["masked"]
-    logits = {name: one.projection.logits()[:num_masked] for name, one in teachers.items()}  # type: ignore[union-attr]
-    mixture = 0.75 * F.softmax(logits["large"] / 2, -1) + 0.25 * F.softmax(logits["small"] / 2, -1)
-    own = student.projection.logits()[:num_masked]  # type: ignore[union-attr]
-    expected = 4 * F.kl_div(F.log_softmax(own / 2, -1), mixture, reduction="sum")
-    torch.testing.assert_close(sums["soft"], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"teacher_weights": {"large": 1.0}}, r"model\.teacher_weights names \['large'\], and the teachers are"),
-        ({"teacher_weights": {"large": 1.0, "small": 0.0}}, r"model\.teacher_weights must be positive, got"),
-        ({"objective_teachers": {"sfot": "large"}}, r"model\.objective_teachers: sfot: large"),
-        (
-            {"objective_teachers": {"cosine": "large", "mlm": "small"}},
-            r"mlm: small - mlm \(MaskedLMLoss\) compares with no teacher",
-        ),
-        ({"gradient_shares_every": -1}, r"model\.gradient_shares_every must not be negative"),
-    ],
-)
-def test_mistakes_about_several_teachers_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_module({"large": "a", "small": "b"}, **{"objective_teachers": {"cosine": "large"}, **changes})  # type: ignore[arg-type]
-
-
-def test_a_teacher_that_no_objective_compares_with_is_told(recwarn: pytest.WarningsRecorder) -> None:
-    chosen = {"soft": "large", "cosine": "large"}
-    with pytest.warns(UserWarning, match=r"model\.teacher: no objective compares with small"):
-        make_module({"large": "a", "small": "b"}, objective_teachers=chosen)  # type: ignore[arg-type]
-    recwarn.clear()
-    make_module({"large": "a", "small": "b"}, objective_teachers={"cosine": "large"})  # type: ignore[arg-type]
-    assert not recwarn
+def test_each_network_is_asked_for_what_its_own_terms_need() -> None:
+    """Hidden states and attention of a teacher that no term compares with there would cost memory for nothing."""
+    objectives: dict[str, Objective] = {
+        "soft": SoftTargetLoss(),
+        "deep": RelationLoss(teacher_layer=3),
+        "map": AttentionLoss([[1, 4]]),
+        "hidden": HiddenMSELoss([[1, 1]]),
+        "mlm": MaskedLMLoss(),
+    }
+    own = {"deep": "large", "map": "large", "hidden": "small"}
+    terms = LossTerms(objectives, {"large": 0.5, "small": 0.5}, own)
+    assert {name: terms.teachers_of(name) for name in objectives} == {
+        "soft": ("large", "small"),
+        "deep": ("large",),
+        "map": ("large",),
+        "hidden": ("small",),
+        "mlm": (),
+    }
+    student, teachers = terms.requests(2, {"large": 4, "small": 2})
+    assert student == {"output_hidden_states": True, "attention_layers": (1, 2)}
+    assert teachers["large"] == {"output_hidden_states": False, "attention_layers": (3, 4)}
+    assert teachers["small"] == {"output_hidden_states": True, "attention_layers": ()}
+    # a cached teacher does not run, so nothing is asked of the student for its sake
+    assert terms.requests(2, {"small": 2})[0]["attention_layers"] == ()
+    batch = make_batch()
+    assert torch.equal(terms.rows(batch), batch.masked_positions)  # type: ignore[arg-type]
+    assert torch.equal(terms.rows(batch, all_rows=True), batch.masked_first)
+    everywhere = LossTerms({"soft": SoftTargetLoss(positions="unmasked")}, {"large": 1.0})
+    assert torch.equal(everywhere.rows(batch), batch.masked_first)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_distil.commands.student import compare
 from lit_distil.models import FirstLayers, MaskedLMNetwork
-from lit_distil.modules.comparison import compare
 from tests.models.helpers import make_batch, make_model
 
 

@@ -18,7 +18,7 @@ from lit_distil.data.formats import (
 )
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus
-from tests.data.pairs import truncate_by_hand, truncated
+from tests.data.formats.shortening import truncate_by_hand, truncated
 
 documents_strategy = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=8)
 
@@ -117,7 +117,7 @@ def test_no_token_is_lost_or_repeated_and_no_sequence_is_too_long(form, document
         found = [set(origin[start:end].tolist()) for start, end in sequence]
         assert all(len(documents) == 1 for documents in found)  # a piece never crosses a document
         assert len(set.union(*found)) == len(found)  # and two pieces are never of the same
-    if not isinstance(form, FullSentences):
+    if type(form) is not FullSentences:
         assert len(table.piece_starts) == len(table)
 
 

@@ -1,0 +1,133 @@
+"""Saving and loading modules: the network's own configuration travels with its weights, in plain types."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import abstractmethod
+from typing import Any, Self
+
+import fsspec
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_distil.models import FromConfig
+from lit_distil.models.sources import Head
+from lit_distil.modules.meters import SumMeters
+
+
+class SavedModule(LightningModule):
+    """A module with a `network` that a checkpoint alone brings back, and with meters that a resumed run continues."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: Any = None  # built when the vocabulary and the strategy are known
+        self.has_network_only = False
+        """Whether `load_from_checkpoint` restored the network and nothing else."""
+        self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
+
+    @abstractmethod
+    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
+        """Build `self.network` with random weights from a saved configuration."""
+
+    @property
+    @abstractmethod
+    def network_head(self) -> Head:
+        """The kind of head that the network has."""
+
+    @property
+    def has_trainer(self) -> bool:
+        """Whether a trainer runs the module; none does while a checkpoint is loaded for use."""
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
+
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+    def save_plain_hyperparameters(self) -> None:
+        """Keep the constructor's arguments in the checkpoint, if they came from the command line as plain types.
+
+        A module built in Python got live objects, which a checkpoint that is read with `weights_only` may not hold.
+        """
+        if _given_hyperparameters.get() is not None:  # the only sign of it that Lightning gives
+            self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the network's configuration, so that loading needs neither teacher nor data."""
+        settings = self.network.config.to_dict()
+        settings.pop("transformers_version", None)
+        checkpoint["network"] = {"head": self.network_head, "config": json.dumps(settings, default=str)}
+        # between two logged steps the meters are half full; those of a step that is due are logged right after this
+        if self.has_trainer and self.trainer.global_step % self._log_every:
+            checkpoint["meters"] = self._meters["train"].state(self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network of the checkpoint, unless there is one."""
+        if "network" not in checkpoint:
+            raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
+        if self.network is None:
+            saved = checkpoint["network"]
+            self.build_from_saved(saved["head"], json.loads(saved["config"]))
+        if self.has_trainer and "meters" in checkpoint:
+            self._meters["train"].restore(checkpoint["meters"], self.trainer)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, weights_only: bool = True, **arguments: Any
+    ) -> Self:
+        """The module of a checkpoint in eval mode, with the trained network; needs no teacher, data or trainer.
+
+        If the run was started from YAML, the checkpoint holds the constructor's arguments and the module is complete.
+        If the module was built in Python, give its arguments again to have it complete. Without them, a module with a
+        `network` argument is complete all the same, and one with a teacher has its network alone: it predicts.
+
+        Args:
+            checkpoint_path: File, local or on object storage.
+            map_location: Where to put the tensors, as for `torch.load`.
+            weights_only: Refuse everything but plain types in the file.
+            arguments: Arguments of the constructor; they win over those in the checkpoint.
+        """
+        with fsspec.open(str(checkpoint_path), "rb") as stream:
+            saved = torch.load(stream, map_location=map_location, weights_only=weights_only)
+        known = {**saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments}
+        missing = [name for name in _required(cls) if name not in known]
+        if missing == ["network"]:
+            settings = json.loads(saved["network"]["config"])
+            arguments["network"] = FromConfig(settings.pop("model_type"), config=settings)
+        if not missing or missing == ["network"]:
+            module = super().load_from_checkpoint(
+                checkpoint_path, map_location=map_location, weights_only=weights_only, **arguments
+            )
+            return module.eval()
+        module = cls.__new__(cls)
+        plain = next(kind for kind in cls.__mro__ if "__init__" in vars(kind) and not _required(kind))
+        plain.__init__(module)  # type: ignore[misc]
+        module.has_network_only = True
+        module.on_load_checkpoint(saved)
+        weights = {name: value for name, value in saved["state_dict"].items() if name.startswith("network.")}
+        module.load_state_dict(weights)
+        return module.to(next(iter(weights.values())).device).eval()
+
+    def check_predicting(self) -> None:
+        """Refuse to train or evaluate a module that has its network alone.
+
+        Raises:
+            ValueError: The trainer does something else than predict.
+        """
+        if self.trainer.state.fn != TrainerFn.PREDICTING:
+            raise ValueError(
+                f"{type(self).__name__}: the checkpoint came from a module built in Python and holds its network "
+                "alone, which can only predict. Give load_from_checkpoint the other arguments (teacher=..., "
+                "objectives=...), or build the module anew and give the trainer ckpt_path"
+            )
+
+
+def _required(kind: type) -> list[str]:
+    """Names of the constructor's arguments without a default."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
