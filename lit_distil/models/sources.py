@@ -227,7 +227,7 @@ class Pretrained(NetworkSource):
 
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
-        config = self._config()
+        config: Any = self._config()
         names = {model_class.__name__ for model_class in _classes(head, config)}
         if head not in TASK_HEADS or names.isdisjoint(config.architectures or []):
             return None
