@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningDataModule, seed_everything
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.commands.export import open_network
+from lit_distil.commands.networks import open_network
 from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
 from lit_distil.data import DocumentSource, MaskingStrategy, SequenceFormat, TextDataModule
 from lit_distil.models import NetworkSource, StudentInitialisation
