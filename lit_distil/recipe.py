@@ -102,18 +102,31 @@ def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
     return name
 
 
-def room_for(network: Any, tokenizer: Any, wanted: int) -> int:
+def config_of(network: Any) -> Any:
+    """The Hugging Face configuration of a name, folder or model; None for other pieces.
+
+    Raises:
+        ValueError: There is no such network.
+    """
+    if not isinstance(network, str):
+        return getattr(network, "config", None)
+    try:
+        return AutoConfig.from_pretrained(network)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def learning_rate(config: Any, *, at_width_768: float, power: int) -> float:
+    """A peak that suits the width of a network: narrower ones bear, and need, larger steps; at most 1e-3."""
+    width = getattr(config, "hidden_size", None) or 768
+    return float(f"{min(1e-3, at_width_768 * (768 / width) ** power):.1e}")
+
+
+def room_for(config: Any, tokenizer: Any, wanted: int) -> int:
     """The tokens wanted, or as many as the network has positions for."""
-    if isinstance(network, str):
-        try:
-            config = AutoConfig.from_pretrained(network)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
-                f"({str(error).strip().splitlines()[0]})"
-            ) from error
-    else:
-        config = getattr(network, "config", None)
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
     # RoBERTa-likes begin their positions after that of the padding

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import lit_distil
 from lit_distil.callbacks import ExportCallback
-from lit_distil.recipe import build, described, piece, room_for, tokenizer_beside
+from lit_distil.recipe import _batch_size, build, config_of, described, learning_rate, piece, room_for, tokenizer_beside
 from tests.workspace import Workspace, kept_environment, logged, network_weights
 
 CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -282,12 +282,20 @@ def test_load_opens_a_run_an_export_and_a_checkpoint_alike(workspace: Workspace,
 # Arguments
 
 
-def test_default_batch_and_length_follow_the_data(workspace: Workspace) -> None:
-    teacher = AutoModelForMaskedLM.from_pretrained(workspace.teacher)
-    assert room_for(workspace.teacher, workspace.teacher, wanted=128) == 64 == room_for(
-        teacher, AutoTokenizer.from_pretrained(workspace.teacher), wanted=128
-    )  # fmt: skip
-    assert room_for(workspace.teacher, workspace.teacher, wanted=16) == 16
+def test_default_length_and_learning_rate_follow_the_network(workspace: Workspace) -> None:
+    config = config_of(workspace.teacher)
+    tokenizer = AutoTokenizer.from_pretrained(workspace.teacher)
+    assert room_for(config, workspace.teacher, wanted=128) == room_for(config, tokenizer, wanted=128) == 64
+    assert room_for(config, workspace.teacher, wanted=16) == 16
+    tokenizer.model_max_length = 10**30
+    assert room_for(config, tokenizer, wanted=128) == 66 - 2  # RoBERTa's positions begin at 2
+    for width, rate in ((1024, 1.5e-4), (768, 2e-4), (256, 6e-4), (32, 1e-3)):
+        assert learning_rate(AutoConfig.for_model("bert", hidden_size=width), at_width_768=2e-4, power=1) == rate
+
+
+@pytest.mark.parametrize(("num_samples", "expected"), [(None, 32), (10_000, 32), (256, 32), (255, 16), (20, 2), (3, 1)])
+def test_default_batch_gives_small_data_several_steps(num_samples: int | None, expected: int) -> None:
+    assert _batch_size(num_samples, 32) == expected
 
 
 def test_an_object_is_copied_so_that_it_can_be_used_again() -> None:
