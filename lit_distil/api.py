@@ -170,7 +170,7 @@ def distil(
     else:
         teachers = first = network_name(teacher)
     has_one = not isinstance(teacher, Mapping) or len(teacher) == 1
-    chosen = tokenizer_beside(first, tokenizer)
+    chosen = tokenizer_beside(first, tokenizer, data)
     student = piece("lit_distil.models.EveryOther") if student is None else student
     if objectives is None:
         objectives = distillation_objectives(student, has_one_teacher=has_one)
@@ -252,8 +252,8 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
-    is_new = tokenizer is None and weights is None
-    chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer)
+    is_new = tokenizer is None and weights is None and not isinstance(data, TextDataModule)
+    chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer, data)
     length = max_length or (128 if weights is None else room_for(weights, chosen, wanted=128))
     if weights is not None:
         network = pretrained(weights)
@@ -344,7 +344,7 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
-    chosen = tokenizer_beside(weights, tokenizer)
+    chosen = tokenizer_beside(weights, tokenizer, data)
     model = piece(
         "lit_distil.modules.FineTuningModule",
         network=network if weights is None else pretrained(weights),

@@ -189,10 +189,15 @@ def _call(command: str, arguments: list[str]) -> None:
     settings = vars(call_parser(command).parse_args(own))
     with suppress(ValueError):  # otherwise it names a file
         settings["validation"] = float(settings["validation"])
-    api = importlib.import_module("lit_distil.api")
-    run = getattr(api, command)(**settings, overrides=overrides)
-    for name in sorted(name for name in run.metrics if name.startswith("val/")):
-        print(f"{name:<32} {run.metrics[name]:.4f}")
+    run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
+    importlib.import_module("lightning.pytorch.utilities").rank_zero_only(_tell)(run)
+
+
+def _tell(run: Any) -> None:
+    from lit_distil.console import text_table
+
+    metrics = [(name, f"{value:.4f}") for name, value in sorted(run.metrics.items()) if name.startswith("val/")]
+    print(text_table([("metric", "last value"), *metrics]))
     print(f"the network is in {run.folder / 'export'}")
 
 

@@ -90,10 +90,12 @@ def network_name(network: Any) -> Any:
     return str(network)
 
 
-def tokenizer_beside(network: Any, tokenizer: Any) -> Any:
-    """The tokenizer that was given, or the one beside the network."""
+def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
+    """The tokenizer that was given or is the data module's, or the one beside the network."""
     if tokenizer is not None:
         return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else str(tokenizer)
+    if isinstance(data, TextDataModule):
+        return data.tokenizer
     name = network.name_or_path if isinstance(network, PreTrainedModel) else network
     if not name:
         raise ValueError("tokenizer: a network that is an object has none beside it; give its tokenizer")
@@ -105,8 +107,11 @@ def room_for(network: Any, tokenizer: Any, wanted: int) -> int:
     if isinstance(network, str):
         try:
             config = AutoConfig.from_pretrained(network)
-        except (OSError, ValueError):
-            return wanted  # loading it will tell what is wrong with it
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
+                f"({str(error).strip().splitlines()[0]})"
+            ) from error
     else:
         config = getattr(network, "config", None)
     if isinstance(tokenizer, str):

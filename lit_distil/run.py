@@ -38,6 +38,7 @@ from lit_distil.callbacks import (
     StopOnSignal,
     WholeCheckpoints,
 )
+from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import write_file
 from lit_distil.messages import broken_file, known_options, shorten
@@ -135,12 +136,11 @@ class RunSummary(ModelSummary):
         **kwargs: Any,
     ) -> None:
         """Print what is left of it: a row for each part, and the parameters."""
-        columns = [(title, values) for title, values in summary_data if title.strip() != "FLOPs"]
-        widths = [max(map(len, map(str, [title, *values]))) for title, values in columns]
+        columns = [(title.strip() or "part", values) for title, values in summary_data if title != "FLOPs"]
         rows = [[title for title, _ in columns], *zip(*(values for _, values in columns), strict=True)]
-        table = ["  ".join(f"{cell!s:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+        table = text_table([[str(cell) for cell in row] for row in rows], numbers=False)
         total = f"{total_parameters:,} parameters, {trainable_parameters:,} of them trainable ({model_size:,.1f} MB)"
-        rank_zero_info("\n".join(["", *table, total]))
+        rank_zero_info(f"\n{table}\n{total}")
 
 
 def complete_trainer(command: str, settings: dict[str, Any]) -> dict[str, Any]:

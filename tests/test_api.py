@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import lit_distil
 from lit_distil.callbacks import ExportCallback
-from lit_distil.recipe import build, described, piece, room_for
+from lit_distil.recipe import build, described, piece, room_for, tokenizer_beside
 from tests.workspace import Workspace, kept_environment, logged, network_weights
 
 CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -148,6 +148,7 @@ def test_several_teachers_may_be_names_and_models(workspace: Workspace, tmp_path
 
 def test_a_network_in_memory_needs_its_tokenizer(workspace: Workspace, tmp_path: Path) -> None:
     teacher = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", hidden_size=32, num_attention_heads=2))
+    assert tokenizer_beside(teacher, None, data := build(workspace.text_data())) is data.tokenizer
     with pytest.raises(ValueError, match="tokenizer: a network that is an object has none"):
         distil(workspace, texts_of(workspace), tmp_path / "run", teacher=teacher)
 
@@ -321,6 +322,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "'--data.source.share=0.2' cannot be set",
     ),
     "loader": ({"data": torch.utils.data.DataLoader(["a"])}, "got DataLoader"),
+    "name": ({"teacher": "nobody/nothing", "data": ["a"]}, "'nobody/nothing' is neither a folder"),
     "network": ({"teacher": 3, "data": ["a"]}, "a name on the Hub, a folder or a model, got int"),
 }
 

@@ -85,6 +85,10 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     "checkpoint": (["--ckpt_path", "/nope/x.ckpt"], ["ckpt_path", "/nope/x.ckpt"]),
     "last checkpoint": (["--ckpt_path", "last"], ["ckpt_path", "last.ckpt"]),
     "batch that cannot be shared": (["--trainer.accumulate_grad_batches", "3"], ["batch_size 8", "divisible"]),
+    "callback's key": (
+        ["--trainer.callbacks", '[{"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"keeep": 2}}]'],
+        ["trainer.callbacks", "'keeep'", "did you mean 'keep'? (there are every_n_steps, every_n_minutes, monitor"],
+    ),
     "accelerator": (["--trainer.accelerator", "gpuu"], ["gpuu"]),
     "package that is not there": (
         edit("trainer", "logger", value={"class_path": "lightning.pytorch.loggers.CometLogger"}),

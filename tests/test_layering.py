@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "commands": LEAVES | {"objectives", "models", "optim", "tasks", "modules", "callbacks", "data", "run", "__init__"},
     "recipe": LEAVES | {"models", "data"},
     "api": LEAVES | {"objectives", "models", "optim", "tasks", "data", "run", "recipe", "commands"},
-    "cli": {"commands", "run", "api", "__init__"},
+    "cli": {"commands", "run", "api", "console", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }

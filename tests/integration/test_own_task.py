@@ -15,56 +15,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.integration.conftest import probe
 from tests.workspace import Workspace, fit, logged
 
-OWN_FILE = '''
-import numpy as np
-import torch
-import torch.nn.functional as F
+GUIDE = (Path(__file__).parents[2] / "docs/guides/own-task.md").read_text(encoding="utf-8")
 
-from lit_distil.objectives import ClassLabel, LabelKind
-from lit_distil.tasks import Features, LabelNames, Task, TextTask
-
-
-class OrdinalLabel(LabelKind):
-    """Levels in an order, as cumulative logits: output k says whether a text is above level k."""
-
-    name = "ordinal"
-
-    def head_settings(self, names):
-        return {"num_labels": len(names) - 1}
-
-    def to_tensor(self, labels, starts):
-        return torch.tensor(labels)
-
-    def loss(self, logits, batch, class_weights=None):
-        above = self.labels_in(batch)[:, None] > torch.arange(logits.shape[-1], device=logits.device)
-        return F.binary_cross_entropy_with_logits(logits, above.float(), reduction="sum")
-
-    def softmax_rows(self, logits, batch):
-        return [torch.stack([each, torch.zeros_like(each)], -1) for each in logits.unbind(-1)]
-
-    def from_softmax_rows(self, rows, batch):
-        return torch.stack([each[:, 0] - each[:, 1] for each in rows], -1)
-
-    def describe(self, output, names):
-        return {"label": names[(output > 0).sum()], "above": output.tolist()}
-
-    def metrics(self, outputs, labels, names):
-        levels = np.array([(output > 0).sum() for output in outputs])
-        return {"level_error": float(np.abs(levels - labels).mean()), "accuracy": float((levels == labels).mean())}
-
-
-class Stars(TextTask):
-    """A level for each text."""
-
-    label_kind = OrdinalLabel()
-    main_metric = "accuracy"
-
-    def __init__(self, text: str = "text", *, label: str = "label", levels: list[str]) -> None:
-        super().__init__(text, label=label)
-        self.names = LabelNames(levels)
-
-    def label_of(self, row):
-        return self.names.index_of(row[self.label], row)
+OWN_FILE = (
+    GUIDE[GUIDE.index("# my_task.py\n") :].partition("```")[0]
+    + '''
+from lit_distil.objectives import ClassLabel
+from lit_distil.tasks import Features, Task
 
 
 class LongestField(Task):
@@ -93,6 +50,7 @@ class LongestField(Task):
             {"sample": sample.row, **self.label_kind.describe(output, self.columns)} for sample, output in predictions
         ]
 '''
+)
 
 
 @pytest.fixture

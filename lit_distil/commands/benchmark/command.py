@@ -15,7 +15,14 @@ from typing import Any, Literal
 from jsonargparse import auto_cli
 from transformers.utils import logging as transformers_logging
 
-from lit_distil.commands.benchmark.latency import NetworkBenchmark, describe_hardware, measure_networks, time_texts
+from lit_distil.commands.benchmark.latency import (
+    DISTILBERT_TABLE_3,
+    NetworkBenchmark,
+    describe_hardware,
+    hardware_lines,
+    measure_networks,
+    time_texts,
+)
 from lit_distil.commands.benchmark.memory import peak_memory_mb
 from lit_distil.commands.pages import Section, to_markdown, write_pages
 from lit_distil.console import Table, progress_bar, text_table
@@ -26,8 +33,6 @@ from lit_distil.tasks.base import SOURCE_KEY
 Pair = tuple[str, str | None]
 """A text, and the second one where rows are pairs."""
 
-# Sanh et al. 2019 (arXiv 1910.01108), table 3: parameters in millions, seconds
-_PUBLISHED = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT": (66, 410)}
 _SOURCE = (
     "Published: Sanh et al. 2019, DistilBERT, table 3: seconds for the development set of STS-B (1,500 pairs) on a CPU "
     "at batch 1. Machine and texts are not the same here: compare the ratios, not the seconds."
@@ -101,18 +106,17 @@ def benchmark(
     }
     settings |= {"device": device, "num_texts": len(pairs or [])}
     hardware = describe_hardware(threads=threads, device=device, seed=0)
-    machine = [f"{name.replace('_', ' ')}: {value}" for name, value in hardware.items() if value is not None]
     title = "Latency and size"
     sections = [
         Section(table=table),
         Section(lines=_notes(results, settings), small=True),
         Section("Beside the published figures", _published_table(results), [_SOURCE], small=True),
-        Section("Measured on", lines=machine, small=True),
+        Section("Measured on", lines=hardware_lines(hardware), small=True),
     ]
     print(to_markdown(title, sections))
     if out is not None:
         write_pages(Path(out, "latency"), title, sections)
-        published = {name: {"parameters_m": size, "seconds": time} for name, (size, time) in _PUBLISHED.items()}
+        published = {name: {"parameters_m": size, "seconds": time} for name, (size, time) in DISTILBERT_TABLE_3.items()}
         numbers = {"results": [asdict(result) for result in results], "settings": settings, "hardware": hardware}
         text = json.dumps({**numbers, "published": published}, indent=2, ensure_ascii=False)
         Path(out, "latency.json").write_text(text + "\n", encoding="utf-8")
@@ -182,8 +186,8 @@ def main_table(results: Sequence[NetworkBenchmark], batch_size: int) -> Table:
 def _published_table(results: Sequence[NetworkBenchmark]) -> Table:
     """DistilBERT's table 3, and ours below it; ratios are to BERT-base and to our first network."""
     table = [["network", "parameters", "ratio", "seconds", "ratio"]]
-    base_size, base_time = _PUBLISHED["BERT-base"]
-    for name, (size, time) in _PUBLISHED.items():
+    base_size, base_time = DISTILBERT_TABLE_3["BERT-base"]
+    for name, (size, time) in DISTILBERT_TABLE_3.items():
         ratios = (f"{size / base_size:.2f}", f"{time / base_time:.2f}")
         table.append([f"{name}, published", f"{size} M", ratios[0], str(time), ratios[1]])
     first = results[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,6 +27,9 @@ from lit_distil.commands.networks import load_network, max_positions
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
+
+DISTILBERT_TABLE_3 = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT": (66, 410)}
+"""Sanh et al. 2019 (arXiv 1910.01108), table 3: millions of parameters; seconds for STS-B's development set."""
 
 _BLOCKS = 5
 _WARM_UP = 2  # calls before each block
@@ -321,6 +324,11 @@ def describe_hardware(*, threads: int, device: str, seed: int) -> dict[str, str 
         "seed": seed,
         "git_commit": _git_commit(),
     }
+
+
+def hardware_lines(hardware: Mapping[str, str | int | None]) -> list[str]:
+    """What is known of it, as `cpu: ...`."""
+    return [f"{name.replace('_', ' ')}: {value}" for name, value in hardware.items() if value is not None]
 
 
 @torch.inference_mode()

@@ -44,7 +44,7 @@ _EQUAL_TIME = (
 
 def report(
     runs: list[str] | None = None,
-    metrics: list[str] | None = None,
+    metrics: list[str] | str | None = None,
     at: At = "end",
     beside: str | None = None,
     title: str = "Runs side by side",
@@ -69,7 +69,7 @@ def report(
 
     Args:
         runs: Folders of runs, or globs in quotes; runs that differ only in their seeds count as one arm.
-        metrics: Columns of metrics.csv, such as val/loss; None takes the score and the loss.
+        metrics: Column of metrics.csv, such as val/loss, or a list of them; None takes the score and the loss.
         at: Compare at the last validation (end) or at the best one (best), which is the one that was exported.
         beside: YAML file with published figures to put beside the runs, such as configs/finetune/glue/papers.yaml.
         title: Headline.
@@ -92,7 +92,7 @@ def report(
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
     if runs:
-        more, logged = _compare_runs(runs, metrics, at, beside)
+        more, logged = _compare_runs(runs, [metrics] if isinstance(metrics, str) else metrics, at, beside)
         sections += more
         numbers |= logged
     if entries:

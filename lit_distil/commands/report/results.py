@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_distil.commands.benchmark.latency import DISTILBERT_TABLE_3, hardware_lines
 from lit_distil.commands.pages import Section
 from lit_distil.commands.report.measure import EntryResult, Floors
 from lit_distil.commands.report.plots import Point, plot_curves, plot_quality
 from lit_distil.console import Table, signed
 
-# Sanh et al. 2019 (arXiv 1910.01108), tables 1 and 3: parameters in millions, seconds, GLUE macro-scores
-_DISTILBERT = {"parameters": (110, 66), "seconds": (668, 410), "glue": (79.5, 77.0)}
+_GLUE = (79.5, 77.0)  # macro-scores of BERT base and DistilBERT: Sanh et al. 2019 (arXiv 1910.01108), table 1
 _SOURCE = (
     "Published: Sanh et al. 2019, DistilBERT, table 1 (GLUE development sets) and table 3 (parameters; seconds for the "
     "development set of STS-B on a CPU at batch 1). Data, sizes and tasks are not the same here: compare the ratios, "
@@ -69,12 +69,11 @@ class Results:
         first = [Section(table=main_table(self)), Section(lines=notes(self), small=True)]
         if self.comparisons:
             first.append(Section("Findings", lines=findings(self)))
-        machine = [f"{name.replace('_', ' ')}: {value}" for name, value in self.hardware.items() if value is not None]
         return [
             *first,
             Section(pictures=_draw(self, folder)),
             Section("Beside the published figures", published_table(self), [_SOURCE], small=True),
-            Section("Measured on", lines=machine, small=True),
+            Section("Measured on", lines=hardware_lines(self.hardware), small=True),
         ]
 
     def numbers(self) -> dict[str, Any]:
@@ -123,14 +122,14 @@ def main_table(results: Results) -> Table:
 
 def published_table(results: Results) -> Table:
     """Our ratios to the teacher beside DistilBERT's to BERT."""
-    parameters, seconds, glue = (student / teacher for teacher, student in _DISTILBERT.values())
+    (bert_size, bert_time), (size, time) = DISTILBERT_TABLE_3["BERT-base"], DISTILBERT_TABLE_3["DistilBERT"]
     table = [
         ["student", "parameters", "time at batch 1", "score kept"],
         [
             "DistilBERT to BERT, published",
-            f"{parameters:.2f} (110 M → 66 M)",
-            f"{seconds:.2f} (668 s → 410 s)",
-            f"{100 * glue:.0f} % (GLUE 79.5 → 77.0)",
+            f"{size / bert_size:.2f} ({bert_size} M → {size} M)",
+            f"{time / bert_time:.2f} ({bert_time} s → {time} s)",
+            f"{100 * _GLUE[1] / _GLUE[0]:.0f} % (GLUE {_GLUE[0]} → {_GLUE[1]})",
         ],
     ]
     teacher = results.entries[results.teacher]

@@ -200,7 +200,7 @@ def test_the_command_writes_means_changes_and_every_run(tmp_path: Path, capsys: 
         for kind, values in losses.items()
         for seed, loss in enumerate(values, start=1)
     ]
-    command.run([*folders[:3], str(tmp_path / "none-*"), "--metrics", "[val/loss]", "--out", str(tmp_path / "out")])
+    command.run([*folders[:3], str(tmp_path / "none-*"), "--metrics", "val/loss", "--out", str(tmp_path / "out")])
     printed, text = capsys.readouterr().out, (tmp_path / "out/report.md").read_text()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert table[0] == ["arm", "runs", "val/loss", "vs first"]

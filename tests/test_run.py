@@ -1,0 +1,91 @@
+"""What every run has: its folder, its callbacks, and its files, whoever starts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
+from torch import nn
+
+from lit_distil.callbacks import ExportCallback, RunCheckpoint, RunCSVLogger, StopOnSignal, WholeCheckpoints
+from lit_distil.run import RUN_FILES, RunSummary, complete_trainer, import_modules, settle_folder
+
+CONFIG = {"model": {"init_args": {"lr": 1.0}}, "trainer": {"default_root_dir": "runs/a", "max_steps": 2}}
+
+
+def kept_run(folder: Path, *names: str, **changes: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    return folder
+
+
+def test_a_folder_is_new_resumed_or_finished_by_what_it_holds(tmp_path: Path) -> None:
+    settled = {
+        "new": settle_folder(tmp_path / "nowhere", CONFIG, overwrite=False),
+        "only configured": settle_folder(kept_run(tmp_path / "a"), CONFIG, overwrite=False),
+        "logged": settle_folder(kept_run(tmp_path / "b", "metrics.csv"), CONFIG, overwrite=False),
+        "saved": settle_folder(kept_run(tmp_path / "c", "checkpoints/last.ckpt"), CONFIG, overwrite=False),
+        "exported": settle_folder(kept_run(tmp_path / "d", "export/config.json"), CONFIG, overwrite=False),
+    }
+    assert list(settled.values()) == ["new", "new", "new", "resume", "finished"]
+
+
+def test_a_run_that_moved_or_shows_no_bar_is_the_same_run(tmp_path: Path) -> None:
+    folder = kept_run(tmp_path / "a", "checkpoints/last.ckpt")
+    trainer = {"default_root_dir": "elsewhere", "max_steps": 2, "enable_progress_bar": False}
+    assert settle_folder(folder, {**CONFIG, "ckpt_path": "x", "trainer": trainer}, overwrite=False) == "resume"
+
+
+def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
+    folder = kept_run(tmp_path / "a", "metrics.csv")
+    with pytest.raises(ValueError, match=r"holds another run \(model\.init_args\.lr: 1\.0 there, 2\.0 now\)"):
+        settle_folder(folder, {**CONFIG, "model": {"init_args": {"lr": 2.0}}}, overwrite=False)
+
+
+def test_overwriting_removes_the_files_of_a_run_and_no_others(tmp_path: Path) -> None:
+    folder = kept_run(tmp_path / "a", *(f"{name}/x" for name in RUN_FILES if "." not in name), "notes/mine.txt")
+    assert settle_folder(folder, {"other": 1}, overwrite=True) == "new"
+    assert [path.name for path in folder.iterdir()] == ["notes"]
+
+
+def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> None:
+    mine = ModelCheckpoint(dirpath=tmp_path)
+    completed = complete_trainer("fit", {"default_root_dir": str(tmp_path), "callbacks": mine, "devices": 1})
+    kinds = [type(callback) for callback in completed["callbacks"]]
+    assert completed["callbacks"][0] is mine and RunCheckpoint not in kinds
+    assert {StopOnSignal, ExportCallback, RunSummary} <= set(kinds) and completed["devices"] == 1
+    assert isinstance(completed["plugins"][0], WholeCheckpoints) and isinstance(completed["logger"][0], RunCSVLogger)
+    evaluation = complete_trainer("validate", {"default_root_dir": str(tmp_path), "callbacks": [LearningRateMonitor()]})
+    assert len(evaluation["callbacks"]) == 2 and evaluation["logger"] is False
+
+
+def test_summary_of_a_model_has_no_count_of_flops(caplog: pytest.LogCaptureFixture) -> None:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities.model_summary import summarize
+
+    module = LightningModule()
+    module.layer = nn.Linear(3, 2)
+    summary = summarize(module)
+    settings = (summary.total_parameters, summary.trainable_parameters, summary.model_size)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        RunSummary.summarize(summary._get_summary_data(), *settings, summary.total_training_modes, 0)
+    assert "layer" in caplog.text and "8 parameters, 8 of them trainable" in caplog.text
+    assert "FLOP" not in caplog.text.upper() and issubclass(RunSummary, ModelSummary)
+
+
+def test_a_module_that_is_missing_is_told_from_one_that_needs_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere"])
+    (tmp_path / "needs_more.py").write_text("import something_that_is_missing\n")
+    with pytest.raises(ValueError, match="imports: no module 'my_archh'; give the name of a file in"):
+        import_modules(["my_archh"])
+    with pytest.raises(ModuleNotFoundError, match="something_that_is_missing"):
+        import_modules(["needs_more"])
