@@ -43,7 +43,7 @@ class Vocabulary:
 
     @cached_property
     def tokens(self) -> NDArray[np.object_]:
-        """Str `[size]`: the entries by id, as the tokenizer writes them ("##ing", "Ġthe"); read when first used."""
+        """`[size]` strings: the entries by id, as the tokenizer writes them ("##ing", "Ġthe"); read when first used."""
         if self.read_tokens is None:
             raise ValueError("this vocabulary was made without a tokenizer, so it does not know its tokens")
         return np.array(self.read_tokens(), dtype=object)

@@ -82,8 +82,12 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     return Vocabulary(
         size=len(tokenizer),
         special_ids={name: value for name, value in ids.items() if value is not None},
-        read_tokens=partial(tokenizer.convert_ids_to_tokens, list(range(len(tokenizer)))),
+        read_tokens=partial(_read_tokens, tokenizer),
     )
+
+
+def _read_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

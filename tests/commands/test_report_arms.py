@@ -113,16 +113,17 @@ def test_the_same_run_twice_does_not_narrow_the_interval(tmp_path: Path) -> None
     assert len(arms.open_runs([runs[0], str(tmp_path / "[a]"), f"{runs[0]}/"])) == 1
 
 
-def test_globs_find_runs_and_leave_other_folders_out(tmp_path: Path) -> None:
+def test_globs_find_runs_and_leave_other_folders_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (2, 1):
         write_run(tmp_path / f"lr/seed-{seed}", [3.0], seed=seed)
     (tmp_path / "lr/report").mkdir()
     found = arms.open_runs([f"{tmp_path}/lr/*"])
+    assert capsys.readouterr().out == f"left out, without a metrics.csv: {tmp_path}/lr/report\n"
     assert [Path(run.folder).name for run in found] == ["seed-1", "seed-2"]
     assert [arm.name for arm in arms.make_arms(found)] == ["lr"]
-    with pytest.raises(ValueError, match=r"'.*/none\*' finds no folder with a metrics\.csv"):
+    with pytest.raises(ValueError, match=r"runs: nothing at '.*/none\*'"):
         arms.open_runs([f"{tmp_path}/none*"])
-    with pytest.raises(ValueError, match=r"report: no metrics\.csv in it"):
+    with pytest.raises(ValueError, match=r"runs: no metrics\.csv in .*report;"):
         arms.open_runs([str(tmp_path / "lr/report")])
 
 

@@ -9,6 +9,7 @@ from lit_distil.data.formats import FullSentences, SegmentPair
 from lit_distil.data.masking import TokenMasking, TokenView, WholeWordMasking
 from lit_distil.data.ordering import StepPlan
 from lit_distil.data.sequences import MaskedSequences
+from lit_distil.data.tokenizers import vocabulary_of
 from lit_distil.objectives import MaskedLMLoss
 from lit_distil.schedules import LinearRamp
 from lit_distil.types import EncoderOutput, Vocabulary
@@ -104,8 +105,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused():
 def test_text_comes_out_of_a_batch_as_it_went_in(kind, request, tmp_path):
     tokenizer = request.getfixturevalue(kind)
     corpus = write_corpus([LINES[:2], LINES[2:3]], tokenizer, tmp_path / "corpus", progress=False)
-    names = [f"{name}_token_id" for name in ("cls", "sep", "pad", "unk", "mask")]
-    vocabulary = Vocabulary(len(tokenizer), {name: getattr(tokenizer, name) for name in names})
+    vocabulary = vocabulary_of(tokenizer)
     with pytest.warns(UserWarning, match="fewer than one sequence"):
         table = FullSentences().build(corpus, 100, 0)
     assert table.offsets.tolist() == [0, 2]
@@ -118,6 +118,7 @@ def test_text_comes_out_of_a_batch_as_it_went_in(kind, request, tmp_path):
     assert len(pickle.dumps(dataset.corpus)) < 1000
     copy = pickle.loads(pickle.dumps(dataset))
     assert same(copy.collate(np.array([0]), np.array([0])), batch)
+    assert copy.vocabulary.tokens[batch.input_ids[0]].tolist() == tokenizer.convert_ids_to_tokens(batch.input_ids[0])
 
 
 def test_a_batch_without_a_word_has_no_masked_position_and_counts_none():

@@ -117,11 +117,9 @@ def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
     """Every column of a run's `metrics.csv`: name to optimizer steps done to value.
 
     Raises:
-        ValueError: There is no such file, or it has no step column.
+        ValueError: It has no step column.
     """
     path = Path(folder, "metrics.csv")
-    if not path.is_file():
-        raise ValueError(f"{folder}: no metrics.csv in it; give the folder of a run that trained (`lit-distil fit`)")
     found: dict[str, dict[int, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -136,19 +134,21 @@ def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
 
 
 def open_runs(patterns: Sequence[str]) -> list[Run]:
-    """Runs by folder or glob, in order, each once.
+    """Runs by folder or glob, in order, each once; folders without a metrics.csv are named and left out.
 
     Raises:
-        ValueError: A pattern finds nothing, or a folder holds no run.
+        ValueError: A pattern finds nothing, or no folder holds a run.
     """
-    folders: dict[str, None] = {}
-    for pattern in patterns:
-        names = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        # a glob also finds what is not a run, such as a folder of reports
-        found = [name for name in names if name == pattern or Path(name, "metrics.csv").is_file()]
-        if not found:
-            raise ValueError(f"runs: {pattern!r} finds no folder with a metrics.csv; give folders of runs that trained")
-        folders |= dict.fromkeys(str(Path(name)) for name in found)
+    names = [name for pattern in patterns for name in sorted(glob.glob(pattern)) or [pattern]]
+    for name in names:
+        if not Path(name).exists():
+            raise ValueError(f"runs: nothing at {name!r}; give folders of runs that trained, or globs")
+    found = [name for name in names if Path(name, "metrics.csv").is_file()]
+    if len(found) < len(names):
+        print(f"left out, without a metrics.csv: {', '.join(name for name in names if name not in found)}")
+    if not found:
+        raise ValueError(f"runs: no metrics.csv in {', '.join(names)}; give folders of runs that trained")
+    folders = dict.fromkeys(str(Path(name)) for name in found)
     runs = []
     for folder in folders:
         config = Path(folder, "config.yaml")

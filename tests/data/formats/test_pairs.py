@@ -12,7 +12,7 @@ from lit_distil.data.formats import kernels as pairing
 from lit_distil.data.formats.pairs import document_seeds
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus
-from tests.data.shortening import generator, truncate_by_hand, truncated
+from tests.data.formats.shortening import generator, truncate_by_hand, truncated
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63 - 1, derive_seed(3, 4)])

@@ -23,7 +23,7 @@ from lit_distil.data import (
     TokenCorpus,
 )
 from tests.data.conftest import FIRST_ORDINARY_ID, SPECIAL, make_corpus, vocabulary_of
-from tests.data.shortening import truncated
+from tests.data.formats.shortening import truncated
 
 CLS, SEP = SPECIAL["cls_token_id"], SPECIAL["sep_token_id"]
 corpora = st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=7), min_size=1, max_size=7)

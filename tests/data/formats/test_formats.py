@@ -18,7 +18,7 @@ from lit_distil.data.formats import (
 )
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus
-from tests.data.shortening import truncate_by_hand, truncated
+from tests.data.formats.shortening import truncate_by_hand, truncated
 
 documents_strategy = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=8)
 
