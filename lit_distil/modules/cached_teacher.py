@@ -89,7 +89,12 @@ class SplitArrays:
         """
         folder.mkdir(parents=True, exist_ok=True)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        known = {"samples": samples, "offsets": offsets, "checks": checks, "sums": np.zeros_like(checks)}
+        known: dict[str, NDArray[Any]] = {
+            "samples": samples,
+            "offsets": offsets,
+            "checks": checks,
+            "sums": np.zeros_like(checks),
+        }
         for name, values in known.items():
             np.save(folder / f"{name}.npy", values)
         types = {"ids": id_type(vocabulary_size), "scores": np.dtype(scores), "rests": np.dtype(np.float32)}
