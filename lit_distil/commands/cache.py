@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
+from lit_distil.data.sources.base import Split
 from lit_distil.files import place_folder, write_json
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
@@ -123,7 +124,7 @@ class CacheWriter:
         self,
         teacher: FrozenTeacher,
         manifest: dict[str, Any],
-        plans: dict[str, SplitPlan],
+        plans: dict[Split, SplitPlan],
         *,
         batch_size: int,
         device: torch.device,
@@ -182,7 +183,7 @@ class CacheWriter:
         done = self._earlier_progress(work)
         if done is None:
             shutil.rmtree(work, ignore_errors=True)
-            done = dict.fromkeys(self.plans, 0)
+            done = dict.fromkeys(map(str, self.plans), 0)
             for split, plan in self.plans.items():
                 SplitArrays.create(
                     work / split,
@@ -323,18 +324,39 @@ def cache(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_static_masks(data)
-    role = _which(teacher, model)
+    role = _choose_teacher(teacher, list(model.teacher_sources))
     check_cacheable(model.terms, [role])
+    needed_positions, temperatures, changing = needs_of(model.terms, role)
+    if positions == "masked" and needed_positions == "all":
+        raise ValueError("positions: an objective has positions all or unmasked; take --positions all")
     torch.set_float32_matmul_precision(matmul_precision)
-    network = _load(model, data, str(model.teacher_sources[role]))
-    plans = _plan(data, network, wanted := _positions(positions, model, role), batch_size)
-    writer = CacheWriter(
-        FrozenTeacher(network),
-        _manifest(model, data, role, network, plans, k=k, positions=wanted, scores=scores),
-        plans,
-        batch_size=batch_size,
-        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-    )
+
+    name = str(model.teacher_sources[role])
+    network = _load_teacher(model, data, name)
+    head: Any = network.model.get_output_embeddings()
+    vocabulary_size = head.weight.shape[0] if head is not None else network.config.vocab_size
+    if not 1 <= k <= vocabulary_size:
+        raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
+    if k < vocabulary_size:
+        check_smaller(model.terms, role, changing, k, vocabulary_size)
+
+    plans = _plan(data, network, positions or needed_positions, batch_size)
+    manifest = {
+        "version": CACHE_VERSION,
+        "teacher": teacher_identity(name, model.teacher_revision, model.teacher_dtype),
+        "data": {split: data.identity(split) for split in plans},
+        "k": k,
+        "positions": positions or needed_positions,
+        "temperatures": list(temperatures),
+        "scores": scores,
+        "vocabulary_size": vocabulary_size,
+        "splits": {
+            split: {"sequences": len(plan.samples), "patterns": plan.patterns, "rows": plan.num_rows}
+            for split, plan in plans.items()
+        },
+    }
+    run_on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    writer = CacheWriter(FrozenTeacher(network), manifest, plans, batch_size=batch_size, device=run_on)
     print(_summary(writer), flush=True)
     writer.check_room(Path(out))
     if estimate:
@@ -343,6 +365,58 @@ def cache(
     writer.write(Path(out))
     given = out if len(model.teacher_sources) == 1 else f"'{{{role}: {out}}}'"
     print(f"written: {out}; train with --model.teacher_cache {given}")
+
+
+def _choose_teacher(requested: str | None, names: list[str]) -> str:
+    if requested is None and len(names) > 1:
+        raise ValueError(f"teacher: a cache is of one teacher, and there are {names}; say which: --teacher {names[0]}")
+    if requested is not None and requested not in names:
+        raise ValueError(f"teacher: {requested!r} is none of {names}, the names in model.teacher")
+    return requested or names[0]
+
+
+def _load_teacher(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
+    data.check_same_vocabulary(name, model.teacher_revision)
+    loaded = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    if model.teacher_dtype is not None:
+        loaded = loaded.to(getattr(torch, model.teacher_dtype))
+    return MaskedLMNetwork(loaded)
+
+
+def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_size: int) -> dict[Split, SplitPlan]:
+    """Open the data and go through its masks."""
+    data.prepare_data()
+    data.setup("fit")
+    assert data.masking is not None and data.masking.patterns is not None
+    check_padding_id("teacher", network, data.vocabulary)
+    check_length("teacher", network, data)
+    patterns: dict[Split, int] = {"train": data.masking.patterns, "validation": 1}  # evaluation has epoch 0's masks
+    return {
+        split: plan_split(data.datasets[split], number, positions=positions, name=split, batch_size=batch_size)
+        for split, number in patterns.items()
+        if split in data.datasets
+    }
+
+
+def _summary(writer: CacheWriter) -> str:
+    """Size and time, before they are spent."""
+    seconds, kept = writer.trial()
+    time = f"{seconds:,.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
+    settings = writer.manifest
+    shares = [f"{share:.1%} of the mass at T = {each:g}" for share, each in zip(kept, writer.temperatures, strict=True)]
+    return "\n".join(
+        [
+            *(
+                f"{split:<11}{len(plan.samples):>13,} sequences × {plan.patterns} masks = {plan.num_rows:,} rows"
+                for split, plan in writer.plans.items()
+            ),
+            f"a row      {writer.k} of {settings['vocabulary_size']:,} tokens, temperatures "
+            f"{settings['temperatures']}: {writer.row_bytes:,} bytes",
+            f"kept       {', '.join(shares)}",
+            f"on disk    {writer.num_bytes / 1e6:,.1f} MB",
+            f"time       about {time} on {writer.device}",
+        ]
+    )
 
 
 def run(arguments: list[str]) -> None:
@@ -357,106 +431,3 @@ def run(arguments: list[str]) -> None:
     settings = parser.instantiate_classes(parsed)
     settings.pop("config", None)
     cache(**settings.as_dict())
-
-
-def _load(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
-    data.check_same_vocabulary(name, model.teacher_revision)
-    loaded = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
-    if model.teacher_dtype is not None:
-        loaded = loaded.to(getattr(torch, model.teacher_dtype))
-    return MaskedLMNetwork(loaded)
-
-
-def _which(given: str | None, model: DistillationModule) -> str:
-    """The name of the teacher that is run."""
-    names = list(model.teacher_sources)
-    if given is None and len(names) > 1:
-        raise ValueError(f"teacher: a cache is of one teacher, and there are {names}; say which: --teacher {names[0]}")
-    if given is not None and given not in names:
-        raise ValueError(f"teacher: {given!r} is none of {names}, the names in model.teacher")
-    return given or names[0]
-
-
-def _positions(given: str | None, model: DistillationModule, role: str) -> str:
-    needed, _, _ = needs_of(model.terms, role)
-    if given == "masked" and needed == "all":
-        raise ValueError("positions: an objective has positions all or unmasked; take --positions all")
-    return given or needed
-
-
-def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_size: int) -> dict[str, SplitPlan]:
-    """Open the data and go through its masks."""
-    data.prepare_data()
-    data.setup("fit")
-    assert data.masking is not None and data.masking.patterns is not None
-    check_padding_id("teacher", network, data.vocabulary)
-    check_length("teacher", network, data)
-    return {
-        split: plan_split(
-            data.datasets[split],
-            data.masking.patterns if split == "train" else 1,  # evaluation has the masks of epoch 0
-            positions=positions,
-            name=split,
-            batch_size=batch_size,
-        )
-        for split in ("train", "validation")
-        if split in data.datasets
-    }
-
-
-def _manifest(
-    model: DistillationModule,
-    data: TextDataModule,
-    role: str,
-    network: MaskedLMNetwork,
-    plans: dict[str, SplitPlan],
-    *,
-    k: int,
-    positions: str,
-    scores: str,
-) -> dict[str, Any]:
-    """All that the cache depends on, and its settings."""
-    head: Any = network.model.get_output_embeddings()
-    vocabulary_size = head.weight.shape[0] if head is not None else network.config.vocab_size
-    if not 1 <= k <= vocabulary_size:
-        raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
-    _, temperatures, changing = needs_of(model.terms, role)
-    if k < vocabulary_size:
-        check_smaller(model.terms, role, changing, k, vocabulary_size)
-    return {
-        "version": CACHE_VERSION,
-        "teacher": teacher_identity(str(model.teacher_sources[role]), model.teacher_revision, model.teacher_dtype),
-        "data": {split: data.identity(split) for split in plans},  # type: ignore[arg-type]
-        "k": k,
-        "positions": positions,
-        "temperatures": list(temperatures),
-        "scores": scores,
-        "vocabulary_size": vocabulary_size,
-        "splits": {
-            split: {"sequences": len(plan.samples), "patterns": plan.patterns, "rows": plan.num_rows}
-            for split, plan in plans.items()
-        },
-    }
-
-
-def _summary(writer: CacheWriter) -> str:
-    """Size and time, before they are spent."""
-    lines = [
-        f"{split:<11}{len(plan.samples):>13,} sequences × {plan.patterns} masks = {plan.num_rows:,} rows"
-        for split, plan in writer.plans.items()
-    ]
-    seconds, kept = writer.trial()
-    time = f"{seconds:,.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
-    settings = writer.manifest
-    lines += [
-        f"a row      {settings['k']} of {settings['vocabulary_size']:,} tokens, temperatures "
-        f"{settings['temperatures']}: {writer.row_bytes:,} bytes",
-        "kept       "
-        + ", ".join(
-            f"{share:.1%} of the mass at T = {each:g}"
-            for share, each in zip(kept, settings["temperatures"], strict=True)
-        ),
-        f"on disk    {writer.num_bytes / 1e6:,.1f} MB",
-        f"time       about {time} on {writer.device}",
-    ]
-    return "\n".join(lines)

@@ -87,7 +87,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
 
 def _read_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

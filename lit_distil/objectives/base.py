@@ -172,11 +172,18 @@ class Objective(nn.Module, ABC):
             teacher: The teacher; with several, each in turn.
 
         Raises:
-            ValueError: It needs a teacher and there is none, a block that a network does not have, or queries, keys
-                and values of a network that cannot give them.
+            ValueError: It needs a teacher and there is none, a next-sentence head or a block that a network does not
+                have, or queries, keys and values of a network that cannot give them.
         """
         if self.needs_teacher:
             require_teacher(self, teacher)
+        for network in (student, teacher) if self.needs_next_sentence else ():
+            if network is not None and not network.has_next_sentence:
+                raise ValueError(
+                    f"{type(self).__name__} needs a network with a next-sentence head, and {network.model_type} has "
+                    "none here; take an architecture that has one (BERT), pretrained on a data format that draws "
+                    "pairs, or leave it out"
+                )
         ours, theirs = self.attention_layers(student.num_layers, None if teacher is None else teacher.num_layers)
         for layers, network in ((ours, student), (theirs, teacher)):
             if layers and network is not None and network.no_attention is not None:

@@ -1,4 +1,4 @@
-"""What several tests of rows and tasks need."""
+"""A helper for tests of rows and tasks."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_evaluation_has_the_same_masks_every_time_and_those_of_epoch_0():
     assert same(first[1], dataset.collate(samples, np.zeros_like(samples)))
 
 
-def test_what_does_not_divide_is_refused_with_the_way_out():
+def test_a_batch_size_that_does_not_divide_is_refused_with_a_way_out():
     dataset = make_dataset()
     with pytest.raises(ValueError, match=r"batch_size 10 .* devices × accumulate_grad_batches = 2 × 3 = 6: .* 12"):
         TrainLoader(dataset, batch_size=10, world_size=2, accumulate=3)
@@ -228,7 +228,7 @@ def test_a_rate_follows_its_schedule_over_steps_and_resumes():
 
 @settings(max_examples=15)
 @given(done=st.integers(0, 40), world_size=st.sampled_from([1, 2, 4]), accumulate=st.sampled_from([1, 2]))
-def test_a_resume_at_a_random_step_on_other_ranks_goes_on_alike(done, world_size, accumulate):
+def test_a_resume_at_a_random_step_on_other_ranks_sees_the_same_batches(done, world_size, accumulate):
     dataset = make_dataset(masking=SpanMasking(patterns=3))
     plan = StepPlan(len(dataset), 8, seed=0)
     found = []

@@ -61,7 +61,7 @@ def run(folder, dataset, *, world_size=1, rank=0, accumulate=1, workers=0, check
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 8}, {"batch_size": 8, "batch_tokens": 130, "length_window": 3}])
-def test_a_checkpoint_of_lightnings_goes_on_with_workers_on_another_number_of_ranks(settings, tmp_path):
+def test_a_lightning_checkpoint_resumes_with_workers_and_another_number_of_ranks(settings, tmp_path):
     dataset = make_dataset(DocSentences(), masking=SpanMasking(patterns=2))
     saved = tmp_path / "mid-epoch.ckpt"
     unbroken = run(tmp_path, dataset, save=saved, **settings)

@@ -112,7 +112,7 @@ def test_evaluation_covers_every_sequence_once_over_the_ranks(made):
         assert sorted(found) == list(range(len(data.datasets["validation"])))
 
 
-def test_a_run_goes_on_at_its_step(made):
+def test_a_run_resumes_at_its_step(made):
     batches = first_batches(ready(text_data(made)), 6)
     resumed = first_batches(ready(text_data(made, trainer=trainer_of(step=4))), 2)
     for before, after in zip(batches[4:], resumed, strict=True):
@@ -130,7 +130,7 @@ def test_validation_masks_are_the_same_in_every_epoch_and_for_every_seed(made):
     assert first.sample_ids.tolist() != second.sample_ids.tolist()
 
 
-def test_the_seed_is_that_of_the_run(made, monkeypatch):
+def test_the_seed_defaults_to_that_of_the_run(made, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     assert text_data(made, seed=None).seed == 17
     assert text_data(made, seed=5).seed == 5
@@ -163,7 +163,7 @@ def test_text_is_tokenised_once_and_again_only_when_it_or_the_tokenizer_changes(
     assert corpora < set(made.corpora.iterdir())
 
 
-def test_a_run_without_validation_has_no_validation_and_says_so_when_it_is_asked_for(made):
+def test_a_missing_validation_split_is_an_error_only_if_it_is_needed(made):
     source = TextFiles(str(made.root / "train.txt"))
     assert ready(text_data(made, source)).val_dataloader() == []
     asked = text_data(made, source, trainer_of("validate"))
@@ -315,7 +315,7 @@ def test_predicting_needs_no_labels_and_falls_back_to_the_test_split(made, table
     assert sum(batch.num_sequences for batch in fallback.predict_dataloader()) == 4
 
 
-def test_rows_without_validation_or_training_are_told(made, tables):
+def test_missing_training_rows_are_an_error_and_missing_validation_rows_are_not(made, tables):
     assert ready(row_data(made, TableFiles(tables.files["train"]), validation_share=0)).val_dataloader() == []
     with pytest.raises(
         ValueError, match=r"task\.labels: the names of the classes are not given, and there are no training"
@@ -328,7 +328,7 @@ def test_rows_without_validation_or_training_are_told(made, tables):
         ready(named)
 
 
-def test_a_validation_split_is_made_where_there_is_none_and_told(made, tables, caplog):
+def test_a_missing_validation_split_is_held_out_and_reported(made, tables, caplog):
     rows = [{"text": f"the dog {n % 10}", "label": "x" if n % 3 else "y"} for n in range(30)]
     source = TableFiles(rows_file(made.root / "many.jsonl", rows))
     split = {}

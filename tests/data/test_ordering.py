@@ -140,7 +140,7 @@ def test_epochs_of_a_token_budget_have_the_steps_that_the_trainer_expects():
     assert counts.min() >= 2 and counts.max() <= 3  # two epochs, and what the last steps take of the third
 
 
-def test_budgets_and_windows_that_cannot_be_kept_are_refused_with_the_way_out():
+def test_impossible_budgets_and_windows_are_refused_with_a_way_out():
     longest = LENGTHS.max()
     with pytest.raises(
         ValueError, match=f"batch_tokens 70 .* longest sequence, of {longest} .* at least {2 * longest}"

@@ -135,7 +135,7 @@ def test_a_batch_without_a_word_has_no_masked_position_and_counts_none():
 
 
 def test_a_batch_of_static_masks_says_which_they_are_and_that_key_is_enough():
-    """What is kept of a masked sequence is found by it, in whatever batch, epoch or rank it comes again."""
+    """A cache of masked sequences finds an entry by its key, in any batch, epoch and rank."""
     dataset = make_dataset(masking=TokenMasking(0.3, patterns=3))
     seen = {}
     for step in range(12):

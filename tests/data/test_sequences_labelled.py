@@ -24,7 +24,7 @@ def test_rows_stand_end_to_end_with_their_own_positions():
     assert batch.counts["labels"] == 2 and batch.sample_ids.tolist() == [2, 0]
 
 
-def test_values_stay_values_and_no_labels_none():
+def test_values_stay_floats_and_missing_labels_stay_none():
     epochs = np.zeros(2, dtype=np.int64)
     samples = features([1.5, 2.0], types=False)
     values = LabelledSequences(samples, label_kind=ValueLabel()).collate(np.array([0, 1]), epochs)

@@ -52,7 +52,7 @@ def test_a_tokenizer_file_without_a_config_is_enough(tmp_path, entries, lower):
     assert tokenizer.tokenize("Hello worlds")[0] == ("hello" if lower else "Hello")
 
 
-def test_what_was_loaded_is_saved_whole(tmp_path):
+def test_a_loaded_tokenizer_is_saved_completely(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(CASED))
     load_tokenizer(str(tmp_path)).save_pretrained(tmp_path / "export")
     again = load_tokenizer(str(tmp_path / "export"))
@@ -84,14 +84,14 @@ def test_a_tokenizer_that_lacks_a_token_is_refused(tmp_path, missing):
         load_tokenizer(str(tmp_path))
 
 
-def test_first_and_last_token_may_have_the_other_names(tmp_path):
+def test_bos_and_eos_can_replace_cls_and_sep(tmp_path):
     raw = Tokenizer(models.WordLevel({name: n for n, name in enumerate(LOWER)}, unk_token="[UNK]"))
     names = {"mask_token": "[MASK]", "pad_token": "[PAD]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=raw, **names).save_pretrained(tmp_path)
     assert vocabulary_of(load_tokenizer(str(tmp_path))).special_ids["bos_token_id"] == 2
 
 
-def test_what_is_no_tokenizer_says_so(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(ValueError, match=r"no tokenizer .*tokenizr.*near it: \['tokenizer'\].*lit-distil tokenizer"):
         load_tokenizer(str(tmp_path / "tokenizr"))

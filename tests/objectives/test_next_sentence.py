@@ -1,9 +1,12 @@
+"""The losses on the next-sentence head."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lit_distil.objectives import NextSentenceLoss
+from lit_distil.objectives import NextSentenceLoss, NextSentenceSoftTargetLoss
+from lit_distil.objectives.base import NetworkCapabilities
 
 from .examples import make_batch, make_output
 
@@ -27,3 +30,30 @@ def test_missing_head_and_missing_labels_are_told_apart() -> None:
     student.next_sentence_logits = None
     with pytest.raises(ValueError, match="next-sentence head"):
         NextSentenceLoss()(student, None, batch)
+
+
+def test_equals_the_divergence_of_softened_classes_written_out() -> None:
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    loss = NextSentenceSoftTargetLoss(temperature=3.0)
+    p = (teacher.next_sentence_logits / 3.0).softmax(-1)  # type: ignore[operator]
+    q = (student.next_sentence_logits / 3.0).softmax(-1)  # type: ignore[operator]
+    torch.testing.assert_close(loss(student, teacher, batch), 9.0 * (p * (p / q).log()).sum())
+    assert loss.counts == "sequences" and loss.rows is None
+    assert float(loss(student, student, batch)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_networks_without_the_head_are_refused_before_and_in_the_first_step() -> None:
+    loss = NextSentenceSoftTargetLoss()
+    bert, distilbert = (
+        NetworkCapabilities(kind, 2, 32, has_next_sentence=kind == "bert") for kind in ("bert", "distilbert")
+    )
+    loss.check(bert, bert)
+    for pair in ((distilbert, bert), (bert, distilbert)):
+        with pytest.raises(ValueError, match="next-sentence head, and distilbert has none here"):
+            loss.check(*pair)
+    student, teacher = make_output(1), make_output(2)
+    teacher.next_sentence_logits = None
+    with pytest.raises(ValueError, match="two networks with a next-sentence head"):
+        loss(student, teacher, make_batch())
+    with pytest.raises(ValueError, match="compares with a teacher"):
+        loss(student, None, make_batch())

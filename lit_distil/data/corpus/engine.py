@@ -7,6 +7,7 @@ files that do not either: every worker process imports them.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ Backend = Literal["loky", "ray", "dask"]
 Item = TypeVar("Item")
 Work = Callable[[Any], Any]
 
-_TASKS_AT_ONCE = 64
+_TASKS_AT_ONCE = 32  # in a round, and more with more than 16 processes
 _FEW = 4
 _SHARED_BYTES = 10_000  # larger arrays reach the processes of this machine through a file, once
 
@@ -87,7 +88,7 @@ def workers(
 
 
 def results_in_order(
-    make_work: Callable[[str], Work], settings: str, items: Iterable[Item], payload_of: Callable[[Item], Any]
+    make_work: Callable[[str], Work], settings: str, items: Iterable[tuple[Item, Any]]
 ) -> Iterator[tuple[Item, Any]]:
     """Each item with the result of its work, in the order of the items.
 
@@ -97,8 +98,7 @@ def results_in_order(
     Args:
         make_work: Called once in each process with the settings; returns the function that does the work.
         settings: A text that may be large, such as a tokenizer's file; every process gets it once.
-        items: What to work on.
-        payload_of: The part of an item that is sent to a process.
+        items: Each with its payload, which is sent to a process and then forgotten.
     """
     active = _active.get()
     items = iter(items)
@@ -106,8 +106,8 @@ def results_in_order(
     items = chain(first, items)
     if active is None or len(first) < _FEW:
         work = make_work(settings)
-        for item in items:
-            yield item, work(payload_of(item))
+        for item, payload in items:
+            yield item, work(payload)
         return
     shared: Any = np.frombuffer(settings.encode(), dtype=np.uint8)
     if active.backend == "ray":
@@ -125,8 +125,9 @@ def results_in_order(
             running: Future[list[Any]] = thread.submit(list)
             while following := list(islice(items, size)):
                 done = zip(current, running.result(), strict=True)
-                tasks = [task(make_work, key, shared, payload_of(item)) for item in following]
-                running, current = thread.submit(parallel, tasks), following
+                running = thread.submit(parallel, [task(make_work, key, shared, payload) for _, payload in following])
+                current = [item for item, _ in following]
+                del following
                 yield from done
             yield from zip(current, running.result(), strict=True)
     except BrokenExecutor as error:
@@ -157,7 +158,7 @@ def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStac
     own: dict[str, Any] = (
         {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False} if is_local else {}
     )
-    ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
+    ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     stack.callback(ray.shutdown)
     register_ray()
     return num_processes or int(ray.cluster_resources()["CPU"])

@@ -18,7 +18,7 @@ from tests.data.corpus.work import make_imports, make_square
 
 
 def squares(numbers: range | Iterator[int], settings: str = "") -> Iterator[tuple[int, int]]:
-    for _, (square, size, pid) in results_in_order(make_square, settings, numbers, lambda number: number):
+    for _, (square, size, pid) in results_in_order(make_square, settings, ((n, n) for n in numbers)):
         assert size == len(settings)
         yield square, pid
 
@@ -60,7 +60,7 @@ def test_an_error_in_the_items_is_raised_here() -> None:
 
 def test_processes_load_none_of_the_heavy_libraries() -> None:
     with workers(2):
-        found = list(results_in_order(make_imports, "", range(10), lambda number: number))
+        found = list(results_in_order(make_imports, "", ((n, n) for n in range(10))))
     assert [names for _, names in found] == [[]] * 10
 
 

@@ -1,4 +1,4 @@
-"""How two ranges are shortened: in plain Python with Python's random numbers, and by the compiled code."""
+"""Shortening of two ranges, by the compiled code and in plain Python with Python's random numbers."""
 
 from random import Random
 
@@ -15,7 +15,7 @@ def generator(seed: int) -> np.ndarray:
 
 
 def truncated(first: tuple[int, int], second: tuple[int, int], room: int, seed: int) -> list[list[int]]:
-    """What the package makes of two ranges."""
+    """Two ranges as the package shortens them."""
     pair = np.array([first, second], dtype=np.int64)
     pairing.truncate_pair(pair, room, generator(seed))
     return pair.tolist()

@@ -293,7 +293,7 @@ def test_documents_that_cannot_pair_are_reported(form):
     assert table.next_sentence_labels[[first == (7, 11) for first, _ in pieces_of(table)]].tolist() == [1]
 
 
-def test_what_cannot_work_is_refused_by_name():
+def test_impossible_settings_are_refused_by_name():
     corpus = make_corpus([[3, 4], [5, 5]])
     with pytest.raises(ValueError, match="max_length must be at least 3"):
         FullSentences().build(corpus, 2, 0)

@@ -77,7 +77,7 @@ def test_sentence_pairs_are_those_made_by_hand(seed, max_length):
     assert {0, 1} == {label for *_, label in found}
 
 
-def test_settings_of_integers_are_taken_for_probabilities():
+def test_integers_are_accepted_as_probabilities():
     corpus = make_corpus([[4] * 9] * 9)
     for whole, real in ((SegmentPair(0, 1), SegmentPair(0.0, 1.0)), (SentencePair(1), SentencePair(1.0))):
         tables = [form.build(corpus, 20, 0) for form in (whole, real)]

@@ -78,7 +78,7 @@ def test_a_mask_of_capitalised_words_needs_nothing_but_its_view(kind, request, t
     assert found == {"The", "Queen", "Norway", "Ada", "Oslo", "Émile"}
 
 
-def test_a_view_tells_tokens_special_ids_and_the_size_of_the_vocabulary():
+def test_a_view_gives_tokens_special_ids_and_the_size_of_the_vocabulary():
     view = make_view([12, 5])
     assert view.tokens.tolist() == [f"token{index}" for index in view.ids]
     assert view.vocabulary.size == 1000 and view.vocabulary.special_ids["unk_token_id"] == UNK
@@ -120,7 +120,7 @@ def test_an_answer_that_is_no_selection_is_refused():
         apply(strategy_that_chooses(np.array([3])), make_view([30]))
 
 
-def test_a_batch_in_which_nothing_is_chosen_is_told():
+def test_a_batch_without_a_chosen_position_is_a_warning():
     strategy = strategy_that_chooses(Selection(np.zeros(0, dtype=np.int64)))
     with pytest.warns(UserWarning, match=r"data\.masking: Careless chose no position in a batch of 2 sequences"):
         masked = apply(strategy, make_view([30, 5]))

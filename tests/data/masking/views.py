@@ -78,7 +78,7 @@ def per_sequence(view: TokenView, masked: Masked):
 
 
 def make(kind: type[MaskingStrategy], **arguments) -> MaskingStrategy:
-    """A strategy bound to some counts; a mixture of three, with these arguments each."""
+    """A strategy bound to random counts; a mixture has three strategies with these arguments."""
     strategy: MaskingStrategy
     if kind is MixedMasking:
         patterns = arguments.pop("patterns", None)
