@@ -191,11 +191,13 @@ def distil(
         chosen,
         validation=validation,
         text_column=text_column,
-        format=format,
-        masking=piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7) if masking is None else masking,
-        max_length=max_length or room_for(config, chosen, wanted=128),
-        batch_size=batch_size,
-        usual_batch_size=32,
+        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "format": "lit_distil.data.FullSentences",
+            "masking": piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7),
+            "max_length": room_for(config, chosen, wanted=128),
+            "batch_size": 32,
+        },
     )
     return _train(
         {"seed_everything": seed, "model": model, "data": text},
@@ -268,17 +270,18 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         schedule=linear(warmup) if schedule is None else schedule,
         **({} if objectives is None else {"objectives": dict(objectives)}),
     )
-    rate = 0.3 if weights is None else 0.15
     text = text_data(
         data,
         chosen,
         validation=validation,
         text_column=text_column,
-        format=format,
-        masking=piece("lit_distil.data.TokenMasking", rate=rate) if masking is None else masking,
-        max_length=length,
-        batch_size=batch_size,
-        usual_batch_size=16,
+        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "format": "lit_distil.data.FullSentences",
+            "masking": piece("lit_distil.data.TokenMasking", rate=0.3 if weights is None else 0.15),
+            "max_length": length,
+            "batch_size": 16,
+        },
     )
 
     @rank_zero_only
@@ -362,10 +365,13 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         data,
         chosen,
         validation=validation,
-        task=task,
         columns={"text": text, "label": label},
-        max_length=max_length or room_for(config, chosen, wanted=256),
-        batch_size=batch_size,
+        given={"task": task, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "task": piece("lit_distil.tasks.TextClassification", text=text, label=label),
+            "max_length": room_for(config, chosen, wanted=256),
+            "batch_size": 32,
+        },
     )
     return _train(
         {"seed_everything": seed, "model": model, "data": rows},
