@@ -47,7 +47,7 @@ from lit_distil.recipe import (
     tokenizer_beside,
     training_length,
 )
-from lit_distil.run import RunFinishedError, fit_objects, import_modules, run
+from lit_distil.run import RunFinishedError, fit_objects, import_modules, only_run, run
 from lit_distil.tasks import Task
 
 Piece = Any
@@ -169,13 +169,15 @@ def distil(
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
     if isinstance(teacher, Mapping):
+        if not teacher:
+            raise ValueError("teacher: the dictionary of teachers is empty")
         teachers: Any = {name: network_name(one) for name, one in teacher.items()}
         first = next(iter(teachers.values()))
     else:
         teachers = first = network_name(teacher)
     has_one = not isinstance(teacher, Mapping) or len(teacher) == 1
     config, chosen = config_of(first), tokenizer_beside(first, tokenizer, data)
-    lr = lr or learning_rate(config, at_width_768=2e-4, power=1)
+    lr = learning_rate(config, at_width_768=2e-4, power=1) if lr is None else lr
     student = piece("lit_distil.models.EveryOther") if student is None else student
     if objectives is None:
         objectives = distillation_objectives(student, has_one_teacher=has_one)
@@ -183,7 +185,7 @@ def distil(
         "lit_distil.modules.DistillationModule",
         teacher=teachers,
         student=student,
-        objectives=dict(objectives),
+        objectives=_checked_objectives(objectives),
         optimizer=adamw(lr, 0.0) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
     )
@@ -264,12 +266,14 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     length = max_length or (128 if weights is None else room_for(config_of(weights), chosen, wanted=128))
     if weights is not None:
         network = pretrained(weights)
+    if lr is None:
+        lr = 2e-3 if weights is None else 1e-4
     model = piece(
         "lit_distil.modules.MaskedLMModule",
         network=small_modernbert(length) if network is None else network,
-        optimizer=adamw(lr or (2e-3 if weights is None else 1e-4), 0.01) if optimizer is None else optimizer,
+        optimizer=adamw(lr, 0.01) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
-        **({} if objectives is None else {"objectives": dict(objectives)}),
+        **({} if objectives is None else {"objectives": _checked_objectives(objectives)}),
     )
     text = text_data(
         data,
@@ -288,7 +292,7 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     @rank_zero_only
     def make_tokenizer(module: LightningDataModule) -> None:
         folder = Path(out, "tokenizer")
-        if is_new and not (folder / "tokenizer.json").is_file():
+        if is_new and not Path(out, "checkpoints", "last.ckpt").is_file():  # a resumed run keeps its own
             rank_zero_info(f"training a tokenizer on the text, in {folder}")
             assert isinstance(module, TextDataModule) and isinstance(module.source, DocumentSource)
             train_tokenizer(module.source, str(folder), vocab_size=vocab_size)
@@ -355,7 +359,7 @@ def finetune(  # noqa: D417  the other arguments are described in distil
     """
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
     config, chosen = config_of(weights), tokenizer_beside(weights, tokenizer, data)
-    lr = lr or learning_rate(config, at_width_768=3e-5, power=2)
+    lr = learning_rate(config, at_width_768=3e-5, power=2) if lr is None else lr
     model = piece(
         "lit_distil.modules.FineTuningModule",
         network=network if weights is None else pretrained(weights),
@@ -399,8 +403,17 @@ def _train(
     before_training: Callable[[LightningDataModule], None] | None = None,
 ) -> Run:
     """Complete a recipe and train it, unless the folder holds the finished run."""
-    folder = Path(out)
-    given = dict(trainer or {})
+    _check_kind("trainer", trainer, Mapping | None, 'a dictionary such as {"devices": 2}')
+    _check_kind("callbacks", callbacks, Sequence, "a list of callbacks")
+    _check_kind("overrides", overrides, Sequence, 'a list such as ["--model.freeze_positions=true"]')
+    if not str(out):
+        raise ValueError("out: give the run's folder")
+    folder, given = Path(out), dict(trainer or {})
+    if "default_root_dir" in given or any(one.startswith("--trainer.default_root_dir") for one in overrides):
+        raise ValueError("trainer.default_root_dir: give the run's folder as `out`")
+    steps |= {name: given[name] for name in ("max_steps", "max_epochs") if name in given}
+    if steps.get("max_steps", 1) < 1:
+        raise ValueError(f"max_steps must be at least 1, got {steps['max_steps']}")
     settings: Recipe = {
         "default_root_dir": str(folder),
         **steps,
@@ -418,17 +431,31 @@ def _train(
     if callbacks:
         recipe["trainer"]["callbacks"] = list(callbacks)
     try:
-        if not has_objects(recipe):
-            options = ["--config", json.dumps(recipe), *overrides]
-            run(["fit", *options], overwrite=overwrite, before_training=before_training)
-        else:
-            recipe = override(recipe, overrides)
-            _train_objects(recipe, folder, overwrite=overwrite, before_training=before_training)
+        with only_run(folder):
+            if not has_objects(recipe):
+                options = ["--config", json.dumps(recipe), *overrides]
+                run(["fit", *options], overwrite=overwrite, before_training=before_training)
+            else:
+                recipe = override(recipe, overrides)
+                _train_objects(recipe, folder, overwrite=overwrite, before_training=before_training)
     except RunFinishedError as finished:
         rank_zero_info(str(finished))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the first rank writes the export
     return load(folder)
+
+
+def _check_kind(name: str, value: Any, kind: Any, expected: str) -> None:
+    if isinstance(value, str) or not isinstance(value, kind):
+        raise ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def _checked_objectives(objectives: Any) -> dict[str, Any]:
+    _check_kind("objectives", objectives, Mapping, 'a dictionary of losses such as {"soft": SoftTargetLoss()}')
+    for name in objectives:
+        if not isinstance(name, str) or "." in name:
+            raise ValueError(f"objectives: a name is a text without dots, got {name!r}")
+    return dict(objectives)
 
 
 def _train_objects(
@@ -442,6 +469,8 @@ def _train_objects(
         seed_everything(recipe["seed_everything"], verbose=False)
         data, settings = build(recipe["data"]), {**recipe["trainer"]}
         settings["callbacks"] = [build(one) for one in settings.get("callbacks", ())]
+        for callback in settings["callbacks"]:
+            _check_kind("callbacks", callback, Callback, "callbacks")
         return build(recipe["model"]), data, settings
 
     def prepare(data: LightningDataModule) -> None:

@@ -22,7 +22,6 @@ _NOISE = (
     "Given value type:",
     "Given value:",
     "Expected a <class 'NoneType'>",
-    "Not a valid subclass of",
     "Subclass types expect one of:",
     "a class path (str)",
     "a dict with class_path entry",
@@ -30,6 +29,7 @@ _NOISE = (
     "a dict with parameters accepted by the base class",
 )
 _GIVEN = "Given value: "
+_NOT_OF_CLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: (.*))?")
 _NESTED = re.compile(r"NestedArg\(key='[^']*', val='(.*)'\)")
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
@@ -70,6 +70,7 @@ def _reasons(message: str, options: list[str]) -> list[str]:
     classes: list[tuple[int, str]] = []
     reasons: list[str] = []
     others: list[str] = []
+    expected: dict[str, list[str]] = {}  # by key, the classes of which a value is none
     given = ""
     for line in filter(str.strip, message.splitlines()):
         text = line.lstrip()
@@ -90,11 +91,17 @@ def _reasons(message: str, options: list[str]) -> list[str]:
         if not text or text.startswith(_NOISE):
             continue
         key = ".".join(key for _, key in keys)
+        if match := _NOT_OF_CLASS.match(text):
+            expected.setdefault(key, []).append(match[1])
+            given = match[2] or given
+            continue
         reason = _reason(text, classes[-1][1] if classes else None, options)
         (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
     found = reasons or others
     if match := _NESTED.search(given):
         given = match[1]
+    if not found:
+        return [f"{key}: expected {' or '.join(kinds)}, got {given}" for key, kinds in expected.items()]
     return [f"{reason}, got {given!r}" if given and reason.endswith("'>") else reason for reason in found]
 
 
@@ -105,19 +112,19 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
             class_path = match[1]
             text = text[: match.start()].rstrip(" .")
     if match := _NO_ATTRIBUTE.search(text):
-        return text + _hint(match[2], _names(match[1]))
+        return text + hint(match[2], _names(match[1]))
     if match := _UNRECOGNIZED.search(text):
         name = match[1].split("=")[0]
-        return f"no option --{name}{_hint(name, options)}"
+        return f"no option --{name}{hint(name, options)}"
     if match := _NOT_ACCEPTED.search(text):
         name = match[1] or match[2]
         if class_path is None:
-            return f"no key {name!r}{_hint(name, options)}"
-        return f"{class_path} has no argument {name!r}{_hint(name.split('.')[0], _arguments(class_path))}"
+            return f"no key {name!r}{hint(name, options)}"
+        return f"{class_path} has no argument {name!r}{hint(name.split('.')[0], _arguments(class_path))}"
     return text
 
 
-def _hint(name: str, candidates: Iterable[str]) -> str:
+def hint(name: str, candidates: Iterable[str]) -> str:
     """The name that was meant, perhaps, and all that there are where these are few."""
     known = list(candidates)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -10,7 +10,7 @@ import functools
 import importlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil import models
@@ -84,7 +85,7 @@ def network_name(network: Any) -> Any:
     if not isinstance(network, str | Path):
         raise ValueError(f"a network is a name on the Hub, a folder or a model, got {type(network).__name__}")
     folder = Path(network)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if str(network) and folder.is_dir() and not (folder / "config.json").is_file():
         if not (folder / "export" / "config.json").is_file():
             raise ValueError(f"{folder}: the folder holds no network, and no run that came to its end (export/)")
         return str(folder / "export")
@@ -93,13 +94,17 @@ def network_name(network: Any) -> Any:
 
 def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
     """The tokenizer that was given or is the data module's, or the one beside the network."""
+    if isinstance(tokenizer, str | Path):
+        return str(tokenizer)
     if tokenizer is not None:
-        return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else str(tokenizer)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(f"tokenizer: expected a name, a folder or a tokenizer, got {tokenizer!r}")
+        return tokenizer
     if isinstance(data, TextDataModule):
         return data.tokenizer
     name = network.name_or_path if isinstance(network, PreTrainedModel) else network
     if not name:
-        raise ValueError("tokenizer: a network that is an object has none beside it; give its tokenizer")
+        raise ValueError("tokenizer: there is none beside this network; give a name, a folder or a tokenizer")
     return name
 
 
@@ -185,8 +190,11 @@ def row_data(
     if splits:
         source = _files(splits, rows=True) if _are_paths(splits) else InMemory(**splits)
     settings = {name: usual[name] if value is None else value for name, value in given.items()}
-    if isinstance(settings["task"], str):  # columns that were not given are the task's own
-        settings["task"] = piece(settings["task"], **{name: one for name, one in columns.items() if name != one})
+    own_columns = {name: column for name, column in columns.items() if name != column}
+    if isinstance(given["task"], str):
+        settings["task"] = piece(given["task"], **own_columns)
+    elif given["task"] is not None and own_columns:
+        raise ValueError(f"{', '.join(own_columns)}: give the columns to the task, which is an object")
     if given["batch_size"] is None:
         settings["batch_size"] = _batch_size(_num_rows(source), usual["batch_size"])
     fixed = {"tokenizer": tokenizer, "source": source, "validation_share": float(validation) if is_share else 0.1}
@@ -209,9 +217,9 @@ def _batch_size(num_samples: int | None, usual: int) -> int:
 def _num_rows(source: Any) -> int | None:
     """Training rows in memory, or in one file of at most 10 MB; None for others."""
     if isinstance(source, InMemory):
-        return len(source.splits["train"] or ())
+        return len(rows) if isinstance(rows := source.splits["train"], Sized) else None
     files = source["init_args"].get("train") if isinstance(source, Mapping) and "init_args" in source else None
-    path = Path(files or "")
+    path = Path(files if isinstance(files, str) else "")
     if not path.is_file() or path.stat().st_size > 10_000_000:
         return None
     return sum(1 for _ in build(source).rows("train"))
@@ -219,6 +227,8 @@ def _num_rows(source: Any) -> int | None:
 
 def _splits_of(data: Any, validation: Any) -> dict[str, Any]:
     """The data by split; empty where they are a source."""
+    if data is None or (isinstance(data, str | list | tuple | Mapping) and not data):
+        raise ValueError(f"data: {data!r} is empty; give texts, rows, files or a dataset")
     if _is_source(data):
         if validation is not None:
             raise ValueError("validation: a source brings its own validation split; leave validation out")
@@ -228,7 +238,9 @@ def _splits_of(data: Any, validation: Any) -> dict[str, Any]:
         splits["validation"] = validation
     if unknown := sorted(set(splits) - set(_SPLITS)):
         raise ValueError(f"data: no split {unknown[0]!r}; there are {', '.join(_SPLITS)}")
-    return {name: str(one) if isinstance(one, Path) else one for name, one in splits.items()}
+    if splits.get("train") is None:
+        raise ValueError(f"data: there is no split 'train', only {', '.join(splits)}")
+    return {name: one for name, one in splits.items() if one is not None}
 
 
 def _is_source(data: Any) -> bool:
@@ -254,15 +266,25 @@ def _document_source(data: Any, validation: Any, text_column: str) -> Any:
 
 
 def _are_paths(splits: dict[str, Any]) -> bool:
-    are_paths = {isinstance(one, str) for one in splits.values()}
+    are_paths = {_is_path(one) for one in splits.values()}
     if len(are_paths) > 1:
         raise ValueError("data: give all splits as paths, or all of them as lists or datasets")
     return are_paths == {True}
 
 
-def _files(splits: dict[str, str], *, rows: bool, **columns: str) -> Recipe:
+def _is_path(data: Any) -> bool:
+    """Whether the data is a path or a list of files, and not texts."""
+    if not isinstance(data, list):
+        return isinstance(data, str | Path)
+    return all(
+        isinstance(one, Path) or (isinstance(one, str) and len(one) < 256 and Path(one).is_file()) for one in data
+    )
+
+
+def _files(splits: dict[str, Any], *, rows: bool, **columns: str) -> Recipe:
     """The source that reads paths: text files, tables, or a dataset of the Hub or on disk."""
-    first = splits["train"] if "train" in splits else next(iter(splits.values()))
+    splits = {name: list(map(str, one)) if isinstance(one, list) else str(one) for name, one in splits.items()}
+    first = splits["train"] if isinstance(splits["train"], str) else splits["train"][0]
     folder = Path(first)
     is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     suffixes = [path.suffix for path in sorted(folder.iterdir())] if folder.is_dir() else Path(first).suffixes
@@ -304,19 +326,25 @@ def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
         ValueError: An option is no `--key=value`, or leads into an object.
     """
     recipe = copy.deepcopy(recipe, {id(one): one for one in _objects(recipe)})
-    for option in options:
+    words = iter(options)
+    for option in words:
         name, found, value = option.removeprefix("--").partition("=")
+        if not found:  # as two words: --key value
+            value = next(words, "")
         *path, last = name.split(".")
         place: Any = recipe
         for key in path:
             place = place.get(key) if isinstance(place, dict) else None
             place = place.setdefault("init_args", {}) if isinstance(place, dict) and "class_path" in place else place
-        if not found or not isinstance(place, dict) or (not path and last not in recipe):
+        if not isinstance(place, dict) or (not path and last not in recipe):
             raise ValueError(
                 f"overrides: {option!r} cannot be set; write --key=value, and give a piece that is an object its "
                 "settings where you make it"
             )
-        place[last] = yaml.safe_load(value)
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"overrides: the value of {option!r} is not YAML") from error
     return recipe
 
 
@@ -335,7 +363,8 @@ def has_objects(value: Any) -> bool:
 def build(given: Any) -> Any:
     """Make the object that a class path or `{class_path, init_args}` describes; small objects are copied.
 
-    Plain arguments go through a parser, which knows their types, so that pieces within pieces are made as in YAML.
+    The arguments go through a parser, which knows their types: pieces within pieces are made as in YAML, and an object
+    of another class is refused.
     """
     if isinstance(given, str):
         given = piece(given)
@@ -347,26 +376,25 @@ def build(given: Any) -> Any:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"no class {given['class_path']!r}: {error}") from error
-    plain, objects = {}, {}
-    for key, value in given.get("init_args", {}).items():
-        if not has_objects(value):
-            plain[key] = value
-        elif isinstance(value, Mapping) and "class_path" not in value:
-            # several teachers may be names and models, objectives class paths and objects
-            objects[key] = {each: one if _is_name(one) else build(one) for each, one in value.items()}
-        else:
-            objects[key] = build(value)
+    arguments = {name: _build_objects(value) for name, value in given.get("init_args", {}).items()}
+    if isinstance(arguments.get("optimizer"), Optimizer):
+        raise ValueError("optimizer: give a function that makes it, such as functools.partial(torch.optim.SGD, lr=0.1)")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "piece", skip=set(objects), instantiate=False)
+    parser.add_class_arguments(kind, "piece", instantiate=False)
     try:
-        made = parser.instantiate_classes(parser.parse_object({"piece": plain}))
+        made = parser.instantiate_classes(parser.parse_object({"piece": arguments}))
     except Exception as error:
-        raise ValueError(shorten(str(error))) from error
-    return kind(**vars(made.piece), **objects)
+        raise ValueError(shorten(str(error)).replace("piece.", "")) from error
+    return kind(**vars(made.piece))
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and not _CLASS_PATH.fullmatch(value)
+def _build_objects(value: Any) -> Any:
+    """Build an argument as far as it holds objects; the parser builds what is plain."""
+    if not has_objects(value):
+        return value
+    if isinstance(value, Mapping) and "class_path" not in value:
+        return {name: _build_objects(one) for name, one in value.items()}
+    return build(value)
 
 
 def described(value: Any) -> Any:

@@ -7,18 +7,21 @@ Trainer in `complete_trainer`, and both decide in `settle_folder` whether a fold
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import pickle
 import shutil
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -40,8 +43,8 @@ from lit_distil.callbacks import (
 )
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
-from lit_distil.files import write_file
-from lit_distil.messages import broken_file, known_options, shorten
+from lit_distil.files import default_cache_dir, hash_of, write_file
+from lit_distil.messages import broken_file, hint, known_options, shorten
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
 
@@ -72,20 +75,26 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> S
         `new`, `resume` (the same call was interrupted: go on from its `last.ckpt`) or `finished`.
 
     Raises:
-        ValueError: The folder holds another run, or files that no run wrote.
+        ValueError: It is a file, or a folder that holds another run or files that no run wrote.
     """
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"out: {file} is a file; give another folder")
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    ways_out = "give another folder, or start again with overwrite=True (--overwrite)"
+    kept = _kept_config(folder)
+    if kept is None:
+        # files beside a run may stay there, but those in the places of its own may be somebody's work
+        foreign = sorted(names & {*RUN_FILES} if overwrite else names - {"tokenizer"})
+        if foreign:
+            ways_out = "give another folder" if overwrite else ways_out
+            raise ValueError(f"out: {folder} is not empty and holds no run ({', '.join(foreign[:5])}); {ways_out}")
+        return "new"
     if overwrite:
         _remove(folder / name for name in RUN_FILES if name in names)
         return "new"
-    ways_out = "give another folder, or start again with overwrite=True (--overwrite)"
-    if "config.yaml" not in names:
-        if foreign := sorted(names - {"tokenizer"}):
-            raise ValueError(f"out: {folder} is not empty and holds no run ({', '.join(foreign[:5])}); {ways_out}")
-        return "new"
     if not names & {"metrics.csv", "checkpoints", "export"}:
         return "new"  # an earlier call failed before its first step
-    if differences := _differences(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), config):
+    if differences := _differences(kept, config):
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
             f"out: {folder} holds another run ({'; '.join(differences[:3])}{more}). To continue that run, repeat its "
@@ -94,6 +103,40 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> S
     if (folder / "export" / "config.json").is_file():
         return "finished"
     return "resume" if (folder / "checkpoints" / "last.ckpt").is_file() else "new"
+
+
+def _kept_config(folder: Path) -> dict[str, Any] | None:
+    """The `config.yaml` of the run in a folder; None if there is no run."""
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) and {"model", "data", "trainer"} <= content.keys() else None
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine from training in a folder meanwhile.
+
+    Raises:
+        ValueError: Another process is training in it.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        yield
+        return
+    file = default_cache_dir() / "locks" / f"{hash_of(str(folder.resolve()))[:16]}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"out: another process is training in {folder}; wait for it, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @rank_zero_only
@@ -364,6 +407,9 @@ def fit_objects(
     checkpoint = _checkpoint_to_resume(folder, config, overwrite=overwrite)
     torch.set_float32_matmul_precision("medium")
     module, data, settings = build()
+    names = inspect.signature(Trainer.__init__).parameters
+    if unknown := next((name for name in settings if name not in names), None):
+        raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
     trainer = Trainer(**complete_trainer("fit", {"use_distributed_sampler": False, **settings}))
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
