@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, seed_everything
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +46,7 @@ from lit_distil.recipe import (
     tokenizer_beside,
     training_length,
 )
-from lit_distil.run import RunFinishedError, fit_objects, import_modules, only_run, run
+from lit_distil.run import RunFinishedError, fit_objects, import_modules, only_run, run, saved_config
 from lit_distil.tasks import Task
 
 Piece = Any
@@ -101,7 +100,7 @@ def load(path: str | Path) -> Run:
         raise ValueError(f"{given}: nothing there; give a run folder, an exported folder or a checkpoint file")
     tokenizer = None
     if folder is not None:
-        import_modules(_saved_imports(folder))
+        import_modules((saved_config(folder) or {}).get("imports") or [])
         if network.is_file() and (folder / "tokenizer").is_dir():
             tokenizer = str(folder / "tokenizer")
     model, chosen = open_network(network, tokenizer)
@@ -140,9 +139,10 @@ def distil(
 
     Args:
         teacher: Name on the Hub, exported folder, run folder, or a model; or several of them by name.
-        data: The text: a file, folder or glob (text, or tables with a text column), a dataset's name on the Hub, a list
-            of strings, a `datasets.Dataset`, a dictionary of splits of these, a document source, or a `TextDataModule`.
-        out: The run's folder.
+        data: The text: a file, folder, glob or list of files (text, or tables with a text column), a dataset's name on
+            the Hub, a list of strings, a `datasets.Dataset`, a dictionary of splits of these, a document source, or a
+            `TextDataModule`.
+        out: The run's folder; two processes cannot train in one.
         tokenizer: Name, folder or object; by default the one beside the network.
         student: How the student is made; by default from every other layer of the teacher.
         objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
@@ -412,6 +412,8 @@ def _train(
     if "default_root_dir" in given or any(one.startswith("--trainer.default_root_dir") for one in overrides):
         raise ValueError("trainer.default_root_dir: give the run's folder as `out`")
     steps |= {name: given[name] for name in ("max_steps", "max_epochs") if name in given}
+    if steps.get("max_steps") == -1 and "max_epochs" in given:
+        del steps["max_steps"]
     if steps.get("max_steps", 1) < 1:
         raise ValueError(f"max_steps must be at least 1, got {steps['max_steps']}")
     settings: Recipe = {
@@ -487,13 +489,6 @@ def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """An export has its tokenizer; a run that is interrupted needs one too."""
     if not folder.is_dir():
         tokenizer.save_pretrained(folder)
-
-
-def _saved_imports(folder: Path) -> list[str]:
-    """The modules that the run's configuration imports."""
-    config = folder / "config.yaml"
-    content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
-    return (content or {}).get("imports") or []
 
 
 def _last_metrics(file: Path) -> dict[str, float]:

@@ -103,7 +103,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"lit-distil {__version__}")
         return
     if command not in COMMANDS:
-        _fail(f"no command {command!r}{_nearest(command)}; there are {', '.join(COMMANDS)}")
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        _fail(f"no command {command!r}{hint}; there are {', '.join(COMMANDS)}")
     # a class in a file beside the run is found, but never hides an installed package
     sys.path.append(os.getcwd())
     try:
@@ -180,12 +184,12 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The arguments of a call, and the options of `fit` among them."""
     own: list[str] = []
     overrides: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith((*_OVERRIDES, "--imports")):
-            own.append(argument)
-            continue
-        overrides += [argument] if "=" in argument else [argument, *([value] if (value := next(rest, None)) else [])]
+    lacks_value = False
+    for argument in arguments:
+        is_override = argument.startswith((*_OVERRIDES, "--imports"))
+        is_value = lacks_value and not argument.startswith("--")
+        (overrides if is_override or is_value else own).append(argument)
+        lacks_value = is_override and "=" not in argument
     return own, overrides
 
 
@@ -215,7 +219,9 @@ def named_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
         if argument != "--imports" and not argument.startswith("--imports="):
             others.append(argument)
             continue
-        value = argument.partition("=")[2] or next(rest, "")
+        value = argument.partition("=")[2] or next(rest, "--")
+        if value.startswith("--"):
+            raise ValueError("--imports: give the modules to import, such as --imports my_arch")
         names += [name.strip(" '\"") for name in value.strip("[]").split(",") if name.strip()]
     return names, others
 
@@ -235,31 +241,19 @@ def _help() -> str:
     return HELP.format(calls=table(CALLS), trainer=table(TRAINER_COMMANDS), other=table(OTHER_COMMANDS))
 
 
-def _nearest(command: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
 def _message(error: BaseException) -> str | None:
-    """What the error says, if it is a mistake of the user's that somebody has put into words; otherwise None.
+    """The text of an error if it is a user's mistake that this package describes; otherwise None.
 
-    The parser wraps what a class's constructor raises, once for each level of the configuration: the outermost error
-    that this package raised itself is the one to tell.
+    The parser wraps an error once for each level of the configuration. The outermost one of this package is shown.
     """
     reason: BaseException | None = error
     while reason is not None:
-        if isinstance(reason, (ValueError, OSError)) and _is_ours(reason):
+        frames = traceback.extract_tb(reason.__traceback__)
+        is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+        if is_ours and isinstance(reason, ValueError | OSError):
             return str(reason)
         reason = reason.__cause__
     return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by this package's own checks, whose messages stand for themselves."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
 def _fail(message: str) -> None:

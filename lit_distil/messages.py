@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in a few lines: the parser's own account of it fills a screen."""
+"""Shortens the parser's errors, which fill a screen, to the lines that say what is wrong."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _NOISE = (
     "Given value type:",
     "Given value:",
     "Expected a <class 'NoneType'>",
+    "Expected a path but ",
     "Subclass types expect one of:",
     "a class path (str)",
     "a dict with class_path entry",
@@ -34,14 +35,14 @@ _NESTED = re.compile(r"NestedArg\(key='[^']*', val='(.*)'\)")
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
 _NOT_ACCEPTED = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --(\S+)")
 _CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
 _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
-# of a value that several types may have, what is said of the types that were not meant
+# what the parser says about the types that were not meant, of those that a value may have
 _BESIDE_THE_POINT = re.compile(
-    r"Expected a path but .* either not accessible or invalid|Expected a <class 'list'>"
-    r"|Expected a dot import path string|does not correspond to a subclass of"
+    r"Expected a <class 'list'>|Expected a dot import path string|does not correspond to a subclass of"
 )
 _MOST_NAMES = 25
 
@@ -70,14 +71,11 @@ def _reasons(message: str, options: list[str]) -> list[str]:
     classes: list[tuple[int, str]] = []
     reasons: list[str] = []
     others: list[str] = []
-    expected: dict[str, list[str]] = {}  # by key, the classes of which a value is none
-    given = ""
+    expected: dict[str, list[str]] = {}  # the classes that a key takes, where its value is of none of them
+    values: list[str] = []  # the innermost first
     for line in filter(str.strip, message.splitlines()):
-        text = line.lstrip()
+        text = line.lstrip().removeprefix("- ")
         column = len(line) - len(text)
-        text = text.removeprefix("- ")
-        if text != line.lstrip():
-            column += 2
         keys = [(at, key) for at, key in keys if at < column]
         classes = [(at, name) for at, name in classes if at < column]
         if match := _KEY.match(text):
@@ -87,21 +85,22 @@ def _reasons(message: str, options: list[str]) -> list[str]:
             classes.append((column, match[1]))
             text = text[match.end() :]
         if text.startswith(_GIVEN):
-            given = text.removeprefix(_GIVEN)
+            values.append(text.removeprefix(_GIVEN))
         if not text or text.startswith(_NOISE):
             continue
         key = ".".join(key for _, key in keys)
         if match := _NOT_OF_CLASS.match(text):
             expected.setdefault(key, []).append(match[1])
-            given = match[2] or given
+            values += [match[2]] if match[2] else []
             continue
         reason = _reason(text, classes[-1][1] if classes else None, options)
         (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
     found = reasons or others
+    if not found and values:
+        return [f"{key}: expected {' or '.join(kinds)}, got {values[0]}" for key, kinds in expected.items()]
+    given = values[-1] if values else ""
     if match := _NESTED.search(given):
         given = match[1]
-    if not found:
-        return [f"{key}: expected {' or '.join(kinds)}, got {given}" for key, kinds in expected.items()]
     return [f"{reason}, got {given!r}" if given and reason.endswith("'>") else reason for reason in found]
 
 
@@ -111,6 +110,8 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
         if match := _CALLABLE_CLASS.search(text):
             class_path = match[1]
             text = text[: match.start()].rstrip(" .")
+    if match := _NO_CLASS.match(text):
+        return f"no class {match[1]!r}; give its whole path, such as torch.optim.AdamW"
     if match := _NO_ATTRIBUTE.search(text):
         return text + hint(match[2], _names(match[1]))
     if match := _UNRECOGNIZED.search(text):
@@ -125,7 +126,7 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
 
 
 def hint(name: str, candidates: Iterable[str]) -> str:
-    """The name that was meant, perhaps, and all that there are where these are few."""
+    """The nearest name, if one is near, and the whole list, if it is short."""
     known = list(candidates)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -137,7 +138,7 @@ def _names(module: str) -> list[str]:
 
 
 def _arguments(class_path: str) -> list[str]:
-    """Arguments that a class accepts; none where it cannot be found, since a hint is no place to fail."""
+    """The arguments that a class accepts; none if it cannot be found, since a hint must not fail."""
     module, _, name = class_path.rpartition(".")
     try:
         kind: Any = getattr(importlib.import_module(module), name)
@@ -154,7 +155,7 @@ def _arguments(class_path: str) -> list[str]:
 
 
 def broken_file(arguments: list[str]) -> str | None:
-    """The configuration file that is no YAML, which the parser does not name."""
+    """What is wrong with the first configuration file that is not YAML; the parser does not name it."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
     for flag, name in pairwise(words):
         if flag in ("--config", "-c") and Path(name).is_file():
@@ -168,15 +169,5 @@ def broken_file(arguments: list[str]) -> str | None:
 
 def known_options() -> list[str]:
     """The keys of a configuration, those of the Trainer included."""
-    trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    return [
-        "config",
-        "seed_everything",
-        "model",
-        "data",
-        "ckpt_path",
-        "matmul_precision",
-        "imports",
-        "trainer",
-        *trainer,
-    ]
+    keys = ["config", "seed_everything", "model", "data", "ckpt_path", "matmul_precision", "imports", "trainer"]
+    return keys + [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]

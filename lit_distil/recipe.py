@@ -45,6 +45,8 @@ def piece(class_path: str, **arguments: Any) -> Recipe:
 
 def adamw(lr: float, weight_decay: float) -> Recipe:
     """The optimizer of RoBERTa and DistilBERT."""
+    if isinstance(lr, float | int) and lr < 0:
+        raise ValueError(f"lr must be 0 or more, got {lr}")
     return piece("torch.optim.AdamW", lr=lr, betas=[0.9, 0.98], eps=1e-6, weight_decay=weight_decay, fused=True)
 
 
@@ -96,10 +98,10 @@ def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
     """The tokenizer that was given or is the data module's, or the one beside the network."""
     if isinstance(tokenizer, str | Path):
         return str(tokenizer)
-    if tokenizer is not None:
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ValueError(f"tokenizer: expected a name, a folder or a tokenizer, got {tokenizer!r}")
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
+    if tokenizer is not None:
+        raise ValueError(f"tokenizer: expected a name, a folder or a tokenizer, got {tokenizer!r}")
     if isinstance(data, TextDataModule):
         return data.tokenizer
     name = network.name_or_path if isinstance(network, PreTrainedModel) else network
@@ -162,7 +164,7 @@ def text_data(
     """
     if isinstance(data, TextDataModule):
         return _with_own_settings(data, given)
-    source = _document_source(data, validation, text_column)
+    source = _source_of(data, validation, text_column=text_column)
     settings = {name: usual[name] if value is None else value for name, value in given.items()}
     if given["batch_size"] is None:
         size = _text_bytes(source)  # at 8 bytes a token, this counts fewer sequences than there are
@@ -184,11 +186,7 @@ def row_data(
     """The data of fine-tuning; see `text_data`. `columns` are those of the text and of the label."""
     if isinstance(data, TextDataModule):
         return _with_own_settings(data, given)
-    is_share = isinstance(validation, float | int)
-    splits = _splits_of(data, None if is_share else validation)
-    source = data
-    if splits:
-        source = _files(splits, rows=True) if _are_paths(splits) else InMemory(**splits)
+    source = _source_of(data, validation, rows=True)
     settings = {name: usual[name] if value is None else value for name, value in given.items()}
     own_columns = {name: column for name, column in columns.items() if name != column}
     if isinstance(given["task"], str):
@@ -197,7 +195,8 @@ def row_data(
         raise ValueError(f"{', '.join(own_columns)}: give the columns to the task, which is an object")
     if given["batch_size"] is None:
         settings["batch_size"] = _batch_size(_num_rows(source), usual["batch_size"])
-    fixed = {"tokenizer": tokenizer, "source": source, "validation_share": float(validation) if is_share else 0.1}
+    share = float(validation) if isinstance(validation, float | int) else 0.1
+    fixed = {"tokenizer": tokenizer, "source": source, "validation_share": share}
     return piece("lit_distil.data.TextDataModule", **fixed, **settings)
 
 
@@ -249,15 +248,14 @@ def _is_source(data: Any) -> bool:
     return is_path or is_spec or isinstance(data, DocumentSource | RowSource)
 
 
-def _document_source(data: Any, validation: Any, text_column: str) -> Any:
+def _source_of(data: Any, validation: Any, *, rows: bool = False, **columns: str) -> Any:
+    """The source of documents or rows; a share of the documents is held out if they have no validation split."""
     is_share = isinstance(validation, float | int)
     splits = _splits_of(data, None if is_share else validation)
     if not splits:
         return data
-    are_paths = _are_paths(splits)
-    columns = {"text_column": text_column}
-    source: Any = _files(splits, rows=False, **columns) if are_paths else InMemory(**splits, **columns)
-    if "validation" in splits or not validation:
+    source: Any = _files(splits, rows=rows, **columns) if _are_paths(splits) else InMemory(**splits, **columns)
+    if rows or "validation" in splits or not validation:
         return source
     rank_zero_info(f"validation: {validation:.0%} of the documents are held out; give validation=... for your own")
     if isinstance(source, DocumentSource):

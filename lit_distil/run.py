@@ -17,7 +17,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -48,7 +48,6 @@ from lit_distil.messages import broken_file, hint, known_options, shorten
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
 
-State = Literal["new", "resume", "finished"]
 RUN_FILES = ("config.yaml", "metrics.csv", "predictions.jsonl", "checkpoints", "export", "tensorboard", "tokenizer")
 """What a run writes into its folder."""
 
@@ -63,8 +62,8 @@ class RunFinishedError(Exception):
     """The folder holds this very run, and it came to its end."""
 
 
-def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> State:
-    """Decide what a call that would write to a folder does there, before anything in it is touched.
+def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> str | None:
+    """Decide what a call does with its folder, before anything in it is touched.
 
     Args:
         folder: The run's folder.
@@ -72,28 +71,29 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> S
         overwrite: Remove the files of the run that is there (`RUN_FILES`, nothing else) and start again.
 
     Returns:
-        `new`, `resume` (the same call was interrupted: go on from its `last.ckpt`) or `finished`.
+        The last checkpoint of the same call, which was interrupted; None if it begins anew.
 
     Raises:
+        RunFinishedError: The same call has finished.
         ValueError: It is a file, or a folder that holds another run or files that no run wrote.
     """
     if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise ValueError(f"out: {file} is a file; give another folder")
     names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
     ways_out = "give another folder, or start again with overwrite=True (--overwrite)"
-    kept = _kept_config(folder)
+    kept = saved_config(folder)
     if kept is None:
         # files beside a run may stay there, but those in the places of its own may be somebody's work
         foreign = sorted(names & {*RUN_FILES} if overwrite else names - {"tokenizer"})
         if foreign:
             ways_out = "give another folder" if overwrite else ways_out
             raise ValueError(f"out: {folder} is not empty and holds no run ({', '.join(foreign[:5])}); {ways_out}")
-        return "new"
+        return None
     if overwrite:
         _remove(folder / name for name in RUN_FILES if name in names)
-        return "new"
+        return None
     if not names & {"metrics.csv", "checkpoints", "export"}:
-        return "new"  # an earlier call failed before its first step
+        return None  # an earlier call failed before its first step
     if differences := _differences(kept, config):
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
@@ -101,11 +101,15 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> S
             f"settings; otherwise {ways_out}"
         )
     if (folder / "export" / "config.json").is_file():
-        return "finished"
-    return "resume" if (folder / "checkpoints" / "last.ckpt").is_file() else "new"
+        raise RunFinishedError(f"{folder}: this run is already finished; its network is in {folder / 'export'}")
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return None
+    rank_zero_info(f"{folder}: continuing this run from its last checkpoint")
+    return str(last)
 
 
-def _kept_config(folder: Path) -> dict[str, Any] | None:
+def saved_config(folder: Path) -> dict[str, Any] | None:
     """The `config.yaml` of the run in a folder; None if there is no run."""
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -236,7 +240,7 @@ class RunConfigCallback(SaveConfigCallback):
     """Writes `config.yaml` of a training run; evaluating it later leaves the file alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save what the run was made of, without the checkpoint that it was resumed from."""
+        """Save the configuration without the checkpoint that the run continues from."""
         if stage == "fit":
             self.config = self.config.clone()
             self.config.ckpt_path = None
@@ -264,7 +268,7 @@ class TrainingCLI(LightningCLI):
         super().__init__(*args, **settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises what is wrong; the usage of some fifty options would hide it."""
+        """A parser that raises its errors; printing the usage of fifty options would hide them."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -309,10 +313,10 @@ class TrainingCLI(LightningCLI):
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(folder))
         if self.overwrite is not None:
             plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
-            config.ckpt_path = _checkpoint_to_resume(folder, plain, overwrite=self.overwrite) or config.ckpt_path
+            config.ckpt_path = settle_folder(folder, plain, overwrite=self.overwrite) or config.ckpt_path
 
     def instantiate_classes(self) -> None:
-        """As LightningCLI does; what a class refuses to be built with is a mistake in the configuration.
+        """As LightningCLI does, with errors that name only their first cause.
 
         Raises:
             ValueError: A value, a combination of values, or a package that a class needs and is not installed.
@@ -345,16 +349,16 @@ class TrainingCLI(LightningCLI):
         if task is None or task.knows_labels:
             return
         checkpoint = self.config_init[self.subcommand].ckpt_path
-        names = labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)
+        names = _labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)
         if names:
             task.take_labels(names)
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: what a checkpoint remembers never wins over the files and the command line."""
+        """Nothing: settings in a checkpoint never win over the files and the command line."""
 
 
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
-    """Parse and run one of the trainer's commands, or what else is done with the same configuration.
+    """Parse and run one of the trainer's commands, or with another `cli` a command that reads the same configuration.
 
     Args:
         arguments: The command and its options.
@@ -404,7 +408,7 @@ def fit_objects(
         ValueError: The folder holds something else, or a piece is wrong.
     """
     _quieten()
-    checkpoint = _checkpoint_to_resume(folder, config, overwrite=overwrite)
+    checkpoint = settle_folder(folder, config, overwrite=overwrite)
     torch.set_float32_matmul_precision("medium")
     module, data, settings = build()
     names = inspect.signature(Trainer.__init__).parameters
@@ -420,18 +424,8 @@ def fit_objects(
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def _checkpoint_to_resume(folder: Path, config: dict[str, Any], *, overwrite: bool) -> str | None:
-    state = settle_folder(folder, config, overwrite=overwrite)
-    if state == "finished":
-        raise RunFinishedError(f"{folder}: this run is already finished; its network is in {folder / 'export'}")
-    if state == "new":
-        return None
-    rank_zero_info(f"{folder}: going on from the last checkpoint of this run")
-    return str(folder / "checkpoints" / "last.ckpt")
-
-
 def import_modules(names: Iterable[str]) -> None:
-    """Import a user's modules, so that what they register (architectures, say) is known.
+    """Import a user's modules, which may register architectures with transformers.
 
     The working directory is searched last, so that a file there never hides an installed package.
 
@@ -445,19 +439,19 @@ def import_modules(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
-                raise  # it was found, and needs something that is missing
+                raise  # the module is there, but imports one that is not
             raise ValueError(
                 f"imports: no module {name!r}; give the name of a file in {Path.cwd()} without .py, or of an "
                 "installed package"
             ) from error
 
 
-def labels_in(checkpoint: str) -> list[str] | None:
+def _labels_in(checkpoint: str) -> list[str] | None:
     """The labels of the network in a checkpoint file; None where it cannot be read."""
     try:
         return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
     except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-        return None  # loading it will tell what is wrong with it
+        return None  # loading it will say what is wrong
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:
@@ -489,7 +483,7 @@ _UNWANTED_LINES = ("litlogger", "litmodels", "TPU available", "Loading `train_da
 
 
 def _quieten() -> None:
-    """Leave out what libraries say that a user of this command can do nothing about."""
+    """Silence the notices and warnings of libraries that a user can do nothing about."""
     transformers_logging.disable_progress_bar()
     # evaluation is reduced over the ranks before it is logged
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")

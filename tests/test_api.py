@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,18 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import lit_distil
 from lit_distil.callbacks import ExportCallback
-from lit_distil.recipe import _batch_size, build, config_of, described, learning_rate, piece, room_for, tokenizer_beside
+from lit_distil.recipe import (
+    _batch_size,
+    build,
+    config_of,
+    described,
+    learning_rate,
+    override,
+    piece,
+    room_for,
+    text_data,
+    tokenizer_beside,
+)
 from tests.workspace import Workspace, kept_environment, logged, network_weights
 
 CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -44,6 +57,14 @@ def distil(workspace: Workspace, data: Any, out: Path, **changes: Any) -> lit_di
     return lit_distil.distil(settings.pop("teacher", workspace.teacher), data, out=out, **settings)
 
 
+@pytest.fixture(scope="module")
+def finished(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> lit_distil.Run:
+    """A run of names and paths, which no test changes."""
+    with kept_environment():
+        os.environ["LIT_DISTIL_CACHE"] = str(workspace.root / "api-cache")
+        return distil(workspace, str(workspace.root / "train.txt"), tmp_path_factory.mktemp("finished") / "run")
+
+
 def test_importing_the_package_gives_every_piece_by_its_name_and_names_the_calls_otherwise() -> None:
     from lit_distil.models import EveryOther
 
@@ -56,9 +77,10 @@ def test_importing_the_package_gives_every_piece_by_its_name_and_names_the_calls
 # distil
 
 
-def test_distil_from_names_and_paths_gives_plain_transformers_objects(workspace: Workspace, tmp_path: Path) -> None:
-    run = distil(workspace, str(workspace.root / "train.txt"), tmp_path / "run")
-    assert run.folder == tmp_path / "run"
+def test_distil_from_names_and_paths_gives_plain_transformers_objects(
+    workspace: Workspace, finished: lit_distil.Run
+) -> None:
+    run = finished
     assert run.model.config.num_hidden_layers == 2 and not run.model.training  # half of four
     exported = AutoModelForMaskedLM.from_pretrained(run.folder / "export").state_dict()
     assert all(torch.equal(tensor, exported[name]) for name, tensor in run.model.state_dict().items())
@@ -72,9 +94,10 @@ def test_distil_from_names_and_paths_gives_plain_transformers_objects(workspace:
     assert "val/loss" in repr(run) and "RobertaForMaskedLM" in repr(run)
 
 
-def test_objects_and_configuration_train_the_same_network(workspace: Workspace, tmp_path: Path) -> None:
+def test_objects_and_configuration_train_the_same_network(
+    workspace: Workspace, finished: lit_distil.Run, tmp_path: Path
+) -> None:
     """Objects skip the parser; the recipe, the seeds and the order of everything must stay the same."""
-    plain = distil(workspace, str(workspace.root / "train.txt"), tmp_path / "plain")
     source = lit_distil.TextFiles(str(workspace.root / "train.txt"))
     objectives = {
         "soft": lit_distil.SoftTargetLoss(weight=5.0, temperature=2.0, positions="all"),
@@ -89,17 +112,16 @@ def test_objects_and_configuration_train_the_same_network(workspace: Workspace, 
         objectives=objectives,
         masking=lit_distil.FrequencyMasking(0.15, smoothing=0.7),
     )
-    assert logged(live.folder, "train/loss") == logged(plain.folder, "train/loss")
-    assert all(torch.equal(one, plain.model.state_dict()[name]) for name, one in live.model.state_dict().items())
+    assert logged(live.folder, "train/loss") == logged(finished.folder, "train/loss")
+    assert all(torch.equal(one, finished.model.state_dict()[name]) for name, one in live.model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["texts", "dataset", "splits", "data module"])
+@pytest.mark.parametrize("kind", ["dataset", "splits", "data module"])
 def test_distil_takes_text_that_is_in_memory(kind: str, workspace: Workspace, tmp_path: Path) -> None:
     import datasets
 
     texts = texts_of(workspace)
     data: Any = {
-        "texts": texts,
         "dataset": datasets.Dataset.from_dict({"text": texts}),
         "splits": {"train": texts, "validation": texts[:5]},
         "data module": build(workspace.text_data()),
@@ -121,6 +143,7 @@ def test_a_model_in_memory_teaches_as_its_folder_does_and_stays_as_it_is(workspa
     named = distil(workspace, texts, tmp_path / "named")
     live = distil(workspace, texts, tmp_path / "live", teacher=teacher, tokenizer=tokenizer)
     assert logged(live.folder, "train/loss") == logged(named.folder, "train/loss")
+    assert all(texts[0] not in (run.folder / "config.yaml").read_text() for run in (named, live))
     assert teacher.training and all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert distil(workspace, texts, tmp_path / "live", teacher=teacher, tokenizer=tokenizer).metrics == live.metrics
     with torch.no_grad():
@@ -146,14 +169,14 @@ def test_overrides_reach_every_setting(kind: str, workspace: Workspace, tmp_path
 
 def test_several_teachers_may_be_names_and_models(workspace: Workspace, tmp_path: Path) -> None:
     teachers = {"one": workspace.teacher, "other": AutoModelForMaskedLM.from_pretrained(workspace.teacher)}
-    run = distil(workspace, texts_of(workspace), tmp_path / "run", teacher=teachers)
+    run = distil(workspace, texts_of(workspace), tmp_path / "run", teacher=teachers, max_steps=1, validation=0)
     assert run.metrics["train/loss/soft"] > 0
 
 
 def test_a_network_in_memory_needs_its_tokenizer(workspace: Workspace, tmp_path: Path) -> None:
     teacher = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", hidden_size=32, num_attention_heads=2))
     assert tokenizer_beside(teacher, None, data := build(workspace.text_data())) is data.tokenizer
-    with pytest.raises(ValueError, match="tokenizer: a network that is an object has none"):
+    with pytest.raises(ValueError, match="tokenizer: there is none beside this network"):
         distil(workspace, texts_of(workspace), tmp_path / "run", teacher=teacher)
 
 
@@ -161,18 +184,19 @@ def test_a_network_in_memory_needs_its_tokenizer(workspace: Workspace, tmp_path:
 
 
 def test_the_same_call_again_gives_the_finished_run_and_another_call_is_refused(
-    workspace: Workspace, tmp_path: Path
+    workspace: Workspace, finished: lit_distil.Run, tmp_path: Path
 ) -> None:
-    text = str(workspace.root / "train.txt")
-    run = distil(workspace, text, tmp_path / "run")
-    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
-    again = distil(workspace, text, tmp_path / "run")
-    assert again.metrics == run.metrics
+    text, folder = str(workspace.root / "train.txt"), tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert distil(workspace, text, folder).metrics == finished.metrics
     with pytest.raises(ValueError, match=r"holds another run .*max_steps: 2 there, 3 now.*overwrite=True"):
-        distil(workspace, text, tmp_path / "run", max_steps=3)
-    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
-    longer = distil(workspace, text, tmp_path / "run", max_steps=3, overwrite=True)
+        distil(workspace, text, folder, max_steps=3)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    (folder / "thesis.txt").write_text("mine")
+    longer = distil(workspace, text, folder, max_steps=3, overwrite=True)
     assert len(logged(longer.folder, "train/loss")) == 3
+    assert (folder / "thesis.txt").read_text() == "mine"
 
 
 def test_the_same_call_with_objects_is_recognised_by_their_content(workspace: Workspace, tmp_path: Path) -> None:
@@ -180,8 +204,8 @@ def test_the_same_call_with_objects_is_recognised_by_their_content(workspace: Wo
     distil(workspace, texts, tmp_path / "run", student=lit_distil.FirstLayers(1))
     again = distil(workspace, list(texts), tmp_path / "run", student=lit_distil.FirstLayers(1))
     assert again.model.config.num_hidden_layers == 1
-    for changes, key in (({"student": lit_distil.FirstLayers(2)}, "student"), ({}, "student")):
-        with pytest.raises(ValueError, match=f"holds another run .*{key}"):
+    for changes in ({"student": lit_distil.FirstLayers(2)}, {}):
+        with pytest.raises(ValueError, match=r"holds another run .*student"):
             distil(workspace, texts, tmp_path / "run", **changes)
     with pytest.raises(ValueError, match=r"holds another run .*source"):
         distil(workspace, texts[:-1], tmp_path / "run", student=lit_distil.FirstLayers(1))
@@ -189,12 +213,9 @@ def test_the_same_call_with_objects_is_recognised_by_their_content(workspace: Wo
 
 def test_files_of_somebody_else_are_never_touched(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    text = str(workspace.root / "train.txt")
     with pytest.raises(ValueError, match=r"not empty and holds no run \(thesis.txt\)"):
-        distil(workspace, text, tmp_path)
+        distil(workspace, str(workspace.root / "train.txt"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    distil(workspace, text, tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 class Interrupting(ExportCallback):
@@ -272,15 +293,15 @@ def test_finetune_gives_the_columns_to_another_task(workspace: Workspace, tmp_pa
     assert run.model.config.num_labels == 1
 
 
-def test_load_opens_a_run_an_export_and_a_checkpoint_alike(workspace: Workspace, tmp_path: Path) -> None:
-    run = distil(workspace, texts_of(workspace), tmp_path / "run")
+def test_load_opens_a_run_an_export_and_a_checkpoint_alike(finished: lit_distil.Run) -> None:
+    run = finished
     opened = [lit_distil.load(run.folder / name) for name in ("", "export", "checkpoints/last.ckpt")]
     for one in opened:
         assert all(torch.equal(tensor, run.model.state_dict()[name]) for name, tensor in one.model.state_dict().items())
         assert one.tokenizer.get_vocab() == run.tokenizer.get_vocab()
         assert one.metrics == run.metrics
     with pytest.raises(ValueError, match="nothing there"):
-        lit_distil.load(tmp_path / "nowhere")
+        lit_distil.load(run.folder / "nowhere")
 
 
 # Arguments
@@ -300,6 +321,14 @@ def test_default_length_and_learning_rate_follow_the_network(workspace: Workspac
 @pytest.mark.parametrize(("num_samples", "expected"), [(None, 32), (10_000, 32), (256, 32), (255, 16), (20, 2), (3, 1)])
 def test_default_batch_gives_small_data_several_steps(num_samples: int | None, expected: int) -> None:
     assert _batch_size(num_samples, 32) == expected
+
+
+def test_options_of_objects_may_be_two_words_and_must_be_yaml() -> None:
+    recipe = {"trainer": {"max_steps": 1}, "model": lit_distil.EveryOther()}
+    changed = override(recipe, ["--trainer.max_steps", "2", "--trainer.devices=3"])
+    assert changed["trainer"] == {"max_steps": 2, "devices": 3} and recipe["trainer"] == {"max_steps": 1}
+    with pytest.raises(ValueError, match=r"'--trainer.max_steps=\[' is not YAML"):
+        override(recipe, ["--trainer.max_steps=["])
 
 
 def test_an_object_is_copied_so_that_it_can_be_used_again() -> None:
@@ -323,25 +352,63 @@ def test_two_objects_of_one_class_with_other_settings_are_described_differently(
         assert described(one) == described(one) != described(other), one
 
 
+A: dict[str, Any] = {"data": ["a"] * 9}
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "split": ({"data": {"training": ["a"]}}, r"no split 'training'; there are train, validation, test, predict"),
+    "no train split": ({"data": {"validation": ["a"]}}, "no split 'train', only validation"),
     "generator": ({"data": (text for text in "ab")}, "datasets.Dataset is expected, got generator"),
+    "no text": ({"data": ""}, "data: '' is empty"),
+    "empty list": ({"data": []}, r"data: \[\] is empty"),
     "kinds": ({"data": {"train": "corpus.txt", "validation": ["a"]}}, "all splits as paths"),
-    "class": ({"data": ["a"] * 9, "student": "lit_distil.models.EvryOther"}, "EvryOther"),
-    "argument": ({"data": ["a"] * 9, "student": piece("lit_distil.models.FirstLayers", layers=1)}, "'layers'"),
-    "override": (
-        {"data": ["a"] * 9, "overrides": ["--data.source.share=0.2"]},
-        "'--data.source.share=0.2' cannot be set",
-    ),
+    "missing file": ({"data": [Path("nowhere.txt")]}, "no file 'nowhere.txt'"),
     "loader": ({"data": torch.utils.data.DataLoader(["a"])}, "got DataLoader"),
-    "name": ({"teacher": "nobody/nothing", "data": ["a"]}, "'nobody/nothing' is neither a folder"),
-    "network": ({"teacher": 3, "data": ["a"]}, "a name on the Hub, a folder or a model, got int"),
+    "class": ({**A, "student": "lit_distil.models.EvryOther"}, "EvryOther"),
+    "argument": ({**A, "student": piece("lit_distil.models.FirstLayers", layers=1)}, "'layers'"),
+    "class, no object": ({**A, "student": lit_distil.EveryOther}, "student: expected StudentInitialisation or"),
+    "kind of object": ({**A, "masking": lit_distil.EveryOther()}, "masking: expected MaskingStrategy, got <lit_distil"),
+    "optimizer": ({**A, "optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer: give a function that makes it"),
+    "loss of torch": (
+        {**A, "objectives": {"soft": torch.nn.CrossEntropyLoss()}},
+        "objectives: expected Objective",
+    ),
+    "loss without name": ({**A, "objectives": [lit_distil.SoftTargetLoss()]}, "expected a dictionary of losses .*list"),
+    "name of a loss": ({**A, "objectives": {"a.b": lit_distil.SoftTargetLoss()}}, "without dots, got 'a.b'"),
+    "override": ({**A, "overrides": ["--data.source.share=0.2"]}, "'--data.source.share=0.2' cannot be set"),
+    "overrides": ({**A, "overrides": "--trainer.max_steps=1"}, "overrides: expected a list such as .*, got str"),
+    "callbacks": ({**A, "callbacks": lit_distil.StopOnSignal()}, "expected a list of callbacks, got StopOnSignal"),
+    "callback": ({**A, "callbacks": [3]}, "expected callbacks, got int"),
+    "trainer": ({**A, "trainer": {"max_stepz": 3}}, "no argument 'max_stepz'; did you mean 'max_steps'"),
+    "folder": ({**A, "trainer": {"default_root_dir": "x"}}, "give the run's folder as `out`"),
+    "learning rate": ({**A, "lr": -1.0}, "lr must be 0 or more, got -1.0"),
+    "steps": ({**A, "max_steps": -1}, "max_steps must be at least 1, got -1"),
+    "name": ({**A, "teacher": "nobody/nothing"}, "'nobody/nothing' is neither a folder"),
+    "network": ({**A, "teacher": 3}, "a name on the Hub, a folder or a model, got int"),
+    "no teachers": ({**A, "teacher": {}}, "dictionary of teachers is empty"),
+    "tokenizer": ({**A, "tokenizer": 3}, "tokenizer: expected a name, a folder or a tokenizer, got 3"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named_before_anything_is_written(name: str, workspace: Workspace, tmp_path: Path) -> None:
     changes, message = MISTAKES[name]
+    settings = {name: value for name, value in changes.items() if name != "data"}
     with pytest.raises(ValueError, match=message):
-        distil(workspace, changes["data"], tmp_path / "run", **{k: v for k, v in changes.items() if k != "data"})
+        distil(workspace, changes["data"], tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_columns_that_a_task_would_not_see_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="text, label: give the columns to the task"):
+        lit_distil.finetune(
+            workspace.teacher, rows_of(workspace), text="review", label="stars", task=lit_distil.TextClassification(),
+            out=tmp_path / "run",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_list_of_files_is_read_and_not_taken_for_texts(kind: type, workspace: Workspace) -> None:
+    names = [str(workspace.root / f"{split}.txt") for split in ("train", "test")]
+    data = text_data(
+        list(map(kind, names)), "name", validation=0, text_column="text", given={"batch_size": 2}, usual={}
+    )  # fmt: skip
+    assert data["init_args"]["source"] == piece("lit_distil.data.TextFiles", train=names)

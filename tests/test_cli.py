@@ -75,6 +75,11 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
         edit(*DATA, "masking", value="lit_distil.data.TokenMaskng"),
         ["data.masking", "TokenMaskng", "did you mean 'TokenMasking'"],
     ),
+    "no path of a class": (
+        edit(*INIT, "optimizer", value="adam"),
+        ["model.optimizer", "no class 'adam'; give its"],
+    ),
+    "no class": (edit(*DATA, "masking", value=0.3), ["data.masking: expected MaskingStrategy, got 0.3"]),
     "type": (edit(*DATA, "batch_size", value="many"), ["data.batch_size", "many", "int"]),
     "trainer's type": (["--trainer.max_steps", "abc"], ["trainer.max_steps", "abc"]),
     "value": (edit(*DATA, "masking", "init_args", "rate", value=7.0), ["rate must lie in (0, 1], got 7.0"]),

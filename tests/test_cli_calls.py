@@ -103,6 +103,7 @@ def test_help_of_a_call_describes_every_option_and_has_examples(
             "arguments: --max_step 3; distil takes",
         ),
         (["teacher", "corpus.txt", "--out", "x", "--max_steps", "few"], "--max_steps: invalid int value: 'few'"),
+        (["teacher", "corpus.txt", "more.txt", "--out", "x"], "arguments: more.txt; distil takes"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line_with_those_that_there_are(
@@ -121,6 +122,14 @@ def test_options_of_fit_are_told_from_arguments_wherever_they_stand() -> None:
     )
     assert own == ["teacher", "--out", "x", "corpus.txt"]
     assert overrides == ["--data.batch_size", "8", "--model.lr=3", "--config", "gpu.yaml"]
+    own, overrides = cli.split_overrides(["--trainer.max_steps", "--model.lr", "-1", "--out", "x"])
+    assert own == ["--out", "x"] and overrides == ["--trainer.max_steps", "--model.lr", "-1"]
+
+
+@pytest.mark.parametrize("arguments", [["--imports"], ["--imports", "--out", "x"], ["--imports="]])
+def test_imports_without_a_module_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match="--imports: give the modules to import"):
+        cli.named_imports(arguments)
 
 
 LOSS = '''

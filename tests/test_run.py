@@ -11,9 +11,17 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Mo
 from torch import nn
 
 from lit_distil.callbacks import ExportCallback, RunCheckpoint, RunCSVLogger, StopOnSignal, WholeCheckpoints
-from lit_distil.run import RUN_FILES, RunSummary, complete_trainer, import_modules, settle_folder
+from lit_distil.run import (
+    RUN_FILES,
+    RunFinishedError,
+    RunSummary,
+    complete_trainer,
+    import_modules,
+    only_run,
+    settle_folder,
+)
 
-CONFIG = {"model": {"init_args": {"lr": 1.0}}, "trainer": {"default_root_dir": "runs/a", "max_steps": 2}}
+CONFIG = {"model": {"init_args": {"lr": 1.0}}, "data": {}, "trainer": {"default_root_dir": "runs/a", "max_steps": 2}}
 
 
 def kept_run(folder: Path, *names: str, **changes: Any) -> Path:
@@ -26,20 +34,22 @@ def kept_run(folder: Path, *names: str, **changes: Any) -> Path:
 
 
 def test_a_folder_is_new_resumed_or_finished_by_what_it_holds(tmp_path: Path) -> None:
-    settled = {
-        "new": settle_folder(tmp_path / "nowhere", CONFIG, overwrite=False),
-        "only configured": settle_folder(kept_run(tmp_path / "a"), CONFIG, overwrite=False),
-        "logged": settle_folder(kept_run(tmp_path / "b", "metrics.csv"), CONFIG, overwrite=False),
-        "saved": settle_folder(kept_run(tmp_path / "c", "checkpoints/last.ckpt"), CONFIG, overwrite=False),
-        "exported": settle_folder(kept_run(tmp_path / "d", "export/config.json"), CONFIG, overwrite=False),
-    }
-    assert list(settled.values()) == ["new", "new", "new", "resume", "finished"]
+    for folder in (
+        tmp_path / "nowhere",
+        kept_run(tmp_path / "configured"),
+        kept_run(tmp_path / "logged", "metrics.csv"),
+    ):
+        assert settle_folder(folder, CONFIG, overwrite=False) is None
+    saved = kept_run(tmp_path / "saved", "checkpoints/last.ckpt")
+    assert settle_folder(saved, CONFIG, overwrite=False) == str(saved / "checkpoints" / "last.ckpt")
+    with pytest.raises(RunFinishedError):
+        settle_folder(kept_run(tmp_path / "exported", "export/config.json"), CONFIG, overwrite=False)
 
 
 def test_a_run_that_moved_or_shows_no_bar_is_the_same_run(tmp_path: Path) -> None:
     folder = kept_run(tmp_path / "a", "checkpoints/last.ckpt")
     trainer = {"default_root_dir": "elsewhere", "max_steps": 2, "enable_progress_bar": False}
-    assert settle_folder(folder, {**CONFIG, "ckpt_path": "x", "trainer": trainer}, overwrite=False) == "resume"
+    assert settle_folder(folder, {**CONFIG, "ckpt_path": "x", "trainer": trainer}, overwrite=False)
 
 
 def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -50,8 +60,37 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> N
 
 def test_overwriting_removes_the_files_of_a_run_and_no_others(tmp_path: Path) -> None:
     folder = kept_run(tmp_path / "a", *(f"{name}/x" for name in RUN_FILES if "." not in name), "notes/mine.txt")
-    assert settle_folder(folder, {"other": 1}, overwrite=True) == "new"
+    assert settle_folder(folder, {"other": 1}, overwrite=True) is None
     assert [path.name for path in folder.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("file", ["config.yaml", "checkpoints/last.ckpt"])
+def test_files_that_no_run_wrote_are_never_taken_for_a_runs(file: str, overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("learning_rate: 1\n")
+    with pytest.raises(ValueError, match=f"holds no run .{file.split('/')[0]}"):
+        settle_folder(tmp_path, CONFIG, overwrite=overwrite)
+    assert (tmp_path / file).is_file()
+
+
+@pytest.mark.parametrize("below", ["", "runs/a"])
+def test_a_file_in_the_place_of_the_folder_is_named(below: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ValueError, match=r"out: .*notes is a file"):
+        settle_folder(tmp_path / "notes" / below, CONFIG, overwrite=True)
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_DISTIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with only_run(tmp_path / "a"):
+        with pytest.raises(ValueError, match="another process is training in a"), only_run(Path("a")):
+            pass
+        with only_run(tmp_path / "b"):
+            pass
+    with only_run(tmp_path / "a"):
+        pass
 
 
 def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> None:
