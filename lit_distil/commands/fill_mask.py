@@ -14,6 +14,7 @@ from lit_distil.commands.networks import (
     MaskedLM,
     call_with_words,
     flat_batch,
+    name_list,
     open_masked_lm,
     read_texts,
     short_names,
@@ -40,9 +41,7 @@ def fill_mask(
         top: How many tokens to show for each mask.
         device: Where to run, such as cpu or cuda.
     """
-    names = [model] if isinstance(model, str) else model
-    if not names:
-        raise ValueError("model: give at least one folder")
+    names = name_list(model)
     found, places = read_texts(texts or [], file)
     results = [fill(open_masked_lm(name, device=device), found, places=places, top=top) for name in names]
     for number, text in enumerate(found):

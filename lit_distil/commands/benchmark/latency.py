@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from lit_distil import __version__
-from lit_distil.commands.networks import load_network, max_positions
+from lit_distil.commands.networks import load_network
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
+from lit_distil.models.networks import position_range
 
 DISTILBERT_TABLE_3 = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT": (66, 410)}
 """Sanh et al. 2019 (arXiv 1910.01108), table 3: millions of parameters; seconds for STS-B's development set."""
@@ -243,7 +244,7 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
             parameters=_count(model),
             encoder_parameters=_count(encoder),
             vocab_size=model.config.vocab_size,
-            max_length=max_positions(model),
+            max_length=position_range(model)[1],
             has_segments=takes_segments(model),
         )
     else:
