@@ -20,10 +20,9 @@ from lit_distil.data import LabelledSequences, load_tokenizer
 from lit_distil.data.sources.text import read_lines
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
+from lit_distil.modules.checkpoints import network_weights
 from lit_distil.tasks import Features
 from lit_distil.types import Batch
-
-_WEIGHTS = "network.model."  # prefix of the network's weights in a checkpoint
 
 
 def open_network(
@@ -92,11 +91,8 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
             "holds; give one that `lit-distil fit` wrote"
         )
     model = AUTO_MODELS[saved["head"]].from_config(AutoConfig.for_model(**json.loads(saved["config"])))
-    weights = {
-        name.removeprefix(_WEIGHTS): value for name, value in content["state_dict"].items() if name.startswith(_WEIGHTS)
-    }
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(network_weights(content))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: the weights in {str(path)!r} do not fit its network: {reason}") from error

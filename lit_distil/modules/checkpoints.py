@@ -12,10 +12,18 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from lit_distil.models import FromConfig
 from lit_distil.models.sources import Head
 from lit_distil.modules.meters import SumMeters
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint's network, named as the Hugging Face model names them."""
+    prefix = "network.model."
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 class SavedModule(LightningModule):

@@ -1,7 +1,4 @@
-"""`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, side by side.
-
-With texts it is DistilBERT's table 3 for your own networks: seconds for a whole evaluation set, one text at a time.
-"""
+"""`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, side by side."""
 
 from __future__ import annotations
 
@@ -33,6 +30,7 @@ from lit_distil.tasks.base import SOURCE_KEY
 Pair = tuple[str, str | None]
 """A text, and the second one where rows are pairs."""
 
+_TITLE = "Latency and size"
 _SOURCE = (
     "Published: Sanh et al. 2019, DistilBERT, table 3: seconds for the development set of STS-B (1,500 pairs) on a CPU "
     "at batch 1. Machine and texts are not the same here: compare the ratios, not the seconds."
@@ -97,25 +95,18 @@ def benchmark(
         print(f"{what}, {length} tokens a sequence, {threads} thread(s), {device}, float32; medians with quartiles")
         print(text_table(table))
         return
-    settings: dict[str, Any] = {
-        "length": length,
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "threads": threads,
-        "part": part,
-    }
-    settings |= {"device": device, "num_texts": len(pairs or [])}
+    settings: dict[str, Any] = {"length": length, "batch_size": batch_size, "rounds": rounds, "threads": threads}
+    settings |= {"part": part, "device": device, "num_texts": len(pairs or [])}
     hardware = describe_hardware(threads=threads, device=device, seed=0)
-    title = "Latency and size"
     sections = [
         Section(table=table),
         Section(lines=_notes(results, settings), small=True),
         Section("Beside the published figures", _published_table(results), [_SOURCE], small=True),
         Section("Measured on", lines=hardware_lines(hardware), small=True),
     ]
-    print(to_markdown(title, sections))
+    print(to_markdown(_TITLE, sections))
     if out is not None:
-        write_pages(Path(out, "latency"), title, sections)
+        write_pages(Path(out, "latency"), _TITLE, sections)
         published = {name: {"parameters_m": size, "seconds": time} for name, (size, time) in DISTILBERT_TABLE_3.items()}
         numbers = {"results": [asdict(result) for result in results], "settings": settings, "hardware": hardware}
         text = json.dumps({**numbers, "published": published}, indent=2, ensure_ascii=False)

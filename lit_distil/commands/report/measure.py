@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lit_distil.commands.benchmark.latency import NetworkBenchmark, measure_networks
 from lit_distil.commands.report.arms import read_metrics
 from lit_distil.console import progress_bar
-from lit_distil.data import MaskedSequences, TextDataModule
+from lit_distil.data import EvalLoader, MaskedSequences, TextDataModule
 from lit_distil.models import Pretrained
 from lit_distil.modules import FineTuningModule, MaskedLMModule
 
@@ -98,7 +98,11 @@ def measure_entries(
         device: Where to run, such as `cpu` or `cuda`.
     """
     for data in filter(None, (masked_lm_data, task_data)):
-        _open(data)
+        data.prepare_data()
+        data.setup("test")
+        for split in ("train", "test"):
+            if split not in data.datasets:
+                raise ValueError(f"data.source: it gives no {split} split, which the report needs")
     masked, task = {}, {}
     for key, entry in progress_bar(entries.items(), desc="testing", unit="network"):
         if entry.pretrained is not None:
@@ -125,15 +129,6 @@ def unigram_loss(token_counts: np.ndarray, labels: np.ndarray, *, vocabulary_siz
     counts = np.ones(vocabulary_size)
     counts[: len(token_counts)] += token_counts
     return float(np.log(counts.sum()) - np.log(counts[labels]).mean())
-
-
-def _open(data: TextDataModule) -> None:
-    """Open every split; a trainer that tests would open the test split only."""
-    data.prepare_data()
-    data.setup("test")
-    for split in ("train", "test"):
-        if split not in data.datasets:
-            raise ValueError(f"data.source: it gives no {split} split, which the report needs")
 
 
 def _test_masked_lm(export: str, data: TextDataModule, device: str) -> MaskedLMScore:
@@ -182,16 +177,11 @@ def _measure_floors(masked_lm_data: TextDataModule, task_data: TextDataModule | 
 
 def _collect(data: TextDataModule, field: str) -> np.ndarray:
     """One field of every batch of the test split, concatenated."""
-    dataset = data.datasets["test"]
-    parts = []
-    for start in range(0, len(dataset), 256):
-        samples = np.arange(start, min(start + 256, len(dataset)))
-        values = getattr(dataset.collate(samples, np.zeros_like(samples)), field)
-        if values is None:
-            needed = "data.masking" if field == "masked_labels" else "labelled rows"
-            raise ValueError(f"the report needs {needed} in the test split, and there is none")
-        parts.append(values.numpy())
-    return np.concatenate(parts)
+    values = [getattr(batch, field) for batch in EvalLoader(data.datasets["test"], batch_size=256)]
+    if any(value is None for value in values):
+        needed = "data.masking" if field == "masked_labels" else "labelled rows"
+        raise ValueError(f"the report needs {needed} in the test split, and there is none")
+    return np.concatenate([value.numpy() for value in values])
 
 
 def _check_labels(export: str, data: TextDataModule) -> None:
