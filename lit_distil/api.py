@@ -72,7 +72,8 @@ class Run:
 
     def __repr__(self) -> str:
         size = f"{self.model.num_parameters():,} parameters"
-        main = [f"{name} {self.metrics[name]:.4g}" for name in ("val/loss", "val/score") if name in self.metrics]
+        names = [name for name in ("train/loss", "val/loss", "val/score") if name in self.metrics]
+        main = [f"{name} {self.metrics[name]:.4g}" for name in names]
         return f"Run({str(self.folder)!r}: {type(self.model).__name__}, {', '.join([size, *main])})"
 
 
@@ -191,11 +192,13 @@ def distil(
         chosen,
         validation=validation,
         text_column=text_column,
-        format=format,
-        masking=piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7) if masking is None else masking,
-        max_length=max_length or room_for(config, chosen, wanted=128),
-        batch_size=batch_size,
-        usual_batch_size=32,
+        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "format": "lit_distil.data.FullSentences",
+            "masking": piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7),
+            "max_length": room_for(config, chosen, wanted=128),
+            "batch_size": 32,
+        },
     )
     return _train(
         {"seed_everything": seed, "model": model, "data": text},
@@ -268,17 +271,18 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         schedule=linear(warmup) if schedule is None else schedule,
         **({} if objectives is None else {"objectives": dict(objectives)}),
     )
-    rate = 0.3 if weights is None else 0.15
     text = text_data(
         data,
         chosen,
         validation=validation,
         text_column=text_column,
-        format=format,
-        masking=piece("lit_distil.data.TokenMasking", rate=rate) if masking is None else masking,
-        max_length=length,
-        batch_size=batch_size,
-        usual_batch_size=16,
+        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "format": "lit_distil.data.FullSentences",
+            "masking": piece("lit_distil.data.TokenMasking", rate=0.3 if weights is None else 0.15),
+            "max_length": length,
+            "batch_size": 16,
+        },
     )
 
     @rank_zero_only
@@ -362,10 +366,13 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         data,
         chosen,
         validation=validation,
-        task=task,
         columns={"text": text, "label": label},
-        max_length=max_length or room_for(config, chosen, wanted=256),
-        batch_size=batch_size,
+        given={"task": task, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "task": piece("lit_distil.tasks.TextClassification", text=text, label=label),
+            "max_length": room_for(config, chosen, wanted=256),
+            "batch_size": 32,
+        },
     )
     return _train(
         {"seed_everything": seed, "model": model, "data": rows},

@@ -39,7 +39,8 @@ def rows_of(workspace: Workspace, split: str = "train") -> list[dict[str, Any]]:
 
 
 def distil(workspace: Workspace, data: Any, out: Path, **changes: Any) -> lit_distil.Run:
-    settings = {"max_steps": 2, "batch_size": 8, "trainer": CPU, **changes}
+    own = {} if isinstance(data, lit_distil.TextDataModule) else {"batch_size": 8}
+    settings = {"max_steps": 2, "trainer": CPU, **own, **changes}
     return lit_distil.distil(settings.pop("teacher", workspace.teacher), data, out=out, **settings)
 
 
@@ -107,6 +108,9 @@ def test_distil_takes_text_that_is_in_memory(kind: str, workspace: Workspace, tm
     assert run.metrics["train/loss/soft"] > 0 and run.metrics["val/loss/soft"] > 0
     kept = (run.folder / "config.yaml").read_text()
     assert "<lit_distil." in kept and texts[0] not in kept
+    if kind == "data module":
+        with pytest.raises(ValueError, match="batch_size, max_length: a TextDataModule brings its own"):
+            distil(workspace, data, tmp_path / "other", batch_size=8, max_length=32)
 
 
 def test_a_model_in_memory_teaches_as_its_folder_does_and_stays_as_it_is(workspace: Workspace, tmp_path: Path) -> None:

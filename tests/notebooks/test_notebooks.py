@@ -44,6 +44,7 @@ def test_soft_targets_trains_its_own_pair_if_there_are_no_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIT_DISTIL_DEMO", str(tmp_path / "nothing"))
+    monkeypatch.setenv("LIT_DISTIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     printed, num_figures = execute(SOFT_TARGETS, tmp_path, "TEACHER_STEPS, STUDENT_STEPS = 20, 10")
     assert "training a small pair" in printed
