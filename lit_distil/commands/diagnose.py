@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from lit_distil.commands.pages import Section, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
 from lit_distil.data.sources.tables import read_rows
-from lit_distil.files import write_file
 from lit_distil.tasks.base import SOURCE_KEY
 from lit_distil.tasks.question_answering import exact_match, f1
 
@@ -59,10 +57,9 @@ def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 1
         plot_reliability(pictures[-1], reliability.filled_bins, width=1 / bins, error=reliability.expected_error)
     summary = _summary(found, reliability, bins)
     sections = [Section(lines=summary), Section(pictures=pictures), *_sections(found, reliability, examples)]
-    write_pages(folder / "diagnosis", title or f"Predictions of {predictions}", sections)
-    numbers = json.dumps(_numbers(found, reliability, examples), indent=2, ensure_ascii=False)
-    write_file(folder / "diagnosis.json", numbers + "\n")
-    print("\n".join([*summary, f"written: {folder / 'diagnosis.html'}"]))
+    print("\n".join(summary))
+    numbers = _numbers(found, reliability, examples)
+    write_pages(folder / "diagnosis", title or f"Predictions of {predictions}", sections, numbers)
 
 
 def run(arguments: list[str]) -> None:

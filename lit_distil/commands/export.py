@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_distil.commands.networks import open_network
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.data.sources.text import read_lines
-from lit_distil.files import staged_folder
+from lit_distil.files import staged_folder, write_json
 from lit_distil.models.networks import position_range
 
 
@@ -91,7 +90,7 @@ def _write_onnx_files(
         raise ValueError(
             f"onnx: model.onnx is not the network: {agreement}; tolerance is {tolerance:g} of the largest logit"
         )
-    torch_mb = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) / 1e6
+    torch_mb = network.get_memory_footprint(return_buffers=False) / 1e6
     results: dict[str, Any] = {"torch_mb": torch_mb, plain.name: {"mb": onnx_bytes(plain) / 1e6, **asdict(agreement)}}
     print(f"model.onnx: {onnx_bytes(plain) / 1e6:.1f} MB (torch: {torch_mb:.1f} MB); {agreement}")
     if int8:
@@ -104,7 +103,7 @@ def _write_onnx_files(
             )
         results[small.name] = {"mb": onnx_bytes(small) / 1e6, **asdict(agreement)}
         print(f"model_int8.onnx: {onnx_bytes(small) / 1e6:.1f} MB; {agreement}")
-    (folder / "onnx.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "onnx.json", results)
 
 
 def _read_texts(file: str) -> list[str]:

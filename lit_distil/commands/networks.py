@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,21 +156,14 @@ class MaskedLM:
         return next(self.network.parameters()).device
 
     def encode(self, texts: Sequence[str], *, places: Sequence[str]) -> list[Features]:
-        """Turn texts into token ids, special tokens included.
-
-        Args:
-            texts: What to encode.
-            places: Where each text came from, for messages.
+        """Turn texts into token ids, special tokens included; `places` says where each came from, for messages.
 
         Raises:
             ValueError: A text is longer than the network takes, or has no tokens.
         """
-        if not texts:
-            return []
         encoded = self.tokenizer(list(texts), return_attention_mask=False, verbose=False)
         types = encoded.get("token_type_ids")
-        limits = [self.tokenizer.model_max_length, self.network.max_length]
-        longest = min(int(limit) for limit in limits if limit is not None)
+        longest = int(min(self.tokenizer.model_max_length, self.network.max_length or math.inf))
         for place, ids in zip(places, encoded["input_ids"], strict=True):
             if len(ids) > longest:
                 raise ValueError(

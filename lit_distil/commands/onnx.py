@@ -72,7 +72,7 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
         raise ValueError(f"onnx: {kind} cannot be written; the heads that can are {', '.join(_HEADS)}")
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_segments(model) else [])
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    num_bytes = model.get_memory_footprint(return_buffers=False)
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -199,7 +199,7 @@ def _quiet_exporter() -> Iterator[None]:
         logging.disable(level)
 
 
-# Does the file say what the network says?
+# Comparing a file with the network
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _batches(
 
 
 def _choices(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """The largest logit; for several labels, which of them hold; for one value, which of two rows has more of it."""
+    """The largest logit; for several labels, which of them hold; for one value, whether it exceeds the row before's."""
     if model.config.problem_type == "multi_label_classification":
         return logits > 0
     if logits.dim() == 2 and logits.shape[-1] == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -106,12 +105,9 @@ def benchmark(
     ]
     print(to_markdown(_TITLE, sections))
     if out is not None:
-        write_pages(Path(out, "latency"), _TITLE, sections)
         published = {name: {"parameters_m": size, "seconds": time} for name, (size, time) in DISTILBERT_TABLE_3.items()}
         numbers = {"results": [asdict(result) for result in results], "settings": settings, "hardware": hardware}
-        text = json.dumps({**numbers, "published": published}, indent=2, ensure_ascii=False)
-        Path(out, "latency.json").write_text(text + "\n", encoding="utf-8")
-        print(f"written: {Path(out, 'latency.html')}")
+        write_pages(Path(out, "latency"), _TITLE, sections, {**numbers, "published": published})
 
 
 def run(arguments: list[str]) -> None:

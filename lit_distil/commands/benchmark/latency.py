@@ -181,13 +181,7 @@ def time_texts(
 ) -> list[TextsTime]:
     """Time passes over texts at batch 1; the networks take turns, a pass each. Tokenising is not timed.
 
-    Args:
-        networks: As for `measure_networks`, each with its tokenizer (an ONNX file's is in its folder).
-        pairs: The texts; one that is too long for a network is cut.
-        rounds: Passes.
-        threads: Of torch and of ONNX Runtime.
-        device: Where to run.
-        part: `encoder` or `whole`.
+    A text that is too long for a network is cut. An ONNX file's tokenizer is the one in its folder.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
@@ -319,7 +313,7 @@ def describe_hardware(*, threads: int, device: str, seed: int) -> dict[str, str 
 
 
 def hardware_lines(hardware: Mapping[str, str | int | None]) -> list[str]:
-    """What is known of it, as `cpu: ...`."""
+    """A line for each known fact, such as `cpu: ...`."""
     return [f"{name.replace('_', ' ')}: {value}" for name, value in hardware.items() if value is not None]
 
 

@@ -23,9 +23,8 @@ class TokenTexts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: set[int]) -> None:
         self.tokenizer = tokenizer
         self.special_ids = special_ids
-        vocabulary = tokenizer.get_vocab()
-        # byte-level and SentencePiece vocabularies mark the space before a word, WordPiece the lack of one
-        self._marks_spaces = "Ġ" in vocabulary or any(token.startswith(("Ġ", "▁")) for token in vocabulary)
+        self.marks_spaces = any(token.startswith(("Ġ", "▁")) for token in tokenizer.get_vocab())
+        """Whether the vocabulary marks the space before a word, rather than the lack of one as WordPiece does."""
         self._known: dict[int, tuple[str, bool]] = {}
 
     def __call__(self, token_id: int) -> tuple[str, bool]:
@@ -38,7 +37,7 @@ class TokenTexts:
         token = str(self.tokenizer.convert_ids_to_tokens(token_id))
         if token_id in self.special_ids:
             return printable(token), True
-        if not self._marks_spaces:
+        if not self.marks_spaces:
             goes_on = token.startswith("##") and len(token) > 2
             return printable(token[2:] if goes_on else token), not goes_on
         begins = token.startswith(("Ġ", "▁"))

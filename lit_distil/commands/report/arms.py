@@ -202,14 +202,14 @@ def main_metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of the mean (Student's t); None of a single value."""
+    """Half the 95 % interval of the mean (Student's t); None for a single value."""
     if len(values) < 2:
         return None
     return _quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
 
 
 def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of `a` less mean of `b`, and half its 95 % interval (Welch's t); None where either is a single value."""
+    """Mean of `a` less mean of `b`, and half its 95 % interval (Welch's t); None if either is a single value."""
     difference = fmean(a) - fmean(b)
     if len(a) < 2 or len(b) < 2:
         return difference, None

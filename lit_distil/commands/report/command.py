@@ -5,7 +5,6 @@ Runs are compared by what they logged (`runs`), or their exported networks are m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,9 +114,7 @@ def report(
         sections += more
         numbers |= results.numbers()
     if out is not None:
-        write_pages(Path(out, "report"), title, sections)
-        Path(out, "report.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"written: {Path(out, 'report.html')}")
+        write_pages(Path(out, "report"), title, sections, numbers)
 
 
 def run(arguments: list[str]) -> None:

@@ -72,7 +72,7 @@ class Floors:
 
 @dataclass(frozen=True)
 class EntryResult:
-    """What was measured of one entry; None where it has no such run."""
+    """What was measured of one entry; None if it has no such run. `curve` is (step, validation loss)."""
 
     label: str
     masked_lm: MaskedLMScore | None
@@ -88,14 +88,9 @@ def measure_entries(
     benchmark: Mapping[str, Any],
     device: str,
 ) -> tuple[dict[str, EntryResult], Floors]:
-    """Test every network on the test splits, time all of them, and compute the floors.
+    """Test every network on the test splits with the same masks, time all of them, and compute the floors.
 
-    Args:
-        entries: The networks, each under a key.
-        masked_lm_data: Documents with masks; the same masks for every network.
-        task_data: Labelled rows, if an entry is fine-tuned.
-        benchmark: Arguments of `measure_networks`.
-        device: Where to run, such as `cpu` or `cuda`.
+    `benchmark` holds further arguments of `measure_networks`.
     """
     for data in filter(None, (masked_lm_data, task_data)):
         data.prepare_data()
@@ -199,7 +194,7 @@ def _check_labels(export: str, data: TextDataModule) -> None:
 
 
 def _curve(folder: str | None) -> list[tuple[int, float]]:
-    """Validation loss by step; empty where the run kept no metrics, as with an export from elsewhere."""
+    """Validation loss by step; empty without metrics, as for an export from elsewhere."""
     if folder is None or not Path(folder, "metrics.csv").is_file():
         return []
     return sorted(read_metrics(folder).get("val/loss/masked_lm", {}).items())
