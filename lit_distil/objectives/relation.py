@@ -88,11 +88,7 @@ def score_mse(
     i are all tokens of the batch, a the h heads, and j the tokens that i sees. The paper's loss of one sequence of l
     tokens is this divided by l.
 
-    Args:
-        student: See `relation_kl`, like the other arguments.
-        teacher: See there.
-        groups: See there.
-        window: See there.
+    The arguments are those of `relation_kl`.
     """
 
     def compare(student_scores: Tensor, teacher_scores: Tensor, visible: Tensor | None) -> Tensor:
@@ -105,23 +101,9 @@ def score_mse(
 
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:
-    """Split `[T, heads, dim]` into other heads, `[T, num_heads, width / num_heads]` (MiniLMv2).
-
-    Raises:
-        ValueError: The width cannot be split into that many.
-    """
+    """Split `[T, heads, dim]` into other heads, `[T, num_heads, width / num_heads]` (MiniLMv2)."""
     width = states.shape[1] * states.shape[2]
-    check_divides(num_heads, width, "network")
     return states.reshape(states.shape[0], num_heads, width // num_heads)
-
-
-def check_divides(num_heads: int, width: int, who: str) -> None:
-    """Refuse a number of relation heads that does not divide a network's width."""
-    if width % num_heads:
-        raise ValueError(
-            f"relation_heads={num_heads} does not divide the width {width} of the {who}'s queries, keys or values; "
-            "choose a common divisor of the student's and the teacher's"
-        )
 
 
 Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
