@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain, islice
+from multiprocessing import current_process
 from typing import Any, Literal, TypeVar
 
 import joblib
@@ -141,12 +144,21 @@ def _work(make_work: Callable[[str], Work], key: str, shared: Any, payload: Any)
     """In a worker process: the result for one payload."""
     if key not in _work_of:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share out the cores, not their threads
+        if current_process().name.startswith("Loky") and not _work_of:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         if not isinstance(shared, np.ndarray):
             import ray
 
             shared = ray.get(shared)
         _work_of[key] = make_work(shared.tobytes().decode())
     return _work_of[key](payload)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End a worker process soon after the one that started it was killed; loky would keep it for minutes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStack) -> int:
