@@ -1,4 +1,4 @@
-"""The tools of every student initialisation: a configuration, an empty model, and filling it from the teacher."""
+"""What student initialisations share: making a configuration and an empty model, and filling it from the teacher."""
 
 from __future__ import annotations
 
@@ -28,14 +28,7 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Filling:
-    """What goes into one tensor of a student.
-
-    Attributes:
-        value: The values, of the shape of the student's tensor.
-        source: The teacher's tensor that they were made from, or `a + b`.
-        source_shape: Shape of that tensor.
-        origin: How they were made.
-    """
+    """What goes into one tensor of a student: the values, and the teacher's tensor they are from (see `CopyRecord`)."""
 
     value: Tensor
     source: str

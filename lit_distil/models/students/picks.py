@@ -63,9 +63,6 @@ class EveryOther(LayerPick):
         head: See `LayerPick`.
     """
 
-    def __init__(self, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
-
     def pick(self, num_layers: int) -> list[int]:
         """See `LayerPick.pick`."""
         return list(range(0, num_layers, 2))
