@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.sources import AUTO_MODELS, FromConfig, Head, head_of
+from lit_distil.models.sources import AUTO_MODELS, STAND_INS, FromConfig, Head, head_of
 from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
 from lit_distil.models.students.building import Filling, field_name, fill, head_names, known_type, logger
 from lit_distil.models.students.picks import EvenlySpaced, LayerPick, Layers, check_head
@@ -43,10 +43,10 @@ class Family:
     Attributes:
         modules: The modules outside the layers: `words`, `positions`, `segments`, `embedding_norm`, `widening`
             (ELECTRA's), `transform`, `transform_norm`, `decoder`.
-        layer: Name of a layer, with `{}` for its number; None where layers are not built like BERT's (norms after the
+        layer: Name of a layer, with `{}` for its number; None if layers are not built like BERT's (norms after the
             sums, positions in a table, full attention), so that none can be copied.
         parts: The modules of a layer.
-        pads_positions: Whether the first real position is the one after the padding's.
+        pads_positions: Whether positions start at `pad_token_id + 1`.
     """
 
     modules: dict[str, str]
@@ -59,7 +59,7 @@ class Family:
         return config.pad_token_id + 1 if self.pads_positions else 0
 
     def names(self, layers: list[int]) -> dict[str, str]:
-        """Return the modules by their common names; layer i of the list under `layer.i.`."""
+        """Return the modules by their common names; the i-th of these layers under `layer.i.`."""
         found = dict(self.modules)
         if self.layer is not None:
             for number, layer in enumerate(layers):
@@ -125,14 +125,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: PretrainedConfig, role: str) -> tuple[str, Family]:
-    """Return the known architecture of a configuration, or the one that it derives from, and its names.
-
-    Args:
-        config: The configuration.
-        role: `teacher` or `student`, for the message.
+    """Return the known architecture that a configuration is of or derives from, and its names.
 
     Raises:
-        ValueError: The names of its modules are not known here.
+        ValueError: There is none; the message names the `role`, `teacher` or `student`.
     """
     model_type = known_type(config, FAMILIES)
     if model_type is None:
@@ -145,11 +141,11 @@ def family_of(config: PretrainedConfig, role: str) -> tuple[str, Family]:
 
 
 def task_head_names(model_type: str, head: Head) -> dict[str, str]:
-    """Return the modules of a task's head by common names; none where other architectures have nothing like them.
+    """Return the modules of a task's head by common names; none if other architectures have nothing like them.
 
     `pooled` is the layer that the first token passes, `labels` what gives the logits. DistilBERT follows the first with
-    a ReLU where BERT and RoBERTa have a tanh and ELECTRA a GELU, so a head that goes there is a start and not the same
-    function. ModernBERT pools and normalises in its own way.
+    a ReLU, BERT and RoBERTa with a tanh and ELECTRA with a GELU, so a copied head is a start and not the same function.
+    ModernBERT pools and normalises in its own way.
     """
     is_roberta = FAMILIES[model_type] is _ROBERTA
     if model_type == "modernbert" or head in ("masked_lm", "pretraining"):
@@ -176,13 +172,6 @@ _INHERITED_WITH_LAYERS = (
     "type_vocab_size",
     "initializer_range",
 )
-_SPECIAL_IDS = {
-    "pad_token_id": None,
-    "bos_token_id": "cls_token_id",
-    "eos_token_id": "sep_token_id",
-    "cls_token_id": "bos_token_id",
-    "sep_token_id": "eos_token_id",
-}
 
 
 class CrossArchitecture(StudentInitialisation):
@@ -213,7 +202,10 @@ class CrossArchitecture(StudentInitialisation):
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
         their_type, theirs = family_of(teacher.config, "teacher")
-        head = _known_head(teacher)
+        head = head_of(teacher)
+        if head is None:
+            known = ", ".join(AUTO_MODELS)
+            raise ValueError(f"teacher: {type(teacher).__name__} has a head that cannot be copied; known are {known}")
         copies_layers = self._family.layer is not None and theirs.layer is not None
         fields, layers = self._fields(teacher.config, theirs, copies_layers=copies_layers)
         student = self._new_student(teacher, head, fields)
@@ -227,8 +219,6 @@ class CrossArchitecture(StudentInitialisation):
         sources = theirs.names(layers) | task_head_names(their_type, head)
         fillings = {}
         for key in names.keys() & sources.keys() - {"positions", "segments"}:
-            if key.startswith("layer.") and not copies_layers:
-                continue
             for kind in ("weight", "bias"):
                 name, source = f"{names[key]}.{kind}", f"{sources[key]}.{kind}"
                 if name not in own or source not in weights or name in fresh:
@@ -255,10 +245,10 @@ class CrossArchitecture(StudentInitialisation):
         for name in inherited:
             if hasattr(default, field_name(default, name)) and hasattr(config, field_name(config, name)):
                 fields[field_name(default, name)] = getattr(config, field_name(config, name))
-        for name, stand_in in _SPECIAL_IDS.items():
+        for name in ("pad_token_id", *STAND_INS):
             if hasattr(default, name):
                 value = getattr(config, name, None)
-                fields[name] = getattr(config, stand_in, None) if value is None and stand_in else value
+                fields[name] = getattr(config, STAND_INS.get(name, name), None) if value is None else value
         if hasattr(default, "embedding_size"):
             fields["embedding_size"] = getattr(config, "embedding_size", config.hidden_size)
         if copies_layers:
@@ -274,7 +264,13 @@ class CrossArchitecture(StudentInitialisation):
                 "its embeddings go; leave it out of config"
             )
         for name in ("hidden_size", "num_attention_heads", "vocab_size", "type_vocab_size"):
-            _check_equal(name, fields.get(field_name(default, name)), getattr(config, name, None), config.model_type)
+            wanted, required = fields.get(field_name(default, name)), getattr(config, name, None)
+            if None not in (wanted, required) and wanted != required:
+                narrower = ", make the student narrower first (Narrower), or start with new weights (FromConfig)"
+                raise ValueError(
+                    f"config: {name}={wanted} is not the {config.model_type} teacher's {required}, so tensors cannot be "
+                    f"copied; leave it out of config{narrower if name == 'hidden_size' else ''}"
+                )
         layers = self._pick(ours.get(field_name(default, "num_hidden_layers")), config, copies_layers=copies_layers)
         fields[field_name(default, "num_hidden_layers")] = len(layers)
         return fields, layers
@@ -341,15 +337,6 @@ class DistilBertFromBert(StudentInitialisation):
         return self._student.build(teacher)
 
 
-def _known_head(model: PreTrainedModel) -> Head:
-    head = head_of(model)
-    if head is None:
-        raise ValueError(
-            f"teacher: {type(model).__name__} has a head that cannot be copied; known are {', '.join(AUTO_MODELS)}"
-        )
-    return head
-
-
 def _position_fillings(
     student: PreTrainedModel, ours: Family, weights: dict[str, Tensor], theirs: Family, config: PretrainedConfig
 ) -> dict[str, Filling]:
@@ -380,13 +367,3 @@ def _position_fillings(
     value[first : first + num_rows] = rows
     fillings[position_name] = Filling(value, source, tuple(positions.shape), origin)
     return fillings
-
-
-def _check_equal(name: str, ours: int | None, theirs: int | None, model_type: str) -> None:
-    if ours is not None and theirs is not None and ours != theirs:
-        advice = "leave it out of config"
-        if name == "hidden_size":
-            advice += ", or make the student narrower first (Narrower), or start with new weights (FromConfig)"
-        raise ValueError(
-            f"config: {name}={ours} is not the {model_type} teacher's {theirs}, so tensors cannot be copied; {advice}"
-        )
