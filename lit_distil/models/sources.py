@@ -195,7 +195,6 @@ class Pretrained(NetworkSource):
         self.overrides = dict(config or {})
         self.attention = attention
         self.dtype = parsed
-        self._location = {} if revision is None else {"revision": revision}
 
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
         """See `NetworkSource.load`."""
@@ -212,7 +211,7 @@ class Pretrained(NetworkSource):
                     dtype=self.dtype,
                     output_loading_info=True,
                     ignore_mismatched_sizes=head in TASK_HEADS,
-                    **self._location,
+                    revision=self.revision or "main",
                 )
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
@@ -232,7 +231,7 @@ class Pretrained(NetworkSource):
 
     def _config(self, **fields: Any) -> PretrainedConfig:
         try:
-            return AutoConfig.from_pretrained(self.name_or_path, **self._location, **fields)
+            return AutoConfig.from_pretrained(self.name_or_path, revision=self.revision or "main", **fields)
         except (OSError, ValueError) as error:
             raise ValueError(self._not_found(error)) from error
 

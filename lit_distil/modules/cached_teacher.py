@@ -289,9 +289,7 @@ class CachedTeacher:
         for index, start, end in zip(indices.tolist(), starts, ends, strict=True):
             pieces.append((arrays.ids[start:end], arrays.scores[start:end], arrays.rests[start:end]))
             if sum_of_rows(*pieces[-1]) != arrays.sums[index]:
-                raise _damaged(
-                    self.folder / split, f"rows {start} to {end} do not have their check sum"
-                )
+                raise _damaged(self.folder / split, f"rows {start} to {end} do not have their check sum")
 
         def read(part: int, dtype: Any) -> Tensor:
             tensor = torch.from_numpy(np.concatenate([piece[part] for piece in pieces]).astype(dtype))

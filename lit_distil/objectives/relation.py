@@ -123,27 +123,27 @@ def _sum_over_tokens(
     if not groups:  # with a graph all the same
         return total + 0.0 * (student.left.sum() + student.right.sum())
     for group in groups:
-        left, right = (_of_group(states, group).to(dtype) for states in (student.left, student.right))
-        with torch.no_grad():
-            constants = [_of_group(states.detach(), group).to(dtype) for states in (teacher.left, teacher.right)]
-            visible, is_real = _masks(group, window, left.device)
+        total = total + _sum_over_group(student, teacher, group, compare, window, dtype)
+    return total
 
-        def piece(
-            rows: slice,
-            left: Tensor,
-            right: Tensor,
-            constants: list[Tensor] = constants,
-            visible: Tensor | None = visible,
-            is_real: Tensor | None = is_real,
-        ) -> Tensor:
-            student_scores = torch.matmul(left * student.scaling, right.transpose(2, 3))
-            teacher_left, teacher_right = (states[rows] for states in constants)
-            teacher_scores = torch.matmul(teacher_left * teacher.scaling, teacher_right.transpose(2, 3))
-            seen = visible if visible is None or len(visible) == 1 else visible[rows]
-            per_row = compare(student_scores, teacher_scores, seen).mean(dim=1)  # [sequences, width]
-            return (per_row if is_real is None else per_row * is_real[rows]).sum()
 
-        total = total + _PieceByPiece.apply(piece, left, right)
+def _sum_over_group(
+    student: Relation, teacher: Relation, group: SequenceGroup, compare: Compare, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    left, right = (_of_group(states, group).to(dtype) for states in (student.left, student.right))
+    with torch.no_grad():
+        constants = [_of_group(states.detach(), group).to(dtype) for states in (teacher.left, teacher.right)]
+        visible, is_real = _masks(group, window, left.device)
+
+    def piece(rows: slice, left: Tensor, right: Tensor) -> Tensor:
+        student_scores = torch.matmul(left * student.scaling, right.transpose(2, 3))
+        teacher_left, teacher_right = (states[rows] for states in constants)
+        teacher_scores = torch.matmul(teacher_left * teacher.scaling, teacher_right.transpose(2, 3))
+        seen = visible if visible is None or len(visible) == 1 else visible[rows]
+        per_row = compare(student_scores, teacher_scores, seen).mean(dim=1)  # [sequences, width]
+        return (per_row if is_real is None else per_row * is_real[rows]).sum()
+
+    total: Tensor = _PieceByPiece.apply(piece, left, right)
     return total
 
 

@@ -101,7 +101,7 @@ class Layers(LayerPick):
 
 
 class _SomeLayers(LayerPick):
-    """A given number of layers; a subclass chooses which."""
+    """A given number of layers; a subclass answers in `choose` which."""
 
     def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
         super().__init__(head=head)
