@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from lit_distil.data import LabelledSequences, load_tokenizer
 from lit_distil.data.sources.text import read_lines
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
-from lit_distil.modules.checkpoints import network_weights
+from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.tasks import Features
 from lit_distil.types import Batch
 
@@ -91,7 +90,7 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
             f"checkpoint: {str(path)!r} was not written by a module of lit_distil, so it does not say which network it "
             "holds; give one that `lit-distil fit` wrote"
         )
-    model = AUTO_MODELS[saved["head"]].from_config(AutoConfig.for_model(**json.loads(saved["config"])))
+    model = saved_model(content)
     try:
         model.load_state_dict(network_weights(content))
     except RuntimeError as error:

@@ -24,7 +24,7 @@ from lit_distil.commands.pages import Section, to_markdown, write_pages
 from lit_distil.console import Table, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
-from lit_distil.tasks.base import SOURCE_KEY
+from lit_distil.tasks.base import SOURCE_KEY, place_of
 
 Pair = tuple[str, str | None]
 """A text, and the second one where rows are pairs."""
@@ -142,8 +142,7 @@ def read_pairs(
         for name in filter(None, (text_column, pair_column)):
             if row.get(name) is None:
                 columns = sorted(column for column in row if column != SOURCE_KEY)
-                place = row.get(SOURCE_KEY, f"row {len(pairs)}")
-                raise ValueError(f"{place}: no column {name!r} (text_column, pair_column); there are {columns}")
+                raise ValueError(f"{place_of(row)}: no column {name!r} (text_column, pair_column); there are {columns}")
         pairs.append((str(row[text_column]), str(row[pair_column]) if pair_column else None))
     if not pairs:
         raise ValueError(f"texts: the {split} split has no rows")
