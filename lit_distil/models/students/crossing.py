@@ -9,8 +9,18 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.sources import AUTO_MODELS, STAND_INS, FromConfig, Head, head_of
-from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
-from lit_distil.models.students.building import Filling, field_name, fill, head_names, known_type, logger
+from lit_distil.models.students.base import (
+    CopyRecord,
+    Filling,
+    HeadChoice,
+    Origin,
+    StudentInitialisation,
+    field_name,
+    fill,
+    head_names,
+    known_type,
+    logger,
+)
 from lit_distil.models.students.picks import EvenlySpaced, LayerPick, Layers, check_head
 
 _BERT_PARTS = {
