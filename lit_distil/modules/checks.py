@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -187,6 +188,22 @@ def check_comparisons(terms: LossTerms) -> None:
         )
 
 
+def teacher_shares(teachers: Collection[str], weights: dict[str, float] | None) -> dict[str, float]:
+    """Each teacher's share in the mean of their distributions, with sum 1.
+
+    Raises:
+        ValueError: There is no teacher, a weight is not positive, or the names differ.
+    """
+    if not teachers:
+        raise ValueError("model.teacher: no teacher is named; give a folder, or {name: folder, ...}")
+    weights = weights if weights is not None else dict.fromkeys(teachers, 1.0)
+    if weights.keys() != set(teachers):
+        raise ValueError(f"model.teacher_weights names {sorted(weights)}, and the teachers are {sorted(teachers)}")
+    if wrong := {name: weight for name, weight in weights.items() if not (weight > 0 and math.isfinite(weight))}:
+        raise ValueError(f"model.teacher_weights must be positive, got {wrong}; leave out the teacher instead")
+    return {name: weights[name] / sum(weights.values()) for name in teachers}
+
+
 def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> None:
     """Refuse an unknown or integer dtype, and a negative number of steps.
 
@@ -204,43 +221,40 @@ def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> Non
         raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
 
 
-def check_for_text(name: str, objective: Objective) -> None:
-    """Refuse an objective on a task's labels in a distillation on text, which has none.
-
-    Raises:
-        ValueError: The objective is one.
-    """
-    if objective.counts == "labels":
-        raise ValueError(
-            f"model.objectives: {name}: {type(objective).__name__} is on a task's labels, and text has none; use "
-            "MaskedLMLoss and SoftTargetLoss, or distil on the task with lit_distil.modules.TaskDistillationModule"
-        )
+def check_for_text(objectives: Mapping[str, Objective]) -> None:
+    """Refuse objectives on a task's labels in distillation on text, which has none."""
+    for name, objective in objectives.items():
+        if objective.counts == "labels":
+            raise ValueError(
+                f"model.objectives: {name}: {type(objective).__name__} is on a task's labels, and text has none; use "
+                "MaskedLMLoss and SoftTargetLoss, or distil on the task with lit_distil.modules.TaskDistillationModule"
+            )
 
 
-def check_for_task(name: str, objective: Objective) -> None:
-    """Refuse an objective on the vocabulary or on masked tokens in a distillation on a task, which has neither.
-
-    Raises:
-        ValueError: The objective is one.
-    """
-    kind = type(objective).__name__
-    if isinstance(objective, RowObjective):
-        raise ValueError(
-            f"model.objectives: {name}: {kind} compares distributions over the vocabulary, and a task's head has none; "
-            "use TaskSoftTargetLoss for the teacher's answers and TaskLoss for the labels"
-        )
-    if objective.counts in ("masked", "unmasked"):
-        raise ValueError(
-            f"model.objectives: {name}: {kind} looks at {objective.counts} tokens, and a task masks none; "
-            "set positions: all"
-        )
+def check_for_task(objectives: Mapping[str, Objective]) -> None:
+    """Refuse objectives on the vocabulary or on masked tokens in distillation on a task, which has neither."""
+    for name, objective in objectives.items():
+        kind = type(objective).__name__
+        if isinstance(objective, RowObjective):
+            raise ValueError(
+                f"model.objectives: {name}: {kind} compares distributions over the vocabulary, and a task's head has "
+                "none; use TaskSoftTargetLoss for the teacher's answers and TaskLoss for the labels"
+            )
+        if objective.counts in ("masked", "unmasked"):
+            raise ValueError(
+                f"model.objectives: {name}: {kind} looks at {objective.counts} tokens, and a task masks none; "
+                "set positions: all"
+            )
 
 
-def cache_folders(requested: str | dict[str, str] | None, teachers: Mapping[str, Any]) -> dict[str, str]:
+def cache_folders(
+    requested: str | dict[str, str] | None, teachers: Mapping[str, Any], terms: LossTerms
+) -> dict[str, str]:
     """The folder of each cached teacher, by the teacher's name.
 
     Raises:
-        ValueError: One folder for several teachers, an unknown name, or a teacher that is not given by name or folder.
+        ValueError: One folder for several teachers, an unknown name, a teacher that is not given by name or folder, or
+            an objective that no cache can serve.
     """
     if requested is None:
         return {}
@@ -259,6 +273,7 @@ def cache_folders(requested: str | dict[str, str] | None, teachers: Mapping[str,
                 f"model.teacher_cache: a cache is known by the files of its teacher; give model.teacher ({name}) the "
                 "folder or name that the cache was written from, not a model in memory"
             )
+    check_cacheable(terms, requested)
     return dict(requested)
 
 

@@ -10,10 +10,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head, as_source
+from lit_distil.models.sources import Head, as_source
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.checks import check_length
 from lit_distil.objectives import TaskLoss
@@ -39,6 +39,7 @@ class TaskModule(EncoderModule):
         max_skipped_steps: See `EncoderModule`.
     """
 
+    network_class = TaskNetwork
     network: TaskNetwork | None
 
     def __init__(
@@ -78,16 +79,6 @@ class TaskModule(EncoderModule):
             )
         self.head = self.task.head  # type: ignore[assignment]
         return self.task
-
-    @property
-    def network_head(self) -> Head:
-        """The head that the task asked for."""
-        return self.head
-
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build the network of a checkpoint; its labels stand in its configuration."""
-        self.head = head
-        self.network = TaskNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also check that the checkpoint was trained for the task's labels.
