@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,14 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """The unweighted sum over the counted items; `teacher` is None for an objective that needs none."""
+
+    def follow_task(self, *, kind: Any, class_weights: list[float] | None = None) -> None:
+        """Adapt to a task, before the first step; does nothing, unless a loss on a task's logits overrides it.
+
+        Args:
+            kind: The task's `LabelKind`.
+            class_weights: Factor of each class, if the task sets them.
+        """
 
     @property
     def mixes_teachers(self) -> bool:

@@ -88,7 +88,7 @@ with workers(2):
     assert process.stdout is not None
     pids = {int(process.stdout.readline()) for _ in range(40)}
     process.kill()
-    process.communicate()
+    process.wait()
     assert len(pids) == 2
     deadline = time.monotonic() + 60
     while any(is_running(pid) for pid in pids):
