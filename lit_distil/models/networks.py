@@ -100,10 +100,6 @@ class FlatNetwork(nn.Module):
         )
         return f"which {model_type} does not give here: {way_out}"
 
-    def num_parameters(self, *, only_trainable: bool = False) -> int:
-        """Number of parameters, tied ones counted once."""
-        return self.model.num_parameters(only_trainable=only_trainable)
-
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a folder that `AutoModel...from_pretrained` loads."""
         self.model.save_pretrained(str(directory))
@@ -125,9 +121,11 @@ class FlatNetwork(nn.Module):
                 "max_position_embeddings"
             )
         inputs, flatten = self._flat_inputs(batch) if self.is_unpadded else self._padded_inputs(batch)
-        recorder = self._recorder(attention_layers) if attention_layers else None
-        if recorder is not None:
-            inputs["attention_recorder"] = recorder
+        recorder = None
+        if attention_layers:
+            if self.no_attention is not None:
+                raise ValueError(f"AttentionLoss and RelationLoss need queries, keys and values, {self.no_attention}")
+            recorder = inputs["attention_recorder"] = AttentionRecorder(attention_layers, num_layers=self.num_layers)
         captured: list[EncoderOutput] = []
 
         def choose_rows(module: nn.Module, args: Any, output: Any) -> Any:
@@ -154,11 +152,6 @@ class FlatNetwork(nn.Module):
         if recorder is not None:
             captured[0].attention = recorder.finish(inputs["sequence_layout"].buckets)
         return output, captured[0]
-
-    def _recorder(self, layers: Collection[int]) -> AttentionRecorder:
-        if self.no_attention is not None:
-            raise ValueError(f"AttentionLoss and RelationLoss need queries, keys and values, {self.no_attention}")
-        return AttentionRecorder(layers, num_layers=self.num_layers)
 
     def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
         inputs = {
@@ -249,8 +242,8 @@ class MaskedLMNetwork(FlatNetwork):
             rows: int64 `[rows]`, the positions in T that need logits; "all" for every one; None for no logits.
             output_hidden_states: Whether to return the hidden states of all layers.
             attention_layers: The blocks, counted from 1, whose queries, keys and values to return (flat batches only).
-            project: Whether to multiply out the logits. If not, the output has a `projection` that the caller can
-                multiply out piece by piece (or logits all the same, if the head does not end in a linear layer).
+            project: Whether to multiply out the logits. If not, the output has a `projection` in their place, unless
+                the head does not end in a linear layer.
 
         Returns:
             Logits `[rows, vocabulary]` if requested, and next-sentence logits `[S, 2]` if the model has that head.
