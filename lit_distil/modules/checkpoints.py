@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import fsspec
 import torch
@@ -22,19 +22,18 @@ class SavedModule(LightningModule):
     """A module with a `network` that a checkpoint alone brings back, and with meters that a resumed run continues.
 
     Attributes:
-        network_class: Class of the network.
-        head: The head that the network has, or will have.
-        network: None until the vocabulary and the strategy are known.
-        has_network_only: Whether `load_from_checkpoint` restored the network and nothing else.
+        network_class: Runs the Hugging Face model on flat batches.
+        head: The kind of head that the network has.
     """
 
-    network_class: ClassVar[type[FlatNetwork]]
+    network_class: type[FlatNetwork]
     head: Head
 
     def __init__(self) -> None:
         super().__init__()
-        self.network: Any = None
+        self.network: Any = None  # built when the vocabulary and the strategy are known
         self.has_network_only = False
+        """Whether `load_from_checkpoint` restored the network and nothing else."""
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
 
     @property

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import Head, as_source
+from lit_distil.models.sources import as_source
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.checks import check_length
 from lit_distil.objectives import TaskLoss
@@ -37,9 +37,8 @@ class TaskModule(EncoderModule):
         max_skipped_steps: See `EncoderModule`.
     """
 
-    network_class = TaskNetwork
     network: TaskNetwork | None
-    head: Head = "sequence_classification"
+    network_class = TaskNetwork
     from_checkpoint = False
     """Whether the weights are those of a checkpoint, and no longer those that the configuration names."""
 
@@ -55,21 +54,15 @@ class TaskModule(EncoderModule):
         """For all samples of the last evaluation, in their order and from all ranks."""
         self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
 
-    # The task, its head and its labels
-
     @property
     def task(self) -> Task:
-        """The task of the data module."""
-        return self.data.task
-
-    def take_task(self, purpose: str) -> Task:
-        """The task, whose head the network gets; an error that names `purpose` if the data has no task."""
-        if self.task is None:
+        """The task of the data module; an error if it has none."""
+        if self.data.task is None:
             raise ValueError(
-                f"data.task: {purpose} needs a task, such as {{class_path: lit_distil.tasks.TextClassification}}"
+                f"data.task: {type(self).__name__} needs a task, such as "
+                "{class_path: lit_distil.tasks.TextClassification}"
             )
-        self.head = self.task.head  # type: ignore[assignment]
-        return self.task
+        return self.data.task
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also refuse a checkpoint that was trained for other labels, or for the same in another order."""
@@ -227,11 +220,11 @@ class FineTuningModule(TaskModule):
 
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
-        task = self.take_task("fine-tuning")
+        task = self.task
+        self.head = task.head
         if self.network is None:
-            self.network = TaskNetwork(
-                self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
-            )
+            model = self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
+            self.network = TaskNetwork(model)
             check_length("network", self.network, self.data)
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)

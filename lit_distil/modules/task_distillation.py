@@ -107,7 +107,8 @@ class TaskDistillationModule(StudentModule, TaskModule):
         """Load the teachers and make the student, both with the task's head, unless they exist."""
         if self.teachers:
             return
-        task = self.take_task("distillation on a task")
+        task = self.task
+        self.head = task.head
         for objective in self.terms.objectives.values():
             objective.follow_task(**task.loss_settings())
         settings = task.head_settings()

@@ -181,7 +181,7 @@ class RowObjective(Objective):
     mixing_temperature: float = 1.0
     tail: Literal["student", "even"] | None = None
 
-    def __init__(self, *, positions: Positions = "masked", weight: float | StepValue = 1.0) -> None:
+    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
         self.counts = count_of(positions)
         self.rows = self.positions = positions

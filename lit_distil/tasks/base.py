@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -78,14 +78,13 @@ class Task(ABC):
     many give the same values.
 
     Attributes:
-        head: Which Hugging Face head: `sequence_classification`, `token_classification`, `question_answering` or
-            `multiple_choice`.
+        head: The kind of Hugging Face head.
         label_kind: The kind of its labels, such as `lit_distil.objectives.ClassLabel()`.
         main_metric: The metric by which checkpoints are compared, a key of what `score` gives; more is better.
         names: The names of its labels; None if they have none.
     """
 
-    head: ClassVar[str]
+    head: ClassVar[Literal["sequence_classification", "token_classification", "question_answering", "multiple_choice"]]
     label_kind: LabelKind
     main_metric: str
     names: LabelNames | None = None
