@@ -29,13 +29,7 @@ SampleOutputs = list[tuple[int, Any]]
 
 
 class TaskModule(EncoderModule):
-    """Base of the modules whose network has the head of a task, which belongs to the data module.
-
-    Args:
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
-        max_skipped_steps: See `EncoderModule`.
-    """
+    """Base of the modules whose network has the head of a task; the arguments are those of `EncoderModule`."""
 
     network: TaskNetwork | None
     network_class = TaskNetwork

@@ -84,9 +84,7 @@ class Task(ABC):
         names: The names of its labels; None if they have none.
     """
 
-    head: ClassVar[
-        Literal["sequence_classification", "token_classification", "question_answering", "multiple_choice"]
-    ]
+    head: ClassVar[Literal["sequence_classification", "token_classification", "question_answering", "multiple_choice"]]
     label_kind: LabelKind
     main_metric: str
     names: LabelNames | None = None
@@ -100,9 +98,9 @@ class Task(ABC):
         return self.names is None or self.names.names is not None
 
     @property
-    def label_names(self) -> list[str] | None:
-        """The names of the labels in the order of their indices; None if they have none."""
-        return None if self.names is None else self.names.known
+    def label_names(self) -> list[str]:
+        """The names of the labels in the order of their indices; empty if they have none."""
+        return [] if self.names is None else self.names.known
 
     def take_labels(self, names: list[str]) -> None:
         """Take the labels of a trained head, in the order of its outputs, if the configuration leaves them open."""
