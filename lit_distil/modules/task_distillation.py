@@ -11,7 +11,7 @@ from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
 from lit_distil.models.students import CopyRecord
 from lit_distil.modules.base import Stage
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
-from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels
+from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
 from lit_distil.modules.teachers import StudentModule, Teacher, load_teacher
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import TeacherOutputs
@@ -36,8 +36,7 @@ def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) ->
         raise ValueError(
             f"model.teacher: {folder!r} was fine-tuned for {config.problem_type} and data.task is for {problem}"
         )
-    labels = [config.id2label[index] for index in sorted(config.id2label)]
-    check_same_labels(f"model.teacher: {folder!r}", labels, task, allow_unnamed=False)
+    check_same_labels(f"model.teacher: {folder!r}", label_list(config.id2label), task, allow_unnamed=False)
 
 
 class TaskDistillationModule(StudentModule, TaskModule):
