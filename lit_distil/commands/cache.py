@@ -361,8 +361,7 @@ def _choose_teacher(requested: str | None, names: list[str]) -> str:
 
 
 def _load_teacher(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
-    data.check_same_vocabulary(name, model.teacher_revision)
-    loaded = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    loaded = load_teacher(name, model.teacher_revision, data, model.head)
     if model.teacher_dtype is not None:
         loaded = loaded.to(getattr(torch, model.teacher_dtype))
     return MaskedLMNetwork(loaded)

@@ -423,3 +423,22 @@ def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None, name
             f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of {name!r} has {num_rows} "
             "rows; use the tokenizer that the model was trained with"
         )
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Refuse an architecture that lacks what batches, students and exports need, naming the one thing to add."""
+    name = type(model).__name__
+    if model.base_model is model:
+        raise ValueError(
+            f"{name} has no encoder under base_model_prefix={model.base_model_prefix!r}: set base_model_prefix to the "
+            "name of the attribute that holds the encoder, and let the head read that one's output"
+        )
+    for field in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(model.config, field, None), int):
+            raise ValueError(
+                f"{type(model.config).__name__} has no {field}: add it, or name your own field for it in attribute_map"
+            )
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise ValueError(f"{name} must define get_input_embeddings, which returns its table of tokens") from error

@@ -4,13 +4,13 @@ from lit_distil.objectives.attention import AttentionLoss, RelationLoss
 from lit_distil.objectives.base import (
     LogitObjective,
     LogitRows,
-    NetworkCapabilities,
     Objective,
     Positions,
     RowObjective,
     hidden_at,
     logits_at,
 )
+from lit_distil.objectives.capabilities import NetworkCapabilities
 from lit_distil.objectives.hidden import HiddenCosineLoss, HiddenMSELoss
 from lit_distil.objectives.label_kinds import (
     ChoiceLabel,
