@@ -196,7 +196,7 @@ class TokenClassification(Task):
         return by_row
 
     def _labels_of(self, tags: list[int], word_of_token: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` where it has none."""
+        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` if it has none."""
         labels = np.full(len(word_of_token), IGNORE_INDEX, dtype=np.int64)
         labels[positions] = [tags[word] for word in word_of_token[positions]]
         if self.label_all:
