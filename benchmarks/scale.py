@@ -109,7 +109,7 @@ class Measurement:
         corpus = self.folder / f"corpus-{size:g}"
         arguments = [self.tokenizer, str(corpus), str(self.folder / "cache"), form, str(tokens)]
         figures = json.loads(run(["-c", START, *arguments]).out)
-        tables = (corpus / "train" / "tables").glob(f"{form}-*/*.npy")
+        tables = (corpus / "train" / "tables").glob(f"{form}-*/*.bin")
         figures["table_bytes"] = sum(path.stat().st_size for path in tables)
         self.say(f"start {size:g} MB, {form}, {tokens or 'no'} token budget", **figures)
         return figures

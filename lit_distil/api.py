@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningDataModule, seed_everything
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.commands.export import open_network
+from lit_distil.commands.networks import open_network
 from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
 from lit_distil.data import DocumentSource, MaskingStrategy, SequenceFormat, TextDataModule
 from lit_distil.models import NetworkSource, StudentInitialisation
@@ -30,9 +30,11 @@ from lit_distil.recipe import (
     Recipe,
     adamw,
     build,
+    config_of,
     described,
     distillation_objectives,
     has_objects,
+    learning_rate,
     linear,
     network_name,
     override,
@@ -70,7 +72,8 @@ class Run:
 
     def __repr__(self) -> str:
         size = f"{self.model.num_parameters():,} parameters"
-        main = [f"{name} {self.metrics[name]:.4g}" for name in ("val/loss", "val/score") if name in self.metrics]
+        names = [name for name in ("train/loss", "val/loss", "val/score") if name in self.metrics]
+        main = [f"{name} {self.metrics[name]:.4g}" for name in names]
         return f"Run({str(self.folder)!r}: {type(self.model).__name__}, {', '.join([size, *main])})"
 
 
@@ -120,7 +123,7 @@ def distil(
     max_steps: int | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
-    lr: float = 5e-4,
+    lr: float | None = None,
     warmup: float = 0.05,
     optimizer: Callable[..., Any] | Piece = None,
     schedule: Schedule | Piece = None,
@@ -151,7 +154,8 @@ def distil(
         max_steps: Optimizer steps; by default three passes over the text, but at least 500 and at most 100,000 steps.
         max_length: Tokens of a sequence; by default 128, or what the teacher has positions for.
         batch_size: Sequences of an optimizer step; by default 32, or fewer if the text is small.
-        lr: Peak of the learning rate.
+        lr: Peak of the learning rate; by default 2e-4 for a teacher of width 768, and in inverse proportion to the
+            width for others (at most 1e-3).
         warmup: Share of the steps in which the learning rate rises.
         optimizer: Optimizer class with its arguments; by default AdamW.
         schedule: Learning rate over the steps; by default it rises and falls linearly.
@@ -170,7 +174,8 @@ def distil(
     else:
         teachers = first = network_name(teacher)
     has_one = not isinstance(teacher, Mapping) or len(teacher) == 1
-    chosen = tokenizer_beside(first, tokenizer, data)
+    config, chosen = config_of(first), tokenizer_beside(first, tokenizer, data)
+    lr = lr or learning_rate(config, at_width_768=2e-4, power=1)
     student = piece("lit_distil.models.EveryOther") if student is None else student
     if objectives is None:
         objectives = distillation_objectives(student, has_one_teacher=has_one)
@@ -187,11 +192,13 @@ def distil(
         chosen,
         validation=validation,
         text_column=text_column,
-        format=format,
-        masking=piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7) if masking is None else masking,
-        max_length=max_length or room_for(first, chosen, wanted=128),
-        batch_size=batch_size,
-        usual_batch_size=32,
+        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "format": "lit_distil.data.FullSentences",
+            "masking": piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7),
+            "max_length": room_for(config, chosen, wanted=128),
+            "batch_size": 32,
+        },
     )
     return _train(
         {"seed_everything": seed, "model": model, "data": text},
@@ -254,7 +261,7 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
     is_new = tokenizer is None and weights is None and not isinstance(data, TextDataModule)
     chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer, data)
-    length = max_length or (128 if weights is None else room_for(weights, chosen, wanted=128))
+    length = max_length or (128 if weights is None else room_for(config_of(weights), chosen, wanted=128))
     if weights is not None:
         network = pretrained(weights)
     model = piece(
@@ -264,17 +271,18 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         schedule=linear(warmup) if schedule is None else schedule,
         **({} if objectives is None else {"objectives": dict(objectives)}),
     )
-    rate = 0.3 if weights is None else 0.15
     text = text_data(
         data,
         chosen,
         validation=validation,
         text_column=text_column,
-        format=format,
-        masking=piece("lit_distil.data.TokenMasking", rate=rate) if masking is None else masking,
-        max_length=length,
-        batch_size=batch_size,
-        usual_batch_size=16,
+        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "format": "lit_distil.data.FullSentences",
+            "masking": piece("lit_distil.data.TokenMasking", rate=0.3 if weights is None else 0.15),
+            "max_length": length,
+            "batch_size": 16,
+        },
     )
 
     @rank_zero_only
@@ -312,7 +320,7 @@ def finetune(  # noqa: D417  the other arguments are described in distil
     max_steps: int | None = None,
     max_length: int | None = None,
     batch_size: int | None = None,
-    lr: float = 3e-5,
+    lr: float | None = None,
     warmup: float = 0.1,
     optimizer: Callable[..., Any] | Piece = None,
     schedule: Schedule | Piece = None,
@@ -339,12 +347,15 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         max_steps: Optimizer steps, in place of `max_epochs`.
         max_length: Tokens of a sequence; by default 256, or what the network has positions for.
         batch_size: Rows of an optimizer step; by default 32, or fewer if the table is small.
+        lr: Peak of the learning rate; by default 3e-5 for a network of width 768, and in inverse proportion to the
+            square of the width for others (at most 1e-3).
 
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
-    chosen = tokenizer_beside(weights, tokenizer, data)
+    config, chosen = config_of(weights), tokenizer_beside(weights, tokenizer, data)
+    lr = lr or learning_rate(config, at_width_768=3e-5, power=2)
     model = piece(
         "lit_distil.modules.FineTuningModule",
         network=network if weights is None else pretrained(weights),
@@ -355,10 +366,13 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         data,
         chosen,
         validation=validation,
-        task=task,
         columns={"text": text, "label": label},
-        max_length=max_length or room_for(weights, chosen, wanted=256),
-        batch_size=batch_size,
+        given={"task": task, "max_length": max_length, "batch_size": batch_size},
+        usual={
+            "task": piece("lit_distil.tasks.TextClassification", text=text, label=label),
+            "max_length": room_for(config, chosen, wanted=256),
+            "batch_size": 32,
+        },
     )
     return _train(
         {"seed_everything": seed, "model": model, "data": rows},

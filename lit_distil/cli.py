@@ -9,7 +9,7 @@ import traceback
 import types
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 CALLS = {
     "pretrain": "pretrain an encoder on text",
@@ -146,7 +146,13 @@ def call_parser(command: str) -> Any:
         for each in (api.distil, function)
         for argument in docstring_parser.parse(each.__doc__).params
     }
-    parser = argparse.ArgumentParser(
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            options = sorted(option for option in self._option_string_actions if option.startswith("--"))
+            raise ValueError(f"{message}; {command} takes {', '.join(options)}, and every option of fit")
+
+    parser = Parser(
         prog=f"lit-distil {command}",
         description=function.__doc__.split("\n")[0],
         epilog=CALL_HELP + EXAMPLES[command],
@@ -165,8 +171,7 @@ def call_parser(command: str) -> Any:
         elif parameter.default is parameter.empty:
             parser.add_argument(f"--{name}", required=True, help=text)
         else:
-            shown = "" if parameter.default is None else f" (default: {parameter.default})"
-            text += shown
+            text += "" if parameter.default is None else f" (default: {parameter.default})"
             parser.add_argument(f"--{name}", type=kind, default=parameter.default, metavar=kind.__name__, help=text)
     return parser
 
@@ -190,10 +195,10 @@ def _call(command: str, arguments: list[str]) -> None:
     with suppress(ValueError):  # otherwise it names a file
         settings["validation"] = float(settings["validation"])
     run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
-    importlib.import_module("lightning.pytorch.utilities").rank_zero_only(_tell)(run)
+    importlib.import_module("lightning.pytorch.utilities").rank_zero_only(_print_result)(run)
 
 
-def _tell(run: Any) -> None:
+def _print_result(run: Any) -> None:
     from lit_distil.console import text_table
 
     metrics = [(name, f"{value:.4f}") for name, value in sorted(run.metrics.items()) if name.startswith("val/")]

@@ -33,6 +33,7 @@ PRETRAINED = "lit_distil.models.Pretrained"
 _TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc")
 _CLASS_PATH = re.compile(r"[a-zA-Z_]\w*(\.\w+)*\.[A-Z]\w*")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_NEVER_COPIED = (PreTrainedModel, LightningDataModule, Callback, DocumentSource, RowSource)
 _SPLITS = ("train", "validation", "test", "predict")
 
 
@@ -102,18 +103,31 @@ def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
     return name
 
 
-def room_for(network: Any, tokenizer: Any, wanted: int) -> int:
+def config_of(network: Any) -> Any:
+    """The Hugging Face configuration of a name, folder or model; None for other pieces.
+
+    Raises:
+        ValueError: There is no such network.
+    """
+    if not isinstance(network, str):
+        return getattr(network, "config", None)
+    try:
+        return AutoConfig.from_pretrained(network)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def learning_rate(config: Any, *, at_width_768: float, power: int) -> float:
+    """A peak that suits the width of a network: narrower ones bear, and need, larger steps; at most 1e-3."""
+    width = getattr(config, "hidden_size", None) or 768
+    return float(f"{min(1e-3, at_width_768 * (768 / width) ** power):.1e}")
+
+
+def room_for(config: Any, tokenizer: Any, wanted: int) -> int:
     """The tokens wanted, or as many as the network has positions for."""
-    if isinstance(network, str):
-        try:
-            config = AutoConfig.from_pretrained(network)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
-                f"({str(error).strip().splitlines()[0]})"
-            ) from error
-    else:
-        config = getattr(network, "config", None)
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
     # RoBERTa-likes begin their positions after that of the padding
@@ -128,29 +142,29 @@ def text_data(
     *,
     validation: Any,
     text_column: str,
-    format: Any,
-    masking: Any,
-    max_length: int,
-    batch_size: int | None,
-    usual_batch_size: int,
+    given: Mapping[str, Any],
+    usual: Mapping[str, Any],
 ) -> Any:
-    """The data of pretraining and distillation."""
+    """The data of pretraining and distillation.
+
+    Args:
+        data: See `lit_distil.distil`.
+        tokenizer: Name, folder or object.
+        validation: Text of its own, or the share to hold out.
+        text_column: Column of the text in tables and datasets.
+        given: Settings of the data module; None stands for the usual value.
+        usual: Their usual values. A small text gets a smaller batch.
+    """
     if isinstance(data, TextDataModule):
-        return data
+        return _with_own_settings(data, given)
     source = _document_source(data, validation, text_column)
-    if batch_size is None:
+    settings = {name: usual[name] if value is None else value for name, value in given.items()}
+    if given["batch_size"] is None:
         size = _text_bytes(source)  # at 8 bytes a token, this counts fewer sequences than there are
-        batch_size = _batch_size(None if size is None else size // (8 * max_length), usual_batch_size)
-    return piece(
-        "lit_distil.data.TextDataModule",
-        tokenizer=tokenizer,
-        source=source,
-        format="lit_distil.data.FullSentences" if format is None else format,
-        masking=masking,
-        max_length=max_length,
-        batch_size=batch_size,
-        max_eval_sequences=1000,
-    )
+        num_sequences = None if size is None else size // (8 * settings["max_length"])
+        settings["batch_size"] = _batch_size(num_sequences, usual["batch_size"])
+    fixed = {"tokenizer": tokenizer, "source": source, "max_eval_sequences": 1000}
+    return piece("lit_distil.data.TextDataModule", **fixed, **settings)
 
 
 def row_data(
@@ -158,32 +172,31 @@ def row_data(
     tokenizer: Any,
     *,
     validation: Any,
-    task: Any,
     columns: dict[str, str],
-    max_length: int,
-    batch_size: int | None,
+    given: Mapping[str, Any],
+    usual: Mapping[str, Any],
 ) -> Any:
-    """The data of fine-tuning."""
+    """The data of fine-tuning; see `text_data`. `columns` are those of the text and of the label."""
     if isinstance(data, TextDataModule):
-        return data
+        return _with_own_settings(data, given)
     is_share = isinstance(validation, float | int)
     splits = _splits_of(data, None if is_share else validation)
     source = data
     if splits:
         source = _files(splits, rows=True) if _are_paths(splits) else InMemory(**splits)
-    if task is None:
-        task = piece("lit_distil.tasks.TextClassification", **columns)
-    elif isinstance(task, str):  # columns that were not given are the task's own
-        task = piece(task, **{name: column for name, column in columns.items() if name != column})
-    return piece(
-        "lit_distil.data.TextDataModule",
-        tokenizer=tokenizer,
-        source=source,
-        task=task,
-        max_length=max_length,
-        batch_size=_batch_size(_num_rows(source), 32) if batch_size is None else batch_size,
-        validation_share=float(validation) if is_share else 0.1,
-    )
+    settings = {name: usual[name] if value is None else value for name, value in given.items()}
+    if isinstance(settings["task"], str):  # columns that were not given are the task's own
+        settings["task"] = piece(settings["task"], **{name: one for name, one in columns.items() if name != one})
+    if given["batch_size"] is None:
+        settings["batch_size"] = _batch_size(_num_rows(source), usual["batch_size"])
+    fixed = {"tokenizer": tokenizer, "source": source, "validation_share": float(validation) if is_share else 0.1}
+    return piece("lit_distil.data.TextDataModule", **fixed, **settings)
+
+
+def _with_own_settings(data: TextDataModule, given: Mapping[str, Any]) -> TextDataModule:
+    if doubled := sorted(name for name, value in given.items() if value is not None):
+        raise ValueError(f"{', '.join(doubled)}: a TextDataModule brings its own; leave them out, or change them there")
+    return data
 
 
 def _batch_size(num_samples: int | None, usual: int) -> int:
@@ -298,7 +311,7 @@ def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
         for key in path:
             place = place.get(key) if isinstance(place, dict) else None
             place = place.setdefault("init_args", {}) if isinstance(place, dict) and "class_path" in place else place
-        if not found or not path or not isinstance(place, dict):
+        if not found or not isinstance(place, dict) or (not path and last not in recipe):
             raise ValueError(
                 f"overrides: {option!r} cannot be set; write --key=value, and give a piece that is an object its "
                 "settings where you make it"
@@ -328,7 +341,7 @@ def build(given: Any) -> Any:
         given = piece(given)
     if not (isinstance(given, Mapping) and "class_path" in given):
         # what a run learns, such as the labels of a task, must not stay in the caller's object
-        return given if isinstance(given, PreTrainedModel | LightningDataModule | Callback) else copy.deepcopy(given)
+        return given if isinstance(given, _NEVER_COPIED) else copy.deepcopy(given)
     module, _, name = given["class_path"].rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)

@@ -1,6 +1,6 @@
-"""Settings that change while a run goes on: a masking rate, a temperature, the weight of an objective.
+"""Settings that change during a run: a masking rate, a temperature, the weight of an objective.
 
-Each is a pure function of the optimizer step, so that a run resumed at any step goes on with the right value.
+Each is a pure function of the optimizer step, so a run resumed at any step continues with the right value.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 class StepValue(ABC):
     """A number that depends on the optimizer step.
 
-    Wherever a setting is documented as `float | StepValue`, a plain number stands for one that never changes.
+    Where a setting is documented as `float | StepValue`, a plain number never changes.
     """
 
     @abstractmethod
@@ -22,12 +22,12 @@ class StepValue(ABC):
     @property
     @abstractmethod
     def extremes(self) -> tuple[float, float]:
-        """The lowest and the highest value that it ever takes, to check them before the first step."""
+        """The lowest and the highest value it ever takes, to be checked before the first step."""
 
     @property
     @abstractmethod
     def final(self) -> float:
-        """The value that it comes to rest at; evaluation, which has no step, uses it."""
+        """The last value; evaluation, which has no step, uses it."""
 
 
 class LinearRamp(StepValue):
@@ -36,8 +36,8 @@ class LinearRamp(StepValue):
     Args:
         start: Value up to step `begin`.
         end: Value from step `begin + steps` on.
-        steps: Length of the way, in optimizer steps.
-        begin: Step at which it sets out.
+        steps: How many optimizer steps the ramp takes.
+        begin: Step at which the ramp begins.
     """
 
     def __init__(self, start: float, end: float, *, steps: int, begin: int = 0) -> None:
@@ -55,7 +55,7 @@ class LinearRamp(StepValue):
         return self.start + (self.end - self.start) * self.share(done)
 
     def share(self, done: float) -> float:
-        """How much of the way from `start` to `end` is behind it after this share of the steps, both in [0, 1]."""
+        """The share of the ramp that is covered after this share of its steps, both in [0, 1]."""
         return done
 
     @property
@@ -70,7 +70,7 @@ class LinearRamp(StepValue):
 
 
 class CosineRamp(LinearRamp):
-    """From `start` to `end` along half a cosine: slowly at both ends. The arguments are those of `LinearRamp`."""
+    """From `start` to `end` along half a cosine, slowly at both ends; arguments as in `LinearRamp`."""
 
     def share(self, done: float) -> float:
         """See `LinearRamp.share`."""
@@ -82,7 +82,7 @@ class Stages(StepValue):
 
     Args:
         values: The values, in order; at least one.
-        until: Step at which each but the last is over, ascending: one less than there are values.
+        until: Step at which each value but the last ends, ascending; one fewer than there are values.
     """
 
     def __init__(self, values: list[float], until: list[int]) -> None:
@@ -110,12 +110,12 @@ class Stages(StepValue):
 
 
 def value_at(setting: float | StepValue, step: int | None) -> float:
-    """The value of a setting in an optimizer step; None asks for the one that it comes to rest at."""
+    """The value of a setting in an optimizer step; its last value if the step is None."""
     if not isinstance(setting, StepValue):
         return float(setting)
     return setting.final if step is None else setting.at(step)
 
 
 def extremes_of(setting: float | StepValue) -> tuple[float, float]:
-    """The lowest and the highest value that a setting ever takes."""
+    """The lowest and the highest value a setting ever takes."""
     return setting.extremes if isinstance(setting, StepValue) else (float(setting), float(setting))

@@ -1,4 +1,4 @@
-"""What tests share: a workspace with tiny text, tokenizers and teachers, made once for all of pytest's processes."""
+"""Fixtures for all tests: a workspace with tiny text, tokenizers and teachers, made once for all processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("lit_distil", deadline=None)  # how fast a machine is decides no test
+settings.register_profile("lit_distil", deadline=None)  # a slow machine must not fail a test
 settings.load_profile("lit_distil")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -23,7 +23,7 @@ def exact_products() -> None:
 
 @pytest.fixture(scope="session")
 def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this test run see."""
+    """A folder that all processes of this test run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 

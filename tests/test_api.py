@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import lit_distil
 from lit_distil.callbacks import ExportCallback
-from lit_distil.recipe import build, described, piece, room_for, tokenizer_beside
+from lit_distil.recipe import _batch_size, build, config_of, described, learning_rate, piece, room_for, tokenizer_beside
 from tests.workspace import Workspace, kept_environment, logged, network_weights
 
 CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -39,7 +39,8 @@ def rows_of(workspace: Workspace, split: str = "train") -> list[dict[str, Any]]:
 
 
 def distil(workspace: Workspace, data: Any, out: Path, **changes: Any) -> lit_distil.Run:
-    settings = {"max_steps": 2, "batch_size": 8, "trainer": CPU, **changes}
+    own = {} if isinstance(data, lit_distil.TextDataModule) else {"batch_size": 8}
+    settings = {"max_steps": 2, "trainer": CPU, **own, **changes}
     return lit_distil.distil(settings.pop("teacher", workspace.teacher), data, out=out, **settings)
 
 
@@ -107,6 +108,9 @@ def test_distil_takes_text_that_is_in_memory(kind: str, workspace: Workspace, tm
     assert run.metrics["train/loss/soft"] > 0 and run.metrics["val/loss/soft"] > 0
     kept = (run.folder / "config.yaml").read_text()
     assert "<lit_distil." in kept and texts[0] not in kept
+    if kind == "data module":
+        with pytest.raises(ValueError, match="batch_size, max_length: a TextDataModule brings its own"):
+            distil(workspace, data, tmp_path / "other", batch_size=8, max_length=32)
 
 
 def test_a_model_in_memory_teaches_as_its_folder_does_and_stays_as_it_is(workspace: Workspace, tmp_path: Path) -> None:
@@ -282,12 +286,20 @@ def test_load_opens_a_run_an_export_and_a_checkpoint_alike(workspace: Workspace,
 # Arguments
 
 
-def test_default_batch_and_length_follow_the_data(workspace: Workspace) -> None:
-    teacher = AutoModelForMaskedLM.from_pretrained(workspace.teacher)
-    assert room_for(workspace.teacher, workspace.teacher, wanted=128) == 64 == room_for(
-        teacher, AutoTokenizer.from_pretrained(workspace.teacher), wanted=128
-    )  # fmt: skip
-    assert room_for(workspace.teacher, workspace.teacher, wanted=16) == 16
+def test_default_length_and_learning_rate_follow_the_network(workspace: Workspace) -> None:
+    config = config_of(workspace.teacher)
+    tokenizer = AutoTokenizer.from_pretrained(workspace.teacher)
+    assert room_for(config, workspace.teacher, wanted=128) == room_for(config, tokenizer, wanted=128) == 64
+    assert room_for(config, workspace.teacher, wanted=16) == 16
+    tokenizer.model_max_length = 10**30
+    assert room_for(config, tokenizer, wanted=128) == 66 - 2  # RoBERTa's positions begin at 2
+    for width, rate in ((1024, 1.5e-4), (768, 2e-4), (256, 6e-4), (32, 1e-3)):
+        assert learning_rate(AutoConfig.for_model("bert", hidden_size=width), at_width_768=2e-4, power=1) == rate
+
+
+@pytest.mark.parametrize(("num_samples", "expected"), [(None, 32), (10_000, 32), (256, 32), (255, 16), (20, 2), (3, 1)])
+def test_default_batch_gives_small_data_several_steps(num_samples: int | None, expected: int) -> None:
+    assert _batch_size(num_samples, 32) == expected
 
 
 def test_an_object_is_copied_so_that_it_can_be_used_again() -> None:

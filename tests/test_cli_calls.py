@@ -94,6 +94,27 @@ def test_help_of_a_call_describes_every_option_and_has_examples(
     assert not undescribed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["teacher", "corpus.txt"], "the following arguments are required: --out"),
+        (
+            ["teacher", "corpus.txt", "--out", "x", "--max_step", "3"],
+            "arguments: --max_step 3; distil takes",
+        ),
+        (["teacher", "corpus.txt", "--out", "x", "--max_steps", "few"], "--max_steps: invalid int value: 'few'"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line_with_those_that_there_are(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["distil", *arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    assert message in error and "--batch_size" in error
+
+
 def test_options_of_fit_are_told_from_arguments_wherever_they_stand() -> None:
     own, overrides = cli.split_overrides(
         ["--data.batch_size", "8", "teacher", "--out", "x", "--model.lr=3", "corpus.txt", "--config", "gpu.yaml"]

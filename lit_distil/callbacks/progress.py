@@ -28,16 +28,16 @@ class StepProgressBar(ProgressBar):
     def __init__(self, title: str | None = None) -> None:
         super().__init__()
         self.title = title
-        self._bar: tqdm | None = None
-        self._enabled = True
+        self._is_enabled = True
+        self._bar = tqdm(disable=True)
 
     def disable(self) -> None:
         """Show nothing; Lightning calls this on every rank but the first."""
-        self._enabled = False
+        self._is_enabled = False
 
     def enable(self) -> None:
         """Show the bar again."""
-        self._enabled = True
+        self._is_enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step where the run starts or continues."""
@@ -48,50 +48,40 @@ class StepProgressBar(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance by the optimizer steps done since the last call."""
-        if self._bar is not None and trainer.global_step > self._bar.n:
+        if trainer.global_step > self._bar.n:
             self._bar.set_postfix_str(_latest(pl_module), refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the validation's loss."""
-        if self._bar is not None and not trainer.sanity_checking:
+        if not trainer.sanity_checking:
             self._bar.set_postfix_str(_latest(pl_module), refresh=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
-        self._close()
+        self._bar.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar."""
-        self._close()
+        self._bar.close()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a bar over the batches."""
         self._open("test", total=_total(trainer.num_test_batches), unit="batch")
 
-    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Advance by a batch."""
-        if self._bar is not None:
-            self._bar.update(1)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        self._close()
-
-    on_predict_batch_end = on_test_batch_end
-    on_predict_end = on_test_end
-
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a bar over the batches."""
         self._open("predict", total=_total(trainer.num_predict_batches), unit="batch")
 
-    def _open(self, title: str, **settings: Any) -> None:
-        self._bar = progress_bar(desc=title, **settings) if self._enabled else None
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Advance by a batch."""
+        self._bar.update(1)
 
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    on_predict_batch_end = on_test_batch_end
+    on_test_end = on_predict_end = on_train_end
+
+    def _open(self, title: str, **settings: Any) -> None:
+        self._bar = progress_bar(desc=title, disable=not self._is_enabled, **settings)
 
 
 def _latest(module: LightningModule) -> str:

@@ -332,12 +332,8 @@ def cache(
     torch.set_float32_matmul_precision(matmul_precision)
 
     name = str(model.teacher_sources[role])
-    data.check_same_vocabulary(name, model.teacher_revision)
-    loaded = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
-    if model.teacher_dtype is not None:
-        loaded = loaded.to(getattr(torch, model.teacher_dtype))
-    network = MaskedLMNetwork(loaded)
-    head: Any = loaded.get_output_embeddings()
+    network = _load_teacher(model, data, name)
+    head: Any = network.model.get_output_embeddings()
     vocabulary_size = head.weight.shape[0] if head is not None else network.config.vocab_size
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
@@ -377,6 +373,14 @@ def _choose_teacher(requested: str | None, names: list[str]) -> str:
     if requested is not None and requested not in names:
         raise ValueError(f"teacher: {requested!r} is none of {names}, the names in model.teacher")
     return requested or names[0]
+
+
+def _load_teacher(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
+    data.check_same_vocabulary(name, model.teacher_revision)
+    loaded = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    if model.teacher_dtype is not None:
+        loaded = loaded.to(getattr(torch, model.teacher_dtype))
+    return MaskedLMNetwork(loaded)
 
 
 def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_size: int) -> dict[Split, SplitPlan]:

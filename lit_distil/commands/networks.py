@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,12 +20,11 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from lit_distil.data import LabelledSequences, load_tokenizer
 from lit_distil.data.sources.text import read_lines
 from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import AUTO_MODELS
+from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
 from lit_distil.tasks import Features
 from lit_distil.types import Batch
 
 _WEIGHTS = "network.model."  # prefix of the network's weights in a checkpoint
-_MASKED_LM_HEADS = ("ForMaskedLM", "ForPreTraining")
 
 
 def open_network(
@@ -149,13 +148,11 @@ def _exported_folder(name: str | Path) -> str:
 
 def _class_that_wrote(config: PretrainedConfig) -> Any | None:
     """The class that a configuration names as its own: one of transformers, or one that a user registered."""
+    registered = [kind for head in get_args(Head) for kind in classes_for(head, config)]
     for name in config.architectures or []:
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-        for auto_model in AUTO_MODELS.values():
-            registered = auto_model._model_mapping.get(type(config), None)
-            if getattr(registered, "__name__", None) == name:
-                return registered
+        for kind in (getattr(transformers, name, None), *registered):
+            if kind is not None and kind.__name__ == name:
+                return kind
     return None
 
 
@@ -227,8 +224,8 @@ def open_masked_lm(name: str, *, device: str = "cpu") -> MaskedLM:
         ValueError: It cannot be loaded, or has no masked-LM head.
     """
     model, tokenizer = open_network(name, field="model")
-    kind = type(model).__name__
-    if not kind.endswith(_MASKED_LM_HEADS):
+    if head_of(model) != "masked_lm":
+        kind = type(model).__name__
         raise ValueError(f"model: {name!r} is a {kind}, which has no masked-LM head; give a masked language model")
     return MaskedLM(name, MaskedLMNetwork(model).eval().to(device), tokenizer)
 

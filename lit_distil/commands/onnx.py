@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_distil.models.sources import head_of
+
 _METADATA = "lit_distil."  # prefix of our entries in a file's metadata
-_MASKED_LM_HEADS = ("ForMaskedLM", "ForPreTraining")
-_HEADS = (*_MASKED_LM_HEADS, "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+_HEADS = ("masked_lm", "sequence_classification", "token_classification", "question_answering")
 _MOST_BYTES = 1_900_000_000  # in one protobuf; larger weights go to a file of their own
 _SHAPES = ((1, 6), (1, 16), (2, 33), (3, 64), (5, 120))  # (texts, tokens) of the batches that are compared
 _MASK_EVERY = 7
@@ -65,8 +66,8 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
     """
     onnx = import_extra("onnx")
     import_extra("onnxscript")
-    kind = type(model).__name__
-    if not kind.endswith(_HEADS):
+    kind, head = type(model).__name__, head_of(model)
+    if head not in _HEADS:
         raise ValueError(f"onnx: {kind} cannot be written; the heads that can are {', '.join(_HEADS)}")
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_segments(model) else [])
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
@@ -78,7 +79,7 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
                 tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names),
                 dynamo=True,
                 input_names=names,
-                output_names=["start_logits", "end_logits"] if kind.endswith("ForQuestionAnswering") else ["logits"],
+                output_names=["start_logits", "end_logits"] if head == "question_answering" else ["logits"],
                 dynamic_shapes=tuple(free for _ in names),
                 verbose=False,
             )
@@ -247,7 +248,8 @@ def compare_with_torch(
         texts: What to compare on; none takes paragraphs of the standard library's documentation.
     """
     longest = candidate.properties.get("max_length") or _SHAPES[-1][1]
-    is_per_token = not type(model).__name__.endswith("ForSequenceClassification")
+    head = head_of(model)
+    is_per_token = head != "sequence_classification"
     differences, sizes, same, shapes = [], [], [], []
     for inputs in _batches(model, tokenizer, list(texts) or sample_texts(), longest):
         mask = inputs["attention_mask"].bool()
@@ -258,7 +260,7 @@ def compare_with_torch(
             differences.append(float((compared[0] - compared[1]).abs().max()))
             sizes.append(float(compared[0].abs().max()))
             rows = torch.ones(len(expected), dtype=torch.bool)  # every sequence makes a choice, unless tokens do
-            if _is_masked_lm(model):
+            if head == "masked_lm":
                 rows = inputs["input_ids"] == tokenizer.mask_token_id
             elif expected.dim() == 3:
                 rows = mask
@@ -303,7 +305,7 @@ def _batches(
         if takes_segments(model):
             types = encoded.get("token_type_ids")  # some tokenizers give none
             inputs["token_type_ids"] = torch.zeros_like(ids) if types is None else torch.tensor(types)
-        if _is_masked_lm(model):
+        if head_of(model) == "masked_lm":
             is_special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
             is_due = (torch.arange(ids.shape[1]) % _MASK_EVERY == 2).expand_as(ids)
             inputs["input_ids"] = ids.masked_fill(is_due & ~is_special, tokenizer.mask_token_id)
@@ -317,7 +319,3 @@ def _choices(model: PreTrainedModel, logits: Tensor) -> Tensor:
     if logits.dim() == 2 and logits.shape[-1] == 1:
         return logits > logits.roll(1, 0)
     return logits.argmax(-1)
-
-
-def _is_masked_lm(model: PreTrainedModel) -> bool:
-    return type(model).__name__.endswith(_MASKED_LM_HEADS)

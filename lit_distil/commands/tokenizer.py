@@ -34,8 +34,8 @@ def tokenizer(
         kind: Byte-level BPE (RoBERTa) or WordPiece (BERT).
         vocab_size: Number of entries, special tokens included.
         lowercase: Lower the case first (WordPiece only).
-        max_length: What the tokenizer gives as the model's longest input.
-        min_frequency: A pair that is rarer is not merged.
+        max_length: Longest input of the model, which the tokenizer keeps.
+        min_frequency: Pairs that are rarer are not merged.
     """
     if vocab_size < 300:
         raise ValueError(f"vocab_size must be at least 300 (256 bytes and the special tokens), got {vocab_size}")

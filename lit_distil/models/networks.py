@@ -56,7 +56,7 @@ class FlatNetwork(nn.Module):
         # sdpa is transformers' default, not a choice of the user
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
-        table = _position_table(model)
+        table = self.position_table
         self._first_position = 0
         self.max_length: int | None = None
         """The longest sequence that fits the position table, in tokens; None without such a table."""
@@ -79,6 +79,12 @@ class FlatNetwork(nn.Module):
     def num_layers(self) -> int:
         """Number of blocks."""
         return int(self.config.num_hidden_layers)
+
+    @property
+    def position_table(self) -> nn.Embedding | None:
+        """The table of absolute positions; None in an architecture without one."""
+        parts = (part for name, part in self.model.base_model.named_modules() if "position" in name.rpartition(".")[2])
+        return next((part for part in parts if isinstance(part, nn.Embedding)), None)
 
     @property
     def no_attention(self) -> str | None:
@@ -216,12 +222,6 @@ def _check_class(model: PreTrainedModel) -> None:
         model.get_input_embeddings()
     except NotImplementedError as error:
         raise ValueError(f"{name} must define get_input_embeddings, which returns its table of tokens") from error
-
-
-def _position_table(model: PreTrainedModel) -> nn.Embedding | None:
-    """The table of absolute positions, where an architecture has one."""
-    tables = (part for name, part in model.base_model.named_modules() if "position" in name.rpartition(".")[2])
-    return next((table for table in tables if isinstance(table, nn.Embedding)), None)
 
 
 @contextmanager

@@ -228,7 +228,7 @@ class Pretrained(NetworkSource):
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
         config: Any = self._config()
-        names = {model_class.__name__ for model_class in _classes(head, config)}
+        names = {model_class.__name__ for model_class in classes_for(head, config)}
         if head not in TASK_HEADS or names.isdisjoint(config.architectures or []):
             return None
         labels: Any = config.id2label
@@ -311,7 +311,7 @@ class LiveModel(NetworkSource):
         return [str(names[index]) for index in sorted(names)] if is_trained else None
 
     def _has(self, head: Head) -> bool:
-        return isinstance(self.model, _classes(head, self.model.config))
+        return isinstance(self.model, classes_for(head, self.model.config))
 
 
 def as_source(network: NetworkSource | PreTrainedModel) -> NetworkSource:
@@ -327,12 +327,12 @@ def head_of(model: PreTrainedModel) -> Head | None:
     """
     heads: tuple[Head, ...] = ("masked_lm", *TASK_HEADS)
     for head in heads:
-        if type(model) in _classes(head, model.config) or type(model).__name__.endswith(_class_suffix(head)):
+        if type(model) in classes_for(head, model.config) or type(model).__name__.endswith(_class_suffix(head)):
             return head
     return "masked_lm" if type(model).__name__.endswith("ForPreTraining") else None
 
 
-def _classes(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
+def classes_for(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
     """The classes that transformers knows for a head of this architecture; mostly one, or none."""
     found = AUTO_MODELS[head]._model_mapping.get(type(config), ())
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)

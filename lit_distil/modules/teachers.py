@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -73,13 +73,11 @@ def freeze_position_embeddings(network: FlatNetwork) -> None:
     Raises:
         ValueError: The architecture has no table of them.
     """
-    tables = [module for name, module in network.named_modules() if name.endswith("position_embeddings")]
-    if not tables:
+    if network.position_table is None:
         raise ValueError(
             f"model.freeze_positions: {network.config.model_type} has no table of position embeddings; set it to false"
         )
-    for table in tables:
-        table.requires_grad_(False)
+    network.position_table.requires_grad_(False)
 
 
 class StudentModule(EncoderModule):
@@ -91,7 +89,7 @@ class StudentModule(EncoderModule):
 
     def __init__(
         self,
-        teacher: Teacher | dict[str, Teacher],
+        teacher: Teacher | Mapping[str, Teacher],
         student: StudentInitialisation | NetworkSource | PreTrainedModel,
         objectives: dict[str, Objective],
         *,
@@ -106,7 +104,9 @@ class StudentModule(EncoderModule):
         max_skipped_steps: int,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
-        self.teacher_sources: dict[str, Teacher] = dict(teacher) if isinstance(teacher, dict) else {"teacher": teacher}
+        self.teacher_sources: dict[str, Teacher] = (
+            dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
+        )
         self.teacher_shares = _shares(self.teacher_sources, teacher_weights)
         self.objective_teachers = objective_teachers or {}
         self.objectives = nn.ModuleDict(objectives)

@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,14 @@ class Objective(nn.Module, ABC):
             student: The student's output.
             teacher: The teacher's output; None for an objective that needs none.
             batch: The flat micro-batch.
+        """
+
+    def follow_task(self, *, kind: Any, class_weights: list[float] | None = None) -> None:
+        """Adapt to a task, before the first step; does nothing, unless a loss on a task's logits overrides it.
+
+        Args:
+            kind: The task's `LabelKind`.
+            class_weights: Factor of each class, if the task sets them.
         """
 
     @property

@@ -2,7 +2,8 @@
 
 Each returns a **sum over rows** (positions, sequences), never a mean: the caller divides by the number of items in the
 global batch, so the gradient does not depend on how that batch was cut over ranks and micro-batches. Zero rows give
-zero, with a graph. The arithmetic is in float32 at least, whatever the input; the teacher takes no gradient.
+zero, with a graph. The arithmetic is in float32 at least, whatever the input. Logits are `[rows, vocabulary]`, hidden
+states `[rows, width]`; the teacher's take no gradient.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def soft_target_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 
     Args:
         student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+        teacher_logits: `[rows, vocabulary]`.
         temperature: T, positive.
 
     Returns:
@@ -57,7 +58,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 
     Args:
         student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+        teacher_logits: `[rows, vocabulary]`.
         temperature: T, positive.
     """
     _check_same_shape("logits", student_logits, teacher_logits)
@@ -77,7 +78,7 @@ def jensen_shannon(
 
     Args:
         student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
+        teacher_logits: `[rows, vocabulary]`.
         temperature: T, positive.
         beta: The teacher's share of the mixture, in the open interval (0, 1).
     """
@@ -103,34 +104,19 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def hard_label_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's most likely class: `soft_target_kl` as the teacher's T goes to 0.
-
-    Args:
-        student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
-    """
+    """Cross-entropy against the teacher's most likely class: `soft_target_kl` as the teacher's T goes to 0."""
     _check_same_shape("logits", student_logits, teacher_logits)
     return cross_entropy_sum(student_logits, teacher_logits.argmax(dim=-1))
 
 
 def logit_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """`Σ_rows Σ_v (z_s(v) − z_t(v))²` on raw logits, summed over the vocabulary as in DistilBERT's code.
-
-    Args:
-        student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`, no gradient is taken.
-    """
+    """`Σ_rows Σ_v (z_s(v) − z_t(v))²` on raw logits, summed over the vocabulary as in DistilBERT's code."""
     _check_same_shape("logits", student_logits, teacher_logits)
     return F.mse_loss(_at_least_float32(student_logits), _at_least_float32(teacher_logits.detach()), reduction="sum")
 
 
 def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
-    """`Σ_rows (1 − cos(h_s, h_t))` (DistilBERT, section 3).
-
-    Args:
-        student_hidden: `[rows, width]`.
-        teacher_hidden: `[rows, width]`, no gradient is taken.
-    """
+    """`Σ_rows (1 − cos(h_s, h_t))` (DistilBERT, section 3)."""
     _check_same_shape("hidden states", student_hidden, teacher_hidden)
     student, teacher = _at_least_float32(student_hidden), _at_least_float32(teacher_hidden.detach())
     # +1 asks for vectors that point the same way
@@ -142,7 +128,7 @@ def hidden_mse_sum(student_hidden: Tensor, teacher_hidden: Tensor, *, normalise:
 
     Args:
         student_hidden: `[rows, width]`.
-        teacher_hidden: `[rows, width]`, no gradient is taken.
+        teacher_hidden: `[rows, width]`.
         normalise: Compare directions only: each vector is divided by its L2 norm first (PKD, equation 7, which sums
             over the width where this takes the mean, as PKD's code does).
     """

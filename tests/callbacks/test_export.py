@@ -1,4 +1,4 @@
-"""An export is whole or not there, and holds the weights that were asked for."""
+"""An export holds the weights that were asked for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import AutoModelForMaskedLM
 from tests.workspace import Workspace, fit, logged, network_weights
 
 
-def test_best_weights_are_exported_where_a_metric_is_monitored(workspace: Workspace, tmp_path: Path) -> None:
-    """The last weights of a run that got worse are not the ones to hand on."""
+def test_the_best_weights_are_exported_if_a_metric_is_monitored(workspace: Workspace, tmp_path: Path) -> None:
+    """A run that got worse must not export its last weights."""
     config = workspace.pretraining()
-    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.3  # so that it does get worse
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.3  # so that it gets worse
     saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"monitor": "val/loss"}}
     settings = {"max_steps": 6, "val_check_interval": 1, "check_val_every_n_epoch": None, "limit_val_batches": 4}
     for best in (True, False):
@@ -28,12 +28,12 @@ def test_best_weights_are_exported_where_a_metric_is_monitored(workspace: Worksp
         assert all(torch.equal(weights[f"network.model.{key}"], value) for key, value in exported.items())
 
 
-def test_debugging_run_exports_and_saves_nothing(workspace: Workspace, tmp_path: Path) -> None:
+def test_fast_dev_run_exports_and_saves_nothing(workspace: Workspace, tmp_path: Path) -> None:
     run = fit(workspace.pretraining(), tmp_path / "run", fast_dev_run=2)
     assert not (run / "export").exists() and not (run / "checkpoints").exists()
 
 
-def test_last_checkpoint_holds_the_end_of_a_run_that_saves_now_and_then(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_last_checkpoint_holds_the_end_of_the_run(workspace: Workspace, tmp_path: Path) -> None:
     saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 2}}
     run = fit(workspace.pretraining(), tmp_path / "run", max_steps=3, limit_val_batches=0, callbacks=[saving])
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3

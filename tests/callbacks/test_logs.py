@@ -1,4 +1,4 @@
-"""`metrics.csv` stands in the run's folder and survives a resume."""
+"""`metrics.csv` is in the run's folder and survives a resume."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_second_run_in_the_folder_adds_rows_and_columns(tmp_path: Path) -> None:
-    """Lightning's own logger deletes the file that it finds."""
+def test_a_second_run_in_the_folder_adds_rows_and_columns(tmp_path: Path) -> None:
+    """Lightning's own logger would delete the file."""
     first = RunCSVLogger(str(tmp_path))
     first.log_metrics({"a": 1.0}, step=0)
     first.save()
@@ -30,14 +30,14 @@ def test_second_run_in_the_folder_adds_rows_and_columns(tmp_path: Path) -> None:
     assert found == [("0", "1.0", ""), ("1", "2.0", ""), ("2", "3.0", "4.0"), ("3", "", "5.0")]
 
 
-def test_steps_that_are_taken_again_replace_those_of_a_run_that_was_killed(tmp_path: Path) -> None:
+def test_repeated_steps_replace_those_of_a_killed_run(tmp_path: Path) -> None:
     killed = RunCSVLogger(str(tmp_path))
     for step in (0, 4, 9, 14):
         killed.log_metrics({"a": float(step)}, step=step)
     killed.log_metrics({"val": 1.0}, step=9)
     killed.save()
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("19.")  # it was writing
+        file.write("19.")  # killed while writing
     resumed = RunCSVLogger(str(tmp_path))
     resumed.log_metrics({"a": -9.0}, step=9)
     resumed.log_metrics({"val": -1.0}, step=9)
@@ -48,14 +48,14 @@ def test_steps_that_are_taken_again_replace_those_of_a_run_that_was_killed(tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_metrics_csv_is_kept_beside_a_logger_of_the_users_own(workspace: Workspace, tmp_path: Path) -> None:
-    """The report reads it, whatever else a run logs to."""
+def test_metrics_csv_is_written_beside_a_users_own_logger(workspace: Workspace, tmp_path: Path) -> None:
+    """`lit-distil report` reads it, whatever else a run logs to."""
     own = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "tb")}}
     run = fit(workspace.pretraining(), tmp_path / "run", limit_val_batches=0, logger=own)
     assert len(metrics(run)) == 2
     assert list((tmp_path / "tb").rglob("events.*")) and not (run / "tensorboard").exists()
 
 
-def test_no_logger_means_none(workspace: Workspace, tmp_path: Path) -> None:
+def test_logger_false_means_no_logger(workspace: Workspace, tmp_path: Path) -> None:
     run = fit(workspace.pretraining(), tmp_path / "run", limit_val_batches=0, logger=False)
     assert not (run / "metrics.csv").exists() and (run / "export").is_dir()

@@ -27,7 +27,7 @@ def shown(
     return re.split(r"[\r\n]+", terminal.getvalue())
 
 
-def test_bar_counts_the_steps_of_the_run_with_loss_speed_and_time_left(
+def test_the_bar_counts_the_steps_of_the_run_with_loss_speed_and_time_left(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_steps": 5, "val_check_interval": 2, "check_val_every_n_epoch": None, "limit_val_batches": 2}
@@ -39,7 +39,7 @@ def test_bar_counts_the_steps_of_the_run_with_loss_speed_and_time_left(
     assert re.search(r"\[\d+:\d+<(\d+:\d+|\?)", last), "elapsed < left"
 
 
-def test_bar_of_a_resumed_run_begins_where_the_run_does(
+def test_the_bar_of_a_resumed_run_starts_at_its_step(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 2, "keep": -1}}
@@ -52,7 +52,7 @@ def test_bar_of_a_resumed_run_begins_where_the_run_does(
     assert " 2/4 " in lines[0] and " 4/4 " in lines[-1]
 
 
-def test_a_pipe_gets_a_few_lines_and_not_one_a_step(
+def test_a_pipe_gets_a_few_lines_instead_of_one_for_each_step(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(workspace.pretraining(), tmp_path / "run", max_steps=12, limit_val_batches=0, enable_progress_bar=True)

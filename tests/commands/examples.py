@@ -1,4 +1,4 @@
-"""Tiny runs: a tokenizer, networks of two layers, and the folders that finished runs leave."""
+"""A tiny tokenizer, networks of two layers, and folders like those of finished runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 2, **fields
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=66,
-        initializer_range=0.3,  # so that networks differ by more than rounding
+        initializer_range=0.3,  # networks differ by more than rounding
         **fields,
     )
 
@@ -52,7 +52,7 @@ def finished_run(
     classifies: bool = False,
     losses: list[tuple[int, float]] | None = None,
 ) -> Path:
-    """A run's folder with `export/`, and `metrics.csv` where losses are given, as (last step's index, value)."""
+    """Write a run's folder with `export/`, and `metrics.csv` if losses are given, as (index of the step, value)."""
     torch.manual_seed(seed)
     if classifies:
         names = dict(enumerate(LABELS))
@@ -69,7 +69,7 @@ def finished_run(
 
 
 def write_texts(folder: Path) -> dict[str, str]:
-    """Documents for three splits, test and train not the same."""
+    """Write documents for three splits, different in train and test."""
     files = {}
     for number, split in enumerate(("train", "validation", "test")):
         texts = [LINES[(i + number) % 3] + " " + LINES[(i * i) % 4] for i in range(20)]
@@ -80,7 +80,7 @@ def write_texts(folder: Path) -> dict[str, str]:
 
 
 def write_rows(folder: Path) -> dict[str, str]:
-    """Labelled rows; two thirds of the test split are of one class."""
+    """Write labelled rows; two thirds of the test split are of one class."""
     files = {}
     for split, size in (("train", 8), ("validation", 6), ("test", 12)):
         rows = [{"text": f"{LINES[i % 4]} {i}", "label": LABELS[i % 3 == 0]} for i in range(size)]

@@ -42,7 +42,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def test_numbers_are_those_of_scikit_learn_and_the_files_hold_them(
+def test_the_numbers_are_those_of_scikit_learn_and_are_in_the_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = made_rows()
@@ -73,7 +73,7 @@ def test_numbers_are_those_of_scikit_learn_and_the_files_hold_them(
     assert f"{100 * numbers['expected_calibration_error']:.1f} points in 10 bins" in capsys.readouterr().out
 
 
-def test_calibration_error_is_the_definition_and_every_row_is_in_one_bin() -> None:
+def test_the_calibration_error_follows_its_definition_and_every_row_is_in_one_bin() -> None:
     draw = np.random.default_rng(1)
     confidences = np.concatenate([draw.uniform(0.3, 1.0, 300), [0.0, 0.1, 0.5, 1.0]])
     right = draw.uniform(size=304) < confidences**2

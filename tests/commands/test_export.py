@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_distil.commands import export
-from lit_distil.commands.networks import load_checkpoint
 from lit_distil.models import MaskedLMNetwork, Pretrained, TaskNetwork
 from lit_distil.modules import FineTuningModule, MaskedLMModule
 from tests.commands.examples import LABELS, make_tokenizer, tiny_config
@@ -20,7 +19,7 @@ def tokenizer():
 
 
 def save_checkpoint(folder: Path, module) -> Path:
-    """As Lightning writes one: the state dict, and what the module adds."""
+    """Write a checkpoint as Lightning does: the state dict, and what the module adds."""
     checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
     module.on_save_checkpoint(checkpoint)
     path = folder / "checkpoints" / "last.ckpt"
@@ -76,7 +75,7 @@ def test_a_fine_tuned_network_keeps_its_head_and_the_names_of_its_labels(tmp_pat
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 
 
-def test_no_tokenizer_is_told_with_the_option_that_gives_one(tmp_path, tokenizer):
+def test_a_missing_tokenizer_is_reported_with_the_option_that_names_one(tmp_path, tokenizer):
     checkpoint = save_checkpoint(tmp_path, masked_lm_module(tokenizer))
     with pytest.raises(ValueError, match=r"config\.yaml.*--tokenizer"):
         export.export(str(checkpoint), str(tmp_path / "out"))
@@ -93,21 +92,3 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=rf"{len(tokenizer)} entries.*100 rows"):
         export.export(str(checkpoint), str(tmp_path / "out"), tokenizer=str(tmp_path / "tokenizer"))
-
-
-def test_what_is_no_checkpoint_of_ours_is_told_apart(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match=r"no file .*missing\.ckpt"):
-        load_checkpoint(tmp_path / "missing.ckpt")
-    text = tmp_path / "text.ckpt"
-    text.write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.ckpt' could not be read"):
-        load_checkpoint(text)
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
-    with pytest.raises(ValueError, match=r"foreign\.ckpt' was not written by a module of lit_distil"):
-        load_checkpoint(foreign)
-    content = torch.load(save_checkpoint(tmp_path, masked_lm_module(tokenizer)), weights_only=True)
-    content["state_dict"].popitem()
-    torch.save(content, tmp_path / "torn.ckpt")
-    with pytest.raises(ValueError, match=r"torn\.ckpt' do not fit its network"):
-        load_checkpoint(tmp_path / "torn.ckpt")

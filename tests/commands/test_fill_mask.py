@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import fill_mask
-from lit_distil.commands.networks import MaskedLM, open_masked_lm, short_names
+from lit_distil.commands.networks import MaskedLM, open_masked_lm
 from tests.commands.examples import finished_run, make_tokenizer
 from tests.workspace import Workspace
 
@@ -22,7 +22,7 @@ def runs(tmp_path_factory) -> list[str]:
 
 
 def padded_logits(folder: str, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As transformers computes them, on a padded batch; and where the masks are."""
+    """Logits of plain transformers on a padded batch, and where the masks are."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -47,7 +47,7 @@ def check_against_transformers(model: MaskedLM, folder: str, written: list[str],
     assert num_masks == 5
 
 
-def test_the_fillings_are_those_of_transformers_whichever_way_the_mask_is_written(
+def test_fillings_equal_those_of_transformers_however_the_mask_is_written(
     runs: list[str], workspace: Workspace
 ) -> None:
     given = ["the [MASK] sat on the <mask>", "[MASK]", "a dog ran <mask> the hill [MASK] away"]
@@ -57,7 +57,7 @@ def test_the_fillings_are_those_of_transformers_whichever_way_the_mask_is_writte
     check_against_transformers(open_masked_lm(workspace.bert_teacher), workspace.bert_teacher, bert, given)
 
 
-def test_the_command_shows_a_table_for_every_mask_with_the_models_side_by_side(
+def test_the_command_prints_a_table_for_every_mask(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "texts.txt"
@@ -72,16 +72,6 @@ def test_the_command_shows_a_table_for_every_mask_with_the_models_side_by_side(
     assert all("student" in line for line in headers)
     rows = [line for line in out.splitlines() if line.startswith(("| 1 ", "| 2 ", "| 3 "))]
     assert len(rows) == 9
-
-
-def test_a_checkpoint_will_do(runs: list[str], tmp_path: Path) -> None:
-    from tests.commands.test_export import masked_lm_module, save_checkpoint, write_config
-
-    tokenizer = make_tokenizer()
-    checkpoint = save_checkpoint(tmp_path, masked_lm_module(tokenizer))
-    write_config(tmp_path, tokenizer, tmp_path / "tokenizer")
-    model = open_masked_lm(str(checkpoint))
-    assert len(fill_mask.fill(model, ["the <mask>"], places=["x"], top=2)[0][0].tokens) == 2
 
 
 def test_messages_name_what_is_wrong(runs: list[str], tmp_path: Path) -> None:
@@ -100,12 +90,3 @@ def test_messages_name_what_is_wrong(runs: list[str], tmp_path: Path) -> None:
         fill_mask.fill_mask(runs[0], file=str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match=r"could not be loaded.*a run exported"):
         fill_mask.fill_mask(str(tmp_path), ["<mask>"])
-
-
-def test_names_are_as_short_as_they_can_tell_networks_apart(tmp_path: Path) -> None:
-    folders = [tmp_path / run / name / "export" for run in ("a", "b") for name in ("teacher", "student")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    assert short_names([str(folders[0]), str(folders[1])]) == ["teacher", "student"]
-    assert short_names([str(folders[0]), str(folders[2])]) == [str(folders[0]), str(folders[2])]
-    assert short_names(["distilbert/distilroberta-base"]) == ["distilbert/distilroberta-base"]

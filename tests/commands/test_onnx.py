@@ -27,7 +27,7 @@ from tests.workspace import TINY, Workspace
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """An exported masked-LM, and the folder that `lit-distil export --int8` makes of it."""
+    """An exported masked-LM, and the folder that `lit-distil export --int8` makes from it."""
     root, tokenizer = tmp_path_factory.mktemp("onnx"), make_tokenizer()
     source = finished_run(root / "run", tokenizer, seed=0, layers=1) / "export"
     out = root / "out"
@@ -37,7 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 @torch.no_grad()
-def test_logits_are_torchs_on_shapes_that_the_exporter_never_saw(written: tuple[str, Path]) -> None:
+def test_logits_equal_torchs_on_shapes_that_the_exporter_never_saw(written: tuple[str, Path]) -> None:
     source, out = written
     model = AutoModelForMaskedLM.from_pretrained(source).eval()
     network = OnnxNetwork(out / "model.onnx")
@@ -55,7 +55,7 @@ def test_logits_are_torchs_on_shapes_that_the_exporter_never_saw(written: tuple[
     assert largest > 0.5
 
 
-def test_what_was_found_is_kept_and_the_sizes_are_those_of_the_files(written: tuple[str, Path]) -> None:
+def test_the_comparison_is_kept_with_the_sizes_of_the_files(written: tuple[str, Path]) -> None:
     _, out = written
     kept = json.loads((out / "onnx.json").read_text())
     plain, small = kept["model.onnx"], kept["model_int8.onnx"]
@@ -71,7 +71,7 @@ def test_what_was_found_is_kept_and_the_sizes_are_those_of_the_files(written: tu
     )
 
 
-def test_a_file_of_another_network_does_not_pass(written: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_file_of_another_network_does_not_agree(written: tuple[str, Path], tmp_path: Path) -> None:
     """The comparison must be able to fail."""
     _, out = written
     tokenizer = make_tokenizer()
@@ -83,8 +83,8 @@ def test_a_file_of_another_network_does_not_pass(written: tuple[str, Path], tmp_
 
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
-def test_values_and_labels_are_choices_of_their_own(problem: str) -> None:
-    """Of one output the largest is always the same, and of several labels one would stand for all."""
+def test_values_and_several_labels_are_compared_as_choices(problem: str) -> None:
+    """The largest of one output is always the same, and the largest of several labels says nothing about the others."""
     config = tiny_config(make_tokenizer(), layers=1)
     config.num_labels, config.problem_type = (1 if problem == "regression" else 3), problem
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def test_values_and_labels_are_choices_of_their_own(problem: str) -> None:
     assert same.num_choices % 3 == 0 or problem == "regression"
 
 
-def test_what_disagrees_is_refused_and_leaves_nothing(
+def test_a_file_that_disagrees_is_refused_and_leaves_nothing(
     written: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = written
@@ -173,7 +173,7 @@ def test_messages_name_what_is_wrong(
     ],
 )
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])
-def test_every_head_of_several_architectures(
+def test_every_head_of_several_architectures_is_written(
     kind: type, num_outputs: int, model_type: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     tokenizer = BertTokenizer.from_pretrained(workspace.wordpiece)

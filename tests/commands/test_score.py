@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil.commands import score
-from lit_distil.commands.networks import open_masked_lm, read_texts
+from lit_distil.commands.networks import open_masked_lm
 from lit_distil.commands.score import Accuracy, judge, paired_difference, pseudo_likelihoods, read_pairs
 from tests.workspace import Workspace
 
@@ -28,7 +28,7 @@ def folder(request: pytest.FixtureRequest, workspace: Workspace) -> str:
 
 
 def padded_scores(folder: str, sentences: list[str], *, within_word: bool) -> list[float]:
-    """Token by token with plain transformers on padded batches, words as the tokenizer cuts them."""
+    """Scores from plain transformers on padded batches, one token at a time, with the tokenizer's words."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     totals = []
@@ -53,7 +53,7 @@ def padded_scores(folder: str, sentences: list[str], *, within_word: bool) -> li
 
 
 @pytest.mark.parametrize("within_word", [False, True])
-def test_scores_are_those_of_padded_transformers_whatever_the_batches(folder: str, within_word: bool) -> None:
+def test_scores_equal_those_of_padded_transformers_for_any_batch_size(folder: str, within_word: bool) -> None:
     model = open_masked_lm(folder)
     expected = padded_scores(folder, SENTENCES, within_word=within_word)
     for tokens_per_batch in (1, 37, 4096):
@@ -90,7 +90,7 @@ def write_pairs(folder: Path) -> Path:
     return folder
 
 
-def test_minimal_pairs_of_a_folder_by_paradigm_for_two_models(
+def test_two_models_score_a_folder_of_minimal_pairs(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = write_pairs(tmp_path / "pairs"), tmp_path / "out"
@@ -112,7 +112,7 @@ def test_minimal_pairs_of_a_folder_by_paradigm_for_two_models(
         assert piece in printed and piece in text
 
 
-def test_errors_of_shares_and_of_their_differences_are_those_of_the_formulas() -> None:
+def test_standard_errors_are_those_of_the_formulas() -> None:
     right = np.array([True, True, True, False, False, False, True, True, True, True])
     result = judge(["b"] * 6 + ["a"] * 4, right)
     assert list(result.paradigms) == ["a", "b"]
@@ -137,16 +137,6 @@ def test_sentences_are_printed_and_written(
     expected = padded_scores(workspace.teacher, [SENTENCES[3], *SENTENCES[:2]], within_word=False)
     assert [row["pll"] for row in sentences] == pytest.approx(expected, abs=1e-4)
     assert "all, weighted by tokens" in out and f"{sum(expected):.2f}" in out
-
-
-def test_a_file_of_sentences_is_read_as_any_text(tmp_path: Path) -> None:
-    """A byte order mark is no token, U+2028 ends no line, and what is no UTF-8 names its line."""
-    file = tmp_path / "lines.txt"
-    file.write_bytes("\ufeffthe model\r\n\r\na\u2028loss\n".encode())
-    assert read_texts([], str(file)) == (["the model", "a\u2028loss"], [f"{file}:1", f"{file}:3"])
-    file.write_bytes(b"the model\na caf\xe9\n")
-    with pytest.raises(ValueError, match=r"lines\.txt:2: .*UTF-8"):
-        read_texts([], str(file))
 
 
 def test_messages_name_what_is_wrong(workspace: Workspace, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_folder_holds_the_picked_layers_and_the_teachers_tokenizer(
     assert "right after initialisation" not in printed
 
 
-def test_all_layers_are_the_teacher_on_text_too(
+def test_a_student_with_all_layers_agrees_with_its_teacher_on_text(
     teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_data(teacher, tmp_path)
@@ -76,7 +76,7 @@ def test_all_layers_are_the_teacher_on_text_too(
     assert divergence is not None and float(divergence[1]) > 0.01
 
 
-def test_every_kind_of_student_is_written_and_every_tensor_shown(
+def test_every_kind_of_student_is_written_and_every_tensor_is_shown(
     teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kinds = {

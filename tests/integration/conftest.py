@@ -1,4 +1,4 @@
-"""Runs that several tests look at: two processes over gloo, started once for all of them."""
+"""Runs that several tests share: two processes over gloo, started once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.workspace import KINDS, Workspace, run_on_two_ranks, shared, with_trainer, write_config
+from tests.workspace import KINDS, Workspace, ignore_rounding, run_on_two_ranks, shared, with_trainer, write_config
 
 TWO_RANKS = {"devices": 2, "strategy": "ddp"}
 SHARDED = {
@@ -24,9 +24,8 @@ def probe(name: str, file: Path) -> dict[str, Any]:
 
 
 def with_projection(config: dict[str, Any]) -> dict[str, Any]:
-    """Distillation with an objective that has parameters of its own."""
-    # the gradient of a key bias is nothing but rounding noise, which Adam would blow up to whole steps
-    config["model"]["init_args"]["optimizer"]["init_args"]["eps"] = 1.0e-3
+    """Distillation with an objective that has parameters."""
+    ignore_rounding(config)
     config["model"]["init_args"]["objectives"]["hidden"] = {
         "class_path": "lit_distil.objectives.HiddenMSELoss",
         "init_args": {"student_width": 32, "teacher_width": 32},
@@ -44,7 +43,7 @@ def evaluation_of_teacher(workspace: Workspace, attention: str | None = None) ->
 
 @pytest.fixture(scope="session")
 def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
-    """Folder with what two ranks leave: gradients, means of a validation, predictions; and a run under FSDP2."""
+    """Folder with the results of two ranks: gradients, validation metrics, predictions, and a run under FSDP2."""
 
     def make(folder: Path) -> None:
         jobs = []

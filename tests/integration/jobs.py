@@ -1,4 +1,4 @@
-"""Runs command lines one after the other in one process: `python -m tests.integration.jobs jobs.json`."""
+"""Run several command lines in one process: `python -m tests.integration.jobs jobs.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callbacks that tests name in YAML to see what a run does inside."""
+"""Callbacks that tests name in YAML, to look into a run or to interrupt it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class SaveGradients(Callback):
-    """Writes the gradients of the first step, as the optimizer is about to see them.
+    """Writes the gradients of the first step, just before the optimizer uses them.
 
     Args:
-        file: Where to; the first rank writes.
+        file: Where to write; only the first rank does.
     """
 
     def __init__(self, file: str) -> None:
@@ -43,7 +43,7 @@ class SaveGradients(Callback):
 
 
 class KillAt(Callback):
-    """Ends the process without a word when a step is done, as a machine that goes away does.
+    """Kills the process after a step, like a machine that fails.
 
     Args:
         step: Optimizer steps done.
@@ -60,13 +60,13 @@ class KillAt(Callback):
 
 
 class SignalAt(Callback):
-    """Sends this process a signal while a step is computed.
+    """Sends this process a signal during a step.
 
     Args:
         step: Optimizer steps done before it.
-        name: Of the signal.
-        rank: Which rank is told.
-        times: How often.
+        name: Name of the signal.
+        rank: The rank that gets it.
+        times: How often it is sent.
     """
 
     def __init__(self, step: int, name: str, rank: int = 0, times: int = 1) -> None:
@@ -81,10 +81,10 @@ class SignalAt(Callback):
 
 
 class SaveMetrics(Callback):
-    """Writes what was logged when a command ends.
+    """Writes the logged metrics when a command ends.
 
     Args:
-        file: Where to; the first rank writes.
+        file: Where to write; only the first rank does.
     """
 
     def __init__(self, file: str) -> None:
@@ -98,10 +98,10 @@ class SaveMetrics(Callback):
 
 
 class SaveWeights(Callback):
-    """Writes the full weights after training, gathered where they are sharded.
+    """Writes the full weights after training, gathered if they are sharded.
 
     Args:
-        file: Where to; the first rank writes.
+        file: Where to write; only the first rank does.
     """
 
     def __init__(self, file: str) -> None:

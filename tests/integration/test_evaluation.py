@@ -1,4 +1,4 @@
-"""Masked-LM loss and perplexity are means over all masked tokens of a corpus, however it is cut, packed and shared."""
+"""Masked-LM loss and perplexity are means over all masked tokens, whatever the batches, the packing and the ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.commands.report.measure import measure_masked_lm, open_data
+from lit_distil.commands.report.measure import _test_masked_lm
 from lit_distil.data import DocSentences, FullSentences, TextDataModule, TextFiles, TokenMasking
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.objectives import MaskedLMLoss
@@ -22,10 +22,10 @@ from tests.workspace import Workspace, fit, run_on_two_ranks, shared, with_train
 NAMES = ("test/loss", "test/loss/masked_lm", "test/perplexity", "test/masked_accuracy")
 
 
-def data_of(workspace: Workspace, format: Any = None, batch_size: int = 4) -> TextDataModule:
-    """The data of `Workspace.text_data`, by hand."""
+def opened_data(workspace: Workspace, format: Any = None, batch_size: int = 4) -> TextDataModule:
+    """The data of `Workspace.text_data` as an object, with its splits open."""
     files = {split: str(workspace.root / f"{split}.txt") for split in ("train", "validation", "test")}
-    return TextDataModule(
+    data = TextDataModule(
         tokenizer=workspace.byte_bpe,
         source=TextFiles(**files),
         format=format or DocSentences(),
@@ -36,6 +36,9 @@ def data_of(workspace: Workspace, format: Any = None, batch_size: int = 4) -> Te
         cache_dir=str(workspace.root / "cache"),
         seed=7,
     )
+    data.prepare_data()
+    data.setup("test")
+    return data
 
 
 def reference(workspace: Workspace, data: TextDataModule) -> dict[str, float]:
@@ -50,7 +53,7 @@ def reference(workspace: Workspace, data: TextDataModule) -> dict[str, float]:
         losses.append(torch.nn.functional.cross_entropy(logits, batch.masked_labels, reduction="none"))
         right.append(logits.argmax(-1) == batch.masked_labels)
     sizes = {len(values) for values in losses}
-    assert len(sizes) > 2  # a mean of the sequences' means would be another number
+    assert len(sizes) > 2  # otherwise the mean of the sequences' means would be the same number
     loss = float(torch.cat(losses).mean())
     assert abs(loss - np.mean([float(values.mean()) for values in losses])) > 1e-4
     accuracy = float(torch.cat(right).double().mean())
@@ -65,13 +68,11 @@ def check(found: dict[str, float], expected: dict[str, float]) -> None:
 
 @pytest.fixture(scope="module")
 def expected(workspace: Workspace) -> dict[str, float]:
-    data = data_of(workspace)
-    open_data(data)
-    return reference(workspace, data)
+    return reference(workspace, opened_data(workspace))
 
 
 @pytest.mark.parametrize("attention", [None, "sdpa"])
-def test_the_test_command_gives_the_mean_over_all_masked_tokens_whatever_the_batches(
+def test_command_test_gives_the_mean_over_all_masked_tokens_for_any_batch_size(
     attention: str | None, workspace: Workspace, expected: dict[str, float], tmp_path: Path
 ) -> None:
     """Unpadded and padded, one, three or sixteen sequences at a time."""
@@ -85,7 +86,7 @@ def test_the_test_command_gives_the_mean_over_all_masked_tokens_whatever_the_bat
 
 @pytest.fixture(scope="module")
 def evaluated_by_two_ranks(shared_root: Path, workspace: Workspace) -> Path:
-    """What two ranks find, unpadded and padded, with one, three or sixteen sequences at a time."""
+    """Metrics of two ranks, unpadded and padded, with one, three or sixteen sequences at a time."""
 
     def make(folder: Path) -> None:
         jobs = []
@@ -103,14 +104,14 @@ def evaluated_by_two_ranks(shared_root: Path, workspace: Workspace) -> Path:
 
 
 @pytest.mark.parametrize("attention", [None, "sdpa"])
-def test_two_ranks_give_the_mean_over_all_masked_tokens_whatever_the_batches(
+def test_two_ranks_give_the_mean_over_all_masked_tokens_for_any_batch_size(
     attention: str | None,
     evaluated_by_two_ranks: Path,
     workspace: Workspace,
     expected: dict[str, float],
     tmp_path: Path,
 ) -> None:
-    """And one process gives the same numbers to the last digit."""
+    """One process gives the same numbers to the last digit."""
     for size in (1, 3, 16):
         check(json.loads((evaluated_by_two_ranks / f"{attention}-{size}.json").read_text()), expected)
     config = evaluation_of_teacher(workspace, attention=attention)
@@ -120,21 +121,17 @@ def test_two_ranks_give_the_mean_over_all_masked_tokens_whatever_the_batches(
     assert json.loads(file.read_text()) == json.loads((evaluated_by_two_ranks / f"{attention}-3.json").read_text())
 
 
-def test_the_report_measures_what_the_test_command_gives(workspace: Workspace, expected: dict[str, float]) -> None:
+def test_report_measures_the_same_as_command_test(workspace: Workspace, expected: dict[str, float]) -> None:
     for size in (3, 16):
-        data = data_of(workspace, batch_size=size)
-        open_data(data)
-        score = measure_masked_lm(workspace.teacher, data)
+        data = opened_data(workspace, batch_size=size)
+        score = _test_masked_lm(workspace.teacher, data, "cpu")
         found = (score.loss, score.loss, score.perplexity, score.accuracy)
         check(dict(zip(NAMES, found, strict=True)), expected)
 
 
 @pytest.mark.parametrize("format", [FullSentences(), DocSentences()])
-def test_the_sum_over_masked_sequences_is_the_same_in_any_order_and_any_packing(
-    format: Any, workspace: Workspace
-) -> None:
-    data = data_of(workspace, format)
-    open_data(data)
+def test_sum_over_masked_tokens_is_the_same_for_any_order_and_packing(format: Any, workspace: Workspace) -> None:
+    data = opened_data(workspace, format)
     dataset = data.datasets["test"]
     network = MaskedLMNetwork(Pretrained(workspace.teacher).build(None)).eval()
     loss = MaskedLMLoss()

@@ -1,4 +1,4 @@
-"""Layer-wise rates, frozen layers, the best checkpoint, early stopping and new heads in whole runs."""
+"""Whole runs with layer-wise learning rates, frozen layers, the best checkpoint, early stopping and new heads."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.workspace import (
 )
 
 
-def test_layer_rates_survive_a_resume_under_another_decay(workspace: Workspace, tmp_path: Path) -> None:
-    """The configuration wins over the checkpoint, group by group; frozen parts stay as they were."""
+def test_a_resumed_run_takes_the_layer_decay_of_its_configuration(workspace: Workspace, tmp_path: Path) -> None:
+    """The configuration wins over the checkpoint in every parameter group, and frozen parts do not change."""
     first = workspace.finetuning(layer_decay=0.5, freeze_layers=0)
     run = fit(first, tmp_path / "run", max_steps=2)
     last = run / "checkpoints" / "last.ckpt"
@@ -50,7 +50,7 @@ def test_layer_rates_survive_a_resume_under_another_decay(workspace: Workspace, 
 def test_text_longer_than_the_position_table_is_refused_before_the_first_step(
     kind: str, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """And not by the step that meets the longest row, hours later."""
+    """Not hours later, by the step that meets the longest row."""
     config, folder = workspace.configuration(kind), str(tmp_path / "short")
     write_model(folder, "roberta", load_tokenizer(workspace.byte_bpe), type_vocab_size=1, max_position_embeddings=10)
     config["model"]["init_args"]["network"] = {
@@ -64,7 +64,9 @@ def test_text_longer_than_the_position_table_is_refused_before_the_first_step(
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-def test_the_best_by_the_tasks_metric_is_exported_and_the_last_is_kept(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_best_checkpoint_by_the_tasks_metric_is_exported_and_the_last_is_kept(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     run = fit(workspace.finetuning(), tmp_path / "run", max_steps=16, check_val_every_n_epoch=1)
     scores, accuracies = logged(run, "val/score"), logged(run, "val/accuracy")
     assert scores == accuracies and len(scores) == 4
@@ -77,8 +79,8 @@ def test_the_best_by_the_tasks_metric_is_exported_and_the_last_is_kept(workspace
         assert torch.equal(exported[key.removeprefix("network.model.")], value), key
 
 
-def test_early_stopping_fits_any_task(workspace: Workspace, tmp_path: Path) -> None:
-    """No learning, so the score never rises: one validation, and three that are waited for."""
+def test_early_stopping_works_for_any_task(workspace: Workspace, tmp_path: Path) -> None:
+    """With a learning rate of 0 the score never rises: the first validation, and a patience of three more."""
     config: dict[str, Any] = with_trainer(workspace.finetuning(), tmp_path / "run", max_steps=40)
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.0
     file = write_config(config, tmp_path / "run.yaml")
@@ -89,8 +91,10 @@ def test_early_stopping_fits_any_task(workspace: Workspace, tmp_path: Path) -> N
     assert (tmp_path / "run/export/config.json").is_file()
 
 
-def test_a_network_with_other_labels_gets_a_new_head_with_a_notice(workspace: Workspace, tmp_path: Path) -> None:
-    """MNLI's three-way head before RTE's two-way one; what is below is kept."""
+def test_a_network_trained_for_other_labels_gets_a_new_head_with_a_warning(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Such as MNLI's three-way head before RTE's two-way one; the layers below are kept."""
     run = fit(workspace.finetuning(), tmp_path / "three", max_steps=1)
     config = workspace.finetuning()
     config["model"]["init_args"]["network"]["init_args"]["name_or_path"] = str(run / "export")
@@ -105,10 +109,10 @@ def test_a_network_with_other_labels_gets_a_new_head_with_a_notice(workspace: Wo
     assert all(torch.equal(after[key], before[key]) for key in before if "out_proj" not in key)
 
 
-def test_a_trained_head_is_never_read_under_other_labels(
+def test_a_trained_head_is_never_used_with_labels_in_another_order(
     workspace: Workspace, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """The same names in another order would fit, and call every class by another's name."""
+    """The weights would fit, and every class would get the name of another."""
     config = workspace.finetuning()
     run = fit(config, tmp_path / "run", max_steps=1)
     turned = copy.deepcopy(config)
@@ -133,7 +137,7 @@ def test_a_trained_head_is_never_read_under_other_labels(
 def test_predicting_needs_nothing_but_the_network_and_the_texts(
     from_export: bool, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """The labels stand in its configuration; the training files are on another machine, perhaps."""
+    """The network's configuration has the labels; the training files may be on another machine."""
     config = workspace.finetuning()
     run = fit(config, tmp_path / "run", max_steps=1)
     there = fit(config, tmp_path / "there", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), command="predict")
@@ -152,24 +156,24 @@ def test_predicting_needs_nothing_but_the_network_and_the_texts(
     assert 0 <= json.loads(file.read_text())["test/accuracy"] <= 1
 
 
-def test_predictions_of_a_head_that_nobody_trained_are_told(workspace: Workspace, tmp_path: Path) -> None:
-    """As where --ckpt_path was forgotten."""
+def test_predicting_with_an_untrained_head_warns(workspace: Workspace, tmp_path: Path) -> None:
+    """Such as when --ckpt_path was forgotten."""
     with pytest.warns(UserWarning, match=r"model\.network has no head for data\.task, so a random one answers"):
         fit(workspace.finetuning(), tmp_path / "run", command="predict")
 
 
-def test_null_on_the_command_line_takes_a_file_away(workspace: Workspace, tmp_path: Path) -> None:
-    """Validation rows are then held out; the parser would look for a file of the name None."""
+def test_null_on_the_command_line_removes_a_file(workspace: Workspace, tmp_path: Path) -> None:
+    """Validation rows are then held out of the training rows; no file named None is looked for."""
     options = ["--data.source.validation", "null", "--data.validation_share", "0.25", "--data.task.pair=null"]
     run = fit(workspace.finetuning(), tmp_path / "run", *options, max_steps=1, check_val_every_n_epoch=1)
     config = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
     assert config["source"]["init_args"]["validation"] is None and config["task"]["init_args"]["pair"] is None
 
 
-def test_predictions_are_of_the_rows_that_were_held_out_where_there_are_no_others(
+def test_without_other_rows_predictions_are_for_the_rows_held_out_for_validation(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    """So that they can be diagnosed: the very rows that the run was validated on."""
+    """So that `lit-distil diagnose` sees the rows that the run was validated on."""
     config = workspace.finetuning()
     config["data"]["init_args"]["source"]["init_args"] = {"train": str(workspace.root / "train.jsonl")}
     run = fit(config, tmp_path / "run", max_steps=4, check_val_every_n_epoch=1)

@@ -1,4 +1,4 @@
-"""The loss is over the global batch: however it is cut into ranks and micro-batches, the gradient is the same."""
+"""The loss is a mean over the global batch: ranks and micro-batches do not change the gradient."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assert_same(found: dict, expected: dict, num_micro_batches: int, *, unlike: 
     parts = found["micro_batches"]
     assert len(parts) == num_micro_batches
     assert sorted(sum((part["samples"] for part in parts), [])) == sorted(expected["micro_batches"][0]["samples"])
-    # not vacuous: a mean of means would differ, as the micro-batches count different numbers of items
+    # the micro-batches count different numbers of items, so a mean of means would differ
     kinds = [kind for kind in ("masked", "tokens") if sum(part["counts"][kind] for part in parts)]
     assert kinds and (not unlike or all(len({part["counts"][kind] for part in parts}) > 1 for kind in kinds))
     assert found["gradients"].keys() == expected["gradients"].keys()
@@ -54,7 +54,7 @@ def test_gradient_does_not_depend_on_ranks_or_accumulation(
 
 @pytest.mark.slow
 def test_options_of_the_command_line_start_the_second_rank(workspace: Workspace, tmp_path: Path) -> None:
-    """`--trainer.devices 2` must do by itself what the other tests do by hand."""
+    """`--trainer.devices 2` starts the process that the other tests start themselves."""
     file = tmp_path / "gradients.pt"
     config = with_trainer(
         workspace.pretraining(),
@@ -73,10 +73,10 @@ def test_options_of_the_command_line_start_the_second_rank(workspace: Workspace,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_means_of_a_validation_are_over_its_items_whatever_the_batches_and_ranks(
+def test_validation_means_are_over_items_for_any_batch_size_and_number_of_ranks(
     kind: str, workspace: Workspace, two_ranks: Path, tmp_path: Path
 ) -> None:
-    """A mean of the batches' means would weigh a token of a short batch more, and a padding sampler count it twice."""
+    """A mean of batch means would give tokens of small batches more weight, and a padding sampler count some twice."""
     found = [json.loads((two_ranks / f"{kind}-val.json").read_text())]
     for size in (1, 5, 64):
         config = workspace.configuration(kind)
@@ -92,6 +92,6 @@ def test_means_of_a_validation_are_over_its_items_whatever_the_batches_and_ranks
             assert other[name] == pytest.approx(found[0][name], rel=2e-6, abs=1e-6), name
 
 
-def test_predictions_of_two_ranks_are_one_row_a_sample_in_order(two_ranks: Path) -> None:
+def test_two_ranks_predict_one_row_for_each_sample_in_order(two_ranks: Path) -> None:
     rows = [json.loads(line) for line in (two_ranks / "predict" / "predictions.jsonl").read_text().splitlines()]
     assert [row["sample"] for row in rows] == list(range(5))

@@ -1,4 +1,4 @@
-"""What a run shows and leaves: every term under its name, metrics.csv, TensorBoard, an export."""
+"""What a run logs and writes: every term under its name, metrics.csv, TensorBoard, an export."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_distil.models import Pretrained, TaskNetwork
+from lit_distil.types import Batch
 from tests.workspace import Workspace, environment, fit, logged, metrics
 
 WEIGHTS = {"soft": 5.0, "masked_lm": 2.0, "cosine": 1.0}
@@ -37,7 +38,7 @@ def test_terms_are_logged_unweighted_and_their_weighted_sum_is_the_loss(
         assert len(total) == count
         for step, value in total.items():
             assert value == pytest.approx(sum(WEIGHTS[name] * terms[name][step] for name in WEIGHTS), rel=1e-5)
-    # ten times the weights: the first step's terms stay what they were
+    # with ten times the weights, the terms of the first step are the same
     config = workspace.distillation()
     for objective in config["model"]["init_args"]["objectives"].values():
         objective["init_args"]["weight"] *= 10
@@ -66,7 +67,7 @@ def test_learning_rate_gradient_norm_throughput_and_accuracy_are_logged(distille
     for name in ("grad_norm", "tokens_per_second"):
         values = logged(distilled, f"train/{name}")
         assert len(values) == 4 and min(values.values()) > 0
-    # the schedule of 4 steps with a quarter of warm-up: the learning rate of the step to come
+    # 4 steps with a quarter of warm-up; the learning rate is that of the next step
     rates = logged(distilled, "train/learning_rate")
     assert list(rates.values()) == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3, 0.0], abs=1e-9)
 
@@ -79,12 +80,12 @@ def test_padding_and_fill_of_the_steps_are_logged(distilled: Path, workspace: Wo
     assert fill == pytest.approx({step: count / capacity for step, count in tokens.items()})
     shares = logged(distilled, "train/padding_share")
     assert len(shares) == 4 and all(0 <= share < 1 for share in shares.values())
-    # sequences of this format are at most as long as the longest, so that padded steps hold no more than they may
+    # padded to the longest sequence, no step holds more than its capacity
     assert all(tokens[step] <= capacity * (1 - share) + 1e-6 for step, share in shares.items())
 
 
-def test_gradient_norm_is_that_before_clipping(workspace: Workspace, tmp_path: Path) -> None:
-    """After clipping it would be the clip value, step after step."""
+def test_the_logged_gradient_norm_is_the_one_before_clipping(workspace: Workspace, tmp_path: Path) -> None:
+    """After clipping it would always be the clip value."""
     runs = [
         fit(workspace.distillation(), tmp_path / str(clip), max_steps=1, limit_val_batches=0, gradient_clip_val=clip)
         for clip in (None, 1.0e-3)
@@ -102,11 +103,13 @@ def test_tensorboard_has_what_the_csv_has(distilled: Path) -> None:
     assert set(metrics(distilled)[0]) - {"step", "epoch"} <= set(events.Tags()["scalars"])
 
 
-def test_mean_over_the_logged_steps_is_over_their_items(workspace: Workspace, tmp_path: Path) -> None:
-    """The value logged every n-th step stands for all n, a token for a token."""
+def test_a_value_logged_every_nth_step_is_the_mean_over_the_items_of_n_steps(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Every token of the n steps has the same weight."""
     settings = {"max_steps": 4, "limit_val_batches": 0}
     config = workspace.pretraining()
-    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.0  # so that the steps differ by their data only
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 0.0  # the steps differ only in their data
     each = fit(config, tmp_path / "each", **settings, log_every_n_steps=1)
     fourth = fit(config, tmp_path / "fourth", **settings, log_every_n_steps=4)
     assert sorted(logged(fourth, "train/loss")) == [3]
@@ -140,8 +143,6 @@ print(json.dumps(out))
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["task"]["labels"] == {"0": "code", "1": "prose", "2": "verse"}
     # the network that trained gives the same logits on the flat batch
-    from tests.integration.batches import flat_batch
-
     network = TaskNetwork(Pretrained(str(finetuned / "export")).build(None, head="sequence_classification")).eval()
     batch = flat_batch(found["task"]["ids"], pad_id=1)
     with torch.no_grad():
@@ -149,3 +150,16 @@ print(json.dumps(out))
     assert logits is not None
     torch.testing.assert_close(torch.tensor(found["task"]["logits"]), logits, rtol=1e-4, atol=1e-5)
     assert torch.tensor(found["mlm"]["logits"]).std() > 0.01
+
+
+def flat_batch(padded: list[list[int]], pad_id: int) -> Batch:
+    """Rows of ids without their padding, end to end."""
+    rows = [[token for token in row if token != pad_id] for row in padded]
+    lengths = tuple(len(row) for row in rows)
+    return Batch(
+        input_ids=torch.tensor([sum(rows, [])]),
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        cu_seq_lens=torch.tensor([0, *lengths]).cumsum(0).int(),
+        lengths=lengths,
+        sample_ids=torch.arange(len(rows)),
+    )

@@ -1,4 +1,4 @@
-"""A run that was stopped at any step goes on bitwise as the run that never stopped."""
+"""A run that was stopped at any step continues bitwise like one that never stopped."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NOT_REPEATABLE = {"train/tokens_per_second", "epoch"}
 
 
 def configuration(workspace: Workspace, kind: str, num_workers: int = 0) -> dict[str, Any]:
-    """With dropout, and an epoch that ends inside a step in the middle of the run."""
+    """With dropout, and an epoch that ends in the middle of a step."""
     config = workspace.configuration(kind, dropout=0.2)
     config["data"]["init_args"].update(batch_size=12 if kind == "finetuning" else 32, num_workers=num_workers)
     return config
 
 
 def rows_by_step(run: Path) -> dict[tuple[int, str], str]:
-    """The last value logged for each step and name, as it stands in the file."""
+    """The last value in the file for each step and name."""
     return {
         (int(row["step"]), name): value
         for row in metrics(run)
@@ -35,7 +35,7 @@ def rows_by_step(run: Path) -> dict[tuple[int, str], str]:
     }
 
 
-def assert_goes_on(resumed: Path, unbroken: Path, step: int, every: int = 1) -> None:
+def assert_continues(resumed: Path, unbroken: Path, step: int, every: int = 1) -> None:
     expected = {key: value for key, value in rows_by_step(unbroken).items() if key[0] >= step}
     found = rows_by_step(resumed)
     assert sum(name == "train/loss" for _, name in expected) == len(range(step, STEPS, every))
@@ -45,7 +45,7 @@ def assert_goes_on(resumed: Path, unbroken: Path, step: int, every: int = 1) -> 
         assert torch.equal(final[name], value), name
 
 
-def test_every_step_of_a_run_is_a_point_to_resume_from(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_from_every_step(workspace: Workspace, tmp_path: Path) -> None:
     settings = {"max_steps": STEPS, "val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 2}
     config = configuration(workspace, "pretraining")
     unbroken = fit(config, tmp_path / "unbroken", **settings, callbacks=[EVERY_STEP])
@@ -58,17 +58,17 @@ def test_every_step_of_a_run_is_a_point_to_resume_from(workspace: Workspace, tmp
         checkpoint = unbroken / "checkpoints" / f"step-{step}.ckpt"
         resumed = fit(config, tmp_path / f"from-{step}", "--ckpt_path", str(checkpoint), **settings)
         assert min(logged(resumed, "train/loss")) == step
-        assert_goes_on(resumed, unbroken, step)
+        assert_continues(resumed, unbroken, step)
 
 
 @pytest.mark.parametrize(
     ("kind", "accumulate", "num_workers", "every"),
     [("distillation", 2, 0, 1), ("finetuning", 2, 0, 1), ("pretraining", 2, 2, 1), ("distillation", 1, 0, 4)],
 )
-def test_resume_with_accumulation_workers_and_a_half_full_log(
+def test_resume_with_accumulation_workers_and_between_two_logged_steps(
     kind: str, accumulate: int, num_workers: int, every: int, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """With `log_every_n_steps: 4`, the mean logged at step 8 has to hold the steps before the stop too."""
+    """With `log_every_n_steps: 4`, the mean logged at step 8 includes the steps before the stop."""
     step = 6 if every > 1 else 5
     settings = {
         "max_steps": STEPS,
@@ -80,11 +80,11 @@ def test_resume_with_accumulation_workers_and_a_half_full_log(
     unbroken = fit(config, tmp_path / "unbroken", **settings, callbacks=[EVERY_STEP])
     checkpoint = unbroken / "checkpoints" / f"step-{step}.ckpt"
     resumed = fit(config, tmp_path / "resumed", "--ckpt_path", str(checkpoint), **settings)
-    assert_goes_on(resumed, unbroken, step, every)
+    assert_continues(resumed, unbroken, step, every)
 
 
-def test_killed_run_goes_on_in_its_folder_and_keeps_its_earlier_rows(workspace: Workspace, tmp_path: Path) -> None:
-    """A real SIGKILL between two checkpoints; `--ckpt_path last` finds the one before it."""
+def test_a_killed_run_continues_in_its_folder_and_keeps_its_earlier_rows(workspace: Workspace, tmp_path: Path) -> None:
+    """SIGKILL comes between two checkpoints; `--ckpt_path last` finds the one before."""
     config = configuration(workspace, "distillation")
     settings = {"max_steps": STEPS, "limit_val_batches": 0}
     saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 3}}
@@ -101,12 +101,12 @@ def test_killed_run_goes_on_in_its_folder_and_keeps_its_earlier_rows(workspace: 
     fit(config, run, "--ckpt_path", "last", **settings, callbacks=[saving])
     assert metrics(run)[:3] == before[:3]
     assert [int(row["step"]) for row in metrics(run)] == list(range(STEPS))  # step 3 was taken twice
-    assert_goes_on(run, unbroken, 0)
+    assert_continues(run, unbroken, 0)
     assert (run / "export" / "config.json").is_file()
 
 
-def test_learning_rate_of_the_command_line_wins_over_that_of_a_checkpoint(workspace: Workspace, tmp_path: Path) -> None:
-    """An optimizer's state carries the learning rate that it was saved with."""
+def test_the_learning_rate_on_the_command_line_wins_over_the_checkpoints(workspace: Workspace, tmp_path: Path) -> None:
+    """The saved state of an optimizer contains its learning rate."""
     config = workspace.finetuning()
     settings = {"max_steps": 4, "limit_val_batches": 0}
     first = fit(config, tmp_path / "first", **settings, callbacks=[EVERY_STEP])

@@ -1,4 +1,4 @@
-"""FSDP2 on two CPU processes: the same weights as one process, a checkpoint, an export."""
+"""FSDP2 on two CPU processes gives the weights of one process, a checkpoint and an export."""
 
 from __future__ import annotations
 

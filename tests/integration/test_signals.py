@@ -1,4 +1,4 @@
-"""Real signals to real runs: they save, answer with the signal's status, and go on as if nothing had been."""
+"""A run that gets a signal saves, exits with the signal's status, and continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_resume import STEPS, assert_goes_on, configuration
+from tests.integration.test_resume import STEPS, assert_continues, configuration
 from tests.workspace import (
     Workspace,
     environment,
@@ -24,7 +24,7 @@ from tests.workspace import (
 SETTINGS: dict[str, Any] = {"max_steps": STEPS, "limit_val_batches": 0, "log_every_n_steps": 2}
 
 
-def told(**settings: Any) -> list[dict[str, Any]]:
+def signal_at(**settings: Any) -> list[dict[str, Any]]:
     return [{"class_path": "tests.integration.probes.SignalAt", "init_args": settings}]
 
 
@@ -34,33 +34,33 @@ def run_alone(config: dict[str, Any], folder: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_saves_after_the_step_and_the_run_goes_on_bitwise(
+def test_a_signal_saves_after_the_step_and_the_run_continues_bitwise(
     name: str, workspace: Workspace, tmp_path: Path
 ) -> None:
-    config, run = configuration(workspace, "pretraining"), tmp_path / "told"
+    config, run = configuration(workspace, "pretraining"), tmp_path / "stopped"
     settings = {**SETTINGS, "accumulate_grad_batches": 2}
-    done = run_alone(with_trainer(config, run, **settings, callbacks=told(step=2, name=name)), tmp_path)
+    done = run_alone(with_trainer(config, run, **settings, callbacks=signal_at(step=2, name=name)), tmp_path)
     assert done.returncode == 128 + getattr(signal, name), done.stderr[-3000:]
     assert f"stopped by {name} after step 3: saved" in done.stdout + done.stderr
-    assert not (run / "export").exists()  # which would say that the run came to its end
+    assert not (run / "export").exists()  # an export means that the run is finished
     assert [int(row["step"]) for row in metrics(run)] == [1]
     fit(config, run, "--ckpt_path", "last", **settings)
     unbroken = fit(config, tmp_path / "unbroken", **settings)
-    assert_goes_on(run, unbroken, 0, every=2)
+    assert_continues(run, unbroken, 0, every=2)
 
 
-def test_a_second_interrupt_ends_it_at_once(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_second_interrupt_stops_at_once(workspace: Workspace, tmp_path: Path) -> None:
     config = configuration(workspace, "finetuning")
-    callbacks = told(step=2, name="SIGINT", times=2)
+    callbacks = signal_at(step=2, name="SIGINT", times=2)
     done = run_alone(with_trainer(config, tmp_path / "run", **SETTINGS, callbacks=callbacks), tmp_path)
     assert done.returncode == 1
     assert "stopped by" not in done.stdout + done.stderr
 
 
-def test_one_of_two_ranks_is_told_and_both_stop_after_the_same_step(workspace: Workspace, tmp_path: Path) -> None:
-    config, run = configuration(workspace, "distillation"), tmp_path / "told"
+def test_a_signal_to_one_of_two_ranks_stops_both_after_the_same_step(workspace: Workspace, tmp_path: Path) -> None:
+    config, run = configuration(workspace, "distillation"), tmp_path / "stopped"
     two = {**SETTINGS, "devices": 2, "strategy": "ddp"}
-    full = with_trainer(config, run, **two, callbacks=told(step=2, name="SIGTERM", rank=1))
+    full = with_trainer(config, run, **two, callbacks=signal_at(step=2, name="SIGTERM", rank=1))
     run_on_two_ranks([["fit", "--config", write_config(full, tmp_path / "two.yaml")]], tmp_path, exit_code=143)
     resumed = fit(config, run, "--ckpt_path", "last", **SETTINGS)
     unbroken = fit(config, tmp_path / "unbroken", **SETTINGS)
@@ -70,11 +70,11 @@ def test_one_of_two_ranks_is_told_and_both_stop_after_the_same_step(workspace: W
     assert found == pytest.approx([float(row["train/loss"]) for row in metrics(unbroken)], rel=1e-2)  # dropout differs
 
 
-def test_a_validation_that_is_due_is_done_before_the_exit(workspace: Workspace, tmp_path: Path) -> None:
-    config, run = configuration(workspace, "pretraining"), tmp_path / "told"
+def test_a_validation_that_is_due_runs_before_the_exit(workspace: Workspace, tmp_path: Path) -> None:
+    config, run = configuration(workspace, "pretraining"), tmp_path / "stopped"
     settings = {"max_steps": STEPS, "val_check_interval": 2, "check_val_every_n_epoch": None, "limit_val_batches": 1}
-    done = run_alone(with_trainer(config, run, **settings, callbacks=told(step=3, name="SIGTERM")), tmp_path)
+    done = run_alone(with_trainer(config, run, **settings, callbacks=signal_at(step=3, name="SIGTERM")), tmp_path)
     assert done.returncode == 143, done.stderr[-3000:]
     assert [int(row["step"]) for row in metrics(run) if row.get("val/loss")] == [1, 3]
     fit(config, run, "--ckpt_path", "last", **settings)
-    assert_goes_on(run, fit(config, tmp_path / "unbroken", **settings), 0)
+    assert_continues(run, fit(config, tmp_path / "unbroken", **settings), 0)

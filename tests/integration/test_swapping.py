@@ -1,4 +1,4 @@
-"""Every piece is swapped by its class_path, also for one that stands in a user's own file."""
+"""Every piece can be swapped by its class_path, also for a class in a user's own file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SCHEDULES: dict[str, Config] = {
 
 
 def assert_trains(config: Config, run: Path, **trainer: Any) -> list[dict[str, str]]:
-    """Two steps with a finite loss and gradient each, and an export."""
+    """Check that two steps have a finite loss and gradient, and that there is an export."""
     fit(config, run, **{"max_steps": 2, "limit_val_batches": 0, **trainer})
     for name in ("train/loss", "train/grad_norm"):
         values = logged(run, name)
@@ -98,7 +98,7 @@ def test_format(name: str, workspace: Workspace, tmp_path: Path) -> None:
     assert ("train/loss/next_sentence" in rows[0]) is has_pairs
 
 
-def test_distillation_on_pairs_without_a_term_for_their_labels_ignores_them(
+def test_distillation_on_pairs_ignores_their_labels_without_a_term_for_them(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     config = workspace.distillation()
@@ -107,7 +107,7 @@ def test_distillation_on_pairs_without_a_term_for_their_labels_ignores_them(
     assert not [name for name in rows[0] if "next_sentence" in name]
 
 
-def test_distillation_takes_over_the_teachers_next_sentence_prediction(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_student_learns_next_sentence_prediction_from_its_teacher(workspace: Workspace, tmp_path: Path) -> None:
     pairs = {"format": "lit_distil.data.SegmentPair", "tokenizer": workspace.wordpiece}
     network = named("lit_distil.models.FromConfig", model_type="bert", config=FIELDS["bert"])
     teacher = workspace.pretraining(network=network)
@@ -123,7 +123,7 @@ def test_distillation_takes_over_the_teachers_next_sentence_prediction(workspace
         "labels": named("lit_distil.objectives.NextSentenceLoss", weight=0.5),
     }
     rows = assert_trains(config, tmp_path / "student", max_steps=2)
-    assert float(rows[0]["train/loss/pairs"]) == pytest.approx(0.0, abs=1e-6)  # all layers, and both heads, are copied
+    assert float(rows[0]["train/loss/pairs"]) == pytest.approx(0.0, abs=1e-6)  # all layers and both heads are copies
     assert float(rows[0]["train/loss/labels"]) > 0 and 0 <= float(rows[0]["train/next_sentence_accuracy"]) <= 1
     exported = json.loads((tmp_path / "student" / "export" / "config.json").read_text())
     assert exported["architectures"] == ["BertForPreTraining"]
@@ -191,7 +191,7 @@ def test_source_of_tables_and_of_a_dataset_on_disk(workspace: Workspace, tmp_pat
 
 
 def test_pieces_in_a_users_own_file(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A newcomer adds a piece in one file, which nobody has to register."""
+    """A new piece takes one file, and nothing has to be registered."""
     (tmp_path / "pieces_of_a_user.py").write_text(
         '''
 import numpy as np
@@ -202,7 +202,7 @@ from lit_distil.types import Batch, EncoderOutput
 
 
 class HalfMasking(TokenMasking):
-    """Hides every second token, near enough."""
+    """Hides about every second token."""
 
     def __init__(self, share: float = 0.5) -> None:
         super().__init__(share)

@@ -1,4 +1,4 @@
-"""Distillation on every kind of task: it learns, two ranks do what one does, and the loss is the formula's."""
+"""Distillation on every kind of task: it learns, two ranks agree with one, and the losses are those of the formulas."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ METRICS = {
 
 
 def make_teacher(workspace: Workspace, folder: Path, name: str) -> str:
-    """The workspace's teacher with the task's head, sure of what it says."""
+    """The workspace's teacher with the task's head, scaled so that it is sure of its predictions."""
     head, settings = HEADS[name]
     torch.manual_seed(1)
     model = Pretrained(workspace.teacher).build(None, head=head, **settings)  # type: ignore[arg-type]
@@ -71,12 +71,12 @@ def make_teacher(workspace: Workspace, folder: Path, name: str) -> str:
 
 
 def distillation(workspace: Workspace, folder: Path, name: str) -> dict[str, Any]:
-    """Half of the teacher's layers learn a task from it and from the labels."""
+    """A student with half of the teacher's layers learns a task from the teacher and from labels."""
     config = configuration(workspace, folder / "rows" / name, name)
     teacher = folder / "teachers" / name
     if not teacher.exists():
         make_teacher(workspace, teacher, name)
-    # the gradient of a key bias is nothing but rounding noise, which Adam would blow up to whole steps
+    # see `ignore_rounding`
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3.0e-3, "eps": 1.0e-3}}
     soft = {
         "class_path": "lit_distil.objectives.TaskSoftTargetLoss",
@@ -117,7 +117,7 @@ def test_a_student_learns_from_its_teacher_and_its_export_loads(
 
 @pytest.fixture(scope="module")
 def two(shared_root: Path, workspace: Workspace) -> Path:
-    """Gradients of the first step of two ranks with each task, and what a validation after it finds."""
+    """For each task the gradients of the first step of two ranks, and the metrics of a validation after it."""
 
     def make(folder: Path) -> None:
         jobs = []
@@ -143,7 +143,7 @@ def test_two_ranks_have_the_gradient_loss_and_metrics_of_one_process(
     with kept_environment():
         run_command(["fit", "--config", write_config(config, tmp_path / "alone.yaml")])
     whole, parts = (torch.load(folder / f"{name}.pt", weights_only=True) for folder in (tmp_path, two))
-    assert_same(parts, whole, 2, unlike=name != "answers")  # whose windows are all of one length
+    assert_same(parts, whole, 2, unlike=name != "answers")  # windows all have the same length
     alone, together = (json.loads((folder / f"{name}.json").read_text()) for folder in (tmp_path, two))
     assert alone.keys() == together.keys() >= {"train/loss", "val/loss", f"val/{METRICS[name]}"}
     for metric, value in alone.items():
@@ -161,7 +161,7 @@ def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 
 
 def padded_logits(model: Any, batch: Batch, padding_id: int) -> list[Tensor]:
-    """Of each sequence, `[labels]` or `[tokens, labels]` in float64, from a padded batch of a stock model."""
+    """Logits of each sequence, `[labels]` or `[tokens, labels]` in float64, from a padded batch of a stock model."""
     width = max(batch.lengths)
     ids = torch.full((len(batch.lengths), width), padding_id)
     for row, tokens in enumerate(batch.input_ids[0].split(batch.lengths)):
@@ -180,7 +180,7 @@ def padded_logits(model: Any, batch: Batch, padding_id: int) -> list[Tensor]:
 
 def written_out(name: str, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor, int]:
     """The sums of both terms over a batch, at temperature 2, and what they count."""
-    pairs: list[tuple[Tensor, Tensor, int]] = []  # rows of logits, and the right one
+    pairs: list[tuple[Tensor, Tensor, int]] = []  # logits of student and teacher, and the right row
     if name == "values":
         assert batch.labels is not None
         hard = [(s[0] - label) ** 2 for s, label in zip(student, batch.labels.double(), strict=True)]
@@ -220,7 +220,7 @@ def written_out(name: str, student: list[Tensor], teacher: list[Tensor], batch: 
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_losses_are_the_formulae_on_padded_models_of_transformers(
+def test_losses_equal_the_formulas_on_padded_transformers_models(
     name: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     config = configuration(workspace, tmp_path / "rows", name)
@@ -255,8 +255,8 @@ def test_losses_are_the_formulae_on_padded_models_of_transformers(
     assert module.latest["val/loss"] == pytest.approx(float(0.5 * soft / count + 0.25 * hard / count), rel=1e-5)
 
 
-def test_the_recipe_on_squad_runs_on_questions_that_are_here(workspace: Workspace, tmp_path: Path) -> None:
-    """As it stands, in bfloat16 and with its fused optimizer, but for names of the Hub."""
+def test_the_squad_recipe_runs_on_local_questions(workspace: Workspace, tmp_path: Path) -> None:
+    """Unchanged, in bfloat16 and with its fused optimizer, except for names on the Hub."""
     draw = random.Random("squad")
     files = {}
     for split, size in (("train", 16), ("validation", 6)):

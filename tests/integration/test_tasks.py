@@ -1,4 +1,4 @@
-"""Every task end to end: it trains, is evaluated alike by one process and by two, predicts, and exports."""
+"""Every task end to end: training, the same evaluation in one process and in two, prediction and export."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from transformers import (
 
 from lit_distil.run import run as run_command
 from tests.integration.conftest import TWO_RANKS, probe
-from tests.workspace import _WORDS as WORDS
 from tests.workspace import (
     REPOSITORY,
+    WORDS,
     Workspace,
     fit,
     kept_environment,
@@ -94,7 +94,7 @@ def configuration(workspace: Workspace, folder: Path, name: str) -> dict[str, An
 
 @pytest.fixture(scope="module")
 def two(shared_root: Path, workspace: Workspace) -> Path:
-    """What two ranks leave of a validation and a prediction with each task."""
+    """The results of validation and prediction with each task on two ranks."""
 
     def make(folder: Path) -> None:
         jobs = []
@@ -111,15 +111,15 @@ def two(shared_root: Path, workspace: Workspace) -> Path:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_two_ranks_validate_and_predict_what_one_process_does(
+def test_two_ranks_validate_and_predict_like_one_process(
     name: str, two: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """19 rows on two ranks: padding would count a row twice, and a mean of means would weigh them unlike."""
+    """With 19 rows on two ranks, padding would count a row twice, and a mean of means would weight rows unequally."""
     config = configuration(workspace, two / "rows" / name, name)
     file = tmp_path / "metrics.json"
     fit(config, tmp_path / "validate", command="validate", callbacks=[probe("SaveMetrics", file)])
     alone, together = json.loads(file.read_text()), json.loads((two / f"{name}.json").read_text())
-    assert together == alone and len(alone) > 2  # losses, too: to the last digit
+    assert together == alone and len(alone) > 2  # losses too, to the last digit
 
     fit(config, tmp_path / "predict", command="predict")
     lines = [
@@ -133,7 +133,7 @@ def test_two_ranks_validate_and_predict_what_one_process_does(
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_task_trains_and_exports_a_model_that_its_auto_class_loads(
+def test_a_task_trains_and_its_export_loads_with_its_auto_class(
     name: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     config = configuration(workspace, tmp_path / "rows", name)
@@ -152,7 +152,7 @@ def test_task_trains_and_exports_a_model_that_its_auto_class_loads(
     assert json.loads(file.read_text())["test/loss"] > 0
 
 
-def test_official_files_stand_beside_the_readable_answers(two: Path) -> None:
+def test_files_for_the_official_script_are_written_beside_the_predictions(two: Path) -> None:
     answers = json.loads((two / "answers-predict" / "predictions.json").read_text())
     odds = json.loads((two / "answers-predict" / "null_odds.json").read_text())
     rows = [json.loads(line) for line in (two / "answers-predict" / "predictions.jsonl").read_text().splitlines()]
@@ -170,7 +170,7 @@ OWN_FILES = {
 
 
 def write_own_files(recipe: str, folder: Path) -> None:
-    """Files of the names and shapes that the recipe asks for."""
+    """Write files with the names and the format that the recipe expects."""
     draw = random.Random(recipe)
     folder.mkdir()
     for split, size in NUM_ROWS.items():
@@ -190,10 +190,10 @@ def write_own_files(recipe: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", OWN_FILES)
-def test_recipe_for_own_files_runs_as_the_file_says(
+def test_a_recipe_for_own_files_runs_unchanged(
     recipe: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its relative paths are where a user puts the files."""
+    """Its relative paths are those where a user puts the files."""
     write_own_files(recipe, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     arguments = ["fit", "--config", str(REPOSITORY / f"configs/finetune/{recipe}.yaml"), "--trainer.max_epochs", "1"]

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, and are kept without what they printed."""
+"""The notebooks run from the first cell to the last, and are kept without outputs."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def test_notebook_is_valid_and_kept_without_outputs(path: Path) -> None:
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
 
 
-def test_soft_targets_trains_its_own_pair_where_there_are_no_exports(
+def test_soft_targets_trains_its_own_pair_if_there_are_no_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIT_DISTIL_DEMO", str(tmp_path / "nothing"))
+    monkeypatch.setenv("LIT_DISTIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     printed, num_figures = execute(SOFT_TARGETS, tmp_path, "TEACHER_STEPS, STUDENT_STEPS = 20, 10")
     assert "training a small pair" in printed
@@ -70,7 +71,7 @@ def test_soft_targets_opens_the_exports_that_it_is_given(tmp_path: Path, monkeyp
 
 
 def execute(path: Path, folder: Path, parameters: str = "") -> tuple[str, int]:
-    """Run a copy in `folder`, with `parameters` after its first code cell: what it printed, and its figures."""
+    """Run a copy in `folder`, with `parameters` after its first code cell; return its output and number of figures."""
     notebook = nbformat.read(path, as_version=4)
     first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
     notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(parameters))
@@ -82,7 +83,7 @@ def execute(path: Path, folder: Path, parameters: str = "") -> tuple[str, int]:
 
 
 def export(folder: Path, *, layers: int) -> None:
-    """A random network and a tokenizer that knows the notebook's words, as a run leaves them."""
+    """Write an export: a random network, and a tokenizer that knows the notebook's words."""
     specials = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
     blank = RobertaTokenizer(vocab=specials, merges=[], model_max_length=64)
     tokenizer = blank.train_new_from_iterator([SENTENCES], vocab_size=400, show_progress=False, min_frequency=1)

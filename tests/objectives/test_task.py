@@ -39,7 +39,7 @@ def test_classes_are_weighted_each_by_its_own():
     torch.testing.assert_close(loss_of(logits, batch_of(labels=labels), class_weights=weights), expected)
     loss = TaskLoss(class_weights=weights)
     assert not loss.state_dict()  # a checkpoint stays what it was
-    with pytest.raises(ValueError, match="class_weights: they belong to classes"):
+    with pytest.raises(ValueError, match="class_weights: only classes have weights"):
         TaskLoss(kind="value", class_weights=weights)
 
 

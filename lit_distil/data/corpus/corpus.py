@@ -1,8 +1,7 @@
 """A corpus of tokens: arrays on disk, memory-mapped, with the ends of its units and documents.
 
-Text is tokenised once, without special tokens. What becomes of the tokens (which stand together in a sequence, which
-are masked) is decided later from index arithmetic alone, so that a corpus never has to be prepared again for another
-input format, length or mask.
+Text is tokenised once, without special tokens. Which tokens form a sequence and which are masked is decided later, by
+index arithmetic alone, so a corpus never has to be prepared again for another input format, length or mask.
 """
 
 from __future__ import annotations
@@ -16,17 +15,16 @@ from numpy.typing import NDArray
 from lit_distil.data.corpus.shards import MANIFEST, TOKEN_COUNTS, Manifest, ShardArrays, check_shards, map_shard
 
 Ints = NDArray[np.int64]
-# each map holds a file open, of which a process may often have 1,024
-_MOST_MAPS = 768
+_MOST_MAPS = 768  # each holds a file open, and a process may often have no more than 1,024
 
 
 class Pieces(NamedTuple):
     """Some pieces of a corpus.
 
     Attributes:
-        tokens: uint16 or uint32, arrays that hold all of them, and more perhaps.
+        tokens: uint16 or uint32, an array that contains all of them, and possibly more.
         word_starts: bool, whether each of these tokens begins a word.
-        starts: int64 `[P]`, where each piece begins in them.
+        starts: int64 `[P]`, where each piece begins in these arrays.
     """
 
     tokens: NDArray[np.unsignedinteger]
@@ -37,10 +35,9 @@ class Pieces(NamedTuple):
 class TokenCorpus:
     """Tokens of a corpus with the ends of its units and documents.
 
-    A unit is whatever the source calls one: a sentence, a line, a paragraph. Units are contiguous and never empty, and
-    so are documents. A corpus on disk has one shard or more, of whole documents each; tokens are numbered through all
-    of them. One that is made of arrays has a single shard, and only where there is a single one can the arrays of the
-    corpus be asked for.
+    A unit is whatever the source calls one: a sentence, a line, a paragraph. Units and documents are contiguous and
+    never empty. A corpus on disk has one shard or more, each of whole documents; tokens are numbered through all of
+    them. A corpus made of arrays has a single shard. The properties that return arrays need a single shard.
 
     Args:
         tokens: uint16 `[N]`, or uint32 where the vocabulary has more than 65,536 entries; no special tokens.
@@ -73,13 +70,11 @@ class TokenCorpus:
             verify: Whether to read every file and compare it with its sha256; otherwise sizes are compared.
 
         Raises:
-            ValueError: If the folder holds no corpus, one of another version, or one whose files do not fit
-                its manifest.
+            ValueError: The folder holds no corpus, one of another version, or one whose files do not fit its manifest.
         """
         folder = Path(folder).resolve()
         manifest = Manifest.read(folder)
-        way_out = "Delete the folder and prepare the corpus again"
-        check_shards(folder, manifest, way_out, contents=verify)
+        check_shards(folder, manifest, contents=verify)
         return _MappedCorpus(folder, manifest, np.load(folder / TOKEN_COUNTS))
 
     @property
@@ -118,16 +113,16 @@ class TokenCorpus:
         return self._only_shard().document_ends.astype(np.int64, copy=False)
 
     def gather(self, starts: Ints, ends: Ints) -> Pieces:
-        """Where the tokens of pieces of the corpus stand; what lies in one shard is not copied.
+        """The tokens of pieces of the corpus; pieces of one shard are not copied.
 
         Args:
             starts: int64 `[P]`, first token of each piece, counted through the whole corpus.
-            ends: int64 `[P]`, exclusive ends; a piece never crosses the end of a shard.
+            ends: int64 `[P]`, exclusive ends; a piece never crosses a shard boundary.
         """
         return Pieces(_read_only(self._arrays.tokens), _read_only(self._arrays.word_starts), starts)
 
     def part(self, first: int, end: int) -> TokenCorpus:
-        """The shards first to end (exclusive) as a corpus of one shard of their own."""
+        """The shards from `first` to `end` (exclusive) as a corpus of one shard."""
         if (first, end) != (0, 1):
             raise ValueError(f"a corpus of arrays has one shard, not those from {first} to {end}")
         return self
@@ -151,10 +146,10 @@ class _MappedCorpus(TokenCorpus):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a worker process maps the files again: pickling a memory map would copy the whole corpus
-        return _map_again, (self.folder,)
+        return TokenCorpus.load, (self.folder,)
 
     def gather(self, starts: Ints, ends: Ints) -> Pieces:
-        """As above; each piece comes from the map of its shard."""
+        """See `TokenCorpus.gather`; each piece comes from the map of its shard."""
         shards = np.searchsorted(self._token_ends, starts, side="right")
         first = int(shards[0]) if len(shards) else 0
         if (shards == first).all():
@@ -172,7 +167,7 @@ class _MappedCorpus(TokenCorpus):
         return Pieces(*copied, np.cumsum(lengths) - lengths)
 
     def part(self, first: int, end: int) -> TokenCorpus:
-        """The shards first to end (exclusive) as a corpus of one shard of their own."""
+        """The shards from `first` to `end` (exclusive) as a corpus of one shard."""
         shards = [self._map(number) for number in range(first, end)]
         sizes = np.array(self.shard_sizes[first:end]).reshape(-1, 3)
         before = np.cumsum(sizes, axis=0) - sizes
@@ -188,8 +183,8 @@ class _MappedCorpus(TokenCorpus):
     def _only_shard(self) -> ShardArrays:
         if len(self.shard_sizes) != 1:
             raise ValueError(
-                f"corpus {str(self.folder)!r} has {len(self.shard_sizes)} shards: take its tokens with gather(starts, "
-                "ends), or one shard after the other with part(number, number + 1)"
+                f"corpus {str(self.folder)!r} has {len(self.shard_sizes)} shards: get its tokens with gather(starts, "
+                "ends), or shard by shard with part(number, number + 1)"
             )
         return self._maps.get(0) or self._map(0)
 
@@ -201,14 +196,10 @@ class _MappedCorpus(TokenCorpus):
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array as a plain one that cannot be written to, so that compiled loops meet one type of it."""
+    """The same array as a plain read-only one, so that compiled loops see a single type."""
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
-
-
-def _map_again(folder: Path) -> TokenCorpus:
-    return TokenCorpus.load(folder)
 
 
 def holds_corpus(folder: Path) -> bool:

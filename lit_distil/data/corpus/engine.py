@@ -7,13 +7,17 @@ files that do not either: every worker process imports them.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain, islice
+from multiprocessing import current_process
 from typing import Any, Literal, TypeVar
 
 import joblib
@@ -28,7 +32,7 @@ Backend = Literal["loky", "ray", "dask"]
 Item = TypeVar("Item")
 Work = Callable[[Any], Any]
 
-_TASKS_AT_ONCE = 64
+_TASKS_AT_ONCE = 32  # in a round, and more with more than 16 processes
 _FEW = 4
 _SHARED_BYTES = 10_000  # larger arrays reach the processes of this machine through a file, once
 
@@ -87,7 +91,7 @@ def workers(
 
 
 def results_in_order(
-    make_work: Callable[[str], Work], settings: str, items: Iterable[Item], payload_of: Callable[[Item], Any]
+    make_work: Callable[[str], Work], settings: str, items: Iterable[tuple[Item, Any]]
 ) -> Iterator[tuple[Item, Any]]:
     """Each item with the result of its work, in the order of the items.
 
@@ -97,8 +101,7 @@ def results_in_order(
     Args:
         make_work: Called once in each process with the settings; returns the function that does the work.
         settings: A text that may be large, such as a tokenizer's file; every process gets it once.
-        items: What to work on.
-        payload_of: The part of an item that is sent to a process.
+        items: Each with its payload, which is sent to a process and then forgotten.
     """
     active = _active.get()
     items = iter(items)
@@ -106,8 +109,8 @@ def results_in_order(
     items = chain(first, items)
     if active is None or len(first) < _FEW:
         work = make_work(settings)
-        for item in items:
-            yield item, work(payload_of(item))
+        for item, payload in items:
+            yield item, work(payload)
         return
     shared: Any = np.frombuffer(settings.encode(), dtype=np.uint8)
     if active.backend == "ray":
@@ -125,8 +128,9 @@ def results_in_order(
             running: Future[list[Any]] = thread.submit(list)
             while following := list(islice(items, size)):
                 done = zip(current, running.result(), strict=True)
-                tasks = [task(make_work, key, shared, payload_of(item)) for item in following]
-                running, current = thread.submit(parallel, tasks), following
+                running = thread.submit(parallel, [task(make_work, key, shared, payload) for _, payload in following])
+                current = [item for item, _ in following]
+                del following
                 yield from done
             yield from zip(current, running.result(), strict=True)
     except BrokenExecutor as error:
@@ -140,12 +144,21 @@ def _work(make_work: Callable[[str], Work], key: str, shared: Any, payload: Any)
     """In a worker process: the result for one payload."""
     if key not in _work_of:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share out the cores, not their threads
+        if current_process().name.startswith("Loky") and not _work_of:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         if not isinstance(shared, np.ndarray):
             import ray
 
             shared = ray.get(shared)
         _work_of[key] = make_work(shared.tobytes().decode())
     return _work_of[key](payload)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End a worker process soon after the one that started it was killed; loky would keep it for minutes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStack) -> int:
@@ -157,7 +170,7 @@ def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStac
     own: dict[str, Any] = (
         {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False} if is_local else {}
     )
-    ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
+    ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     stack.callback(ray.shutdown)
     register_ray()
     return num_processes or int(ray.cluster_resources()["CPU"])

@@ -25,7 +25,7 @@ from lit_distil.console import progress_bar
 from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.corpus.engine import results_in_order, workers
-from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, read_chunks
+from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, TextChunk, read_chunks
 from lit_distil.data.corpus.shards import SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.tokenizers import tokenizer_hash
@@ -184,7 +184,7 @@ class _Preparation:
             text_bytes=writer.text_bytes,
         )
         backend: Any = self.tokenizer.backend_tokenizer
-        encoded_chunks = results_in_order(TextEncoder, backend.to_str(), chunks, lambda chunk: chunk.texts)
+        encoded_chunks = results_in_order(TextEncoder, backend.to_str(), map(TextChunk.without_texts, chunks))
         start, num_tokens, done = perf_counter(), 0, writer.text_bytes
         bar = progress_bar(
             total=total,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lit_distil.files import short_hash
@@ -143,6 +143,10 @@ class TextChunk:
     ends_document: list[bool] = field(default_factory=list)
     text_bytes: int = 0
     end: ShardEnd | None = None
+
+    def without_texts(self) -> tuple[TextChunk, list[str]]:
+        """The chunk without its texts, which take most of the memory, and the texts."""
+        return replace(self, texts=[]), self.texts
 
 
 def read_chunks(

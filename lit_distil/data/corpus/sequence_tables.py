@@ -1,14 +1,13 @@
 """Tables of sequences on disk: made once from a corpus, shard by shard, and mapped by every process that trains.
 
-A table is kept beside the corpus, under a name that says all that it depends on: the format with its settings and its
-code, the longest sequence and the seed. Sequences do not reach over the end of a shard, so that a table takes the
-memory of a single shard to make.
+A table is kept beside the corpus, under a name made of everything that it depends on: the format with its settings and
+its code, the longest sequence and the seed. A sequence never crosses a shard boundary, so making a table takes the
+memory of a single shard.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import marshal
 import os
 import re
@@ -17,9 +16,10 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,11 @@ from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.corpus.shards import MANIFEST
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import derive_seed
-from lit_distil.files import hash_file, hash_of, place_folder, staging_name
+from lit_distil.files import describe, hash_file, hash_of, hash_values, place_folder, staging_name
 
-_TABLE_VERSION = 1
-_INTEGERS = ("piece_starts", "piece_ends", "offsets", "lengths")
+_TABLE_VERSION = 2
 _LABELS = "next_sentence_labels"
+_TYPES = dict.fromkeys(("piece_starts", "piece_ends", "offsets", "lengths"), np.int64) | {_LABELS: np.int8}
 
 
 class MappedTable(SequenceTable):
@@ -45,9 +45,9 @@ class MappedTable(SequenceTable):
     """
 
     def __init__(self, folder: Path) -> None:
-        arrays = {name: _map(folder / f"{name}.npy") for name in _INTEGERS[:3]}
-        labels = _map(folder / f"{_LABELS}.npy") if (folder / f"{_LABELS}.npy").is_file() else None
-        super().__init__(**arrays, next_sentence_labels=labels)
+        pieces = {name: _map(folder, name) for name in ("piece_starts", "piece_ends", "offsets")}
+        labels = _map(folder, _LABELS) if (folder / f"{_LABELS}.bin").is_file() else None
+        super().__init__(**pieces, next_sentence_labels=labels)
         object.__setattr__(self, "folder", folder)  # the class is frozen
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -57,21 +57,21 @@ class MappedTable(SequenceTable):
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """int64 `[num_sequences]`: tokens of each sequence, special tokens included."""
-        return _map(self.__dict__["folder"] / "lengths.npy")
+        return _map(self.__dict__["folder"], "lengths")
 
 
 def open_table(
     corpus: TokenCorpus, format: SequenceFormat, max_length: int, seed: int, *, cache_dir: Path, progress: bool = True
 ) -> SequenceTable:
-    """The sequences of a corpus on disk, from its folder if they are there already; otherwise they are made and kept.
+    """The sequences of a corpus on disk, which are made and kept if they are not there yet.
 
     Args:
         corpus: The tokens, on disk.
         format: How documents become sequences.
         max_length: Most tokens of a sequence, special tokens included.
-        seed: Seed of the random choices, where a format makes some.
-        cache_dir: Where the table is kept if the corpus' own folder cannot be written to.
-        progress: Whether to show how far it is on stderr.
+        seed: Seed of the random choices that some formats make.
+        cache_dir: Where to keep the table if the corpus' own folder is read-only.
+        progress: Whether to show progress on stderr.
 
     Raises:
         ValueError: The format gives no sequence of this corpus.
@@ -79,69 +79,69 @@ def open_table(
     assert corpus.folder is not None
     key = _key(format, max_length, seed)
     own = corpus.folder / "tables"
-    corpus_name = hash_file(corpus.folder / MANIFEST)[:24]
-    other = cache_dir / "tables" / corpus_name
+    other = cache_dir / "tables" / hash_file(corpus.folder / MANIFEST)[:24]
     for parent in (own, other):
         if (parent / key).is_dir():
             return MappedTable(parent / key)
     parent = own if os.access(corpus.folder, os.W_OK) else other
-    parent.mkdir(parents=True, exist_ok=True)
-    # whoever makes the same table at the same time gives the same, and the first to finish wins
-    workplace = staging_name(parent / key)
-    workplace.mkdir()
+    # processes that make the same table at the same time get the same bytes, and the first to finish wins
+    staging = staging_name(parent / key)
+    staging.mkdir(parents=True)
     try:
-        write_table(corpus, format, max_length, seed, workplace, progress=progress)
-        place_folder(workplace, parent / key)
+        write_table(corpus, format, max_length, seed, staging, progress=progress)
+        place_folder(staging, parent / key)
     except OSError:
         if not (parent / key).is_dir():
             raise
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return MappedTable(parent / key)
 
 
 def write_table(
     corpus: TokenCorpus, format: SequenceFormat, max_length: int, seed: int, folder: Path, *, progress: bool = True
 ) -> None:
-    """Make the sequences of a corpus, part by part, into a folder."""
+    """Make the sequences of a corpus, part by part, in a folder with a file for each array."""
     parts = list(parts_of(corpus))
-    writers: dict[str, ArrayWriter] = {name: ArrayWriter(folder / f"{name}.npy", np.int64) for name in _INTEGERS}
-    if format.has_next_sentence:
-        writers[_LABELS] = ArrayWriter(folder / f"{_LABELS}.npy", np.int8)
-    writers["offsets"].append(np.zeros(1))
     messages: Counter[str] = Counter()
     examples: dict[str, str] = {}
     starts = np.cumsum([0, *(size[0] for size in corpus.shard_sizes)])
     num_pieces = 0
     bar = progress_bar(parts, desc="making sequences", unit=" shards", disable=not progress or len(parts) < 4)
-    for number, (first, end) in enumerate(bar):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            table = format.build(corpus.part(first, end), max_length, derive_seed(seed, number) if number else seed)
-        for warning in caught:
-            kind = re.sub(r"\d+", "#", str(warning.message))
-            messages[kind] += 1
-            examples.setdefault(kind, str(warning.message))
-        _check_shards(table, starts[first : end + 1] - starts[first], format)
-        writers["piece_starts"].append(table.piece_starts + starts[first])
-        writers["piece_ends"].append(table.piece_ends + starts[first])
-        writers["offsets"].append(table.offsets[1:] + num_pieces)
-        writers["lengths"].append(table.lengths)
-        if table.next_sentence_labels is not None:
-            writers[_LABELS].append(table.next_sentence_labels)
-        num_pieces += len(table.piece_starts)
-    for writer in writers.values():
-        writer.close()
+    with ExitStack() as stack:
+        names = [name for name in _TYPES if name != _LABELS or format.has_next_sentence]
+        files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
+
+        def append(name: str, values: NDArray[Any]) -> None:
+            files[name].write(np.ascontiguousarray(values, dtype=_TYPES[name]).data)
+
+        append("offsets", np.zeros(1))
+        for number, (first, end) in enumerate(bar):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                table = format.build(corpus.part(first, end), max_length, derive_seed(seed, number) if number else seed)
+            for warning in caught:
+                kind = re.sub(r"\d+", "#", str(warning.message))
+                messages[kind] += 1
+                examples.setdefault(kind, str(warning.message))
+            _check_pieces(table, starts[first : end + 1] - starts[first], format)
+            append("piece_starts", table.piece_starts + starts[first])
+            append("piece_ends", table.piece_ends + starts[first])
+            append("offsets", table.offsets[1:] + num_pieces)
+            append("lengths", table.lengths)
+            if table.next_sentence_labels is not None:
+                append(_LABELS, table.next_sentence_labels)
+            num_pieces += len(table.piece_starts)
     for kind, count in messages.items():
-        more = f" (and the like in {count - 1} other parts of the corpus, of {len(parts)})" if count > 1 else ""
+        more = f" (and similarly in {count - 1} other parts of the corpus, of {len(parts)})" if count > 1 else ""
         warnings.warn(examples[kind] + more, stacklevel=3)
 
 
 def parts_of(corpus: TokenCorpus) -> Iterator[tuple[int, int]]:
     """The shards that sequences are made of together: a single one, or as many as it takes to have two documents.
 
-    A format that takes a random sentence from another document needs a second one, and where documents are larger
-    than a shard each shard has one. What is left at the end joins the part before it.
+    A format that takes a random sentence from another document needs a second document, and if documents are larger
+    than a shard, each shard has only one. Shards that are left at the end join the part before them.
     """
     sizes = corpus.shard_sizes
     first, documents = 0, 0
@@ -156,37 +156,8 @@ def parts_of(corpus: TokenCorpus) -> Iterator[tuple[int, int]]:
         yield first, len(sizes)
 
 
-class ArrayWriter:
-    """Append to a one-dimensional `.npy` file whose length is known only in the end."""
-
-    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
-        self._dtype = np.dtype(dtype)
-        self._file: IO[bytes] = path.open("wb")
-        self._size = 0
-        self._write_header()
-        self._header_bytes = self._file.tell()
-
-    def append(self, values: NDArray[Any]) -> None:
-        """Write values behind those that are there."""
-        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
-        self._size += len(values)
-
-    def close(self) -> None:
-        """Write the true length into the header."""
-        self._file.seek(0)
-        self._write_header()
-        if self._file.tell() != self._header_bytes:  # cannot happen: numpy leaves room for the first axis to grow
-            raise RuntimeError("the header of a .npy file changed its size")
-        self._file.close()
-
-    def _write_header(self) -> None:
-        description = np.lib.format.dtype_to_descr(self._dtype)
-        header = {"descr": description, "fortran_order": False, "shape": (self._size,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def _check_shards(table: SequenceTable, bounds: NDArray[np.int64], format: SequenceFormat) -> None:
-    """A piece lies in one shard; that of a format which joins documents might not."""
+def _check_pieces(table: SequenceTable, bounds: NDArray[np.int64], format: SequenceFormat) -> None:
+    """Check that each piece is inside one shard; a format that joins documents might break this."""
     if len(bounds) > 2:
         first = np.searchsorted(bounds, table.piece_starts, side="right")
         last = np.searchsorted(bounds, table.piece_ends - 1, side="right")
@@ -196,39 +167,25 @@ def _check_shards(table: SequenceTable, bounds: NDArray[np.int64], format: Seque
             )
 
 
-def _map(path: Path) -> NDArray[Any]:
-    return np.asarray(np.load(path, mmap_mode="r"))
+def _map(folder: Path, name: str) -> NDArray[Any]:
+    return np.asarray(np.memmap(folder / f"{name}.bin", _TYPES[name], "r"))
 
 
 def _key(format: SequenceFormat, max_length: int, seed: int) -> str:
-    """A name for a table, which changes with the format's class, its code and its settings."""
+    """A name for a table, which changes with the format's class, code and settings."""
     kind = type(format)
-    names = [name for name in inspect.signature(kind).parameters if hasattr(format, name)]
-    settings = {name: _settings_of(getattr(format, name)) for name in names}
+    settings = {name: getattr(format, name) for name in inspect.signature(kind).parameters if hasattr(format, name)}
     code = [_code_of(base) for base in kind.__mro__ if issubclass(base, SequenceFormat)]
-    # what the formats of the package call stands in files beside theirs
+    # the formats of the package call functions of other files in their folder
     code += [hash_file(path) for path in sorted(Path(formats.__file__).parent.glob("*.py"))]
-    facts = [_TABLE_VERSION, f"{kind.__module__}.{kind.__qualname__}", code, settings, max_length, seed]
-    return f"{kind.__name__}-{max_length}-{hash_of(json.dumps(facts, sort_keys=True))[:16]}"
-
-
-def _settings_of(value: Any) -> Any:
-    """A setting as JSON can write it; an object by its class and what it holds."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _settings_of(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        entries = [_settings_of(entry) for entry in value]
-        return sorted(entries, key=repr) if isinstance(value, (set, frozenset)) else entries
-    held = {name: _settings_of(entry) for name, entry in vars(value).items()} if hasattr(value, "__dict__") else None
-    return [f"{type(value).__module__}.{type(value).__qualname__}", held if held is not None else repr(value)]
+    made_of = [_TABLE_VERSION, f"{kind.__module__}.{kind.__qualname__}", code, describe(settings), max_length, seed]
+    return f"{kind.__name__}-{max_length}-{hash_values(made_of)[:16]}"
 
 
 def _code_of(kind: type) -> str:
-    """A hash of the file that a class stands in, or of the class itself where there is no file."""
+    """A hash of the file that defines a class, or of the class itself if there is no file."""
     try:
         return hash_of(inspect.getsource(sys.modules[kind.__module__]))
-    except (OSError, TypeError):  # typed in by hand
+    except (OSError, TypeError):  # defined interactively
         functions = [value.__code__ for value in vars(kind).values() if inspect.isfunction(value)]
         return hash_of(b"".join(marshal.dumps(code) for code in functions))

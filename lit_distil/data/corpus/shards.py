@@ -173,18 +173,18 @@ def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays
     )
 
 
-def check_shards(folder: Path, manifest: Manifest, way_out: str, *, contents: bool = False) -> None:
+def check_shards(folder: Path, manifest: Manifest, *, contents: bool = False) -> None:
     """Check that every file of a corpus is there with its size, or, which is slower, with its content.
 
     Args:
         folder: Where the corpus is.
         manifest: What it should be.
-        way_out: What to do about damage, as the end of a message.
         contents: Whether to read everything and compare the hashes.
 
     Raises:
         ValueError: A file is missing or damaged; the message names it.
     """
+    way_out = "Delete the folder and prepare the corpus again"
     for record in manifest.shards:
         path = folder / record.file
         if not path.is_file():

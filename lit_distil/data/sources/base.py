@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_distil.data.sources.tables import read_rows
 from lit_distil.data.sources.text import (
+    Errors,
     Files,
     fingerprint_files,
     is_compressed,
@@ -22,7 +23,7 @@ from lit_distil.data.sources.text import (
     resolve_files,
     warn_of_shared_files,
 )
-from lit_distil.tasks.base import SOURCE_KEY, Row
+from lit_distil.tasks.base import SOURCE_KEY, Row, place_of
 
 Split = Literal["train", "validation", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -43,7 +44,7 @@ class DocumentSource(ABC):
         """A string that changes whenever the documents of the split may have changed."""
 
     def text_bytes(self, split: Split) -> int | None:
-        """About how many bytes of text the split has, where that is known without reading it; for time left."""
+        """About how many bytes of text the split has, if that is known without reading it; for the time left."""
         return None
 
 
@@ -55,11 +56,55 @@ class RowSource(ABC):
         """The rows of a split as plain dictionaries, in an order that never changes."""
 
 
-class TextFiles(DocumentSource):
-    """Plain text files: one unit a line, a blank line between documents.
+class LocalFiles:
+    """The files of each split; the part that the sources of local files share.
 
     Args:
-        train: A file, a folder, a glob, or a list of them; gzip and zstd are told by their first bytes.
+        files: For each split a file, a folder, a glob, or a list of them.
+        errors: What to do with bytes that are not UTF-8: `strict` or `replace`.
+    """
+
+    def __init__(self, files: dict[str, Files], errors: Errors = "strict") -> None:
+        if errors not in ("strict", "replace"):
+            raise ValueError(f"source.errors must be 'strict' or 'replace', got {errors!r}")
+        self.files, self.errors = files, errors
+
+    def paths(self, split: Split) -> list[Path]:
+        """The files of a split.
+
+        Raises:
+            ValueError: There is no file of a given name.
+        """
+        return resolve_files(self.files.get(split), field=f"source.{split}")
+
+    def read(self, split: Split, read_file: Callable[[Path], Iterator[Any]]) -> Iterator[Any]:
+        """What the files of a split hold, one after the other.
+
+        An empty file is a warning; if all of them are empty, that is an error.
+        """
+        if split != "predict":
+            warn_of_shared_files(self.files, split)
+        paths, num_empty = self.paths(split), 0
+        for path in paths:
+            is_empty = True
+            for item in read_file(path):
+                is_empty = False
+                yield item
+            if is_empty:
+                num_empty += 1
+                if num_empty < len(paths):
+                    warnings.warn(f"{path}: the file is empty or blank", stacklevel=2)
+        if paths and num_empty == len(paths):
+            raise ValueError(
+                f"source.{split}: all of its {num_empty} file(s) are empty or blank, the first {str(paths[0])!r}"
+            )
+
+
+class TextFiles(LocalFiles, DocumentSource):
+    """Plain text files: one unit on each line, a blank line between documents.
+
+    Args:
+        train: A file, a folder, a glob, or a list of them; gzip and zstd are recognised by their first bytes.
         validation: The same for validation.
         test: The same for testing.
         errors: What to do with bytes that are not UTF-8: `strict` stops with file and line, `replace` goes on.
@@ -71,29 +116,25 @@ class TextFiles(DocumentSource):
         *,
         validation: Files = None,
         test: Files = None,
-        errors: Literal["strict", "replace"] = "strict",
+        errors: Errors = "strict",
     ) -> None:
-        _check_errors(errors)
-        self.files: dict[str, Files] = {"train": train, "validation": validation, "test": test}
-        self.errors = errors
+        super().__init__({"train": train, "validation": validation, "test": test}, errors)
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """Each run of non-blank lines is a document.
 
-        A line of more than a million bytes is several units, and a document of more than 20 million characters
-        several documents, so that memory is bounded; warnings count both.
+        To bound memory, a line of more than a million bytes becomes several units, and a document of more than 20
+        million characters several documents; warnings count both.
         """
-        warn_of_shared_files(self.files, split)
-        paths = resolve_files(self.files.get(split), field=f"source.{split}")
-        return _warn_of_empty_files(paths, ((path, self._documents_of(path)) for path in paths), f"source.{split}")
+        return self.read(split, self._documents_of)
 
     def fingerprint(self, split: Split) -> str:
-        """Names, sizes and modification times of the files."""
-        return fingerprint_files(resolve_files(self.files.get(split), field=f"source.{split}"), extra=[self.errors])
+        """Hash of the names, sizes and modification times of the files."""
+        return fingerprint_files(self.paths(split), extra=[self.errors])
 
     def text_bytes(self, split: Split) -> int | None:
-        """The size of the files; None where one is compressed."""
-        paths = resolve_files(self.files.get(split), field=f"source.{split}")
+        """The size of the files; None if one is compressed."""
+        paths = self.paths(split)
         if any(is_compressed(path) for path in paths):
             return None
         return sum(path.stat().st_size for path in paths)
@@ -122,21 +163,21 @@ class TextFiles(DocumentSource):
             )
 
 
-class TableFiles(RowSource, DocumentSource):
-    """Files of rows, their kind told by the suffix (before `.gz` or `.zst`, which are told by the first bytes).
+class TableFiles(LocalFiles, RowSource, DocumentSource):
+    """Files of rows, whose kind is their suffix (before `.gz` or `.zst`, which are recognised by their first bytes).
 
-    `.jsonl`, `.ndjson`: an object a line. `.json`: the same, or one array of objects. `.csv`. `.tsv`, without quoting.
-    `.parquet`. `.arrow`, `.feather`, `.ipc`: Arrow's file or streaming format (what `datasets` writes).
+    `.jsonl`, `.ndjson`: an object on each line. `.json`: the same, or one array of objects. `.csv`. `.tsv`, without
+    quoting. `.parquet`. `.arrow`, `.feather`, `.ipc`: Arrow's file or streaming format (what `datasets` writes).
 
     Args:
         train: A file, a folder, a glob, or a list of them.
         validation: The same for validation.
         test: The same for testing.
         predict: The same for `predict`; labels are not needed there.
-        text_column: Column that holds the text when the rows serve as documents (each line of it is a unit, or each
-            text of a list).
+        text_column: Column that holds the text when rows serve as documents. Each line of the text is a unit; a list
+            of texts is possible too.
         errors: What to do with bytes of JSON, CSV and TSV that are not UTF-8: `strict` stops with file and line,
-            `replace` puts U+FFFD.
+            `replace` inserts U+FFFD.
     """
 
     def __init__(
@@ -147,85 +188,44 @@ class TableFiles(RowSource, DocumentSource):
         test: Files = None,
         predict: Files = None,
         text_column: str = "text",
-        errors: Literal["strict", "replace"] = "strict",
+        errors: Errors = "strict",
     ) -> None:
-        _check_errors(errors)
-        self.errors = errors
-        self.files: dict[str, Files] = {"train": train, "validation": validation, "test": test, "predict": predict}
+        super().__init__({"train": train, "validation": validation, "test": test, "predict": predict}, errors)
         self.text_column = text_column
 
     def rows(self, split: Split) -> Iterator[Row]:
-        """Each row carries its origin under `__source__` (file and line), for messages."""
-        if split != "predict":
-            warn_of_shared_files(self.files, split)
-        paths = resolve_files(self.files.get(split), field=f"source.{split}")
-        return _warn_of_empty_files(
-            paths, ((path, read_rows(path, errors=self.errors)) for path in paths), f"source.{split}"
-        )
+        """Each row has its origin under `__source__` (file and line), for messages."""
+        return self.read(split, lambda path: read_rows(path, errors=self.errors))
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """The lines of each row's text column are the units of one document."""
         for row in self.rows(split):
-            if self.text_column not in row:
-                raise ValueError(
-                    f"{row[SOURCE_KEY]}: no column {self.text_column!r} (source.text_column); there are {_columns(row)}"
-                )
-            if units := units_of(row[self.text_column], place=row[SOURCE_KEY], column=self.text_column):
+            if units := units_of(row, self.text_column):
                 yield units
 
     def fingerprint(self, split: Split) -> str:
-        """Names, sizes and modification times of the files."""
-        paths = resolve_files(self.files.get(split), field=f"source.{split}")
-        return fingerprint_files(paths, extra=[self.text_column, self.errors])
+        """Hash of the names, sizes and modification times of the files."""
+        return fingerprint_files(self.paths(split), extra=[self.text_column, self.errors])
 
 
-def _warn_of_empty_files(
-    paths: list[Path], contents: Iterable[tuple[Path, Iterator[Any]]], field: str
-) -> Iterator[Any]:
-    """What the files hold, one after the other; a file without anything is a warning, all of them are an error."""
-    num_empty = 0
-    for path, content in contents:
-        is_empty = True
-        for item in content:
-            is_empty = False
-            yield item
-        if is_empty:
-            num_empty += 1
-            if num_empty < len(paths):
-                warnings.warn(f"{path}: the file is empty or blank", stacklevel=2)
-    if paths and num_empty == len(paths):
-        raise ValueError(f"{field}: all of its {num_empty} file(s) are empty or blank, the first {str(paths[0])!r}")
+def units_of(row: Row, column: str) -> list[str]:
+    r"""The units of a row: the non-blank lines of the text in a column, or of each text in a list; none of None.
 
-
-def _columns(row: Row) -> list[str]:
-    return sorted(name for name in row if name != SOURCE_KEY)
-
-
-def units_of(value: Any, *, place: str, column: str) -> list[str]:
-    r"""The units of a column's value: the non-blank lines of a text, or of each text of a list; none of None.
-
-    `\n`, `\r\n` and `\r` end a line and nothing else does.
-
-    Args:
-        value: A text, a number, a list of texts, or None.
-        place: File and line of the row, for the message.
-        column: Its name, for the message.
+    Only `\n`, `\r\n` and `\r` end a line.
 
     Raises:
-        ValueError: The value is something else.
+        ValueError: The row has no such column, or it holds something else.
     """
-    texts = value if isinstance(value, list) else [] if value is None else [value]
+    if column not in row:
+        columns = sorted(name for name in row if name != SOURCE_KEY)
+        raise ValueError(f"{place_of(row)}: no column {column!r} (source.text_column); there are {columns}")
+    value = row[column]
     units = []
-    for text in texts:
+    for text in value if isinstance(value, list) else [] if value is None else [value]:
         if not isinstance(text, str | int | float):
             raise ValueError(
-                f"{place}: column {column!r} (source.text_column) holds {type(text).__name__}; a text or a list of "
-                "texts is expected"
+                f"{place_of(row)}: column {column!r} (source.text_column) holds {type(text).__name__}; expected a text "
+                "or a list of texts"
             )
         units += [unit for line in _LINE_END.split(str(text)) if (unit := line.strip())]
     return units
-
-
-def _check_errors(errors: str) -> None:
-    if errors not in ("strict", "replace"):
-        raise ValueError(f"source.errors must be 'strict' or 'replace', got {errors!r}")

@@ -185,10 +185,10 @@ def _read_files(files: list[str]) -> dict[str, list[str]]:
     """The docstrings of each file, read in several processes of this machine."""
     # every share has as many large files as another, so that none takes longer
     by_size = sorted(files, key=lambda file: (-os.path.getsize(file), file))
-    shares = [share for number in range(_NUM_SHARES) if (share := by_size[number::_NUM_SHARES])]
+    shares = [by_size[number::_NUM_SHARES] for number in range(min(_NUM_SHARES, len(files)))]
     found: dict[str, list[str]] = {}
     with workers(backend="loky"), progress_bar(total=len(files), desc="reading docstrings", unit=" modules") as bar:
-        for share, docstrings in results_in_order(make_reader, "", shares, lambda share: share):
+        for share, docstrings in results_in_order(make_reader, "", zip(shares, shares, strict=True)):
             found.update(zip(share, docstrings, strict=True))
             bar.update(len(share))
     return found

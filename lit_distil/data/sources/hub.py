@@ -19,20 +19,20 @@ _SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d
 class HubDataset(RowSource, DocumentSource):
     """A dataset of the Hugging Face Hub, a local folder of data files, or what `save_to_disk` wrote.
 
-    Columns of classes (`ClassLabel`) give their names, which still know their numbers; −1, which marks an unlabelled
+    Columns of classes (`ClassLabel`) give the names, which still know their numbers; −1, which marks an unlabelled
     split, stays a number.
 
     Args:
         name: Name on the Hub, or a folder.
         config: Configuration of the dataset, such as `sst2` of `nyu-mll/glue`.
         revision: Commit, tag or branch, so that a run can be repeated.
-        splits: Names of the dataset's splits for ours, where they differ: `{validation: validation_matched}`. Slices
-            as `datasets` writes them, `{train: "train[5%:]", validation: "train[:5%]"}`; null takes none.
-        columns: Columns to take; None takes all. Others are not read where the files allow it (Parquet, Arrow).
-        text_column: Column that holds the text when the rows serve as documents (each line of it is a unit, or each
-            text of a list).
-        streaming: Read as the rows are asked for, without a download of the whole first: for corpora that are prepared
-            once and then read from shards. Slices are of numbers of rows (`train[:1000]`, `train[1000:]`) then.
+        splits: The dataset's names of our splits, if they differ: `{validation: validation_matched}`. They may be
+            slices, `{train: "train[5%:]", validation: "train[:5%]"}`; null takes none.
+        columns: Columns to take; None takes all. The others are not read if the files allow it (Parquet, Arrow).
+        text_column: Column that holds the text when rows serve as documents. Each line of the text is a unit; a list
+            of texts is possible too.
+        streaming: Read rows as they are needed, without downloading everything first: for corpora that are prepared
+            once and then read from shards. Slices then count rows (`train[:1000]`, `train[1000:]`).
     """
 
     def __init__(
@@ -58,24 +58,12 @@ class HubDataset(RowSource, DocumentSource):
 
     def rows(self, split: Split) -> Iterator[Row]:
         """The rows of the dataset's split."""
-        dataset = self._load(split)
-        if dataset is None:
-            return
-        if self.columns is not None:
-            dataset = self._select(dataset, self.columns, field="columns")
-        readable = {name: read for name, kind in _features(dataset).items() if (read := names_of_classes(kind))}
-        for index, row in enumerate(self._read(dataset)):
-            named = {name: read(row[name]) for name, read in readable.items()}
-            yield {**row, **named, SOURCE_KEY: self._place(split, index)}
+        return self._rows(split, self.columns, field="columns")
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """Each row is a document, each line of its text a unit."""
-        dataset = self._load(split)
-        if dataset is None:
-            return
-        rows = self._read(self._select(dataset, [self.text_column], field="text_column"))
-        for index, row in enumerate(rows):
-            if units := units_of(row[self.text_column], place=self._place(split, index), column=self.text_column):
+        for row in self._rows(split, [self.text_column], field="text_column"):
+            if units := units_of(row, self.text_column):
                 yield units
 
     def fingerprint(self, split: Split) -> str:
@@ -89,21 +77,28 @@ class HubDataset(RowSource, DocumentSource):
         settings = [self.name, self.config, self.revision, self._origin, theirs, self.text_column]
         return hash_values(settings)
 
-    def _place(self, split: Split, index: int) -> str:
-        return f"{self.name}[{self.splits.get(split, split)}] row {index}"
-
-    def _select(self, dataset: Any, columns: list[str], *, field: str) -> Any:
-        # a stream may not know its columns before the first row
-        known = dataset.column_names or list(next(self._read(dataset), {}))
-        for column in columns:
-            if column not in known:
-                raise ValueError(
-                    f"source.{field}: dataset {self.name!r} has no column {column!r}; there are {sorted(known)}"
-                )
-        return dataset.select_columns(columns)
+    def _rows(self, split: Split, columns: list[str] | None, *, field: str) -> Iterator[Row]:
+        """The rows with some columns, or all of them."""
+        dataset = self._load(split)
+        if dataset is None:
+            return
+        if columns is not None:
+            # a stream may not know its columns before the first row
+            known = dataset.column_names or list(next(self._read(dataset), {}))
+            for column in columns:
+                if column not in known:
+                    raise ValueError(
+                        f"source.{field}: dataset {self.name!r} has no column {column!r}; there are {sorted(known)}"
+                    )
+            dataset = dataset.select_columns(columns)
+        kinds = dict(dataset.features or {})  # a stream may not know them
+        readers = {name: read for name, kind in kinds.items() if (read := names_of_classes(kind))}
+        for index, row in enumerate(self._read(dataset)):
+            named = {name: read(row[name]) for name, read in readers.items()}
+            yield {**row, **named, SOURCE_KEY: f"{self.name}[{self.splits.get(split, split)}] row {index}"}
 
     def _read(self, dataset: Any) -> Iterator[Row]:
-        """The rows; what goes wrong while they are read is told with the name of the dataset."""
+        """The rows; an error while reading them names the dataset."""
         errors = _reading_errors()
         number = 0
         try:
@@ -116,17 +111,17 @@ class HubDataset(RowSource, DocumentSource):
             ) from error
 
     def _load(self, split: Split) -> Any:
-        """The rows of our split; None where the dataset has none."""
+        """The rows of our split; None if the dataset has no such split."""
         theirs = self.splits.get(split, split)
         if theirs is None:
             return None
         if self._all is None:
             self._all = self._load_all()
         if split not in self.splits and split not in self._all:
-            if split != "predict":  # which falls back to the test split
+            if split != "predict":  # the test split is used instead
                 warnings.warn(
                     f"source.name: dataset {self.name!r} has no split {split!r}, only {list(self._all)}: nothing is "
-                    f"taken. Name what to take (splits: {{{split}: ...}}), or none on purpose (splits: "
+                    f"used. Name a split (splits: {{{split}: ...}}), or leave it out on purpose (splits: "
                     f"{{{split}: null}})",
                     stacklevel=3,
                 )
@@ -137,7 +132,7 @@ class HubDataset(RowSource, DocumentSource):
         return self._all is not None and not all(hasattr(rows, "__len__") for rows in self._all.values())
 
     def _cut(self, split: Split, theirs: str) -> Any:
-        """A slice, or several, of rows that are on disk."""
+        """One or several slices of rows on disk."""
         import datasets
 
         assert self._all is not None
@@ -157,7 +152,7 @@ class HubDataset(RowSource, DocumentSource):
         return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
     def _cut_stream(self, split: Split, theirs: str) -> Any:
-        """The same of a stream, whose size nobody knows."""
+        """The same for a stream, whose size is unknown."""
         import datasets
 
         assert self._all is not None
@@ -167,7 +162,7 @@ class HubDataset(RowSource, DocumentSource):
             if matched is None or matched["name"] not in self._all:
                 raise ValueError(
                     f"source.splits.{split}: dataset {self.name!r} has no {part!r}; it has {list(self._all)}, and with "
-                    "streaming: true a slice is of numbers of rows: train[:1000] or train[1000:]"
+                    "streaming: true a slice counts rows: train[:1000] or train[1000:]"
                 )
             start, stop = int(matched["start"] or 0), matched["stop"]
             rows = self._all[matched["name"]]
@@ -180,34 +175,29 @@ class HubDataset(RowSource, DocumentSource):
 
         try:
             if Path(self.name, "dataset_dict.json").is_file() or Path(self.name, "state.json").is_file():
-                loaded = datasets.load_from_disk(self.name)  # mapped, and so never read whole
+                loaded = datasets.load_from_disk(self.name)  # mapped, so it is never read whole
             elif self.streaming:
                 builder = datasets.load_dataset_builder(self.name, self.config, revision=self.revision)
-                self._origin = str(builder.hash)  # of the commit, or of the files' names and times
+                self._origin = str(builder.hash)  # a hash of the commit, or of the files' names and times
                 loaded = builder.as_streaming_dataset()
             else:
                 loaded = datasets.load_dataset(self.name, self.config, revision=self.revision)
         except _reading_errors() as error:
             raise ValueError(
                 f"source.name: cannot load dataset {self.name!r} (config {self.config!r}, revision {self.revision!r}): "
-                f"{error}. Check the name, or give a folder of data files, or one written by save_to_disk, when there "
-                "is no network."
+                f"{error}. Check the name; without a network, give a folder of data files or one written by "
+                "save_to_disk."
             ) from error
         return {str(name): rows for name, rows in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
 
 
 def _reading_errors() -> tuple[type[Exception], ...]:
-    """What `datasets` lets through from the readers of all its formats."""
+    """The errors that `datasets` lets through from the readers of its formats."""
     import datasets
     import pyarrow
 
     of_datasets = datasets.exceptions.DatasetsError
     return (of_datasets, pyarrow.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, zlib.error)
-
-
-def _features(dataset: Any) -> dict[str, Any]:
-    """Columns and their kinds; a stream may not know them."""
-    return dict(dataset.features or {})
 
 
 def names_of_classes(kind: Any) -> Callable[[Any], Any] | None:

@@ -70,10 +70,7 @@ class InMemory(RowSource, DocumentSource):
     def documents(self, split: Split) -> Iterator[list[str]]:
         """Each text is a document, each of its lines a unit."""
         for row in self.rows(split):
-            place = row.pop(SOURCE_KEY)
-            if self.text_column not in row:
-                raise ValueError(f"{place}: no column {self.text_column!r} (text_column); there are {sorted(row)}")
-            if units := units_of(row[self.text_column], place=place, column=self.text_column):
+            if units := units_of(row, self.text_column):
                 yield units
 
     def fingerprint(self, split: Split) -> str:

@@ -18,23 +18,23 @@ AtTheEnd = Literal["go_on", "stop", "repeat"]
 class Mixture(DocumentSource):
     """Several sources, interleaved document by document in an order that never changes and needs no memory.
 
-    The next document is of the source that has given the least for its weight so far (the first named, where several
-    have), so that at any point the shares are those of the weights to within a document.
+    The next document comes from the source that has given the least so far, relative to its weight; among equals, from
+    the one named first. So at any point the shares match the weights to within a document.
 
-    Weights, shares, caps and the end of a source concern the `train` split. The held-out splits are every document of
-    every source once, source after source, so that runs of different mixtures are measured on the same text.
+    Weights, shares, caps and the end of a source concern the `train` split. The other splits have every document of
+    every source once, source after source, so that runs with different mixtures are evaluated on the same text.
 
     Args:
         sources: Sources by name.
-        weights: What a source gives beside the others; they need not sum to 1. Sources that are not named have 1.
-        measure: What the weights are shares of: `characters`, or `documents`.
+        weights: How much a source gives relative to the others; they need not sum to 1. The default is 1.
+        measure: What the weights count: `characters` or `documents`.
         shares: Share of a source's documents to take, by its name, in (0, 1]; they are evenly spread over the source.
-        max_documents: Documents of a source at most, by its name.
-        max_characters: Characters of a source at most, by its name; the first document that would exceed them, and
-            all after it, are left out.
-        at_the_end: What happens when a source, or what its cap lets through, has come to its end. `go_on`: the others
-            go on without it, and every document is given once. `stop`: the mixture ends there, so that the weights
-            hold throughout. `repeat`: the source begins anew, until each has come to its end once.
+        max_documents: Most documents of a source, by its name.
+        max_characters: Most characters of a source, by its name; the first document that would exceed them, and all
+            after it, are left out.
+        at_the_end: What happens when a source, or the part that its cap allows, ends. `go_on`: the others continue
+            without it, and every document is given once. `stop`: the mixture ends there, so the weights hold
+            throughout. `repeat`: the source starts again, until each has ended once.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Mixture(DocumentSource):
         at_the_end: AtTheEnd = "go_on",
     ) -> None:
         if not sources:
-            raise ValueError("source.sources: at least one source is needed, by a name of your choice")
+            raise ValueError("source.sources: give at least one source, under a name of your choice")
         settings = {
             "weights": weights,
             "shares": shares,
@@ -62,7 +62,7 @@ class Mixture(DocumentSource):
                     raise ValueError(f"source.{field}: no source {name!r}; there are {list(sources)}")
                 if not (value > 0 and math.isfinite(value)):
                     raise ValueError(
-                        f"source.{field}.{name} must be above 0, got {value}; take a source out to have none of it"
+                        f"source.{field}.{name} must be above 0, got {value}; to use none of a source, remove it"
                     )
         for name, share in (shares or {}).items():
             if share > 1:
@@ -97,7 +97,7 @@ class Mixture(DocumentSource):
                 yield document
                 continue
             if part.is_empty:
-                warnings.warn(f"source.sources.{part.name}: it gives no document of the train split", stacklevel=2)
+                warnings.warn(f"source.sources.{part.name}: its train split has no documents", stacklevel=2)
                 parts.remove(part)
                 continue
             part.has_ended = True
@@ -109,7 +109,7 @@ class Mixture(DocumentSource):
                 parts.remove(part)
 
     def fingerprint(self, split: Split) -> str:
-        """Of the sources' own, and of the settings."""
+        """Hash of the sources' own and of the settings."""
         parts = [[name, source.fingerprint(split)] for name, source in self.sources.items()]
         settings = [self.weights, self.measure, self.shares, self.max_documents, self.max_characters, self.at_the_end]
         return hash_values([parts, settings if split == "train" else None])
@@ -118,7 +118,7 @@ class Mixture(DocumentSource):
         return 1 if self.measure == "documents" else sum(map(len, document))
 
     def _capped(self, name: str) -> Iterator[list[str]]:
-        """The documents of a source from its first to its cap."""
+        """The documents of a source up to its cap."""
         share = self.shares.get(name, 1)
         documents, characters = self.max_documents.get(name, math.inf), self.max_characters.get(name, math.inf)
         number = 0
@@ -134,7 +134,7 @@ class Mixture(DocumentSource):
 
 @dataclass
 class _Part:
-    """A source on its way through its documents."""
+    """A source, and how far it has been read."""
 
     name: str
     documents: Iterator[list[str]]

@@ -1,4 +1,4 @@
-"""A corpus that is prepared already, on local disk or at any address that fsspec reads."""
+"""A corpus that is already prepared, on local disk or at any address that fsspec reads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _BLOCK_BYTES = 1 << 22
 class PreparedCorpus(DocumentSource):
     """What `lit-distil prepare` wrote: a folder with a corpus for each split.
 
-    It is used where it is, or, at an address such as `s3://bucket/corpus`, copied once a node into the local cache:
-    file by file, each checked against its sha256, going on where it was broken off. Reading from an address takes the
-    fsspec package of its kind (s3fs, gcsfs, ...).
+    A local folder is used where it is. From an address such as `s3://bucket/corpus` each node copies it once into the
+    local cache, file by file. Each file is checked against its sha256, and an interrupted copy continues. An address
+    needs the fsspec package for its kind (s3fs, gcsfs, ...).
 
     Args:
         folder: A local folder, or an address with `://`.
@@ -34,10 +34,10 @@ class PreparedCorpus(DocumentSource):
         self.folder = folder
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """There are none: tokens are kept, and not the text."""
+        """There are none: a prepared corpus has no text."""
         raise ValueError(
-            f"source: {self.folder!r} is a prepared corpus, which holds tokens and no text; it can be trained on "
-            "(data.source), and not be read again by a command that needs text"
+            f"source: {self.folder!r} is a prepared corpus, which holds tokens and no text: train on it "
+            "(data.source), and give commands that need text the source that it was prepared from"
         )
 
     def fingerprint(self, split: Split) -> str:
@@ -52,13 +52,13 @@ class PreparedCorpus(DocumentSource):
 
         Args:
             split: Which split.
-            tokenizer_hash: What its tokenizer must be.
-            cache_dir: Where copies of what is at an address are kept.
-            fetch: Whether to copy what is not here yet; once a node.
+            tokenizer_hash: Hash that its tokenizer must have.
+            cache_dir: Where to keep copies from an address.
+            fetch: Whether to copy what is not here yet; once on each node.
             verify: Whether copied files are compared with their sha256 again; otherwise their sizes are.
 
         Returns:
-            The folder; None where there is no such split, or it is neither here nor to be fetched.
+            The folder; None if there is no such split, or if it is not here and not to be fetched.
 
         Raises:
             ValueError: There is no corpus, it was made with another tokenizer, or a file arrives damaged.
@@ -71,7 +71,7 @@ class PreparedCorpus(DocumentSource):
             raise ValueError(
                 f"data.tokenizer: the corpus {self._place(split)!r} was prepared with another tokenizer "
                 f"(its sha256 is {manifest.tokenizer[:12]}…, of {manifest.vocabulary_size:,} entries; data.tokenizer's "
-                f"is {tokenizer_hash[:12]}…). Give the tokenizer that it was prepared with, or prepare it again"
+                f"is {tokenizer_hash[:12]}…). Use the tokenizer that it was prepared with, or prepare it again"
             )
         if not self._is_remote:
             return Path(self._place(split))
@@ -93,7 +93,7 @@ class PreparedCorpus(DocumentSource):
         return str(Path(os.path.expandvars(self.folder)).expanduser() / split)
 
     def _read_manifest(self, split: Split) -> bytes | None:
-        """The manifest of a split; None where another split has one."""
+        """The manifest of a split; None if only another split has one."""
         data = self._read(f"{self._place(split)}/{MANIFEST}")
         if data is not None:
             return data
@@ -122,12 +122,12 @@ class PreparedCorpus(DocumentSource):
             return fsspec.core.url_to_fs(address)
         except (ValueError, ImportError) as error:
             raise ValueError(
-                f"source.folder: {self.folder!r} cannot be read ({error}): install the fsspec package of its kind "
+                f"source.folder: {self.folder!r} cannot be read ({error}): install the fsspec package for its kind "
                 "(s3fs for s3://, gcsfs for gs://), or copy the corpus to local disk"
             ) from error
 
     def _fetch(self, split: Split, manifest: Manifest, local: Path, verify: bool) -> None:
-        """Copy the files that are not here, or not whole."""
+        """Copy the files that are missing here or not whole."""
         sizes = {shard.file: shard.num_bytes(manifest.token_bytes) for shard in manifest.shards}
         hashes = {shard.file: shard.sha256 for shard in manifest.shards} | {TOKEN_COUNTS: manifest.token_counts}
 
@@ -158,7 +158,7 @@ class PreparedCorpus(DocumentSource):
             write_file(path, blocks(), sha256=sha256)
         except FileNotFoundError as error:
             raise ValueError(
-                f"source.folder: {address} is missing, and its manifest names it. Copy the corpus there again"
+                f"source.folder: {address} is missing, but its manifest names it. Copy the corpus there again"
             ) from error
         except ValueError as error:
             raise ValueError(

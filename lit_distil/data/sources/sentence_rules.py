@@ -1,7 +1,7 @@
 """Text to sentences by pysbd's rules, in windows, and without the rules that cannot change anything.
 
-This file imports neither torch nor the package, so that a process that does nothing but cut starts at once and stays
-small (see `encoding_worker.py`).
+This file imports neither torch nor transformers, so that a process that only cuts starts quickly and stays small (see
+`corpus/engine.py`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-WINDOW = 800  # characters; pysbd's time grows faster than the text
+WINDOW = 800  # characters; pysbd takes more than twice as long for twice the text
 _LARGEST_WINDOW = 6400
-# without a mark that can end a sentence or begin an item of a list there is nothing to cut
+# without a mark that can end a sentence or begin a list item there is nothing to cut
 _IS_PLAIN = re.compile(r"[A-Za-z0-9 ,'-]*[^\W_]?[.!?]?").fullmatch
-# what its rules let through on odd text, such as an item number that is no number
+# errors of its rules on odd text, such as an item number that is not a number
 _PYSBD_ERRORS = (IndexError, ValueError, KeyError, TypeError, AttributeError, re.error)
-# a word up to its first period, from where pysbd would find an abbreviation
+# a word up to its first period, where pysbd would find an abbreviation
 _WORDS_BEFORE_PERIODS = re.compile(r"(?:^|(?<=\s))([^\s.]+)(?=\.)").findall
-# what a regular expression takes for an i, k or s and `lower` does not
+# characters that a regular expression treats as an i, k or s, and `lower` does not
 _HAS_ODD_CASE = re.compile("[\u0130\u0131\u017f\u212a]").search
 
 
@@ -38,15 +38,14 @@ class SentenceCutter:
         self._segmenter.language_module = _with_fewer_searches(self._segmenter.language_module)
 
     def __call__(self, texts: list[str]) -> tuple[list[list[str]], int]:
-        """The sentences of each text, and how many pieces of the texts pysbd failed on."""
+        """The sentences of each text, and on how many pieces of the texts pysbd failed."""
         found = [self._cut(text) for text in texts]
         return [sentences for sentences, _ in found], sum(failures for _, failures in found)
 
     def _cut(self, text: str) -> tuple[list[str], int]:
-        """The sentences of a text, and how many pieces of it pysbd failed on.
+        """The sentences of a text, and on how many pieces of it pysbd failed.
 
-        A long text goes through in windows. The last sentence of a window may be cut by its end, so that the next
-        window begins with it.
+        A long text is cut in windows. The end of a window may cut its last sentence, so the next window begins with it.
         """
         sentences: list[str] = []
         failures = start = 0
@@ -69,18 +68,18 @@ class SentenceCutter:
         return sentences, failures + has_failed
 
     def _starts(self, text: str) -> tuple[list[int], bool]:
-        """Where the sentences of a text begin, 0 the first, and whether pysbd failed."""
+        """Where the sentences of a text begin (the first at 0), and whether pysbd failed."""
         if _IS_PLAIN(text):
             return [0], False
         try:
-            # `segment` would look every sentence up in the whole text, and lose those that it does not find
+            # `segment` would search the whole text for every sentence, and lose those that it does not find
             found = self._segmenter.processor(text).process()
         except _PYSBD_ERRORS:
             return [0], True
         starts, position = [0], 0
         for sentence in found:
             place = text.find(sentence.strip(), position)
-            # what the rules have altered cannot be found, and stays with the sentence before
+            # a sentence that the rules altered cannot be found, and stays with the one before
             if place >= position and sentence.strip():
                 if place > 0:
                     starts.append(place)
@@ -89,18 +88,18 @@ class SentenceCutter:
 
 
 def _pieces(text: str, bounds: list[int]) -> Iterator[str]:
-    """The stretches between bounds that are not blank."""
+    """The parts between bounds that are not blank."""
     for start, end in pairwise(bounds):
         if piece := text[start:end].strip():
             yield piece
 
 
 def _with_fewer_searches(language: Any) -> Any:
-    """A language of pysbd that gives the same and does not search in vain for most of its abbreviations.
+    """A language of pysbd that gives the same sentences, without most of its searches for abbreviations.
 
-    For each abbreviation that is part of any word of the text pysbd searches the text for words that begin with it, and
-    then for those of them before a period, to alter it. All but those that stand before a period, as whole words, are
-    left out here. Languages with a rule of their own for that period are left as they are.
+    For each abbreviation that is part of any word of the text, pysbd searches the text for words that begin with it,
+    and then for those before a period. Here only abbreviations that are a whole word before a period are searched for.
+    Languages with a rule of their own for that period are left unchanged.
     """
     from pysbd.abbreviation_replacer import AbbreviationReplacer
 
@@ -109,7 +108,7 @@ def _with_fewer_searches(language: Any) -> Any:
     if any(getattr(kind, name) is not getattr(AbbreviationReplacer, name) for name in own):
         return language
     rules = language.Abbreviation
-    # other abbreviations are regular expressions, whatever was meant
+    # the others are treated as regular expressions, intended or not
     plain = {abbr: abbr.strip() for abbr in rules.ABBREVIATIONS if abbr.strip().isascii() and abbr.strip().isalnum()}
 
     class Replacer(kind):  # type: ignore[misc, valid-type]
@@ -129,7 +128,7 @@ def _with_fewer_searches(language: Any) -> Any:
 
 
 def _language_of(rules: Any, abbreviations: list[str]) -> Any:
-    """What pysbd's search for abbreviations asks a language for, with some of its abbreviations."""
+    """The parts of a language that pysbd's search for abbreviations needs, with some of its abbreviations."""
     kept = SimpleNamespace(
         ABBREVIATIONS=abbreviations,
         PREPOSITIVE_ABBREVIATIONS=rules.PREPOSITIVE_ABBREVIATIONS,

@@ -44,9 +44,7 @@ class Sentences(DocumentSource):
         num_failures = 0
         sentences: list[str] = []
         batches = _batches(self.source.documents(split))
-        for (_, ends), (cut, failures) in results_in_order(
-            SentenceCutter, self.language, batches, lambda batch: batch[0]
-        ):
+        for ends, (cut, failures) in results_in_order(SentenceCutter, self.language, batches):
             num_failures += failures
             for found, ends_document in zip(cut, ends, strict=True):
                 sentences += found
@@ -63,8 +61,8 @@ class Sentences(DocumentSource):
         return hash_values([self.source.fingerprint(split), self.language, importlib.metadata.version("pysbd"), WINDOW])
 
 
-def _batches(documents: Iterable[list[str]]) -> Iterator[tuple[list[str], list[bool]]]:
-    """Units to cut together, and whether each is the last of its document."""
+def _batches(documents: Iterable[list[str]]) -> Iterator[tuple[list[bool], list[str]]]:
+    """Whether each unit is the last of its document, and units to cut together."""
     units: list[str] = []
     ends: list[bool] = []
     size = 0
@@ -75,10 +73,10 @@ def _batches(documents: Iterable[list[str]]) -> Iterator[tuple[list[str], list[b
             ends.append(number >= len(document))
             size += len(unit)
             if size >= _BATCH_CHARACTERS:
-                yield units, ends
+                yield ends, units
                 units, ends, size = [], [], 0
     if units:
-        yield units, ends
+        yield ends, units
 
 
 def _languages() -> dict[str, Any]:

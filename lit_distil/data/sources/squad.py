@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_distil.data.sources.base import RowSource, Split
-from lit_distil.data.sources.text import Files, read_lines, resolve_files, warn_of_shared_files
+from lit_distil.data.sources.base import LocalFiles, RowSource, Split
+from lit_distil.data.sources.text import Files, read_lines
 from lit_distil.tasks.base import SOURCE_KEY, Row
 
 
-class SquadFiles(RowSource):
-    """Files in the format of SQuAD v1.1 and v2 (`{"data": [{"paragraphs": [{"context", "qas"}]}]}`), a row a question.
+class SquadFiles(LocalFiles, RowSource):
+    """Files in the format of SQuAD v1.1 and v2 (`{"data": [{"paragraphs": [{"context", "qas"}]}]}`).
 
-    The rows have `id`, `title`, `context`, `question` and `answers` (`text` and `answer_start`, lists; empty where the
-    question has no answer), as the Hub's `rajpurkar/squad` has them.
+    There is a row for each question, with `id`, `title`, `context`, `question` and `answers` (`text` and
+    `answer_start`, lists; empty if the question has no answer), as in the Hub's `rajpurkar/squad`.
 
     Args:
-        train: A file, a folder, a glob, or a list of them; gzip and zstd are told by their first bytes.
+        train: A file, a folder, a glob, or a list of them; gzip and zstd are recognised by their first bytes.
         validation: The same for validation.
         test: The same for testing.
         predict: The same for `predict`; answers are not needed there.
@@ -28,14 +28,11 @@ class SquadFiles(RowSource):
     def __init__(
         self, train: Files = None, *, validation: Files = None, test: Files = None, predict: Files = None
     ) -> None:
-        self.files: dict[str, Files] = {"train": train, "validation": validation, "test": test, "predict": predict}
+        super().__init__({"train": train, "validation": validation, "test": test, "predict": predict})
 
     def rows(self, split: Split) -> Iterator[Row]:
-        """Each row carries its file and the id of its question under `__source__`, for messages."""
-        if split != "predict":
-            warn_of_shared_files(self.files, split)
-        for path in resolve_files(self.files.get(split), field=f"source.{split}"):
-            yield from _read(path)
+        """Each row has its file and the id of its question under `__source__`, for messages."""
+        return self.read(split, _read)
 
 
 def _read(path: Path) -> Iterator[Row]:
@@ -48,8 +45,8 @@ def _read(path: Path) -> Iterator[Row]:
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list) or not articles:
         raise ValueError(
-            f"{path}: an object with a list of articles under 'data' is expected, as SQuAD's files have it; for one "
-            "question a line use lit_distil.data.TableFiles"
+            f"{path}: an object with a list of articles under 'data' is expected, as in SQuAD's files; for one "
+            "question on each line use lit_distil.data.TableFiles"
         )
     for number, article in enumerate(articles):
         place = f"{path}: data[{number}]"
@@ -75,5 +72,5 @@ def _read(path: Path) -> Iterator[Row]:
 def _field(value: Any, name: str, place: str) -> Any:
     if not isinstance(value, dict) or name not in value:
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"{place}: no {name!r}, which SQuAD's format has; there is {found}")
+        raise ValueError(f"{place}: no {name!r}, which SQuAD's format has; found {found}")
     return value[name]

@@ -1,4 +1,4 @@
-"""Files of text: finding them, and reading their lines whatever the compression, in bounded memory."""
+"""Text files: finding them, and reading their lines in bounded memory, compressed or not."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _BLOCK_BYTES = 1 << 20
 _COMPRESSED_BYTES = 1 << 14
-_ZSTD_BYTES = 1 << 6  # few, as nothing else bounds what they unpack to: 128 KiB for each four of them
+_ZSTD_BYTES = 1 << 6  # few, since nothing else bounds the output: 4 bytes can unpack to 128 KiB
 
 
 def resolve_files(files: Files, *, field: str) -> list[Path]:
     """Expand files, folders and globs to a list of files, sorted within each entry.
 
     Args:
-        files: What the configuration names; None gives no files.
+        files: The setting; None gives no files.
         field: Name of the configuration field, for messages.
 
     Raises:
-        ValueError: A file is missing (names near it are told), a glob matches nothing, or a folder is empty.
+        ValueError: A file is missing (the message gives similar names), a glob matches nothing, or a folder is empty.
     """
     paths: list[Path] = []
     for name in [files] if isinstance(files, str) else files or []:
@@ -50,39 +50,39 @@ def resolve_files(files: Files, *, field: str) -> list[Path]:
                 raise ValueError(f"{field}: no file matches {name!r} (looked from {Path.cwd()})")
         else:
             is_optional = field.endswith((".validation", ".test", ".predict"))
-            remedy = f"; if there is none, set it to null (--data.{field} null)" if is_optional else ""
+            remedy = f"; if you do not have one, set it to null (--data.{field} null)" if is_optional else ""
             raise ValueError(f"{field}: no file {name!r} (looked from {Path.cwd()}){near_names(path)}{remedy}")
         paths.extend(found)
     return paths
 
 
 def warn_of_shared_files(files: dict[str, Files], split: str) -> None:
-    """Warn where a split that is held out has files that are trained on too."""
+    """Warn if an evaluation split has files that are also trained on."""
 
     def existing(name: str) -> set[Path]:
         try:
             return {path.resolve() for path in resolve_files(files.get(name), field=name)}
-        except ValueError:  # not this split's matter
+        except ValueError:  # reported when that split is read
             return set()
 
     if split != "train" and (shared := sorted(existing(split) & existing("train"))):
         warnings.warn(
-            f"source.{split}: {len(shared)} file(s) are also in source.train, the first {str(shared[0])!r}: what is "
-            "measured on them is memory, not skill",
+            f"source.{split}: {len(shared)} file(s) are also in source.train, the first {str(shared[0])!r}: measuring "
+            "on them shows memory, not skill",
             stacklevel=3,
         )
 
 
 def read_lines(path: Path, *, errors: Errors = "strict", longest: int | None = None) -> Iterator[str]:
-    r"""Lines of a text file without their ends, which are `\n`, `\r\n` or `\r` and nothing else.
+    r"""Lines of a text file without their ends, which are `\n`, `\r\n` or `\r`, nothing else.
 
     A byte order mark is dropped; NUL bytes are dropped with a warning.
 
     Args:
         path: The file, which may be compressed.
-        errors: What to do with bytes that are not UTF-8: `strict` stops, `replace` puts U+FFFD.
-        longest: Bytes of a line after which it is cut, at a space where there is one, so that a file that is one line
-            takes bounded memory; a warning counts the cuts. None never cuts.
+        errors: What to do with bytes that are not UTF-8: `strict` stops, `replace` inserts U+FFFD.
+        longest: Bytes after which a line is cut, at a space if there is one, so that a file that is one line takes
+            bounded memory; a warning counts the cuts. None never cuts.
 
     Raises:
         ValueError: The file is not UTF-8, is cut short or is damaged; the message names file and line.
@@ -96,13 +96,13 @@ def read_lines(path: Path, *, errors: Errors = "strict", longest: int | None = N
 
 
 def read_text(path: Path, *, errors: Errors = "strict") -> Iterator[str]:
-    r"""The text of a file in blocks of bounded size, every line ended by `\n`; else as `read_lines`."""
+    r"""The text of a file in blocks of bounded size, with every line end as `\n`; otherwise like `read_lines`."""
     for text, is_cut in _decoded(path, errors, _BLOCK_BYTES):
         yield text if is_cut else f"{text}\n"
 
 
 def _decoded(path: Path, errors: Errors, longest: int | None) -> Iterator[tuple[str, bool]]:
-    r"""Blocks of whole lines joined by `\n`, and whether the last of them is cut and goes on in the next block."""
+    r"""Blocks of whole lines joined by `\n`, and whether the last line is cut and continues in the next block."""
     num_lines = num_nul = 0
     for block, is_cut in _whole_lines(path, longest):
         if b"\0" in block:
@@ -119,19 +119,23 @@ def _decoded(path: Path, errors: Errors, longest: int | None) -> Iterator[tuple[
         num_lines += block.count(b"\n") + (not is_cut)
         yield text, is_cut
     if num_nul:
-        warnings.warn(f"{path}: {num_nul} NUL bytes were taken out", stacklevel=3)
+        warnings.warn(f"{path}: {num_nul} NUL bytes were removed", stacklevel=3)
 
 
 def _whole_lines(path: Path, longest: int | None) -> Iterator[tuple[bytes, bool]]:
-    r"""Blocks of whole lines joined by `\n`, without a final one, and whether the block ends in a cut line."""
+    r"""Blocks of whole lines joined by `\n`, without a line end at the end, and whether the last line is cut."""
     rest = b""
     is_first = True
     for block in _blocks(path):
-        if is_first:
+        if is_first and block:
+            # English in UTF-16 without a mark has a NUL at every second byte
+            head = block[:1024]
+            if head.startswith(_UTF16_MARKS) or head.count(b"\0") * 3 > len(head):
+                raise ValueError(f"{path}: the file is UTF-16 or not text; convert it first (iconv -f UTF-16 -t UTF-8)")
             block = block.removeprefix(_BYTE_ORDER_MARK)
             is_first = False
         if rest:
-            # a carriage return at the end may be half a line's end, so it waits for the next block
+            # a carriage return at the end may be half of a line end, so it waits for the next block
             block = rest + block
         held = b"\r" if block.endswith(b"\r") else b""
         block = block.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -149,27 +153,14 @@ def _whole_lines(path: Path, longest: int | None) -> Iterator[tuple[bytes, bool]
 
 
 def _character_boundary(data: bytes, end: int) -> int:
-    """The last place up to `end` that does not stand within a UTF-8 character."""
+    """The last place up to `end` that is not inside a UTF-8 character."""
     while end > 1 and data[end] & 0xC0 == 0x80:
         end -= 1
     return end
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, with a check at the first that they are text."""
-    is_first = True
-    for block in _raw_blocks(path):
-        if is_first and block:
-            is_first = False
-            head = block[:1024]
-            # without a mark, English in UTF-16 is a NUL at every second byte
-            if head.startswith(_UTF16_MARKS) or head.count(b"\0") * 3 > len(head):
-                raise ValueError(f"{path}: the file is UTF-16 or not text; convert it first (iconv -f UTF-16 -t UTF-8)")
-        yield block
-
-
-def _raw_blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file; gzip and zstd are told by the first bytes, whatever the name."""
+    """The bytes of a file; gzip and zstd are recognised by the first bytes, whatever the name."""
     with open(path, "rb") as file:
         head = file.read(4)
         file.seek(0)
@@ -181,7 +172,7 @@ def _raw_blocks(path: Path) -> Iterator[bytes]:
         size = 0
         for chunk in iter(lambda: file.read(_COMPRESSED_BYTES), b""):
             while chunk:
-                if decoder.eof:  # compressed files may stand end to end, with zeros between
+                if decoder.eof:  # a file may contain several compressed ones, with zeros between
                     chunk = chunk.lstrip(b"\0")
                     if not chunk:
                         break
@@ -205,18 +196,18 @@ def is_compressed(path: Path) -> bool:
 
 
 class _Decoder:
-    """Decompression step by step, so that a little that unpacks to very much takes bounded memory."""
+    """Decompression in steps, so that a few bytes that unpack to very many take bounded memory."""
 
     def __init__(self, decoder: Any, step: int, *limit: int) -> None:
         self._decoder, self._step, self._limit = decoder, step, limit
 
     @property
     def eof(self) -> bool:
-        """Whether the compressed data have come to their end."""
+        """Whether the compressed data have ended."""
         return self._decoder.eof
 
     def decompress(self, chunk: bytes) -> tuple[bytes, bytes]:
-        """The next bytes, and what of the chunk is still to be decompressed."""
+        """The next bytes, and the part of the chunk that is still to be decompressed."""
         blocks, size = [], 0
         while chunk and size < _BLOCK_BYTES and not self.eof:
             blocks.append(self._decoder.decompress(chunk[: self._step], *self._limit))
@@ -247,7 +238,7 @@ def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:
 
 
 def near_names(path: Path) -> str:
-    """What stands near a path that does not exist, as the end of a message."""
+    """Names that are similar to a path that does not exist, as the end of a message."""
     import difflib
 
     if not path.parent.is_dir():

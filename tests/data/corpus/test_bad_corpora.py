@@ -68,7 +68,7 @@ def test_white_space_alone_is_an_error(tmp_path):
 
 def test_nul_bytes_are_taken_out_with_a_count(tmp_path):
     path = write(tmp_path / "a.txt", b"one t\0wo\0 three, and a good deal more of it\n")
-    with pytest.warns(UserWarning, match=r"a\.txt: 2 NUL bytes were taken out"):
+    with pytest.warns(UserWarning, match=r"a\.txt: 2 NUL bytes were removed"):
         assert documents(path) == [["one two three, and a good deal more of it"]]
 
 
@@ -174,7 +174,7 @@ def test_a_missing_file_is_an_error_with_the_names_near_it(tmp_path):
         documents(str(tmp_path / "corpsu.txt"))
     with pytest.raises(ValueError, match=r"the folder .*nowhere' does not exist"):
         documents(str(tmp_path / "nowhere" / "corpus.txt"))
-    with pytest.raises(ValueError, match=r"source\.test: no file .*; if there is none, set it to null \(--data"):
+    with pytest.raises(ValueError, match=r"source\.test: no file .*; if you do not have one, set it to null \(--data"):
         resolve_files(str(tmp_path / "test.jsonl"), field="source.test")
 
 

@@ -229,7 +229,7 @@ def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path,
         units = whole.unit_ends[(whole.unit_ends > before) & (whole.unit_ends <= before + part.num_tokens)]
         assert (part.unit_ends + before).tolist() == units.tolist()
         assert part.document_ends[-1] == part.num_units
-    with pytest.raises(ValueError, match=r"has \d+ shards: take its tokens with gather"):
+    with pytest.raises(ValueError, match=r"has \d+ shards: get its tokens with gather"):
         _ = cut.tokens
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from lit_distil.commands.prepare import run
 from lit_distil.data.corpus.engine import results_in_order, workers
 from tests.commands.examples import make_tokenizer
 from tests.data.corpus.work import make_imports, make_square
+from tests.workspace import environment
 
 
 def squares(numbers: range | Iterator[int], settings: str = "") -> Iterator[tuple[int, int]]:
-    for _, (square, size, pid) in results_in_order(make_square, settings, numbers, lambda number: number):
+    for _, (square, size, pid) in results_in_order(make_square, settings, ((n, n) for n in numbers)):
         assert size == len(settings)
         yield square, pid
 
@@ -60,8 +63,37 @@ def test_an_error_in_the_items_is_raised_here() -> None:
 
 def test_processes_load_none_of_the_heavy_libraries() -> None:
     with workers(2):
-        found = list(results_in_order(make_imports, "", range(10), lambda number: number))
+        found = list(results_in_order(make_imports, "", ((n, n) for n in range(10))))
     assert [names for _, names in found] == [[]] * 10
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # ended, but nobody has asked
+    except OSError:
+        return False
+
+
+def test_processes_end_soon_after_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+    script = """
+import sys
+from lit_distil.data.corpus.engine import results_in_order, workers
+from tests.data.corpus.work import make_square
+
+with workers(2):
+    for _, (_, _, pid) in results_in_order(make_square, "", ((n, n) for n in range(10**9))):
+        print(pid, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment())
+    assert process.stdout is not None
+    pids = {int(process.stdout.readline()) for _ in range(40)}
+    process.kill()
+    process.wait()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 60
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.fixture

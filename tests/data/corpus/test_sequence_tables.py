@@ -136,7 +136,7 @@ def test_a_warning_of_many_shards_is_one_with_a_count(corpora, tmp_path):
     parts = len(list(parts_of(corpora[1])))
     assert len(messages) == 1
     assert "longer than max_length 12" in messages[0]
-    assert f"and the like in {parts - 1} other parts of the corpus, of {parts}" in messages[0]
+    assert f"and similarly in {parts - 1} other parts of the corpus, of {parts}" in messages[0]
 
 
 def test_a_format_that_joins_documents_of_two_shards_is_refused(wordpiece, tmp_path):

@@ -144,7 +144,7 @@ def test_rows_serve_as_documents_of_their_text_column(tmp_path):
     with pytest.raises(ValueError, match=r"a\.jsonl:1: no column 'text' \(source\.text_column\); there are \['body'\]"):
         list(TableFiles(path).documents("train"))
     with pytest.raises(
-        ValueError, match=r"a\.jsonl:1: column 'body' .* holds dict; a text or a list of texts is expected"
+        ValueError, match=r"a\.jsonl:1: column 'body' .* holds dict; expected a text or a list of texts"
     ):
         list(TableFiles(write(tmp_path / "a.jsonl", '{"body": {}}'), text_column="body").documents("train"))
 

@@ -41,7 +41,7 @@ def test_splits_of_a_dataset_are_mapped_and_sliced(saved):
 
 def test_a_split_that_is_not_there_is_a_warning_and_a_named_one_an_error(saved):
     name = str(saved / "dict")
-    with pytest.warns(UserWarning, match=r"has no split 'validation', only \['train', 'dev'\]: nothing is taken"):
+    with pytest.warns(UserWarning, match=r"has no split 'validation', only \['train', 'dev'\]: nothing is used"):
         assert labels(HubDataset(name), "validation") == []
     assert labels(HubDataset(name, splits={"validation": None}), "validation") == []
     with pytest.raises(ValueError, match=r"source\.splits\.validation: dataset .* has no 'val'"):
@@ -101,7 +101,7 @@ def test_a_stream_is_sliced_by_numbers_of_rows(folder):
     assert labels(source, "test") == [1, 4]
     assert len({source.fingerprint(split) for split in ("train", "validation", "test")}) == 3
     for spec in ("train[:10%]", "train[-2:]", "dev"):
-        with pytest.raises(ValueError, match=r"source\.splits\.train: dataset .* numbers of rows: train\[:1000\]"):
+        with pytest.raises(ValueError, match=r"source\.splits\.train: dataset .* slice counts rows: train\[:1000\]"):
             labels(HubDataset(folder, streaming=True, splits={"train": spec}), "train")
 
 

@@ -74,7 +74,7 @@ def test_held_out_splits_are_whole_whatever_the_caps():
 
 
 def test_a_source_without_documents_is_told_and_left_out():
-    with pytest.warns(UserWarning, match=r"source\.sources\.b: it gives no document of the train split"):
+    with pytest.warns(UserWarning, match=r"source\.sources\.b: its train split has no documents"):
         assert names(Mixture({"a": Counted("a", 3), "b": Counted("b", 0)}, at_the_end="repeat")) == "aaa"
 
 
@@ -116,7 +116,7 @@ def test_files_of_several_kinds_mix(tmp_path):
     ("settings", "message"),
     [
         ({"weights": {"c": 1}}, r"source\.weights: no source 'c'; there are \['a'\]"),
-        ({"weights": {"a": 0}}, r"source\.weights\.a must be above 0, got 0; take a source out"),
+        ({"weights": {"a": 0}}, r"source\.weights\.a must be above 0, got 0; to use none of a source"),
         ({"weights": {"a": float("inf")}}, r"source\.weights\.a must be above 0"),
         ({"max_documents": {"a": -1}}, r"source\.max_documents\.a must be above 0, got -1"),
         ({"max_characters": {"b": 1}}, r"source\.max_characters: no source 'b'"),
@@ -131,7 +131,7 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 
 
 def test_sources_that_give_no_documents_are_refused():
-    with pytest.raises(ValueError, match=r"source\.sources: at least one source"):
+    with pytest.raises(ValueError, match=r"source\.sources: give at least one source"):
         Mixture({})
     with pytest.raises(ValueError, match=r"source\.sources\.a: str gives no documents"):
         Mixture({"a": "docs"})

@@ -161,7 +161,7 @@ def test_what_arrives_damaged_is_named_with_the_way_out(made):
     with pytest.raises(ValueError, match=r"shard-00001\.bin has [\d,]+ bytes, its manifest says"):
         text_data(made, here).prepare_data()
     shard.unlink()
-    with pytest.raises(ValueError, match=r"shard-00001\.bin is missing, and its manifest names it"):
+    with pytest.raises(ValueError, match=r"shard-00001\.bin is missing, but its manifest names it"):
         remote.prepare_data()
 
 
@@ -179,7 +179,7 @@ def test_a_folder_without_a_corpus_is_told(made):
     for folder in (str(made.root / "nowhere"), f"file://{made.root}/nowhere", "memory://nowhere"):
         with pytest.raises(ValueError, match=r"source\.folder: .*nowhere' holds no prepared corpus"):
             text_data(made, PreparedCorpus(folder)).prepare_data()
-    with pytest.raises(ValueError, match=r"cannot be read \(.*install the fsspec package of its kind"):
+    with pytest.raises(ValueError, match=r"cannot be read \(.*install the fsspec package for its kind"):
         text_data(made, PreparedCorpus("nosuch://a/b")).prepare_data()
     with pytest.raises(ValueError, match="name the folder"):
         PreparedCorpus("")

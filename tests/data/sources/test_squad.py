@@ -49,7 +49,7 @@ def test_questions_become_rows_in_the_shape_of_the_hubs(tmp_path):
     [
         ("{'a': 1}", r":1: not JSON .*SQuAD's format is one object a file"),
         ([1], r"under 'data' is expected.*TableFiles"),
-        ({"data": [{"title": "T"}]}, r": data\[0\]: no 'paragraphs', which SQuAD's format has; there is \['title'\]"),
+        ({"data": [{"title": "T"}]}, r": data\[0\]: no 'paragraphs', which SQuAD's format has; found \['title'\]"),
         (squad({"id": "1"}), r"paragraphs\.qas: no 'question'"),
         (squad({"question": "who?"}), r"paragraphs\.qas: no 'id'"),
         (squad({"id": "1", "question": "w", "answers": [{}]}), r"question 1: no 'text'"),

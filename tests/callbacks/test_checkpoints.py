@@ -15,7 +15,7 @@ OLD, NEW = ({"weights": torch.full((1000,), float(value)), "step": value} for va
 
 
 class Killed(BaseException):
-    """The process is gone: nothing of ours runs after it, save what `finally` does, which harms nothing."""
+    """Stands for a kill; unlike one, it lets `finally` blocks run, which changes nothing here."""
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def step_of(path: Path) -> int:
     return WholeCheckpoints().load_checkpoint(path, weights_only=True)["step"]
 
 
-def test_what_was_written_is_read_and_its_hash_is_sha256sums(path: Path) -> None:
+def test_a_checkpoint_is_read_back_and_its_hash_file_is_that_of_sha256sum(path: Path) -> None:
     WholeCheckpoints().save_checkpoint(NEW, path)
     assert step_of(path) == 2
     assert sorted(one.name for one in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.sha256"]
@@ -40,7 +40,7 @@ def test_what_was_written_is_read_and_its_hash_is_sha256sums(path: Path) -> None
 
 @pytest.mark.parametrize("name", ["replace", "fsync"])
 @pytest.mark.parametrize("calls", range(6))
-def test_killed_anywhere_in_a_write_the_old_or_the_new_is_there_whole(
+def test_a_kill_at_any_point_of_a_write_leaves_the_old_or_the_new_checkpoint(
     name: str, calls: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, left = getattr(os, name), [calls]
@@ -62,7 +62,7 @@ def test_killed_anywhere_in_a_write_the_old_or_the_new_is_there_whole(
     assert step_of(path) == 2
 
 
-def test_a_full_disk_leaves_the_last_good_one_and_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_checkpoint_before_and_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(checkpoint: object, file: object) -> None:
         file.write(b"half of it")  # type: ignore[attr-defined]
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -82,7 +82,7 @@ def flip_a_bit(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 137, 1500, 3001, -3])
-def test_a_flipped_bit_in_the_last_one_takes_the_newest_sound_one(path: Path, place: int) -> None:
+def test_for_a_damaged_last_checkpoint_the_newest_sound_one_is_loaded(path: Path, place: int) -> None:
     older, newer = path.with_name("step-3.ckpt"), path.with_name("step-4.ckpt")
     for seconds, (other, step) in enumerate(((older, 3), (newer, 4))):
         WholeCheckpoints().save_checkpoint({**OLD, "step": step}, other)
@@ -97,12 +97,12 @@ def test_a_flipped_bit_in_the_last_one_takes_the_newest_sound_one(path: Path, pl
         step_of(newer)
 
 
-def test_a_damaged_one_with_no_other_is_named(path: Path) -> None:
+def test_a_damaged_checkpoint_without_another_is_reported(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"last\.ckpt: the checkpoint is damaged.*start again"):
         step_of(path)
 
 
-def test_a_checkpoint_without_a_hash_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_hash_is_loaded(tmp_path: Path) -> None:
     torch.save(OLD, tmp_path / "other.ckpt")
     assert step_of(tmp_path / "other.ckpt") == 1
