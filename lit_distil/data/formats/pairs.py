@@ -29,18 +29,8 @@ class _PairFormat(SequenceFormat):
         self.copies = copies
 
     @abstractmethod
-    def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
-        """The pairs of a corpus and their labels, 0 = is next, 1 = random.
-
-        Args:
-            unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
-            document_ends: int64 `[D]`, exclusive end of each document, counted in units.
-            seeds: int64 `[D]`, a seed for each document.
-            room: Most tokens of a pair, without special tokens.
-
-        Returns:
-            Start and exclusive end of both texts, int64 `[pairs, 2, 2]`, and int8 `[pairs]`.
-        """
+    def _pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
+        """The pairs of a corpus and their labels; arguments and result are those of `kernels.segment_pairs`."""
 
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
         """Sequences of two pieces with a next-sentence label."""
@@ -65,7 +55,7 @@ class _PairFormat(SequenceFormat):
         found, labels = [], []
         for copy in range(self.copies):
             seeds = document_seeds(seed, num_documents, copy)
-            pairs, copy_labels = self.pairs(unit_ends, document_ends, seeds, max_length - self.num_special_tokens)
+            pairs, copy_labels = self._pairs(unit_ends, document_ends, seeds, max_length - self.num_special_tokens)
             found.append(pairs.reshape(-1, 2))
             labels.append(copy_labels)
         pieces = np.concatenate(found)
@@ -101,8 +91,7 @@ class SegmentPair(_PairFormat):
             raise ValueError(f"short_seq_prob must lie in [0, 1], got {short_seq_prob}")
         self.short_seq_prob = short_seq_prob
 
-    def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
-        """Pairs as BERT's `create_instances_from_document` makes them."""
+    def _pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
         from lit_distil.data.formats import kernels  # compiled; slow to import
 
         return kernels.segment_pairs(
@@ -122,11 +111,7 @@ class SentencePair(_PairFormat):
         copies: How many times to go through the corpus, each time with other pairs. An epoch is all copies.
     """
 
-    def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:
-        super().__init__(random_next_prob, copies)
-
-    def pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
-        """Pairs from each document's first unit to its last."""
+    def _pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
         from lit_distil.data.formats import kernels  # compiled; slow to import
 
         return kernels.sentence_pairs(unit_ends, document_ends, seeds, room, float(self.random_next_prob))

@@ -439,24 +439,17 @@ def reorder(view: Arrays, order: Ints) -> Arrays:
 
 @compiled
 def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
-    """`target[:] = source`, which takes numba three times as long."""
+    """The same as `target[:] = source`, which takes numba three times as long."""
     for index in range(len(source)):
         target[index] = source[index]
 
 
 @compiled
 def put_back(ids: Ints, view: Arrays, reordered: Arrays, order: Ints, chosen: Ints) -> Ints:
-    """Copy the ids at the chosen positions of reordered sequences to where these stand in `ids`.
-
-    Args:
-        ids: int64 `[T]`, changed in place.
-        view: The sequences where they stand in `ids`.
-        reordered: The same sequences in this order, with other ids at the chosen positions.
-        order: int64 `[S]`.
-        chosen: int64 `[M]`, positions in the reordered sequences, ascending.
+    """Copy the ids at the chosen positions of the reordered sequences to where `view` has these positions.
 
     Returns:
-        int64 `[M]`: the same positions in `ids`, ascending.
+        int64 `[M]`: the positions there, ascending, as `chosen` is.
     """
     firsts = np.searchsorted(chosen, reordered.starts)
     lasts = np.append(firsts[1:], len(chosen))
