@@ -17,20 +17,21 @@ MAX_WASTE = 0.25
 """A sequence shares a bucket with another that is at most 1 / (1 - MAX_WASTE) times as long ..."""
 
 BUCKET_COST = 3000
-"""... or where padding costs less than one more bucket: about as much, forward and backward, as so many more scores of
-each head (measured on CPU: 2,000 with 12 heads, 5,000 with 4)."""
+"""... or if padding it costs less than a bucket of its own, which costs about as much as this many attention scores of
+each head, forward and backward (measured on CPU: 2,000 with 12 heads, 5,000 with 4)."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences of like lengths that are attended to together, each padded to `width`.
+    """Sequences of similar lengths that attention takes together, each padded to `width`.
 
     Attributes:
-        lengths: real tokens of each sequence.
-        width: tokens of each after padding.
-        start: where in the row they begin if they lie end to end and need no padding, so that a view serves; else None.
-        tokens: int64 `[len(lengths) * width]`, which token of the row stands in each slot (in padding, the
-            sequence's first: it is never attended to); None where `start` is given.
+        lengths: Real tokens of each sequence.
+        width: Tokens of each sequence after padding.
+        start: Where in the row the sequences begin if they lie end to end and need no padding, so that a view will do;
+            else None.
+        tokens: int64 `[len(lengths) * width]`, which token of the row goes into each slot (into padding, the
+            sequence's first: it is never attended to); None if `start` is given.
     """
 
     lengths: tuple[int, ...]
@@ -56,16 +57,14 @@ class Bucket:
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """Where each sequence of a flat batch lies, and in which buckets attention is computed.
-
-    Build it with `SequenceLayout.of`, once per batch; every layer uses the same one.
+    """Where each sequence of a flat batch lies, and in which buckets attention is computed. Made by `of`.
 
     Attributes:
-        lengths: the sequences' lengths, on the host.
+        lengths: Lengths of the sequences, on the host.
         cu_seq_lens: int32 `[S + 1]` on the device: sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
-        buckets: the groups of sequences, each sequence in one of them.
-        slots: int64 `[T]`, the place of each token among the buckets' slots laid end to end; None where that is the
-            order of the tokens already.
+        buckets: Groups of sequences; each sequence is in one of them.
+        slots: int64 `[T]`, the place of each token among the slots of all buckets; None if that is the order of the
+            tokens already.
     """
 
     lengths: tuple[int, ...]
@@ -79,12 +78,12 @@ class SequenceLayout:
         """The layout of a batch.
 
         Args:
-            lengths: tokens of each sequence, in the order of the batch. Plain integers: nothing here waits for the
+            lengths: Tokens of each sequence, in the order of the batch; plain integers, so that nothing waits for the
                 device.
-            device: where the batch is.
+            device: Where the batch is.
 
         Raises:
-            ValueError: if there is no sequence, or an empty one.
+            ValueError: There is no sequence, or an empty one.
         """
         if len(lengths) == 0 or min(lengths) < 1:
             raise ValueError(
@@ -102,18 +101,13 @@ class SequenceLayout:
         """Tokens of the longest sequence."""
         return max(self.lengths)
 
-    @property
-    def num_slots(self) -> int:
-        """Tokens that attention is computed for, padding included."""
-        return sum(len(bucket.lengths) * bucket.width for bucket in self.buckets)
-
     def bias(self, index: int, *, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores of a bucket: 0 where a token may look, very negative where it may not.
+        """What is added to the scores of bucket `index`: 0 where a token may look, very negative where it may not.
 
         Args:
-            index: of the bucket.
-            window: tokens i and j see each other if |i - j| < window; None means all do.
-            dtype: of the scores.
+            index: Which bucket.
+            window: Tokens i and j see each other if |i - j| < window; None means all do.
+            dtype: Type of the scores.
 
         Returns:
             A tensor that broadcasts to `[sequences, heads, width, width]`, or None if every token may look everywhere.
@@ -181,7 +175,7 @@ def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
 
 
 def _group(lengths: tuple[int, ...]) -> list[list[int]]:
-    """Indices of sequences that share a bucket; the longest sequence of a bucket bounds what the others waste."""
+    """Indices of the sequences that share a bucket."""
     alike: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not alike or lengths[index] < (1 - MAX_WASTE) * lengths[alike[-1][0]]:
@@ -198,7 +192,7 @@ def _group(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 def _cost(width: int) -> int:
-    """Of a sequence's attention, in scores: what is done for each token weighs as much as some scores do."""
+    """The cost of attention within a sequence, in scores; the work for each token costs as much as 16 of them."""
     return width * (width + 16)
 
 

@@ -19,12 +19,12 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.files import short_hash
 from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.models.sources import Head
 from lit_distil.modules.checkpoints import SavedModule
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
 from lit_distil.modules.meters import add_size, step_size
@@ -350,17 +350,8 @@ class LanguageModelModule(EncoderModule):
     """What pretraining and distillation share: a masked-LM network and the metrics of its predictions."""
 
     network: MaskedLMNetwork | None
-    head: Head = "masked_lm"
-
-    @property
-    def network_head(self) -> Head:
-        """`masked_lm`, or `pretraining` with a next-sentence head."""
-        return self.head
-
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build the network of a checkpoint."""
-        self.head = head
-        self.network = MaskedLMNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
+    network_class = MaskedLMNetwork
+    head: Head = "masked_lm"  # `pretraining` with a next-sentence head
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """Accuracy on the masked tokens."""

@@ -27,7 +27,7 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataMod
         ValueError: The padding ids differ, the logits have different widths, or a sequence is longer than a position
             table.
     """
-    check_beside_cache(student, _num_logits(teacher), data)
+    check_beside_cache(student, num_logits(teacher), data)
     check_padding_id("teacher", teacher, data.vocabulary)
     check_length("teacher", teacher, data)
     ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
@@ -52,7 +52,7 @@ def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: Dat
     """
     check_padding_id("student", student, data.vocabulary)
     check_length("student", student, data)
-    if (ours := _num_logits(student)) != vocabulary_size:
+    if (ours := num_logits(student)) != vocabulary_size:
         raise ValueError(
             f"model.student: it has {ours} logits and the teacher {vocabulary_size}, so their distributions cannot be "
             f"compared; give the student's config vocab_size: {vocabulary_size}, or take a teacher whose embedding is "
@@ -144,7 +144,8 @@ def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
             )
 
 
-def _num_logits(network: MaskedLMNetwork) -> int:
+def num_logits(network: MaskedLMNetwork) -> int:
+    """The size of the vocabulary that the network predicts, which may be more than the tokenizer's."""
     head: Any = network.model.get_output_embeddings()
     return head.weight.shape[0] if head is not None else network.config.vocab_size
 

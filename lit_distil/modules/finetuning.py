@@ -10,10 +10,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head, as_source
+from lit_distil.models.sources import as_source
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.checks import check_length
 from lit_distil.objectives import TaskLoss
@@ -29,16 +29,10 @@ SampleOutputs = list[tuple[int, Any]]
 
 
 class TaskModule(EncoderModule):
-    """Base of the modules whose network has the head of a task, which belongs to the data module.
-
-    Args:
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
-        max_skipped_steps: See `EncoderModule`.
-    """
+    """Base of the modules whose network has the head of a task; the arguments are those of `EncoderModule`."""
 
     network: TaskNetwork | None
-    head: Head = "sequence_classification"
+    network_class = TaskNetwork
     from_checkpoint = False
     """Whether the weights are those of a checkpoint, and no longer those that the configuration names."""
 
@@ -54,31 +48,15 @@ class TaskModule(EncoderModule):
         """For all samples of the last evaluation, in their order and from all ranks."""
         self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
 
-    # The task, its head and its labels
-
     @property
     def task(self) -> Task:
-        """The task of the data module."""
-        return self.data.task
-
-    def take_task(self, purpose: str) -> Task:
-        """The task, whose head the network gets; an error that names `purpose` if the data has no task."""
-        if self.task is None:
+        """The task of the data module; an error if it has none."""
+        if self.data.task is None:
             raise ValueError(
-                f"data.task: {purpose} needs a task, such as {{class_path: lit_distil.tasks.TextClassification}}"
+                f"data.task: {type(self).__name__} needs a task, such as "
+                "{class_path: lit_distil.tasks.TextClassification}"
             )
-        self.head = self.task.head  # type: ignore[assignment]
-        return self.task
-
-    @property
-    def network_head(self) -> Head:
-        """The head that the task asked for."""
-        return self.head
-
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build the network of a checkpoint, whose configuration has the labels."""
-        self.head = head
-        self.network = TaskNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
+        return self.data.task
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also refuse a checkpoint that was trained for other labels, or for the same in another order."""
@@ -236,11 +214,11 @@ class FineTuningModule(TaskModule):
 
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
-        task = self.take_task("fine-tuning")
+        task = self.task
+        self.head = task.head
         if self.network is None:
-            self.network = TaskNetwork(
-                self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
-            )
+            model = self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
+            self.network = TaskNetwork(model)
             check_length("network", self.network, self.data)
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)

@@ -109,7 +109,8 @@ class TaskDistillationModule(StudentModule, TaskModule):
         """Load the teachers and make the student, both with the task's head, unless they exist."""
         if self.teachers:
             return
-        task = self.take_task("distillation on a task")
+        task = self.task
+        self.head = task.head
         for objective in self.terms.objectives.values():
             objective.follow_task(**task.loss_settings())
         self.build_student_and_teachers(TaskNetwork)

@@ -237,7 +237,7 @@ class RowObjective(Objective):
     mixing_temperature: float = 1.0
     tail: Literal["student", "even"] | None = None
 
-    def __init__(self, *, positions: Positions = "masked", weight: float | StepValue = 1.0) -> None:
+    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
         self.positions = check_positions(positions)
         self.rows = self.positions

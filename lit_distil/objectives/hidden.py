@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ def layer_number(whose: str, number: int, depth: int, *, first: int) -> int:
 
 
 class HiddenCosineLoss(Objective):
-    """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3); no unit, 0 to 2 a position.
+    """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3): 0 to 2 for each position.
 
     Args:
         positions: "all" compares at every real token, special ones included, as DistilBERT does; "masked" where a
@@ -95,23 +95,18 @@ class HiddenCosineLoss(Objective):
         """Check also that the widths are equal."""
         super().check(student, teacher)
         assert teacher is not None
-        _check_widths(student.width, teacher.width)
+        if student.width != teacher.width:
+            raise ValueError(
+                f"the cosine needs equal widths, the student's is {student.width} and the teacher's {teacher.width}; "
+                "give the student the teacher's width, or use HiddenMSELoss with a projection"
+            )
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the cosine distances, summed over the positions."""
         teacher = require_teacher(self, teacher)
-        _check_widths(student.last_hidden_state.shape[-1], teacher.last_hidden_state.shape[-1])
         return cosine_distance_sum(
             hidden_at(student.last_hidden_state, batch, self.positions),
             hidden_at(teacher.last_hidden_state, batch, self.positions),
-        )
-
-
-def _check_widths(student: int, teacher: int) -> None:
-    if student != teacher:
-        raise ValueError(
-            f"the cosine needs equal widths, the student's is {student} and the teacher's {teacher}; give the student "
-            "the teacher's width, or use HiddenMSELoss with a projection"
         )
 
 
@@ -160,7 +155,7 @@ class HiddenMSELoss(Objective):
             )
         self.layer_map = layer_map
         self.normalise = normalise
-        if positions not in ("all", "masked", "first"):
+        if positions not in get_args(States):
             raise ValueError(f"positions must be 'all', 'masked' or 'first', got {positions!r}")
         self.positions = positions
         self.counts = "sequences" if positions == "first" else count_of(positions)
@@ -173,13 +168,23 @@ class HiddenMSELoss(Objective):
         super().check(student, teacher)
         assert teacher is not None
         self.pairs(student.num_layers, teacher.num_layers)
-        self._check_widths(student.width, teacher.width)
+        if isinstance(self.projection, nn.Linear):
+            expected = (self.projection.in_features, self.projection.out_features)
+            if expected != (student.width, teacher.width):
+                raise ValueError(
+                    f"student_width={expected[0]} and teacher_width={expected[1]} were given, but the student's width "
+                    f"is {student.width} and the teacher's {teacher.width}; write those"
+                )
+        elif student.width != teacher.width:
+            raise ValueError(
+                f"the student's width is {student.width} and the teacher's {teacher.width}; for a learned projection "
+                f"set student_width={student.width} and teacher_width={teacher.width}"
+            )
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the squared differences, summed over pairs of layers and positions."""
         student_layers = _hidden_states("student", student)
         teacher_layers = _hidden_states("teacher", require_teacher(self, teacher))
-        self._check_widths(student_layers[0].shape[-1], teacher_layers[0].shape[-1])
         total = student_layers[0].new_zeros(())
         for student_layer, teacher_layer in self.pairs(len(student_layers) - 1, len(teacher_layers) - 1):
             projected = self.projection(self._chosen(student_layers[student_layer], batch))
@@ -188,27 +193,13 @@ class HiddenMSELoss(Objective):
         return total
 
     def pairs(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
-        """Return the pairs of layers to compare, see `mapped_layers`."""
+        """Return the pairs of layers to compare."""
         return mapped_layers(self.layer_map, student_depth, teacher_depth, first=0)
 
     def _chosen(self, hidden: Tensor, batch: Batch) -> Tensor:
         if self.positions == "first":
             return hidden.index_select(0, batch.first_positions)
         return hidden_at(hidden, batch, self.positions)
-
-    def _check_widths(self, student_width: int, teacher_width: int) -> None:
-        if isinstance(self.projection, nn.Linear):
-            expected = (self.projection.in_features, self.projection.out_features)
-            if expected != (student_width, teacher_width):
-                raise ValueError(
-                    f"student_width={expected[0]} and teacher_width={expected[1]} were given, but the student's width "
-                    f"is {student_width} and the teacher's {teacher_width}; write those"
-                )
-        elif student_width != teacher_width:
-            raise ValueError(
-                f"the student's width is {student_width} and the teacher's {teacher_width}; for a learned projection "
-                f"set student_width={student_width} and teacher_width={teacher_width}"
-            )
 
 
 def _hidden_states(who: str, output: EncoderOutput) -> tuple[Tensor, ...]:

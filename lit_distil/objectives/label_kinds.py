@@ -91,9 +91,9 @@ class LabelKind(ABC):
         """The inverse of `softmax_rows`: logits in the shape of the head's."""
         raise NotImplementedError(f"{type(self).__name__} has no distributions")
 
-    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
-        """Size and output names of the head, as Hugging Face configurations have them; `names` are the task's."""
-        return {} if names is None else {"num_labels": len(names), "id2label": dict(enumerate(names))}
+    def head_settings(self, names: list[str]) -> dict[str, Any]:
+        """Settings of the head's Hugging Face configuration, from the names of the task's labels; it may have none."""
+        return {"num_labels": len(names), "id2label": dict(enumerate(names))} if names else {}
 
     def count(self, labels: Tensor) -> int:
         """The number of labels in a tensor of `to_tensor`; the losses are divided by it."""
@@ -103,22 +103,22 @@ class LabelKind(ABC):
         """The logits of each sample of a batch."""
         return logits.unbind()
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         """The prediction for one sample, for a reader.
 
         Args:
             output: The sample's part of `split`, as a numpy array.
-            names: The names of the task's labels, if it has any.
+            names: The names of the task's labels; empty if they have none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no readable form; override the task's `readable`")
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """The usual metrics of a data set, by name; shares are fractions of 1.
 
         Args:
             outputs: The part of `split` of each sample, as a numpy array.
             labels: `Features.label` of each sample.
-            names: The names of the task's labels, if it has any.
+            names: The names of the task's labels; empty if they have none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no usual metrics; override the task's `score`")
 
@@ -246,14 +246,12 @@ class ClassLabel(_OneOutcome):
     def _text_of(self, label: Any, names: dict[int, str]) -> str:
         return names.get(label, str(label))
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
-        assert names is not None
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         probabilities = dict(zip(names, softmax(output).tolist(), strict=True))
         return {"label": names[int(np.argmax(output))], "probabilities": probabilities}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Accuracy, macro-F1, Matthews' correlation, and F1 of the second of two classes."""
-        assert names is not None
         confusion = confusion_matrix([int(np.argmax(output)) for output in outputs], labels, len(names))
         values = {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion), "matthews": matthews(confusion)}
         if len(names) == 2:
@@ -287,10 +285,10 @@ class ChoiceLabel(_OneOutcome):
             for choice in range(size)
         ]
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         return {"label": int(np.argmax(output)), "probabilities": softmax(output).tolist()}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Accuracy."""
         num_right = sum(int(np.argmax(output)) == label for output, label in zip(outputs, labels, strict=True))
         return {"accuracy": num_right / max(len(outputs), 1)}
@@ -306,7 +304,7 @@ class SpanLabel(_OneOutcome):
     name = "span"
     batch_field = "answer_spans"
 
-    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
+    def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 2}
 
     def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
@@ -371,14 +369,12 @@ class MultiLabel(LabelKind):
     def _text_of(self, label: Any, names: dict[int, str]) -> str:
         return ", ".join(names.get(n, str(n)) for n, holds in enumerate(label) if holds) or "(none of the labels)"
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
-        assert names is not None
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         given = [name for name, is_given in zip(names, self._is_given(output), strict=True) if is_given]
         return {"labels": given, "probabilities": dict(zip(names, sigmoid(output).tolist(), strict=True))}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Micro-F1, macro-F1, the share of texts with all labels right, and F1 of each label."""
-        assert names is not None
         shape = (len(outputs), len(names))
         predicted = np.array([self._is_given(output) for output in outputs], dtype=bool).reshape(shape)
         right = np.array(labels, dtype=bool).reshape(shape)
@@ -401,7 +397,7 @@ class ValueLabel(LabelKind):
     problem_type = "regression"
     distance_name = "squared_distance_from_teacher"
 
-    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
+    def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 1}
 
     def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
@@ -427,10 +423,10 @@ class ValueLabel(LabelKind):
         """The weighted mean of the values."""
         return torch.stack([share * each.float() for share, each in zip(shares, logits, strict=True)]).sum(0)
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         return {"value": float(output[0])}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Pearson's and Spearman's correlation, and the mean squared error."""
         values = np.array([output[0] for output in outputs], dtype=np.float64)
         right = np.array(labels, dtype=np.float64)

@@ -25,26 +25,29 @@ from lit_distil.schedules import StepValue
 class _SoftenedLoss(LogitObjective):
     """A divergence of distributions that are softened by a temperature, `p = softmax(logits / T)`, times T².
 
-    T² keeps the scale of the gradient when T changes (Hinton et al. 2015, section 2).
+    T² keeps the scale of the gradient when T changes (Hinton et al. 2015, section 2). Several teachers are averaged
+    after they are softened.
     """
 
     tail = "student"
 
-    def __init__(self, temperature: float | StepValue, *, positions: Positions, weight: float | StepValue) -> None:
+    def __init__(
+        self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
+    ) -> None:
         super().__init__(positions=positions, weight=weight)
         self.temperature = self.scheduled("temperature", checked_temperature(temperature))
 
     @property
     def mixing_temperature(self) -> float:  # type: ignore[override]
-        """Several teachers are averaged after they are softened."""
+        """The temperature in the current step."""
         return self.temperature
 
 
 class SoftTargetLoss(_SoftenedLoss):
     """`T² · Σ_positions KL(p_t‖p_s)`, with `p = softmax(logits / T)`, in nats.
 
-    Hinton et al. 2015, section 2; the distillation loss of DistilBERT, section 2. T² keeps the gradient's scale when T
-    changes and is always there.
+    Hinton et al. 2015, section 2; the distillation loss of DistilBERT, section 2. T² keeps the scale of the gradient
+    when T changes.
 
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT trained
@@ -77,11 +80,6 @@ class ReverseKLLoss(_SoftenedLoss):
         positions: "masked" or "all" (every real token).
         weight: Factor of this term in the total loss.
     """
-
-    def __init__(
-        self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
-    ) -> None:
-        super().__init__(temperature, positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the divergence times T², summed over the rows."""
@@ -118,10 +116,10 @@ class JensenShannonLoss(_SoftenedLoss):
 
 
 class TeacherLabelLoss(LogitObjective):
-    """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher labels the tokens, its doubts are not used.
+    """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher's likeliest token is the label.
 
     The limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Beside
-    `SoftTargetLoss` it shows what the teacher's doubts are worth.
+    `SoftTargetLoss` it shows what the rest of the teacher's distribution is worth.
 
     Args:
         positions: "masked" or "all" (every real token).
@@ -129,9 +127,6 @@ class TeacherLabelLoss(LogitObjective):
     """
 
     tail = "even"
-
-    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
-        super().__init__(positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the cross-entropy, summed over the rows."""
@@ -154,9 +149,6 @@ class LogitMSELoss(LogitObjective):
         positions: "masked" or "all" (every real token).
         weight: Factor of this term in the total loss.
     """
-
-    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
-        super().__init__(positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the squared differences, summed over rows and vocabulary."""

@@ -24,8 +24,7 @@ class NextSentenceLoss(Objective):
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the cross-entropy, summed over the sequences."""
-        if student.next_sentence_logits is None:
-            raise ValueError("NextSentenceLoss needs a network with a next-sentence head; build it as 'pretraining'")
+        assert student.next_sentence_logits is not None
         if batch.next_sentence_labels is None:
             raise ValueError("NextSentenceLoss needs next-sentence labels; choose a data format that draws pairs")
         return cross_entropy_sum(student.next_sentence_logits, batch.next_sentence_labels)
@@ -53,6 +52,5 @@ class NextSentenceSoftTargetLoss(Objective):
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the divergence times T², summed over the sequences."""
         ours, theirs = student.next_sentence_logits, require_teacher(self, teacher).next_sentence_logits
-        if ours is None or theirs is None:
-            raise ValueError(f"{type(self).__name__} needs two networks with a next-sentence head")
+        assert ours is not None and theirs is not None
         return soft_target_kl(ours, theirs, self.temperature)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -78,14 +78,13 @@ class Task(ABC):
     many give the same values.
 
     Attributes:
-        head: Which Hugging Face head: `sequence_classification`, `token_classification`, `question_answering` or
-            `multiple_choice`.
+        head: The kind of Hugging Face head.
         label_kind: The kind of its labels, such as `lit_distil.objectives.ClassLabel()`.
         main_metric: The metric by which checkpoints are compared, a key of what `score` gives; more is better.
         names: The names of its labels; None if they have none.
     """
 
-    head: ClassVar[str]
+    head: ClassVar[Literal["sequence_classification", "token_classification", "question_answering", "multiple_choice"]]
     label_kind: LabelKind
     main_metric: str
     names: LabelNames | None = None
@@ -99,9 +98,9 @@ class Task(ABC):
         return self.names is None or self.names.names is not None
 
     @property
-    def label_names(self) -> list[str] | None:
-        """The names of the labels in the order of their indices; None if they have none."""
-        return None if self.names is None else self.names.known
+    def label_names(self) -> list[str]:
+        """The names of the labels in the order of their indices; empty if they have none."""
+        return [] if self.names is None else self.names.known
 
     def take_labels(self, names: list[str]) -> None:
         """Take the labels of a trained head, in the order of its outputs, if the configuration leaves them open."""

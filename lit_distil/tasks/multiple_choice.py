@@ -85,7 +85,7 @@ class MultipleChoice(Task):
         """Texts, index and text of the best choice, the probability of each; the row's own label (`gold`) if any."""
         read = []
         for sample, output in predictions:
-            row, choice = rows[sample.row], self.label_kind.describe(output, None)
+            row, choice = rows[sample.row], self.label_kind.describe(output, [])
             choices, gold = self._choices_of(row), _index(row.get(self.label))
             prediction = {
                 "sample": sample.row,

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,8 +20,6 @@ HeadChoice = Literal["copy", "new"]
 Origin = Literal["copied", "sliced", "projected", "folded", "new"]
 """`copied`: unchanged; `sliced`: some rows or columns of the teacher's; `projected`: multiplied by a projection of the
 width; `folded`: the sum of two of the teacher's tensors; `new`: fresh weights."""
-
-_ORIGINS: tuple[Origin, ...] = ("copied", "sliced", "projected", "folded", "new")
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def tensor_table(records: list[CopyRecord]) -> str:
 def _count_origins(records: list[CopyRecord]) -> str:
     counts = Counter(record.origin for record in records)
     frozen = sum(record.frozen for record in records)
-    listed = ", ".join(f"{counts[origin]} {origin}" for origin in _ORIGINS if counts[origin])
+    listed = ", ".join(f"{counts[origin]} {origin}" for origin in get_args(Origin) if counts[origin])
     return f"{listed}; {frozen} frozen" if frozen else listed
 
 

@@ -1,4 +1,4 @@
-"""The tools of every student initialisation: a configuration, an empty model, and filling it from the teacher."""
+"""What student initialisations share: making a configuration and an empty model, and filling it from the teacher."""
 
 from __future__ import annotations
 
@@ -28,14 +28,7 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Filling:
-    """What goes into one tensor of a student.
-
-    Attributes:
-        value: The values, of the shape of the student's tensor.
-        source: The teacher's tensor that they were made from, or `a + b`.
-        source_shape: Shape of that tensor.
-        origin: How they were made.
-    """
+    """What goes into one tensor of a student: the values, and the teacher's tensor they are from (see `CopyRecord`)."""
 
     value: Tensor
     source: str
@@ -62,12 +55,9 @@ def known_type(config: PretrainedConfig, known: Collection[str]) -> str | None:
 
 
 def config_with(config: PretrainedConfig, layers: list[int], **changes: Any) -> PretrainedConfig:
-    """Copy the teacher's configuration, keeping some layers; a local layer stays local wherever it goes (ModernBERT).
+    """Copy the teacher's configuration, for a student with these of its layers.
 
-    Args:
-        config: The teacher's.
-        layers: The teacher's layer for each of the student's.
-        changes: More fields, by their common names (`hidden_size`, ...).
+    A local layer stays local wherever it goes (ModernBERT). `changes` are more fields, by their common names.
     """
     fields = config.to_dict()
     kinds = getattr(config, "layer_types", None)
@@ -102,7 +92,7 @@ def build_from_layers(
         config: The student's configuration.
         layers: The teacher's layer for each of the student's.
         head: See `HeadChoice`.
-        convert: Makes the student's tensor from the name and values of the teacher's.
+        convert: Makes a tensor of the student from the name and the values of the teacher's.
     """
     stack = layer_stack(teacher)
     weights = teacher.state_dict()
@@ -153,7 +143,7 @@ def head_names(model: PreTrainedModel) -> set[str]:
 
 
 def fill(student: PreTrainedModel, fillings: dict[str, Filling], *, expected_new: set[str]) -> list[CopyRecord]:
-    """Fill the student's tensors, keep its fresh weights where there is no filling, and record both.
+    """Fill the student's tensors by their names, and record every one; those without a filling keep fresh weights.
 
     Args:
         student: The model to fill.

@@ -63,9 +63,6 @@ class EveryOther(LayerPick):
         head: See `LayerPick`.
     """
 
-    def __init__(self, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
-
     def pick(self, num_layers: int) -> list[int]:
         """See `LayerPick.pick`."""
         return list(range(0, num_layers, 2))
@@ -104,7 +101,7 @@ class Layers(LayerPick):
 
 
 class _SomeLayers(LayerPick):
-    """A given number of layers; a subclass chooses which."""
+    """A given number of layers; a subclass answers in `choose` which."""
 
     def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
         super().__init__(head=head)
