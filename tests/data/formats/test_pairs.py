@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lit_distil.data import SegmentPair, SentencePair
 from lit_distil.data.formats import kernels as pairing
-from lit_distil.data.formats.pairs import document_seeds
+from lit_distil.data.formats.formats import document_seeds
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus
 from tests.data.formats.shortening import generator, truncate_by_hand, truncated
