@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -17,7 +19,6 @@ from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
 from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
-from lit_distil.modules.base import eval_mode
 from lit_distil.modules.checks import check_pair
 from lit_distil.modules.teachers import freeze_position_embeddings
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
@@ -99,8 +100,7 @@ def _compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataM
 
 def _size(model: PreTrainedModel) -> str:
     """Parameters and the memory they take, tied ones counted once."""
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    config = model.config
+    config, num_bytes = model.config, model.get_memory_footprint(return_buffers=False)
     return (
         f"{model.num_parameters():>13,} parameters  {num_bytes / 1e6:>9,.1f} MB  {config.model_type}, "
         f"{config.num_hidden_layers} layers, width {config.hidden_size}"
@@ -109,16 +109,9 @@ def _size(model: PreTrainedModel) -> str:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Means over the masked tokens.
+    """Means over the masked tokens: cross-entropies in nats, and shares of tokens that are predicted right.
 
-    Attributes:
-        num_masked: Number of masked tokens.
-        teacher_loss: Cross-entropy of the teacher, in nats.
-        student_loss: Cross-entropy of the student, in nats.
-        teacher_accuracy: Share of the tokens that the teacher predicts right.
-        student_accuracy: Share of the tokens that the student predicts right.
-        agreement: Share of the tokens for which both predict the same.
-        kl: KL(teacher‖student) at temperature 1, in nats; 0 for a student that is its teacher.
+    `agreement` is the share for which both predict the same; `kl` is KL(teacher‖student) at temperature 1, in nats.
     """
 
     num_masked: int
@@ -128,6 +121,19 @@ class PairScores:
     student_accuracy: float
     agreement: float
     kl: float
+
+
+@contextmanager
+def _eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards each part has its own mode again."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 @torch.no_grad()
@@ -144,7 +150,7 @@ def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterabl
     """
     totals = torch.zeros(6, dtype=torch.float64)
     num_masked = 0
-    with eval_mode(teacher, student):
+    with _eval_mode(teacher, student):
         for batch in batches:
             labels = batch.masked_labels
             if labels is None or not len(labels):

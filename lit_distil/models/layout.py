@@ -1,17 +1,19 @@
-"""Where the sequences of a flat batch lie, and which of them attention takes together.
+"""What travels through a model to every attention layer: the layout of the batch, and a recorder of attention states.
 
 A batch is planned once, on the host and from its lengths, and every layer of every network uses the same plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lit_distil.types import AttentionStates, RecordedAttention, SequenceGroup
 
 MAX_WASTE = 0.25
 """A sequence shares a bucket with another that is at most 1 / (1 - MAX_WASTE) times as long ..."""
@@ -201,3 +203,67 @@ def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":  # page-locked, so that the copy waits for nothing
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+class AttentionRecorder:
+    """Keeps the queries, keys and values of some blocks.
+
+    Blocks are known by the order in which they attend, even if they share their weights (ALBERT). Under gradient
+    checkpointing blocks attend again in the backward pass; the recorder is finished by then and ignores them. What it
+    kept in the forward pass has a graph, unless checkpointing is reentrant, which is an error.
+
+    Args:
+        layers: The blocks to keep, from 1 to `num_layers`.
+        num_layers: Blocks of the network.
+
+    Raises:
+        ValueError: The network has no such block.
+    """
+
+    def __init__(self, layers: Collection[int], *, num_layers: int) -> None:
+        missing = sorted(layer for layer in layers if not 1 <= layer <= num_layers)
+        if missing:
+            raise ValueError(f"attention_layers {missing}: the network has the blocks 1 to {num_layers}")
+        self._wanted = frozenset(layers)
+        self._num_layers = num_layers
+        self._num_calls = 0
+        self._is_finished = False
+        self._takes_gradient = torch.is_grad_enabled()
+        self._states: dict[int, AttentionStates] = {}
+
+    def record(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None) -> None:
+        """Count a block, and keep its states if they are requested; see `unpadded_attention` for the arguments.
+
+        Raises:
+            ValueError: The states would have no gradient.
+        """
+        if self._is_finished:
+            return
+        self._num_calls += 1
+        if self._num_calls not in self._wanted:
+            return
+        if torch.is_grad_enabled() != self._takes_gradient:
+            raise ValueError(
+                f"queries, keys and values of block {self._num_calls} have no gradient under reentrant gradient "
+                "checkpointing; turn checkpointing on with use_reentrant=False, or leave it out"
+            )
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, dim]
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._states[self._num_calls] = AttentionStates(query, key, value, scaling=scaling, window=window)
+
+    def finish(self, groups: tuple[SequenceGroup, ...]) -> RecordedAttention:
+        """Return what was kept, and keep nothing more.
+
+        Args:
+            groups: The sequences of the batch.
+
+        Raises:
+            ValueError: The network did not attend once in each block.
+        """
+        states, self._states, self._is_finished = self._states, {}, True
+        if self._num_calls != self._num_layers:
+            raise ValueError(
+                f"the network has num_hidden_layers={self._num_layers} and attended {self._num_calls} times, so its "
+                "blocks cannot be told apart; match hidden states (HiddenMSELoss) instead"
+            )
+        return RecordedAttention(num_layers=self._num_layers, layers=states, groups=groups)

@@ -7,12 +7,11 @@ from typing import Any
 from lightning.pytorch.cli import OptimizerCallable
 from transformers import PreTrainedModel
 
-from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
-from lit_distil.models.students import CopyRecord
+from lit_distil.models import NetworkSource, StudentInitialisation
 from lit_distil.modules.base import Stage
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
-from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels
-from lit_distil.modules.teachers import StudentModule, Teacher, load_teacher
+from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
+from lit_distil.modules.teachers import StudentModule, Teacher
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
@@ -36,8 +35,7 @@ def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) ->
         raise ValueError(
             f"model.teacher: {folder!r} was fine-tuned for {config.problem_type} and data.task is for {problem}"
         )
-    labels = [config.id2label[index] for index in sorted(config.id2label)]
-    check_same_labels(f"model.teacher: {folder!r}", labels, task, allow_unnamed=False)
+    check_same_labels(f"model.teacher: {folder!r}", label_list(config.id2label), task, allow_unnamed=False)
 
 
 class TaskDistillationModule(StudentModule, TaskModule):
@@ -100,8 +98,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
             max_skipped_steps=max_skipped_steps,
         )
         self.save_plain_hyperparameters()
-        for name, objective in objectives.items():
-            check_for_task(name, objective)
+        check_for_task(objectives)
         self._teacher_outputs: SampleOutputs = []
         self._teacher_is_scored = False
 
@@ -113,8 +110,11 @@ class TaskDistillationModule(StudentModule, TaskModule):
         self.head = task.head
         for objective in self.terms.objectives.values():
             objective.follow_task(**task.loss_settings())
-        self.build_student_and_teachers(TaskNetwork)
+        settings = task.head_settings()
+        self.build_student_and_teachers(**settings)
         assert self.network is not None
+        if "problem_type" in settings:  # a teacher from elsewhere may not have it
+            self.network.config.problem_type = settings["problem_type"]
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
             check_length(role, network, self.data)
@@ -122,20 +122,9 @@ class TaskDistillationModule(StudentModule, TaskModule):
 
     def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
         """A network that was fine-tuned on the task, with its head."""
-        model = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head)
+        model = super().load_teacher(teacher)
         check_task_teacher(teacher, model, self.task)
         return model
-
-    def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
-        """The student, from the teacher's layers and head, or from a source of its own with a new head."""
-        settings = self.task.head_settings()
-        if isinstance(self.student_source, StudentInitialisation):
-            assert teacher is not None
-            student, records = self.student_source.build(teacher)
-            if "problem_type" in settings:  # a teacher from elsewhere may not have it
-                student.config.problem_type = settings["problem_type"]
-            return student, records
-        return self.student_source.build(self.vocabulary, head=self.head, **settings), []
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of student and teachers; in training, teachers run only if a term needs them."""

@@ -14,8 +14,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from lit_distil.objectives.base import NetworkCapabilities, Objective, require_teacher
-from lit_distil.objectives.hidden import check_layer_map, layer_number, mapped_layers
+from lit_distil.objectives.base import Objective, require_teacher
+from lit_distil.objectives.capabilities import NetworkCapabilities, check_layer_map, layer_number, mapped_layers
 from lit_distil.objectives.relation import Relation, relation_kl, score_mse, split_heads
 from lit_distil.schedules import StepValue
 from lit_distil.types import AttentionStates, Batch, EncoderOutput, RecordedAttention

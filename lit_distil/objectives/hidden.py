@@ -6,73 +6,11 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from lit_distil.objectives.base import (
-    NetworkCapabilities,
-    Objective,
-    Positions,
-    check_positions,
-    count_of,
-    hidden_at,
-    require_teacher,
-)
+from lit_distil.objectives.base import Objective, Positions, count_of, hidden_at, require_teacher
+from lit_distil.objectives.capabilities import NetworkCapabilities, check_layer_map, mapped_layers
 from lit_distil.objectives.functional import cosine_distance_sum, hidden_mse_sum
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
-
-
-def check_layer_map(layer_map: list[list[int]] | None) -> None:
-    """Refuse a layer map that is not a list of pairs."""
-    if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):
-        raise ValueError(
-            f"layer_map must be a list of pairs [student layer, teacher layer], got {layer_map}; "
-            "leave it out for the uniform map"
-        )
-
-
-def mapped_layers(
-    layer_map: list[list[int]] | None, student_depth: int, teacher_depth: int, *, first: int
-) -> list[tuple[int, int]]:
-    """Return the pairs of layers to compare, counted from the start.
-
-    Args:
-        layer_map: Pairs `[student layer, teacher layer]`; None is TinyBERT's uniform map, student layer i with teacher
-            layer i · L_t / L_s.
-        student_depth: Blocks of the student.
-        teacher_depth: Blocks of the teacher.
-        first: The first layer: 0, the embeddings' output, or 1, the first block.
-
-    Raises:
-        ValueError: A layer is out of range, or there is no uniform map for these depths.
-    """
-    if layer_map is None:
-        if teacher_depth % student_depth:
-            raise ValueError(
-                f"there is no uniform map from {student_depth} student layers to {teacher_depth} teacher layers; "
-                "write layer_map as pairs [student layer, teacher layer]"
-            )
-        return [(layer, layer * (teacher_depth // student_depth)) for layer in range(first, student_depth + 1)]
-    return [
-        (
-            layer_number(f"layer_map pair {pair}: student", pair[0], student_depth, first=first),
-            layer_number(f"layer_map pair {pair}: teacher", pair[1], teacher_depth, first=first),
-        )
-        for pair in layer_map
-    ]
-
-
-def layer_number(whose: str, number: int, depth: int, *, first: int) -> int:
-    """Return a layer's number counted from the start; negative numbers count from the end.
-
-    Raises:
-        ValueError: There is no such layer.
-    """
-    if not (first <= number <= depth or first - depth - 1 <= number <= -1):
-        lowest, note = ("0 (embeddings)", "") if first == 0 else ("1", "; the embeddings (0) do not attend")
-        raise ValueError(
-            f"{whose} layer {number} is out of range; it has layers {lowest} to {depth}, or -1 down to "
-            f"{first - depth - 1} from the end{note}"
-        )
-    return number if number >= 0 else depth + 1 + number
 
 
 class HiddenCosineLoss(Objective):
@@ -88,8 +26,8 @@ class HiddenCosineLoss(Objective):
 
     def __init__(self, positions: Positions = "all", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
-        self.positions = check_positions(positions)
-        self.counts = count_of(self.positions)
+        self.counts = count_of(positions)
+        self.positions = positions
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Check also that the widths are equal."""

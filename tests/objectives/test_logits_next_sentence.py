@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_distil.objectives import NextSentenceLoss, NextSentenceSoftTargetLoss
-from lit_distil.objectives.base import NetworkCapabilities
+from lit_distil.objectives.capabilities import NetworkCapabilities
 
 from .examples import make_batch, make_output
 
