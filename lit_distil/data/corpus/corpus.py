@@ -22,7 +22,7 @@ class Pieces(NamedTuple):
     """Some pieces of a corpus.
 
     Attributes:
-        tokens: uint16 or uint32, an array that contains all of them, and possibly more.
+        tokens: uint16 or uint32, an array that holds all pieces, and possibly more.
         word_starts: bool, whether each of these tokens begins a word.
         starts: int64 `[P]`, where each piece begins in these arrays.
     """
@@ -37,7 +37,11 @@ class TokenCorpus:
 
     A unit is whatever the source calls one: a sentence, a line, a paragraph. Units and documents are contiguous and
     never empty. A corpus on disk has one shard or more, each of whole documents; tokens are numbered through all of
-    them. A corpus made of arrays has a single shard. The properties that return arrays need a single shard.
+    them. A corpus made of arrays has a single shard. The properties that return arrays need a corpus of a single shard.
+
+    Attributes:
+        folder: Where the corpus is on disk; None for a corpus made of arrays.
+        shard_sizes: For each shard its tokens, units and documents.
 
     Args:
         tokens: uint16 `[N]`, or uint32 where the vocabulary has more than 65,536 entries; no special tokens.
@@ -67,7 +71,7 @@ class TokenCorpus:
 
         Args:
             folder: Where it is.
-            verify: Whether to read every file and compare it with its sha256; otherwise sizes are compared.
+            verify: Whether to compare each file with its sha256, and not only its size.
 
         Raises:
             ValueError: The folder holds no corpus, one of another version, or one whose files do not fit its manifest.
@@ -94,22 +98,22 @@ class TokenCorpus:
 
     @property
     def tokens(self) -> NDArray[np.unsignedinteger]:
-        """The tokens of a corpus of one shard."""
+        """The tokens."""
         return self._only_shard().tokens
 
     @property
     def word_starts(self) -> NDArray[np.bool_]:
-        """Whether each token of a corpus of one shard begins a word."""
+        """Whether each token begins a word."""
         return self._only_shard().word_starts
 
     @property
-    def unit_ends(self) -> NDArray[np.int64]:
-        """The units' ends of a corpus of one shard."""
+    def unit_ends(self) -> Ints:
+        """The units' ends."""
         return self._only_shard().unit_ends.astype(np.int64, copy=False)
 
     @property
-    def document_ends(self) -> NDArray[np.int64]:
-        """The documents' ends of a corpus of one shard."""
+    def document_ends(self) -> Ints:
+        """The documents' ends."""
         return self._only_shard().document_ends.astype(np.int64, copy=False)
 
     def gather(self, starts: Ints, ends: Ints) -> Pieces:
@@ -123,8 +127,7 @@ class TokenCorpus:
 
     def part(self, first: int, end: int) -> TokenCorpus:
         """The shards from `first` to `end` (exclusive) as a corpus of one shard."""
-        if (first, end) != (0, 1):
-            raise ValueError(f"a corpus of arrays has one shard, not those from {first} to {end}")
+        assert (first, end) == (0, 1), "a corpus of arrays has one shard"
         return self
 
     def _only_shard(self) -> ShardArrays:
@@ -155,28 +158,25 @@ class _MappedCorpus(TokenCorpus):
         if (shards == first).all():
             arrays = self._maps.get(first) or self._map(first)
             return Pieces(_read_only(arrays.tokens), _read_only(arrays.word_starts), starts - self._token_starts[first])
-        bases = self._token_starts[shards]
+        bases, lengths = self._token_starts[shards], ends - starts
         tokens, word_starts = [], []
-        places = zip(shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True)
-        for number, start, end in places:
+        for number, start, end in zip(shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True):
             arrays = self._maps.get(number) or self._map(number)
             tokens.append(arrays.tokens[start:end])
             word_starts.append(arrays.word_starts[start:end])
-        lengths = ends - starts
         copied = _read_only(np.concatenate(tokens)), _read_only(np.concatenate(word_starts))
         return Pieces(*copied, np.cumsum(lengths) - lengths)
 
     def part(self, first: int, end: int) -> TokenCorpus:
-        """The shards from `first` to `end` (exclusive) as a corpus of one shard."""
+        """See `TokenCorpus.part`; a single shard is not copied."""
         shards = [self._map(number) for number in range(first, end)]
         sizes = np.array(self.shard_sizes[first:end]).reshape(-1, 3)
-        before = np.cumsum(sizes, axis=0) - sizes
-        is_one = len(shards) == 1
+        tokens_before, units_before, _ = (np.cumsum(sizes, axis=0) - sizes).T
         return TokenCorpus(
-            shards[0].tokens if is_one else np.concatenate([shard.tokens for shard in shards]),
-            shards[0].word_starts if is_one else np.concatenate([shard.word_starts for shard in shards]),
-            np.concatenate([shard.unit_ends + base for shard, base in zip(shards, before[:, 0], strict=True)]),
-            np.concatenate([shard.document_ends + base for shard, base in zip(shards, before[:, 1], strict=True)]),
+            _joined([shard.tokens for shard in shards]),
+            _joined([shard.word_starts for shard in shards]),
+            _joined([shard.unit_ends + before for shard, before in zip(shards, tokens_before, strict=True)]),
+            _joined([shard.document_ends + before for shard, before in zip(shards, units_before, strict=True)]),
             self.token_counts,
         )
 
@@ -193,6 +193,10 @@ class _MappedCorpus(TokenCorpus):
             del self._maps[next(iter(self._maps))]
         self._maps[number] = map_shard(self.folder, self._manifest.shards[number], self._manifest.token_type)
         return self._maps[number]
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.data import write_corpus
+from lit_distil.data import DocumentFilters, write_corpus
 from lit_distil.data.corpus import reading
 from lit_distil.data.corpus.corpus import TokenCorpus
 from tests.data.conftest import LINES
@@ -106,8 +106,9 @@ def test_a_line_of_megabytes_is_one_unit_and_the_same_tokens(byte_level_bpe, tmp
     whole = write_corpus([[text]], byte_level_bpe, tmp_path / "whole", progress=False)
     monkeypatch.setattr(reading, "_LONGEST_TEXT", 1000)
     cut = write_corpus([[text]], byte_level_bpe, tmp_path / "cut", progress=False)
-    assert len(reading.cut_text(text)) > 30
-    assert "".join(reading.cut_text("x" * 2500 + " y")) == "x" * 2500 + " y"
+    for unit in (text, "x" * 2500 + " y"):
+        ((_, texts),) = reading.read_chunks([[unit]], filters=DocumentFilters(), duplicates=None, shard_characters=1)
+        assert "".join(texts) == unit and max(map(len, texts)) <= 1000 and len(texts) >= len(unit) / 1000
     assert cut.num_units == 1
     assert np.array_equal(whole.tokens, cut.tokens) and np.array_equal(whole.word_starts, cut.word_starts)
 
