@@ -40,8 +40,8 @@ def prepare(
 ) -> None:
     """Tokenise the splits of a source into folders of shards, once for any number of runs.
 
-    An interrupted run continues with the first shard that is not whole. The files are the same to the last byte whatever
-    the backend and the number of processes. To train on them:
+    An interrupted run continues with the first shard that is not whole. The files are the same to the last byte
+    whatever the backend and the number of processes. To train on them:
     `data.source: {class_path: lit_distil.data.PreparedCorpus, init_args: {folder: ...}}`.
 
     Args:

@@ -57,7 +57,7 @@ class RowSource(ABC):
 
 
 class LocalFiles:
-    """The files of each split; what the sources of local files share."""
+    """The part that sources of local files share: for each split a file, a folder, a glob, or a list of them."""
 
     def __init__(self, files: dict[str, Files], errors: Errors = "strict") -> None:
         if errors not in ("strict", "replace"):
@@ -73,7 +73,7 @@ class LocalFiles:
         return resolve_files(self.files.get(split), field=f"source.{split}")
 
     def read(self, split: Split, read_file: Callable[[Path], Iterator[Any]]) -> Iterator[Any]:
-        """The items that `read_file` gives for the files of a split; an empty file is a warning, none but these an error."""
+        """What `read_file` gives for a split's files; an empty file is a warning, and an error if all are empty."""
         if split != "predict":
             warn_of_shared_files(self.files, split)
         paths, num_empty = self.paths(split), 0

@@ -19,8 +19,7 @@ _SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d
 class HubDataset(RowSource, DocumentSource):
     """A dataset of the Hugging Face Hub, a local folder of data files, or what `save_to_disk` wrote.
 
-    Columns of classes (`ClassLabel`) give the names, which still know their numbers; −1, which marks an unlabelled
-    split, stays a number.
+    Columns of classes (`ClassLabel`) give names, which still know their numbers; −1 (unlabelled) stays a number.
 
     Args:
         name: Name on the Hub, or a folder.

@@ -20,12 +20,11 @@ class Sentences(DocumentSource):
 
     `SegmentPair`, `SentencePair`, `FullSentences` and `DocSentences` take each unit for a sentence. The rules are
     pysbd's (Sadvilkar and Neumann 2020, "PySBD: Pragmatic Sentence Boundary Disambiguation"), which know abbreviations,
-    numbers, lists and quotations of each language. No character is lost except white space between sentences. A
-    sentence never continues in the next unit, so units should be paragraphs, not lines of a fixed width.
+    numbers, lists and quotations of each language. Only white space between sentences is lost. A sentence never
+    continues in the next unit, so units should be paragraphs, not lines of a fixed width.
 
-    About 0.4 MB of English text a second and core (on a two-core AMD EPYC server), whatever the length of the units;
-    text that needs no cutting is prepared ten times faster. `prepare` and `fit` cut in as many processes as they
-    tokenise in (`num_processes`), and the sentences are the same for any number of them.
+    A core cuts about 0.4 MB of English text a second (on an AMD EPYC server); text that needs no cutting is prepared
+    ten times faster. `prepare` and `fit` cut in as many processes as they tokenise in (`num_processes`).
 
     Args:
         source: Where the documents come from.
@@ -40,7 +39,7 @@ class Sentences(DocumentSource):
         self.source, self.language = source, language
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """The same documents, with sentences as units."""
+        """The source's documents, with sentences as units."""
         num_failures = 0
         sentences: list[str] = []
         batches = _batches(self.source.documents(split))

@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,8 +95,8 @@ def read_lines(path: Path, *, errors: Errors = "strict", longest: int | None = N
         warnings.warn(f"{path}: lines of more than {longest:,} bytes were cut in {num_cuts} places", stacklevel=2)
 
 
-def read_text(path: Path, *, errors: Errors = "strict") -> Iterator[str]:
-    r"""The text of a file in blocks of bounded size, with every line end as `\n`; otherwise like `read_lines`."""
+def read_text(path: Path, *, errors: Errors = "strict") -> Generator[str]:
+    r"""Like `read_lines`, but the text is in blocks of bounded size, with every line end as `\n`."""
     for text, is_cut in _decoded(path, errors, _BLOCK_BYTES):
         yield text if is_cut else f"{text}\n"
 
@@ -196,7 +196,8 @@ class _Decoder:
 
     def __init__(self, path: Path) -> None:
         self.damage: type[Exception]
-        self._new: Callable[[], Any]
+        self._new: Callable[[], Any]  # another decoder
+        self._limit: tuple[int, ...] = ()
         if _first_bytes(path).startswith(_GZIP_MAGIC):
             self.damage, self._step, self._limit = zlib.error, _COMPRESSED_BYTES, (_BLOCK_BYTES,)
             self._new = lambda: zlib.decompressobj(wbits=31)
@@ -205,7 +206,7 @@ class _Decoder:
                 import zstandard
             except ImportError as error:
                 raise ValueError(f"{path}: reading zstd needs the extra: pip install 'lit-distil[zstd]'") from error
-            self.damage, self._step, self._limit = zstandard.ZstdError, _ZSTD_BYTES, ()
+            self.damage, self._step = zstandard.ZstdError, _ZSTD_BYTES
             # large corpora are compressed with windows of up to 2 GiB (zstd --long=31)
             self._new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
         self._decoder = self._new()

@@ -150,8 +150,8 @@ def prepare_slowly(text, tokenizer, folder, shards):
     """Prepares so slowly that it can be killed in the middle, but not in a way that changes what comes out."""
     write_shard = ShardWriter._write_shard
 
-    def slowly(self, end):
-        write_shard(self, end)
+    def slowly(self, *arguments):
+        write_shard(self, *arguments)
         shards.put(self.num_shards)
         time.sleep(0.5)
 
