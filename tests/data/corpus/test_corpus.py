@@ -28,7 +28,7 @@ def words_of(corpus, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe", "sentencepiece"])
-def test_tokens_and_ends_are_those_of_the_tokenizer(kind, request, tmp_path):
+def test_tokens_and_ends_match_the_tokenizer(kind, request, tmp_path):
     tokenizer = request.getfixturevalue(kind)
     corpus = write_corpus(DOCUMENTS, tokenizer, tmp_path / "corpus", progress=False)
     units = [tokenizer(unit, add_special_tokens=False)["input_ids"] for document in DOCUMENTS for unit in document]
@@ -41,7 +41,7 @@ def test_tokens_and_ends_are_those_of_the_tokenizer(kind, request, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe", "sentencepiece"])
-def test_words_are_whole_and_punctuation_stands_alone(kind, request, tmp_path):
+def test_words_are_whole_and_punctuation_is_a_word_of_its_own(kind, request, tmp_path):
     tokenizer = request.getfixturevalue(kind)
     text = "The teacher learns, (they say) the dog!"
     corpus = write_corpus([[text, "dog fox"]], tokenizer, tmp_path / "corpus", progress=False)
@@ -51,12 +51,12 @@ def test_words_are_whole_and_punctuation_stands_alone(kind, request, tmp_path):
     assert corpus.num_tokens > len(words)  # some word has several tokens
 
 
-def test_the_first_word_of_a_unit_is_not_glued_to_the_unit_before(byte_level_bpe, tmp_path):
+def test_every_unit_begins_with_a_new_word(byte_level_bpe, tmp_path):
     corpus = write_corpus([["dog", "dog"], ["dog"]], byte_level_bpe, tmp_path / "corpus", progress=False)
     assert corpus.word_starts[np.concatenate([[0], corpus.unit_ends[:-1]])].all()
 
 
-def test_a_tokenizer_that_cuts_no_words_still_has_some(tmp_path):
+def test_words_are_found_without_a_pre_tokenizer(tmp_path):
     from tokenizers import Tokenizer, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +84,7 @@ def test_a_small_chunk_size_changes_nothing(wordpiece, tmp_path, monkeypatch):
 
 @settings(max_examples=25)
 @given(st.lists(st.lists(st.sampled_from(["", " ", "dog", "the fox!", LINES[0]]), max_size=4), max_size=6))
-def test_ends_are_right_whatever_is_empty(wordpiece, tmp_path_factory, documents):
+def test_ends_are_right_around_empty_units_and_documents(wordpiece, tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     kept = [[unit for unit in document if unit.strip()] for document in documents]
     kept = [document for document in kept if document]
@@ -101,7 +101,7 @@ def test_ends_are_right_whatever_is_empty(wordpiece, tmp_path_factory, documents
     assert corpus.document_ends.tolist() == np.cumsum([len(document) for document in kept]).tolist()
 
 
-def test_a_line_of_megabytes_is_one_unit_and_the_same_tokens(byte_level_bpe, tmp_path, monkeypatch):
+def test_a_very_long_unit_stays_one_unit_with_the_same_tokens(byte_level_bpe, tmp_path, monkeypatch):
     text = " ".join(LINES * 40)
     whole = write_corpus([[text]], byte_level_bpe, tmp_path / "whole", progress=False)
     monkeypatch.setattr(reading, "_LONGEST_TEXT", 1000)
@@ -124,12 +124,12 @@ def test_memory_does_not_grow_with_the_corpus(wordpiece, tmp_path):
     assert peak(600, tmp_path / "large") < 1.3 * peak(200, tmp_path / "small")
 
 
-def test_a_corpus_of_unknown_tokens_is_reported(wordpiece, tmp_path):
+def test_many_unknown_tokens_warn(wordpiece, tmp_path):
     with pytest.warns(UserWarning, match="4 of 5 tokens are unknown"):
         write_corpus([["日 本 語 文", "dog"]], wordpiece, tmp_path / "corpus", progress=False)
 
 
-def test_a_failure_leaves_neither_a_folder_nor_a_half_written_one(wordpiece, tmp_path):
+def test_a_failure_leaves_no_folder_behind(wordpiece, tmp_path):
     def documents():
         yield LINES
         raise OSError("the source broke")
@@ -143,7 +143,7 @@ def test_a_failure_leaves_neither_a_folder_nor_a_half_written_one(wordpiece, tmp
         write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
 
 
-def test_the_second_of_two_writers_waits_and_takes_what_the_first_wrote(wordpiece, tmp_path, capsys):
+def test_a_second_writer_waits_and_uses_the_corpus_of_the_first(wordpiece, tmp_path, capsys):
     second = []
 
     def write_again():
@@ -204,7 +204,7 @@ def test_a_worker_process_maps_the_files_instead_of_copying_them(wordpiece, tmp_
     assert isinstance(copy.tokens.base.base, np.memmap)
 
 
-def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path, monkeypatch):
+def test_pieces_are_gathered_from_their_shards(wordpiece, tmp_path, monkeypatch):
     whole = write_corpus(DOCUMENTS * 4, wordpiece, tmp_path / "whole", progress=False)
     cut = write_corpus(DOCUMENTS * 4, wordpiece, tmp_path / "cut", False, shard_characters=200)
     assert len(whole.shard_sizes) == 1 and len(cut.shard_sizes) > 3
@@ -234,7 +234,7 @@ def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path,
         _ = cut.tokens
 
 
-def test_a_large_vocabulary_takes_32_bits(tmp_path):
+def test_a_large_vocabulary_needs_32_bits(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -245,7 +245,7 @@ def test_a_large_vocabulary_takes_32_bits(tmp_path):
     assert corpus.tokens.dtype == np.uint32 and corpus.tokens.tolist() == [69999, 5, 65536]
 
 
-def test_the_progress_bar_can_be_switched_off(wordpiece, tmp_path, capsys):
+def test_the_progress_bar_can_be_turned_off(wordpiece, tmp_path, capsys):
     write_corpus([LINES], wordpiece, tmp_path / "quiet", progress=False)
     assert capsys.readouterr().err == ""
     write_corpus([LINES], wordpiece, tmp_path / "loud")
