@@ -216,11 +216,8 @@ def _check_result(writer: ShardWriter) -> None:
     if dropped:
         warnings.warn(f"left out documents: {dropped}; {writer.num_documents:,} are kept", stacklevel=4)
     if writer.num_unknown * 2 > writer.num_tokens:
-        warnings.warn(
-            f"{writer.num_unknown} of {writer.num_tokens} tokens are unknown to the tokenizer: it does not fit this "
-            "text",
-            stacklevel=4,
-        )
+        message = f"{writer.num_unknown} of {writer.num_tokens} tokens are unknown to the tokenizer"
+        warnings.warn(f"{message}: it does not fit this text", stacklevel=4)
 
 
 def _lock(staging: Path) -> FileLock:

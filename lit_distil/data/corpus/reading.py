@@ -49,8 +49,8 @@ class DocumentFilters:
                 f"({self.min_characters}), got {self.max_characters}"
             )
         for name in ("max_unknown_share", "max_corpus_unknown_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"filters.{name} must lie in [0, 1], got {getattr(self, name)}")
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ValueError(f"filters.{name} must lie in [0, 1], got {share}")
 
     def reason_of_length(self, num_characters: int) -> str | None:
         """Why a document of this length is left out, if it is."""
@@ -160,8 +160,8 @@ def read_chunks(
         duplicates: The texts seen so far, if duplicates are left out.
         shard_characters: A shard ends with the document by which it has this many characters.
         first_shard: Number of the shard to begin with.
-        documents_read: Documents of the shards before it, which are skipped.
-        text_bytes: Bytes of their text.
+        documents_read: Documents of earlier shards, which are skipped.
+        text_bytes: Bytes of the text of earlier shards.
     """
     texts: list[str] = []
     chunk, num_characters = TextChunk(), 0

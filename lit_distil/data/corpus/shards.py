@@ -24,14 +24,7 @@ _COUNTED_AT_ONCE = 1_000_000
 
 
 class ShardArrays(NamedTuple):
-    """The content of a shard, counted from its own beginning, in the order of its file.
-
-    Attributes:
-        unit_ends: uint32 `[U]` on disk, exclusive end of each unit, counted in tokens.
-        document_ends: uint32 `[D]` on disk, exclusive end of each document, counted in units.
-        tokens: uint16 or uint32 `[N]`.
-        word_starts: bool `[N]`.
-    """
+    """The arrays of a `TokenCorpus` in the order of a shard's file. Ends are counted in the shard (uint32 on disk)."""
 
     unit_ends: NDArray[np.integer]
     document_ends: NDArray[np.integer]
@@ -96,8 +89,7 @@ class Manifest:
             values = json.loads(text)
             version = values.pop("version", None)
             if version == CORPUS_VERSION:
-                shards = tuple(ShardRecord(**record) for record in values.pop("shards"))
-                return cls(**values, shards=shards)
+                return cls(shards=tuple(ShardRecord(**record) for record in values.pop("shards")), **values)
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"corpus {place!r}: {MANIFEST} is damaged ({error}); prepare the corpus again") from error
         raise ValueError(

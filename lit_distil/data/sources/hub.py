@@ -196,7 +196,9 @@ def name_classes(rows: Iterable[Row], features: Mapping[str, Any] | None) -> Ite
     """Rows of `datasets` with the names of classes instead of their numbers; a stream may not know its features."""
     readers = {column: read for column, kind in (features or {}).items() if (read := _class_reader(kind))}
     for row in rows:
-        yield {**row, **{column: read(row[column]) for column, read in readers.items()}}
+        for column, read in readers.items():
+            row = {**row, column: read(row[column])}
+        yield row
 
 
 def _class_reader(kind: Any) -> Callable[[Any], Any] | None:

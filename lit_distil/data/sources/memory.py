@@ -98,9 +98,6 @@ class HeldOut(DocumentSource):
     Args:
         source: Gives the documents.
         share: Share of the training documents, above 0 and at most 0.5.
-
-    Raises:
-        ValueError: The share is out of range.
     """
 
     def __init__(self, source: DocumentSource, *, share: float = 0.1) -> None:

@@ -34,7 +34,7 @@ class PreparedCorpus(DocumentSource):
         self.folder = folder
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """There are none: a prepared corpus has no text."""
+        """Raises a ValueError: a prepared corpus has no text."""
         raise ValueError(
             f"source: {self.folder!r} is a prepared corpus, which holds tokens and no text: train on it "
             "(data.source), and give commands that need text the source that it was prepared from"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from lit_distil.data.corpus.engine import results_in_order
 from lit_distil.data.sources.base import DocumentSource, Split
@@ -32,8 +31,10 @@ class Sentences(DocumentSource):
     """
 
     def __init__(self, source: DocumentSource, *, language: str) -> None:
-        if language not in (known := _languages()):
-            raise ValueError(f"source.language: pysbd has no rules for {language!r}; it has {sorted(known)}")
+        from pysbd.languages import LANGUAGE_CODES
+
+        if language not in LANGUAGE_CODES:
+            raise ValueError(f"source.language: pysbd has no rules for {language!r}; it has {sorted(LANGUAGE_CODES)}")
         if not isinstance(source, DocumentSource):
             raise ValueError(f"source.source: {type(source).__name__} gives no documents")
         self.source, self.language = source, language
@@ -51,9 +52,8 @@ class Sentences(DocumentSource):
                     yield sentences
                     sentences = []
         if num_failures:
-            warnings.warn(
-                f"source.language: pysbd failed on {num_failures} pieces of text, which are left uncut", stacklevel=2
-            )
+            message = f"source.language: pysbd failed on {num_failures} pieces of text, which are left uncut"
+            warnings.warn(message, stacklevel=2)
 
     def fingerprint(self, split: Split) -> str:
         """Hash of the source's own, the language and pysbd's version."""
@@ -76,9 +76,3 @@ def _batches(documents: Iterable[list[str]]) -> Iterator[tuple[list[bool], list[
                 units, ends, size = [], [], 0
     if units:
         yield ends, units
-
-
-def _languages() -> dict[str, Any]:
-    import pysbd.languages
-
-    return dict(pysbd.languages.LANGUAGE_CODES)
