@@ -72,7 +72,8 @@ class Run:
 
     def __repr__(self) -> str:
         size = f"{self.model.num_parameters():,} parameters"
-        main = [f"{name} {self.metrics[name]:.4g}" for name in ("val/loss", "val/score") if name in self.metrics]
+        names = [name for name in ("train/loss", "val/loss", "val/score") if name in self.metrics]
+        main = [f"{name} {self.metrics[name]:.4g}" for name in names]
         return f"Run({str(self.folder)!r}: {type(self.model).__name__}, {', '.join([size, *main])})"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -17,7 +19,6 @@ from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
 from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
-from lit_distil.modules.base import eval_mode
 from lit_distil.modules.checks import check_pair
 from lit_distil.modules.teachers import freeze_position_embeddings
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
@@ -130,6 +131,19 @@ class PairScores:
     kl: float
 
 
+@contextmanager
+def _eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards each part has its own mode again."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 @torch.no_grad()
 def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterable[Batch]) -> PairScores:
     """Scores of both networks on the same masked batches, without dropout.
@@ -144,7 +158,7 @@ def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterabl
     """
     totals = torch.zeros(6, dtype=torch.float64)
     num_masked = 0
-    with eval_mode(teacher, student):
+    with _eval_mode(teacher, student):
         for batch in batches:
             labels = batch.masked_labels
             if labels is None or not len(labels):

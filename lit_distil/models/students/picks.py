@@ -7,8 +7,14 @@ from typing import get_args
 
 from transformers import PreTrainedModel
 
-from lit_distil.models.students.base import CopyRecord, HeadChoice, StudentInitialisation
-from lit_distil.models.students.building import build_from_layers, config_with, new_model
+from lit_distil.models.students.base import (
+    CopyRecord,
+    HeadChoice,
+    StudentInitialisation,
+    build_from_layers,
+    config_with,
+    new_model,
+)
 
 
 class LayerPick(StudentInitialisation):
@@ -63,9 +69,6 @@ class EveryOther(LayerPick):
         head: See `LayerPick`.
     """
 
-    def __init__(self, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
-
     def pick(self, num_layers: int) -> list[int]:
         """See `LayerPick.pick`."""
         return list(range(0, num_layers, 2))
@@ -104,7 +107,7 @@ class Layers(LayerPick):
 
 
 class _SomeLayers(LayerPick):
-    """A given number of layers; a subclass chooses which."""
+    """A given number of layers; a subclass answers in `choose` which."""
 
     def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
         super().__init__(head=head)
