@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, with the umask's permissions, and are compared with their hashes."""
+"""Files and folders appear whole or not at all, with the umask's permissions; hashes tell whether they are whole."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_place_folder_never_replaces_another_folder(tmp_path: Path) -> None:
 
 
 def test_files_and_folders_have_the_permissions_of_new_ones(tmp_path: Path, umask: int) -> None:
-    """safetensors writes files that only their owner can read, beside others that everyone can."""
+    """Some writers, such as safetensors', make files that only their owner can read."""
     write_file(tmp_path / "file", "text")
     assert mode_of(tmp_path / "file") == 0o666 & ~umask
     with staged_folder(tmp_path / "folder") as staging:
@@ -152,5 +152,5 @@ def test_describe_looks_into_nested_pieces() -> None:
 
 @pytest.mark.parametrize("piece", [TokenMasking(0.3, patterns=2), DocSentences(), None, 3, "text"])
 def test_a_description_survives_json(piece: object) -> None:
-    """A manifest is compared with one that went through a file."""
+    """A manifest is compared with one that was read from a file."""
     assert json.loads(json.dumps(describe(piece))) == describe(piece)

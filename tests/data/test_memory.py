@@ -1,4 +1,4 @@
-"""Sources over what Python holds already, and a share held out of another source."""
+"""Sources over lists and `datasets`, and a share held out of another source."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_fingerprint_depends_on_the_content_only() -> None:
 
 
 class Frame:
-    """What a data frame looks like from here."""
+    """Has the methods of a data frame that the source looks at."""
 
     def iterrows(self) -> None: ...
 

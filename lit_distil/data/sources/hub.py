@@ -6,6 +6,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ class HubDataset(RowSource, DocumentSource):
         self.streaming = streaming
         if unknown := sorted(set(self.splits) - {*SPLITS, "predict"}):
             raise ValueError(f"source.splits: no split {unknown[0]!r}; ours are {[*SPLITS, 'predict']}")
-        self._all: dict[str, Any] | None = None
         self._origin = ""
 
     def rows(self, split: Split) -> Iterator[Row]:
@@ -107,8 +107,6 @@ class HubDataset(RowSource, DocumentSource):
         theirs = self.splits.get(split, split)
         if theirs is None:
             return None
-        if self._all is None:
-            self._all = self._load_all()
         if split not in self.splits and split not in self._all:
             if split != "predict":  # the test split is used instead
                 warnings.warn(
@@ -130,7 +128,6 @@ class HubDataset(RowSource, DocumentSource):
         """The slices of rows on disk that a name such as `train[:5%]+dev` means."""
         import datasets
 
-        assert self._all is not None
         sizes = {name: len(rows) for name, rows in self._all.items()}
         try:
             parts = datasets.ReadInstruction.from_spec(theirs).to_absolute(sizes)
@@ -147,7 +144,6 @@ class HubDataset(RowSource, DocumentSource):
 
     def _cut_stream(self, split: Split, theirs: str) -> list[Any]:
         """The same for a stream, whose size is unknown."""
-        assert self._all is not None
         parts = []
         for part in theirs.split("+"):
             matched = _SLICE_OF_ROWS.fullmatch(part.strip())
@@ -162,7 +158,9 @@ class HubDataset(RowSource, DocumentSource):
             parts.append(rows.take(max(0, int(stop) - start)) if stop else rows)
         return parts
 
-    def _load_all(self) -> dict[str, Any]:
+    @cached_property
+    def _all(self) -> dict[str, Any]:
+        """All splits of the dataset, by their own names."""
         import datasets
 
         try:

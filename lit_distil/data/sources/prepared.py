@@ -97,8 +97,8 @@ class PreparedCorpus(DocumentSource):
         if others:
             return None
         raise ValueError(
-            f"source.folder: {self.folder!r} holds no prepared corpus (no train/{MANIFEST}, nor of another split): "
-            "check the address, or write it with `lit-distil prepare`"
+            f"source.folder: {self.folder!r} holds no prepared corpus (no {MANIFEST} of any split): check the address, "
+            "or write one with `lit-distil prepare`"
         )
 
     def _read(self, address: str) -> bytes | None:

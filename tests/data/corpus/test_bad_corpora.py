@@ -38,7 +38,7 @@ def documents(*files: str, **settings) -> list[list[str]]:
 
 @pytest.fixture(autouse=True)
 def _no_warning_unseen():
-    """A warning that a test does not ask for fails it, so that what is said to be handled is handled silently."""
+    """A warning that a test does not expect fails it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         yield

@@ -46,7 +46,7 @@ def test_words_are_whole_and_punctuation_is_a_word_of_its_own(kind, request, tmp
     text = "The teacher learns, (they say) the dog!"
     corpus = write_corpus([[text, "dog fox"]], tokenizer, tmp_path / "corpus", progress=False)
     words = ["the", "teacher", "learns", ",", "(", "they", "say", ")", "the", "dog", "!", "dog", "fox"]
-    found = [word.lower() for word in words_of(corpus, tokenizer) if word]  # a lone ▁ is a word of SentencePiece
+    found = [word.lower() for word in words_of(corpus, tokenizer) if word]  # SentencePiece has a lone ▁ as a word
     assert found == words
     assert corpus.num_tokens > len(words)  # some word has several tokens
 
@@ -176,7 +176,7 @@ def test_a_damaged_corpus_is_refused(wordpiece, tmp_path):
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
     shard.write_bytes(flipped)
-    assert TokenCorpus.load(folder).num_documents == 1  # only reading all of it tells
+    assert TokenCorpus.load(folder).num_documents == 1  # the size is right
     with pytest.raises(ValueError, match=r"shard-00000\.bin is missing or damaged.*Delete the folder"):
         TokenCorpus.load(folder, verify=True)
     shard.unlink()
@@ -210,7 +210,7 @@ def test_pieces_are_gathered_from_their_shards(wordpiece, tmp_path, monkeypatch)
     assert len(whole.shard_sizes) == 1 and len(cut.shard_sizes) > 3
     assert (cut.num_tokens, cut.num_units, cut.num_documents) == (whole.num_tokens, whole.num_units, 12)
     assert cut.token_counts.tolist() == whole.token_counts.tolist()
-    monkeypatch.setattr("lit_distil.data.corpus.corpus._MOST_MAPS", 2)  # maps come and go
+    monkeypatch.setattr("lit_distil.data.corpus.corpus._MOST_MAPS", 2)  # so that maps are dropped and made again
     ends = whole.unit_ends
     order = np.random.default_rng(0).permutation(len(ends))
     starts, ends = np.concatenate([[0], ends[:-1]])[order], ends[order]
@@ -223,7 +223,9 @@ def test_pieces_are_gathered_from_their_shards(wordpiece, tmp_path, monkeypatch)
     for some in (slice(None), slice(0, 1), slice(3, 5)):
         assert pieces(cut, some) == pieces(whole, some)
     source = cut.gather(starts[:1], ends[:1])
-    assert np.shares_memory(source.tokens, cut.gather(starts[:1], ends[:1]).tokens)  # of one shard nothing is copied
+    assert np.shares_memory(
+        source.tokens, cut.gather(starts[:1], ends[:1]).tokens
+    )  # pieces of one shard are not copied
     for first, end in ((0, 1), (1, 3), (0, len(cut.shard_sizes))):
         part = cut.part(first, end)
         before = sum(size[0] for size in cut.shard_sizes[:first])

@@ -52,7 +52,7 @@ def encoder_of(tokenizer):
 
 
 def expected(tokenizer, texts):
-    """Ids, word starts and lengths as the tokenizer's own word ids tell them."""
+    """Ids, word starts and lengths by the tokenizer's own word ids."""
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     ids, starts = [], []
     for encoding in encodings:

@@ -1,4 +1,4 @@
-"""Work in several processes gives its results in order, whatever the backend, and says what is missing."""
+"""Work in several processes gives its results in order on every backend."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_worker_processes_import_no_heavy_library() -> None:
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # ended, but nobody has asked
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie has ended
     except OSError:
         return False
 
@@ -129,7 +129,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_a_corpus_is_the_same_on_every_backend(
     backend: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a real cluster of two processes, with sentences cut on it too."""
+    """On a real cluster of two processes, which also cuts the sentences."""
     monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 3_000)
     monkeypatch.setattr("lit_distil.data.sources.sentences._BATCH_CHARACTERS", 3_000)
     run([*arguments, "--out", str(tmp_path / "alone"), "--num_processes", "1"])

@@ -22,7 +22,7 @@ NUM_SHORT = 114
 
 @pytest.fixture
 def text(tmp_path):
-    """Documents of all kinds: short, repeated, of unknown letters, with long lines."""
+    """Short documents, repeated ones, some with unknown letters, and some with long lines."""
     draw = random.Random(0)
     documents = []
     for number in range(900):
@@ -139,7 +139,7 @@ def test_duplicates_are_remembered_on_disk_up_to_the_last_whole_shard(tmp_path):
     assert not table.add(["c"], 1)
     table.commit()
     assert not table.add(["d"], 2)
-    table.close()  # as if killed: what was noted since is lost
+    table.close()  # as if killed: what was added since the commit is lost
     table = Duplicates(tmp_path / "seen", 1)
     assert [table.add([text], 1) for text in ("a", "c", "d", "d")] == [True, False, False, True]
     assert not table.add(["a", "b"], 1) and not table.add(["ab"], 1)
@@ -147,7 +147,7 @@ def test_duplicates_are_remembered_on_disk_up_to_the_last_whole_shard(tmp_path):
 
 
 def prepare_slowly(text, tokenizer, folder, shards):
-    """Prepares so slowly that it can be killed in the middle, but not in a way that changes what comes out."""
+    """Prepares slowly enough to be killed in the middle."""
     write_shard = ShardWriter._write_shard
 
     def slowly(self, *arguments):
@@ -220,7 +220,7 @@ def test_interrupted_work_with_other_settings_starts_again(text, wordpiece, byte
     corpus = prepare_corpus(source, "train", tokenizer, folder, **settings)
     assert "continuing" not in capsys.readouterr().err
     assert corpus.num_documents == 900 - (NUM_SHORT if change == "filters" else 0)
-    # and one that is whole is never taken for another
+    # a whole corpus with another source or other settings is refused
     other = Broken(text, -1, "again")
     with pytest.raises(ValueError, match="holds a corpus with another source"):
         prepare_corpus(other, "train", tokenizer, folder, **settings)

@@ -22,7 +22,7 @@ DOCUMENTS = [[*LINES[n:], *LINES[:n]][: 2 + n % 4] for n in range(15)] * 3
 
 @pytest.fixture
 def corpora(wordpiece, tmp_path):
-    """One of a single shard and one of many."""
+    """A corpus of one shard and one of many."""
     whole = write_corpus(DOCUMENTS, wordpiece, tmp_path / "whole", progress=False)
     cut = write_corpus(DOCUMENTS, wordpiece, tmp_path / "cut", False, shard_characters=700)
     assert len(whole.shard_sizes) == 1 and len(cut.shard_sizes) > 5
@@ -89,7 +89,7 @@ def test_a_table_is_made_once_for_each_setting(corpora, tmp_path, monkeypatch):
         patch.setattr(sequence_tables, "write_table", None)  # would fail if called
         for kind in kinds:
             open_table(cut, *kind, cache_dir=tmp_path)
-    # other code under the same name, as while somebody writes a format
+    # the same name with other code, as when somebody edits a format
     monkeypatch.setattr(sequence_tables.inspect, "getsource", lambda module: "changed")
     open_table(cut, *kinds[0], cache_dir=tmp_path)
     assert len(list((cut.folder / "tables").iterdir())) == len(kinds) + 1

@@ -167,9 +167,9 @@ def test_class_columns_give_names_with_numbers(classes):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (None, [0, 1, 2]),  # in the order of the data set, and not of the alphabet
-        (["no", "maybe", "yes"], [2, 1, 0]),  # by name, in an order of one's own
-        (["Ja", "Vielleicht", "Nein"], [0, 1, 2]),  # by number, under names of one's own
+        (None, [0, 1, 2]),  # in the dataset's order, not the alphabet's
+        (["no", "maybe", "yes"], [2, 1, 0]),  # by name, in another order
+        (["Ja", "Vielleicht", "Nein"], [0, 1, 2]),  # by number, under other names
     ],
 )
 def test_a_task_may_use_or_rename_the_classes_of_a_dataset(classes, names, expected, wordpiece):

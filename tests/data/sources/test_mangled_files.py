@@ -1,4 +1,4 @@
-"""Files with mangled bytes end in a `ValueError` of ours that names the file, or in counted warnings only."""
+"""Files with mangled bytes give a `ValueError` of ours that names the file, or warnings, and nothing else."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def read(path: Path, errors: str) -> int:
     count = 0
     for document in source.documents("train"):
         assert document and all(unit and unit == unit.strip() for unit in document)
-        count += sum(len(unit.encode()) for unit in document)  # no half of a character is left
+        count += sum(len(unit.encode()) for unit in document)  # fails for half a surrogate pair
     if isinstance(source, TableFiles):
         count += sum(len(row) for row in source.rows("train"))
     return count
@@ -143,7 +143,7 @@ def test_mangled_files_give_our_errors_or_warnings_only(tmp_path_factory, name, 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_half_a_file_fails_or_gives_less(tmp_path, name):
-    """So that what is shown above is not shown of errors that never come."""
+    """Shows that the errors of the test above do occur."""
     path = tmp_path / name
     path.write_bytes(WHOLE[name])
     whole = read(path, "strict")

@@ -66,7 +66,7 @@ def batches(data):
 
 @pytest.fixture(params=["path", "file", "memory"])
 def address(request, made):
-    """The corpus on local disk, at a `file://` address and in another file system."""
+    """The corpus on local disk, at a `file://` address, and in another file system."""
     if request.param == "memory":
         memory = fsspec.filesystem("memory")
         memory.put(str(made.out), "/corpora/mine", recursive=True)
@@ -105,7 +105,7 @@ def test_an_interrupted_copy_continues_and_is_checked(made, monkeypatch):
         text_data(made, source).prepare_data()
     data = text_data(made, source)
     data.setup("fit")
-    assert "train" not in data.datasets  # half a copy is none
+    assert "train" not in data.datasets  # half a copy is not used
     begun = list(fetched)
     monkeypatch.setattr(PreparedCorpus, "_fetch_file", lambda *a: (fetched.append(a[2].name), fetch(*a)))
     ready(text_data(made, source))
@@ -113,9 +113,9 @@ def test_an_interrupted_copy_continues_and_is_checked(made, monkeypatch):
     assert sorted(fetched[: len(shards) + 1]) == sorted([*shards, "token_counts.npy"]) and fetched[:2] == begun
     count = len(fetched)
     data = ready(text_data(made, source))
-    assert len(fetched) == count  # all is there
+    assert len(fetched) == count  # nothing is copied again
 
-    # a copy that lost a byte is mended; one with a flipped bit when it is asked to look
+    # a shorter file is copied again; one with a flipped bit only with verify_corpus
     folder = data.datasets["train"].corpus.folder
     data_of_shard = (folder / shards[1]).read_bytes()
     (folder / shards[1]).write_bytes(data_of_shard[:-1])
