@@ -85,13 +85,12 @@ class Duplicates:
     """
 
     def __init__(self, path: Path, first_shard: int) -> None:
-        self._table = sqlite3.connect(path, isolation_level=None)
+        self._table = sqlite3.connect(path)
         self._table.execute("PRAGMA cache_size = -65536")  # KiB
         self._table.execute(
             "CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, shard INTEGER NOT NULL) WITHOUT ROWID"
         )
         self._table.execute("DELETE FROM seen WHERE shard >= ?", (first_shard,))
-        self._table.execute("BEGIN")
 
     def add(self, units: list[str], shard: int) -> bool:
         """Add a document; returns whether its text was there already."""
@@ -100,8 +99,7 @@ class Duplicates:
 
     def commit(self) -> None:
         """Put everything added so far on disk, before its shard is written."""
-        self._table.execute("COMMIT")
-        self._table.execute("BEGIN")
+        self._table.commit()
 
     def close(self) -> None:
         """Close the table; what was not committed is forgotten."""

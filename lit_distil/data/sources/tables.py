@@ -152,10 +152,12 @@ def _read_json(path: Path, errors: Errors) -> _Rows:
         row, raw = text.value()
         yield _checked(row, place, raw, errors), place
         is_first = False
-        if text.peek() == "]":
+        mark = text.peek()
+        if mark == "]":
             break
-        if text.peek() != ",":
-            raise ValueError(f"{text.place}: not JSON (expected , or ] after an object of the array{text.found()})")
+        if mark != ",":
+            found = f"not {mark!r}" if mark else "and the file ends"
+            raise ValueError(f"{text.place}: not JSON (expected , or ] after an object of the array, {found})")
         text.take()
     text.take()
     if text.peek():
@@ -177,10 +179,6 @@ class _JsonText:
     def close(self) -> None:
         """Read no further."""
         self._blocks.close()
-
-    def found(self) -> str:
-        """What comes next, as the end of a message."""
-        return f", not {self.peek()!r}" if self.peek() else ", and the file ends"
 
     def peek(self) -> str:
         """The next character that is not blank; empty at the end."""
