@@ -197,7 +197,7 @@ def test_fit_prepares_a_corpus_once_for_each_setting(made, monkeypatch):
         ready(text_data(made, made.source, filters=DocumentFilters(drop_duplicates=True)))
     assert len(list(corpora.iterdir())) == 4
     with monkeypatch.context() as patch:
-        patch.setattr("lit_distil.data.splits.prepare_corpus", None)  # would fail if called
+        patch.setattr("lit_distil.data.datamodule.prepare_corpus", None)  # would fail if called
         patch.setattr("lit_distil.data.corpus.sequence_tables.write_table", None)
         data = ready(text_data(made, made.source, num_processes=2, masking=TokenMasking(0.3), batch_size=4))
         same = ready(text_data(made, made.source, filters=DocumentFilters(drop_duplicates=True)))
