@@ -1,7 +1,4 @@
-"""The types in which data and modules meet: the flat batch, the data module's protocol, what a network returns.
-
-Nothing here knows files, tokenizers, networks or Lightning.
-"""
+"""The types in which data and modules meet: the flat batch, the data module's protocol, what a network returns."""
 
 from __future__ import annotations
 
@@ -209,7 +206,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class TopLogits:
-    """Each row's k largest logits, and the total mass of the others, as a cached teacher has them.
+    """A cached teacher's logits: the k largest of each row, and the total mass of the others.
 
     Attributes:
         ids: int64 `[rows, k]`, the entries with the largest logits, the largest first.
@@ -235,18 +232,10 @@ class TopLogits:
         return TopLogits(ids, values - largest, torch.stack(rests, -1), temperatures, logits.shape[-1])
 
     def logits(self, temperature: float = 1.0, *, rows: slice = slice(None), student: Tensor | None = None) -> Tensor:
-        """All logits of some rows, less each row's largest, with the right mass at this temperature.
+        """All logits of some rows, `[rows, vocabulary]`, less each row's largest, in float32 at least.
 
-        The other entries share their mass evenly or, if the student's logits are given, as the student divides it.
-        A divergence from the student and its gradient then take them as one outcome.
-
-        Args:
-            temperature: That of the softmax.
-            rows: Which rows.
-            student: `[rows, vocabulary]`, the student's logits of these rows; takes no gradient.
-
-        Returns:
-            `[rows, vocabulary]`, in float32 at least.
+        The other entries share their mass at this temperature evenly or, if the student's logits of these rows are
+        given, as the student divides it. A divergence from the student then takes them as one outcome.
 
         Raises:
             ValueError: The mass of the others is not known at this temperature.

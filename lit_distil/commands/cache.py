@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything as seed_all
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
@@ -29,10 +30,11 @@ from lit_distil.modules.cached_teacher import (
     CACHE_VERSION,
     MANIFEST,
     SplitArrays,
-    bytes_per_row,
+    array_types,
     check_sum,
     sum_of_rows,
     teacher_identity,
+    unfinished_folder,
 )
 from lit_distil.modules.checks import (
     check_cacheable,
@@ -41,10 +43,11 @@ from lit_distil.modules.checks import (
     check_smaller,
     check_static_masks,
     needs_of,
+    num_logits,
 )
 from lit_distil.modules.teachers import load_teacher
 from lit_distil.objectives.vocabulary import CHUNK_BYTES
-from lit_distil.types import Batch, EncoderOutput, Projection, TopLogits
+from lit_distil.types import Batch, EncoderOutput, TopLogits
 
 _PROGRESS = "progress.json"
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -69,11 +72,6 @@ class SplitPlan:
     counts: NDArray[np.int64]
     checks: NDArray[np.uint32]
 
-    @property
-    def num_rows(self) -> int:
-        """R, the rows of all sequences under all masks."""
-        return int(self.counts.sum())
-
 
 def masked_batches(
     dataset: SequenceDataset, patterns: int, batch_size: int, first: int = 0
@@ -88,7 +86,7 @@ def masked_batches(
 
 
 def plan_split(dataset: SequenceDataset, patterns: int, *, positions: str, name: str, batch_size: int) -> SplitPlan:
-    """Go through the masks of a split once, counting the rows of each sequence and summing up its ids."""
+    """Mask a split once, to count the rows of each sequence and to take the check sums of its ids."""
     samples, counts, checks = [], [], []
     with progress_bar(total=patterns * len(dataset), desc=f"masking the {name} split", unit=" sequences") as bar:
         for first, _, batch in masked_batches(dataset, patterns, batch_size):
@@ -114,8 +112,8 @@ class CacheWriter:
 
     Args:
         teacher: The teacher.
-        manifest: Everything that the cache depends on, and its settings.
-        plans: By split.
+        manifest: What the cache depends on, and its settings.
+        plans: The work for each split.
         batch_size: Masked sequences at a time.
         device: Where the teacher runs.
     """
@@ -133,9 +131,8 @@ class CacheWriter:
         self.batch_size, self.device = batch_size, device
         self.k: int = manifest["k"]
         self.temperatures: tuple[float, ...] = tuple(manifest["temperatures"])
-        self.row_bytes = bytes_per_row(self.k, manifest["vocabulary_size"], manifest["scores"], len(self.temperatures))
-        sequences = sum(16 * len(plan.counts) + 8 * len(plan.samples) for plan in plans.values())
-        self.num_bytes = sequences + self.row_bytes * sum(plan.num_rows for plan in plans.values())
+        arrays = [array for split in plans for array in array_types(manifest, split).values()]
+        self.num_bytes = sum(dtype.itemsize * math.prod(shape) for dtype, shape in arrays)
         """The size of all files on disk."""
 
     def trial(self) -> tuple[float, list[float]]:
@@ -159,13 +156,13 @@ class CacheWriter:
         return seconds, np.concatenate(kept).mean(axis=0).tolist()
 
     def check_room(self, out: Path) -> None:
-        """Refuse to start what the disk has no room for; what an earlier start has written counts as room.
+        """Refuse a cache that the disk has no room for; what an earlier start wrote counts as free.
 
         Raises:
             ValueError: There is too little.
         """
         parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-        written = sum(path.stat().st_blocks * 512 for path in _unfinished(out).rglob("*.npy"))
+        written = sum(path.stat().st_blocks * 512 for path in unfinished_folder(out).rglob("*.npy"))
         room = shutil.disk_usage(parent).free + written
         if self.num_bytes > room:
             raise ValueError(
@@ -174,27 +171,21 @@ class CacheWriter:
             )
 
     def write(self, out: Path) -> None:
-        """Write the folder beside its place and rename it, continuing an earlier start that was stopped.
+        """Write to a folder beside `out` and rename it at the end; an earlier start that was stopped is continued.
 
         Raises:
             ValueError: The earlier start was with other settings.
         """
-        work = _unfinished(out)
+        work = unfinished_folder(out)
         done = self._earlier_progress(work)
         if done is None:
             shutil.rmtree(work, ignore_errors=True)
             done = dict.fromkeys(map(str, self.plans), 0)
             for split, plan in self.plans.items():
-                SplitArrays.create(
-                    work / split,
-                    plan.samples,
-                    plan.counts,
-                    plan.checks,
-                    k=self.k,
-                    vocabulary_size=self.manifest["vocabulary_size"],
-                    scores=self.manifest["scores"],
-                    num_temperatures=len(self.temperatures),
-                )
+                arrays = SplitArrays.create(work / split, self.manifest, split)
+                arrays.samples[:], arrays.checks[:] = plan.samples, plan.checks
+                arrays.offsets[1:] = np.cumsum(plan.counts)
+                arrays.flush()
             write_json(work / _PROGRESS, {"manifest": self.manifest, "done": done})
         total = sum(len(plan.counts) for plan in self.plans.values())
         with progress_bar(total=total, initial=sum(done.values()), desc="asking the teacher", unit=" sequences") as bar:
@@ -205,7 +196,7 @@ class CacheWriter:
         place_folder(work, out)
 
     def _write_split(self, work: Path, split: str, plan: SplitPlan, done: dict[str, int], bar: Any) -> None:
-        arrays = SplitArrays.open(work / split, writable=True)
+        arrays = SplitArrays.open(work / split, self.manifest, split, writable=True)
         saved = perf_counter()
         for first, end, batch in masked_batches(plan.dataset, plan.patterns, self.batch_size, done[split]):
             rows = slice(int(arrays.offsets[first]), int(arrays.offsets[end]))
@@ -221,12 +212,12 @@ class CacheWriter:
                 saved = perf_counter()
 
     def _earlier_progress(self, work: Path) -> dict[str, int] | None:
-        """How far an earlier start came in each split; None if there is none, or it did not come to its first row."""
+        """Sequences of each split that an earlier start has done; None if there was no earlier start."""
         if not (work / _PROGRESS).is_file():
             return None
         try:
             earlier = json.loads((work / _PROGRESS).read_text(encoding="utf-8"))
-        except ValueError:  # damaged, so nobody knows how far it came: start again
+        except ValueError:  # damaged: start again
             return None
         if earlier["manifest"] != self.manifest:
             raise ValueError(
@@ -240,36 +231,30 @@ class CacheWriter:
         batch = batch.to(self.device)
         rows = "all" if self.manifest["positions"] == "all" else batch.masked_positions
         output = self.teacher(batch, rows=rows, project=False)
-        parts = [TopLogits.of(logits, self.k, self.temperatures) for logits in _pieces(output)]
+        parts = [TopLogits.of(logits, self.k, self.temperatures) for logits in _pieces_of_logits(output)]
         ids, scores, rests = (
             np.concatenate([getattr(part, name).cpu().numpy() for part in parts]) for name in ("ids", "scores", "rests")
         )
         return ids, scores, rests
 
 
-def _pieces(output: EncoderOutput) -> Iterator[Tensor]:
-    """Logits in float32, a few rows at a time; one piece without rows where there are none."""
-    projection = output.projection
-    features = projection.features if isinstance(projection, Projection) else output.logits
-    assert features is not None
-    width = len(projection.weight) if isinstance(projection, Projection) else features.shape[-1]
+def _pieces_of_logits(output: EncoderOutput) -> Iterator[Tensor]:
+    """Logits in float32, a few rows at a time; at least one piece, even if it has no rows."""
+    head = output.projection
+    assert not isinstance(head, TopLogits)
+    inputs = output.logits if head is None else head.features
+    assert inputs is not None
+    width = inputs.shape[-1] if head is None else len(head.weight)
     step = max(1, CHUNK_BYTES // (4 * width))
-    for start in range(0, max(len(features), 1), step):
-        few = features[start : start + step]
-        if isinstance(projection, Projection):
-            few = Projection(few, projection.weight, projection.bias).logits()
-        yield few.float()
+    for start in range(0, max(len(inputs), 1), step):
+        piece = inputs[start : start + step]
+        yield (piece if head is None else dataclasses.replace(head, features=piece).logits()).float()
 
 
 def kept_shares(scores: NDArray[Any], rests: NDArray[Any], temperatures: Sequence[float]) -> NDArray[np.float64]:
-    """Return `[rows, temperatures]`, the share of the teacher's distribution that lies in the tokens kept."""
+    """Return `[rows, temperatures]`, the share of the teacher's distribution that the kept tokens hold."""
     kept = np.stack([np.exp(scores.astype(np.float64) / each).sum(axis=-1) for each in temperatures], axis=-1)
     return kept / (kept + np.exp(rests.astype(np.float64)))
-
-
-def _unfinished(out: Path) -> Path:
-    """The folder that a cache is written to until it is finished."""
-    return out.with_name(f"{out.name}.partial")
 
 
 def cache(
@@ -333,8 +318,7 @@ def cache(
 
     name = str(model.teacher_sources[role])
     network = _load_teacher(model, data, name)
-    head: Any = network.model.get_output_embeddings()
-    vocabulary_size = head.weight.shape[0] if head is not None else network.config.vocab_size
+    vocabulary_size = num_logits(network)
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
     if k < vocabulary_size:
@@ -351,7 +335,7 @@ def cache(
         "scores": scores,
         "vocabulary_size": vocabulary_size,
         "splits": {
-            split: {"sequences": len(plan.samples), "patterns": plan.patterns, "rows": plan.num_rows}
+            split: {"sequences": len(plan.samples), "patterns": plan.patterns, "rows": int(plan.counts.sum())}
             for split, plan in plans.items()
         },
     }
@@ -369,22 +353,21 @@ def cache(
 
 def _choose_teacher(requested: str | None, names: list[str]) -> str:
     if requested is None and len(names) > 1:
-        raise ValueError(f"teacher: a cache is of one teacher, and there are {names}; say which: --teacher {names[0]}")
+        raise ValueError(f"teacher: a cache holds one teacher, and there are {names}; say which: --teacher {names[0]}")
     if requested is not None and requested not in names:
-        raise ValueError(f"teacher: {requested!r} is none of {names}, the names in model.teacher")
+        raise ValueError(f"teacher: {requested!r} is not in model.teacher, which has {names}")
     return requested or names[0]
 
 
 def _load_teacher(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
-    data.check_same_vocabulary(name, model.teacher_revision)
-    loaded = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    loaded = load_teacher(name, model.teacher_revision, data, model.head)
     if model.teacher_dtype is not None:
         loaded = loaded.to(getattr(torch, model.teacher_dtype))
     return MaskedLMNetwork(loaded)
 
 
 def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_size: int) -> dict[Split, SplitPlan]:
-    """Open the data and go through its masks."""
+    """Open the data, check the network against it, and mask it once."""
     data.prepare_data()
     data.setup("fit")
     assert data.masking is not None and data.masking.patterns is not None
@@ -399,29 +382,29 @@ def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_
 
 
 def _summary(writer: CacheWriter) -> str:
-    """Size and time, before they are spent."""
+    """What the cache will hold, its size, and the time it will take."""
     seconds, kept = writer.trial()
     time = f"{seconds:,.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
     settings = writer.manifest
+    arrays = array_types(settings, "train").values()
+    row_bytes = sum(dtype.itemsize * shape[1] for dtype, shape in arrays if len(shape) == 2)
     shares = [f"{share:.1%} of the mass at T = {each:g}" for share, each in zip(kept, writer.temperatures, strict=True)]
-    return "\n".join(
-        [
-            *(
-                f"{split:<11}{len(plan.samples):>13,} sequences × {plan.patterns} masks = {plan.num_rows:,} rows"
-                for split, plan in writer.plans.items()
-            ),
-            f"a row      {writer.k} of {settings['vocabulary_size']:,} tokens, temperatures "
-            f"{settings['temperatures']}: {writer.row_bytes:,} bytes",
-            f"kept       {', '.join(shares)}",
-            f"on disk    {writer.num_bytes / 1e6:,.1f} MB",
-            f"time       about {time} on {writer.device}",
-        ]
-    )
+    lines = [
+        f"{split:<11}{sizes['sequences']:>13,} sequences × {sizes['patterns']} masks = {sizes['rows']:,} rows"
+        for split, sizes in settings["splits"].items()
+    ]
+    lines += [
+        f"a row      {writer.k} of {settings['vocabulary_size']:,} tokens, temperatures "
+        f"{settings['temperatures']}: {row_bytes:,} bytes",
+        f"kept       {', '.join(shares)}",
+        f"on disk    {writer.num_bytes / 1e6:,.1f} MB",
+        f"time       about {time} on {writer.device}",
+    ]
+    return "\n".join(lines)
 
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the cache."""
-    transformers_logging.disable_progress_bar()
     parser = ArgumentParser(prog="lit-distil cache", description=(cache.__doc__ or "").split("Args:")[0])
     parser.add_argument("--config", action="config", help="Configuration of a distillation, as fit takes it.")
     parser.add_function_arguments(cache, as_group=False, as_positional=False, sub_configs=True)

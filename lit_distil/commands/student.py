@@ -17,7 +17,6 @@ from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
 from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
-from lit_distil.modules.base import eval_mode
 from lit_distil.modules.checks import check_pair
 from lit_distil.modules.teachers import freeze_position_embeddings
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
@@ -99,8 +98,7 @@ def _compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataM
 
 def _size(model: PreTrainedModel) -> str:
     """Parameters and the memory they take, tied ones counted once."""
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    config = model.config
+    config, num_bytes = model.config, model.get_memory_footprint(return_buffers=False)
     return (
         f"{model.num_parameters():>13,} parameters  {num_bytes / 1e6:>9,.1f} MB  {config.model_type}, "
         f"{config.num_hidden_layers} layers, width {config.hidden_size}"
@@ -109,16 +107,9 @@ def _size(model: PreTrainedModel) -> str:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Means over the masked tokens.
+    """Means over the masked tokens: cross-entropies in nats, and shares of tokens that are predicted right.
 
-    Attributes:
-        num_masked: Number of masked tokens.
-        teacher_loss: Cross-entropy of the teacher, in nats.
-        student_loss: Cross-entropy of the student, in nats.
-        teacher_accuracy: Share of the tokens that the teacher predicts right.
-        student_accuracy: Share of the tokens that the student predicts right.
-        agreement: Share of the tokens for which both predict the same.
-        kl: KL(teacher‖student) at temperature 1, in nats; 0 for a student that is its teacher.
+    `agreement` is the share for which both predict the same; `kl` is KL(teacher‖student) at temperature 1, in nats.
     """
 
     num_masked: int
@@ -132,7 +123,7 @@ class PairScores:
 
 @torch.no_grad()
 def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterable[Batch]) -> PairScores:
-    """Scores of both networks on the same masked batches, without dropout.
+    """Scores of both networks on the same masked batches; sets both to eval mode.
 
     Args:
         teacher: With as many logits as the student.
@@ -144,24 +135,25 @@ def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterabl
     """
     totals = torch.zeros(6, dtype=torch.float64)
     num_masked = 0
-    with eval_mode(teacher, student):
-        for batch in batches:
-            labels = batch.masked_labels
-            if labels is None or not len(labels):
-                continue
-            theirs, ours = (network(batch, rows=batch.masked_positions).logits for network in (teacher, student))
-            assert theirs is not None and ours is not None
-            their_best, our_best = theirs.argmax(-1), ours.argmax(-1)
-            values = (
-                cross_entropy_sum(theirs, labels),
-                cross_entropy_sum(ours, labels),
-                (their_best == labels).sum(),
-                (our_best == labels).sum(),
-                (their_best == our_best).sum(),
-                soft_target_kl(ours, theirs),
-            )
-            totals += torch.stack([value.double().cpu() for value in values])
-            num_masked += len(labels)
+    teacher.eval()
+    student.eval()
+    for batch in batches:
+        labels = batch.masked_labels
+        if labels is None or not len(labels):
+            continue
+        theirs, ours = (network(batch, rows=batch.masked_positions).logits for network in (teacher, student))
+        assert theirs is not None and ours is not None
+        their_best, our_best = theirs.argmax(-1), ours.argmax(-1)
+        values = (
+            cross_entropy_sum(theirs, labels),
+            cross_entropy_sum(ours, labels),
+            (their_best == labels).sum(),
+            (our_best == labels).sum(),
+            (their_best == our_best).sum(),
+            soft_target_kl(ours, theirs),
+        )
+        totals += torch.stack([value.double().cpu() for value in values])
+        num_masked += len(labels)
     if num_masked == 0:
         raise ValueError("data.masking: no token is masked in these batches; give a strategy with a rate above 0")
     return PairScores(num_masked, *(totals / num_masked).tolist())

@@ -8,7 +8,7 @@ host, in a `SequenceLayout`, which travels through the model as the keyword argu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,73 +18,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lit_distil.models.layout import SequenceLayout
-from lit_distil.types import AttentionStates, RecordedAttention, SequenceGroup
-
-
-class AttentionRecorder:
-    """Keeps the queries, keys and values of some blocks.
-
-    Blocks are known by the order in which they attend, even if they share their weights (ALBERT). Under gradient
-    checkpointing blocks attend again in the backward pass; the recorder is finished by then and ignores them. What it
-    kept in the forward pass has a graph, unless checkpointing is reentrant, which is an error.
-
-    Args:
-        layers: The blocks to keep, from 1 to `num_layers`.
-        num_layers: Blocks of the network.
-
-    Raises:
-        ValueError: The network has no such block.
-    """
-
-    def __init__(self, layers: Collection[int], *, num_layers: int) -> None:
-        missing = sorted(layer for layer in layers if not 1 <= layer <= num_layers)
-        if missing:
-            raise ValueError(f"attention_layers {missing}: the network has the blocks 1 to {num_layers}")
-        self._wanted = frozenset(layers)
-        self._num_layers = num_layers
-        self._num_calls = 0
-        self._is_finished = False
-        self._takes_gradient = torch.is_grad_enabled()
-        self._states: dict[int, AttentionStates] = {}
-
-    def record(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None) -> None:
-        """Count a block, and keep its states if they are requested; see `unpadded_attention` for the arguments.
-
-        Raises:
-            ValueError: The states would have no gradient.
-        """
-        if self._is_finished:
-            return
-        self._num_calls += 1
-        if self._num_calls not in self._wanted:
-            return
-        if torch.is_grad_enabled() != self._takes_gradient:
-            raise ValueError(
-                f"queries, keys and values of block {self._num_calls} have no gradient under reentrant gradient "
-                "checkpointing; turn checkpointing on with use_reentrant=False, or leave it out"
-            )
-        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, dim]
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        self._states[self._num_calls] = AttentionStates(query, key, value, scaling=scaling, window=window)
-
-    def finish(self, groups: tuple[SequenceGroup, ...]) -> RecordedAttention:
-        """Return what was kept, and keep nothing more.
-
-        Args:
-            groups: The sequences of the batch.
-
-        Raises:
-            ValueError: The network did not attend once in each block.
-        """
-        states, self._states, self._is_finished = self._states, {}, True
-        if self._num_calls != self._num_layers:
-            raise ValueError(
-                f"the network has num_hidden_layers={self._num_layers} and attended {self._num_calls} times, so its "
-                "blocks cannot be told apart; match hidden states (HiddenMSELoss) instead"
-            )
-        return RecordedAttention(num_layers=self._num_layers, layers=states, groups=groups)
-
+from lit_distil.models.layout import AttentionRecorder, SequenceLayout
 
 UNPADDED = "unpadded"
 """The name under which transformers knows the function."""

@@ -1,11 +1,11 @@
-"""Where the sequences of a flat batch lie, and which of them attention takes together.
+"""What travels through a model to every attention layer: the layout of the batch, and a recorder of attention states.
 
 A batch is planned once, on the host and from its lengths, and every layer of every network uses the same plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -13,24 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_distil.types import AttentionStates, RecordedAttention, SequenceGroup
+
 MAX_WASTE = 0.25
 """A sequence shares a bucket with another that is at most 1 / (1 - MAX_WASTE) times as long ..."""
 
 BUCKET_COST = 3000
-"""... or where padding costs less than one more bucket: about as much, forward and backward, as so many more scores of
-each head (measured on CPU: 2,000 with 12 heads, 5,000 with 4)."""
+"""... or if padding it costs less than a bucket of its own, which costs about as much as this many attention scores of
+each head, forward and backward (measured on CPU: 2,000 with 12 heads, 5,000 with 4)."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences of like lengths that are attended to together, each padded to `width`.
+    """Sequences of similar lengths that attention takes together, each padded to `width`.
 
     Attributes:
-        lengths: real tokens of each sequence.
-        width: tokens of each after padding.
-        start: where in the row they begin if they lie end to end and need no padding, so that a view serves; else None.
-        tokens: int64 `[len(lengths) * width]`, which token of the row stands in each slot (in padding, the
-            sequence's first: it is never attended to); None where `start` is given.
+        lengths: Real tokens of each sequence.
+        width: Tokens of each sequence after padding.
+        start: Where in the row the sequences begin if they lie end to end and need no padding, so that a view will do;
+            else None.
+        tokens: int64 `[len(lengths) * width]`, which token of the row goes into each slot (into padding, the
+            sequence's first: it is never attended to); None if `start` is given.
     """
 
     lengths: tuple[int, ...]
@@ -56,16 +59,14 @@ class Bucket:
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """Where each sequence of a flat batch lies, and in which buckets attention is computed.
-
-    Build it with `SequenceLayout.of`, once per batch; every layer uses the same one.
+    """Where each sequence of a flat batch lies, and in which buckets attention is computed. Made by `of`.
 
     Attributes:
-        lengths: the sequences' lengths, on the host.
+        lengths: Lengths of the sequences, on the host.
         cu_seq_lens: int32 `[S + 1]` on the device: sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
-        buckets: the groups of sequences, each sequence in one of them.
-        slots: int64 `[T]`, the place of each token among the buckets' slots laid end to end; None where that is the
-            order of the tokens already.
+        buckets: Groups of sequences; each sequence is in one of them.
+        slots: int64 `[T]`, the place of each token among the slots of all buckets; None if that is the order of the
+            tokens already.
     """
 
     lengths: tuple[int, ...]
@@ -79,12 +80,12 @@ class SequenceLayout:
         """The layout of a batch.
 
         Args:
-            lengths: tokens of each sequence, in the order of the batch. Plain integers: nothing here waits for the
+            lengths: Tokens of each sequence, in the order of the batch; plain integers, so that nothing waits for the
                 device.
-            device: where the batch is.
+            device: Where the batch is.
 
         Raises:
-            ValueError: if there is no sequence, or an empty one.
+            ValueError: There is no sequence, or an empty one.
         """
         if len(lengths) == 0 or min(lengths) < 1:
             raise ValueError(
@@ -102,18 +103,13 @@ class SequenceLayout:
         """Tokens of the longest sequence."""
         return max(self.lengths)
 
-    @property
-    def num_slots(self) -> int:
-        """Tokens that attention is computed for, padding included."""
-        return sum(len(bucket.lengths) * bucket.width for bucket in self.buckets)
-
     def bias(self, index: int, *, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores of a bucket: 0 where a token may look, very negative where it may not.
+        """What is added to the scores of bucket `index`: 0 where a token may look, very negative where it may not.
 
         Args:
-            index: of the bucket.
-            window: tokens i and j see each other if |i - j| < window; None means all do.
-            dtype: of the scores.
+            index: Which bucket.
+            window: Tokens i and j see each other if |i - j| < window; None means all do.
+            dtype: Type of the scores.
 
         Returns:
             A tensor that broadcasts to `[sequences, heads, width, width]`, or None if every token may look everywhere.
@@ -181,7 +177,7 @@ def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
 
 
 def _group(lengths: tuple[int, ...]) -> list[list[int]]:
-    """Indices of sequences that share a bucket; the longest sequence of a bucket bounds what the others waste."""
+    """Indices of the sequences that share a bucket."""
     alike: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not alike or lengths[index] < (1 - MAX_WASTE) * lengths[alike[-1][0]]:
@@ -198,7 +194,7 @@ def _group(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 def _cost(width: int) -> int:
-    """Of a sequence's attention, in scores: what is done for each token weighs as much as some scores do."""
+    """The cost of attention within a sequence, in scores; the work for each token costs as much as 16 of them."""
     return width * (width + 16)
 
 
@@ -207,3 +203,67 @@ def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":  # page-locked, so that the copy waits for nothing
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+class AttentionRecorder:
+    """Keeps the queries, keys and values of some blocks.
+
+    Blocks are known by the order in which they attend, even if they share their weights (ALBERT). Under gradient
+    checkpointing blocks attend again in the backward pass; the recorder is finished by then and ignores them. What it
+    kept in the forward pass has a graph, unless checkpointing is reentrant, which is an error.
+
+    Args:
+        layers: The blocks to keep, from 1 to `num_layers`.
+        num_layers: Blocks of the network.
+
+    Raises:
+        ValueError: The network has no such block.
+    """
+
+    def __init__(self, layers: Collection[int], *, num_layers: int) -> None:
+        missing = sorted(layer for layer in layers if not 1 <= layer <= num_layers)
+        if missing:
+            raise ValueError(f"attention_layers {missing}: the network has the blocks 1 to {num_layers}")
+        self._wanted = frozenset(layers)
+        self._num_layers = num_layers
+        self._num_calls = 0
+        self._is_finished = False
+        self._takes_gradient = torch.is_grad_enabled()
+        self._states: dict[int, AttentionStates] = {}
+
+    def record(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None) -> None:
+        """Count a block, and keep its states if they are requested; see `unpadded_attention` for the arguments.
+
+        Raises:
+            ValueError: The states would have no gradient.
+        """
+        if self._is_finished:
+            return
+        self._num_calls += 1
+        if self._num_calls not in self._wanted:
+            return
+        if torch.is_grad_enabled() != self._takes_gradient:
+            raise ValueError(
+                f"queries, keys and values of block {self._num_calls} have no gradient under reentrant gradient "
+                "checkpointing; turn checkpointing on with use_reentrant=False, or leave it out"
+            )
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, dim]
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._states[self._num_calls] = AttentionStates(query, key, value, scaling=scaling, window=window)
+
+    def finish(self, groups: tuple[SequenceGroup, ...]) -> RecordedAttention:
+        """Return what was kept, and keep nothing more.
+
+        Args:
+            groups: The sequences of the batch.
+
+        Raises:
+            ValueError: The network did not attend once in each block.
+        """
+        states, self._states, self._is_finished = self._states, {}, True
+        if self._num_calls != self._num_layers:
+            raise ValueError(
+                f"the network has num_hidden_layers={self._num_layers} and attended {self._num_calls} times, so its "
+                "blocks cannot be told apart; match hidden states (HiddenMSELoss) instead"
+            )
+        return RecordedAttention(num_layers=self._num_layers, layers=states, groups=groups)

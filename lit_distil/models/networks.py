@@ -12,13 +12,29 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.attention import UNPADDED, AttentionRecorder, choose_attention, supports_unpadded
-from lit_distil.models.layout import SequenceLayout
-from lit_distil.models.sources import TASK_HEADS, head_of
+from lit_distil.models.attention import UNPADDED, choose_attention, supports_unpadded
+from lit_distil.models.layout import AttentionRecorder, SequenceLayout
+from lit_distil.models.sources import check_architecture
 from lit_distil.types import Batch, EncoderOutput, Projection
 
 Rows = Tensor | Literal["all"] | None
 """Which rows of T a head is computed on: these positions, all of them, or none."""
+
+
+def position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    """The table of absolute positions; None in an architecture without one."""
+    parts = (part for name, part in model.base_model.named_modules() if "position" in name.rpartition(".")[2])
+    return next((part for part in parts if isinstance(part, nn.Embedding)), None)
+
+
+def position_range(model: PreTrainedModel) -> tuple[int, int | None]:
+    """The position of the first token, and how many tokens fit the position table; None without such a table."""
+    table = position_table(model)
+    if table is None:
+        return 0, None
+    # RoBERTa-like models give padding a position of its own, and start after it
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return first, table.num_embeddings - first
 
 
 class FlatNetwork(nn.Module):
@@ -52,18 +68,12 @@ class FlatNetwork(nn.Module):
                 f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
                 "choose an encoder with attention, for example bert"
             )
-        _check_class(model)
+        check_architecture(model)
         # sdpa is transformers' default, not a choice of the user
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
-        table = self.position_table
-        self._first_position = 0
-        self.max_length: int | None = None
+        self._first_position, self.max_length = position_range(model)
         """The longest sequence that fits the position table, in tokens; None without such a table."""
-        if table is not None:
-            # RoBERTa-like models give padding a position of its own, and start after it
-            self._first_position = 0 if table.padding_idx is None else table.padding_idx + 1
-            self.max_length = table.num_embeddings - self._first_position
 
     @property
     def config(self) -> PretrainedConfig:
@@ -83,8 +93,7 @@ class FlatNetwork(nn.Module):
     @property
     def position_table(self) -> nn.Embedding | None:
         """The table of absolute positions; None in an architecture without one."""
-        parts = (part for name, part in self.model.base_model.named_modules() if "position" in name.rpartition(".")[2])
-        return next((part for part in parts if isinstance(part, nn.Embedding)), None)
+        return position_table(self.model)
 
     @property
     def no_attention(self) -> str | None:
@@ -99,10 +108,6 @@ class FlatNetwork(nn.Module):
             "architecture such as bert, roberta, distilbert or modernbert"
         )
         return f"which {model_type} does not give here: {way_out}"
-
-    def num_parameters(self, *, only_trainable: bool = False) -> int:
-        """Number of parameters, tied ones counted once."""
-        return self.model.num_parameters(only_trainable=only_trainable)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a folder that `AutoModel...from_pretrained` loads."""
@@ -125,9 +130,11 @@ class FlatNetwork(nn.Module):
                 "max_position_embeddings"
             )
         inputs, flatten = self._flat_inputs(batch) if self.is_unpadded else self._padded_inputs(batch)
-        recorder = self._recorder(attention_layers) if attention_layers else None
-        if recorder is not None:
-            inputs["attention_recorder"] = recorder
+        recorder = None
+        if attention_layers:
+            if self.no_attention is not None:
+                raise ValueError(f"AttentionLoss and RelationLoss need queries, keys and values, {self.no_attention}")
+            recorder = inputs["attention_recorder"] = AttentionRecorder(attention_layers, num_layers=self.num_layers)
         captured: list[EncoderOutput] = []
 
         def choose_rows(module: nn.Module, args: Any, output: Any) -> Any:
@@ -154,11 +161,6 @@ class FlatNetwork(nn.Module):
         if recorder is not None:
             captured[0].attention = recorder.finish(inputs["sequence_layout"].buckets)
         return output, captured[0]
-
-    def _recorder(self, layers: Collection[int]) -> AttentionRecorder:
-        if self.no_attention is not None:
-            raise ValueError(f"AttentionLoss and RelationLoss need queries, keys and values, {self.no_attention}")
-        return AttentionRecorder(layers, num_layers=self.num_layers)
 
     def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
         inputs = {
@@ -205,25 +207,6 @@ class FlatNetwork(nn.Module):
         return batch.token_type_ids
 
 
-def _check_class(model: PreTrainedModel) -> None:
-    """Refuse an architecture that lacks what batches, students and exports need, naming the one thing to add."""
-    name = type(model).__name__
-    if model.base_model is model:
-        raise ValueError(
-            f"{name} has no encoder under base_model_prefix={model.base_model_prefix!r}: set base_model_prefix to the "
-            "name of the attribute that holds the encoder, and let the head read that one's output"
-        )
-    for field in ("num_hidden_layers", "hidden_size"):
-        if not isinstance(getattr(model.config, field, None), int):
-            raise ValueError(
-                f"{type(model.config).__name__} has no {field}: add it, or name your own field for it in attribute_map"
-            )
-    try:
-        model.get_input_embeddings()
-    except NotImplementedError as error:
-        raise ValueError(f"{name} must define get_input_embeddings, which returns its table of tokens") from error
-
-
 @contextmanager
 def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
     """A hook for one call, so that copies, pickles and other callers of the model never meet it."""
@@ -268,8 +251,8 @@ class MaskedLMNetwork(FlatNetwork):
             rows: int64 `[rows]`, the positions in T that need logits; "all" for every one; None for no logits.
             output_hidden_states: Whether to return the hidden states of all layers.
             attention_layers: The blocks, counted from 1, whose queries, keys and values to return (flat batches only).
-            project: Whether to multiply out the logits. If not, the output has a `projection` that the caller can
-                multiply out piece by piece (or logits all the same, if the head does not end in a linear layer).
+            project: Whether to multiply out the logits. If not, the output has a `projection` in their place, unless
+                the head does not end in a linear layer.
 
         Returns:
             Logits `[rows, vocabulary]` if requested, and next-sentence logits `[S, 2]` if the model has that head.
@@ -334,86 +317,3 @@ class MaskedLMNetwork(FlatNetwork):
                     difference = (first.logits() - logits).abs().max()
                     self._ends_in_projection = bool(difference <= 1e-3 * (1 + logits.abs().max()))
         return self._ends_in_projection
-
-
-class TaskNetwork(FlatNetwork):
-    """An encoder with a task's head: for classes of texts or tokens, answers to questions, or multiple choice.
-
-    Args:
-        model: The encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
-            `...ForQuestionAnswering` or `...ForMultipleChoice`, or a class registered for one of these.
-        attention: See `FlatNetwork`.
-
-    Raises:
-        ValueError: The model has another head, or pools its sequences in an unknown way.
-    """
-
-    def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
-        super().__init__(model, attention=attention)
-        self._head = head_of(model)
-        if self._head not in TASK_HEADS:
-            raise ValueError(f"model must have one of the heads {list(TASK_HEADS)}, got {type(model).__name__}")
-        self.is_token_level = self._head in ("token_classification", "question_answering")
-        self._pooling = getattr(model.config, "classifier_pooling", "cls")
-        if self._pooling not in ("cls", "mean"):
-            raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
-
-    def forward(
-        self, batch: Batch, *, output_hidden_states: bool = False, attention_layers: Collection[int] = ()
-    ) -> EncoderOutput:
-        """Run a flat batch.
-
-        Args:
-            batch: T tokens of S sequences.
-            output_hidden_states: See `MaskedLMNetwork`.
-            attention_layers: See `MaskedLMNetwork`.
-
-        Returns:
-            Logits `[S, labels]` for each sequence (`[S, 1]` for choices, a score each) or `[T, labels]` for each token
-            (`[T, 2]` for answers, as the first and the last token of one).
-
-        Raises:
-            ValueError: A sequence is longer than the position table, or the network cannot give the
-                `attention_layers`.
-        """
-
-        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, T, hidden] or [S, 1, hidden]
-            if self.is_token_level:
-                return hidden[None]
-            if self._pooling == "mean":
-                return _mean_of_sequences(hidden, batch)[:, None]
-            return hidden.index_select(0, batch.first_positions)[:, None]
-
-        output, result = self._run(
-            batch, select, output_hidden_states=output_hidden_states, attention_layers=attention_layers
-        )
-        if self._head == "question_answering":
-            result.logits = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
-        else:
-            result.logits = output.logits[0] if self.is_token_level else output.logits
-        return result
-
-    def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        return self._as_choices(*super()._flat_inputs(batch))
-
-    def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        return self._as_choices(*super()._padded_inputs(batch))
-
-    def _as_choices(
-        self, inputs: dict[str, Any], flatten: Callable[[Tensor], Tensor]
-    ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        """Give every sequence as a question with one choice, because groups may differ in size."""
-        if self._head == "multiple_choice":
-            inputs["input_ids"] = inputs["input_ids"][:, None]
-            if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools once more, over one token
-                inputs["attention_mask"] = inputs["input_ids"].new_ones(1, 1)
-        return inputs, flatten
-
-
-def _mean_of_sequences(hidden: Tensor, batch: Batch) -> Tensor:
-    """`[T, hidden]` to `[S, hidden]`."""
-    lengths = batch.cu_seq_lens.diff().long()
-    sequence = torch.arange(batch.num_sequences, device=hidden.device)
-    sequence = sequence.repeat_interleave(lengths, output_size=batch.num_tokens)
-    sums = hidden.new_zeros(batch.num_sequences, hidden.shape[1]).index_add(0, sequence, hidden)
-    return sums / lengths[:, None]

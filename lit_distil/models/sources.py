@@ -55,26 +55,29 @@ AUTO_MODELS: dict[str, Any] = {
 }
 """The class of transformers that builds and loads each head."""
 
-TASK_HEADS: tuple[Head, ...] = (
-    "sequence_classification",
-    "token_classification",
-    "question_answering",
-    "multiple_choice",
-)
+TASK_HEADS: tuple[Head, ...] = get_args(Head)[2:]
+"""All but the two heads of language models."""
 
-# a tokenizer has either [CLS] and [SEP] or a beginning and an end of text, and each pair can stand in for the other
-_STAND_INS = {
+STAND_INS = {
     "bos_token_id": "cls_token_id",
     "eos_token_id": "sep_token_id",
     "cls_token_id": "bos_token_id",
     "sep_token_id": "eos_token_id",
 }
+"""A tokenizer has [CLS] and [SEP], or a beginning and an end of text; each pair can stand in for the other."""
 
 
 class NetworkSource(ABC):
-    """Builds a Hugging Face model with a head, in training mode."""
+    """Builds a Hugging Face model with a head, in training mode.
 
-    @abstractmethod
+    A subclass answers in `load`.
+
+    Attributes:
+        attention: The attention of the model, see `FromConfig`.
+    """
+
+    attention: str | None = None
+
     def build(
         self,
         vocabulary: Vocabulary | None,
@@ -97,6 +100,20 @@ class NetworkSource(ABC):
         Raises:
             ValueError: The source, the vocabulary and the head do not fit together.
         """
+        model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
+        _check_embedding(model, vocabulary)
+        choose_attention(model, self.attention)
+        return model.train()
+
+    @abstractmethod
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """Make the model; `build` checks its size, and sets its attention and its mode.
+
+        Args:
+            vocabulary: See `build`.
+            head: See `build`.
+            labels: Fields of the configuration that describe the labels of a task's head.
+        """
 
     def label_names(self, head: Head) -> list[str] | None:
         """Return the labels that a task's head was trained for, in the order of its outputs; None without one."""
@@ -111,8 +128,8 @@ class FromConfig(NetworkSource):
             knows or that you registered with `AutoConfig.register`.
         config: Fields of its configuration; the rest have the architecture's defaults. The size of the vocabulary and
             the special ids come from the tokenizer. Give `vocab_size` to have more rows than the tokenizer has entries.
-        attention: None for attention over unpadded batches where the architecture has it; else a name that
-            transformers knows, for example `eager`.
+        attention: A name that transformers knows, for example `eager`; None takes attention over unpadded batches if
+            the architecture supports it.
 
     Raises:
         ValueError: The architecture is unknown, or a field is misspelt.
@@ -131,16 +148,8 @@ class FromConfig(NetworkSource):
         self.attention = attention
         _check_spelling(self.overrides, AutoConfig.for_model(model_type))
 
-    def build(
-        self,
-        vocabulary: Vocabulary | None,
-        *,
-        head: Head = "masked_lm",
-        num_labels: int | None = None,
-        id2label: dict[int, str] | None = None,
-        problem_type: str | None = None,
-    ) -> PreTrainedModel:
-        """See `NetworkSource.build`."""
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """See `NetworkSource.load`."""
         fields = dict(self.overrides)
         if vocabulary is not None:
             fields.setdefault("vocab_size", vocabulary.size)
@@ -150,12 +159,10 @@ class FromConfig(NetworkSource):
                     "leave vocab_size out of config"
                 )
             fields.update(_special_ids(vocabulary, AutoConfig.for_model(self.model_type)))
-        fields.update(_label_fields(num_labels, id2label, problem_type))
+        fields.update(labels)
         config = AutoConfig.for_model(self.model_type, **fields)
         _check_head(head, config)
-        model = AUTO_MODELS[head].from_config(config)
-        choose_attention(model, self.attention)
-        return model.train()
+        return AUTO_MODELS[head].from_config(config)
 
 
 class Pretrained(NetworkSource):
@@ -166,8 +173,7 @@ class Pretrained(NetworkSource):
         revision: Branch, tag or commit on the Hub.
         config: Fields of the configuration to change, for example dropout rates.
         attention: See `FromConfig`.
-        dtype: Type of the weights. Transformers alone would take that of the file, and train a bfloat16 checkpoint in
-            bfloat16 without a word.
+        dtype: Type of the weights, whatever that of the file is.
 
     Raises:
         ValueError: `dtype` is not a floating-point type of torch.
@@ -190,23 +196,14 @@ class Pretrained(NetworkSource):
         self.overrides = dict(config or {})
         self.attention = attention
         self.dtype = parsed
-        self._location = {} if revision is None else {"revision": revision}
 
-    def build(
-        self,
-        vocabulary: Vocabulary | None,
-        *,
-        head: Head = "masked_lm",
-        num_labels: int | None = None,
-        id2label: dict[int, str] | None = None,
-        problem_type: str | None = None,
-    ) -> PreTrainedModel:
-        """See `NetworkSource.build`."""
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """See `NetworkSource.load`."""
         config = self._config()
         _check_spelling(self.overrides, config)
         _check_head(head, config)
-        fields = {**self.overrides, **_label_fields(num_labels, id2label, problem_type)}
-        config = self._config(**fields)  # read again, because other fields may follow from the changed ones
+        # read again, because other fields may follow from the changed ones
+        config = self._config(**{**self.overrides, **labels})
         try:
             with _quiet_transformers():
                 model, loaded = AUTO_MODELS[head].from_pretrained(
@@ -215,15 +212,13 @@ class Pretrained(NetworkSource):
                     dtype=self.dtype,
                     output_loading_info=True,
                     ignore_mismatched_sizes=head in TASK_HEADS,
-                    **self._location,
+                    revision=self.revision or "main",
                 )
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
         _warn_of_new_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
-        _check_embedding(model, vocabulary, self.name_or_path)
-        choose_attention(model, self.attention)
-        return model.train()  # from_pretrained gives eval mode, and nothing would turn dropout on again
+        return model
 
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
@@ -236,7 +231,7 @@ class Pretrained(NetworkSource):
 
     def _config(self, **fields: Any) -> PretrainedConfig:
         try:
-            return AutoConfig.from_pretrained(self.name_or_path, **self._location, **fields)
+            return AutoConfig.from_pretrained(self.name_or_path, revision=self.revision or "main", **fields)
         except (OSError, ValueError) as error:
             raise ValueError(self._not_found(error)) from error
 
@@ -251,30 +246,22 @@ class Pretrained(NetworkSource):
 
 
 class LiveModel(NetworkSource):
-    """A model that is in memory. It is copied, so that training and attention settings leave the original alone.
+    """A model in memory. It is copied, so that training and attention settings leave the original alone.
 
     Args:
-        model: A transformers model. If it has another head than the one that is needed, the encoder's weights are
-            taken and the head is new.
+        model: A transformers model. If it has another head than the one needed, its encoder is taken and the head is
+            new.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def build(
-        self,
-        vocabulary: Vocabulary | None,
-        *,
-        head: Head = "masked_lm",
-        num_labels: int | None = None,
-        id2label: dict[int, str] | None = None,
-        problem_type: str | None = None,
-    ) -> PreTrainedModel:
-        """See `NetworkSource.build`."""
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """See `NetworkSource.load`."""
         name, config = type(self.model).__name__, copy.deepcopy(self.model.config)
         _check_head(head, config)
         num_outputs = config.num_labels
-        config.update(_label_fields(num_labels, id2label, problem_type))
+        config.update(labels)
         if self._has(head) and (head not in TASK_HEADS or config.num_labels == num_outputs):
             model = copy.deepcopy(self.model)
             model.config.update(config.to_dict())
@@ -284,9 +271,7 @@ class LiveModel(NetworkSource):
             missing = model.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
             new = {f"{model.base_model_prefix}.{key}" for key in missing}
             _warn_of_new_weights(model, new | {f"the {head} head"}, name, head)
-        _check_embedding(model, vocabulary, name)
-        choose_attention(model)
-        return model.train()
+        return model
 
     def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
         """A copy for reading: its own modules and settings, on the memory of the original's weights.
@@ -300,7 +285,7 @@ class LiveModel(NetworkSource):
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
         model: PreTrainedModel = copy.deepcopy(self.model, same)
         model.config.architectures = [type(model).__name__]
-        _check_embedding(model, vocabulary, type(model).__name__)
+        _check_embedding(model, vocabulary)
         choose_attention(model)
         return model
 
@@ -322,14 +307,15 @@ def as_source(network: NetworkSource | PreTrainedModel) -> NetworkSource:
 def head_of(model: PreTrainedModel) -> Head | None:
     """Return the head that a model carries: the one that its class is registered for, or else that its name ends in.
 
-    A model with a pretraining head counts as `masked_lm`, because the next-sentence head is the lesser part of it.
-    None means a head that is not known here.
+    A model with a pretraining head counts as `masked_lm`. None means a head that is not known here.
     """
+    name = type(model).__name__
     heads: tuple[Head, ...] = ("masked_lm", *TASK_HEADS)
     for head in heads:
-        if type(model) in classes_for(head, model.config) or type(model).__name__.endswith(_class_suffix(head)):
+        suffix = "ForMaskedLM" if head == "masked_lm" else f"For{head.title().replace('_', '')}"
+        if type(model) in classes_for(head, model.config) or name.endswith(suffix):
             return head
-    return "masked_lm" if type(model).__name__.endswith("ForPreTraining") else None
+    return "masked_lm" if name.endswith("ForPreTraining") else None
 
 
 def classes_for(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
@@ -338,14 +324,9 @@ def classes_for(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
 
-def _class_suffix(head: Head) -> str:
-    """How transformers ends the names of the classes with a head: `ForQuestionAnswering`."""
-    return "ForMaskedLM" if head == "masked_lm" else f"For{head.title().replace('_', '')}"
-
-
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Load without a progress bar, and without the report of keys in which a new head looks like a mistake."""
+    """Load without a progress bar, and without a report in which a new head looks like a mistake."""
     level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -364,11 +345,11 @@ def _warn_of_new_weights(model: PreTrainedModel, missing: set[str], name: str, h
         missing = {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
     if missing:
         listed = ", ".join(sorted(missing)[:3])
-        warnings.warn(f"{name!r} has no weights for {len(missing)} tensors ({listed}, ...): they are new", stacklevel=3)
+        warnings.warn(f"{name!r} has no weights for {len(missing)} tensors ({listed}, ...): they are new", stacklevel=4)
 
 
 def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], name: str) -> None:
-    """Start a head for other labels anew (MNLI has three, RTE two) and say so; refuse an encoder of another size."""
+    """Warn about a head for other labels (MNLI has three, RTE two), which is new; refuse an encoder of another size."""
     sizes = {str(key): (tuple(theirs), tuple(ours)) for key, theirs, ours in mismatched}
     for key, (theirs, ours) in sorted(sizes.items()):
         if key.startswith(f"{model.base_model_prefix}."):
@@ -378,16 +359,16 @@ def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], 
             )
     if sizes:
         listed = ", ".join(f"{key} {list(theirs)} -> {list(ours)}" for key, (theirs, ours) in sorted(sizes.items()))
-        warnings.warn(f"{name!r} has a head for other labels ({listed}): this part of it starts anew", stacklevel=3)
+        warnings.warn(f"{name!r} has a head for other labels ({listed}): this part of it is new", stacklevel=4)
 
 
 def _special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:
-    """The special ids that the configuration has a field for.
+    """The special ids that the configuration has fields for.
 
-    A field that the architecture sets by default and the tokenizer does not know gets the id of its stand-in.
+    A field with a default that the tokenizer has no id for gets the id of its stand-in.
     """
     ids = {name: value for name, value in vocabulary.special_ids.items() if hasattr(default, name)}
-    for name, stand_in in _STAND_INS.items():
+    for name, stand_in in STAND_INS.items():
         is_outdated = name not in ids and getattr(default, name, None) is not None
         if is_outdated and stand_in in vocabulary.special_ids:
             ids[name] = vocabulary.special_ids[stand_in]
@@ -433,11 +414,31 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None, name: str) -> None:
+def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
     embedding: Any = model.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
     if vocabulary is not None and num_rows < vocabulary.size:
         raise ValueError(
-            f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of {name!r} has {num_rows} "
-            "rows; use the tokenizer that the model was trained with"
+            f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of "
+            f"{model.name_or_path or type(model).__name__!r} has {num_rows} rows; use the tokenizer that the model was "
+            "trained with"
         )
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Refuse an architecture that lacks what batches, students and exports need, naming the one thing to add."""
+    name = type(model).__name__
+    if model.base_model is model:
+        raise ValueError(
+            f"{name} has no encoder under base_model_prefix={model.base_model_prefix!r}: set base_model_prefix to the "
+            "name of the attribute that holds the encoder, and let the head read that one's output"
+        )
+    for field in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(model.config, field, None), int):
+            raise ValueError(
+                f"{type(model.config).__name__} has no {field}: add it, or name your own field for it in attribute_map"
+            )
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise ValueError(f"{name} must define get_input_embeddings, which returns its table of tokens") from error

@@ -1,8 +1,8 @@
-"""What all modules share: the loss over the global batch, optimisation, randomness by step, logging, checkpoints.
+"""What all modules share: the loss over the global batch, optimisation, randomness by step, logging.
 
-A step is always the same: networks give outputs, every objective gives a sum over the items it counts, each sum is
-divided by the number of such items in the whole global batch (all ranks, all accumulated micro-batches), and the
-weighted terms are added.
+A step is always the same. Networks give outputs; every objective gives a sum over the items it counts; each sum is
+divided by the number of such items in the whole global batch (all ranks, all accumulated micro-batches); the weighted
+terms are added.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ import functools
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
 from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.models.sources import Head
 from lit_distil.modules.checkpoints import SavedModule
-from lit_distil.modules.guards import StepGuard, clips_by_plain_norm
+from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import add_size, step_size
 from lit_distil.objectives.base import Objective
-from lit_distil.objectives.terms import LossTerms, TeacherOutputs, with_all_outputs
+from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, DataModule, EncoderOutput, Vocabulary
 
@@ -49,19 +46,6 @@ def datamodule_of(trainer: Any) -> DataModule:
             "in trainer.fit(module, datamodule=data)"
         )
     return cast(DataModule, data)
-
-
-@contextmanager
-def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards each part has its own mode again."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 class EncoderModule(SavedModule):
@@ -100,11 +84,11 @@ class EncoderModule(SavedModule):
 
     @abstractmethod
     def build_networks(self) -> None:
-        """Build `self.network` and all that belongs to it, unless it exists; the trainer is there."""
+        """Build `self.network` and what belongs to it, unless it exists; called when there is a trainer."""
 
     @abstractmethod
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
-        """The outputs of the trained network and of the teachers, by name."""
+        """The output of the trained network, and the teachers' by name."""
 
     @property
     def terms(self) -> LossTerms:
@@ -112,15 +96,15 @@ class EncoderModule(SavedModule):
         return LossTerms(dict(cast("dict[str, Objective]", self.objectives).items()))
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Add more sums to `self._meters[stage]`, such as accuracies; called under `no_grad`."""
+        """Add metrics of a batch, such as accuracies, to `self._meters[stage]`; called under `no_grad`."""
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
-        """The same from some rows of masked-LM logits, student's and teacher's; labels are None where not masked."""
+        """Add metrics of some rows of masked-LM logits; labels are None where no token is masked."""
 
     def observe_gradients(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """The same in the first micro-batch of a training step, before the loss is taken, with the graph."""
+        """Add metrics that need the graph; called in the first micro-batch of a training step."""
 
-    # Facts that the data module and the network know
+    # What the data module and the network know
 
     @property
     def data(self) -> DataModule:
@@ -269,23 +253,7 @@ class EncoderModule(SavedModule):
         with torch.device("cpu"):
             self.build_networks()
         if is_new and self.device_mesh is not None:
-            self._shard()
-
-    def _shard(self) -> None:
-        """Under FSDP2 (`ModelParallelStrategy`), shard each layer of the network, then the rest."""
-        from torch.distributed.fsdp import fully_shard
-
-        assert self.device_mesh is not None
-        if self.device_mesh["tensor_parallel"].size() > 1:
-            raise ValueError("trainer.strategy.tensor_parallel_size must be 1: encoders are sharded by data only")
-        mesh = self.device_mesh["data_parallel"]
-        for module in list(self.network.modules()):
-            if isinstance(module, GradientCheckpointingLayer):
-                fully_shard(module, mesh=mesh)
-        fully_shard(self.network, mesh=mesh)
-        for objective in self.terms.objectives.values():
-            if objective.is_trained:  # its gradients must be averaged, too
-                fully_shard(objective, mesh=mesh)
+            shard(self.network, self.terms.objectives.values(), self.device_mesh)
 
     # Logging
 
@@ -349,18 +317,9 @@ class EncoderModule(SavedModule):
 class LanguageModelModule(EncoderModule):
     """What pretraining and distillation share: a masked-LM network and the metrics of its predictions."""
 
+    network_class = MaskedLMNetwork
     network: MaskedLMNetwork | None
-    head: Head = "masked_lm"
-
-    @property
-    def network_head(self) -> Head:
-        """`masked_lm`, or `pretraining` with a next-sentence head."""
-        return self.head
-
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build the network of a checkpoint."""
-        self.head = head
-        self.network = MaskedLMNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
+    head: Head = "masked_lm"  # or "pretraining", with a next-sentence head
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """Accuracy on the masked tokens."""

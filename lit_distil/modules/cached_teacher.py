@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -25,7 +25,6 @@ from lit_distil.types import Batch, EncoderOutput, TopLogits
 
 CACHE_VERSION = 2
 MANIFEST = "manifest.json"
-_WRITE_AGAIN = "delete the cache and write it again"
 STATIC_MASKS = (
     "a cache holds what the teacher says of each masked sequence, and with dynamic masks none comes twice. Give every "
     "sequence a fixed number of masks: data.masking.init_args.patterns: 4"
@@ -37,7 +36,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_SETTINGS = ("teacher", "data", "k", "positions", "temperatures", "vocabulary_size", "splits")
+_SETTINGS = ("teacher", "data", "k", "positions", "temperatures", "scores", "vocabulary_size", "splits")
 _CHECKED_BATCHES = 8
 
 
@@ -64,110 +63,65 @@ class SplitArrays:
     rests: NDArray[np.float32]
 
     @staticmethod
-    def create(
-        folder: Path,
-        samples: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        checks: NDArray[np.uint32],
-        *,
-        k: int,
-        vocabulary_size: int,
-        scores: DTypeLike,
-        num_temperatures: int,
-    ) -> SplitArrays:
-        """Create the files of a split, with room for all rows and none of them written.
-
-        Args:
-            folder: Where to write; made if it is not there.
-            samples: See the class.
-            counts: int64 `[P · N]`, the number of rows of each masked sequence.
-            checks: See the class.
-            k: Tokens kept in a row.
-            vocabulary_size: Decides the width of the ids.
-            scores: float16 or float32.
-            num_temperatures: At how many temperatures the mass of the others is kept.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        known: dict[str, NDArray[Any]] = {
-            "samples": samples,
-            "offsets": offsets,
-            "checks": checks,
-            "sums": np.zeros_like(checks),
-        }
-        for name, values in known.items():
-            np.save(folder / f"{name}.npy", values)
-        types = {"ids": id_type(vocabulary_size), "scores": np.dtype(scores), "rests": np.dtype(np.float32)}
-        for name, dtype in types.items():
-            shape = (int(offsets[-1]), num_temperatures if name == "rests" else k)
-            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-        return SplitArrays.open(folder, writable=True)
+    def create(folder: Path, manifest: dict[str, Any], split: str) -> SplitArrays:
+        """Create the files of a split in a new folder, all zero and writable."""
+        folder.mkdir(parents=True)
+        types = array_types(manifest, split)
+        return SplitArrays(
+            **{
+                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+                for name, (dtype, shape) in types.items()
+            }
+        )
 
     @staticmethod
-    def open(folder: Path, *, writable: bool = False) -> SplitArrays:
+    def open(folder: Path, manifest: dict[str, Any], split: str, *, writable: bool = False) -> SplitArrays:
         """Map the files of a split into memory.
 
         Raises:
-            ValueError: One is missing or cut short.
+            ValueError: One is missing or damaged.
         """
         arrays = {}
-        for name in (field.name for field in fields(SplitArrays)):
+        for name, (_, shape) in array_types(manifest, split).items():
+            path = folder / f"{name}.npy"
             try:
-                mapped = np.load(folder / f"{name}.npy", mmap_mode="r+" if writable else "r")
+                mapped = np.load(path, mmap_mode="r+" if writable else "r")
             except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"the cache's file {folder / name}.npy cannot be read ({error}): {_WRITE_AGAIN}"
-                ) from error
+                raise _damaged(path, error) from error
+            if mapped.shape != shape:
+                raise _damaged(path, f"its shape is {list(mapped.shape)}, and the manifest says {list(shape)}")
             # a plain view of the map, unless it will be flushed: slices of np.memmap itself are slow to make
             arrays[name] = mapped if writable else np.asarray(mapped)
+        offsets, num_rows = arrays["offsets"], len(arrays["ids"])
+        if offsets[0] != 0 or offsets[-1] != num_rows or (np.diff(offsets) < 0).any():
+            raise _damaged(folder / "offsets.npy", f"it does not lead through {num_rows} rows")
         return SplitArrays(**arrays)
-
-    def check_shapes(
-        self, folder: Path, *, sequences: int, patterns: int, rows: int, k: int, num_temperatures: int
-    ) -> None:
-        """Refuse arrays that do not fit together, or do not have the shapes that the manifest says."""
-        masked = sequences * patterns
-        expected = {
-            "samples": (sequences,),
-            "offsets": (masked + 1,),
-            "checks": (masked,),
-            "sums": (masked,),
-            "ids": (rows, k),
-            "scores": (rows, k),
-            "rests": (rows, num_temperatures),
-        }
-        for name, shape in expected.items():
-            if (found := getattr(self, name).shape) != shape:
-                raise ValueError(
-                    f"model.teacher_cache: {folder / name}.npy has the shape {list(found)} and the manifest says "
-                    f"{list(shape)}: {_WRITE_AGAIN}"
-                )
-        if self.offsets[0] != 0 or self.offsets[-1] != rows or (np.diff(self.offsets) < 0).any():
-            raise ValueError(
-                f"model.teacher_cache: {folder / 'offsets'}.npy is damaged (it does not lead through {rows} rows): "
-                f"{_WRITE_AGAIN}"
-            )
-
-    @property
-    def num_sequences(self) -> int:
-        """P · N, the number of masked sequences."""
-        return len(self.checks)
 
     def flush(self) -> None:
         """Put what was written on disk."""
-        for array in (self.sums, self.ids, self.scores, self.rests):
+        for array in vars(self).values():
             assert isinstance(array, np.memmap)
             array.flush()
 
 
-def id_type(vocabulary_size: int) -> np.dtype:
-    """Return the narrowest type for the ids of a vocabulary."""
-    return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+def array_types(manifest: dict[str, Any], split: str) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Return type and shape of each array of a split."""
+    sizes, k = manifest["splits"][split], manifest["k"]
+    num_masked, num_rows = sizes["sequences"] * sizes["patterns"], sizes["rows"]
+    ids = np.uint16 if manifest["vocabulary_size"] <= 1 << 16 else np.uint32
+    return {
+        "samples": (np.dtype(np.int64), (sizes["sequences"],)),
+        "offsets": (np.dtype(np.int64), (num_masked + 1,)),
+        "checks": (np.dtype(np.uint32), (num_masked,)),
+        "sums": (np.dtype(np.uint32), (num_masked,)),
+        "ids": (np.dtype(ids), (num_rows, k)),
+        "scores": (np.dtype(manifest["scores"]), (num_rows, k)),
+        "rests": (np.dtype(np.float32), (num_rows, len(manifest["temperatures"]))),
+    }
 
 
-def bytes_per_row(k: int, vocabulary_size: int, scores: DTypeLike, num_temperatures: int) -> int:
-    """Return the size of one row on disk."""
-    return k * (id_type(vocabulary_size).itemsize + np.dtype(scores).itemsize) + 4 * num_temperatures
+def _damaged(path: Path, what: object) -> ValueError:
+    return ValueError(f"model.teacher_cache: {path} is damaged ({what}): delete the cache and write it again")
 
 
 def check_sum(ids: NDArray[np.int64]) -> int:
@@ -183,31 +137,36 @@ def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) ->
     return total
 
 
+def unfinished_folder(folder: Path) -> Path:
+    """Return the folder that a cache is written to until it is finished."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a finished cache.
 
     Raises:
-        ValueError: The folder holds no cache, an unfinished one, or one of another version.
+        ValueError: The folder holds no cache, an unfinished or damaged one, or one of another version.
     """
-    if not (folder / MANIFEST).is_file():
-        unfinished = folder.with_name(f"{folder.name}.partial")
-        more = f"; {str(unfinished)!r} is an unfinished one: run the same command again" if unfinished.is_dir() else ""
+    path = folder / MANIFEST
+    if not path.is_file():
+        part = unfinished_folder(folder)
+        more = f"; {str(part)!r} is an unfinished one: run the same command again" if part.is_dir() else ""
         raise ValueError(
             f"model.teacher_cache: {str(folder)!r} holds no cache (no {MANIFEST}){more}. `lit-distil cache --config "
             f"CONFIG --out {folder}` writes it"
         )
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest.get("version")
-    except (ValueError, AttributeError) as error:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if (version := manifest.get("version")) != CACHE_VERSION:
         raise ValueError(
-            f"model.teacher_cache: {str(folder / MANIFEST)!r} is damaged ({error}): {_WRITE_AGAIN}"
-        ) from error
-    if version != CACHE_VERSION:
-        raise ValueError(
-            f"model.teacher_cache: {str(folder)!r} has version {version}, this is version "
-            f"{CACHE_VERSION}: {_WRITE_AGAIN}"
+            f"model.teacher_cache: {str(folder)!r} has version {version}, this is version {CACHE_VERSION}: delete it "
+            "and write it again"
         )
+    if missing := [name for name in _SETTINGS if name not in manifest]:
+        raise _damaged(path, f"it has no {missing[0]}")
     return manifest
 
 
@@ -232,7 +191,7 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
     Args:
         name: Folder, or name on the Hub.
         revision: Commit, tag or branch on the Hub.
-        dtype: The type that it runs in, if that is not the one of its files.
+        dtype: The type that it runs in, if that is not the type of its files.
 
     Raises:
         ValueError: The teacher has no weights.
@@ -240,15 +199,8 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
 
     def find(file: str) -> Path | None:
         try:
-            found = cached_file(
-                name,
-                file,
-                revision=revision,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                _raise_exceptions_for_gated_repo=False,
-            )
-        except OSError:  # neither a folder nor a name that the Hub could have
+            found = cached_file(name, file, revision=revision)
+        except OSError:  # no such file, folder or name, or no connection
             return None
         return None if found is None else Path(found)
 
@@ -287,11 +239,6 @@ class CachedTeacher:
     def __init__(self, folder: str | Path, *, teacher: dict[str, Any], data: dict[str, dict[str, Any]]) -> None:
         self.folder = Path(folder)
         manifest = read_manifest(self.folder)
-        if missing := [name for name in _SETTINGS if name not in manifest]:
-            raise ValueError(
-                f"model.teacher_cache: the manifest of {str(folder)!r} is damaged (it has no {missing[0]}): "
-                f"{_WRITE_AGAIN}"
-            )
         if missing := [split for split in data if split not in manifest["splits"]]:
             raise ValueError(
                 f"model.teacher_cache: {str(folder)!r} holds {sorted(manifest['splits'])} and not {missing[0]}; for "
@@ -304,20 +251,12 @@ class CachedTeacher:
                 "Write another with `lit-distil cache`, or train with the settings that it was written for"
             )
         self.k: int = manifest["k"]
-        self.positions: str = manifest["positions"]
         self.temperatures: tuple[float, ...] = tuple(manifest["temperatures"])
         self.vocabulary_size: int = manifest["vocabulary_size"]
-        self._splits = {split: SplitArrays.open(self.folder / split) for split in data}
-        self._batches_to_check = dict.fromkeys(data, _CHECKED_BATCHES)
-        for split, arrays in self._splits.items():
-            arrays.check_shapes(
-                self.folder / split, **manifest["splits"][split], k=self.k, num_temperatures=len(self.temperatures)
-            )
-
-    @property
-    def has_all(self) -> bool:
+        self.has_all = manifest["positions"] == "all"
         """Whether it has rows of all tokens, and not of the masked ones only."""
-        return self.positions == "all"
+        self._splits = {split: SplitArrays.open(self.folder / split, manifest, split) for split in data}
+        self._batches_to_check = dict.fromkeys(data, _CHECKED_BATCHES)
 
     def __call__(self, batch: Batch, split: str, rows: Tensor) -> EncoderOutput:
         """Return the teacher's output at some positions of the batch, on the batch's device.
@@ -325,7 +264,7 @@ class CachedTeacher:
         Args:
             batch: Masked, with its `mask_keys`.
             split: The split that the batch is from.
-            rows: int64, positions in T: the masked ones, or any where the cache has all.
+            rows: int64, positions in T: the masked ones, or any if the cache has all.
 
         Raises:
             ValueError: A sequence is not in the cache, was masked differently when it was written, or its rows are
@@ -338,22 +277,12 @@ class CachedTeacher:
         if self._batches_to_check[split] > 0:
             self._batches_to_check[split] -= 1
             self._check_ids(indices, batch, split)
-        starts, ends = arrays.offsets[indices].tolist(), arrays.offsets[indices + 1].tolist()
-        expected = batch.num_tokens if self.has_all else len(rows)
-        if sum(ends) - sum(starts) != expected:
-            raise ValueError(
-                f"model.teacher_cache: {str(self.folder)!r} has {sum(ends) - sum(starts)} rows for a batch of the "
-                f"{split} split that needs {expected}: the masks are not those that it was written with; write it again"
-            )
-
         pieces: list[tuple[Any, Any, Any]] = []
+        starts, ends = arrays.offsets[indices].tolist(), arrays.offsets[indices + 1].tolist()
         for index, start, end in zip(indices.tolist(), starts, ends, strict=True):
             pieces.append((arrays.ids[start:end], arrays.scores[start:end], arrays.rests[start:end]))
             if sum_of_rows(*pieces[-1]) != arrays.sums[index]:
-                raise ValueError(
-                    f"model.teacher_cache: the rows {start} to {end} in {str(self.folder / split)!r} (ids.npy, "
-                    f"scores.npy, rests.npy or sums.npy) are damaged: {_WRITE_AGAIN}"
-                )
+                raise _damaged(self.folder / split, f"rows {start} to {end} do not have their check sum")
 
         def read(part: int, dtype: Any) -> Tensor:
             tensor = torch.from_numpy(np.concatenate([piece[part] for piece in pieces]).astype(dtype))
@@ -381,7 +310,7 @@ class CachedTeacher:
         size = len(arrays.samples)
         places = np.searchsorted(arrays.samples, samples)
         is_there = arrays.samples[np.minimum(places, size - 1)] == samples
-        is_there &= patterns * size + places < arrays.num_sequences
+        is_there &= patterns * size + places < len(arrays.checks)
         if not is_there.all():
             sample, pattern = int(samples[~is_there][0]), int(patterns[~is_there][0])
             raise ValueError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from abc import abstractmethod
 from typing import Any, Self
 
 import fsspec
@@ -12,14 +11,37 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
 
-from lit_distil.models import FromConfig
-from lit_distil.models.sources import Head
+from lit_distil.models import FlatNetwork, FromConfig
+from lit_distil.models.sources import AUTO_MODELS, Head
 from lit_distil.modules.meters import SumMeters
 
 
+def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
+    """The model that a checkpoint describes, with its head and random weights."""
+    config = AutoConfig.for_model(**json.loads(checkpoint["network"]["config"]))
+    return AUTO_MODELS[checkpoint["network"]["head"]].from_config(config)
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint's network, named as the Hugging Face model names them."""
+    prefix = "network.model."
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 class SavedModule(LightningModule):
-    """A module with a `network` that a checkpoint alone brings back, and with meters that a resumed run continues."""
+    """A module with a `network` that a checkpoint alone brings back, and with meters that a resumed run continues.
+
+    Attributes:
+        network_class: Runs the Hugging Face model on flat batches.
+        head: The kind of head that the network has.
+    """
+
+    network_class: type[FlatNetwork]
+    head: Head
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,15 +49,6 @@ class SavedModule(LightningModule):
         self.has_network_only = False
         """Whether `load_from_checkpoint` restored the network and nothing else."""
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
-
-    @abstractmethod
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build `self.network` with random weights from a saved configuration."""
-
-    @property
-    @abstractmethod
-    def network_head(self) -> Head:
-        """The kind of head that the network has."""
 
     @property
     def has_trainer(self) -> bool:
@@ -61,7 +74,7 @@ class SavedModule(LightningModule):
         """Add the network's configuration, so that loading needs neither teacher nor data."""
         settings = self.network.config.to_dict()
         settings.pop("transformers_version", None)
-        checkpoint["network"] = {"head": self.network_head, "config": json.dumps(settings, default=str)}
+        checkpoint["network"] = {"head": self.head, "config": json.dumps(settings, default=str)}
         # between two logged steps the meters are half full; those of a step that is due are logged right after this
         if self.has_trainer and self.trainer.global_step % self._log_every:
             checkpoint["meters"] = self._meters["train"].state(self.trainer)
@@ -71,8 +84,8 @@ class SavedModule(LightningModule):
         if "network" not in checkpoint:
             raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
         if self.network is None:
-            saved = checkpoint["network"]
-            self.build_from_saved(saved["head"], json.loads(saved["config"]))
+            self.head = checkpoint["network"]["head"]
+            self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,16 +19,10 @@ from lit_distil.types import DataModule, Vocabulary
 def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataModule) -> None:
     """Refuse a student and a teacher that cannot be trained together on this data.
 
-    Args:
-        student: The network that trains.
-        teacher: The network it learns from.
-        data: The data module.
-
     Raises:
-        ValueError: The padding ids differ, the logits have different widths, or a sequence is longer than a position
-            table.
+        ValueError: Padding ids differ, or numbers of logits, or a sequence is longer than a position table.
     """
-    check_beside_cache(student, _num_logits(teacher), data)
+    check_beside_cache(student, num_logits(teacher), data)
     check_padding_id("teacher", teacher, data.vocabulary)
     check_length("teacher", teacher, data)
     ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
@@ -40,19 +35,10 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataMod
 
 
 def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: DataModule) -> None:
-    """The same for a student whose teacher is cached; the teacher was checked when the cache was written.
-
-    Args:
-        student: The network that trains.
-        vocabulary_size: Logits of the teacher.
-        data: The data module.
-
-    Raises:
-        ValueError: See `check_pair`.
-    """
+    """The same beside a cached teacher with so many logits, which was checked when the cache was written."""
     check_padding_id("student", student, data.vocabulary)
     check_length("student", student, data)
-    if (ours := _num_logits(student)) != vocabulary_size:
+    if (ours := num_logits(student)) != vocabulary_size:
         raise ValueError(
             f"model.student: it has {ours} logits and the teacher {vocabulary_size}, so their distributions cannot be "
             f"compared; give the student's config vocab_size: {vocabulary_size}, or take a teacher whose embedding is "
@@ -113,11 +99,7 @@ def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
 
 
 def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) -> None:
-    """Refuse a network whose padding id is not the tokenizer's: RoBERTa-likes count their positions from it.
-
-    Raises:
-        ValueError: They differ.
-    """
+    """Refuse a network whose padding id is not the tokenizer's: RoBERTa-likes count their positions from it."""
     ours, theirs = vocabulary.special_ids.get("pad_token_id"), getattr(network.config, "pad_token_id", None)
     if ours is not None and theirs is not None and ours != theirs:
         raise ValueError(
@@ -127,24 +109,18 @@ def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) ->
 
 
 def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
-    """Refuse data with a sequence that is longer than the network's position table.
-
-    Raises:
-        ValueError: A sequence is too long.
-    """
-    if network.max_length is None:
-        return
+    """Refuse data with a sequence that is longer than the network's position table."""
     for split, dataset in data.datasets.items():
-        longest = dataset.longest
-        if longest > network.max_length:
+        if network.max_length is not None and dataset.longest > network.max_length:
             raise ValueError(
-                f"data.max_length: the {split} split has a sequence of {longest} tokens and the position table of the "
-                f"{role} ({network.config.model_type}) room for {network.max_length}; set data.max_length to "
+                f"data.max_length: the {split} split has a sequence of {dataset.longest} tokens and the position table "
+                f"of the {role} ({network.config.model_type}) room for {network.max_length}; set data.max_length to "
                 f"{network.max_length}, or give the network a larger max_position_embeddings"
             )
 
 
-def _num_logits(network: MaskedLMNetwork) -> int:
+def num_logits(network: MaskedLMNetwork) -> int:
+    """The size of the vocabulary that the network predicts, which may be more than the tokenizer's."""
     head: Any = network.model.get_output_embeddings()
     return head.weight.shape[0] if head is not None else network.config.vocab_size
 
@@ -153,9 +129,6 @@ def check_comparisons(terms: LossTerms) -> None:
     """Refuse objectives that train nothing, unknown names in `objective_teachers`, and terms with too many teachers.
 
     A teacher that no objective compares with gets a warning: the student may still be made from its layers.
-
-    Raises:
-        ValueError: A setting is wrong; the message names it.
     """
     objectives, teachers, own_teacher = terms.objectives, sorted(terms.shares), terms.own_teacher
     if not objectives:
@@ -187,12 +160,24 @@ def check_comparisons(terms: LossTerms) -> None:
         )
 
 
-def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> None:
-    """Refuse an unknown or integer dtype, and a negative number of steps.
+def teacher_shares(teachers: Collection[str], weights: dict[str, float] | None) -> dict[str, float]:
+    """Each teacher's share in the mean of their distributions, with sum 1.
 
     Raises:
-        ValueError: A setting is wrong.
+        ValueError: There is no teacher, a weight is not positive, or the names differ.
     """
+    if not teachers:
+        raise ValueError("model.teacher: no teacher is named; give a folder, or {name: folder, ...}")
+    weights = weights if weights is not None else dict.fromkeys(teachers, 1.0)
+    if weights.keys() != set(teachers):
+        raise ValueError(f"model.teacher_weights names {sorted(weights)}, and the teachers are {sorted(teachers)}")
+    if wrong := {name: weight for name, weight in weights.items() if not (weight > 0 and math.isfinite(weight))}:
+        raise ValueError(f"model.teacher_weights must be positive, got {wrong}; leave out the teacher instead")
+    return {name: weights[name] / sum(weights.values()) for name in teachers}
+
+
+def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> None:
+    """Refuse an unknown or integer dtype, and a negative number of steps."""
     if teacher_dtype is not None:
         dtype = getattr(torch, teacher_dtype, None)
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -204,43 +189,40 @@ def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> Non
         raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
 
 
-def check_for_text(name: str, objective: Objective) -> None:
-    """Refuse an objective on a task's labels in a distillation on text, which has none.
-
-    Raises:
-        ValueError: The objective is one.
-    """
-    if objective.counts == "labels":
-        raise ValueError(
-            f"model.objectives: {name}: {type(objective).__name__} is on a task's labels, and text has none; use "
-            "MaskedLMLoss and SoftTargetLoss, or distil on the task with lit_distil.modules.TaskDistillationModule"
-        )
+def check_for_text(objectives: Mapping[str, Objective]) -> None:
+    """Refuse objectives on a task's labels in distillation on text, which has none."""
+    for name, objective in objectives.items():
+        if objective.counts == "labels":
+            raise ValueError(
+                f"model.objectives: {name}: {type(objective).__name__} is on a task's labels, and text has none; use "
+                "MaskedLMLoss and SoftTargetLoss, or distil on the task with lit_distil.modules.TaskDistillationModule"
+            )
 
 
-def check_for_task(name: str, objective: Objective) -> None:
-    """Refuse an objective on the vocabulary or on masked tokens in a distillation on a task, which has neither.
-
-    Raises:
-        ValueError: The objective is one.
-    """
-    kind = type(objective).__name__
-    if isinstance(objective, RowObjective):
-        raise ValueError(
-            f"model.objectives: {name}: {kind} compares distributions over the vocabulary, and a task's head has none; "
-            "use TaskSoftTargetLoss for the teacher's answers and TaskLoss for the labels"
-        )
-    if objective.counts in ("masked", "unmasked"):
-        raise ValueError(
-            f"model.objectives: {name}: {kind} looks at {objective.counts} tokens, and a task masks none; "
-            "set positions: all"
-        )
+def check_for_task(objectives: Mapping[str, Objective]) -> None:
+    """Refuse objectives on the vocabulary or on masked tokens in distillation on a task, which has neither."""
+    for name, objective in objectives.items():
+        kind = type(objective).__name__
+        if isinstance(objective, RowObjective):
+            raise ValueError(
+                f"model.objectives: {name}: {kind} compares distributions over the vocabulary, and a task's head has "
+                "none; use TaskSoftTargetLoss for the teacher's answers and TaskLoss for the labels"
+            )
+        if objective.counts in ("masked", "unmasked"):
+            raise ValueError(
+                f"model.objectives: {name}: {kind} looks at {objective.counts} tokens, and a task masks none; "
+                "set positions: all"
+            )
 
 
-def cache_folders(requested: str | dict[str, str] | None, teachers: Mapping[str, Any]) -> dict[str, str]:
+def cache_folders(
+    requested: str | dict[str, str] | None, teachers: Mapping[str, Any], terms: LossTerms
+) -> dict[str, str]:
     """The folder of each cached teacher, by the teacher's name.
 
     Raises:
-        ValueError: One folder for several teachers, an unknown name, or a teacher that is not given by name or folder.
+        ValueError: One folder for several teachers, an unknown name, a teacher that is not given by name or folder, or
+            an objective that no cache can serve.
     """
     if requested is None:
         return {}
@@ -259,15 +241,12 @@ def cache_folders(requested: str | dict[str, str] | None, teachers: Mapping[str,
                 f"model.teacher_cache: a cache is known by the files of its teacher; give model.teacher ({name}) the "
                 "folder or name that the cache was written from, not a model in memory"
             )
+    check_cacheable(terms, requested)
     return dict(requested)
 
 
 def check_static_masks(data: DataModule) -> None:
-    """Refuse data without static masks: each mask of a sequence must come again.
-
-    Raises:
-        ValueError: There is no masking, or it is dynamic.
-    """
+    """Refuse data without static masks: a cached teacher has an answer for a few masks of each sequence only."""
     if data.masking is None:
         raise ValueError("model.teacher_cache: data.masking is not given, and a cache is keyed by masks; give one")
     if data.masking.patterns is None:
@@ -275,15 +254,7 @@ def check_static_masks(data: DataModule) -> None:
 
 
 def check_cacheable(terms: LossTerms, cached: Iterable[str]) -> None:
-    """Refuse objectives that need more of a teacher than its likeliest tokens.
-
-    Args:
-        terms: The objectives, and which teachers each compares with.
-        cached: Names of the teachers that have a cache.
-
-    Raises:
-        ValueError: There are some; the message names them, and what each needs.
-    """
+    """Refuse objectives that need more of a cached teacher than its likeliest tokens."""
     needs = []
     for name, one in {name: one for teacher in cached for name, one in terms.comparing_with(teacher).items()}.items():
         if not isinstance(one, RowObjective):
@@ -316,11 +287,7 @@ def needs_of(terms: LossTerms, teacher: str) -> tuple[str, tuple[float, ...], li
 
 
 def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
-    """Refuse a cache that lacks positions, temperatures, or what a mean over teachers needs.
-
-    Raises:
-        ValueError: It lacks one of them.
-    """
+    """Refuse a cache that lacks positions, temperatures, or what a mean over teachers needs."""
     positions, temperatures, changing = needs_of(terms, teacher)
     if positions == "all" and not cache.has_all:
         raise ValueError(
@@ -339,11 +306,7 @@ def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
 
 
 def check_smaller(terms: LossTerms, teacher: str, changing: list[str], k: int, vocabulary_size: int) -> None:
-    """Refuse objectives for which only a cache of the whole vocabulary is enough.
-
-    Raises:
-        ValueError: A temperature changes, or an objective compares with a mean of teachers.
-    """
+    """Refuse a temperature that changes and a mean of teachers: they need a cache of the whole vocabulary."""
     if changing:
         raise ValueError(
             f"model.teacher_cache: the temperature of {', '.join(changing)} changes over the steps, and the mass "

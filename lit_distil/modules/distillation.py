@@ -9,21 +9,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_distil.console import progress_bar
-from lit_distil.models import MaskedLMNetwork, NetworkSource, StudentInitialisation
-from lit_distil.models.students import CopyRecord
-from lit_distil.modules.base import LanguageModelModule, Stage, eval_mode
+from lit_distil.models import NetworkSource, StudentInitialisation
+from lit_distil.modules.base import LanguageModelModule, Stage
 from lit_distil.modules.cached_teacher import CachedTeacher, teacher_identity
 from lit_distil.modules.checks import (
     cache_folders,
     check_beside_cache,
-    check_cacheable,
     check_for_text,
     check_needs,
     check_networks,
     check_pair,
     check_static_masks,
 )
-from lit_distil.modules.teachers import StudentModule, Teacher, load_teacher
+from lit_distil.modules.teachers import StudentModule
 from lit_distil.objectives import Objective
 from lit_distil.objectives.functional import soft_target_kl
 from lit_distil.objectives.terms import TeacherOutputs
@@ -96,10 +94,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
             max_skipped_steps=max_skipped_steps,
         )
         self.save_plain_hyperparameters()
-        for name, objective in objectives.items():
-            check_for_text(name, objective)
-        self.teacher_cache = cache_folders(teacher_cache, self.teacher_sources)
-        check_cacheable(self.terms, self.teacher_cache)
+        check_for_text(objectives)
+        self.teacher_cache = cache_folders(teacher_cache, self.teacher_sources, self.terms)
         if any(objective.needs_next_sentence for objective in objectives.values()):
             self.head = "pretraining"
         self.evaluate_at_start = evaluate_at_start
@@ -110,7 +106,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         if self.teachers or self.cached_teachers:
             return
         cached = {name: self._open_cache(name, folder) for name, folder in self.teacher_cache.items()}
-        self.build_student_and_teachers(MaskedLMNetwork, cached)
+        self.build_student_and_teachers(cached)
         assert self.network is not None
         networks = {name: teacher.network for name, teacher in self.teachers.items()}
         for network in networks.values():
@@ -130,25 +126,15 @@ class DistillationModule(StudentModule, LanguageModelModule):
         check_needs(cached, self.terms, name)
         return cached
 
-    def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
-        """A network with a masked-LM head, and a next-sentence head if an objective needs it."""
-        return load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head)
-
-    def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
-        """From the teacher's layers, or from its own source."""
-        if isinstance(self.student_source, StudentInitialisation):
-            assert teacher is not None
-            return self.student_source.build(teacher)
-        return self.student_source.build(self.vocabulary, head=self.head), []
-
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
-        """Student and teachers see the same masked input; their heads give rows where an objective needs them.
+        """The outputs of student and teachers on the same masked input, with logits where an objective needs them.
 
-        In evaluation they give all rows, to compare with the teacher on masked and on other tokens; a cached teacher
-        gives those it has.
+        In evaluation there are logits at all tokens, to compare with the teacher on masked and on other tokens, unless
+        a cached teacher has the masked ones only.
         """
         assert self.network is not None
-        terms, teachers = self.terms, TeacherOutputs()
+        terms = self.terms
+        teachers: TeacherOutputs = {}
         has_all = all(cached.has_all for cached in self.cached_teachers.values())
         rows = terms.rows(batch, all_rows=terms.need_teachers and not self.training and has_all)
         ours, theirs = terms.requests(self.network.num_layers, self.teacher_depths)
@@ -162,10 +148,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         return self.network(batch, rows=rows, project=False, **ours), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
-        """Accuracy, agreement with the teacher and, in evaluation only, divergence and the teacher's entropy.
-
-        Those two are taken at temperature 1, and cost too much for training.
-        """
+        """Accuracy, agreement with the teacher and, in evaluation, divergence and the teacher's entropy (T = 1)."""
         super().observe_rows(stage, student, teacher, labels)
         if teacher is None:
             return
@@ -180,14 +163,14 @@ class DistillationModule(StudentModule, LanguageModelModule):
             meters.add(f"teacher_entropy_{kind}", -(log_p.exp() * log_p).sum(), num_rows)
 
     def on_train_start(self) -> None:
-        """Validate the untrained student, if asked to; then start the clock."""
+        """Validate the untrained student first, if `evaluate_at_start` is set."""
         if self.evaluate_at_start and self.trainer.global_step == 0:
             self._evaluate_untrained()
         super().on_train_start()
 
     @torch.no_grad()
     def _evaluate_untrained(self) -> None:
-        """Log to step 0 what a validation finds before the first step."""
+        """Validate, and log the values to step 0."""
         trainer = self.trainer
         if not trainer.enable_validation:
             rank_zero_warn(
@@ -199,9 +182,11 @@ class DistillationModule(StudentModule, LanguageModelModule):
         num_batches = limit if isinstance(limit, int) else int(len(loader) * limit)
         is_quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
         bar = progress_bar(range(num_batches), desc="untrained student", unit="batch", disable=is_quiet, leave=False)
-        with eval_mode(self), trainer.precision_plugin.val_step_context():
+        self.eval()
+        with trainer.precision_plugin.val_step_context():
             for _, batch in zip(bar, loader, strict=False):
                 self._evaluate("val", batch.to(self.device))
+        self.train()
         # in float32, as Lightning logs
         values = {name: torch.tensor(value).item() for name, value in self._evaluation_values("val").items()}
         for logger in trainer.loggers:

@@ -10,10 +10,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head, as_source
+from lit_distil.models.sources import as_source
 from lit_distil.modules.base import EncoderModule, Stage
 from lit_distil.modules.checks import check_length
 from lit_distil.objectives import TaskLoss
@@ -25,21 +25,16 @@ from lit_distil.types import Batch, EncoderOutput
 
 SPLITS = {"val": "validation", "test": "test"}
 SampleOutputs = list[tuple[int, Any]]
-"""Indices of samples, and what `Task.predict` keeps of each."""
+"""The index of each sample in its split, and what `Task.predict` kept of its logits."""
 
 
 class TaskModule(EncoderModule):
-    """Base of the modules whose network carries the head of a task.
-
-    The task (columns, labels, metrics) belongs to the data module and is asked for when the network is built.
-
-    Args:
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
-        max_skipped_steps: See `EncoderModule`.
-    """
+    """Base of the modules whose network has the head of a task; the arguments are those of `EncoderModule`."""
 
     network: TaskNetwork | None
+    network_class = TaskNetwork
+    from_checkpoint = False
+    """Whether the weights are those of a checkpoint, and no longer those that the configuration names."""
 
     def __init__(
         self,
@@ -49,52 +44,22 @@ class TaskModule(EncoderModule):
         max_skipped_steps: int = 25,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
-        self.head: Head = "sequence_classification"
         self.predictions: dict[str, list[Prediction]] = {"val": [], "test": []}
-        """Of all samples of the last evaluation, in their order and from all ranks."""
+        """For all samples of the last evaluation, in their order and from all ranks."""
         self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
-        self.from_checkpoint = False
-        """Whether the weights are those of a checkpoint, and no longer what the configuration names."""
-
-    # The task, its head and its labels
 
     @property
     def task(self) -> Task:
-        """The task of the data module."""
+        """The task of the data module; an error if it has none."""
+        if self.data.task is None:
+            raise ValueError(
+                f"data.task: {type(self).__name__} needs a task, such as "
+                "{class_path: lit_distil.tasks.TextClassification}"
+            )
         return self.data.task
 
-    def take_task(self, purpose: str) -> Task:
-        """The task of the data module; the network gets its head.
-
-        Args:
-            purpose: What the task is needed for, for the message.
-
-        Raises:
-            ValueError: The data has no task.
-        """
-        if self.task is None:
-            raise ValueError(
-                f"data.task: {purpose} needs a task, such as {{class_path: lit_distil.tasks.TextClassification}}"
-            )
-        self.head = self.task.head  # type: ignore[assignment]
-        return self.task
-
-    @property
-    def network_head(self) -> Head:
-        """The head that the task asked for."""
-        return self.head
-
-    def build_from_saved(self, head: Head, config: dict[str, Any]) -> None:
-        """Build the network of a checkpoint; its labels stand in its configuration."""
-        self.head = head
-        self.network = TaskNetwork(AUTO_MODELS[head].from_config(AutoConfig.for_model(**config)))
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also check that the checkpoint was trained for the task's labels.
-
-        Raises:
-            ValueError: Its labels are others, or in another order, so that each class would get another's name.
-        """
+        """Also refuse a checkpoint that was trained for other labels, or for the same in another order."""
         super().on_load_checkpoint(checkpoint)
         self.from_checkpoint = True
         if self.has_trainer:
@@ -110,14 +75,13 @@ class TaskModule(EncoderModule):
         return logits
 
     def predict_step(self, batch: Batch, batch_idx: int) -> SampleOutputs:
-        """Each sample's index, and what `Task.predict` keeps of its logits; `PredictionWriter` writes them in words."""
+        """Each sample's index, and what `Task.predict` keeps of its logits; `PredictionWriter` makes them readable."""
         return self.outputs_by_sample(self.data.predict_split, self(batch), batch)
 
     def outputs_by_sample(self, split: str, logits: torch.Tensor, batch: Batch) -> SampleOutputs:
-        """For each sample of a batch its index in the split, and what `Task.predict` keeps of its logits."""
-        dataset = self.data.datasets[split]
-        indices = batch.sample_ids.tolist()
-        outputs = self.task.predict(logits.float().cpu(), batch, [dataset.features[n] for n in indices])
+        """The same from the logits of a batch of any split."""
+        features, indices = self.data.datasets[split].features, batch.sample_ids.tolist()
+        outputs = self.task.predict(logits.float().cpu(), batch, [features[n] for n in indices])
         return list(zip(indices, outputs, strict=True))
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
@@ -153,14 +117,11 @@ class TaskModule(EncoderModule):
         self.log_dict(values)
 
     def score_together(self, stage: Stage, outputs: SampleOutputs) -> tuple[list[Prediction], dict[str, float]]:
-        """Gather all samples on every rank and compute the metrics of the whole, so they are the same on each.
+        """Predictions for the samples of all ranks, in their order, and the task's metrics, the same on every rank.
 
         Args:
             stage: `val` or `test`.
-            outputs: Of this rank's samples.
-
-        Returns:
-            The predictions for all samples, in their order, and the task's metrics; empty if there are no samples.
+            outputs: The outputs for this rank's samples; both results are empty if no rank has any.
         """
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
@@ -175,9 +136,13 @@ class TaskModule(EncoderModule):
 
 
 def saved_labels(checkpoint: dict[str, Any]) -> list[str]:
-    """The labels of the network in a checkpoint, in the order of its outputs; empty if it names none."""
-    names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
-    return [names[key] for key in sorted(names, key=int)]
+    """The labels of a checkpoint's network, in the order of its outputs; empty if it names none."""
+    return label_list(json.loads(checkpoint["network"]["config"]).get("id2label") or {})
+
+
+def label_list(id2label: dict[Any, Any]) -> list[str]:
+    """The labels of a head's configuration, in the order of its outputs."""
+    return [str(id2label[index]) for index in sorted(id2label, key=int)]
 
 
 def check_same_labels(what: str, theirs: list[str], task: Task, *, allow_unnamed: bool = True) -> None:
@@ -186,20 +151,19 @@ def check_same_labels(what: str, theirs: list[str], task: Task, *, allow_unnamed
     Args:
         what: What has the head, for the message.
         theirs: Its labels in the order of its outputs.
-        task: Its labels are known.
-        allow_unnamed: Whether a head may leave its outputs unnamed (`LABEL_0`, ...).
+        task: A task whose labels are known.
+        allow_unnamed: Whether the head may leave its outputs unnamed (`LABEL_0`, ...).
 
     Raises:
-        ValueError: The labels differ, or a head without named labels has another size than the task needs.
+        ValueError: The labels differ, or the task's labels have no names and the head has another size.
     """
     settings = task.head_settings()
-    named = settings.get("id2label")
-    if named is None:
-        wanted = settings.get("num_labels", len(theirs))
-        if len(theirs) != wanted:
-            raise ValueError(f"{what} has {len(theirs)} outputs ({_listed(theirs)}) and data.task needs {wanted}")
+    if "id2label" not in settings:
+        num_outputs = settings.get("num_labels", len(theirs))
+        if len(theirs) != num_outputs:
+            raise ValueError(f"{what} has {len(theirs)} outputs ({_listed(theirs)}) and data.task needs {num_outputs}")
         return
-    ours = [str(named[index]) for index in sorted(named)]
+    ours = label_list(settings["id2label"])
     if theirs == ours or (allow_unnamed and theirs == unnamed_labels(len(ours))):
         return
     difference = "the same in another order"
@@ -208,7 +172,7 @@ def check_same_labels(what: str, theirs: list[str], task: Task, *, allow_unnamed
         difference = f"only the task has {_listed(only_ours)}, only the trained head {_listed(only_theirs)}"
     raise ValueError(
         f"{what} was trained for the labels {_listed(theirs)}, in this order, and data.task has {_listed(ours)}: "
-        f"{difference}. Where they mean the same, give data.task.labels its names in its order"
+        f"{difference}. If they mean the same, set data.task.labels to its names in its order"
     )
 
 
@@ -220,16 +184,16 @@ def _listed(names: list[str]) -> str:
 class FineTuningModule(TaskModule):
     """Fine-tunes an encoder with Hugging Face's own head for the task (BERT section 4; RoBERTa section 5).
 
-    The task (columns, labels, metrics) belongs to the data module and is asked for when the network is built.
+    The task (columns, labels, metrics) belongs to the data module.
 
     Args:
         network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for random weights, or a
             model in memory, which is copied.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
-        layer_decay: Factor of the learning rate from each layer to the one below, from the head over the blocks down to
-            the embeddings (ELECTRA: 0.8 to 0.9); None gives all the same learning rate.
-        freeze_layers: Freeze the embeddings and this many of the lowest blocks; 0 freezes the embeddings alone, None or
+        layer_decay: Factor of the learning rate from each layer to the one below, from the head down to the embeddings
+            (ELECTRA: 0.8 to 0.9); None gives all the same learning rate.
+        freeze_layers: Freeze the embeddings and this many of the lowest blocks; 0 freezes only the embeddings, None or
             -1 nothing. Their dropout stays on in training.
         max_skipped_steps: See `EncoderModule`.
     """
@@ -253,23 +217,23 @@ class FineTuningModule(TaskModule):
 
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
-        task = self.take_task("fine-tuning")
+        task = self.task
+        self.head = task.head
         if self.network is None:
-            self.network = TaskNetwork(
-                self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
-            )
+            model = self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
+            self.network = TaskNetwork(model)
             check_length("network", self.network, self.data)
         if self.freeze_layers is not None:
             freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
 
     def on_train_start(self) -> None:
-        """Also warn of a head that was trained for other labels; it goes on from there."""
+        """Also warn of a head that was trained for other labels; training starts from it all the same."""
         super().on_train_start()
         self._check_trained_head()
 
     def on_validation_start(self) -> None:
-        """Outside of `fit`, refuse a head that was trained for other labels, and warn of one that nobody trained."""
+        """Outside of `fit`, refuse a head that was trained for other labels, and warn of an untrained one."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._check_trained_head()
 
@@ -295,7 +259,7 @@ class FineTuningModule(TaskModule):
             rank_zero_warn(str(error))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups, with a factor of the learning rate for each layer where it decays."""
+        """The parameters that train; with `layer_decay`, each layer has its own factor of the learning rate."""
         if self.layer_decay is None or self.network is None:
             return super().optimizer_groups()
         layers = layers_of_parameters(self.network.model, self.config.num_hidden_layers)

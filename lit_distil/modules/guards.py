@@ -1,15 +1,22 @@
-"""A step whose gradient is not finite is skipped, and the norm that this takes also clips the gradient."""
+"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if they are not finite."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_distil.objectives import Objective
+from lit_distil.types import EncoderOutput, Projection
 
 _PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 
@@ -90,3 +97,56 @@ def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torc
 
 def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def shard(network: nn.Module, objectives: Iterable[Objective], device_mesh: DeviceMesh) -> None:
+    """Under FSDP2 (`ModelParallelStrategy`), shard each layer of the network, the rest, and what objectives train.
+
+    Raises:
+        ValueError: The strategy splits single layers.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    if device_mesh["tensor_parallel"].size() > 1:
+        raise ValueError("trainer.strategy.tensor_parallel_size must be 1: encoders are sharded by data only")
+    mesh = device_mesh["data_parallel"]
+    for module in list(network.modules()):
+        if isinstance(module, GradientCheckpointingLayer):
+            fully_shard(module, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    for objective in objectives:
+        if objective.is_trained:  # its gradients must be averaged, too
+            fully_shard(objective, mesh=mesh)
+
+
+def with_all_outputs(loss: Tensor, student: EncoderOutput) -> Tensor:
+    """The same loss, with a graph to every output of the network; the gradient is zero where no term looks at it.
+
+    DDP waits for a gradient of every parameter that trains. Losses on hidden states or attention alone give none to
+    the head, nor to the blocks above the last one they compare. DDP's own search for such parameters
+    (`find_unused_parameters`) would walk the graph in every step.
+
+    Args:
+        loss: Of a micro-batch, with a graph.
+        student: The trained network's output.
+    """
+    projection = student.projection
+    outputs = [student.last_hidden_state, student.logits, student.next_sentence_logits]
+    if isinstance(projection, Projection):
+        outputs += [projection.features, projection.weight, projection.bias]
+    joined: Tensor = _Joined.apply(loss, *(each for each in outputs if each is not None and each.requires_grad))
+    return joined
+
+
+class _Joined(torch.autograd.Function):
+    """The first argument unchanged; the others get zero gradients, at no cost."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.kinds = [(each.shape, each.dtype) for each in outputs]
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return (gradient, *(gradient.new_zeros((), dtype=dtype).expand(shape) for shape, dtype in ctx.kinds))

@@ -1,4 +1,4 @@
-"""Distillation on a task: a student that matches the answers of a fine-tuned teacher, or of several."""
+"""Distillation on a task: a student that matches the predictions of a fine-tuned teacher, or of several."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 from lightning.pytorch.cli import OptimizerCallable
 from transformers import PreTrainedModel
 
-from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
-from lit_distil.models.students import CopyRecord
+from lit_distil.models import NetworkSource, StudentInitialisation
 from lit_distil.modules.base import Stage
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
-from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels
-from lit_distil.modules.teachers import StudentModule, Teacher, load_teacher
-from lit_distil.objectives import Objective, TaskLoss, TaskSoftTargetLoss
+from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
+from lit_distil.modules.teachers import StudentModule, Teacher
+from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
 from lit_distil.tasks import Task
@@ -21,11 +20,7 @@ from lit_distil.types import Batch, EncoderOutput
 
 
 def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) -> None:
-    """Refuse a teacher whose head is new, or was trained for another problem or other labels.
-
-    Raises:
-        ValueError: It is; the message names the labels that differ.
-    """
+    """Refuse a teacher whose head is new, or was trained for another problem or other labels."""
     config: Any = teacher.config
     folder = source if isinstance(source, str) else type(source).__name__
     architecture, saved = type(teacher).__name__, config.architectures or []
@@ -40,16 +35,15 @@ def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) ->
         raise ValueError(
             f"model.teacher: {folder!r} was fine-tuned for {config.problem_type} and data.task is for {problem}"
         )
-    labels = [config.id2label[index] for index in sorted(config.id2label)]
-    check_same_labels(f"model.teacher: {folder!r}", labels, task, allow_unnamed=False)
+    check_same_labels(f"model.teacher: {folder!r}", label_list(config.id2label), task, allow_unnamed=False)
 
 
 class TaskDistillationModule(StudentModule, TaskModule):
     """Distils a fine-tuned teacher into a student on the teacher's task (DistilBERT, section 4.1: a second stage).
 
-    The task belongs to the data module; its kind of labels gives `TaskLoss` and `TaskSoftTargetLoss` their form. The
-    student is evaluated and predicts as in fine-tuning. An evaluation also logs how often the student agrees with the
-    teacher and how far it is from it; the first one logs the teacher's own metrics (`val/teacher/`).
+    The task belongs to the data module; the objectives learn its kind of labels (`Objective.follow_task`). The student
+    is evaluated and predicts as in fine-tuning. An evaluation also logs how often the student agrees with the teacher
+    and how far it is from it; the first one logs the teacher's own metrics (`val/teacher/`).
 
     Several teachers, by name, act as one: `TaskSoftTargetLoss` compares with the weighted mean of their distributions.
     A term named in `objective_teachers` compares with that teacher alone.
@@ -57,17 +51,17 @@ class TaskDistillationModule(StudentModule, TaskModule):
     Args:
         teacher: An exported folder of a network that is fine-tuned on this task, a name on the Hub, or a model in
             memory; or several of them, by names of your choice.
-        student: How the student is made: from the teacher's layers and head (`EveryOther`, ...; of several teachers,
-            the first), or from a pretrained or distilled export with a new head (`Pretrained`).
-        objectives: Named objectives with their weights, such as `TaskLoss` and `TaskSoftTargetLoss`, and those on
-            hidden states or attention at all tokens; each is logged unweighted under its name.
+        student: How the student is made: from the layers and the head of the (first) teacher (`EveryOther`, ...), or
+            from a pretrained or distilled export with a new head (`Pretrained`).
+        objectives: Named objectives: `TaskLoss`, `TaskSoftTargetLoss`, and those on hidden states or attention at all
+            tokens; each is logged unweighted under its name.
         teacher_weights: Share of each teacher in their mean, by name; None gives all the same.
-        objective_teachers: For names of objectives, the name of the one teacher that they compare with.
+        objective_teachers: The one teacher that an objective compares with, by the name of the objective.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
         teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
         freeze_positions: Leave the student's position embeddings as they are.
-        gradient_shares_every: After this many steps each time, log the share of each term in the norm of the gradient,
-            which costs one more backward pass for each term; 0 never does.
+        gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
+            one more backward pass for each term; 0 never does.
         optimizer: See `EncoderModule`.
         schedule: See `EncoderModule`.
         max_skipped_steps: See `EncoderModule`.
@@ -104,45 +98,36 @@ class TaskDistillationModule(StudentModule, TaskModule):
             max_skipped_steps=max_skipped_steps,
         )
         self.save_plain_hyperparameters()
-        for name, objective in objectives.items():
-            check_for_task(name, objective)
+        check_for_task(objectives)
         self._teacher_outputs: SampleOutputs = []
         self._teacher_is_scored = False
 
     def build_networks(self) -> None:
-        """Load the teachers and make the student, both with the task's head, unless they are there."""
+        """Load the teachers and make the student, both with the task's head, unless they exist."""
         if self.teachers:
             return
-        task = self.take_task("distillation on a task")
-        for objective in self.objectives.values():
-            if isinstance(objective, TaskLoss | TaskSoftTargetLoss):
-                objective.follow(**task.loss_settings())
-        self.build_student_and_teachers(TaskNetwork)
+        task = self.task
+        self.head = task.head
+        for objective in self.terms.objectives.values():
+            objective.follow_task(**task.loss_settings())
+        settings = task.head_settings()
+        self.build_student_and_teachers(**settings)
         assert self.network is not None
+        if "problem_type" in settings:  # a teacher from elsewhere may not have it
+            self.network.config.problem_type = settings["problem_type"]
         for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
             check_padding_id(role, network, self.vocabulary)
             check_length(role, network, self.data)
         check_networks(self.terms, self.network, {name: each.network for name, each in self.teachers.items()})
 
     def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
-        """A network that was fine-tuned on the task, with its own head and labels."""
-        model = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head)
+        """A network that was fine-tuned on the task, with its head."""
+        model = super().load_teacher(teacher)
         check_task_teacher(teacher, model, self.task)
         return model
 
-    def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
-        """The student, from the teacher's layers and head, or from a source of its own with a new head."""
-        settings = self.task.head_settings()
-        if isinstance(self.student_source, StudentInitialisation):
-            assert teacher is not None
-            student, records = self.student_source.build(teacher)
-            if "problem_type" in settings:  # a teacher that was trained elsewhere may not name it
-                student.config.problem_type = settings["problem_type"]
-            return student, records
-        return self.student_source.build(self.vocabulary, head=self.head, **settings), []
-
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
-        """The outputs of student and teachers; in training the teachers run only if a term needs them."""
+        """The outputs of student and teachers; in training, teachers run only if a term needs them."""
         assert self.network is not None
         ours, theirs = self.terms.requests(self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
@@ -151,7 +136,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         return self.network(batch, **ours), teachers
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Also how far student and teacher agree, at temperature 1, and once the teacher's predictions."""
+        """Also compare student and teacher, at temperature 1, and keep the teacher's predictions once."""
         super().observe(stage, student, teachers, batch)
         if not teachers:
             return

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,11 +16,11 @@ from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentIni
 from lit_distil.models.sources import Head, LiveModel, as_source
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import EncoderModule
-from lit_distil.modules.checks import check_comparisons, check_settings
+from lit_distil.modules.checks import check_comparisons, check_settings, teacher_shares
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule
-from lit_distil.types import Batch, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, DataModule, EncoderOutput
 
 Teacher = str | PreTrainedModel
 """A folder, a name on the Hub, or a model in memory."""
@@ -49,18 +47,21 @@ class FrozenTeacher:
         return self
 
 
-def load_teacher(teacher: Teacher, revision: str | None, vocabulary: Vocabulary, head: Head) -> PreTrainedModel:
+def load_teacher(teacher: Teacher, revision: str | None, data: DataModule, head: Head) -> PreTrainedModel:
     """A teacher's network with its trained head; a model in memory is not copied, only its settings are.
 
     Raises:
-        ValueError: It cannot be loaded, or has no weights for some tensors, such as those of the head.
+        ValueError: It cannot be loaded, has another vocabulary than the data, or has no weights for some tensors, such
+            as those of the head.
     """
+    if isinstance(teacher, str):  # of a model in memory only the sizes are known
+        data.check_same_vocabulary(teacher, revision)
     try:
         if isinstance(teacher, PreTrainedModel):
-            return LiveModel(teacher).shared(vocabulary, head)
+            return LiveModel(teacher).shared(data.vocabulary, head)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".* has no weights for ")
-            return Pretrained(teacher, revision=revision).build(vocabulary, head=head)
+            return Pretrained(teacher, revision=revision).build(data.vocabulary, head=head)
     except ValueError as error:
         raise ValueError(f"model.teacher: {error}") from error
     except UserWarning as error:
@@ -81,11 +82,7 @@ def freeze_position_embeddings(network: FlatNetwork) -> None:
 
 
 class StudentModule(EncoderModule):
-    """Base of the modules whose network, the student, learns from teachers.
-
-    A subclass says in `load_teacher` and `new_student` which networks it needs. The arguments are those of
-    `DistillationModule`.
-    """
+    """Base of the modules whose network, the student, learns from teachers; arguments as in `DistillationModule`."""
 
     def __init__(
         self,
@@ -107,7 +104,7 @@ class StudentModule(EncoderModule):
         self.teacher_sources: dict[str, Teacher] = (
             dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
         )
-        self.teacher_shares = _shares(self.teacher_sources, teacher_weights)
+        self.teacher_shares = teacher_shares(self.teacher_sources, teacher_weights)
         self.objective_teachers = objective_teachers or {}
         self.objectives = nn.ModuleDict(objectives)
         check_comparisons(self.terms)
@@ -117,6 +114,7 @@ class StudentModule(EncoderModule):
         self.freeze_positions = freeze_positions
         self.gradient_shares_every = gradient_shares_every
         self.teachers: dict[str, FrozenTeacher] = {}
+        """The teachers that run, by name; empty before the networks are built."""
 
     @property
     def terms(self) -> LossTerms:
@@ -125,47 +123,32 @@ class StudentModule(EncoderModule):
         return LossTerms(objectives, self.teacher_shares, self.objective_teachers)
 
     @property
-    def teacher(self) -> FrozenTeacher | None:
-        """The first teacher; None before the networks are built."""
-        return next(iter(self.teachers.values()), None)
-
-    @property
     def teacher_depths(self) -> dict[str, int]:
         """Blocks of each teacher that runs, by name."""
         return {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
 
-    @abstractmethod
     def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
         """A teacher's network, with the head that this module compares with."""
+        return load_teacher(teacher, self.teacher_revision, self.data, self.head)
 
-    @abstractmethod
-    def new_student(self, teacher: PreTrainedModel | None) -> tuple[PreTrainedModel, list[CopyRecord]]:
-        """The untrained student and, if it is made from the first teacher, what became of each of its tensors."""
-
-    def build_student_and_teachers(
-        self, wrap: Callable[[PreTrainedModel], FlatNetwork], cached: Collection[str] = ()
-    ) -> None:
+    def build_student_and_teachers(self, cached: Collection[str] = (), **head_settings: Any) -> None:
         """Load the teachers, make the student unless it exists, and freeze what does not train.
 
         Args:
-            wrap: Makes the network of this module from a Hugging Face model.
             cached: Names of teachers that do not run; the first is loaded all the same if the student is made from it.
+            head_settings: Arguments of `NetworkSource.build` for the student's head.
         """
-        loaded: dict[str, PreTrainedModel] = {}
         first = next(iter(self.teacher_sources))
         makes_student = self.network is None and isinstance(self.student_source, StudentInitialisation)
-        for name, source in self.teacher_sources.items():
-            if name not in cached or (name == first and makes_student):
-                if isinstance(source, str):  # of a model in memory only the sizes are known, which loading checks
-                    self.data.check_same_vocabulary(source, self.teacher_revision)
-                loaded[name] = self.load_teacher(source)
+        loaded = {
+            name: self.load_teacher(source)
+            for name, source in self.teacher_sources.items()
+            if name not in cached or (name == first and makes_student)
+        }
         records: list[CopyRecord] = []
         if self.network is None:
-            origin = self.student_source
-            if isinstance(origin, Pretrained):  # a vocabulary of the same size may still have other entries
-                self.data.check_same_vocabulary(origin.name_or_path, origin.revision, role="student")
-            student, records = self.new_student(loaded.get(first))
-            self.network = wrap(student)
+            student, records = self._new_student(loaded.get(first), head_settings)
+            self.network = self.network_class(student)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
         if records:
@@ -177,7 +160,19 @@ class StudentModule(EncoderModule):
             if name not in cached:
                 if self.teacher_dtype is not None:
                     model = model.to(getattr(torch, self.teacher_dtype))
-                self.teachers[name] = FrozenTeacher(wrap(model))
+                self.teachers[name] = FrozenTeacher(self.network_class(model))
+
+    def _new_student(
+        self, teacher: PreTrainedModel | None, head_settings: dict[str, Any]
+    ) -> tuple[PreTrainedModel, list[CopyRecord]]:
+        """The untrained student and, if it is made from the first teacher, what became of each of its tensors."""
+        source = self.student_source
+        if isinstance(source, StudentInitialisation):
+            assert teacher is not None
+            return source.build(teacher)
+        if isinstance(source, Pretrained):  # a vocabulary of the same size may still have other entries
+            self.data.check_same_vocabulary(source.name_or_path, source.revision, role="student")
+        return source.build(self.vocabulary, head=self.head, **head_settings), []
 
     def observe_gradients(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Every `gradient_shares_every` steps, the share of each term in the gradient's norm."""
@@ -189,19 +184,3 @@ class StudentModule(EncoderModule):
         whole = torch.stack([*norms.values()]).sum().clamp_min(1e-30)
         for name, norm in norms.items():
             self._meters["train"].add(f"gradient_share/{name}", norm / whole, 1)
-
-
-def _shares(teachers: Collection[str], weights: dict[str, float] | None) -> dict[str, float]:
-    """Each teacher's share in the mean of their distributions, with sum 1.
-
-    Raises:
-        ValueError: There is no teacher, a weight is not positive, or the names differ.
-    """
-    if not teachers:
-        raise ValueError("model.teacher: no teacher is named; give a folder, or {name: folder, ...}")
-    weights = weights if weights is not None else dict.fromkeys(teachers, 1.0)
-    if weights.keys() != set(teachers):
-        raise ValueError(f"model.teacher_weights names {sorted(weights)}, and the teachers are {sorted(teachers)}")
-    if wrong := {name: weight for name, weight in weights.items() if not (weight > 0 and math.isfinite(weight))}:
-        raise ValueError(f"model.teacher_weights must be positive, got {wrong}; leave out the teacher instead")
-    return {name: weights[name] / sum(weights.values()) for name in teachers}

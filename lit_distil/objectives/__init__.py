@@ -4,13 +4,13 @@ from lit_distil.objectives.attention import AttentionLoss, RelationLoss
 from lit_distil.objectives.base import (
     LogitObjective,
     LogitRows,
-    NetworkCapabilities,
     Objective,
     Positions,
     RowObjective,
     hidden_at,
     logits_at,
 )
+from lit_distil.objectives.capabilities import NetworkCapabilities
 from lit_distil.objectives.hidden import HiddenCosineLoss, HiddenMSELoss
 from lit_distil.objectives.label_kinds import (
     ChoiceLabel,
@@ -24,11 +24,12 @@ from lit_distil.objectives.logits import (
     JensenShannonLoss,
     LogitMSELoss,
     MaskedLMLoss,
+    NextSentenceLoss,
+    NextSentenceSoftTargetLoss,
     ReverseKLLoss,
     SoftTargetLoss,
     TeacherLabelLoss,
 )
-from lit_distil.objectives.next_sentence import NextSentenceLoss, NextSentenceSoftTargetLoss
 from lit_distil.objectives.task import TaskLoss, TaskSoftTargetLoss
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits

@@ -14,9 +14,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from lit_distil.objectives.base import NetworkCapabilities, Objective, require_teacher
-from lit_distil.objectives.hidden import check_layer_map, layer_number, mapped_layers
-from lit_distil.objectives.relation import Relation, check_divides, relation_kl, score_mse, split_heads
+from lit_distil.objectives.base import Objective, require_teacher
+from lit_distil.objectives.capabilities import NetworkCapabilities, check_layer_map, layer_number, mapped_layers
+from lit_distil.objectives.relation import Relation, relation_kl, score_mse, split_heads
 from lit_distil.schedules import StepValue
 from lit_distil.types import AttentionStates, Batch, EncoderOutput, RecordedAttention
 
@@ -31,8 +31,8 @@ class AttentionLoss(Objective):
     attention weights in nats, MiniLM's attention transfer (Wang et al. 2020, section 3.1) on any layers. Pairs are
     summed. Dropout of attention weights does not enter.
 
-    In local attention (ModernBERT) a token sees those of its window; blocks compared must have the same one. Both
-    networks must have as many heads, but their widths may differ: `RelationLoss` needs neither.
+    In local attention (ModernBERT) a token sees those of its window; blocks compared must have the same window. Both
+    networks must have the same number of heads, which `RelationLoss` does not need; their widths may differ.
 
     Args:
         layer_map: Pairs `[student block, teacher block]`. None is TinyBERT's uniform map: student block i with teacher
@@ -62,28 +62,31 @@ class AttentionLoss(Objective):
         return {ours for ours, _ in pairs}, {theirs for _, theirs in pairs}
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that there are as many heads, and that paired blocks see equally far."""
+        """Check also that the numbers of heads are equal, and the windows of paired blocks."""
         super().check(student, teacher)
         assert teacher is not None
-        if student.num_heads is not None and teacher.num_heads is not None:
-            _check_heads("AttentionLoss", student.num_heads, teacher.num_heads)
+        if None not in (student.num_heads, teacher.num_heads) and student.num_heads != teacher.num_heads:
+            raise ValueError(
+                f"AttentionLoss compares heads one by one; the student has {student.num_heads} heads and the teacher "
+                f"{teacher.num_heads}: use RelationLoss, whose relation heads may differ in number"
+            )
         for ours, theirs in self.pairs(student.num_layers, teacher.num_layers):
-            _shared_window(self, (ours, student.window(ours)), (theirs, teacher.window(theirs)))
+            _shared_window(self, (ours, theirs), (student.window(ours), teacher.window(theirs)))
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the differences, summed over pairs of blocks and tokens."""
-        ours, theirs = _recorded(self, student, teacher)
+        ours = _recorded(self, "student", student)
+        theirs = _recorded(self, "teacher", require_teacher(self, teacher))
         compare = score_mse if self.kind == "scores" else relation_kl
         total = student.last_hidden_state.new_zeros(())
-        for student_block, teacher_block in self.pairs(ours.num_layers, theirs.num_layers):
-            mine, its = ours.layers[student_block], theirs.layers[teacher_block]
-            _check_heads("AttentionLoss", mine.query.shape[1], its.query.shape[1])
-            window = _shared_window(self, (student_block, mine.window), (teacher_block, its.window))
+        for blocks in self.pairs(ours.num_layers, theirs.num_layers):
+            mine, its = ours.layers[blocks[0]], theirs.layers[blocks[1]]
+            window = _shared_window(self, blocks, (mine.window, its.window))
             total = total + compare(Relation.attention(mine), Relation.attention(its), ours.groups, window=window)
         return total
 
     def pairs(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
-        """Return the pairs of blocks to compare, see `mapped_layers`."""
+        """Return the pairs of blocks to compare."""
         return mapped_layers(self.layer_map, student_depth, teacher_depth, first=1)
 
 
@@ -98,11 +101,11 @@ class RelationLoss(Objective):
     the dimensions of that network's head.
 
     - MiniLMv2 (Wang et al. 2021, section 3), the default: `qq`, `kk` and `vv`, with `relation_heads` heads: the
-      network's own are laid end to end and split anew, so that neither widths nor head counts need be equal. The paper
+      network's own are joined and split anew, so that neither widths nor numbers of heads need be equal. The paper
       takes more of them than there are attention heads (48 with a base teacher, 64 with a large one), and an upper
       middle layer of a large teacher (21 of 24).
     - MiniLM (Wang et al. 2020, sections 3.1 and 3.2): `relations: [qk, vv]` of the last blocks, with the attention
-      heads, which must be as many in both networks. `qk` is then the attention distribution itself.
+      heads, whose number must be the same in both networks. `qk` is then the attention distribution itself.
 
     In blocks of local attention (ModernBERT) `qk` keeps to the window, which must be the same in both, and needs the
     attention heads; the other relations are between all tokens of a sequence.
@@ -150,52 +153,65 @@ class RelationLoss(Objective):
     def attention_layers(
         self, student_depth: int, teacher_depth: int | None
     ) -> tuple[Collection[int], Collection[int]]:
-        """Return the one block of each."""
+        """Return the two blocks."""
         theirs = require_teacher(self, teacher_depth)
         student = layer_number("student_layer: the student's", self.student_layer, student_depth, first=1)
         teacher = layer_number("teacher_layer: the teacher's", self.teacher_layer, theirs, first=1)
         return (student,), (teacher,)
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that heads are as many or can be split anew, and that `qk` sees equally far in both."""
+        """Check also that heads are equal in number or can be split, and that `qk` has the same window in both."""
         super().check(student, teacher)
         assert teacher is not None
         (ours,), (theirs,) = self.attention_layers(student.num_layers, teacher.num_layers)
+        if "qk" in self.relations:
+            self._window((ours, theirs), (student.window(ours), teacher.window(theirs)))
+        if not (student.relation_widths and teacher.relation_widths):
+            return
         for name in self.relations:
-            if name == "qk":
-                self._window((ours, student.window(ours)), (theirs, teacher.window(theirs)))
-            if not (student.relation_widths and teacher.relation_widths):
-                continue
             if self.relation_heads is None:
-                _check_heads(f"relation {name}", _num_heads(name, student), _num_heads(name, teacher))
-            else:
-                for who, network in (("student", student), ("teacher", teacher)):
-                    check_divides(self.relation_heads, network.relation_widths[name], who)
+                self._check_heads(name, student, teacher)
+                continue
+            for who, network in (("student", student), ("teacher", teacher)):
+                if (width := network.relation_widths[name]) % self.relation_heads:
+                    raise ValueError(
+                        f"relation_heads={self.relation_heads} does not divide the width {width} of the {who}'s "
+                        "queries, keys or values; choose a common divisor of the student's and the teacher's"
+                    )
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the divergences, summed over relations and tokens."""
-        ours, theirs = _recorded(self, student, teacher)
+        ours = _recorded(self, "student", student)
+        theirs = _recorded(self, "teacher", require_teacher(self, teacher))
         (student_block,), (teacher_block,) = self.attention_layers(ours.num_layers, theirs.num_layers)
         mine, its = ours.layers[student_block], theirs.layers[teacher_block]
         total = student.last_hidden_state.new_zeros(())
         for name, weight in self.relations.items():
             window = None
             if name == "qk":
-                window = self._window((student_block, mine.window), (teacher_block, its.window))
+                window = self._window((student_block, teacher_block), (mine.window, its.window))
             relation, target = self._relation(name, mine), self._relation(name, its)
-            _check_heads(f"relation {name}", relation.left.shape[1], target.left.shape[1])
             total = total + weight * relation_kl(relation, target, ours.groups, window=window)
         return total
 
-    def _window(self, student: tuple[int, int | None], teacher: tuple[int, int | None]) -> int | None:
-        window = _shared_window(self, student, teacher)
+    def _window(self, blocks: tuple[int, int], windows: tuple[int | None, int | None]) -> int | None:
+        window = _shared_window(self, blocks, windows)
         if window is not None and self.relation_heads is not None:
             raise ValueError(
-                f"relation_heads={self.relation_heads} with qk: block {student[0]} has local attention, which only its "
+                f"relation_heads={self.relation_heads} with qk: block {blocks[0]} has local attention, which only its "
                 "own heads describe; leave relation_heads out, leave qk out of the relations, or take blocks with "
                 "global attention"
             )
         return window
+
+    def _check_heads(self, name: RelationName, student: NetworkCapabilities, teacher: NetworkCapabilities) -> None:
+        has_queries = name in ("qk", "qq")  # in `qk`, keys are repeated for each query head
+        ours, theirs = (one.num_heads if has_queries else one.num_key_heads for one in (student, teacher))
+        if ours != theirs:
+            raise ValueError(
+                f"relation {name} compares heads one by one; the student has {ours} heads and the teacher {theirs}: "
+                "set relation_heads to a common divisor of their widths"
+            )
 
     def _relation(self, name: RelationName, states: AttentionStates) -> Relation:
         if name == "qk":
@@ -213,51 +229,25 @@ class RelationLoss(Objective):
         return f"{super().extra_repr()}, relations={self.relations}, relation_heads={self.relation_heads}"
 
 
-def _num_heads(relation: str, network: NetworkCapabilities) -> int:
-    """The heads of a relation where they are those of attention; `qk` repeats keys for each query head."""
-    return (network.num_heads if relation in ("qk", "qq") else network.num_key_heads) or 0
-
-
-def _check_heads(what: str, student: int, teacher: int) -> None:
-    if student != teacher:
-        way_out = (
-            "use RelationLoss, whose relation heads may differ in number"
-            if what == "AttentionLoss"
-            else "set relation_heads to a common divisor of their widths"
-        )
+def _recorded(objective: Objective, who: str, output: EncoderOutput) -> RecordedAttention:
+    if output.attention is None:
         raise ValueError(
-            f"{what} compares heads one by one; the student has {student} heads and the teacher {teacher}: {way_out}"
+            f"{type(objective).__name__} needs queries, keys and values of the {who}; ask it for `attention_layers`"
         )
+    return output.attention
 
 
-def _recorded(
-    objective: Objective, student: EncoderOutput, teacher: EncoderOutput | None
-) -> tuple[RecordedAttention, RecordedAttention]:
-    """What was recorded of both networks' attention."""
-    found = []
-    for who, output in (("student", student), ("teacher", require_teacher(objective, teacher))):
-        if output.attention is None:
-            raise ValueError(
-                f"{type(objective).__name__} needs queries, keys and values of the {who}; ask it for `attention_layers`"
-            )
-        found.append(output.attention)
-    return found[0], found[1]
-
-
-def _shared_window(
-    objective: Objective, student: tuple[int, int | None], teacher: tuple[int, int | None]
-) -> int | None:
-    """The window that two blocks share, each given as its number and window.
+def _shared_window(objective: Objective, blocks: tuple[int, int], windows: tuple[int | None, int | None]) -> int | None:
+    """The window of a student's and a teacher's block.
 
     Raises:
         ValueError: One sees further than the other. Distributions over different tokens cannot be compared.
     """
-    (student_block, ours), (teacher_block, theirs) = student, teacher
-    if ours != theirs:
-        sight = ["all tokens" if window is None else f"tokens less than {window} away" for window in (ours, theirs)]
+    if windows[0] != windows[1]:
+        sight = ["all tokens" if window is None else f"tokens less than {window} away" for window in windows]
         raise ValueError(
-            f"{type(objective).__name__}: the student's block {student_block} sees {sight[0]}, the teacher's block "
-            f"{teacher_block} {sight[1]}; pair blocks with the same (local or global) attention, or use RelationLoss "
+            f"{type(objective).__name__}: the student's block {blocks[0]} sees {sight[0]}, the teacher's block "
+            f"{blocks[1]} {sight[1]}; pair blocks with the same (local or global) attention, or use RelationLoss "
             "with relations among qq, kk, vv, which know no window"
         )
-    return ours
+    return windows[0]

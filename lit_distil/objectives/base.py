@@ -8,11 +8,12 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lit_distil.objectives.capabilities import NetworkCapabilities
 from lit_distil.objectives.functional import check_temperature
 from lit_distil.schedules import StepValue, extremes_of, value_at
 from lit_distil.types import Batch, Countable, EncoderOutput, TopLogits
@@ -25,51 +26,12 @@ Given = TypeVar("Given")
 _COUNTED: dict[Positions, Countable] = {"masked": "masked", "unmasked": "unmasked", "all": "tokens"}
 
 
-@dataclass(frozen=True)
-class NetworkCapabilities:
-    """What a network's configuration says that objectives may ask of it.
-
-    Attributes:
-        model_type: Its architecture.
-        num_layers: Its blocks.
-        width: Of the hidden states.
-        num_heads: Attention heads of a block; None where the configuration does not say.
-        num_key_heads: Heads of keys and values, a divisor of `num_heads`.
-        head_width: Dimensions of a head.
-        windows: For each block: tokens i and j see each other if |i − j| < window; None means all tokens do.
-        no_attention: Why it cannot give queries, keys and values, and what to do; None if it can.
-        has_next_sentence: Whether it has a next-sentence head.
-    """
-
-    model_type: str
-    num_layers: int
-    width: int
-    num_heads: int | None = None
-    num_key_heads: int | None = None
-    head_width: int | None = None
-    windows: tuple[int | None, ...] = ()
-    no_attention: str | None = None
-    has_next_sentence: bool = False
-
-    def window(self, block: int) -> int | None:
-        """The window of a block, counted from 1."""
-        return self.windows[block - 1] if self.windows else None
-
-    @property
-    def relation_widths(self) -> dict[str, int]:
-        """Width of all heads of queries, keys or values together, by relation; empty if the heads are not known."""
-        if self.num_heads is None or self.num_key_heads is None or self.head_width is None:
-            return {}
-        queries, keys = self.num_heads * self.head_width, self.num_key_heads * self.head_width
-        return {"qk": queries, "qq": queries, "kk": keys, "vv": keys}
-
-
 class Objective(nn.Module, ABC):
     """One term of the loss.
 
-    `forward(student, teacher, batch)` returns the **unweighted sum** over the counted items of this micro-batch, a
-    scalar with a graph. `LossTerms` multiplies it by `weight` and divides it by the number of items (`counts`) in the
-    whole global batch. A micro-batch without items gives 0, never NaN.
+    `forward` returns the **unweighted sum** over the counted items of this micro-batch, a scalar with a graph.
+    `LossTerms` multiplies it by `weight` and divides it by the number of items (`counts`) in the whole global batch.
+    A micro-batch without items gives 0, never NaN.
 
     A subclass sets the attributes below, on the class or in its constructor, and implements `forward`. It may own
     parameters (a projection), which are trained with the student.
@@ -128,12 +90,14 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The unweighted sum over the counted items.
+        """The unweighted sum over the counted items; `teacher` is None for an objective that needs none."""
+
+    def follow_task(self, *, kind: Any, class_weights: list[float] | None = None) -> None:
+        """Adapt to a task, before the first step; does nothing, unless a loss on a task's logits overrides it.
 
         Args:
-            student: The student's output.
-            teacher: The teacher's output; None for an objective that needs none.
-            batch: The flat micro-batch.
+            kind: The task's `LabelKind`.
+            class_weights: Factor of each class, if the task sets them.
         """
 
     @property
@@ -142,38 +106,26 @@ class Objective(nn.Module, ABC):
         return type(self).mix_teachers is not Objective.mix_teachers
 
     def mix_teachers(self, outputs: dict[str, EncoderOutput], shares: dict[str, float], batch: Batch) -> EncoderOutput:
-        """One output that stands for several teachers; `forward` then compares with it.
-
-        Args:
-            outputs: The teachers' outputs by name.
-            shares: The share of each, with sum 1.
-            batch: The flat micro-batch.
-        """
+        """One output that stands for several teachers (by name, with shares of sum 1); `forward` compares with it."""
         raise ValueError(f"{type(self).__name__} compares with one teacher, got {sorted(outputs)}")
 
     def attention_layers(
         self, student_depth: int, teacher_depth: int | None
     ) -> tuple[Collection[int], Collection[int]]:
-        """The blocks, counted from 1, whose queries, keys and values it needs, of student and teacher.
+        """The blocks of student and teacher, counted from 1, whose queries, keys and values it needs.
 
-        Args:
-            student_depth: Blocks of the student.
-            teacher_depth: Blocks of the teacher; None where there is none.
+        The depths are the numbers of blocks; the teacher's is None where there is no teacher.
         """
         return (), ()
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Refuse networks that it cannot compare; called before the first step.
+        """Refuse networks that it cannot compare; called before the first step, for each teacher in turn.
 
         A subclass that needs more calls this one first.
 
-        Args:
-            student: The trained network.
-            teacher: The teacher; with several, each in turn.
-
         Raises:
-            ValueError: It needs a teacher and there is none, a next-sentence head or a block that a network does not
-                have, or queries, keys and values of a network that cannot give them.
+            ValueError: It needs a teacher and there is none, or a next-sentence head, a block, or queries, keys and
+                values that a network does not have.
         """
         if self.needs_teacher:
             require_teacher(self, teacher)
@@ -210,10 +162,10 @@ class LogitRows:
 
 
 class RowObjective(Objective):
-    """A term that is a sum over rows of logits, so that it can be taken a few rows at a time.
+    """A term that is a sum over rows of logits, so that it can be computed a few rows at a time.
 
-    A subclass implements `on_rows`, and autograd takes the gradient of a few rows. A subclass with a closed-form
-    gradient also overrides `add_gradient`, which is faster.
+    A subclass implements `on_rows`; autograd gives its gradient. A subclass with a closed-form gradient also overrides
+    `add_gradient`, which is faster.
 
     Args:
         positions: Which rows it sums over.
@@ -221,19 +173,18 @@ class RowObjective(Objective):
 
     Attributes:
         mixing_temperature: The temperature at which the distributions of several teachers are averaged.
-        tail: How it sees the tokens that a cached teacher does not list, of which only the total mass is known.
-            "student": in the student's own proportions, so that a divergence takes them as one outcome (right for any
-            f-divergence at `mixing_temperature`). "even": all alike. None: it needs every logit, and refuses caches.
+        tail: How it divides the mass of the tokens that a cached teacher does not list. "student": as the student
+            does, so that a divergence takes them as one outcome (right for any f-divergence at `mixing_temperature`).
+            "even": evenly. None: it needs every logit, and refuses caches.
     """
 
     mixing_temperature: float = 1.0
     tail: Literal["student", "even"] | None = None
 
-    def __init__(self, *, positions: Positions = "masked", weight: float | StepValue = 1.0) -> None:
+    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
-        self.positions = check_positions(positions)
-        self.rows = self.positions
-        self.counts = count_of(self.positions)
+        self.counts = count_of(positions)
+        self.rows = self.positions = positions
 
     @abstractmethod
     def on_rows(self, rows: LogitRows) -> Tensor:
@@ -241,12 +192,12 @@ class RowObjective(Objective):
 
     @property
     def shares_the_pass(self) -> bool:
-        """Whether the pass over the vocabulary can take it: `forward` is not overridden, and it trains nothing."""
+        """Whether it can be part of the pass over the vocabulary: it has no `forward` and no parameters of its own."""
         return type(self).forward is RowObjective.forward and not self.is_trained
 
     @property
     def mixes_teachers(self) -> bool:
-        """In the pass, where each row of the teachers' distributions is averaged."""
+        """Whether it shares the pass, which averages the teachers' distributions."""
         return self.shares_the_pass
 
     def covers(self, *, is_masked: bool) -> bool:
@@ -254,7 +205,7 @@ class RowObjective(Objective):
         return self.positions == "all" or (self.positions == "masked") == is_masked
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
-        """`on_rows` without a graph; adds the gradient of `scale` times it to `gradient`, unless that is None."""
+        """`on_rows`, without a graph; the gradient of `scale` times it is added to `gradient`, unless that is None."""
         if gradient is None:
             with torch.no_grad():
                 return self.on_rows(rows)
@@ -273,24 +224,21 @@ class RowObjective(Objective):
             if isinstance(teacher.projection, TopLogits):
                 rows = rows_at(teacher, batch, self.positions)
                 assert isinstance(rows, slice)
-                teacher_logits = self.complete(teacher.projection, rows, student_logits)
+                student_tail = student_logits if self.tail == "student" else None
+                top = teacher.projection
+                teacher_logits = top.logits(self.mixing_temperature, rows=rows, student=student_tail)
             else:
                 teacher_logits = logits_at(teacher, batch, self.positions)
         labels = batch.masked_labels if self.positions == "masked" else None
         return self.on_rows(LogitRows(student_logits, teacher_logits, labels))
-
-    def complete(self, top: TopLogits, rows: slice, student_logits: Tensor) -> Tensor:
-        """`[rows, vocabulary]`: a cached teacher's logits, with those it does not list filled in as `tail` says."""
-        student = student_logits if self.tail == "student" else None
-        return top.logits(self.mixing_temperature, rows=rows, student=student)
 
 
 class LogitObjective(RowObjective):
     """A term that compares the student's logits with the teacher's: a subclass implements `compare`.
 
     Args:
-        positions: "masked" compares at the masked tokens; "all" at every real token, special ones included, which
-            needs logits (and time) at all of them; "unmasked" at the tokens that are not masked.
+        positions: "masked" compares at the masked tokens; "unmasked" at the others, special ones included; "all" at
+            both. The last two need logits (and time) at all tokens.
         weight: Factor of this term in the total loss.
     """
 
@@ -313,15 +261,10 @@ def require_teacher(objective: Objective, teacher: Given | None) -> Given:
     return teacher
 
 
-def check_positions(positions: str) -> Positions:
-    """`positions` if it is one of the three words, an error otherwise."""
+def count_of(positions: Positions) -> Countable:
+    """What a sum over these positions counts; an error if they are none of the three words."""
     if positions not in _COUNTED:
         raise ValueError(f"positions must be 'masked', 'unmasked' or 'all', got {positions!r}")
-    return positions
-
-
-def count_of(positions: Positions) -> Countable:
-    """What a sum over these positions counts."""
     return _COUNTED[positions]
 
 

@@ -2,8 +2,9 @@
 
 Each returns a **sum over rows** (positions, sequences), never a mean: the caller divides by the number of items in the
 global batch, so the gradient does not depend on how that batch was cut over ranks and micro-batches. Zero rows give
-zero, with a graph. The arithmetic is in float32 at least, whatever the input. Logits are `[rows, vocabulary]`, hidden
-states `[rows, width]`; the teacher's take no gradient.
+zero, with a graph. The arithmetic and the result are in float32 at least, whatever the input; divergences and
+cross-entropies are in nats. Logits are `[rows, vocabulary]`, hidden states `[rows, width]`; the teacher's take no
+gradient. A temperature T is positive and softens a distribution: `p = softmax(logits / T)`.
 """
 
 from __future__ import annotations
@@ -32,18 +33,10 @@ _DEVICE_CHUNK_BYTES = 2**28
 def soft_target_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of the student from the teacher's softened distribution, times T².
 
-    `T² · Σ_rows Σ_v p_t(v) · (log p_t(v) − log p_s(v))`, with `p = softmax(logits / T)`. Thanks to T² the gradient
-    with respect to the student's logits, `T · (p_s − p_t)`, keeps its scale for any T (Hinton et al. 2015, section 2).
-    As T grows it becomes that of matching the logits (section 2.1). It is taken in closed form in the backward pass:
-    that takes about a third of plain autograd's time on a CPU, and keeps no buffer as large as the logits.
-
-    Args:
-        student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`.
-        temperature: T, positive.
-
-    Returns:
-        A scalar in nats, in float32 (float64 if the student's logits are).
+    `T² · Σ_rows Σ_v p_t(v) · (log p_t(v) − log p_s(v))`. Thanks to T² the gradient with respect to the student's
+    logits, `T · (p_s − p_t)`, keeps its scale for any T (Hinton et al. 2015, section 2). As T grows it becomes that of
+    matching the logits (section 2.1). The backward pass uses this closed form: on a CPU it takes about a third of plain
+    autograd's time, and keeps no buffer as large as the logits.
     """
     _check_same_shape("logits", student_logits, teacher_logits)
     check_temperature(temperature)
@@ -55,16 +48,8 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     """KL(student‖teacher), times T²: mode-seeking where `soft_target_kl` is mean-seeking (MiniLLM, section 2.1).
 
     `T² · Σ_rows Σ_v p_s(v) · (log p_s(v) − log p_t(v))`.
-
-    Args:
-        student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`.
-        temperature: T, positive.
     """
-    _check_same_shape("logits", student_logits, teacher_logits)
-    check_temperature(temperature)
-    student = _log_probabilities(student_logits, temperature)
-    teacher = _log_probabilities(teacher_logits.detach(), temperature)
+    student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
     return _scaled(F.kl_div(teacher, student, reduction="sum", log_target=True), temperature, student_logits)
 
 
@@ -74,19 +59,11 @@ def jensen_shannon(
     """Generalised Jensen-Shannon divergence, times T² (GKD, Agarwal et al. 2024, section 2).
 
     `T² · Σ_rows (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))` with `m = β · p_t + (1 − β) · p_s`. Bounded, and at β = 0.5
-    symmetric; divided by β it tends to `soft_target_kl` as β → 0, divided by 1 − β to `reverse_kl` as β → 1.
-
-    Args:
-        student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`.
-        temperature: T, positive.
-        beta: The teacher's share of the mixture, in the open interval (0, 1).
+    symmetric; divided by β it tends to `soft_target_kl` as β → 0, divided by 1 − β to `reverse_kl` as β → 1. β is the
+    teacher's share of the mixture, in the open interval (0, 1).
     """
-    _check_same_shape("logits", student_logits, teacher_logits)
-    check_temperature(temperature)
     check_beta(beta)
-    student = _log_probabilities(student_logits, temperature)
-    teacher = _log_probabilities(teacher_logits.detach(), temperature)
+    student, teacher = _log_probabilities(student_logits, teacher_logits, temperature)
     mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
     from_teacher = F.kl_div(mixture, teacher, reduction="sum", log_target=True)
     from_student = F.kl_div(mixture, student, reduction="sum", log_target=True)
@@ -94,12 +71,7 @@ def jensen_shannon(
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """`Σ_rows −log softmax(logits)[label]`; rows whose label is -100 (`IGNORE_INDEX`) add nothing.
-
-    Args:
-        logits: `[rows, classes]`.
-        labels: int64 `[rows]`.
-    """
+    """`Σ_rows −log softmax(logits)[label]`; labels are int64 `[rows]`, and -100 (`IGNORE_INDEX`) adds nothing."""
     return F.cross_entropy(_at_least_float32(logits), labels, reduction="sum")
 
 
@@ -126,11 +98,8 @@ def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor) -> Tenso
 def hidden_mse_sum(student_hidden: Tensor, teacher_hidden: Tensor, *, normalise: bool = False) -> Tensor:
     """`Σ_rows mean_width (h_s − h_t)²` (TinyBERT, equation 8).
 
-    Args:
-        student_hidden: `[rows, width]`.
-        teacher_hidden: `[rows, width]`.
-        normalise: Compare directions only: each vector is divided by its L2 norm first (PKD, equation 7, which sums
-            over the width where this takes the mean, as PKD's code does).
+    With `normalise` each vector is first divided by its L2 norm, so that only directions count (PKD, equation 7; the
+    mean over the width is that of PKD's code).
     """
     _check_same_shape("hidden states", student_hidden, teacher_hidden)
     student, teacher = _at_least_float32(student_hidden), _at_least_float32(teacher_hidden.detach())
@@ -197,6 +166,62 @@ class _SoftTargetKL(torch.autograd.Function):
         return gradient, None, None
 
 
+def add_soft_target_gradient(
+    gradient: Tensor | None, scale: float, student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    """The value of `soft_target_kl`; the gradient of `scale` times it, `scale · T · (p_s − p_t)`, goes to `gradient`.
+
+    `gradient` is `[rows, vocabulary]` and added to in place; None if none is wanted.
+    """
+    dtype = working_dtype(student_logits, temperature)
+    total = student_logits.new_zeros((), dtype=dtype)
+    for rows in row_chunks(student_logits, dtype):
+        student, teacher = student_logits[rows].to(dtype), teacher_logits[rows].to(dtype)
+        student = (student - student.amax(dim=-1, keepdim=True)).div_(temperature)
+        teacher = (teacher - teacher.amax(dim=-1, keepdim=True)).div_(temperature)
+        difference = teacher - student
+        student_exp, teacher_exp = student.exp_(), teacher.exp_()
+        student_sum = student_exp.sum(dim=-1, keepdim=True)
+        teacher_sum = teacher_exp.sum(dim=-1, keepdim=True)
+        cross = difference.mul_(teacher_exp).sum(dim=-1, keepdim=True)
+        total += (cross / teacher_sum + (student_sum / teacher_sum).log()).sum()
+        if gradient is not None:
+            factor = scale * temperature
+            if dtype == gradient.dtype:
+                gradient[rows].addcmul_(student_exp, factor / student_sum)
+                gradient[rows].addcmul_(teacher_exp, -factor / teacher_sum)
+            else:  # nearly equal at high temperatures: subtract before rounding
+                student_share = student_exp.mul_(factor / student_sum)
+                gradient[rows].add_(student_share.sub_(teacher_exp.mul_(factor / teacher_sum)))
+    return total * temperature**2
+
+
+def add_cross_entropy_gradient(gradient: Tensor | None, scale: float, logits: Tensor, labels: Tensor) -> Tensor:
+    """The value of `cross_entropy_sum`; the gradient of `scale` times it, `scale · (p − one-hot)`, goes to `gradient`.
+
+    `gradient` is `[rows, classes]` and added to in place; None if none is wanted.
+    """
+    dtype = working_dtype(logits, 1.0)
+    total = logits.new_zeros((), dtype=dtype)
+    for rows in row_chunks(logits, dtype):
+        shifted = logits[rows].to(dtype)
+        shifted = shifted - shifted.amax(dim=-1, keepdim=True)
+        is_counted = (labels[rows] != IGNORE_INDEX)[:, None]
+        chosen = labels[rows].clamp_min(0)[:, None]
+        label_logits = shifted.gather(-1, chosen)
+        exp = shifted.exp_()
+        exp_sum = exp.sum(dim=-1, keepdim=True)
+        total += ((exp_sum.log() - label_logits) * is_counted).sum()
+        if gradient is not None:
+            factor = is_counted.to(dtype) * scale
+            if dtype == gradient.dtype:
+                gradient[rows].addcmul_(exp, factor / exp_sum)
+            else:
+                gradient[rows].add_(exp * (factor / exp_sum))
+            gradient[rows].scatter_add_(-1, chosen, -factor.to(gradient.dtype))
+    return total
+
+
 def _shifted(logits: Tensor, largest: Tensor, temperature: float) -> Tensor:
     """`(logits − largest) / T` in a new tensor, at the precision of `largest`."""
     return (logits - largest).div_(temperature)
@@ -211,8 +236,15 @@ def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
     return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return F.log_softmax(logits.to(working_dtype(logits, temperature)) / temperature, dim=-1)
+def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The softened distributions of student and teacher, as logarithms."""
+    _check_same_shape("logits", student_logits, teacher_logits)
+    check_temperature(temperature)
+    student, teacher = (
+        F.log_softmax(logits.to(working_dtype(logits, temperature)) / temperature, dim=-1)
+        for logits in (student_logits, teacher_logits.detach())
+    )
+    return student, teacher
 
 
 def _scaled(divergence: Tensor, temperature: float, logits: Tensor) -> Tensor:
@@ -241,79 +273,3 @@ def _check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
         raise ValueError(
             f"{what} of student {list(student.shape)} and teacher {list(teacher.shape)} differ in shape: {hint}"
         )
-
-
-def add_soft_target_gradient(
-    gradient: Tensor | None, scale: float, student_logits: Tensor, teacher_logits: Tensor, temperature: float
-) -> Tensor:
-    """`soft_target_kl`, with `scale · T · (p_s − p_t)`, the gradient of `scale` times it, added to `gradient`.
-
-    Args:
-        gradient: `[rows, vocabulary]`, added to in place; None when no gradient is wanted.
-        scale: Factor of the term.
-        student_logits: `[rows, vocabulary]`.
-        teacher_logits: `[rows, vocabulary]`.
-        temperature: T, positive.
-
-    Returns:
-        The unscaled sum in nats, a scalar on the device.
-    """
-    dtype = working_dtype(student_logits, temperature)
-    total = student_logits.new_zeros((), dtype=dtype)
-    for rows in row_chunks(student_logits, dtype):
-        student, teacher = student_logits[rows].to(dtype), teacher_logits[rows].to(dtype)
-        student = (student - student.amax(dim=-1, keepdim=True)).div_(temperature)
-        teacher = (teacher - teacher.amax(dim=-1, keepdim=True)).div_(temperature)
-        difference = teacher - student
-        student_exp, teacher_exp = student.exp_(), teacher.exp_()
-        student_sum = student_exp.sum(dim=-1, keepdim=True)
-        teacher_sum = teacher_exp.sum(dim=-1, keepdim=True)
-        cross = difference.mul_(teacher_exp).sum(dim=-1, keepdim=True)
-        total += (cross / teacher_sum + (student_sum / teacher_sum).log()).sum()
-        if gradient is not None:
-            factor = scale * temperature
-            if dtype == gradient.dtype:
-                gradient[rows].addcmul_(student_exp, factor / student_sum)
-                gradient[rows].addcmul_(teacher_exp, -factor / teacher_sum)
-            else:  # nearly equal at high temperatures: subtract before rounding
-                student_share = student_exp.mul_(factor / student_sum)
-                gradient[rows].add_(student_share.sub_(teacher_exp.mul_(factor / teacher_sum)))
-    return total * temperature**2
-
-
-def add_cross_entropy_gradient(gradient: Tensor | None, scale: float, logits: Tensor, labels: Tensor) -> Tensor:
-    """`cross_entropy_sum`, with `scale · (p − one-hot)`, the gradient of `scale` times it, added to `gradient`.
-
-    Args:
-        gradient: `[rows, classes]`, added to in place; None when no gradient is wanted.
-        scale: Factor of the term.
-        logits: `[rows, classes]`.
-        labels: int64 `[rows]`; a row whose label is -100 (`IGNORE_INDEX`) adds nothing.
-
-    Returns:
-        The unscaled sum in nats, a scalar on the device.
-    """
-    dtype = working_dtype(logits, 1.0)
-    total = logits.new_zeros((), dtype=dtype)
-    for rows in row_chunks(logits, dtype):
-        shifted = logits[rows].to(dtype)
-        shifted = shifted - shifted.amax(dim=-1, keepdim=True)
-        is_counted = (labels[rows] != IGNORE_INDEX)[:, None]
-        chosen = labels[rows].clamp_min(0)[:, None]
-        label_logits = shifted.gather(-1, chosen)
-        exp = shifted.exp_()
-        exp_sum = exp.sum(dim=-1, keepdim=True)
-        total += ((exp_sum.log() - label_logits) * is_counted).sum()
-        if gradient is not None:
-            factor = is_counted.to(dtype) * scale
-            _add(gradient[rows], exp, factor / exp_sum)
-            gradient[rows].scatter_add_(-1, chosen, -factor.to(gradient.dtype))
-    return total
-
-
-def _add(gradient: Tensor, values: Tensor, factors: Tensor) -> None:
-    """`gradient += values · factors` at the gradient's precision."""
-    if values.dtype == gradient.dtype:
-        gradient.addcmul_(values, factors)
-    else:
-        gradient.add_(values * factors)

@@ -2,81 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from lit_distil.objectives.base import (
-    NetworkCapabilities,
-    Objective,
-    Positions,
-    check_positions,
-    count_of,
-    hidden_at,
-    require_teacher,
-)
+from lit_distil.objectives.base import Objective, Positions, count_of, hidden_at, require_teacher
+from lit_distil.objectives.capabilities import NetworkCapabilities, check_layer_map, mapped_layers
 from lit_distil.objectives.functional import cosine_distance_sum, hidden_mse_sum
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
 
 
-def check_layer_map(layer_map: list[list[int]] | None) -> None:
-    """Refuse a layer map that is not a list of pairs."""
-    if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):
-        raise ValueError(
-            f"layer_map must be a list of pairs [student layer, teacher layer], got {layer_map}; "
-            "leave it out for the uniform map"
-        )
-
-
-def mapped_layers(
-    layer_map: list[list[int]] | None, student_depth: int, teacher_depth: int, *, first: int
-) -> list[tuple[int, int]]:
-    """Return the pairs of layers to compare, counted from the start.
-
-    Args:
-        layer_map: Pairs `[student layer, teacher layer]`; None is TinyBERT's uniform map, student layer i with teacher
-            layer i · L_t / L_s.
-        student_depth: Blocks of the student.
-        teacher_depth: Blocks of the teacher.
-        first: The first layer: 0, the embeddings' output, or 1, the first block.
-
-    Raises:
-        ValueError: A layer is out of range, or there is no uniform map for these depths.
-    """
-    if layer_map is None:
-        if teacher_depth % student_depth:
-            raise ValueError(
-                f"there is no uniform map from {student_depth} student layers to {teacher_depth} teacher layers; "
-                "write layer_map as pairs [student layer, teacher layer]"
-            )
-        return [(layer, layer * (teacher_depth // student_depth)) for layer in range(first, student_depth + 1)]
-    return [
-        (
-            layer_number(f"layer_map pair {pair}: student", pair[0], student_depth, first=first),
-            layer_number(f"layer_map pair {pair}: teacher", pair[1], teacher_depth, first=first),
-        )
-        for pair in layer_map
-    ]
-
-
-def layer_number(whose: str, number: int, depth: int, *, first: int) -> int:
-    """Return a layer's number counted from the start; negative numbers count from the end.
-
-    Raises:
-        ValueError: There is no such layer.
-    """
-    if not (first <= number <= depth or first - depth - 1 <= number <= -1):
-        lowest, note = ("0 (embeddings)", "") if first == 0 else ("1", "; the embeddings (0) do not attend")
-        raise ValueError(
-            f"{whose} layer {number} is out of range; it has layers {lowest} to {depth}, or -1 down to "
-            f"{first - depth - 1} from the end{note}"
-        )
-    return number if number >= 0 else depth + 1 + number
-
-
 class HiddenCosineLoss(Objective):
-    """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3); no unit, 0 to 2 a position.
+    """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3): 0 to 2 for each position.
 
     Args:
         positions: "all" compares at every real token, special ones included, as DistilBERT does; "masked" where a
@@ -88,30 +26,25 @@ class HiddenCosineLoss(Objective):
 
     def __init__(self, positions: Positions = "all", *, weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
-        self.positions = check_positions(positions)
-        self.counts = count_of(self.positions)
+        self.counts = count_of(positions)
+        self.positions = positions
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Check also that the widths are equal."""
         super().check(student, teacher)
         assert teacher is not None
-        _check_widths(student.width, teacher.width)
+        if student.width != teacher.width:
+            raise ValueError(
+                f"the cosine needs equal widths, the student's is {student.width} and the teacher's {teacher.width}; "
+                "give the student the teacher's width, or use HiddenMSELoss with a projection"
+            )
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the cosine distances, summed over the positions."""
         teacher = require_teacher(self, teacher)
-        _check_widths(student.last_hidden_state.shape[-1], teacher.last_hidden_state.shape[-1])
         return cosine_distance_sum(
             hidden_at(student.last_hidden_state, batch, self.positions),
             hidden_at(teacher.last_hidden_state, batch, self.positions),
-        )
-
-
-def _check_widths(student: int, teacher: int) -> None:
-    if student != teacher:
-        raise ValueError(
-            f"the cosine needs equal widths, the student's is {student} and the teacher's {teacher}; give the student "
-            "the teacher's width, or use HiddenMSELoss with a projection"
         )
 
 
@@ -160,7 +93,7 @@ class HiddenMSELoss(Objective):
             )
         self.layer_map = layer_map
         self.normalise = normalise
-        if positions not in ("all", "masked", "first"):
+        if positions not in get_args(States):
             raise ValueError(f"positions must be 'all', 'masked' or 'first', got {positions!r}")
         self.positions = positions
         self.counts = "sequences" if positions == "first" else count_of(positions)
@@ -173,13 +106,23 @@ class HiddenMSELoss(Objective):
         super().check(student, teacher)
         assert teacher is not None
         self.pairs(student.num_layers, teacher.num_layers)
-        self._check_widths(student.width, teacher.width)
+        if isinstance(self.projection, nn.Linear):
+            expected = (self.projection.in_features, self.projection.out_features)
+            if expected != (student.width, teacher.width):
+                raise ValueError(
+                    f"student_width={expected[0]} and teacher_width={expected[1]} were given, but the student's width "
+                    f"is {student.width} and the teacher's {teacher.width}; write those"
+                )
+        elif student.width != teacher.width:
+            raise ValueError(
+                f"the student's width is {student.width} and the teacher's {teacher.width}; for a learned projection "
+                f"set student_width={student.width} and teacher_width={teacher.width}"
+            )
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the squared differences, summed over pairs of layers and positions."""
         student_layers = _hidden_states("student", student)
         teacher_layers = _hidden_states("teacher", require_teacher(self, teacher))
-        self._check_widths(student_layers[0].shape[-1], teacher_layers[0].shape[-1])
         total = student_layers[0].new_zeros(())
         for student_layer, teacher_layer in self.pairs(len(student_layers) - 1, len(teacher_layers) - 1):
             projected = self.projection(self._chosen(student_layers[student_layer], batch))
@@ -188,27 +131,13 @@ class HiddenMSELoss(Objective):
         return total
 
     def pairs(self, student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
-        """Return the pairs of layers to compare, see `mapped_layers`."""
+        """Return the pairs of layers to compare."""
         return mapped_layers(self.layer_map, student_depth, teacher_depth, first=0)
 
     def _chosen(self, hidden: Tensor, batch: Batch) -> Tensor:
         if self.positions == "first":
             return hidden.index_select(0, batch.first_positions)
         return hidden_at(hidden, batch, self.positions)
-
-    def _check_widths(self, student_width: int, teacher_width: int) -> None:
-        if isinstance(self.projection, nn.Linear):
-            expected = (self.projection.in_features, self.projection.out_features)
-            if expected != (student_width, teacher_width):
-                raise ValueError(
-                    f"student_width={expected[0]} and teacher_width={expected[1]} were given, but the student's width "
-                    f"is {student_width} and the teacher's {teacher_width}; write those"
-                )
-        elif student_width != teacher_width:
-            raise ValueError(
-                f"the student's width is {student_width} and the teacher's {teacher_width}; for a learned projection "
-                f"set student_width={student_width} and teacher_width={teacher_width}"
-            )
 
 
 def _hidden_states(who: str, output: EncoderOutput) -> tuple[Tensor, ...]:

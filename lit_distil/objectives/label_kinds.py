@@ -1,11 +1,11 @@
-"""Kinds of labels: what is different between classes, values, label sets, choices and spans, each in one object.
+"""Kinds of labels: classes, values, label sets, choices and spans, each in one object.
 
 A task names its kind (`Task.label_kind`), and everything else asks that object: the data for the labels of a batch, the
-losses for their value, the modules for the mean of several teachers and the agreement with one, the task for its
-head, its default metrics and the form of a prediction. A new kind is a subclass of `LabelKind`, in one file.
+losses for their value, the modules for the mean of several teachers and the agreement with one, the task for its head,
+its metrics and the form of a prediction. A new kind is a subclass of `LabelKind`, in one file.
 """
 
-# ruff: noqa: D102 - what the methods of each kind do is said in `LabelKind`
+# ruff: noqa: D102 - `LabelKind` documents the methods
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from lit_distil.objectives.vocabulary import mix_logits
 from lit_distil.types import IGNORE_INDEX, Batch
 
 _PADDING_LOGIT = -1e30
-"""No probability at any temperature, and no NaN where two are subtracted, as infinities would give."""
+"""A probability of 0 at any temperature; unlike infinities, two of them can be subtracted."""
 
 
 class LabelKind(ABC):
     """One kind of labels.
 
-    `to_tensor`, `loss`, `softmax_rows` and `from_softmax_rows` define a kind; the other methods follow from them.
+    `to_tensor`, `loss`, `softmax_rows` and `from_softmax_rows` define a kind; the other methods have defaults.
 
     Attributes:
-        name: What `kind:` of `TaskLoss` and `TaskSoftTargetLoss` says in YAML.
-        problem_type: What the configuration of a sequence classification head calls it, if it does.
-        batch_field: The field of `Batch` that carries the labels.
+        name: Its name in YAML, for `kind:` of `TaskLoss` and `TaskSoftTargetLoss`.
+        problem_type: Its name in the configuration of a sequence classification head, if there is one.
+        batch_field: The field of `Batch` that holds the labels.
         per_token: Whether `Batch.labels` has an entry for each token.
-        takes_class_weights: Whether `TaskLoss` may weigh the classes.
-        distance_name: Under which name the distance of the student from its teacher is logged.
+        takes_class_weights: Whether `TaskLoss` may weight the classes.
+        distance_name: The name under which the student's distance from its teacher is logged.
     """
 
     name: ClassVar[str]
@@ -65,25 +65,25 @@ class LabelKind(ABC):
         """The labels of a batch in one tensor.
 
         Args:
-            labels: `Features.label` of each sample; None for a sample whose label is not known.
+            labels: `Features.label` of each sample; None if it is not known.
             starts: The position in the flat batch at which each sample begins.
         """
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
-        """The loss on the labels of a batch, summed over them.
+        """The sum of the loss over the labels of a batch.
 
         Args:
-            logits: float32, as the task's head gives them.
+            logits: The head's logits in float32.
             batch: The flat batch.
-            class_weights: float32 `[K]`, only where the kind takes them.
+            class_weights: float32 `[K]`, only if the kind takes them.
         """
 
     def softmax_rows(self, logits: Tensor, batch: Batch) -> list[Tensor]:
-        """The head's logits with one softmax per row, `[items, outcomes]`, also of items without a label.
+        """The head's logits as `[items, outcomes]`, one softmax for each row, also for items without a label.
 
-        One tensor, or several where a label has several parts, as a span has a first and a last token. Soft targets and
-        the mean of several teachers are made of these; a kind without distributions overrides those instead.
+        One tensor, or one for each part of a label: a span has a first and a last token. Soft targets and the mean of
+        several teachers use them; a kind without distributions overrides `soft_target_loss`, `num_agreeing` and `mix`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no distributions")
 
@@ -91,48 +91,44 @@ class LabelKind(ABC):
         """The inverse of `softmax_rows`: logits in the shape of the head's."""
         raise NotImplementedError(f"{type(self).__name__} has no distributions")
 
-    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
-        """The size of the head and the names of its outputs, as Hugging Face's configurations have them.
-
-        Args:
-            names: The names of the task's labels; None if they have none.
-        """
-        return {} if names is None else {"num_labels": len(names), "id2label": dict(enumerate(names))}
+    def head_settings(self, names: list[str]) -> dict[str, Any]:
+        """Settings of the head's Hugging Face configuration; `names` are those of the task's labels, if it has any."""
+        return {"num_labels": len(names), "id2label": dict(enumerate(names))} if names else {}
 
     def count(self, labels: Tensor) -> int:
-        """The number of items in labels as `to_tensor` gives them: what the losses are divided by."""
+        """The number of labels in a tensor of `to_tensor`; the losses are divided by it."""
         return labels.numel()
 
     def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
         """The logits of each sample of a batch."""
         return logits.unbind()
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         """The prediction for one sample, for a reader.
 
         Args:
             output: The sample's part of `split`, as a numpy array.
-            names: The names of the task's labels.
+            names: The names of the task's labels; empty if they have none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no readable form; override the task's `readable`")
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """The usual metrics of a data set, by name; shares are fractions of 1.
 
         Args:
-            outputs: Of each sample, its part of `split` as a numpy array.
+            outputs: The part of `split` of each sample, as a numpy array.
             labels: `Features.label` of each sample.
-            names: The names of the task's labels.
+            names: The names of the task's labels; empty if they have none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no usual metrics; override the task's `score`")
 
     def batch_fields(self, labels: list[Any], starts: list[int]) -> dict[str, Any]:
-        """What a `Batch` carries of its samples' labels."""
+        """The fields of a `Batch` that hold its labels; the arguments are those of `to_tensor`."""
         tensor = self.to_tensor(labels, starts)
         return {self.batch_field: tensor, "num_labels": self.count(tensor)}
 
     def label_texts(self, batch: Batch, names: dict[int, str]) -> list[str | None]:
-        """The label of each sequence in words, as `lit-distil inspect` shows it; None if there is none to show there.
+        """The label of each sequence in words, for `lit-distil inspect`; None if there is none to show.
 
         Args:
             batch: The batch, on the CPU.
@@ -146,23 +142,19 @@ class LabelKind(ABC):
         return str(label)
 
     def labels_in(self, batch: Batch) -> Tensor:
-        """The labels of a batch.
-
-        Raises:
-            ValueError: It has none.
-        """
+        """The labels of a batch; an error if it has none."""
         labels: Tensor | None = getattr(batch, self.batch_field)
         if labels is None:
             raise ValueError("the losses of a task are counted by its labels: they need data with labels")
         return labels
 
     def distributions(self, logits: Tensor, batch: Batch) -> list[Tensor]:
-        """`softmax_rows` of the labelled items alone."""
+        """`softmax_rows` of the labelled items only."""
         self.labels_in(batch)
         return self.softmax_rows(logits, batch)
 
     def num_correct(self, logits: Tensor, batch: Batch) -> Tensor | None:
-        """How many labelled items are predicted right, for the accuracy in training; None where it says little."""
+        """How many labelled items are predicted right, for the accuracy in training; None to log none."""
         return None
 
     def soft_target_loss(
@@ -170,18 +162,14 @@ class LabelKind(ABC):
     ) -> Tensor:
         """`T² · KL(teacher‖student)` at temperature T, summed over the labelled items; the mean over their parts.
 
-        Args:
-            student_logits: As the task's head gives them.
-            teacher_logits: In the same shape; takes no gradient.
-            batch: The flat batch, with its labels.
-            temperature: T, positive.
+        The teacher's logits have the shape of the student's and take no gradient.
         """
         ours, theirs = (self.distributions(logits, batch) for logits in (student_logits, teacher_logits))
         parts = [soft_target_kl(s, t, temperature) for s, t in zip(ours, theirs, strict=True)]
         return torch.stack(parts).mean()
 
     def num_agreeing(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor | None:
-        """How many labelled items student and teacher predict alike, in all parts; None where that has no meaning."""
+        """For how many labelled items student and teacher predict the same; None if that has no meaning."""
         ours, theirs = (self.distributions(logits, batch) for logits in (student_logits, teacher_logits))
         same = [s.argmax(-1) == t.argmax(-1) for s, t in zip(ours, theirs, strict=True)]
         return torch.stack(same).all(0).sum()
@@ -190,9 +178,9 @@ class LabelKind(ABC):
         """Logits of the weighted mean of several teachers' distributions, in the shape of the head's.
 
         Args:
-            logits: Of each teacher.
-            shares: Of each teacher, positive and of sum 1.
-            batch: The flat batch; its labels play no part.
+            logits: The logits of each teacher.
+            shares: The share of each teacher, positive and of sum 1.
+            batch: The flat batch; its labels are not used.
             temperature: At which the distributions are averaged.
         """
         by_teacher = [self.softmax_rows(each, batch) for each in logits]
@@ -201,7 +189,7 @@ class LabelKind(ABC):
 
 
 class _OneOutcome(LabelKind):
-    """A kind whose label names the right one of a row's outcomes: cross-entropy."""
+    """A kind whose label is the right one of a row's outcomes: cross-entropy."""
 
     def targets(self, batch: Batch) -> list[Tensor]:
         """int64 `[items]` for each tensor of `softmax_rows`: the right outcome, or `IGNORE_INDEX`."""
@@ -233,7 +221,7 @@ class ClassLabel(_OneOutcome):
     Logits `[S, K]` or `[T, K]`, labels int64 `[S]` or `[1, T]`.
 
     Args:
-        per_token: Whether each token has a class, and a sample's label is an array of them.
+        per_token: Whether each token has a class; a sample's label is then an array.
     """
 
     name = "class"
@@ -258,14 +246,12 @@ class ClassLabel(_OneOutcome):
     def _text_of(self, label: Any, names: dict[int, str]) -> str:
         return names.get(label, str(label))
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
-        assert names is not None
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         probabilities = dict(zip(names, softmax(output).tolist(), strict=True))
         return {"label": names[int(np.argmax(output))], "probabilities": probabilities}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Accuracy, macro-F1, Matthews' correlation, and F1 of the second of two classes."""
-        assert names is not None
         confusion = confusion_matrix([int(np.argmax(output)) for output in outputs], labels, len(names))
         values = {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion), "matthews": matthews(confusion)}
         if len(names) == 2:
@@ -274,7 +260,7 @@ class ClassLabel(_OneOutcome):
 
 
 class ChoiceLabel(_OneOutcome):
-    """The right one of each sample's choices, which may differ in number: cross-entropy over the choices.
+    """The right one of each sample's choices, whose number may differ: cross-entropy over the choices.
 
     Logits `[S, 1]`, a score for each choice; labels int64 `[G]` for the G groups of `Batch.group_sizes`.
     """
@@ -299,26 +285,26 @@ class ChoiceLabel(_OneOutcome):
             for choice in range(size)
         ]
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         return {"label": int(np.argmax(output)), "probabilities": softmax(output).tolist()}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Accuracy."""
-        most = max(map(len, outputs), default=1)
-        return {"accuracy": accuracy(confusion_matrix([int(np.argmax(output)) for output in outputs], labels, most))}
+        num_right = sum(int(np.argmax(output)) == label for output, label in zip(outputs, labels, strict=True))
+        return {"accuracy": num_right / max(len(outputs), 1)}
 
 
 class SpanLabel(_OneOutcome):
     """A span of each sequence: half the cross-entropy of its first token, and half that of its last.
 
     Logits `[T, 2]`; labels int64 `[S, 2]`, first and last position in the flat batch (`Batch.answer_spans`). A sample's
-    label is a pair of positions within it, or None where its span is not known.
+    label is a pair of positions within it, or None if its span is not known.
     """
 
     name = "span"
     batch_field = "answer_spans"
 
-    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
+    def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 2}
 
     def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
@@ -357,7 +343,7 @@ class MultiLabel(LabelKind):
     softmax over the two logits z and 0.
 
     Args:
-        threshold: The probability from which on a text gets a label.
+        threshold: The lowest probability at which a text gets a label.
     """
 
     name = "labels"
@@ -383,14 +369,12 @@ class MultiLabel(LabelKind):
     def _text_of(self, label: Any, names: dict[int, str]) -> str:
         return ", ".join(names.get(n, str(n)) for n, holds in enumerate(label) if holds) or "(none of the labels)"
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
-        assert names is not None
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         given = [name for name, is_given in zip(names, self._is_given(output), strict=True) if is_given]
         return {"labels": given, "probabilities": dict(zip(names, sigmoid(output).tolist(), strict=True))}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
-        """Micro-F1, macro-F1, the share of texts with every label right, and F1 of each label."""
-        assert names is not None
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
+        """Micro-F1, macro-F1, the share of texts with all labels right, and F1 of each label."""
         shape = (len(outputs), len(names))
         predicted = np.array([self._is_given(output) for output in outputs], dtype=bool).reshape(shape)
         right = np.array(labels, dtype=bool).reshape(shape)
@@ -413,7 +397,7 @@ class ValueLabel(LabelKind):
     problem_type = "regression"
     distance_name = "squared_distance_from_teacher"
 
-    def head_settings(self, names: list[str] | None) -> dict[str, Any]:
+    def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 1}
 
     def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
@@ -439,10 +423,10 @@ class ValueLabel(LabelKind):
         """The weighted mean of the values."""
         return torch.stack([share * each.float() for share, each in zip(shares, logits, strict=True)]).sum(0)
 
-    def describe(self, output: Any, names: list[str] | None) -> dict[str, Any]:
+    def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
         return {"value": float(output[0])}
 
-    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str] | None) -> dict[str, float]:
+    def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Pearson's and Spearman's correlation, and the mean squared error."""
         values = np.array([output[0] for output in outputs], dtype=np.float64)
         right = np.array(labels, dtype=np.float64)
@@ -456,11 +440,7 @@ _BY_NAME: dict[str, type[LabelKind]] = {
 
 
 def label_kind(kind: str | LabelKind) -> LabelKind:
-    """The kind of labels with this name, as YAML gives it.
-
-    Raises:
-        ValueError: No kind has this name.
-    """
+    """The kind of labels with this name, or the kind itself."""
     if isinstance(kind, LabelKind):
         return kind
     if kind not in _BY_NAME:
@@ -472,7 +452,7 @@ def label_kind(kind: str | LabelKind) -> LabelKind:
 
 
 def side_by_side(scores: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """`[N]`, groups end to end, to `[G, largest]`; the padding has no probability."""
+    """`[N]`, groups end to end, to `[G, largest]`; padding has probability 0."""
     return pad_sequence(scores.split(sizes), batch_first=True, padding_value=_PADDING_LOGIT)
 
 

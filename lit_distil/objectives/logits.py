@@ -1,4 +1,4 @@
-"""Losses on logits: Hinton's soft targets and their relatives, the teacher's labels, and masked language modelling.
+"""Losses on logits: Hinton's soft targets and their relatives, the teacher's labels, and BERT's two pretraining tasks.
 
 All are in nats, except `LogitMSELoss`. The mathematics stands in `functional`.
 """
@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_distil.objectives.base import LogitObjective, LogitRows, Positions, RowObjective, checked_temperature
+from lit_distil.objectives.base import (
+    LogitObjective,
+    LogitRows,
+    Objective,
+    Positions,
+    RowObjective,
+    checked_temperature,
+    require_teacher,
+)
 from lit_distil.objectives.functional import (
     add_cross_entropy_gradient,
     add_soft_target_gradient,
@@ -20,31 +28,35 @@ from lit_distil.objectives.functional import (
     soft_target_kl,
 )
 from lit_distil.schedules import StepValue
+from lit_distil.types import Batch, EncoderOutput
 
 
 class _SoftenedLoss(LogitObjective):
     """A divergence of distributions that are softened by a temperature, `p = softmax(logits / T)`, times T².
 
-    T² keeps the scale of the gradient when T changes (Hinton et al. 2015, section 2).
+    T² keeps the scale of the gradient when T changes (Hinton et al. 2015, section 2). Several teachers are averaged
+    after they are softened.
     """
 
     tail = "student"
 
-    def __init__(self, temperature: float | StepValue, *, positions: Positions, weight: float | StepValue) -> None:
+    def __init__(
+        self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
+    ) -> None:
         super().__init__(positions=positions, weight=weight)
         self.temperature = self.scheduled("temperature", checked_temperature(temperature))
 
     @property
     def mixing_temperature(self) -> float:  # type: ignore[override]
-        """Several teachers are averaged after they are softened."""
+        """The temperature in the current step."""
         return self.temperature
 
 
 class SoftTargetLoss(_SoftenedLoss):
     """`T² · Σ_positions KL(p_t‖p_s)`, with `p = softmax(logits / T)`, in nats.
 
-    Hinton et al. 2015, section 2; the distillation loss of DistilBERT, section 2. T² keeps the gradient's scale when T
-    changes and is always there.
+    Hinton et al. 2015, section 2; the distillation loss of DistilBERT, section 2. T² keeps the scale of the gradient
+    when T changes.
 
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT trained
@@ -77,11 +89,6 @@ class ReverseKLLoss(_SoftenedLoss):
         positions: "masked" or "all" (every real token).
         weight: Factor of this term in the total loss.
     """
-
-    def __init__(
-        self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
-    ) -> None:
-        super().__init__(temperature, positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the divergence times T², summed over the rows."""
@@ -118,10 +125,10 @@ class JensenShannonLoss(_SoftenedLoss):
 
 
 class TeacherLabelLoss(LogitObjective):
-    """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher labels the tokens, its doubts are not used.
+    """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher's likeliest token is the label.
 
     The limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Beside
-    `SoftTargetLoss` it shows what the teacher's doubts are worth.
+    `SoftTargetLoss` it shows what the rest of the teacher's distribution is worth.
 
     Args:
         positions: "masked" or "all" (every real token).
@@ -129,9 +136,6 @@ class TeacherLabelLoss(LogitObjective):
     """
 
     tail = "even"
-
-    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
-        super().__init__(positions=positions, weight=weight)
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the cross-entropy, summed over the rows."""
@@ -155,9 +159,6 @@ class LogitMSELoss(LogitObjective):
         weight: Factor of this term in the total loss.
     """
 
-    def __init__(self, positions: Positions = "masked", *, weight: float | StepValue = 1.0) -> None:
-        super().__init__(positions=positions, weight=weight)
-
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the squared differences, summed over rows and vocabulary."""
         return logit_mse(student_logits, teacher_logits)
@@ -178,14 +179,56 @@ class MaskedLMLoss(RowObjective):
 
     def on_rows(self, rows: LogitRows) -> Tensor:
         """Return the cross-entropy, summed over the masked positions."""
-        return cross_entropy_sum(rows.student, _labels_of(rows))
+        assert rows.labels is not None
+        return cross_entropy_sum(rows.student, rows.labels)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """See `RowObjective.add_gradient`; in closed form."""
-        return add_cross_entropy_gradient(gradient, scale, rows.student, _labels_of(rows))
+        assert rows.labels is not None
+        return add_cross_entropy_gradient(gradient, scale, rows.student, rows.labels)
 
 
-def _labels_of(rows: LogitRows) -> Tensor:
-    if rows.labels is None:
-        raise ValueError("the batch carries no masked labels; give the data a masking strategy")
-    return rows.labels
+class NextSentenceLoss(Objective):
+    """`Σ_sequences −log p_s(is next or random)`, in nats (BERT, section 3.1, task 2); label 0 is next, 1 random.
+
+    It needs a network with a next-sentence head, and a data format that draws pairs.
+
+    Args:
+        weight: Factor of this term in the total loss.
+    """
+
+    counts = "sequences"
+    needs_next_sentence = True
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+        """Return the cross-entropy, summed over the sequences."""
+        assert student.next_sentence_logits is not None
+        if batch.next_sentence_labels is None:
+            raise ValueError("NextSentenceLoss needs next-sentence labels; choose a data format that draws pairs")
+        return cross_entropy_sum(student.next_sentence_logits, batch.next_sentence_labels)
+
+
+class NextSentenceSoftTargetLoss(Objective):
+    """`T² · Σ_sequences KL(p_t‖p_s)` of the two next-sentence classes, with `p = softmax(logits / T)`, in nats.
+
+    Hinton et al. 2015, section 2, on BERT's second task. DistilBERT drops that task; this keeps it. Teacher and student
+    then have BERT's pretraining head; `NextSentenceLoss` beside it takes the labels.
+
+    Args:
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
+        weight: Factor of this term in the total loss.
+    """
+
+    counts = "sequences"
+    needs_teacher = True
+    needs_next_sentence = True
+
+    def __init__(self, temperature: float | StepValue = 2.0, *, weight: float | StepValue = 1.0) -> None:
+        super().__init__(weight)
+        self.temperature = self.scheduled("temperature", checked_temperature(temperature))
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+        """Return the divergence times T², summed over the sequences."""
+        ours, theirs = student.next_sentence_logits, require_teacher(self, teacher).next_sentence_logits
+        assert ours is not None and theirs is not None
+        return soft_target_kl(ours, theirs, self.temperature)

@@ -1,4 +1,4 @@
-"""Probabilities and metrics of predictions: pure functions on the host, in float64."""
+"""Probabilities and metrics of predictions: pure functions of numpy arrays, in float64."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ def softmax(logits: ArrayLike) -> NDArray[np.float64]:
 
 
 def sigmoid(logits: ArrayLike) -> NDArray[np.float64]:
-    """Probability of each label; half a hyperbolic tangent is exact at 0, and never overflows."""
+    """Probability of each label, by a hyperbolic tangent, which is exact at 0 and never overflows."""
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, dtype=np.float64))
 
 
 def confusion_matrix(predicted: ArrayLike, labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """int64 `[K, K]`: how many samples of each class (row) were taken for each (column)."""
+    """int64 `[K, K]`: how many samples of each class (row) were predicted as each class (column)."""
     pairs = np.asarray(labels, dtype=np.int64) * num_classes + np.asarray(predicted, dtype=np.int64)
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def accuracy(confusion: NDArray[np.int64]) -> float:
-    """Share of the samples that were classified right."""
+    """The share of samples that were classified right."""
     return _ratio(float(np.trace(confusion)), float(confusion.sum()))
 
 
@@ -49,12 +49,7 @@ def matthews(confusion: NDArray[np.int64]) -> float:
 
 
 def f1_of_labels(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
-    """F1 over all decisions together (micro), and of each label, `[K]`; 0 for a label that is nowhere.
-
-    Args:
-        predicted: bool `[N, K]`.
-        labels: bool `[N, K]`.
-    """
+    """F1 over all decisions (micro), and of each label `[K]`, from bool `[N, K]`; 0 for a label that never occurs."""
     right = (predicted & labels).sum(0).astype(np.float64)
     both = (predicted.sum(0) + labels.sum(0)).astype(np.float64)
     each = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
@@ -62,7 +57,7 @@ def f1_of_labels(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> tup
 
 
 def pearson(values: ArrayLike, labels: ArrayLike) -> float:
-    """Pearson's correlation; 0 where one of the two is constant."""
+    """Pearson's correlation; 0 if one of the two is constant."""
     x, y = np.asarray(values, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0

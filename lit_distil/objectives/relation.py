@@ -1,6 +1,6 @@
 """The mathematics of attention transfer: how the tokens of a sequence relate, student against teacher.
 
-As in `functional`, each function returns a **sum over rows** (here every real token, as the one that looks), in at
+As in `functional`, each function returns a **sum over rows** (a row is a token and how it sees the others), in at
 least float32, with the teacher as a constant. The products `[heads, length, length]` are the largest tensors of all:
 they are formed for a few sequences at a time, together with their gradient, and never exist for a whole batch.
 """
@@ -88,11 +88,7 @@ def score_mse(
     i are all tokens of the batch, a the h heads, and j the tokens that i sees. The paper's loss of one sequence of l
     tokens is this divided by l.
 
-    Args:
-        student: See `relation_kl`, like the other arguments.
-        teacher: See there.
-        groups: See there.
-        window: See there.
+    The arguments are those of `relation_kl`.
     """
 
     def compare(student_scores: Tensor, teacher_scores: Tensor, visible: Tensor | None) -> Tensor:
@@ -105,23 +101,9 @@ def score_mse(
 
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:
-    """Split `[T, heads, dim]` into other heads, `[T, num_heads, width / num_heads]` (MiniLMv2).
-
-    Raises:
-        ValueError: The width cannot be split into that many.
-    """
+    """Split `[T, heads, dim]` into other heads, `[T, num_heads, width / num_heads]` (MiniLMv2)."""
     width = states.shape[1] * states.shape[2]
-    check_divides(num_heads, width, "network")
     return states.reshape(states.shape[0], num_heads, width // num_heads)
-
-
-def check_divides(num_heads: int, width: int, who: str) -> None:
-    """Refuse a number of relation heads that does not divide a network's width."""
-    if width % num_heads:
-        raise ValueError(
-            f"relation_heads={num_heads} does not divide the width {width} of the {who}'s queries, keys or values; "
-            "choose a common divisor of the student's and the teacher's"
-        )
 
 
 Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -141,27 +123,27 @@ def _sum_over_tokens(
     if not groups:  # with a graph all the same
         return total + 0.0 * (student.left.sum() + student.right.sum())
     for group in groups:
-        left, right = (_of_group(states, group).to(dtype) for states in (student.left, student.right))
-        with torch.no_grad():
-            constants = [_of_group(states.detach(), group).to(dtype) for states in (teacher.left, teacher.right)]
-            visible, is_real = _masks(group, window, left.device)
+        total = total + _sum_over_group(student, teacher, group, compare, window, dtype)
+    return total
 
-        def piece(
-            rows: slice,
-            left: Tensor,
-            right: Tensor,
-            constants: list[Tensor] = constants,
-            visible: Tensor | None = visible,
-            is_real: Tensor | None = is_real,
-        ) -> Tensor:
-            student_scores = torch.matmul(left * student.scaling, right.transpose(2, 3))
-            teacher_left, teacher_right = (states[rows] for states in constants)
-            teacher_scores = torch.matmul(teacher_left * teacher.scaling, teacher_right.transpose(2, 3))
-            seen = visible if visible is None or len(visible) == 1 else visible[rows]
-            per_row = compare(student_scores, teacher_scores, seen).mean(dim=1)  # [sequences, width]
-            return (per_row if is_real is None else per_row * is_real[rows]).sum()
 
-        total = total + _PieceByPiece.apply(piece, left, right)
+def _sum_over_group(
+    student: Relation, teacher: Relation, group: SequenceGroup, compare: Compare, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    left, right = (_of_group(states, group).to(dtype) for states in (student.left, student.right))
+    with torch.no_grad():
+        constants = [_of_group(states.detach(), group).to(dtype) for states in (teacher.left, teacher.right)]
+        visible, is_real = _masks(group, window, left.device)
+
+    def piece(rows: slice, left: Tensor, right: Tensor) -> Tensor:
+        student_scores = torch.matmul(left * student.scaling, right.transpose(2, 3))
+        teacher_left, teacher_right = (states[rows] for states in constants)
+        teacher_scores = torch.matmul(teacher_left * teacher.scaling, teacher_right.transpose(2, 3))
+        seen = visible if visible is None or len(visible) == 1 else visible[rows]
+        per_row = compare(student_scores, teacher_scores, seen).mean(dim=1)  # [sequences, width]
+        return (per_row if is_real is None else per_row * is_real[rows]).sum()
+
+    total: Tensor = _PieceByPiece.apply(piece, left, right)
     return total
 
 

@@ -15,10 +15,8 @@ class TaskLoss(Objective):
     """The loss of a task's labels, summed over them (BERT section 4).
 
     Args:
-        kind: The kind of labels, by name or as an object; a module that knows the task sets it. `class`: cross-entropy
-            over the classes of each text or token; `value`: squared error; `labels`: binary cross-entropy of each label
-            of each text; `choice`: cross-entropy over the choices of each group; `span`: half the cross-entropy of the
-            first and half that of the last token.
+        kind: The kind of labels, which defines the loss: by name (`class`, `value`, `labels`, `choice` or `span`) or as
+            an object. A module that knows the task sets it.
         class_weights: Factor of each class, for `class`. The sum is still divided by the number of labels, so weights
             with mean 1 over the data keep the scale of the loss.
         weight: Factor of this term in the total loss.
@@ -35,25 +33,25 @@ class TaskLoss(Objective):
         weight: float | StepValue = 1.0,
     ) -> None:
         super().__init__(weight)
-        self.follow(kind=kind, class_weights=class_weights)
+        self.follow_task(kind=kind, class_weights=class_weights)
 
-    def follow(self, *, kind: str | LabelKind, class_weights: list[float] | None = None) -> None:
-        """Take the form of a task: the arguments are what `Task.loss_settings` gives."""
+    def follow_task(self, *, kind: str | LabelKind, class_weights: list[float] | None = None) -> None:
+        """Take the task's kind of labels and its class weights."""
         self.kind = label_kind(kind)
         if class_weights is not None and not self.kind.takes_class_weights:
-            raise ValueError(f"class_weights: they belong to classes, and the labels are of kind {self.kind.name!r}")
+            raise ValueError(f"class_weights: only classes have weights, and the labels are of kind {self.kind.name!r}")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)  # follows from the data and the configuration
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The sum over the labels; `IGNORE_INDEX` counts nothing."""
+        """The sum over the labels, without those that are `IGNORE_INDEX`."""
         if student.logits is None:
             raise ValueError("TaskLoss needs a network with the task's head")
         return self.kind.loss(student.logits.float(), batch, self.class_weights)
 
 
 class TaskSoftTargetLoss(Objective):
-    """How far the student's answers to a task are from the teacher's (DistilBERT, table 2, the row with (D)).
+    """How far the student's predictions on a task are from the teacher's (DistilBERT, table 2, the row with (D)).
 
     KL is KL(teacher‖student) of distributions softened by T. The sum depends on the kind of labels:
 
@@ -64,7 +62,7 @@ class TaskSoftTargetLoss(Objective):
       known, `[T, 2]`;
     - `value`: `Σ (student − teacher)²` over the texts `[S, 1]`; T has no meaning.
 
-    Each is divided by the number of labels, as `TaskLoss` is, so the two weigh as their weights say.
+    Like `TaskLoss`, it is divided by the number of labels, so the two have the ratio of their weights.
 
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT took 2.
@@ -84,10 +82,10 @@ class TaskSoftTargetLoss(Objective):
     ) -> None:
         super().__init__(weight)
         self.temperature = self.scheduled("temperature", checked_temperature(temperature))
-        self.follow(kind=kind)
+        self.follow_task(kind=kind)
 
-    def follow(self, *, kind: str | LabelKind, class_weights: list[float] | None = None) -> None:
-        """Take the form of a task; class weights belong to the labels and change nothing here."""
+    def follow_task(self, *, kind: str | LabelKind, class_weights: list[float] | None = None) -> None:
+        """Take the task's kind of labels; class weights change nothing here."""
         self.kind = label_kind(kind)
 
     def mix_teachers(self, outputs: dict[str, EncoderOutput], shares: dict[str, float], batch: Batch) -> EncoderOutput:

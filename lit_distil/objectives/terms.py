@@ -1,7 +1,4 @@
-"""The terms of the loss together: which teachers each compares with, what they need of the networks, and their sum.
-
-Terms on the logits of a masked-LM head share one pass over the vocabulary; the others are called one by one.
-"""
+"""The terms of the loss together: which teachers each compares with, what they need of the networks, and their sum."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from lit_distil.objectives.base import Objective, RowObjective, logits_at
+from lit_distil.objectives.base import Objective, RowObjective, logits_at, masked_positions
 from lit_distil.objectives.vocabulary import Observer, RowTerm, VocabularyPass
 from lit_distil.types import Batch, Countable, EncoderOutput, Projection
 
-Counts = dict[Countable, int]
 TeacherOutputs = dict[str, EncoderOutput]
+"""By the teachers' names."""
+
 Request = dict[str, Any]
 """Keyword arguments of a network's `forward`."""
 
@@ -54,24 +51,16 @@ class LossTerms:
         return any(objective.needs_teacher for objective in self.objectives.values())
 
     def rows(self, batch: Batch, *, all_rows: bool = False) -> Tensor:
-        """int64 `[rows]`: where the terms need logits; the masked positions come first.
-
-        Args:
-            batch: The flat batch.
-            all_rows: Whether logits are wanted everywhere, even if the terms need fewer.
-        """
+        """int64 `[rows]`: where the terms need logits, or everywhere; the masked positions come first."""
         all_rows |= any(objective.rows in ("all", "unmasked") for objective in self.objectives.values())
         return batch.masked_first if all_rows or batch.masked_positions is None else batch.masked_positions
 
     def requests(self, student_depth: int, teacher_depths: dict[str, int]) -> tuple[Request, dict[str, Request]]:
-        """The hidden states and the blocks' queries, keys and values that the terms need of each network.
+        """What to ask of the student and of each teacher: hidden states, and queries, keys and values of blocks.
 
         Args:
             student_depth: Blocks of the student.
             teacher_depths: Blocks of each teacher that runs, by name.
-
-        Returns:
-            What to ask of the student, and of each of these teachers.
 
         Raises:
             ValueError: An objective needs a block that a network does not have.
@@ -80,11 +69,12 @@ class LossTerms:
         teacher_blocks: dict[str, set[int]] = {name: set() for name in teacher_depths}
         for name, objective in self.objectives.items():
             compared = self.teachers_of(name)
-            for teacher in [one for one in compared if one in teacher_depths] if compared else [None]:
-                depth = None if teacher is None else teacher_depths[teacher]
-                ours, theirs = objective.attention_layers(student_depth, depth)
-                student_blocks.update(ours)
-                if teacher is not None:
+            if not compared:
+                student_blocks.update(objective.attention_layers(student_depth, None)[0])
+            for teacher in compared:
+                if teacher in teacher_depths:
+                    ours, theirs = objective.attention_layers(student_depth, teacher_depths[teacher])
+                    student_blocks.update(ours)
                     teacher_blocks[teacher].update(theirs)
 
         def request(objectives: dict[str, Objective], blocks: set[int]) -> Request:
@@ -95,7 +85,7 @@ class LossTerms:
         return request(self.objectives, student_blocks), teachers
 
     def set_step(self, step: int | None) -> None:
-        """Move scheduled weights and temperatures to their values in this optimizer step; None: to their last ones."""
+        """See `Objective.set_step`."""
         for objective in self.objectives.values():
             objective.set_step(step)
 
@@ -104,11 +94,13 @@ class LossTerms:
         student: EncoderOutput,
         teachers: TeacherOutputs,
         batch: Batch,
-        counts: Counts,
+        counts: dict[Countable, int],
         *,
         observer: Observer | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss of a micro-batch, with a graph, and each term's unweighted sum, without.
+
+        Terms on the logits of a masked-LM head share one pass over the vocabulary; the others are called one by one.
 
         Args:
             student: The trained network's output.
@@ -119,26 +111,24 @@ class LossTerms:
         """
         loss: Tensor = student.last_hidden_state.new_zeros(())
         sums: dict[str, Tensor] = {}
-        in_pass: list[str] = []
-        terms: list[RowTerm] = []
+        in_pass: dict[str, RowTerm] = {}
         is_deferred = student.projection is not None and student.logits is None
         is_deferred &= all(output.projection is not None for output in teachers.values() if output.rows is not None)
         for name, objective in self.objectives.items():
-            scale = objective.weight / max(counts[objective.counts], 1)
+            num_items = max(counts[objective.counts], 1)
             if is_deferred and isinstance(objective, RowObjective) and objective.shares_the_pass:
-                in_pass.append(name)
-                terms.append(RowTerm(objective, scale, self.teachers_of(name)))
+                in_pass[name] = RowTerm(objective, objective.weight / num_items, self.teachers_of(name))
                 continue
             value = objective(student, self._teacher(name, teachers, batch), batch)
             sums[name] = value.detach()
             if objective.weight or objective.is_trained:  # what is trained needs a gradient in every step, for DDP
-                loss = loss + objective.weight * value / max(counts[objective.counts], 1)
+                loss = loss + objective.weight * value / num_items
         if is_deferred:  # even without a term in it: the head is then part of the graph in every step
             assert isinstance(student.projection, Projection)
-            if batch.masked_labels is None and any(term.objective.positions != "all" for term in terms):
-                raise ValueError("the batch carries no masked positions; give the data a masking strategy")
+            if any(term.objective.positions != "all" for term in in_pass.values()):
+                masked_positions(batch)  # refuses a batch that was never masked
             projections = {name: one.projection for name, one in teachers.items() if one.projection is not None}
-            run = VocabularyPass(terms, batch.masked_labels, projections, self.shares, observer)
+            run = VocabularyPass([*in_pass.values()], batch.masked_labels, projections, self.shares, observer)
             part, row_sums = run(student.projection)
             loss = loss + part
             sums.update(zip(in_pass, row_sums, strict=True))
@@ -152,7 +142,7 @@ class LossTerms:
         student: EncoderOutput,
         teachers: TeacherOutputs,
         batch: Batch,
-        counts: Counts,
+        counts: dict[Countable, int],
     ) -> dict[str, Tensor]:
         """The norm of each weighted term's gradient on this micro-batch, by name; the graph is kept."""
         norms = {}
@@ -182,36 +172,3 @@ def _show_in_full(observer: Observer, student: EncoderOutput, teachers: TeacherO
     if logits[0] is not None:
         with torch.no_grad():
             observer(logits[0], logits[1] if len(logits) > 1 else None, batch.masked_labels)
-
-
-def with_all_outputs(loss: Tensor, student: EncoderOutput) -> Tensor:
-    """The same loss, with a graph to every output of the network; the gradient is zero where no term looks at it.
-
-    DDP waits for a gradient of every parameter that trains. Losses on hidden states or attention alone give none to
-    the head, nor to the blocks above the last one they compare. DDP's own search for such parameters
-    (`find_unused_parameters`) would walk the graph in every step.
-
-    Args:
-        loss: Of a micro-batch, with a graph.
-        student: The trained network's output.
-    """
-    projection = student.projection
-    outputs = [student.last_hidden_state, student.logits, student.next_sentence_logits]
-    if isinstance(projection, Projection):
-        outputs += [projection.features, projection.weight, projection.bias]
-    joined: Tensor = _Joined.apply(loss, *(each for each in outputs if each is not None and each.requires_grad))
-    return joined
-
-
-class _Joined(torch.autograd.Function):
-    """The first argument unchanged; the others get zero gradients, at no cost."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
-        ctx.kinds = [(each.shape, each.dtype) for each in outputs]
-        return loss.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return (gradient, *(gradient.new_zeros((), dtype=dtype).expand(shape) for shape, dtype in ctx.kinds))

@@ -1,9 +1,9 @@
 """One pass over the vocabulary: projection, every term of the loss and the gradients, a few rows at a time.
 
 The logits of a batch are by far its largest tensor (2,048 tokens by 30,522 entries are 250 MB), and plain autograd
-keeps about eight of that size. Here the hidden states of student and teachers are multiplied out for a few rows, every
-term looks at these logits and adds its gradient, and the gradient goes straight back to the hidden states and to the
-embedding matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network.
+keeps about eight of that size. Here the hidden states of student and teachers are multiplied out for a few rows. Every
+term looks at these logits and adds its gradient, which goes straight back to the hidden states and to the embedding
+matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHUNK_BYTES = 48 * 2**20
 _CPU_COLUMNS = 1024
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
-"""Is shown every piece: the student's logits, the teachers' logits, the labels (None for rows that are not masked)."""
+"""Is shown some rows at a time: the student's logits, the mean teacher's, and labels (None where not masked)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RowTerm:
 
     Attributes:
         objective: What is summed over the rows.
-        scale: Its weight over the number of items in the global batch; at 0 it is summed and adds no gradient.
+        scale: Its weight divided by the number of items in the global batch; at 0 it is summed and adds no gradient.
         teachers: Names of the teachers whose mean it compares with; empty for all.
     """
 
@@ -52,10 +52,10 @@ class VocabularyPass:
     Attributes:
         terms: What is summed.
         labels: int64 `[M]`, of the masked positions, which are the first M rows.
-        teachers: By name, the teachers' logits before they are multiplied out, or a cached teacher's. Same rows as
-            the student's.
-        shares: Positive, the share of each teacher in a mean; one teacher needs none.
-        observer: Shown every piece of logits, the mean of all teachers beside the student, for metrics.
+        teachers: By name, the teachers' logits before they are multiplied out, or a cached teacher's; of the same rows
+            as the student's.
+        shares: The share of each teacher in a mean, positive; one teacher needs none.
+        observer: Is shown all logits, for metrics.
     """
 
     terms: list[RowTerm]
@@ -97,8 +97,7 @@ class _Pass(torch.autograd.Function):
         wants_features, wants_weight, wants_bias = (need and has_graph for need in ctx.needs_input_grad[:3])
         with_gradient = wants_features or wants_weight or wants_bias
         exact = torch.promote_types(features.dtype, torch.float32)
-        student = _Projector(Projection(features, weight, bias))
-        teachers = _TeacherLogits(work)
+        student, teachers = _Projector(Projection(features, weight, bias)), _TeacherLogits(work)
         gradients = _Gradients(
             features=torch.zeros_like(features, dtype=exact) if wants_features else None,
             weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
@@ -117,17 +116,14 @@ class _Pass(torch.autograd.Function):
                 teachers.move_to(rows)
                 magnitudes = logits.new_ones(len(logits), 1, dtype=exact) if logits.dtype == torch.float16 else None
                 for few in row_chunks(logits, exact) or [slice(0, 0)]:
-                    gradient = None
-                    if adds_gradient:
-                        gradient = torch.zeros_like(logits[few], dtype=exact)
+                    gradient = torch.zeros_like(logits[few], dtype=exact) if adds_gradient else None
                     few_labels = None if labels is None else labels[few]
                     for i, term in covering:
-                        needs_teacher = term.objective.needs_teacher
-                        theirs = teachers.compared_with(term, few, logits[few]) if needs_teacher else None
+                        theirs = teachers.compared_with(term, few, logits[few])
                         those = LogitRows(logits[few], theirs, few_labels)
                         sums[i] += term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
                     if work.observer is not None:
-                        work.observer(logits[few], teachers.mean(few) if work.teachers else None, few_labels)
+                        work.observer(logits[few], teachers.mean(few), few_labels)
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
@@ -155,17 +151,11 @@ class _Pass(torch.autograd.Function):
 
 @dataclass
 class _Gradients:
-    """The gradients that the pieces add up to, at the precision of the sums; None where none is needed.
+    """The gradients that the pieces add up to, at the precision of the sums; None where none is needed."""
 
-    Attributes:
-        features: `[R, width]`.
-        weight: `[V, width]`.
-        bias: `[V]`.
-    """
-
-    features: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
+    features: Tensor | None  # [R, width]
+    weight: Tensor | None  # [V, width]
+    bias: Tensor | None  # [V]
 
     def add(self, rows: slice, of_logits: Tensor, magnitudes: Tensor | None, student: _Projector) -> None:
         """Add a piece.
@@ -201,8 +191,8 @@ class _Gradients:
 def _measure(gradient: Tensor, out: Tensor) -> Tensor:
     """The power of two at each row's largest entry, `[rows, 1]`, into `out`.
 
-    Divided by it, a gradient fits into float16, whose smallest number (6e-8) is larger than most of a softmax's tail
-    over the number of items in a batch. A loss scaler cannot see to that, as it comes after this pass.
+    Divided by it, a gradient fits into float16. Its smallest number (6e-8) is larger than most entries of a softmax
+    divided by the items of a batch, and a loss scaler comes too late: it scales after this pass.
     """
     largest = gradient.abs().amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(gradient.dtype).tiny)
     return out.copy_(largest.log2_().floor_().exp2_())
@@ -255,31 +245,33 @@ class _TeacherLogits:
         """Begin a piece."""
         self._rows, self._logits = rows, {}
 
-    def compared_with(self, term: RowTerm, few: slice, student: Tensor) -> Tensor:
+    def compared_with(self, term: RowTerm, few: slice, student: Tensor) -> Tensor | None:
         """What a term compares some of the piece's rows with; `student` holds the student's logits of them."""
         objective, names = term.objective, term.teachers or tuple(self._sources)
+        if not objective.needs_teacher:
+            return None
         if not names:
             raise ValueError(f"{type(objective).__name__} compares with a teacher, and the pass has none")
-        logits = [self._of(name, few, lambda top, rows: objective.complete(top, rows, student)) for name in names]
-        return self._mean(names, logits, objective.mixing_temperature)
+        return self._mean(names, few, objective.mixing_temperature, student if objective.tail == "student" else None)
 
-    def mean(self, few: slice) -> Tensor:
-        """Logits of the mean of all teachers' distributions at temperature 1."""
-        names = tuple(self._sources)
-        return self._mean(names, [self._of(name, few, lambda top, rows: top.logits(1.0, rows=rows)) for name in names])
+    def mean(self, few: slice) -> Tensor | None:
+        """Logits of the mean of all teachers' distributions at temperature 1; None without a teacher."""
+        return self._mean(tuple(self._sources), few, 1.0) if self._sources else None
 
-    def _of(self, name: str, few: slice, complete: Callable[[TopLogits, slice], Tensor]) -> Tensor:
-        source = self._sources[name]
-        if isinstance(source, TopLogits):  # not kept: it differs from term to term
-            return complete(source, slice(self._rows.start + few.start, self._rows.start + few.stop))
-        if name not in self._logits:
-            self._logits[name] = source(self._rows)
-        return self._logits[name][few]
-
-    def _mean(self, names: tuple[str, ...], logits: list[Tensor], temperature: float = 1.0) -> Tensor:
+    def _mean(self, names: tuple[str, ...], few: slice, temperature: float, student: Tensor | None = None) -> Tensor:
+        logits = [self._of(name, few, temperature, student) for name in names]
         if len(logits) == 1:
             return logits[0]
         return mix_logits(logits, [self._shares[name] for name in names], temperature)
+
+    def _of(self, name: str, few: slice, temperature: float, student: Tensor | None) -> Tensor:
+        source = self._sources[name]
+        if isinstance(source, TopLogits):  # not kept: it differs from term to term
+            rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
+            return source.logits(temperature, rows=rows, student=student)
+        if name not in self._logits:
+            self._logits[name] = source(self._rows)
+        return self._logits[name][few]
 
 
 def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1.0) -> Tensor:
@@ -291,8 +283,8 @@ def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1
         temperature: T, positive.
 
     Returns:
-        `[rows, vocabulary]`, in float32 at least, and in float64 at high temperatures. There the logarithms differ in
-        their last digits only, and T multiplies their rounding.
+        `[rows, vocabulary]`, in float32 at least; in float64 at high temperatures, where the logarithms differ in their
+        last digits only and T multiplies their rounding.
     """
     parts = [
         torch.log_softmax(each.to(working_dtype(each, temperature)) / temperature, -1) + math.log(share)

@@ -9,62 +9,45 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-NORMALISATION = (
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
-"""Layers whose parameters are never decayed. A class whose name ends in `Norm` counts as one of them."""
-
 
 def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
     """Split the trained parameters into two groups for an optimizer: with weight decay, and without.
 
     Biases and normalisation weights are not decayed (BERT, appendix A.2, and its code): a parameter that is called
-    `bias`, that has fewer than two dimensions, or that belongs to a normalisation layer. All others are decayed,
-    embeddings included. The order is that of `module.named_parameters()`, so that it is the same on every rank and
-    after a resume; a tied parameter is there once. An empty group is left out.
+    `bias`, that has fewer than two dimensions, or that belongs to a layer whose class has a name ending in `Norm`. All
+    others are decayed, embeddings included. A tied parameter is there once. The order is the same on every rank and
+    after a resume.
 
     Args:
         module: What is trained.
-        weight_decay: Decay of the first group, 0 or more. None leaves it to the optimizer that takes the groups, so
-            that it is written once, with the optimizer.
+        weight_decay: Decay of the first group, 0 or more; None takes the optimizer's own.
 
     Returns:
-        Groups with `params`, and `weight_decay: 0.0` in the one without.
+        The groups that are not empty, with `params`; the one without decay has `weight_decay: 0.0`.
 
     Raises:
         ValueError: The decay is negative, or there is nothing to train.
     """
     if weight_decay is not None and not weight_decay >= 0:
         raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
-    normalised = {id(p) for m in module.modules() if _is_normalisation(m) for p in m.parameters(recurse=False)}
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    norms = [part for part in module.modules() if type(part).__name__.endswith("Norm")]
+    normalised = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
+    decayed: dict[str, Any] = {"params": []} | ({} if weight_decay is None else {"weight_decay": weight_decay})
+    plain: dict[str, Any] = {"params": [], "weight_decay": 0.0}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_bias = name.rpartition(".")[2] == "bias" or parameter.ndim < 2
-            (plain if is_bias or id(parameter) in normalised else decayed).append(parameter)
-    if not decayed and not plain:
+            (plain if is_bias or id(parameter) in normalised else decayed)["params"].append(parameter)
+    groups = [group for group in (decayed, plain) if group["params"]]
+    if not groups:
         raise ValueError(f"{type(module).__name__} has no parameter to train: all of them are frozen")
-    groups: list[dict[str, Any]] = []
-    if decayed:
-        groups.append({"params": decayed} | ({} if weight_decay is None else {"weight_decay": weight_decay}))
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
     return groups
-
-
-def _is_normalisation(module: nn.Module) -> bool:
-    return isinstance(module, NORMALISATION) or type(module).__name__.endswith("Norm")
 
 
 def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
     """Number the layer of each parameter: 0 for the embeddings, 1 to `num_layers` for the blocks, then the rest.
 
-    The rest is the head, with a pooler and a last normalisation. A tied parameter counts where it comes first.
+    The rest is the head, with a pooler and a last normalisation. A tied parameter has the layer of its first name.
 
     Args:
         model: A Hugging Face encoder with a head.
@@ -89,10 +72,9 @@ def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
         if name.startswith(prefix):
             layers[name] = int(name[len(prefix) :].split(".", 1)[0]) + 1
         else:
-            # a table, or something among the embeddings, such as the `embeddings_project` that widens ELECTRA's
-            is_embedding = isinstance(modules[name.rpartition(".")[0]], nn.Embedding) or any(
-                part.startswith("embeddings") for part in name.split(".")
-            )
+            is_table = isinstance(modules[name.rpartition(".")[0]], nn.Embedding)
+            # or something among the embeddings, such as ELECTRA's `embeddings_project`
+            is_embedding = is_table or any(part.startswith("embeddings") for part in name.split("."))
             layers[name] = 0 if is_embedding else num_layers + 1
     return layers
 
@@ -100,23 +82,23 @@ def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
 def layered_groups(module: nn.Module, layers: dict[str, int], *, decay: float) -> list[dict[str, Any]]:
     """Make parameter groups whose learning rates fall by a factor from each layer to the one below (ELECTRA, table 6).
 
-    Layer `l` of `L` learns at `decay ** (L - l)` times the peak. The factor stands in the group as `lr_factor`, for
+    Layer `l` of `L` learns at `decay ** (L - l)` times the peak. The group keeps the factor as `lr_factor`, for
     `scale_learning_rates`. Groups are as in `parameter_groups`, those of the head first.
 
     Args:
         module: What is trained.
-        layers: Name of a parameter to its layer. A parameter without one learns at the full rate, as a loss's own do.
-        decay: Factor between two layers, above 0 and at most 1.
+        layers: Name of a parameter to its layer. A parameter without one, such as a loss's own, learns at the full
+            rate.
+        decay: Factor between two layers, see `check_layer_decay`.
 
     Raises:
-        ValueError: The factor is out of range, or nothing is trained.
+        ValueError: Nothing is trained.
     """
-    check_layer_decay(decay)
     top = max(layers.values())
     layer_of = {id(parameter): layers.get(name, top) for name, parameter in module.named_parameters()}
-    groups = []
+    undivided, groups = parameter_groups(module), []
     for layer in range(top, -1, -1):
-        for group in parameter_groups(module):
+        for group in undivided:
             if chosen := [parameter for parameter in group["params"] if layer_of[id(parameter)] == layer]:
                 groups.append({**group, "params": chosen, "lr_factor": decay ** (top - layer)})
     return groups
@@ -137,8 +119,7 @@ def scale_learning_rates(groups: list[dict[str, Any]]) -> None:
 def freeze_lowest(model: nn.Module, num_frozen: int, num_layers: int) -> None:
     """Freeze the embeddings and the lowest blocks: their parameters get no gradient and are in no optimizer.
 
-    Their dropout stays on in training, as with `requires_grad_(False)` in transformers: the blocks above learn on the
-    same noise as with nothing frozen.
+    Their dropout stays on in training, so that the blocks above learn on the same noise as with nothing frozen.
 
     Args:
         model: A Hugging Face encoder with a head.
@@ -150,8 +131,8 @@ def freeze_lowest(model: nn.Module, num_frozen: int, num_layers: int) -> None:
     """
     if not -1 <= num_frozen <= num_layers:
         raise ValueError(
-            f"freeze_layers must lie between -1 (nothing), 0 (the embeddings) and {num_layers}, the blocks of this "
-            f"{getattr(model, 'base_model_prefix', 'network')}, got {num_frozen}"
+            f"freeze_layers must lie between -1 (nothing), 0 (the embeddings) and {num_layers}, the network's blocks, "
+            f"got {num_frozen}"
         )
     if num_frozen < 0:
         return

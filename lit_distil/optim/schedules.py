@@ -37,19 +37,12 @@ class Schedule(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """Return the factor at a step from `warmup` on, also past `num_steps`.
-
-        Args:
-            step: Counted from 0, from the start of the run.
-            warmup: Steps of the warm-up.
-            num_steps: Steps of the whole run.
-        """
+        """Return the factor at a step from `warmup` on, also past `num_steps`; all three in steps from the start."""
 
     def build(self, optimizer: Optimizer, num_steps: int) -> LambdaLR:
         """Build the PyTorch scheduler, to be stepped after every optimizer step.
 
-        Its state holds numbers only: a resumed run takes the schedule from its own configuration, not from the
-        checkpoint.
+        A resumed run takes the schedule from its own configuration, not from the checkpoint.
 
         Args:
             optimizer: Its groups have the peak learning rates.
@@ -66,7 +59,7 @@ class Schedule(ABC):
                 "the learning rate never reaches its peak",
                 stacklevel=2,
             )
-        # LambdaLR saves the attributes of a callable object; a partial has none, so state and weights_only load agree
+        # LambdaLR saves the attributes of a callable object; a partial has none
         return LambdaLR(optimizer, functools.partial(self.multiplier, num_steps=int(num_steps)))
 
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning task is: rows of a source to samples, the head it needs, its metrics, readable predictions."""
+"""What a fine-tuning task is: how rows become samples, which head it needs, its metrics and readable predictions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -28,19 +28,14 @@ _ROWS_AT_ONCE = 1_000  # rows that are tokenised together: a tokenizer's lists t
 
 
 class ClassName(str):
-    """The name of a class in a row whose source knows the number of the class too.
-
-    Args:
-        name: As the source names it.
-        number: The source's number of it, from 0.
-    """
+    """The name of a class, from a source that also numbers its classes, from 0."""
 
     number: int
 
     def __new__(cls, name: str, number: int) -> ClassName:  # noqa: D102
-        made = super().__new__(cls, name)
-        made.number = number
-        return made
+        class_name = super().__new__(cls, name)
+        class_name.number = number
+        return class_name
 
     def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
         return str(self), self.number
@@ -48,15 +43,15 @@ class ClassName(str):
 
 @dataclass(frozen=True)
 class Features:
-    """One sample: an encoded row, or one window of a row that is longer than a sequence may be.
+    """One sample: an encoded row, or one window of a row that is too long for a sequence.
 
     Attributes:
         input_ids: int64 `[length]`, special tokens included; the choices of a group end to end.
-        token_type_ids: int64 `[length]`, or None where the tokenizer gives none.
-        label: As the task's label kind takes it: a class index, a value, an array, a pair of positions; None where it
-            is not known.
+        token_type_ids: int64 `[length]`; None if the tokenizer gives none.
+        label: As the task's label kind takes it: a class index, a value, an array, a pair of positions; None if it is
+            not known.
         row: Index of its row among those that were encoded.
-        choices: Lengths of the choices, where the sample is a group of them.
+        choices: Length of each choice, if the sample is a group of them.
         detail: Whatever the task needs later to read the logits.
     """
 
@@ -78,19 +73,18 @@ class Prediction(NamedTuple):
 class Task(ABC):
     """A fine-tuning task. The data module holds it; the module asks it for head, loss and metrics.
 
-    A subclass sets the attributes, and says in `encode` and `readable` what its rows and predictions look like; the
-    label kind gives the rest. Metrics are computed once for a whole split, from the predictions of all ranks in the
-    order of the samples, so one process and many give the same values.
+    A subclass sets the attributes and implements `encode` and `readable`; the label kind gives the rest. Metrics are
+    computed once for a whole split, from the predictions of all ranks in the order of the samples, so one process and
+    many give the same values.
 
     Attributes:
-        head: Which Hugging Face head: `sequence_classification`, `token_classification`, `question_answering` or
-            `multiple_choice`.
-        label_kind: What its labels are, such as `lit_distil.objectives.ClassLabel()`.
+        head: The kind of Hugging Face head.
+        label_kind: The kind of its labels, such as `lit_distil.objectives.ClassLabel()`.
         main_metric: The metric by which checkpoints are compared, a key of what `score` gives; more is better.
-        names: The names of its labels, if they have any.
+        names: The names of its labels; None if they have none.
     """
 
-    head: ClassVar[str]
+    head: ClassVar[Literal["sequence_classification", "token_classification", "question_answering", "multiple_choice"]]
     label_kind: LabelKind
     main_metric: str
     names: LabelNames | None = None
@@ -100,8 +94,13 @@ class Task(ABC):
 
     @property
     def knows_labels(self) -> bool:
-        """Whether it can do without training rows to learn from, because the labels are known or have no names."""
+        """Whether it needs no training rows to learn from: the labels are known, or have no names."""
         return self.names is None or self.names.names is not None
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels in the order of their indices; empty if they have none."""
+        return [] if self.names is None else self.names.known
 
     def take_labels(self, names: list[str]) -> None:
         """Take the labels of a trained head, in the order of its outputs, if the configuration leaves them open."""
@@ -118,34 +117,37 @@ class Task(ABC):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """Token ids and labels of the rows; a row that breaks the contract is an error that names it.
+        """Token ids and labels of the rows.
 
         Args:
             rows: The rows of a split.
             tokenizer: A fast tokenizer.
-            max_length: Tokens in a sequence at most, special tokens included.
-            labelled: Whether labels are wanted; they are not when predicting.
-            training: Whether the rows are trained on. Rows that nothing can be learnt from may then be left out; an
-                evaluation counts every row.
+            max_length: Most tokens of a sequence, special tokens included.
+            labelled: Whether labels are needed; prediction needs none.
+            training: Whether the rows are for training. Rows that teach nothing may then be left out; an evaluation
+                counts every row.
+
+        Raises:
+            ValueError: A row breaks the contract; the message names the row.
         """
 
     def head_settings(self) -> dict[str, Any]:
-        """What the head's configuration must say: `num_labels`, `id2label`, ..."""
-        settings = self.label_kind.head_settings(None if self.names is None else self.names.known)
+        """Settings of the head's configuration: `num_labels`, `id2label`, ..."""
+        settings = self.label_kind.head_settings(self.label_names)
         if self.head == "sequence_classification" and self.label_kind.problem_type is not None:
             settings["problem_type"] = self.label_kind.problem_type
         return settings
 
     def loss_settings(self) -> dict[str, Any]:
-        """The arguments of `TaskLoss.follow`."""
+        """The arguments of `Objective.follow_task`."""
         return {"kind": self.label_kind}
 
     def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
-        """What to keep of a batch's logits, one entry a sample: small, on the host, and nothing but numbers.
+        """What to keep of a batch's logits: for each sample a small array or a few numbers, on the host.
 
         Args:
             logits: float32 on the CPU, in the shape of `EncoderOutput.logits`.
-            batch: The batch, wherever it is; its `lengths` and `group_sizes` are on the host.
+            batch: The batch, on any device; its `lengths` and `group_sizes` are on the host.
             samples: The samples of the batch.
         """
         return [each.numpy() for each in self.label_kind.split(logits, batch)]
@@ -154,27 +156,26 @@ class Task(ABC):
         """The metrics of a split, named as they are logged; shares are fractions of 1.
 
         Args:
-            predictions: Of every sample that was evaluated, in the order of the samples.
+            predictions: For every evaluated sample, in the order of the samples.
             rows: The rows of the split, which `Features.row` points into.
         """
-        names = None if self.names is None else self.names.known
         outputs = [output for _, output in predictions]
-        return self.label_kind.metrics(outputs, [sample.label for sample, _ in predictions], names)
+        return self.label_kind.metrics(outputs, [sample.label for sample, _ in predictions], self.label_names)
 
     @abstractmethod
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """One prediction a row that a person can read: `sample` (the row's index), its texts, what was predicted."""
+        """A readable prediction for each row: `sample` (the row's index), its texts, what was predicted."""
 
     def files(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, Any]:
-        """Further files of predictions, name to JSON content, where a benchmark has a format of its own."""
+        """More files of predictions, name to JSON content, for a benchmark with a format of its own."""
         return {}
 
     def stratum(self, row: Row) -> Hashable:
-        """The stratum of a training row, such as its class: a validation split cut off the rows keeps their shares."""
+        """The stratum of a training row, such as its class; a validation split that is held out keeps the shares."""
         return None
 
     def group(self, row: Row) -> Hashable:
-        """The group of a training row: that cut never parts a group. None for a row that stands alone."""
+        """The group of a training row, which is held out as a whole; None for a row that stands alone."""
         return None
 
 
@@ -182,7 +183,7 @@ class Task(ABC):
 
 
 def place_of(row: Row) -> str:
-    """File and line of a row, for messages."""
+    """Where a row came from, its file and line, for messages."""
     return str(row.get(SOURCE_KEY, "row"))
 
 
@@ -190,7 +191,7 @@ def column_of(row: Row, name: str) -> Any:
     """The value of a column.
 
     Raises:
-        ValueError: The row has no such column, or no value in it (null, or NaN, as data frames write it).
+        ValueError: The row has no such column, or no value in it (null, or NaN as data frames write it).
     """
     if name not in row:
         columns = sorted(column for column in row if column != SOURCE_KEY)
@@ -202,10 +203,10 @@ def column_of(row: Row, name: str) -> Any:
 
 
 def text_in(row: Row, name: str) -> str:
-    """The text in a column; a number is taken as it is written.
+    """The text in a column; a number becomes a text.
 
     Raises:
-        ValueError: The row has no such column, or it holds something else than a text.
+        ValueError: The row has no such column, or it holds neither a text nor a number.
     """
     value = column_of(row, name)
     if isinstance(value, list | tuple | dict | bytes):
@@ -216,11 +217,7 @@ def text_in(row: Row, name: str) -> str:
 
 
 def refuse_printed_list(text: str, row: Row, name: str) -> None:
-    """Refuse a list as Python prints it: cut at commas or spaces, it would become labels that nobody meant.
-
-    Raises:
-        ValueError: The column holds one.
-    """
+    """Refuse a list as Python prints it: cut at commas or spaces, it would become wrong labels."""
     inside = text.strip()
     if inside == "[]" or (inside[:2] in ("['", '["') and inside[-2:] in ("']", '"]')):
         raise ValueError(
@@ -230,7 +227,7 @@ def refuse_printed_list(text: str, row: Row, name: str) -> None:
 
 
 def unlabelled(row: Row) -> ValueError:
-    """The error for a row that says itself that it has no label."""
+    """The error for a row whose label is -1, the mark of splits without labels."""
     return ValueError(f"{place_of(row)}: label -1 marks an unlabelled split; use it with `predict`, or leave it out")
 
 
@@ -238,7 +235,7 @@ def unlabelled(row: Row) -> ValueError:
 
 
 def encoded_arrays(encoded: Any, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Token ids and token type ids of one sequence of what a tokenizer gave."""
+    """Token ids and token type ids of one sequence of a tokenizer's output."""
     types = encoded.get("token_type_ids")
     return (
         np.asarray(encoded["input_ids"][index], dtype=np.int64),
@@ -247,9 +244,9 @@ def encoded_arrays(encoded: Any, index: int) -> tuple[np.ndarray, np.ndarray | N
 
 
 class Window(NamedTuple):
-    """A part of a text that is longer than a sequence may be, encoded."""
+    """An encoded part of a text that is too long for a sequence."""
 
-    text: int  # its index
+    text: int  # the index of the text
     input_ids: np.ndarray
     token_type_ids: np.ndarray | None
     offsets: np.ndarray  # int32 [length, 2]: first character of each token and the one after its last; 0, 0 for special
@@ -264,14 +261,14 @@ def cut_into_windows(
     max_length: int,
     stride: int,
 ) -> Iterator[Window]:
-    """The windows of each text in order, each after the text's question if there are questions.
+    """The windows of each text, in order.
 
     Args:
         tokenizer: A fast tokenizer.
         texts: The texts.
-        questions: A question for each text; it stands before each window, and is never cut.
-        max_length: Tokens in a window at most, special tokens and question included.
-        stride: Tokens of text that a window shares with the one before.
+        questions: A question for each text; it stands before each window and is never cut.
+        max_length: Most tokens of a window, special tokens and question included.
+        stride: How many tokens of text a window shares with the one before.
     """
     text_side = 0 if questions is None else 1
     for start in range(0, len(texts), _ROWS_AT_ONCE):
@@ -303,10 +300,10 @@ class LabelNames:
 
     def __init__(self, names: list[str | int | bool] | None) -> None:
         self.names = [str(name) for name in names] if names else None
-        # a row may give a number instead of a name if the names were given, or their source numbers them
-        self._are_numbered = self.names is not None and not all(_is_number(name) for name in self.names)
         if self.names is not None and len(set(self.names)) != len(self.names):
             raise ValueError(f"task.labels: a name stands twice in {self.names}")
+        # rows may give an index instead of a name if the names were given, or if their source numbers them
+        self._accepts_indices = self.names is not None and not all(map(_is_number, self.names))
 
     @property
     def known(self) -> list[str]:
@@ -320,15 +317,15 @@ class LabelNames:
         return self.names
 
     def take(self, names: list[str]) -> None:
-        """Take the names of a trained head, unless there are some, or it has none of its own (`LABEL_0`)."""
+        """Take the names of a trained head, unless there are names already, or the head has only `LABEL_0`, ..."""
         if self.names is None and names != unnamed_labels(len(names)):
             self.names = list(names)
 
     def learn(self, labelled: Iterable[tuple[Row, list[Any]]], *, column: str, at_least: int = 2) -> Counter[int]:
         """Learn the names from the training rows, unless they are known, and count the rows of each label.
 
-        Names that the source numbers stand in the order of its numbers, numbers in numerical order, others sorted with
-        `O` first. A known name that no row has gets a warning, because nothing can be learnt about it.
+        Names that the source numbers keep its order. Numbers are put in numerical order, other names are sorted, with
+        `O` first. A known name without a row gets a warning, because nothing can be learnt about it.
 
         Args:
             labelled: Each row with its labels.
@@ -345,8 +342,7 @@ class LabelNames:
         first_rows: dict[str, Row] = {}
         for row, labels in labelled:
             for label in labels:
-                name = label_name(label, row)
-                self.check_labelled(name, row)
+                name = self._checked(label, row)
                 occurrences[name] += 1
                 first_rows.setdefault(name, row)
         if self.names is None:
@@ -367,63 +363,74 @@ class LabelNames:
             )
         if len(first_rows) < at_least:
             raise ValueError(f"task.label: column {column!r} holds one class, {[*first_rows]}; two are needed")
-        numbers = {name: name.number for name in first_rows if isinstance(name, ClassName)}
-        if len(numbers) == len(first_rows):
-            self._are_numbered = sorted(numbers.values()) == list(range(len(numbers)))
-            return sorted(map(str, first_rows), key=lambda name: numbers[name])  # type: ignore[index]
-        if not all(_is_number(name) for name in first_rows):
+        numbered = [name for name in first_rows if isinstance(name, ClassName)]
+        if len(numbered) == len(first_rows):
+            numbered.sort(key=lambda name: name.number)
+            self._accepts_indices = [name.number for name in numbered] == list(range(len(numbered)))
+            return list(map(str, numbered))
+        if not all(map(_is_number, first_rows)):
             return sorted(first_rows, key=lambda name: (name != "O", name))
-        if fractional := [name for name in first_rows if not float(name).is_integer()]:
-            raise _fractional_label(fractional[0], first_rows[fractional[0]])
+        for name, row in first_rows.items():
+            if not float(name).is_integer():
+                raise _fractional_label(name, row)
         return sorted(first_rows, key=float)
 
     def index_of(self, value: Any, row: Row) -> int:
-        """The index of a row's label, which may be a name, or a number where the configuration gives names.
+        """The index of a row's label: a name, or an index where the configuration names the classes.
 
         Raises:
             ValueError: The label is none of them.
         """
-        name, index = label_name(value, row), self._find(value)
-        if index is not None:
-            return index
-        self.check_labelled(name, row)
-        raise ValueError(
-            f"{place_of(row)}: label {name!r} is none of {self.known} (task.labels); correct the row, or name all "
-            "classes in task.labels"
-        )
+        name, index = self._checked(value, row), self._find(value)
+        if index is None:
+            raise ValueError(
+                f"{place_of(row)}: label {name!r} is none of {self.known} (task.labels); correct the row, or name all "
+                "classes in task.labels"
+            )
+        return index
 
     def name_of(self, value: Any) -> str | None:
-        """The name of a row's label for a reader, or the label as it is if it is none of them. Never an error."""
-        index, text = self._find(value), _as_text(value)
+        """The name of a row's label for a reader; an unknown label is written as it is. Never an error."""
+        index, text = self._find(value), as_text(value)
         if index is not None:
             return self.known[index]
         return None if value is None or text in ("", "-1", "nan") else text
 
     def _find(self, value: Any) -> int | None:
-        name = _as_text(value)
+        name = as_text(value)
         if name in self.known:
             return self.known.index(name)
         if isinstance(value, ClassName) and value.number < len(self.known):
-            return value.number  # the configuration gives the classes names of its own
-        is_index = self._are_numbered and _is_number(name) and float(name).is_integer()
-        # the configuration names the classes, the rows number them, and data frames may have written 1.0 for 1
-        return int(float(name)) if is_index and 0 <= float(name) < len(self.known) else None
+            return value.number  # the configuration gives the classes other names
+        if not self._accepts_indices or not _is_number(name):
+            return None
+        index = float(name)  # data frames may have written 1.0 for 1
+        return int(index) if index.is_integer() and 0 <= index < len(self.known) else None
 
-    def check_labelled(self, name: str, row: Row) -> None:
-        """Refuse the numbers that mark what has no label: -1 of a split, -100 of a token; unless a class has that name.
+    def _checked(self, value: Any, row: Row) -> str:
+        """A row's label as a name; numbers are written as integers.
 
         Raises:
-            ValueError: The label is one of them.
+            ValueError: It is no name, a fractional number, empty, or marks a row (-1) or a token (-100) without label.
         """
+        place, name = place_of(row), as_text(value)
+        if not isinstance(value, str | Number):
+            hint = "; lists are for lit_distil.tasks.MultiLabelClassification" if isinstance(value, list) else ""
+            raise ValueError(f"{place}: label {value!r} is neither a name nor a number (task.label){hint}")
+        if isinstance(value, float) and not value.is_integer():
+            raise _fractional_label(value, row)
+        if not name and not isinstance(value, ClassName):
+            raise ValueError(f"{place}: the label is empty (task.label); give the row one, or leave it out")
         if not _is_number(name) or name in (self.names or []):
-            return
+            return name
         if float(name) == -1:
             raise ValueError(f"{unlabelled(row)}; where -1 is a class, name all of them in task.labels")
         if float(name) == IGNORE_INDEX:
             raise ValueError(
-                f"{place_of(row)}: label {IGNORE_INDEX} marks a token without a label and is no class; give whole "
-                "words with a tag each, and leave out the tags of special and further tokens"
+                f"{place}: label {IGNORE_INDEX} marks a token without a label and is no class; give whole words with a "
+                "tag each, and leave out the tags of special and further tokens"
             )
+        return name
 
 
 def unnamed_labels(number: int) -> list[str]:
@@ -431,33 +438,11 @@ def unnamed_labels(number: int) -> list[str]:
     return [f"LABEL_{index}" for index in range(number)]
 
 
-def label_name(value: Any, row: Row) -> str:
-    """A row's label as a name; numbers are written as integers.
-
-    Raises:
-        ValueError: It is a fractional number, empty, or no name at all.
-    """
+def as_text(value: Any) -> str:
+    """A label as a text: 1.0 is "1", as data frames write integers beside missing values."""
     if isinstance(value, ClassName):
         return value
-    if value is None or not isinstance(value, str | Number):
-        raise ValueError(
-            f"{place_of(row)}: label {value!r} is neither a name nor a number (task.label)"
-            + ("; lists are for lit_distil.tasks.MultiLabelClassification" if isinstance(value, list) else "")
-        )
-    if isinstance(value, float) and not value.is_integer():
-        raise _fractional_label(value, row)
-    name = _as_text(value)
-    if not name:
-        raise ValueError(f"{place_of(row)}: the label is empty (task.label); give the row one, or leave it out")
-    return name
-
-
-def _as_text(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, ClassName)
-        else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-    )
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _fractional_label(value: Any, row: Row) -> ValueError:

@@ -31,9 +31,9 @@ ClassWeights = Literal["balanced"] | list[float] | None
 
 
 class TextTask(Task):
-    """Base of the tasks on one text or a pair of texts: the encoding, and the texts beside each prediction.
+    """Base of the tasks on one text or a pair of texts.
 
-    A subclass sets `label_kind` and `main_metric`, and says in `label_of` what the label of a row is.
+    A subclass sets `label_kind` and `main_metric`, and implements `label_of`.
 
     Args:
         text: Column of the (first) text.
@@ -51,11 +51,11 @@ class TextTask(Task):
         """The label of a row, as the label kind takes it."""
 
     def readable_label(self, row: Row) -> Any:
-        """The label of a row for a reader; None where the row has none."""
+        """The label of a row for a reader; None if the row has none."""
         return row.get(self.label)
 
     def check_labels(self, rows: list[Row], labels: list[Any]) -> None:
-        """Refuse labels that are right one by one, and wrong together."""
+        """Refuse the labels of a split that are valid one by one, but not together."""
 
     def encode(
         self,
@@ -66,7 +66,7 @@ class TextTask(Task):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """Texts cut to `max_length` (the longer of a pair first), with a warning that counts them; labels."""
+        """Texts, cut to `max_length` with a warning (the longer of a pair first), and labels."""
         if not rows:
             return []
         first = [text_in(row, self.text) for row in rows]
@@ -90,15 +90,14 @@ class TextTask(Task):
         return [Features(*encoded_arrays(encoded, n), label, row=n) for n, label in enumerate(labels)]
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """Texts, prediction, and the row's own label (`gold`), where it has one."""
-        names = None if self.names is None else self.names.known
+        """Texts, prediction, and the row's own label (`gold`) if it has one."""
         read = []
         for sample, output in predictions:
             row = rows[sample.row]
             texts = {name: row[name] for name in (self.text, self.pair) if name is not None}
+            prediction = {"sample": sample.row, **texts, **self.label_kind.describe(output, self.label_names)}
             gold = self.readable_label(row)
-            labels = {} if gold is None else {"gold": gold}
-            read.append({"sample": sample.row, **texts, **self.label_kind.describe(output, names), **labels})
+            read.append(prediction if gold is None else {**prediction, "gold": gold})
         return read
 
 
@@ -145,11 +144,7 @@ class TextClassification(TextTask):
         self._counts: Counter[int] = Counter()  # training rows of each class
 
     def learn_labels(self, rows: Iterable[Row]) -> None:
-        """Take the names of the classes from the training rows, and count the rows of each.
-
-        Raises:
-            ValueError: There are fewer than two classes, a row has no label, or the labels are values.
-        """
+        """Take the names of the classes from the training rows, at least two, and count the rows of each."""
         self._counts = self.names.learn(((row, [column_of(row, self.label)]) for row in rows), column=self.label)
         if self.main_metric == "f1" and len(self.names.known) != 2:
             raise ValueError(
@@ -157,7 +152,7 @@ class TextClassification(TextTask):
             )
 
     def loss_settings(self) -> dict[str, Any]:
-        """Also the classes' weights: those given, or inversely as frequent as the class, 1 on average over the rows."""
+        """Also the weights of the classes; balanced ones are 1 on average over the training rows."""
         weights, names, counts = self.class_weights, self.names.known, self._counts
         if weights == "balanced":
             total = sum(counts.values())
@@ -191,11 +186,11 @@ class MultiLabelClassification(TextTask):
     Args:
         text: Column of the (first) text.
         pair: Column of the second text, for pairs.
-        label: Column of the labels: a list of names or indices, or a text in which `separator` parts them. An empty
-            list, or an empty text, is a row without any.
+        label: Column of the labels: a list of names or indices, or a text in which `separator` stands between them.
+            A row without labels has an empty list or text.
         labels: Names of the labels in the order of their indices; None takes the sorted ones of the training rows.
-        separator: What parts the labels where they are one text, as in CSV.
-        threshold: The probability from which on a label is given.
+        separator: What separates the labels in a text, as in CSV.
+        threshold: The lowest probability at which a label is given.
     """
 
     main_metric = "micro_f1"
@@ -218,11 +213,7 @@ class MultiLabelClassification(TextTask):
         self.names, self.separator = LabelNames(labels), separator
 
     def learn_labels(self, rows: Iterable[Row]) -> None:
-        """Take the names of the labels from the training rows.
-
-        Raises:
-            ValueError: There are no labels, or a row has something else in their column.
-        """
+        """Take the names of the labels from the training rows."""
         self.names.learn(((row, self._labels_in(row)) for row in rows), column=self.label, at_least=1)
 
     def label_of(self, row: Row) -> np.ndarray:

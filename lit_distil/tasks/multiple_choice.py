@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from lit_distil.tasks.base import (
     Prediction,
     Row,
     Task,
+    as_text,
     column_of,
     encoded_arrays,
     place_of,
@@ -25,16 +25,16 @@ from lit_distil.tasks.base import (
 class MultipleChoice(Task):
     """The right one of a row's choices, whose number may differ from row to row (BERT section 4.4: SWAG).
 
-    Each choice is encoded as a pair: the context, and the question followed by the choice. With only one of context and
-    question, that one comes first in the pair, and the choice alone second.
+    Each choice is encoded as a pair: the context, then the question followed by the choice. Without a context or
+    without a question, the pair is the other one and the choice.
 
     Metric: accuracy.
 
     Args:
-        context: Column of the text that all choices share; None where there is none.
-        question: Column of the question, or of the beginning of the sentence that the choices end; None likewise.
-        choices: Column that holds the list of choices (or a `text` with the list, as in ARC); or the columns of the
-            choices, one each, as in SWAG.
+        context: Column of the text that all choices share; None if there is none.
+        question: Column of the question, or of the sentence that the choices end; None if there is none.
+        choices: Column of the list of choices, or of a dictionary with the list as `text` (ARC); or one column for each
+            choice (SWAG).
         label: Column of the right choice: its index from 0, or a letter from A.
     """
 
@@ -73,38 +73,29 @@ class MultipleChoice(Task):
         pairs = [self._pair(row, choice) for row, each in zip(rows, choices, strict=True) for choice in each]
         first, second = map(list, zip(*pairs, strict=True))
         encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_attention_mask=False)
+        arrays = (encoded_arrays(encoded, number) for number in range(len(pairs)))
         features = []
-        for index, (end, each) in enumerate(zip(accumulate(map(len, choices)), choices, strict=True)):
-            parts = [encoded_arrays(encoded, number) for number in range(end - len(each), end)]
-            types = [t for _, t in parts if t is not None]
-            features.append(
-                Features(
-                    np.concatenate([ids for ids, _ in parts]),
-                    np.concatenate(types) if types else None,
-                    labels[index],
-                    row=index,
-                    choices=tuple(len(ids) for ids, _ in parts),
-                )
-            )
+        for index, (label, of_row) in enumerate(zip(labels, choices, strict=True)):
+            ids, types = zip(*(next(arrays) for _ in of_row), strict=True)
+            token_types = None if types[0] is None else np.concatenate(types)
+            features.append(Features(np.concatenate(ids), token_types, label, row=index, choices=tuple(map(len, ids))))
         return features
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """Texts, index and text of the best choice, the probability of each; the row's own label (`gold`), if any."""
+        """Texts, index and text of the best choice, the probability of each; the row's own label (`gold`) if any."""
         read = []
         for sample, output in predictions:
-            row, prediction = rows[sample.row], self.label_kind.describe(output, None)
+            row, choice = rows[sample.row], self.label_kind.describe(output, [])
             choices, gold = self._choices_of(row), _index(row.get(self.label))
-            read.append(
-                {
-                    "sample": sample.row,
-                    **{name: row[name] for name in (self.context, self.question) if name is not None},
-                    "label": prediction["label"],
-                    "choice": choices[prediction["label"]],
-                    "choices": choices,
-                    "probabilities": prediction["probabilities"],
-                    **({} if gold is None or gold < 0 else {"gold": gold}),
-                }
-            )
+            prediction = {
+                "sample": sample.row,
+                **{name: row[name] for name in (self.context, self.question) if name is not None},
+                "label": choice["label"],
+                "choice": choices[choice["label"]],
+                "choices": choices,
+                "probabilities": choice["probabilities"],
+            }
+            read.append(prediction if gold is None or gold < 0 else {**prediction, "gold": gold})
         return read
 
     def stratum(self, row: Row) -> int:
@@ -112,11 +103,8 @@ class MultipleChoice(Task):
         return self._label_of(row, len(self._choices_of(row)))
 
     def _pair(self, row: Row, choice: str) -> tuple[str, str]:
-        context = None if self.context is None else text_in(row, self.context)
-        question = None if self.question is None else text_in(row, self.question)
-        if context is not None and question is not None:
-            return context, f"{question} {choice}".strip()
-        return (question if context is None else context) or "", choice
+        first, *second = [text_in(row, name) for name in (self.context, self.question) if name is not None]
+        return first, f"{second[0]} {choice}".strip() if second else choice
 
     def _choices_of(self, row: Row) -> list[str]:
         if isinstance(self.choices, list):
@@ -145,8 +133,8 @@ class MultipleChoice(Task):
 
 
 def _index(value: Any) -> int | None:
-    """The index that a label means; None where it means none."""
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    """The index that a label means; None if it is neither an index nor a letter."""
+    text = as_text(value)
     if text.lstrip("-").isdigit():
         return int(text)
     is_letter = len(text) == 1 and "A" <= text.upper() <= "Z"

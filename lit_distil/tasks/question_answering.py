@@ -25,17 +25,17 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_answer(text: str) -> str:
-    """The text in lower case, without punctuation, articles and needless space (SQuAD's official script)."""
+    """The text in lower case, without punctuation, articles and extra spaces (SQuAD's official script)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(answer: str, gold: Sequence[str]) -> float:
     """1 if the answer is one of the right ones; if there are none, 1 for an empty answer."""
-    return float(max(normalise_answer(answer) == normalise_answer(one) for one in _right_ones(gold)))
+    return float(any(normalise_answer(answer) == normalise_answer(one) for one in _right_ones(gold)))
 
 
 def f1(answer: str, gold: Sequence[str]) -> float:
-    """Overlap in words with the nearest of the right answers; if there are none, 1 for an empty answer."""
+    """Overlap in words with the closest right answer; if there are none, 1 for an empty answer."""
     return max(_overlap(normalise_answer(answer).split(), normalise_answer(one).split()) for one in _right_ones(gold))
 
 
@@ -50,7 +50,7 @@ def best_threshold(
         has_answer: Whether the question has an answer.
         is_empty: Whether the best answer is empty, and so right for a question without one.
     """
-    total = float(sum(not has for has in has_answer))  # of answering none
+    total = float(sum(not has for has in has_answer))  # if no question is answered
     best, threshold = total, min(odds, default=0.0) - 1.0
     order = sorted(range(len(scores)), key=lambda n: odds[n])
     for odd, members in groupby(order, key=lambda n: odds[n]):  # equal odds fall on the same side
@@ -68,7 +68,7 @@ def _right_ones(gold: Sequence[str]) -> list[str]:
 def _overlap(answer: list[str], gold: list[str]) -> float:
     if not answer or not gold:
         return float(answer == gold)
-    num_common = sum((Counter(answer) & Counter(gold)).values())
+    num_common = (Counter(answer) & Counter(gold)).total()
     if num_common == 0:
         return 0.0
     precision, recall = num_common / len(answer), num_common / len(gold)
@@ -76,7 +76,7 @@ def _overlap(answer: list[str], gold: list[str]) -> float:
 
 
 NO_SPAN_ODDS = 1.0e6
-"""The odds of no answer where a question has no span at all; finite, because JSON knows no infinity."""
+"""The odds of no answer if a question has no span at all; finite, because JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Answers:
     """The predicted answers to one question, from all windows of its context.
 
     Attributes:
-        scores: The best spans' scores (logit of the first token plus that of the last), best first.
-        spans: Where each lies in the context: first character, and the one after the last.
-        null: The score of no answer, the least of any window.
+        scores: Scores of the best spans (logit of the first token plus that of the last), best first.
+        spans: Their places in the context: first character, and the one after the last.
+        null: The score of no answer, the lowest of any window.
     """
 
     scores: list[float]
@@ -100,7 +100,7 @@ class Answers:
 
 
 def tokens_of(answer: tuple[int, int], first: int, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of an answer in a window; (0, 0), its first token, if it does not hold the whole answer.
+    """First and last token of an answer in a window; (0, 0) if the window does not hold the whole answer.
 
     Args:
         answer: First character of the answer and the one after its last; negative if there is none.
@@ -110,9 +110,9 @@ def tokens_of(answer: tuple[int, int], first: int, offsets: np.ndarray) -> tuple
     start, end = answer
     if start < 0 or not len(offsets) or offsets[0, 0] > start or offsets[-1, 1] < end:
         return 0, 0
-    begins = int(np.searchsorted(offsets[:, 1], start, side="right"))  # the first token that ends after it begins
-    ends = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1  # the last one that begins before it ends
-    return first + begins, first + max(begins, ends)
+    begin = int(np.searchsorted(offsets[:, 1], start, side="right"))  # the first token that ends after its start
+    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1  # the last token that begins before its end
+    return first + begin, first + max(begin, last)
 
 
 def best_spans(
@@ -124,7 +124,7 @@ def best_spans(
         starts: float32 `[context]`, logits of the first token.
         ends: float32 `[context]`, logits of the last token.
         offsets: int `[context, 2]`, characters of each token.
-        longest: Tokens in a span at most.
+        longest: Most tokens of a span.
         n_best: How many spans.
 
     Returns:
@@ -144,10 +144,10 @@ def best_spans(
 
 
 def merge_windows(predictions: list[Prediction], n_best: int) -> dict[int, Answers]:
-    """The answers to each question from all its windows; a span in two windows is listed once.
+    """The answers to each question, by its row, from all its windows; a span in two windows is listed once.
 
     Args:
-        predictions: The windows, each with the score of no answer, scores and characters of its best spans.
+        predictions: Each window with its score of no answer, and the scores and characters of its best spans.
         n_best: How many spans of a question to keep.
     """
     spans: dict[int, dict[tuple[int, int], float]] = {}
@@ -165,16 +165,15 @@ def merge_windows(predictions: list[Prediction], n_best: int) -> dict[int, Answe
 
 
 def text_of(context: Any, span: tuple[int, int]) -> str:
-    """The characters of a span, without the space that some tokenizers count to a word."""
+    """The text of a span, without the space that some tokenizers count as part of a word."""
     return str(context)[span[0] : span[1]].strip()
 
 
 class ExtractiveQA(Task):
-    """The answer to a question as a span of a context, in SQuAD's shape (BERT sections 4.2 and 4.3).
+    """The answer to a question as a span of a context, in SQuAD's format (BERT sections 4.2 and 4.3).
 
-    A context that is longer than a sequence may be becomes several windows that overlap. A window without the whole
-    answer is trained to point at its first token, which stands for no answer. The best span of all windows is taken, so
-    an answer is found wherever it lies.
+    A context that is too long for a sequence becomes several overlapping windows. A window without the whole answer is
+    trained to point at its first token, which stands for no answer. The best span of all windows is the prediction.
 
     Metrics: `exact_match` and `f1` by SQuAD's official normalisation, as fractions of 1. With `no_answer` also F1 over
     the questions that have an answer, accuracy over those that have none, and the scores at the best threshold.
@@ -186,11 +185,11 @@ class ExtractiveQA(Task):
             start is counted in characters.
         id: Column of the question's name in `predictions.json`; rows without one are numbered.
         no_answer: Whether questions may have no answer (SQuAD v2).
-        null_threshold: With `no_answer`: how much better than the best span no answer must score to be given.
-        stride: Tokens of context that a window shares with the one before; None takes 128, or half of the room that the
-            longest question leaves, if that is less.
-        max_question_length: Tokens of a question at most; the rest is cut.
-        max_answer_length: Tokens of an answer at most.
+        null_threshold: With `no_answer`, by how much no answer must score better than the best span to be given.
+        stride: How many tokens of context a window shares with the one before; None takes 128, or half of what the
+            longest question leaves if that is less.
+        max_question_length: Most tokens of a question; the rest is cut.
+        max_answer_length: Most tokens of an answer.
         n_best: How many answers the readable predictions list.
     """
 
@@ -231,14 +230,15 @@ class ExtractiveQA(Task):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """One or more windows a row: the question, then a part of the context.
+        """One or more windows for each row: the question, then a part of the context.
 
-        A training row whose answer is not in its context is left out, with a warning that counts such rows. An
-        evaluation keeps it, because a predicted answer can be compared all the same.
+        A training row whose answer is not in its context is left out, with a warning. An evaluation keeps it, because
+        the predicted answer can still be compared.
 
         Raises:
             ValueError: A row breaks the contract, or the stride is as long as a window.
         """
+        self._check_names(rows)
         answers = [self._span_of(row) if labelled else None for row in rows]
         wrong = [n for n, span in enumerate(answers) if labelled and span is None]
         if wrong:
@@ -248,7 +248,6 @@ class ExtractiveQA(Task):
                 f"first {place_of(rows[wrong[0]])}; {fate}",
                 stacklevel=2,
             )
-        self._check_names(rows)
         left_out = set(wrong) if training else set()
         chosen = [n for n in range(len(rows)) if n not in left_out]
         questions = self._questions([rows[n] for n in chosen], tokenizer)
@@ -269,19 +268,17 @@ class ExtractiveQA(Task):
             starts, ends = window_logits.numpy().T
             first, offsets = window.detail
             context = slice(first, first + len(offsets))
-            scores, spans = best_spans(
-                starts[context], ends[context], offsets, longest=self.max_answer_length, n_best=self.n_best
-            )
-            outputs.append((float(starts[0] + ends[0]), scores, spans))
+            sizes = {"longest": self.max_answer_length, "n_best": self.n_best}
+            outputs.append((float(starts[0] + ends[0]), *best_spans(starts[context], ends[context], offsets, **sizes)))
         return outputs
 
     def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
         """Exact match and F1 over the questions; see the class."""
         merged = merge_windows(predictions, self.n_best)
         gold = [self._gold(rows[index])[0] for index in merged]
-        texts = [self._answer(answers, rows[index]) for index, answers in merged.items()]
+        given = [self._answer(answers, rows[index]) for index, answers in merged.items()]
         measures = {"exact_match": exact_match, "f1": f1}
-        scores = {name: np.array(list(map(measure, texts, gold))) for name, measure in measures.items()}
+        scores = {name: np.array(list(map(measure, given, gold))) for name, measure in measures.items()}
         values = {name: _mean(each) for name, each in scores.items()}
         if not self.no_answer:
             return values
@@ -289,15 +286,15 @@ class ExtractiveQA(Task):
         values["has_answer_exact_match"] = _mean(scores["exact_match"][has_answer])
         values["has_answer_f1"] = _mean(scores["f1"][has_answer])
         values["no_answer_accuracy"] = _mean(scores["exact_match"][~has_answer])
-        spans = [self._best_text(answers, rows[index]) for index, answers in merged.items()]
-        odds, is_empty = [answers.odds for answers in merged.values()], [not text for text in spans]
+        texts = [self._best_text(answers, rows[index]) for index, answers in merged.items()]
+        odds, is_empty = [answers.odds for answers in merged.values()], [not text for text in texts]
         for name, measure in measures.items():
-            best, threshold = best_threshold(list(map(measure, spans, gold)), odds, has_answer.tolist(), is_empty)
+            best, threshold = best_threshold(list(map(measure, texts, gold)), odds, has_answer.tolist(), is_empty)
             values |= {f"best_{name}": best, f"best_{name}_threshold": threshold}
         return values
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """Question, answer, the n best with their probabilities; the right answers (`gold`) where the row has any."""
+        """Question, answer, the n best with their probabilities; the right answers (`gold`) if the row has any."""
         read = []
         for index, answers in merge_windows(predictions, self.n_best).items():
             row = rows[index]
@@ -326,16 +323,15 @@ class ExtractiveQA(Task):
 
     def files(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, Any]:
         """`predictions.json` in SQuAD's official format; with `no_answer` also `null_odds.json`."""
-        merged = merge_windows(predictions, self.n_best)
-        files: dict[str, Any] = {
-            "predictions.json": {self._name(rows[n], n): self._answer(a, rows[n]) for n, a in merged.items()}
-        }
+        by_name = {self._name(rows[n], n): (a, rows[n]) for n, a in merge_windows(predictions, self.n_best).items()}
+        texts = {name: self._answer(answers, row) for name, (answers, row) in by_name.items()}
+        files: dict[str, Any] = {"predictions.json": texts}
         if self.no_answer:
-            files["null_odds.json"] = {self._name(rows[n], n): a.odds for n, a in merged.items()}
+            files["null_odds.json"] = {name: answers.odds for name, (answers, _) in by_name.items()}
         return files
 
     def group(self, row: Row) -> Hashable:
-        """The context: several questions are asked about one."""
+        """The context, which several questions may share."""
         return row.get(self.context)
 
     def _best_text(self, answers: Answers, row: Row) -> str:
@@ -345,7 +341,7 @@ class ExtractiveQA(Task):
         return "" if self.no_answer and answers.odds > self.null_threshold else self._best_text(answers, row)
 
     def _gold(self, row: Row) -> tuple[list[str], list[int | None]]:
-        """The right answers, and the character at which each begins, if the row says it; none if there is no answer."""
+        """The right answers, none if there is no answer, and the first character of each if the row says it."""
         value = column_of(row, self.answers)
         if isinstance(value, dict):
             texts, starts = value.get("text"), value.get("answer_start")
@@ -365,24 +361,25 @@ class ExtractiveQA(Task):
     def _span_of(self, row: Row) -> tuple[int, int] | None:
         """The characters of the first answer that is in the context, or None; (-1, -1) for no answer.
 
-        Blanks around an answer are left out: a tokenizer may have no token there, and the span would have no end.
+        Spaces around an answer are left out, because a tokenizer may have no token there.
         """
         texts, starts = self._gold(row)
         if not any(texts):
             if not self.no_answer:
                 raise ValueError(
-                    f"{place_of(row)}: the question has no answer; set task.no_answer: true for data of SQuAD v2's "
-                    "kind, or leave the row out"
+                    f"{place_of(row)}: the question has no answer; set task.no_answer: true for data like SQuAD v2, or "
+                    "leave the row out"
                 )
             return -1, -1
         context = text_in(row, self.context)
         for text, given in zip(texts, starts, strict=True):
-            start = context.find(text) if given is None else _character(given, row)
+            start = context.find(text) if given is None else _as_character(given, row)
             if text.strip() and start >= 0 and context.startswith(text, start):
                 return start + len(text) - len(text.lstrip()), start + len(text.rstrip())
         return None
 
     def _questions(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """The questions, cut to `max_question_length` with a warning."""
         questions = [text_in(row, self.question).strip() for row in rows]
         if not questions:
             return []
@@ -408,8 +405,8 @@ class ExtractiveQA(Task):
         if room < 1 or stride >= room:
             raise ValueError(
                 f"task.stride: beside the longest question ({longest} tokens) data.max_length {max_length} leaves "
-                f"{max(room, 0)} tokens of context, and windows shall share {max(stride, 0)}: raise data.max_length, "
-                "or lower task.max_question_length or task.stride"
+                f"{max(room, 0)} tokens of context, and windows share {max(stride, 0)}: raise data.max_length, or "
+                "lower task.max_question_length or task.stride"
             )
         return stride
 
@@ -418,24 +415,23 @@ class ExtractiveQA(Task):
         return str(index if value is None else value)
 
     def _check_names(self, rows: list[Row]) -> None:
-        places: dict[str, Row] = {}
+        by_name: dict[str, Row] = {}
         for index, row in enumerate(rows):
-            other = places.setdefault(self._name(row, index), row)
-            if other is not row:
+            name = self._name(row, index)
+            if by_name.setdefault(name, row) is not row:
                 raise ValueError(
-                    f"{place_of(row)}: the question's {self.id} {self._name(row, index)!r} (task.id) is also that of "
-                    f"{place_of(other)}; each needs its own"
+                    f"{place_of(row)}: the question's {self.id} {name!r} (task.id) is also that of "
+                    f"{place_of(by_name[name])}; each needs its own"
                 )
 
 
-def _character(value: Any, row: Row) -> int:
-    """The character at which an answer begins."""
+def _as_character(value: Any, row: Row) -> int:
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{place_of(row)}: answer_start {value!r} (task.answers) is no number of a character; give it, or null "
-            "where it is not known"
+            f"{place_of(row)}: answer_start {value!r} (task.answers) is not the number of a character; give it, or "
+            "null if it is not known"
         ) from error
 
 

@@ -38,13 +38,13 @@ class TextRegression(TextTask):
         return number if math.isfinite(number) else None
 
     def check_labels(self, rows: list[Row], labels: list[Any]) -> None:
-        """A split whose values are all -1 has no labels, as the test splits of GLUE."""
+        """Refuse a split whose values are all -1, as in GLUE's test splits: it has no labels."""
         if len(rows) > 1 and all(label == -1 for label in labels):
             raise unlabelled(rows[0])
 
 
 def _number(value: Any) -> float:
-    """A value as a number; NaN where it is none."""
+    """The value as a number; NaN if it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):

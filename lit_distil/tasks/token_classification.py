@@ -31,19 +31,19 @@ from lit_distil.types import IGNORE_INDEX, Batch
 class TokenClassification(Task):
     """One tag for each word (BERT section 5.3).
 
-    A word is tagged on its first token. A row that is longer than a sequence may be becomes several windows that
-    overlap; each word is trained and judged once, in the window where it has most context on both sides. So no tag is
-    lost, and a word of which the tokenizer leaves nothing counts as tagged `O`.
+    A word is tagged on its first token. A row that is too long for a sequence becomes several overlapping windows. Each
+    word is trained and scored once, in the window where it has most context on both sides, so no tag is lost. A word
+    without a token counts as tagged `O`.
 
-    Metrics where the tags mark spans (`B-`, `I-` and `O`): precision, recall and F1 of whole spans, strictly IOB2
+    Metrics for tags that mark spans (`B-`, `I-` and `O`): precision, recall and F1 of whole spans, strictly IOB2
     (seqeval), and the accuracy of the tags. For other tags: accuracy and macro-F1.
 
     Args:
-        tokens: Column of the words, a list; one text is cut at its spaces.
-        tags: Column of the tags, a list as long: names, or indices into `labels`.
+        tokens: Column of the words: a list, or a text that is cut at its spaces.
+        tags: Column of the tags, one for each word: names, or indices into `labels`.
         labels: Names of the tags in the order of their indices; None takes those of the training rows.
-        label_all: Tag the further tokens of a word too, with `I-` after `B-`.
-        stride: Tokens that a window shares with the one before; None takes a quarter of a window.
+        label_all: Tag the other tokens of a word too, with `I-` after `B-`.
+        stride: How many tokens a window shares with the one before; None takes a quarter of a window.
     """
 
     head = "token_classification"
@@ -68,14 +68,14 @@ class TokenClassification(Task):
 
     @property
     def marks_spans(self) -> bool:
-        """Whether the tags are `O`, and `B-` and `I-` of some sorts of span."""
-        return all(name == "O" or name[:2] in ("B-", "I-") for name in self.names.known)
+        """Whether all tags are `O`, `B-...` or `I-...`."""
+        return not self._other_tags()
 
     def learn_labels(self, rows: Iterable[Row]) -> None:
         """Take the names of the tags from the training rows, and warn of tags that are not scored as spans.
 
         Raises:
-            ValueError: A row's tags are no names, or the package that scores spans is not installed.
+            ValueError: A row's tags are no names, or seqeval is not installed and the tags mark spans.
         """
         rows = list(rows)
         self.names.learn(((row, _items(row, self.tags)) for row in rows), column=self.tags)
@@ -88,7 +88,7 @@ class TokenClassification(Task):
         if num_inside:
             warnings.warn(
                 f"task.tags: in {num_inside:,} of {len(rows):,} training rows a span begins with I- (as in IOB1); "
-                "spans are scored strictly (IOB2), so only those count that begin with B-: convert the tags",
+                "only spans that begin with B- are scored (IOB2): convert the tags",
                 stacklevel=2,
             )
 
@@ -101,7 +101,7 @@ class TokenClassification(Task):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """One or more windows a row; the words are joined by spaces, like the text that the network was trained on.
+        """One or more windows for each row; the words are joined by spaces, as in the text of pretraining.
 
         Raises:
             ValueError: A row has not as many tags as words, or the stride is as long as a window.
@@ -119,17 +119,16 @@ class TokenClassification(Task):
         features: list[Features] = []
         all_windows = cut_into_windows(tokenizer, texts, max_length=max_length, stride=stride)
         for index, of_row in groupby(all_windows, key=lambda window: window.text):
-            windows = list(of_row)
+            windows, row_tags = list(of_row), tags[index]
             places = _place_words(words[index], [window.offsets for window in windows])
             for window, (word_of_token, positions) in zip(windows, places, strict=True):
-                row_tags = tags[index]
                 label = None if row_tags is None else self._labels_of(row_tags, word_of_token, positions)
                 detail = (positions, word_of_token[positions])
                 features.append(Features(window.input_ids, window.token_type_ids, label, row=index, detail=detail))
         return features
 
     def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
-        """Tag and its probability for each word of each window."""
+        """The tag and its probability for each word of each window."""
         outputs = []
         for scores, window in zip(self.label_kind.split(logits, batch), samples, strict=True):
             best = torch.softmax(scores.index_select(0, torch.from_numpy(window.detail[0])), -1).max(-1)
@@ -137,7 +136,7 @@ class TokenClassification(Task):
         return outputs
 
     def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
-        """F1, precision and recall of spans where the tags mark them, and accuracy; see the class."""
+        """F1, precision and recall of spans if the tags mark them, and accuracy; see the class."""
         predicted, gold = [], []
         for index, (tags, _) in self._by_row(predictions, rows).items():
             predicted.append(tags)
@@ -153,38 +152,36 @@ class TokenClassification(Task):
         return {**values, "accuracy": accuracy(confusion)}
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """Words, their tags and how sure each is; `gold`, where the row has tags."""
+        """Words, their tags and the probability of each; `gold` if the row has tags."""
         read = []
         for index, (tags, probabilities) in self._by_row(predictions, rows).items():
             row = rows[index]
-            has_tags = row.get(self.tags) is not None
-            read.append(
-                {
-                    "sample": index,
-                    self.tokens: _items(row, self.tokens),
-                    "labels": tags,
-                    "probabilities": probabilities,
-                    **({"gold": [self.names.name_of(tag) for tag in _items(row, self.tags)]} if has_tags else {}),
-                }
-            )
+            words = _items(row, self.tokens)
+            prediction = {"sample": index, self.tokens: words, "labels": tags, "probabilities": probabilities}
+            if row.get(self.tags) is not None:
+                prediction["gold"] = [self.names.name_of(tag) for tag in _items(row, self.tags)]
+            read.append(prediction)
         return read
 
+    def _other_tags(self) -> list[str]:
+        """The tags that are none of `O`, `B-...` and `I-...`."""
+        return [name for name in self.names.known if name != "O" and name[:2] not in ("B-", "I-")]
+
     def _warn_of_unknown_spans(self) -> None:
-        """Warn of tags that look as if they marked spans, but not in the way that is scored."""
-        names = self.names.known
-        others = [name for name in names if name != "O" and name[:2] not in ("B-", "I-")]
+        """Warn of tags that seem to mark spans in another scheme."""
+        names, others = self.names.known, self._other_tags()
         if all(name.lstrip("-").isdigit() for name in names):
             why = "are numbers; name them in task.labels, in the order of the numbers"
         elif any(name[1:2] == "-" for name in names):
-            why = "are not of O, B- and I-; convert BIOES, BILOU and the like to IOB2"
+            why = "are not O, B- or I-; convert BIOES, BILOU and the like to IOB2"
         else:
             return
         warnings.warn(
-            f"task.tags: spans are not scored, only accuracy and macro-F1, as the tags {others[:8]} {why}", stacklevel=3
+            f"task.tags: spans are not scored, only accuracy and macro-F1: the tags {others[:8]} {why}", stacklevel=3
         )
 
     def _by_row(self, predictions: list[Prediction], rows: list[Row]) -> dict[int, tuple[list[str], list[float]]]:
-        """Tags and probabilities of all words of each evaluated row; a word that lost its tokens is outside."""
+        """Tags and probabilities of all words of each evaluated row; a word without a token is outside any span."""
         names = self.names.known
         outside = "O" if "O" in names else ""
         by_row: dict[int, tuple[list[str], list[float]]] = {}
@@ -192,14 +189,14 @@ class TokenClassification(Task):
             if window.row not in by_row:
                 num_words = len(_items(rows[window.row], self.tokens))
                 by_row[window.row] = ([outside] * num_words, [0.0] * num_words)
+            row_tags, row_probabilities = by_row[window.row]
             words = window.detail[1].tolist()
             for word, tag, probability in zip(words, tags.tolist(), probabilities.tolist(), strict=True):
-                by_row[window.row][0][word] = names[tag]
-                by_row[window.row][1][word] = probability
+                row_tags[word], row_probabilities[word] = names[tag], probability
         return by_row
 
     def _labels_of(self, tags: list[int], word_of_token: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` where it has none."""
+        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` if it has none."""
         labels = np.full(len(word_of_token), IGNORE_INDEX, dtype=np.int64)
         labels[positions] = [tags[word] for word in word_of_token[positions]]
         if self.label_all:
@@ -228,13 +225,13 @@ def _items(row: Row, column: str) -> list[Any]:
         return value.split()
     if not isinstance(value, list | tuple):
         raise ValueError(
-            f"{place_of(row)}: column {column!r} (task) must be a list with an entry a word, got {value!r}"
+            f"{place_of(row)}: column {column!r} (task) must be a list with an entry for each word, got {value!r}"
         )
     return list(value)
 
 
 def _begins_inside(names: Sequence[str]) -> bool:
-    """Whether a span of a row begins with I-, after a span of another sort or after none."""
+    """Whether a span begins with I-: after no span, or after one of another type."""
     befores = ["O", *names]
     return any(name[:2] == "I-" and before[2:] != name[2:] for before, name in zip(befores, names, strict=False))
 
@@ -242,7 +239,7 @@ def _begins_inside(names: Sequence[str]) -> bool:
 def _words(row: Row, column: str) -> list[str]:
     words = _items(row, column)
     if None in words:
-        raise ValueError(f"{place_of(row)}: column {column!r} (task) has no word at place {words.index(None)}")
+        raise ValueError(f"{place_of(row)}: column {column!r} (task) has no word at index {words.index(None)}")
     return list(map(str, words))
 
 
@@ -251,19 +248,19 @@ def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.n
 
     Args:
         words: The words, which were joined by single spaces.
-        offsets: int `[length, 2]` of each window, the characters of each token; empty ones are special tokens.
+        offsets: int `[length, 2]` for each window, the characters of each token; special tokens have none.
 
     Returns:
         For each window int64 `[length]`, the word of each token (-1: none), and the positions of the words that are
-        tagged there: each word in one window only, where its first token has most tokens on both sides.
+        tagged there. Each word is tagged in one window, where its first token has most tokens on both sides.
     """
-    word_starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])]) if words else np.zeros(1, dtype=np.int64)
+    word_starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
     words_of_tokens: list[np.ndarray] = []
     first_starts: dict[int, int] = {}
     best: dict[int, tuple[int, int, int]] = {}  # of each word: tokens on its shorter side, window, position
     for window, spans in enumerate(offsets):
         is_text = spans[:, 1] > spans[:, 0]
-        # by its last character, as some tokenizers count the space before a word to it
+        # by the last character, because some tokenizers count the space before a word as part of it
         word_of_token = np.where(is_text, np.searchsorted(word_starts, spans[:, 1] - 1, side="right") - 1, -1)
         words_of_tokens.append(word_of_token)
         is_first = is_text & (word_of_token != np.concatenate([[-1], word_of_token[:-1]]))
@@ -271,11 +268,12 @@ def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.n
             word, start = int(word_of_token[position]), int(spans[position, 0])
             if first_starts.setdefault(word, start) != start:
                 continue  # the window begins within the word
-            candidate = (min(position, len(spans) - 1 - position), -window, position)
-            best[word] = max(best.get(word, candidate), candidate)
+            context = min(position, len(spans) - 1 - position)
+            if word not in best or context > best[word][0]:
+                best[word] = (context, window, position)
     places: list[list[int]] = [[] for _ in offsets]
     for _, window, position in best.values():
-        places[-window].append(position)
+        places[window].append(position)
     return [(w, np.array(sorted(p), dtype=np.int64)) for w, p in zip(words_of_tokens, places, strict=True)]
 
 

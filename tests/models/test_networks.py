@@ -284,8 +284,3 @@ def test_wrong_models_and_rows_are_refused() -> None:
         TaskNetwork(make_model("bert"))
     with pytest.raises(ValueError, match="is_decoder"):
         MaskedLMNetwork(make_model("bert", is_decoder=True))
-
-
-def test_number_of_parameters_counts_tied_ones_once() -> None:
-    network = MaskedLMNetwork(make_model("bert"))
-    assert network.num_parameters() == sum(p.numel() for p in network.model.parameters())

@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.files import write_json
 from lit_distil.modules.cached_teacher import (
-    CACHE_VERSION,
     SplitArrays,
-    bytes_per_row,
     check_sum,
     differences,
-    id_type,
     read_manifest,
     teacher_identity,
 )
@@ -23,25 +19,25 @@ from tests.workspace import Workspace
 
 
 @pytest.mark.parametrize(("vocabulary_size", "scores"), [(300, "float16"), (70_000, "float32")])
-def test_a_row_takes_on_the_disk_what_is_said_of_it(vocabulary_size: int, scores: str, tmp_path: Path) -> None:
-    counts = np.array([3, 0, 5, 2])
-    arrays = SplitArrays.create(
-        tmp_path,
-        np.array([4, 9]),
-        counts,
-        np.arange(4, dtype=np.uint32),
-        k=6,
-        vocabulary_size=vocabulary_size,
-        scores=scores,
-        num_temperatures=2,
-    )
-    assert arrays.offsets.tolist() == [0, 3, 3, 8, 10] and arrays.num_sequences == 4
-    assert arrays.ids.dtype == id_type(vocabulary_size) and arrays.scores.dtype == scores
-    taken = sum((tmp_path / f"{name}.npy").stat().st_size - 128 for name in ("ids", "scores", "rests"))
-    assert taken == 10 * bytes_per_row(6, vocabulary_size, scores, 2)
+def test_files_have_the_types_and_sizes_that_the_manifest_says(
+    vocabulary_size: int, scores: str, tmp_path: Path
+) -> None:
+    manifest = {
+        "k": 6,
+        "vocabulary_size": vocabulary_size,
+        "scores": scores,
+        "temperatures": [1.0, 2.0],
+        "splits": {"train": {"sequences": 2, "patterns": 2, "rows": 10}},
+    }
+    arrays = SplitArrays.create(tmp_path / "train", manifest, "train")
+    arrays.offsets[:] = [0, 3, 3, 8, 10]
     arrays.ids[3:8], arrays.scores[3:8] = vocabulary_size - 1, -1.5
     arrays.flush()
-    again = SplitArrays.open(tmp_path)
+    row_bytes = 6 * (2 + 2) + 4 * 2 if scores == "float16" else 6 * (4 + 4) + 4 * 2
+    taken = sum((tmp_path / "train" / f"{name}.npy").stat().st_size - 128 for name in ("ids", "scores", "rests"))
+    assert taken == 10 * row_bytes
+    again = SplitArrays.open(tmp_path / "train", manifest, "train")
+    assert again.samples.shape == (2,) and again.checks.shape == again.sums.shape == (4,)
     assert (again.ids[3:8] == vocabulary_size - 1).all() and (again.scores[3:8] == -1.5).all()
     assert (again.ids[:3] == 0).all() and not again.ids.flags.writeable
 
@@ -94,7 +90,3 @@ def test_an_unfinished_cache_is_told_from_none(tmp_path: Path) -> None:
     (tmp_path / "kept.partial").mkdir()
     with pytest.raises(ValueError, match=r"kept\.partial' is an unfinished one: run the same command again"):
         read_manifest(tmp_path / "kept")
-    (tmp_path / "done").mkdir()
-    write_json(tmp_path / "done" / "manifest.json", {"version": CACHE_VERSION, "k": 3})
-    assert read_manifest(tmp_path / "done")["k"] == 3
-    assert [path.name for path in (tmp_path / "done").iterdir()] == ["manifest.json"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_distil.models import FromConfig
-from lit_distil.modules import DistillationModule
+from lit_distil.modules import DistillationModule, StudentModule
 from lit_distil.objectives import (
     AttentionLoss,
     HiddenCosineLoss,
@@ -102,7 +102,7 @@ def test_two_cached_teachers_have_a_term_each_and_neither_is_loaded(
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         assert manifest["temperatures"] == temperatures
     live = train(module(), workspace, tmp_path, steps=1)
-    monkeypatch.delattr(DistillationModule, "load_teacher")
+    monkeypatch.delattr(StudentModule, "load_teacher")
     found = train(module(teacher_cache=folders), workspace, tmp_path, steps=1)
     for name in ("train/loss/first", "train/loss/second"):  # what is not told apart adds nothing
         assert 0.05 * live[name] < found[name] < live[name]
@@ -133,7 +133,7 @@ def test_mistakes_about_several_caches_are_named(workspace: Workspace, pair: dic
     both = make_module(workspace, **soft)
     with pytest.raises(ValueError, match=r"there are \['large', 'small'\]; say which: --teacher large"):
         write_cache(workspace, tmp_path / "cache", module=both)
-    with pytest.raises(ValueError, match=r"teacher: 'tiny' is none of \['large', 'small'\]"):
+    with pytest.raises(ValueError, match=r"teacher: 'tiny' is not in model\.teacher, which has \['large', 'small'\]"):
         write_cache(workspace, tmp_path / "cache", module=both, teacher="tiny")
     with pytest.raises(ValueError, match=r"soft compares with the mean .* or cache the whole vocabulary \(--k 320\)"):
         write_cache(workspace, tmp_path / "cache", module=both, teacher="small", k=16)

@@ -91,7 +91,7 @@ def goes_wrong(objective: Objective, student: str, teacher: str) -> bool:
             if layers and network(name).no_attention:
                 network(name)(BATCH, attention_layers=tuple(layers))
         objective(output(student), output(teacher), BATCH)
-    except ValueError:
+    except (ValueError, RuntimeError, AssertionError):
         return True
     return False
 

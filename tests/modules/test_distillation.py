@@ -77,8 +77,7 @@ def trained(
 
 
 def teacher_of(module: DistillationModule) -> FrozenTeacher:
-    assert module.teacher is not None
-    return module.teacher
+    return module.teachers["teacher"]
 
 
 def test_training_moves_the_student_and_not_the_teacher(
@@ -147,7 +146,7 @@ def test_deep_copy_shares_the_teacher_and_nothing_else(trained: tuple[Distillati
     """Weight averaging copies the module; a copied teacher would double its memory."""
     module, _ = trained
     other = copy.deepcopy(module)
-    assert other.teacher is module.teacher
+    assert teacher_of(other) is teacher_of(module)
     ours = {p.data_ptr() for p in module.parameters()}
     assert not ours & {p.data_ptr() for p in other.parameters()}
 
@@ -188,7 +187,7 @@ def test_checkpoint_loads_when_the_teachers_folder_is_gone(workspace: Workspace,
     run = fit(workspace.distillation(teacher=str(teacher)), tmp_path / "run", max_steps=2, limit_val_batches=0)
     shutil.rmtree(teacher)
     module = DistillationModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", map_location="cpu")
-    assert module.teacher is None
+    assert not module.teachers
     exported = Pretrained(str(run / "export")).build(None)
     assert_equal(weights_of(module.network.model), weights_of(exported))
 

@@ -1,4 +1,4 @@
-"""A step whose gradient is not finite is not taken, and a run of nothing else ends."""
+"""A step whose gradient is not finite is not taken, and a run of nothing else ends; every output has a gradient."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lit_distil.modules.guards import StepGuard
+from lit_distil.modules.guards import StepGuard, with_all_outputs
+from lit_distil.objectives import HiddenCosineLoss
+from lit_distil.types import EncoderOutput, Projection
 from tests.modules.test_distillation import make_data, make_module, make_trainer
+from tests.objectives.examples import make_batch, make_output
 from tests.workspace import Workspace
 
 
@@ -119,3 +122,27 @@ def test_infinite_logits_skip_the_step_and_leave_finite_weights(workspace: Works
     trainer.fit(module, datamodule=make_data(workspace))
     assert module.guard.num_skipped == 2
     assert all(parameter.isfinite().all() for parameter in module.network.parameters())
+
+
+def test_every_output_takes_a_gradient_and_the_loss_is_what_it_was() -> None:
+    """Under DDP a parameter without a gradient ends the run; an infinity times 0 would end it, too."""
+    student, teacher = make_output(1), make_output(2)
+    assert student.logits is not None
+    with torch.no_grad():
+        student.logits[0, 0] = torch.inf
+    student.next_sentence_logits = torch.ones(3, 2, requires_grad=True)
+    loss = HiddenCosineLoss()(student, teacher, make_batch())
+    leaves = [student.logits, student.next_sentence_logits, student.last_hidden_state]
+    before = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    assert before[:2] == (None, None)
+    joined = with_all_outputs(loss, student)
+    after = torch.autograd.grad(joined, leaves)
+    assert torch.equal(joined, loss) and before[2].abs().max() > 0
+    assert not after[0].any() and not after[1].any() and torch.equal(after[2], before[2])
+    features = make_output(1).logits
+    assert features is not None
+    deferred = EncoderOutput(
+        student.last_hidden_state.detach(), projection=Projection(features, torch.eye(features.shape[1]), None)
+    )
+    joined = with_all_outputs(loss.detach().requires_grad_(), deferred)
+    assert not torch.autograd.grad(joined, features)[0].any()

@@ -17,8 +17,9 @@ from lit_distil.models import CrossArchitecture, EveryOther, FromConfig, Pretrai
 from lit_distil.models.sources import AUTO_MODELS
 from lit_distil.modules import TaskDistillationModule
 from lit_distil.modules.task_distillation import check_task_teacher
-from lit_distil.objectives import HiddenCosineLoss, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss
+from lit_distil.objectives import HiddenCosineLoss, LabelKind, Objective, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss
 from lit_distil.tasks import ExtractiveQA, TextClassification, TextRegression
+from lit_distil.types import Batch, EncoderOutput
 from tests.modules.test_distillation import make_trainer
 from tests.workspace import Workspace
 
@@ -111,6 +112,29 @@ def test_several_teachers_that_say_the_same_are_one(workspace: Workspace, teache
     assert set(together) == set(alone)
     for name, value in alone.items():
         assert together[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+class OwnTaskLoss(Objective):
+    """What a user writes who wants another loss of a task's labels: here it is `TaskLoss` again."""
+
+    counts = "labels"
+
+    def follow_task(self, *, kind: LabelKind, class_weights: list[float] | None = None) -> None:
+        self.kind, self.class_weights = kind, torch.tensor(class_weights)
+
+    def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> torch.Tensor:
+        assert student.logits is not None
+        return self.kind.loss(student.logits, batch, self.class_weights)
+
+
+def test_an_own_loss_learns_the_kind_of_labels_and_the_class_weights(
+    workspace: Workspace, teacher: str, tmp_path: Path
+) -> None:
+    module = make_module(teacher, objectives={"own": OwnTaskLoss(), "task": TaskLoss()})
+    data = make_data(workspace, TextClassification(class_weights=[0.5, 2.0, 3.0]))
+    make_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=data, verbose=False)
+    assert module.latest["val/loss/own"] == module.latest["val/loss/task"] > 0
+    assert module.objectives["own"].kind is TextClassification.label_kind
 
 
 def gradients(workspace: Workspace, teacher: str, folder: Path, accumulate: int) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,18 @@ def make_batch(masked: tuple[int, ...] | None = MASKED) -> Batch:
         masked_positions=None if masked is None else torch.tensor(masked, dtype=torch.int64),
         masked_labels=None if masked is None else torch.randint(0, VOCABULARY, (len(masked),), generator=generator),
         next_sentence_labels=torch.tensor([0, 1, 1]),
+    )
+
+
+def task_batch(lengths: tuple[int, ...], **fields: Any) -> Batch:
+    """Sequences of these lengths, with the labels in `fields`."""
+    return Batch(
+        input_ids=torch.zeros(1, sum(lengths), dtype=torch.int64),
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        cu_seq_lens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        lengths=lengths,
+        sample_ids=torch.arange(len(lengths)),
+        **fields,
     )
 
 

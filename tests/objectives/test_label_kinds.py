@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lit_distil.objectives import ChoiceLabel, ClassLabel, LabelKind, MultiLabel, SpanLabel, ValueLabel
-from lit_distil.types import IGNORE_INDEX, Batch
+from lit_distil.types import IGNORE_INDEX
+from tests.objectives.examples import task_batch
 
 NONE = IGNORE_INDEX
 LABELS: list[tuple[LabelKind, list[Any], torch.Tensor, int]] = [
@@ -44,17 +45,11 @@ def test_labels_become_one_tensor_and_are_counted_as_the_loss_sums_them(
 )
 def test_the_head_is_as_large_as_the_labels_need(kind: LabelKind, settings: dict[str, Any]) -> None:
     has_names = isinstance(kind, ClassLabel | MultiLabel)
-    assert kind.head_settings(["no", "yes"] if has_names else None) == settings
-
-
-def batch_of(lengths: tuple[int, ...], **fields: Any) -> Batch:
-    total = sum(lengths)
-    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    return Batch(torch.zeros(1, total), torch.zeros(1, total), ends, lengths, torch.arange(len(lengths)), **fields)
+    assert kind.head_settings(["no", "yes"] if has_names else []) == settings
 
 
 def test_logits_are_split_by_sample() -> None:
-    batch = batch_of((3, 1, 2), group_sizes=(2, 1))
+    batch = task_batch((3, 1, 2), group_sizes=(2, 1))
     by_token, by_text = torch.arange(12.0).view(6, 2), torch.arange(6.0).view(3, 2)
     assert [each.shape[0] for each in SpanLabel().split(by_token, batch)] == [3, 1, 2]
     assert [each.shape[0] for each in ClassLabel(per_token=True).split(by_token, batch)] == [3, 1, 2]
@@ -64,7 +59,7 @@ def test_logits_are_split_by_sample() -> None:
 
 
 def test_right_predictions_are_counted_where_one_outcome_is_right() -> None:
-    batch = batch_of((1, 1, 1), group_sizes=(2, 1), labels=torch.tensor([1, 0, NONE]))
+    batch = task_batch((1, 1, 1), group_sizes=(2, 1), labels=torch.tensor([1, 0, NONE]))
     logits = torch.tensor([[0.0, 2.0], [0.0, 1.0], [9.0, 0.0]])
     assert ClassLabel().num_correct(logits, batch) == 1
     batch.labels = torch.tensor([0, 0])
@@ -75,8 +70,8 @@ def test_right_predictions_are_counted_where_one_outcome_is_right() -> None:
 
 def test_what_a_kind_does_not_have_names_the_way_out() -> None:
     with pytest.raises(NotImplementedError, match="SpanLabel has no usual metrics; override the task's `score`"):
-        SpanLabel().metrics([], [], None)
+        SpanLabel().metrics([], [], [])
     with pytest.raises(NotImplementedError, match="SpanLabel has no readable form; override the task's `readable`"):
-        SpanLabel().describe(None, None)
+        SpanLabel().describe(None, [])
     with pytest.raises(ValueError, match=r"no groups of choices; the task is lit_distil\.tasks\.MultipleChoice"):
-        ChoiceLabel().split(torch.zeros(3, 1), batch_of((1, 1, 1)))
+        ChoiceLabel().split(torch.zeros(3, 1), task_batch((1, 1, 1)))

@@ -5,22 +5,13 @@ import torch.nn.functional as F
 from lit_distil.objectives import TaskLoss
 from lit_distil.objectives.label_kinds import label_kind
 from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
-
-LENGTHS = (3, 5, 2)
+from tests.objectives.examples import task_batch
 
 
 def batch_of(kind="class", **labels) -> Batch:
-    total = sum(LENGTHS)
     tensor = labels.get("labels", labels.get("answer_spans"))
-    return Batch(
-        input_ids=torch.zeros(1, total, dtype=torch.int64),
-        position_ids=torch.cat([torch.arange(n) for n in LENGTHS])[None],
-        cu_seq_lens=torch.tensor([0, 3, 8, 10], dtype=torch.int32),
-        lengths=LENGTHS,
-        sample_ids=torch.arange(3),
-        num_labels=None if tensor is None else label_kind(kind).count(tensor),
-        **labels,
-    )
+    num_labels = None if tensor is None else label_kind(kind).count(tensor)
+    return task_batch((3, 5, 2), num_labels=num_labels, **labels)
 
 
 def logits_of(*shape) -> torch.Tensor:
@@ -39,7 +30,7 @@ def test_classes_are_weighted_each_by_its_own():
     torch.testing.assert_close(loss_of(logits, batch_of(labels=labels), class_weights=weights), expected)
     loss = TaskLoss(class_weights=weights)
     assert not loss.state_dict()  # a checkpoint stays what it was
-    with pytest.raises(ValueError, match="class_weights: they belong to classes"):
+    with pytest.raises(ValueError, match="class_weights: only classes have weights"):
         TaskLoss(kind="value", class_weights=weights)
 
 

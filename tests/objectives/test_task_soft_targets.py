@@ -13,6 +13,7 @@ from lit_distil.objectives import TaskSoftTargetLoss
 from lit_distil.objectives.label_kinds import LabelKind, label_kind
 from lit_distil.schedules import LinearRamp
 from lit_distil.types import IGNORE_INDEX, Batch, EncoderOutput
+from tests.objectives.examples import task_batch
 
 LENGTHS = (3, 5, 2, 4)
 TOTAL = sum(LENGTHS)
@@ -36,10 +37,7 @@ def kind_of(name: str) -> LabelKind:
 
 
 def batch_of(name: str) -> Batch:
-    ends = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
-    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
-    ids = torch.zeros(1, TOTAL, dtype=torch.int64)
-    return Batch(ids, positions, ends, LENGTHS, torch.arange(4), num_labels=COUNTS[name], **LABELS[name])
+    return task_batch(LENGTHS, num_labels=COUNTS[name], **LABELS[name])
 
 
 def logits_of(name: str, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lit_distil.optim import (
     LinearSchedule,
+    check_layer_decay,
     freeze_lowest,
     layered_groups,
     layers_of_parameters,
@@ -96,6 +97,5 @@ def test_shared_layers_cannot_be_told_apart() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, -0.5, 1.1])
 def test_decay_out_of_range_is_named(decay: float) -> None:
-    model = make("bert")
     with pytest.raises(ValueError, match="layer_decay must be above 0 and at most 1"):
-        layered_groups(model, layers_of_parameters(model, 3), decay=decay)
+        check_layer_decay(decay)

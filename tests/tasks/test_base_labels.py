@@ -1,6 +1,6 @@
 import pytest
 
-from lit_distil.tasks.base import ClassName, LabelNames, label_name
+from lit_distil.tasks.base import ClassName, LabelNames
 
 ROW = {"__source__": "f.csv:2"}
 
@@ -21,7 +21,7 @@ def test_numbers_are_in_numerical_order_and_outside_is_first():
 
 def test_an_empty_label_is_none():
     with pytest.raises(ValueError, match=r"f\.csv:2: the label is empty \(task\.label\)"):
-        label_name(" ", ROW)
+        LabelNames(["x", "y"]).index_of(" ", ROW)
 
 
 def test_a_mark_of_what_has_no_label_is_no_class():

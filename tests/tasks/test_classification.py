@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import sklearn.utils.class_weight
-from transformers import BertTokenizer
 
 from lit_distil.tasks import Features, TextClassification
-
-ENTRIES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)})
 
 
 def rows_of(*labels, **columns):

@@ -1,15 +1,8 @@
 import numpy as np
 import pytest
 import sklearn.metrics
-from transformers import BertTokenizer
 
 from lit_distil.tasks import Features, MultiLabelClassification
-from tests.tasks.test_classification import ENTRIES
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)})
 
 
 def rows_of(*labels):

@@ -1,16 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer
 
 from lit_distil.tasks import MultipleChoice
-from tests.data.helpers import batch_of
-from tests.tasks.test_classification import ENTRIES
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)})
+from tests.data.helpers import batch_of, predictions_of
 
 
 def row_of(label=0, choices=("b", "c d"), **more):
@@ -75,7 +68,7 @@ def test_every_row_is_judged_among_its_own_choices(tokenizer):
     rows = [row_of(1), row_of(2, ["b", "c", "d"]), row_of(0), {"context": "a", "choices": ["b", "c"]}]
     features = task.encode(rows[:3], tokenizer, max_length=8)
     logits = torch.tensor([0.0, 1.0, 9.0, 0.0, 10.0, 0.0, np.log(3)])[:, None]
-    found = list(zip(features, task.predict(logits, batch_of(features, task.label_kind), features), strict=True))
+    found = predictions_of(task, features, logits)
     assert task.score(found, rows) == {"accuracy": 2 / 3}
     read = task.readable(found, rows)
     assert [(row["label"], row["choice"], row["gold"]) for row in read] == [(1, "c d", 1), (2, "d", 2), (1, "c d", 0)]

@@ -2,22 +2,16 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from transformers import BertTokenizer
 
 from lit_distil.tasks import Features, TextRegression
-from tests.tasks.test_classification import ENTRIES, rows_of
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return BertTokenizer(vocab={entry: index for index, entry in enumerate(ENTRIES)})
+from tests.tasks.test_classification import rows_of
 
 
 def test_values_are_parsed_and_what_is_none_names_its_row(tokenizer):
     task = TextRegression()
     task.learn_labels(rows_of("1"))
-    encoded = task.encode(rows_of("3.8", 2, 0.5), tokenizer, max_length=8)
-    assert [feature.label for feature in encoded] == [3.8, 2.0, 0.5]
+    encoded = task.encode(rows_of("3.8", 2, " -1e1 "), tokenizer, max_length=8)
+    assert [feature.label for feature in encoded] == [3.8, 2.0, -10.0]
     assert task.head_settings() == {"num_labels": 1, "problem_type": "regression"}
     for bad in ("high", "nan", "inf"):
         with pytest.raises(ValueError, match=r"f\.csv:2: label .* is no number \(task\.label\)"):

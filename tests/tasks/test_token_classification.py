@@ -11,7 +11,7 @@ from transformers import BertTokenizer, RobertaTokenizer
 
 from lit_distil.tasks import TokenClassification
 from lit_distil.types import IGNORE_INDEX
-from tests.data.helpers import batch_of
+from tests.data.helpers import predictions_of
 
 PIECES = ["new", "york", "un", "##usu", "##al", "is", "a", "##b"]
 ENTRIES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES]
@@ -36,10 +36,6 @@ def logits_for(features, right):
             logits[position, right[sample.row][word]] = 5.0
         parts.append(logits)
     return torch.cat(parts)
-
-
-def found_by(task, features, logits):
-    return list(zip(features, task.predict(logits, batch_of(features, task.label_kind), features), strict=True))
 
 
 def test_a_word_is_tagged_on_its_first_token_or_on_all(tokenizer):
@@ -108,7 +104,7 @@ def test_spans_and_tags_are_scored_as_seqeval_does(tokenizer):
     guesses = [[tag if draw.random() < 0.7 else draw.choice(NAMES) for tag in tags] for tags in gold]
     features = task.encode(rows, tokenizer, max_length=9)
     logits = logits_for(features, [[NAMES.index(tag) for tag in tags] for tags in guesses])
-    found = task.score(found_by(task, features, logits), rows)
+    found = task.score(predictions_of(task, features, logits), rows)
     strict = {"mode": "strict", "scheme": IOB2}
     assert found["f1"] == f1_score(gold, guesses, **strict)
     assert found["precision"] == precision_score(gold, guesses, **strict)
@@ -122,7 +118,7 @@ def test_a_word_without_a_token_counts_as_outside(tokenizer):
     task = TokenClassification(labels=NAMES)
     rows = [row_of(["new", "\u200b", "york"], ["B-x", "B-y", "O"])]
     features = task.encode(rows, tokenizer, max_length=16)
-    found = found_by(task, features, logits_for(features, [[1, 3, 0]]))
+    found = predictions_of(task, features, logits_for(features, [[1, 3, 0]]))
     assert task.score(found, rows) == {"f1": 2 / 3, "precision": 1.0, "recall": 0.5, "accuracy": 2 / 3}
     (read,) = task.readable(found, rows)
     assert read["labels"] == ["B-x", "O", "O"] and read["gold"] == ["B-x", "B-y", "O"]
@@ -156,9 +152,9 @@ def test_outside_comes_first_and_numbers_take_the_names_that_are_given(tokenizer
         (row_of(["a"], [-1]), "label -1 marks an unlabelled split"),
         (row_of(["a"], [-100]), "label -100 marks a token without a label and is no class"),
         (row_of(["a"], ["B-z"]), r"label 'B-z' is none of \['O', 'B-x'"),
-        (row_of({"a": 1}, ["O"]), r"column 'tokens' \(task\) must be a list with an entry a word"),
+        (row_of({"a": 1}, ["O"]), r"column 'tokens' \(task\) must be a list with an entry for each word"),
         (row_of(["a"], None), r"column 'tags' \(task\) has no value"),
-        (row_of(["a", None], ["O", "O"]), r"column 'tokens' \(task\) has no word at place 1"),
+        (row_of(["a", None], ["O", "O"]), r"column 'tokens' \(task\) has no word at index 1"),
         (
             row_of("['new', 'york']", "['O', 'O']"),
             r"column 'tokens' \(task\) holds a printed list, .* CSV of a data frame",
@@ -173,7 +169,7 @@ def test_a_row_that_cannot_be_tagged_is_named(tokenizer, row, message):
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        ((["B-x", "E-x"], ["O", "S-y"]), r"spans are not scored, .* \['E-x', 'S-y'\] are not of O, B- and I-; convert"),
+        ((["B-x", "E-x"], ["O", "S-y"]), r"spans are not scored, .* \['E-x', 'S-y'\] are not O, B- or I-; convert"),
         (([0, 1], [0, 2]), r"spans are not scored, .* \['0', '1', '2'\] are numbers; name them in task\.labels"),
         ((["I-x", "I-x"], ["B-x", "I-y"]), r"in 2 of 2 training rows a span begins with I- \(as in IOB1\)"),
         ((["O", "I-x"], ["B-x", "I-x"]), r"in 1 of 2 training rows a span begins with I- \(as in IOB1\)"),

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.sources import AUTO_MODELS, FromConfig, Head, head_of
-from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
-from lit_distil.models.students.building import Filling, field_name, fill, head_names, known_type, logger
+from lit_distil.models.sources import AUTO_MODELS, STAND_INS, FromConfig, Head, head_of
+from lit_distil.models.students.base import (
+    CopyRecord,
+    Filling,
+    HeadChoice,
+    Origin,
+    StudentInitialisation,
+    field_name,
+    fill,
+    head_names,
+    known_type,
+    logger,
+)
 from lit_distil.models.students.picks import EvenlySpaced, LayerPick, Layers, check_head
 
 _BERT_PARTS = {
@@ -36,67 +45,35 @@ _DISTILBERT_PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """What one architecture calls its modules.
-
-    Attributes:
-        modules: The modules outside the layers: `words`, `positions`, `segments`, `embedding_norm`, `widening`
-            (ELECTRA's), `transform`, `transform_norm`, `decoder`.
-        layer: Name of a layer, with `{}` for its number; None where layers are not built like BERT's (norms after the
-            sums, positions in a table, full attention), so that none can be copied.
-        parts: The modules of a layer.
-        pads_positions: Whether the first real position is the one after the padding's.
-    """
-
-    modules: dict[str, str]
-    layer: str | None = None
-    parts: dict[str, str] = field(default_factory=dict)
-    pads_positions: bool = False
-
-    def first_position(self, config: PretrainedConfig) -> int:
-        """Return the row of the position table that the first token of a sequence takes."""
-        return config.pad_token_id + 1 if self.pads_positions else 0
-
-    def names(self, layers: list[int]) -> dict[str, str]:
-        """Return the modules by their common names; layer i of the list under `layer.i.`."""
-        found = dict(self.modules)
-        if self.layer is not None:
-            for number, layer in enumerate(layers):
-                prefix = self.layer.format(layer)
-                found.update({f"layer.{number}.{part}": f"{prefix}.{name}" for part, name in self.parts.items()})
-        return found
+Modules = dict[str, str]
+"""An architecture's modules by their common names, each as it is called there. A module of the layers has `{}` for the
+number of its layer. Only layers built like BERT's are listed (norms after the sums, a table of positions, full
+attention): others cannot be copied."""
 
 
-def _bert_like(
-    prefix: str, *, layer: str = "encoder.layer", parts: dict[str, str] | None = None, pads: bool = False, **head: str
-) -> Family:
-    embeddings = {
+def _bert_like(prefix: str, *, layer: str = "encoder.layer", parts: Modules = _BERT_PARTS, **head: str) -> Modules:
+    return {
         "words": f"{prefix}.embeddings.word_embeddings",
         "positions": f"{prefix}.embeddings.position_embeddings",
         "segments": f"{prefix}.embeddings.token_type_embeddings",
         "embedding_norm": f"{prefix}.embeddings.LayerNorm",
+        **{part: f"{prefix}.{layer}.{{}}.{name}" for part, name in parts.items()},
+        **head,
     }
-    return Family({**embeddings, **head}, f"{prefix}.{layer}.{{}}", parts or _BERT_PARTS, pads)
 
 
 _ROBERTA = _bert_like(
-    "roberta",
-    pads=True,
-    transform="lm_head.dense",
-    transform_norm="lm_head.layer_norm",
-    decoder="lm_head.decoder",
+    "roberta", transform="lm_head.dense", transform_norm="lm_head.layer_norm", decoder="lm_head.decoder"
 )
-FAMILIES: dict[str, Family] = {
+_ROBERTA_LIKE = ("roberta", "camembert", "xlm-roberta")
+_MODULES: dict[str, Modules] = {
     "bert": _bert_like(
         "bert",
         transform="cls.predictions.transform.dense",
         transform_norm="cls.predictions.transform.LayerNorm",
         decoder="cls.predictions.decoder",
     ),
-    "roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
+    **dict.fromkeys(_ROBERTA_LIKE, _ROBERTA),
     "distilbert": _bert_like(
         "distilbert",
         layer="transformer.layer",
@@ -112,46 +89,47 @@ FAMILIES: dict[str, Family] = {
         transform_norm="generator_predictions.LayerNorm",
         decoder="generator_lm_head",
     ),
-    "modernbert": Family(
-        {
-            "words": "model.embeddings.tok_embeddings",
-            "embedding_norm": "model.embeddings.norm",
-            "transform": "head.dense",
-            "transform_norm": "head.norm",
-            "decoder": "decoder",
-        }
-    ),
+    "modernbert": {
+        "words": "model.embeddings.tok_embeddings",
+        "embedding_norm": "model.embeddings.norm",
+        "transform": "head.dense",
+        "transform_norm": "head.norm",
+        "decoder": "decoder",
+    },
 }
 
 
-def family_of(config: PretrainedConfig, role: str) -> tuple[str, Family]:
-    """Return the known architecture of a configuration, or the one that it derives from, and its names.
-
-    Args:
-        config: The configuration.
-        role: `teacher` or `student`, for the message.
-
-    Raises:
-        ValueError: The names of its modules are not known here.
-    """
-    model_type = known_type(config, FAMILIES)
+def _architecture(config: PretrainedConfig, role: str) -> str:
+    """The known architecture that a configuration is of or derives from; an error if there is none."""
+    model_type = known_type(config, _MODULES)
     if model_type is None:
         raise ValueError(
             f"{role}: nothing can be copied between {config.model_type!r} and another architecture; known are "
-            f"{', '.join(FAMILIES)}. Give the student the teacher's architecture (Layers, EveryOther, ...), or start "
+            f"{', '.join(_MODULES)}. Give the student the teacher's architecture (Layers, EveryOther, ...), or start "
             "with new weights (FromConfig)"
         )
-    return model_type, FAMILIES[model_type]
+    return model_type
 
 
-def task_head_names(model_type: str, head: Head) -> dict[str, str]:
-    """Return the modules of a task's head by common names; none where other architectures have nothing like them.
+def _module_names(model_type: str, head: Head, layers: list[int]) -> Modules:
+    """The modules by their common names, with the task's head; those of the i-th of these layers under `name.i`."""
+    names = _task_head_names(model_type, head)
+    for common, name in _MODULES[model_type].items():
+        if "{}" in name:
+            names.update({f"{common}.{number}": name.format(layer) for number, layer in enumerate(layers)})
+        else:
+            names[common] = name
+    return names
+
+
+def _task_head_names(model_type: str, head: Head) -> Modules:
+    """The modules of a task's head by common names; none if other architectures have nothing like them.
 
     `pooled` is the layer that the first token passes, `labels` what gives the logits. DistilBERT follows the first with
-    a ReLU where BERT and RoBERTa have a tanh and ELECTRA a GELU, so a head that goes there is a start and not the same
-    function. ModernBERT pools and normalises in its own way.
+    a ReLU, BERT and RoBERTa with a tanh and ELECTRA with a GELU, so a copied head is a start and not the same function.
+    ModernBERT pools and normalises in its own way.
     """
-    is_roberta = FAMILIES[model_type] is _ROBERTA
+    is_roberta = model_type in _ROBERTA_LIKE
     if model_type == "modernbert" or head in ("masked_lm", "pretraining"):
         return {}
     if head == "question_answering":
@@ -167,6 +145,11 @@ def task_head_names(model_type: str, head: Head) -> dict[str, str]:
     return {"pooled": pooled, "labels": "classifier"}
 
 
+def _first_position(config: PretrainedConfig) -> int:
+    """The row of the position table that the first token of a sequence takes."""
+    return config.pad_token_id + 1 if known_type(config, _ROBERTA_LIKE) else 0
+
+
 # fields that come from the teacher, unless the student's config gives them
 _INHERITED = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
 _INHERITED_WITH_LAYERS = (
@@ -176,13 +159,6 @@ _INHERITED_WITH_LAYERS = (
     "type_vocab_size",
     "initializer_range",
 )
-_SPECIAL_IDS = {
-    "pad_token_id": None,
-    "bos_token_id": "cls_token_id",
-    "eos_token_id": "sep_token_id",
-    "cls_token_id": "bos_token_id",
-    "sep_token_id": "eos_token_id",
-}
 
 
 class CrossArchitecture(StudentInitialisation):
@@ -192,8 +168,9 @@ class CrossArchitecture(StudentInitialisation):
     here; a task's head between all but modernbert. Positions, token types and layers are copied between those built
     like BERT (bert, roberta, camembert, xlm-roberta, distilbert, electra); a modernbert, whose layers normalise first
     and rotate positions, starts with new layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the
-    position table are shifted to match. Where the student has no token types, the first segment's is added to every
-    position, so that dropping the table changes nothing for single texts; where it alone has them, they start at zero.
+    position table are shifted to match. If only the teacher has token types, the first segment's is added to every
+    position, so that dropping the table changes nothing for single texts; if only the student has them, they start at
+    zero.
 
     Args:
         student: The student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
@@ -208,14 +185,17 @@ class CrossArchitecture(StudentInitialisation):
         self.student = student
         self.layers = layers
         self.head = check_head(head, layers)
-        self._model_type, self._family = family_of(AutoConfig.for_model(student.model_type), "student")
+        self._model_type = _architecture(AutoConfig.for_model(student.model_type), "student")
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        their_type, theirs = family_of(teacher.config, "teacher")
-        head = _known_head(teacher)
-        copies_layers = self._family.layer is not None and theirs.layer is not None
-        fields, layers = self._fields(teacher.config, theirs, copies_layers=copies_layers)
+        their_type = _architecture(teacher.config, "teacher")
+        head = head_of(teacher)
+        if head is None:
+            known = ", ".join(AUTO_MODELS)
+            raise ValueError(f"teacher: {type(teacher).__name__} has a head that cannot be copied; known are {known}")
+        copies_layers = "modernbert" not in (self._model_type, their_type)
+        fields, layers = self._fields(teacher.config, copies_layers=copies_layers)
         student = self._new_student(teacher, head, fields)
         epsilon = getattr(teacher.config, "layer_norm_eps", 1e-12)
         if copies_layers and not hasattr(student.config, "layer_norm_eps") and epsilon != 1e-12:
@@ -223,12 +203,10 @@ class CrossArchitecture(StudentInitialisation):
 
         weights, own = teacher.state_dict(), student.state_dict()
         fresh = head_names(student) if self.head == "new" else set()
-        names = self._family.names(list(range(len(layers)))) | task_head_names(self._model_type, head)
-        sources = theirs.names(layers) | task_head_names(their_type, head)
+        names = _module_names(self._model_type, head, list(range(len(layers))))
+        sources = _module_names(their_type, head, layers)
         fillings = {}
         for key in names.keys() & sources.keys() - {"positions", "segments"}:
-            if key.startswith("layer.") and not copies_layers:
-                continue
             for kind in ("weight", "bias"):
                 name, source = f"{names[key]}.{kind}", f"{sources[key]}.{kind}"
                 if name not in own or source not in weights or name in fresh:
@@ -239,13 +217,11 @@ class CrossArchitecture(StudentInitialisation):
         for twin in ("cls.predictions.bias", "lm_head.bias"):  # tied to the decoder's
             if twin in own and decoder in fillings:
                 fillings[twin] = fillings[decoder]
-        fillings.update(_position_fillings(student, self._family, weights, theirs, teacher.config))
+        fillings.update(_position_fillings(student, names, teacher, sources))
         expected_new = fresh | {f"{names.get('segments')}.weight"} | (set() if copies_layers else set(own))
         return student, fill(student, fillings, expected_new=expected_new)
 
-    def _fields(
-        self, config: PretrainedConfig, theirs: Family, *, copies_layers: bool
-    ) -> tuple[dict[str, Any], list[int]]:
+    def _fields(self, config: PretrainedConfig, *, copies_layers: bool) -> tuple[dict[str, Any], list[int]]:
         """The fields of the student's configuration, and the teacher's layer for each of the student's."""
         model_type, given = self.student.model_type, self.student.overrides
         default = AutoConfig.for_model(model_type)
@@ -255,15 +231,15 @@ class CrossArchitecture(StudentInitialisation):
         for name in inherited:
             if hasattr(default, field_name(default, name)) and hasattr(config, field_name(config, name)):
                 fields[field_name(default, name)] = getattr(config, field_name(config, name))
-        for name, stand_in in _SPECIAL_IDS.items():
+        for name in ("pad_token_id", *STAND_INS):
             if hasattr(default, name):
                 value = getattr(config, name, None)
-                fields[name] = getattr(config, stand_in, None) if value is None and stand_in else value
+                fields[name] = getattr(config, STAND_INS.get(name, name), None) if value is None else value
         if hasattr(default, "embedding_size"):
             fields["embedding_size"] = getattr(config, "embedding_size", config.hidden_size)
         if copies_layers:
-            room = config.max_position_embeddings - theirs.first_position(config)
-            first = ours.get("pad_token_id", fields["pad_token_id"]) + 1 if self._family.pads_positions else 0
+            room = config.max_position_embeddings - _first_position(config)
+            first = ours.get("pad_token_id", fields["pad_token_id"]) + 1 if self._model_type in _ROBERTA_LIKE else 0
             fields["max_position_embeddings"] = room + first
         if hasattr(default, "sinusoidal_pos_embds"):
             fields["sinusoidal_pos_embds"] = False  # the teacher's, learned, are copied
@@ -274,7 +250,13 @@ class CrossArchitecture(StudentInitialisation):
                 "its embeddings go; leave it out of config"
             )
         for name in ("hidden_size", "num_attention_heads", "vocab_size", "type_vocab_size"):
-            _check_equal(name, fields.get(field_name(default, name)), getattr(config, name, None), config.model_type)
+            wanted, required = fields.get(field_name(default, name)), getattr(config, name, None)
+            if None not in (wanted, required) and wanted != required:
+                narrower = ", make the student narrower first (Narrower), or start with new weights (FromConfig)"
+                raise ValueError(
+                    f"config: {name}={wanted} is not the {config.model_type} teacher's {required}, so tensors cannot "
+                    f"be copied; leave it out of config{narrower if name == 'hidden_size' else ''}"
+                )
         layers = self._pick(ours.get(field_name(default, "num_hidden_layers")), config, copies_layers=copies_layers)
         fields[field_name(default, "num_hidden_layers")] = len(layers)
         return fields, layers
@@ -307,17 +289,13 @@ class CrossArchitecture(StudentInitialisation):
             labels = {"id2label": teacher.config.id2label, "problem_type": teacher.config.problem_type}
         attention = self.student.attention or teacher.config._attn_implementation
         source = FromConfig(self.student.model_type, config=fields, attention=attention)
-        student = source.build(None, head=head, **labels)
-        nn.Module.to(student, device=teacher.device, dtype=torch.float32)
-        return student.train()
+        return nn.Module.to(source.build(None, head=head, **labels), device=teacher.device, dtype=torch.float32)
 
 
 class DistilBertFromBert(StudentInitialisation):
     """A DistilBERT out of a BERT, as in the paper (Sanh et al., 2019, section 3): no token types, no pooler.
 
-    This is `CrossArchitecture` with a distilbert student. Segment 0's token-type embedding is added to every position
-    embedding, so that dropping the table changes nothing for single texts. The masked-LM transform and head are copied
-    too.
+    This is `CrossArchitecture` with a distilbert student. The masked-LM transform and head are copied too.
 
     Args:
         layers: Layers of the teacher; negative ones count from the end, as in Python. The default is that of the
@@ -333,60 +311,39 @@ class DistilBertFromBert(StudentInitialisation):
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        if known_type(teacher.config, FAMILIES) != "bert" or head_of(teacher) is None:
+        if known_type(teacher.config, _MODULES) != "bert":
             raise ValueError(
-                f"teacher must be a bert with a masked-LM head or a task's, got {type(teacher).__name__} of model_type="
-                f"{teacher.config.model_type!r}; use Layers for a student of its own architecture, or CrossArchitecture"
+                f"teacher must be a bert, got model_type={teacher.config.model_type!r}; use Layers for a student of "
+                "its own architecture, or CrossArchitecture"
             )
         return self._student.build(teacher)
 
 
-def _known_head(model: PreTrainedModel) -> Head:
-    head = head_of(model)
-    if head is None:
-        raise ValueError(
-            f"teacher: {type(model).__name__} has a head that cannot be copied; known are {', '.join(AUTO_MODELS)}"
-        )
-    return head
-
-
 def _position_fillings(
-    student: PreTrainedModel, ours: Family, weights: dict[str, Tensor], theirs: Family, config: PretrainedConfig
+    student: PreTrainedModel, names: Modules, teacher: PreTrainedModel, sources: Modules
 ) -> dict[str, Filling]:
     """Positions, row by row from the first real one on, and token types: copied, folded or zero."""
     fillings = {}
-    own = student.state_dict()
-    names, sources = ({key: f"{name}.weight" for key, name in one.modules.items()} for one in (ours, theirs))
-    segments = weights.get(sources.get("segments", ""))
-    segment_name = names.get("segments", "")
+    own, weights = student.state_dict(), teacher.state_dict()
+    segment_name, segment_source = (f"{modules.get('segments')}.weight" for modules in (names, sources))
+    segments = weights.get(segment_source)
     if segment_name in own:
         if segments is None:
             own[segment_name].zero_()  # so that the student says what the teacher says, whatever the segment
         elif segments.shape == own[segment_name].shape:
-            fillings[segment_name] = Filling.copy_of(sources["segments"], segments)
-    positions = weights.get(sources.get("positions", ""))
-    position_name = names.get("positions", "")
-    if positions is None or position_name not in own or own[position_name].shape[1] != positions.shape[1]:
+            fillings[segment_name] = Filling.copy_of(segment_source, segments)
+    name, source = (f"{modules.get('positions')}.weight" for modules in (names, sources))
+    positions = weights.get(source)
+    if positions is None or name not in own or own[name].shape[1] != positions.shape[1]:
         return fillings
-    value = own[position_name].clone()
-    first, their_first = ours.first_position(student.config), theirs.first_position(config)
+    value = own[name].clone()
+    first, their_first = _first_position(student.config), _first_position(teacher.config)
     num_rows = min(len(value) - first, len(positions) - their_first)
     rows = positions[their_first : their_first + num_rows].to(value)
-    source = sources["positions"]
     origin: Origin = "copied" if value.shape == positions.shape and first == their_first else "sliced"
     if segment_name not in own and segments is not None:
         rows = rows + segments[0].to(value)
-        source, origin = f"{source} + {sources['segments']}", "folded"
+        source, origin = f"{source} + {segment_source}", "folded"
     value[first : first + num_rows] = rows
-    fillings[position_name] = Filling(value, source, tuple(positions.shape), origin)
+    fillings[name] = Filling(value, source, tuple(positions.shape), origin)
     return fillings
-
-
-def _check_equal(name: str, ours: int | None, theirs: int | None, model_type: str) -> None:
-    if ours is not None and theirs is not None and ours != theirs:
-        advice = "leave it out of config"
-        if name == "hidden_size":
-            advice += ", or make the student narrower first (Narrower), or start with new weights (FromConfig)"
-        raise ValueError(
-            f"config: {name}={ours} is not the {model_type} teacher's {theirs}, so tensors cannot be copied; {advice}"
-        )

@@ -24,17 +24,21 @@ masked-LM transform is only roughly right, because its activation works coordina
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
-from lit_distil.models.students.building import (
+from lit_distil.models.students.base import (
+    CopyRecord,
     Filling,
+    HeadChoice,
+    Origin,
+    StudentInitialisation,
     build_from_layers,
     config_with,
     field_name,
@@ -55,6 +59,7 @@ one matrix (ModernBERT); the feed-forward network's inner width; that width twic
 Axes = tuple[Role | None, ...]
 """The role of each axis of a tensor; None for the vocabulary, positions and labels, which keep their size."""
 
+_WIDTHS = ("hidden_size", "num_attention_heads", "intermediate_size", "embedding_size")
 _PROJECTED = ("stream", "transform")
 
 # module names of matrices [out, in]; the first pattern that matches counts, and a bias has the first axis
@@ -85,11 +90,11 @@ class Narrower(StudentInitialisation):
     """A student of the teacher's architecture with smaller widths, and with fewer layers if asked for.
 
     Heads and inner widths are always sliced: the first heads, each with its dimensions kept together, and the first
-    inner units. The residual stream is sliced too (its first dimensions, everywhere alike), or projected by one matrix
+    inner units. The residual stream is sliced too (the same first dimensions everywhere), or projected by one matrix
     for the whole network onto the leading directions of the teacher's embeddings (formulas at the top of this file).
     Both work for bert, roberta, camembert, xlm-roberta, distilbert, electra, mpnet and modernbert, and for your own
     architecture if its configuration derives from one of theirs and its tensors have their names. Others are refused:
-    deberta's relative positions share the projections, and albert's layers are one.
+    deberta's relative positions share the projections, and albert has one set of weights for all layers.
 
     Args:
         hidden_size: Width of the student's residual stream; None keeps the teacher's.
@@ -118,21 +123,14 @@ class Narrower(StudentInitialisation):
         method: Method = "slice",
         head: HeadChoice = "copy",
     ) -> None:
-        self.widths = {
-            "hidden_size": hidden_size,
-            "num_attention_heads": num_attention_heads,
-            "intermediate_size": intermediate_size,
-            "embedding_size": embedding_size,
-        }
-        given = {name: value for name, value in self.widths.items() if value is not None}
-        if not given:
-            raise ValueError(
-                f"give at least one of {', '.join(self.widths)}; for fewer layers alone use `layers`' class"
-            )
-        for name, value in given.items():
+        widths = zip(_WIDTHS, (hidden_size, num_attention_heads, intermediate_size, embedding_size), strict=True)
+        self.widths = {name: value for name, value in widths if value is not None}
+        if not self.widths:
+            raise ValueError(f"give at least one of {', '.join(_WIDTHS)}; for fewer layers alone use `layers`' class")
+        for name, value in self.widths.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if method not in ("slice", "project"):
+        if method not in get_args(Method):
             raise ValueError(f"method must be 'slice' or 'project', got {method!r}")
         self.layers = layers
         self.method = method
@@ -142,24 +140,21 @@ class Narrower(StudentInitialisation):
         """See `StudentInitialisation.build`."""
         layer_stack(teacher)  # an architecture without layers to pick is refused for that reason first
         weights = teacher.state_dict()
-        axes = axes_of(list(weights), teacher.config)
+        axes = _axes_of(list(weights), teacher.config)
         num_layers = teacher.config.num_hidden_layers
         layers = list(range(num_layers)) if self.layers is None else self.layers.pick(num_layers)
         config = config_with(teacher.config, layers, **self._new_widths(teacher.config))
-        kept = kept_indices(teacher.config, config)
+        kept = _kept_indices(teacher.config, config)
         projection = None
         if self.method == "project" and config.hidden_size < teacher.config.hidden_size:
             projection = projection_of(_token_embeddings(weights, axes), config.hidden_size)
-
-        def narrow(name: str, value: Tensor) -> Filling:
-            return _narrow(name, value, axes[name], kept, projection)
-
-        return build_from_layers(teacher, config, layers, head=self.head, convert=narrow)
+        convert = functools.partial(_narrow, axes_by_name=axes, kept=kept, projection=projection)
+        return build_from_layers(teacher, config, layers, head=self.head, convert=convert)
 
     def _new_widths(self, config: PretrainedConfig) -> dict[str, int]:
         """The student's widths, checked against the teacher's."""
-        ours: dict[str, Any] = {name: value for name, value in self.widths.items() if value is not None}
-        theirs = {name: size for name in self.widths if (size := _size(config, name)) is not None}
+        ours = dict(self.widths)
+        theirs = {name: size for name in _WIDTHS if (size := _size(config, name)) is not None}
         for name, value in ours.items():
             if name not in theirs:
                 raise ValueError(f"{name}: {config.model_type} has no such width; leave it out")
@@ -177,7 +172,7 @@ class Narrower(StudentInitialisation):
                     "or give num_attention_heads"
                 )
             ours["num_attention_heads"] = hidden // head_size
-        heads = ours["num_attention_heads"]
+        heads: int = ours["num_attention_heads"]
         if hidden % heads or hidden // heads > head_size:
             raise ValueError(
                 f"num_attention_heads={heads} with hidden_size={hidden}: a head must have a whole number of "
@@ -195,16 +190,8 @@ class Narrower(StudentInitialisation):
         return ours
 
 
-def axes_of(names: list[str], config: PretrainedConfig) -> dict[str, Axes]:
-    """Return the axes of each tensor of a model.
-
-    Args:
-        names: The names in the model's state dict.
-        config: Of an architecture known here, or derived from one.
-
-    Raises:
-        ValueError: The architecture, or one of the tensors, is not known here.
-    """
+def _axes_of(names: list[str], config: PretrainedConfig) -> dict[str, Axes]:
+    """The axes of each tensor of a state dict; an error if the architecture, or one of the tensors, is not known."""
     model_type = known_type(config, _KNOWN)
     if model_type is None:
         raise ValueError(
@@ -251,8 +238,8 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def kept_indices(teacher: PretrainedConfig, student: PretrainedConfig) -> dict[Role, Tensor]:
-    """Return for each role the int64 indices along the teacher's axis that the student keeps."""
+def _kept_indices(teacher: PretrainedConfig, student: PretrainedConfig) -> dict[Role, Tensor]:
+    """For each role, the int64 indices along the teacher's axis that the student keeps."""
 
     def first(name: str) -> Tensor:
         return torch.arange(_size(student, name) or 0)
@@ -263,11 +250,11 @@ def kept_indices(teacher: PretrainedConfig, student: PretrainedConfig) -> dict[R
     head_size = teacher.hidden_size // teacher.num_attention_heads
     within_head = torch.arange(student.hidden_size // student.num_attention_heads)
     heads = blocks(within_head, head_size, student.num_attention_heads)
-    inner = first("intermediate_size")
+    inner, stream = first("intermediate_size"), first("hidden_size")
     return {
-        "stream": first("hidden_size"),
-        "transform": first("hidden_size"),
-        "pooled": first("hidden_size"),
+        "stream": stream,
+        "transform": stream,
+        "pooled": stream,
         "embedding": first("embedding_size"),
         "head_count": first("num_attention_heads"),
         "heads": heads,
@@ -277,9 +264,16 @@ def kept_indices(teacher: PretrainedConfig, student: PretrainedConfig) -> dict[R
     }
 
 
-def _narrow(name: str, value: Tensor, axes: Axes, kept: dict[Role, Tensor], projection: Tensor | None) -> Filling:
-    """Make the student's tensor, in float32."""
-    narrowed = value.detach().float()
+def _narrow(
+    name: str,
+    value: Tensor,
+    *,
+    axes_by_name: dict[str, Axes],
+    kept: dict[Role, Tensor],
+    projection: Tensor | None,
+) -> Filling:
+    """Make the student's tensor, in float32, from the teacher's."""
+    narrowed, axes = value.detach().float(), axes_by_name[name]
     for number, role in enumerate(axes):
         if role is None or (projection is not None and role in _PROJECTED):
             continue
@@ -287,20 +281,13 @@ def _narrow(name: str, value: Tensor, axes: Axes, kept: dict[Role, Tensor], proj
             narrowed = narrowed.index_select(number, kept[role].to(narrowed.device))
     origin: Origin = "copied" if narrowed.shape == value.shape else "sliced"
     if projection is not None and any(role in _PROJECTED for role in axes):
-        narrowed = project(name, narrowed.double(), axes, projection.to(narrowed.device)).float()
+        narrowed = _project(name, narrowed.double(), axes, projection.to(narrowed.device)).float()
         origin = "projected"
     return Filling(narrowed, name, tuple(value.shape), origin)
 
 
-def project(name: str, value: Tensor, axes: Axes, projection: Tensor) -> Tensor:
-    """Write one tensor in the narrower basis, by the table at the top of this file.
-
-    Args:
-        name: The tensor's name.
-        value: `[...]`, float64.
-        axes: The tensor's axes; only `stream` and `transform` change.
-        projection: P.
-    """
+def _project(name: str, value: Tensor, axes: Axes, projection: Tensor) -> Tensor:
+    """Write a float64 tensor in the narrower basis, by the table at the top of this file."""
     scale = math.sqrt(projection.shape[1] / projection.shape[0])
     role = axes[0]
     if _NORM.search(_module(name)) and role in _PROJECTED:

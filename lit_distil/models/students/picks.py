@@ -7,8 +7,14 @@ from typing import get_args
 
 from transformers import PreTrainedModel
 
-from lit_distil.models.students.base import CopyRecord, HeadChoice, StudentInitialisation
-from lit_distil.models.students.building import build_from_layers, config_with, new_model
+from lit_distil.models.students.base import (
+    CopyRecord,
+    HeadChoice,
+    StudentInitialisation,
+    build_from_layers,
+    config_with,
+    new_model,
+)
 
 
 class LayerPick(StudentInitialisation):
@@ -42,11 +48,7 @@ class LayerPick(StudentInitialisation):
 
 
 def check_head(head: HeadChoice, layers: LayerPick | None = None) -> HeadChoice:
-    """Return `head` if it is a valid choice that does not contradict the one in `layers`, whose layers alone count.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Return `head`, unless it is unknown or contradicts `layers.head`: of `layers`, only the layers are taken."""
     if head not in get_args(HeadChoice):
         raise ValueError(f"head must be 'copy' or 'new', got {head!r}")
     if layers is not None and layers.head not in ("copy", head):
@@ -62,9 +64,6 @@ class EveryOther(LayerPick):
     Args:
         head: See `LayerPick`.
     """
-
-    def __init__(self, *, head: HeadChoice = "copy") -> None:
-        super().__init__(head=head)
 
     def pick(self, num_layers: int) -> list[int]:
         """See `LayerPick.pick`."""
@@ -104,7 +103,7 @@ class Layers(LayerPick):
 
 
 class _SomeLayers(LayerPick):
-    """A given number of layers; a subclass chooses which."""
+    """A given number of layers; a subclass answers in `choose` which."""
 
     def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
         super().__init__(head=head)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from lit_distil.models import MaskedLMNetwork, TaskNetwork
-from lit_distil.models.attention import AttentionRecorder
+from lit_distil.models.layout import AttentionRecorder
 from lit_distil.types import AttentionStates
 
 from .helpers import FLAT, LENGTHS, PADDED, make_batch, make_model, padded_inputs
