@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.attention import UNPADDED, choose_attention, supports_unpadded
-from lit_distil.models.layout import AttentionRecorder, SequenceLayout
+from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout
 from lit_distil.models.sources import check_architecture
 from lit_distil.types import Batch, EncoderOutput, Projection
 
@@ -163,30 +163,17 @@ class FlatNetwork(nn.Module):
         return {name: value for name, value in inputs.items() if value is not None}, lambda states: states[0]
 
     def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        num_sequences, width = batch.num_sequences, max(batch.lengths)
-        first_slots = torch.arange(num_sequences, device=batch.input_ids.device) * width
-        # output_size is known on the host, so nothing waits for the device
-        offsets = first_slots.repeat_interleave(batch.cu_seq_lens.diff().long(), output_size=batch.num_tokens)
-        slots = batch.position_ids[0] + offsets  # [T]
-
-        def pad(values: Tensor, filler: int) -> Tensor:  # [1, T] -> [S, width]
-            padded = values.new_full((num_sequences * width,), filler)
-            return padded.index_copy(0, slots, values[0]).view(num_sequences, width)
-
-        def flatten(states: Tensor) -> Tensor:  # [S, width, hidden] -> [T, hidden]
-            return states.flatten(0, 1).index_select(0, slots)
-
-        pad_id = getattr(self.config, "pad_token_id", None)
+        view, pad_id = PaddedView(batch), getattr(self.config, "pad_token_id", None)
         inputs = {
-            "input_ids": pad(batch.input_ids, pad_id or 0),
-            "attention_mask": pad(torch.ones_like(batch.input_ids), 0),
+            "input_ids": view.pad(batch.input_ids, pad_id or 0),
+            "attention_mask": view.pad(torch.ones_like(batch.input_ids), 0),
         }
         if "position_ids" in self._accepted:
-            inputs["position_ids"] = pad(batch.position_ids + self._first_position, self._first_position)
+            inputs["position_ids"] = view.pad(batch.position_ids + self._first_position, self._first_position)
         token_type_ids = self._token_type_ids(batch)
         if token_type_ids is not None:
-            inputs["token_type_ids"] = pad(token_type_ids, 0)
-        return inputs, flatten
+            inputs["token_type_ids"] = view.pad(token_type_ids, 0)
+        return inputs, view.flatten
 
     def _token_type_ids(self, batch: Batch) -> Tensor | None:
         """The segments, for an architecture that tells them apart; all in the first where it knows only one."""

@@ -8,9 +8,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation
-from lit_distil.modules.base import Stage
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
 from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels
+from lit_distil.modules.meters import Stage
 from lit_distil.modules.teachers import StudentModule, Teacher
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import TeacherOutputs
