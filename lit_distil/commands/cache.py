@@ -19,7 +19,6 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything as seed_all
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
@@ -406,7 +405,6 @@ def _summary(writer: CacheWriter) -> str:
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the cache."""
-    transformers_logging.disable_progress_bar()
     parser = ArgumentParser(prog="lit-distil cache", description=(cache.__doc__ or "").split("Args:")[0])
     parser.add_argument("--config", action="config", help="Configuration of a distillation, as fit takes it.")
     parser.add_function_arguments(cache, as_group=False, as_positional=False, sub_configs=True)

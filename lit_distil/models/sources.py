@@ -101,12 +101,13 @@ class NetworkSource(ABC):
             ValueError: The source, the vocabulary and the head do not fit together.
         """
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
+        _check_embedding(model, vocabulary)
         choose_attention(model, self.attention)
         return model.train()
 
     @abstractmethod
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
-        """Make the model; `build` sets its attention and its mode.
+        """Make the model; `build` checks its size, and sets its attention and its mode.
 
         Args:
             vocabulary: See `build`.
@@ -217,7 +218,6 @@ class Pretrained(NetworkSource):
             raise ValueError(self._not_found(error)) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
         _warn_of_new_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
-        _check_embedding(model, vocabulary, self.name_or_path)
         return model
 
     def label_names(self, head: Head) -> list[str] | None:
@@ -271,7 +271,6 @@ class LiveModel(NetworkSource):
             missing = model.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
             new = {f"{model.base_model_prefix}.{key}" for key in missing}
             _warn_of_new_weights(model, new | {f"the {head} head"}, name, head)
-        _check_embedding(model, vocabulary, name)
         return model
 
     def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
@@ -286,7 +285,7 @@ class LiveModel(NetworkSource):
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
         model: PreTrainedModel = copy.deepcopy(self.model, same)
         model.config.architectures = [type(model).__name__]
-        _check_embedding(model, vocabulary, type(model).__name__)
+        _check_embedding(model, vocabulary)
         choose_attention(model)
         return model
 
@@ -415,13 +414,14 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None, name: str) -> None:
+def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
     embedding: Any = model.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
     if vocabulary is not None and num_rows < vocabulary.size:
         raise ValueError(
-            f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of {name!r} has {num_rows} "
-            "rows; use the tokenizer that the model was trained with"
+            f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of "
+            f"{model.name_or_path or type(model).__name__!r} has {num_rows} rows; use the tokenizer that the model was "
+            "trained with"
         )
 
 

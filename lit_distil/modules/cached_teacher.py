@@ -191,7 +191,7 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
     Args:
         name: Folder, or name on the Hub.
         revision: Commit, tag or branch on the Hub.
-        dtype: The type that it runs in, if that is not the one of its files.
+        dtype: The type that it runs in, if that is not the type of its files.
 
     Raises:
         ValueError: The teacher has no weights.
@@ -199,15 +199,8 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
 
     def find(file: str) -> Path | None:
         try:
-            found = cached_file(
-                name,
-                file,
-                revision=revision,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                _raise_exceptions_for_gated_repo=False,
-            )
-        except OSError:  # neither a folder nor a name that the Hub could have
+            found = cached_file(name, file, revision=revision)
+        except OSError:  # no such file, folder or name, or no connection
             return None
         return None if found is None else Path(found)
 

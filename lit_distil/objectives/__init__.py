@@ -24,11 +24,12 @@ from lit_distil.objectives.logits import (
     JensenShannonLoss,
     LogitMSELoss,
     MaskedLMLoss,
+    NextSentenceLoss,
+    NextSentenceSoftTargetLoss,
     ReverseKLLoss,
     SoftTargetLoss,
     TeacherLabelLoss,
 )
-from lit_distil.objectives.next_sentence import NextSentenceLoss, NextSentenceSoftTargetLoss
 from lit_distil.objectives.task import TaskLoss, TaskSoftTargetLoss
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits

@@ -9,8 +9,18 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.sources import AUTO_MODELS, STAND_INS, FromConfig, Head, head_of
-from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
-from lit_distil.models.students.building import Filling, field_name, fill, head_names, known_type, logger
+from lit_distil.models.students.base import (
+    CopyRecord,
+    Filling,
+    HeadChoice,
+    Origin,
+    StudentInitialisation,
+    field_name,
+    fill,
+    head_names,
+    known_type,
+    logger,
+)
 from lit_distil.models.students.picks import EvenlySpaced, LayerPick, Layers, check_head
 
 _BERT_PARTS = {
@@ -158,8 +168,9 @@ class CrossArchitecture(StudentInitialisation):
     here; a task's head between all but modernbert. Positions, token types and layers are copied between those built
     like BERT (bert, roberta, camembert, xlm-roberta, distilbert, electra); a modernbert, whose layers normalise first
     and rotate positions, starts with new layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the
-    position table are shifted to match. Where the student has no token types, the first segment's is added to every
-    position, so that dropping the table changes nothing for single texts; where it alone has them, they start at zero.
+    position table are shifted to match. If only the teacher has token types, the first segment's is added to every
+    position, so that dropping the table changes nothing for single texts; if only the student has them, they start at
+    zero.
 
     Args:
         student: The student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
@@ -286,9 +297,7 @@ class CrossArchitecture(StudentInitialisation):
 class DistilBertFromBert(StudentInitialisation):
     """A DistilBERT out of a BERT, as in the paper (Sanh et al., 2019, section 3): no token types, no pooler.
 
-    This is `CrossArchitecture` with a distilbert student. Segment 0's token-type embedding is added to every position
-    embedding, so that dropping the table changes nothing for single texts. The masked-LM transform and head are copied
-    too.
+    This is `CrossArchitecture` with a distilbert student. The masked-LM transform and head are copied too.
 
     Args:
         layers: Layers of the teacher; negative ones count from the end, as in Python. The default is that of the

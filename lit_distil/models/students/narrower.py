@@ -33,9 +33,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.students.base import CopyRecord, HeadChoice, Origin, StudentInitialisation
-from lit_distil.models.students.building import (
+from lit_distil.models.students.base import (
+    CopyRecord,
     Filling,
+    HeadChoice,
+    Origin,
+    StudentInitialisation,
     build_from_layers,
     config_with,
     field_name,

@@ -7,8 +7,14 @@ from typing import get_args
 
 from transformers import PreTrainedModel
 
-from lit_distil.models.students.base import CopyRecord, HeadChoice, StudentInitialisation
-from lit_distil.models.students.building import build_from_layers, config_with, new_model
+from lit_distil.models.students.base import (
+    CopyRecord,
+    HeadChoice,
+    StudentInitialisation,
+    build_from_layers,
+    config_with,
+    new_model,
+)
 
 
 class LayerPick(StudentInitialisation):
