@@ -36,23 +36,16 @@ class FlatNetwork(nn.Module):
             keeps what the model has, but replaces transformers' default (`sdpa`) by `unpadded`.
 
     Raises:
-        ValueError: The model is a decoder, or takes no attention mask.
+        ValueError: See `check_architecture`.
     """
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
         super().__init__()
+        check_architecture(model)
         self.model = model
-        if getattr(model.config, "is_decoder", False):
-            raise ValueError("is_decoder=True: only encoders are trained here; set is_decoder to False in the config")
         parameters = inspect.signature(model.forward).parameters
         self._accepted = frozenset(parameters)
         self._takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-        if "attention_mask" not in self._accepted:
-            raise ValueError(
-                f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
-                "choose an encoder with attention, for example bert"
-            )
-        check_architecture(model)
         # sdpa is transformers' default, not a choice of the user
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
@@ -145,7 +138,8 @@ class FlatNetwork(nn.Module):
 
         options = {"output_hidden_states": output_hidden_states, "return_dict": True}
         inputs.update((name, value) for name, value in options.items() if self._takes_any or name in self._accepted)
-        with _forward_hook(self.model.base_model, choose_rows):
+        # a hook for one call, so that copies, pickles and other callers of the model never meet it
+        with self.model.base_model.register_forward_hook(choose_rows):
             output = self.model(**inputs)
         if isinstance(output, tuple):
             raise ValueError(f"{type(self.model).__name__} must return a ModelOutput with its logits, not a tuple")
@@ -183,16 +177,6 @@ class FlatNetwork(nn.Module):
         if batch.token_type_ids is None or num_types == 1:
             return torch.zeros_like(batch.input_ids)
         return batch.token_type_ids
-
-
-@contextmanager
-def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
-    """A hook for one call, so that copies, pickles and other callers of the model never meet it."""
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
@@ -277,11 +261,8 @@ class MaskedLMNetwork(FlatNetwork):
         if not enabled or not isinstance(decoder, nn.Linear):
             yield captured
             return
-        handle = decoder.register_forward_pre_hook(capture)
-        try:
+        with decoder.register_forward_pre_hook(capture):
             yield captured
-        finally:
-            handle.remove()
 
     def _is_deferred(self, captured: list[Projection], logits: Tensor) -> bool:
         """Whether the captured projection gives the logits; the first batch compares one row."""

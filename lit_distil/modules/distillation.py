@@ -14,10 +14,9 @@ from lit_distil.modules.checks import (
     cache_folders,
     check_beside_cache,
     check_for_text,
-    check_needs,
     check_networks,
     check_pair,
-    check_static_masks,
+    open_cache,
 )
 from lit_distil.modules.meters import Stage
 from lit_distil.modules.teachers import StudentModule
@@ -104,7 +103,10 @@ class DistillationModule(StudentModule, LanguageModelModule):
         """Load the teachers and make the student, unless they exist."""
         if self.teachers or self.cached_teachers:
             return
-        cached = {name: self._open_cache(name, folder) for name, folder in self.teacher_cache.items()}
+        cached = {}
+        for name, folder in self.teacher_cache.items():
+            identity = teacher_identity(str(self.teacher_sources[name]), self.teacher_revision, self.teacher_dtype)
+            cached[name] = open_cache(folder, name, identity, self.data, self.terms)
         self.build_student_and_teachers(cached)
         assert self.network is not None
         networks = {name: teacher.network for name, teacher in self.teachers.items()}
@@ -114,16 +116,6 @@ class DistillationModule(StudentModule, LanguageModelModule):
             check_beside_cache(self.network, each.vocabulary_size, self.data)
         check_networks(self.terms, self.network, networks, self.data)
         self.cached_teachers = cached
-
-    def _open_cache(self, name: str, folder: str) -> CachedTeacher:
-        check_static_masks(self.data)
-        cached = CachedTeacher(
-            folder,
-            teacher=teacher_identity(str(self.teacher_sources[name]), self.teacher_revision, self.teacher_dtype),
-            data={split: self.data.identity(split) for split in self.data.datasets},
-        )
-        check_needs(cached, self.terms, name)
-        return cached
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of student and teachers on the same masked input, with logits where an objective needs them.
