@@ -138,8 +138,12 @@ class TaskModule(EncoderModule):
 
 def saved_labels(checkpoint: dict[str, Any]) -> list[str]:
     """The labels of a checkpoint's network, in the order of its outputs; empty if it names none."""
-    names = json.loads(checkpoint["network"]["config"]).get("id2label") or {}
-    return [names[key] for key in sorted(names, key=int)]
+    return label_list(json.loads(checkpoint["network"]["config"]).get("id2label") or {})
+
+
+def label_list(id2label: dict[Any, Any]) -> list[str]:
+    """The labels of a head's configuration, in the order of its outputs."""
+    return [str(id2label[index]) for index in sorted(id2label, key=int)]
 
 
 def check_same_labels(what: str, theirs: list[str], task: Task, *, allow_unnamed: bool = True) -> None:
@@ -155,13 +159,12 @@ def check_same_labels(what: str, theirs: list[str], task: Task, *, allow_unnamed
         ValueError: The labels differ, or the task's labels have no names and the head has another size.
     """
     settings = task.head_settings()
-    named = settings.get("id2label")
-    if named is None:
-        wanted = settings.get("num_labels", len(theirs))
-        if len(theirs) != wanted:
-            raise ValueError(f"{what} has {len(theirs)} outputs ({_listed(theirs)}) and data.task needs {wanted}")
+    if "id2label" not in settings:
+        num_outputs = settings.get("num_labels", len(theirs))
+        if len(theirs) != num_outputs:
+            raise ValueError(f"{what} has {len(theirs)} outputs ({_listed(theirs)}) and data.task needs {num_outputs}")
         return
-    ours = [str(named[index]) for index in sorted(named)]
+    ours = label_list(settings["id2label"])
     if theirs == ours or (allow_unnamed and theirs == unnamed_labels(len(ours))):
         return
     difference = "the same in another order"

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
-from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels
+from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
 from lit_distil.modules.meters import Stage
 from lit_distil.modules.teachers import StudentModule, Teacher
 from lit_distil.objectives import Objective
@@ -35,8 +35,7 @@ def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) ->
         raise ValueError(
             f"model.teacher: {folder!r} was fine-tuned for {config.problem_type} and data.task is for {problem}"
         )
-    labels = [config.id2label[index] for index in sorted(config.id2label)]
-    check_same_labels(f"model.teacher: {folder!r}", labels, task, allow_unnamed=False)
+    check_same_labels(f"model.teacher: {folder!r}", label_list(config.id2label), task, allow_unnamed=False)
 
 
 class TaskDistillationModule(StudentModule, TaskModule):

@@ -92,7 +92,7 @@ class LabelKind(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no distributions")
 
     def head_settings(self, names: list[str]) -> dict[str, Any]:
-        """Settings of the head's Hugging Face configuration, from the names of the task's labels; it may have none."""
+        """Settings of the head's Hugging Face configuration; `names` are those of the task's labels, if it has any."""
         return {"num_labels": len(names), "id2label": dict(enumerate(names))} if names else {}
 
     def count(self, labels: Tensor) -> int:
@@ -298,7 +298,7 @@ class SpanLabel(_OneOutcome):
     """A span of each sequence: half the cross-entropy of its first token, and half that of its last.
 
     Logits `[T, 2]`; labels int64 `[S, 2]`, first and last position in the flat batch (`Batch.answer_spans`). A sample's
-    label is a pair of positions within it, or None where its span is not known.
+    label is a pair of positions within it, or None if its span is not known.
     """
 
     name = "span"

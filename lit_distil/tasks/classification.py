@@ -51,7 +51,7 @@ class TextTask(Task):
         """The label of a row, as the label kind takes it."""
 
     def readable_label(self, row: Row) -> Any:
-        """The label of a row for a reader; None where the row has none."""
+        """The label of a row for a reader; None if the row has none."""
         return row.get(self.label)
 
     def check_labels(self, rows: list[Row], labels: list[Any]) -> None:

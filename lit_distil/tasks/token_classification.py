@@ -196,7 +196,7 @@ class TokenClassification(Task):
         return by_row
 
     def _labels_of(self, tags: list[int], word_of_token: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` where it has none."""
+        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` if it has none."""
         labels = np.full(len(word_of_token), IGNORE_INDEX, dtype=np.int64)
         labels[positions] = [tags[word] for word in word_of_token[positions]]
         if self.label_all:
@@ -268,11 +268,12 @@ def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.n
             word, start = int(word_of_token[position]), int(spans[position, 0])
             if first_starts.setdefault(word, start) != start:
                 continue  # the window begins within the word
-            candidate = (min(position, len(spans) - 1 - position), -window, position)
-            best[word] = max(best.get(word, candidate), candidate)
+            context = min(position, len(spans) - 1 - position)
+            if word not in best or context > best[word][0]:
+                best[word] = (context, window, position)
     places: list[list[int]] = [[] for _ in offsets]
     for _, window, position in best.values():
-        places[-window].append(position)
+        places[window].append(position)
     return [(w, np.array(sorted(p), dtype=np.int64)) for w, p in zip(words_of_tokens, places, strict=True)]
 
 
