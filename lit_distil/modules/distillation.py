@@ -107,7 +107,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         for name, folder in self.teacher_cache.items():
             identity = teacher_identity(str(self.teacher_sources[name]), self.teacher_revision, self.teacher_dtype)
             cached[name] = open_cache(folder, name, identity, self.data, self.terms)
-        self.build_student_and_teachers(cached)
+        self.build_student_and_teachers(cached=cached.keys())
         assert self.network is not None
         networks = {name: teacher.network for name, teacher in self.teachers.items()}
         for network in networks.values():

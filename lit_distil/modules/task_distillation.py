@@ -111,7 +111,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         for objective in self.terms.objectives.values():
             objective.follow_task(**task.loss_settings())
         settings = task.head_settings()
-        self.build_student_and_teachers(**settings)
+        self.build_student_and_teachers(head_settings=settings)
         assert self.network is not None
         if "problem_type" in settings:  # a teacher from elsewhere may not have it
             self.network.config.problem_type = settings["problem_type"]
