@@ -21,8 +21,7 @@ from typing import Any, BinaryIO
 def staged_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write, which takes the place of `path` when the block ends; after an error `path` is untouched.
 
-    Args:
-        path: The target, in a folder that exists. The open file's `name` says where the data are until the end.
+    The folder of `path` must exist. Until the end the data are in the file that the open file's `name` says.
     """
     staging = staging_name(path)
     try:
@@ -40,9 +39,9 @@ def write_file(path: Path, content: str | Iterable[bytes | memoryview], *, sha25
     """Write a file whole or not at all.
 
     Args:
-        path: The file; what is there is replaced.
+        path: The file, which is replaced if it exists.
         content: A text, written as UTF-8, or blocks of bytes.
-        sha256: The hash that the content must have; None takes any.
+        sha256: The hash that the content must have; None accepts any.
 
     Returns:
         The sha256 of what was written.
@@ -67,11 +66,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder to fill, which takes the place of `folder` when the block ends; after an error it is removed.
-
-    Args:
-        folder: The target; a folder that is there is replaced.
-    """
+    """Make a folder to fill, which takes the place of `folder` when the block ends; after an error it is removed."""
     staging, old = staging_name(folder), staging_name(folder)
     staging.mkdir(parents=True)
     try:
@@ -90,7 +85,7 @@ def place_folder(staging: Path, folder: Path) -> None:
     """Rename a folder that was filled step by step to `folder`, once all of its files are on disk.
 
     Raises:
-        OSError: `folder` is there and is not empty.
+        OSError: `folder` exists and is not empty.
     """
     _settle(staging)
     os.replace(staging, folder)
@@ -147,7 +142,7 @@ def short_hash(data: bytes, num_bytes: int) -> bytes:
 
 
 def is_whole(path: Path, sha256: str, num_bytes: int | None = None) -> bool:
-    """Whether a file is there and is what was written; its size, where that is known, is compared first."""
+    """Whether a file exists and has this size, if given, and this hash."""
     return path.is_file() and (num_bytes is None or path.stat().st_size == num_bytes) and hash_file(path) == sha256
 
 
@@ -157,14 +152,11 @@ def default_cache_dir(cache_dir: str | None = None) -> Path:
 
 
 def describe(piece: Any) -> Any:
-    """Plain values that are equal for two pieces of the same class and settings, and differ for others.
+    """Plain values, fit for JSON, that are equal for two pieces of the same class and settings, and differ for others.
 
     Args:
-        piece: A number, a text or None, which are returned as they are; a list or a dictionary of pieces; or an object
-            that keeps its settings as attributes.
-
-    Returns:
-        Values that a JSON file gives back unchanged.
+        piece: A number, a text or None, which are returned as they are; a list, set or dictionary of pieces; or an
+            object that keeps its settings as attributes.
     """
     if piece is None or isinstance(piece, bool | int | float | str):
         return piece

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, with the umask's permissions, and are compared with their hashes."""
+"""Files and folders appear whole or not at all, with the umask's permissions; hashes tell whether they are whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def mode_of(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_a_file_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_file(path, "old")
 
@@ -65,7 +65,7 @@ def test_content_with_another_hash_is_not_written(tmp_path: Path) -> None:
     assert write_file(path, blocks, sha256=expected) == expected == hash_file(path) == hash_of("some bytes")
 
 
-def test_a_file_is_whole_only_with_its_size_and_hash(tmp_path: Path) -> None:
+def test_is_whole_compares_size_and_hash(tmp_path: Path) -> None:
     path = tmp_path / "a"
     sha256 = write_file(path, "content")
     assert is_whole(path, sha256) and is_whole(path, sha256, 7)
@@ -74,14 +74,14 @@ def test_a_file_is_whole_only_with_its_size_and_hash(tmp_path: Path) -> None:
     assert not is_whole(path, sha256, 7)
 
 
-def test_json_is_read_back_and_hashes_tell_values_apart(tmp_path: Path) -> None:
+def test_json_is_read_back_and_different_values_have_different_hashes(tmp_path: Path) -> None:
     values = {"é": [1, None, 2.5]}
     write_json(tmp_path / "a.json", values)
     assert json.loads((tmp_path / "a.json").read_text()) == values
     assert hash_values(values) == hash_values(dict(values)) != hash_values({"é": [1, None, 2.25]})
 
 
-def test_a_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -> None:
+def test_a_failed_folder_keeps_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "export"
     with staged_folder(folder) as staging:
         (staging / "a").write_text("old")
@@ -100,7 +100,7 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one_alone(tmp_path: Path) -
     assert [path.name for path in folder.iterdir()] == ["b"] and list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_folder_filled_step_by_step_never_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_place_folder_never_replaces_another_folder(tmp_path: Path) -> None:
     for name in ("work", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
@@ -111,8 +111,8 @@ def test_a_folder_filled_step_by_step_never_takes_the_place_of_another(tmp_path:
     assert (tmp_path / "free" / "work").is_file() and not (tmp_path / "work").exists()
 
 
-def test_everything_has_the_permissions_of_new_files(tmp_path: Path, umask: int) -> None:
-    """safetensors writes files that only their owner can read, beside others that everyone can."""
+def test_files_and_folders_have_the_permissions_of_new_ones(tmp_path: Path, umask: int) -> None:
+    """Some writers, such as safetensors', make files that only their owner can read."""
     write_file(tmp_path / "file", "text")
     assert mode_of(tmp_path / "file") == 0o666 & ~umask
     with staged_folder(tmp_path / "folder") as staging:
@@ -124,7 +124,7 @@ def test_everything_has_the_permissions_of_new_files(tmp_path: Path, umask: int)
     assert len(files) == 2 and {mode_of(path) for path in files} == {0o666 & ~umask}
 
 
-def test_the_same_settings_give_the_same_words_and_others_do_not() -> None:
+def test_describe_tells_settings_apart() -> None:
     pieces = [
         TokenMasking(0.3),
         TokenMasking(0.15),
@@ -138,7 +138,7 @@ def test_the_same_settings_give_the_same_words_and_others_do_not() -> None:
     assert json.dumps(describe(TokenMasking(0.3))) == words[0]
 
 
-def test_pieces_within_pieces_are_looked_into() -> None:
+def test_describe_looks_into_nested_pieces() -> None:
     class Holder:
         def __init__(self, rate: float) -> None:
             self.inner, self.values = TokenMasking(rate), [1, (2.5, None), {"a": True}]
@@ -151,6 +151,6 @@ def test_pieces_within_pieces_are_looked_into() -> None:
 
 
 @pytest.mark.parametrize("piece", [TokenMasking(0.3, patterns=2), DocSentences(), None, 3, "text"])
-def test_what_is_read_back_is_what_was_written(piece: object) -> None:
-    """A manifest is compared with one that went through a file."""
+def test_a_description_survives_json(piece: object) -> None:
+    """A manifest is compared with one that was read from a file."""
     assert json.loads(json.dumps(describe(piece))) == describe(piece)

@@ -58,8 +58,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             ValueError: It is damaged, and is not the `last.ckpt` of a folder that holds a sound one.
         """
-        loaded: dict[str, Any] = super().load_checkpoint(self._sound(path), *args, **kwargs)
-        return loaded
+        return super().load_checkpoint(self._sound(path), *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its hash."""

@@ -16,8 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_distil.files import staged_folder, write_file
 from lit_distil.modules.base import datamodule_of
-
-_WEIGHTS = "network.model."  # prefix of the network's weights in a checkpoint
+from lit_distil.modules.checkpoints import network_weights
 
 
 class ExportCallback(Callback):
@@ -59,8 +58,7 @@ class ExportCallback(Callback):
         path = getattr(saving, "best_model_path", "")
         if not (self.best and getattr(saving, "monitor", None) and Path(path).is_file()):
             return None
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        return {k.removeprefix(_WEIGHTS): v for k, v in weights.items() if k.startswith(_WEIGHTS)}
+        return network_weights(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def write_export(network: Any, tokenizer: Any, folder: Path) -> None:
@@ -104,7 +102,8 @@ class PredictionWriter(BasePredictionWriter):
         path.parent.mkdir(parents=True, exist_ok=True)
         data = datamodule_of(trainer)
         if data.task is None:
-            rows = [_readable(row, data.tokenizer) for row in sorted(rows, key=lambda r: (r["sample"], r["position"]))]
+            rows.sort(key=lambda row: (row["sample"], row["position"]))
+            rows = [_readable(row, data.tokenizer) for row in rows]
         else:
             dataset = data.datasets[data.predict_split]
             found = [(dataset.features[n], outcome) for n, outcome in sorted(rows, key=lambda row: row[0])]

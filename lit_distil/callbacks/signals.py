@@ -68,21 +68,18 @@ class StopOnSignal(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the handlers back that were there before."""
-        self._restore_handlers()
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        self._handlers_before = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the handlers back that were there before."""
-        self._restore_handlers()
+        self.on_train_end(trainer, pl_module)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = number
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
-        self._handlers_before = {}
 
     def _save(self, trainer: Trainer) -> None:
         self._saved_for = self._received or signal.SIGTERM  # which signal another rank received is not known

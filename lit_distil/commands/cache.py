@@ -354,9 +354,9 @@ def cache(
 
 def _choose_teacher(requested: str | None, names: list[str]) -> str:
     if requested is None and len(names) > 1:
-        raise ValueError(f"teacher: a cache is of one teacher, and there are {names}; say which: --teacher {names[0]}")
+        raise ValueError(f"teacher: a cache holds one teacher, and there are {names}; say which: --teacher {names[0]}")
     if requested is not None and requested not in names:
-        raise ValueError(f"teacher: {requested!r} is none of {names}, the names in model.teacher")
+        raise ValueError(f"teacher: {requested!r} is not in model.teacher, which has {names}")
     return requested or names[0]
 
 

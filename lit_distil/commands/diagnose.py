@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 
 from lit_distil.commands.pages import Section, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
-from lit_distil.console import Table
 from lit_distil.data.sources.tables import read_rows
-from lit_distil.files import write_file
 from lit_distil.tasks.base import SOURCE_KEY
 from lit_distil.tasks.question_answering import exact_match, f1
 
@@ -57,21 +54,12 @@ def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 1
         plot_confusion(pictures[-1], found.confusion, found.classes)
     if reliability is not None:
         pictures.append(folder / "reliability.png")
-        plot_reliability(
-            pictures[-1],
-            reliability.edges.tolist(),
-            reliability.accuracy.tolist(),
-            reliability.confidence.tolist(),
-            reliability.counts.tolist(),
-            error=reliability.expected_error,
-        )
-    headline = title or f"Predictions of {predictions}"
-    summary = _summary(found, reliability)
+        plot_reliability(pictures[-1], reliability.filled_bins, width=1 / bins, error=reliability.expected_error)
+    summary = _summary(found, reliability, bins)
     sections = [Section(lines=summary), Section(pictures=pictures), *_sections(found, reliability, examples)]
-    write_pages(folder / "diagnosis", headline, sections)
-    numbers = json.dumps(_numbers(found, reliability, examples), indent=2, ensure_ascii=False)
-    write_file(folder / "diagnosis.json", numbers + "\n")
-    print("\n".join([*summary, f"written: {folder / 'diagnosis.html'}"]))
+    print("\n".join(summary))
+    numbers = _numbers(found, reliability, examples)
+    write_pages(folder / "diagnosis", title or f"Predictions of {predictions}", sections, numbers)
 
 
 def run(arguments: list[str]) -> None:
@@ -92,7 +80,7 @@ class Prediction:
         predicted: What the model said.
         right: Whether these are the same; None for a value, which is near or far.
         confidence: The probability of what the model said; None for a value.
-        wrongness: Larger if it went more wrong; `Predictions.measure` says in what.
+        wrongness: Larger if it went more wrong, in the unit that `Predictions.measure` names.
         sample: Index of its row in the data set.
     """
 
@@ -112,7 +100,7 @@ class Predictions:
     Attributes:
         unit: What one prediction is about, in the plural: `rows`, `words`, `labels`, `questions`, `choices`, `values`.
         measure: What `Prediction.wrongness` is.
-        all: In the order of the file.
+        all: N predictions in the order of the file.
         classes: C names if every prediction is one of these, in the order of the tables; else none.
     """
 
@@ -142,23 +130,21 @@ class Predictions:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """int64 `[C, C]`: predictions by true class (down) and predicted class (across)."""
-        number_of = {name: index for index, name in enumerate(self.classes)}
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         for one in self.all:
-            counts[number_of[one.gold], number_of[one.predicted]] += 1
+            counts[self.classes.index(one.gold), self.classes.index(one.predicted)] += 1
         return counts
 
     def worst(self, count: int) -> list[Prediction]:
-        """Those that are not right, the worst first."""
+        """The worst of those that are not right, the worst first."""
         wrong = [one for one in self.all if not one.right]
         return sorted(wrong, key=lambda one: -one.wrongness)[:count]
 
     def commonest_confusions(self, count: int) -> list[tuple[str, str, int]]:
-        """(true class, predicted class, predictions), the commonest first, without the right ones."""
+        """(true class, predicted class, predictions) of the commonest mistakes, in descending order."""
         pairs = Counter((one.gold, one.predicted) for one in self.all if not one.right)
-        number_of = {name: index for index, name in enumerate(self.classes)}
-        ranked = sorted(pairs, key=lambda pair: (-pairs[pair], number_of[pair[0]], number_of[pair[1]]))
-        return [(gold, predicted, pairs[gold, predicted]) for gold, predicted in ranked[:count]]
+        ranked = sorted(pairs, key=lambda pair: (-pairs[pair], *map(self.classes.index, pair)))
+        return [(*pair, pairs[pair]) for pair in ranked[:count]]
 
 
 def read_predictions(path: str) -> Predictions:
@@ -292,33 +278,18 @@ def _text_of(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy in B bins of equal width (Guo et al. 2017, arXiv 1706.04599, section 2).
+    """Confidence against accuracy in bins of equal width (Guo et al. 2017, arXiv 1706.04599, section 2).
 
     Attributes:
-        edges: float64 `[B + 1]`; a bin holds confidences above its lower edge, up to and with its upper one.
-        counts: int64 `[B]`, predictions in each bin.
-        confidence: float64 `[B]`, their mean confidence; NaN in an empty bin.
-        accuracy: float64 `[B]`, the share of them that are right; NaN in an empty bin.
+        filled_bins: For each bin that has predictions: its edges `from` and `to` (a bin includes its upper edge), the
+            number of predictions as `rows`, their mean `confidence`, and the share that is right as `accuracy`.
+        expected_error: Expected calibration error: |accuracy − confidence|, weighted by the predictions in each bin.
+        largest_error: The largest |accuracy − confidence| of any bin.
     """
 
-    edges: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-
-    @property
-    def expected_error(self) -> float:
-        """Expected calibration error: |accuracy − confidence|, weighted by the number of predictions in each bin."""
-        return float(np.nansum(self._gaps * self.counts) / self.counts.sum())
-
-    @property
-    def largest_error(self) -> float:
-        """The largest |accuracy − confidence| of any bin."""
-        return float(np.nanmax(self._gaps))
-
-    @property
-    def _gaps(self) -> NDArray[np.float64]:
-        return np.abs(self.accuracy - self.confidence)
+    filled_bins: list[dict[str, Any]]
+    expected_error: float
+    largest_error: float
 
 
 def calibrate(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, bins: int = 10) -> Calibration:
@@ -327,23 +298,26 @@ def calibrate(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, bin
     Args:
         confidences: float64 `[N]`, in [0, 1].
         right: Bool `[N]`.
-        bins: B.
+        bins: Number of bins.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     edges = np.linspace(0.0, 1.0, bins + 1)
     places = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, bins - 1)
     counts = np.bincount(places, minlength=bins)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # NaN in an empty bin
         confidence = np.bincount(places, weights=confidences, minlength=bins) / counts
         accuracy = np.bincount(places, weights=right.astype(float), minlength=bins) / counts
-    return Calibration(edges, counts, confidence, accuracy)
+    gaps = np.abs(accuracy - confidence)
+    columns = {"from": edges[:-1], "to": edges[1:], "rows": counts, "confidence": confidence, "accuracy": accuracy}
+    filled = [{name: values[index].item() for name, values in columns.items()} for index in counts.nonzero()[0]]
+    return Calibration(filled, float(np.nansum(gaps * counts) / counts.sum()), float(np.nanmax(gaps)))
 
 
 # Lines, tables and numbers
 
 
-def _summary(found: Predictions, reliability: Calibration | None) -> list[str]:
+def _summary(found: Predictions, reliability: Calibration | None, bins: int) -> list[str]:
     if reliability is None:
         return [f"mean absolute difference: {found.mean_wrongness:.3f} on {len(found):,} rows"]
     accuracy, mean_confidence = float(found.right.mean()), float(found.confidences.mean())
@@ -352,7 +326,7 @@ def _summary(found: Predictions, reliability: Calibration | None) -> list[str]:
     return [
         f"accuracy: {100 * accuracy:.1f} % ± {100 * error:.1f} on {len(found):,} {found.unit} (one standard error)",
         *([f"mean loss: {found.mean_wrongness:.3f} nats"] if found.measure == "loss" else []),
-        f"expected calibration error: {100 * reliability.expected_error:.1f} points in {len(reliability.counts)} bins "
+        f"expected calibration error: {100 * reliability.expected_error:.1f} points in {bins} bins "
         f"(largest in one bin: {100 * reliability.largest_error:.1f})",
         f"mean confidence: {100 * mean_confidence:.1f} %; on the whole the network is {direction}",
     ]
@@ -370,7 +344,7 @@ def _sections(found: Predictions, reliability: Calibration | None, examples: int
             sections.append(Section("What is mistaken for what", [["label", "prediction", found.unit], *confusions]))
     if reliability is not None:
         table = [["confidence", found.unit, "mean confidence %", "accuracy %"]]
-        for one in _filled_bins(reliability):
+        for one in reliability.filled_bins:
             shares = (f"{100 * one[name]:.1f}" for name in ("confidence", "accuracy"))
             table.append([f"{one['from']:.2f} to {one['to']:.2f}", f"{one['rows']:,}", *shares])
         sections.append(Section("Reliability", table))
@@ -384,30 +358,16 @@ def _sections(found: Predictions, reliability: Calibration | None, examples: int
     return sections
 
 
-def _class_table(classes: Sequence[str], confusion: NDArray[np.int64]) -> Table:
+def _class_table(classes: Sequence[str], confusion: NDArray[np.int64]) -> list[list[str]]:
     def share(part: int, whole: int) -> str:
         return f"{100 * part / whole:.1f}" if whole else "–"
 
     table = [["class", "rows", "precision %", "recall %", "F1 %"]]
-    for index, name in enumerate(classes):
-        right = int(confusion[index, index])
-        actual, predicted = int(confusion[index].sum()), int(confusion[:, index].sum())
+    counts = zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)
+    for name, (right, actual, predicted) in zip(classes, counts, strict=True):
         shares = [share(right, predicted), share(right, actual), share(2 * right, actual + predicted)]
         table.append([name, f"{actual:,}", *shares])
     return table
-
-
-def _filled_bins(reliability: Calibration) -> list[dict[str, Any]]:
-    return [
-        {
-            "from": float(reliability.edges[index]),
-            "to": float(reliability.edges[index + 1]),
-            "rows": int(reliability.counts[index]),
-            "confidence": float(reliability.confidence[index]),
-            "accuracy": float(reliability.accuracy[index]),
-        }
-        for index in reliability.counts.nonzero()[0].tolist()
-    ]
 
 
 def _numbers(found: Predictions, reliability: Calibration | None, examples: int) -> dict[str, Any]:
@@ -424,7 +384,7 @@ def _numbers(found: Predictions, reliability: Calibration | None, examples: int)
             "accuracy": float(found.right.mean()),
             "expected_calibration_error": reliability.expected_error,
             "largest_calibration_error": reliability.largest_error,
-            "reliability": _filled_bins(reliability),
+            "reliability": reliability.filled_bins,
         }
     worst = [
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 from jsonargparse import auto_cli
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.callbacks import write_export
-from lit_distil.commands.networks import max_positions, open_network
+from lit_distil.commands.networks import open_network
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.data.sources.text import read_lines
-from lit_distil.files import staged_folder
+from lit_distil.files import staged_folder, write_json
+from lit_distil.models.networks import position_range
 
 
 def export(
@@ -54,22 +53,15 @@ def export(
             f"tokenizer: it has {len(chosen)} entries and the network's embedding {num_rows} rows; give the tokenizer "
             "that the network was trained with: --tokenizer FOLDER_OR_NAME"
         )
-    if onnx or int8:
-        texts = _read_texts(check_on) if check_on is not None else []
-        with staged_folder(Path(out)) as staging:
-            network.save_pretrained(staging)
-            chosen.save_pretrained(staging)
-            _write_onnx_files(
-                network,
-                chosen,
-                staging,
-                int8=int8,
-                tolerance=tolerance,
-                min_agreement=0.0 if allow_disagreement else min_agreement,
-                texts=texts,
-            )
-    else:
-        write_export(network, chosen, Path(out))
+    texts = [] if check_on is None else _read_texts(check_on)
+    with staged_folder(Path(out)) as staging:
+        network.save_pretrained(staging)
+        chosen.save_pretrained(staging)
+        if onnx or int8:
+            if allow_disagreement:
+                min_agreement = 0.0
+            limits = {"tolerance": tolerance, "min_agreement": min_agreement}
+            _write_onnx_files(network, chosen, staging, texts, int8=int8, **limits)
     print(f"{network.num_parameters():,} parameters in {out}")
 
 
@@ -82,32 +74,27 @@ def _write_onnx_files(
     network: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
+    texts: Sequence[str],
     *,
     int8: bool,
     tolerance: float,
     min_agreement: float,
-    texts: Sequence[str],
 ) -> None:
-    """Write model.onnx, perhaps model_int8.onnx, and onnx.json with how they compare with torch.
-
-    Raises:
-        ValueError: A file disagrees with the network.
-    """
-    limits = [max_positions(network), tokenizer.model_max_length]
+    """Write model.onnx, perhaps model_int8.onnx, and onnx.json with how they compare with torch."""
+    plain, small = folder / "model.onnx", folder / "model_int8.onnx"
+    limits = [position_range(network)[1], tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < 1_000_000]  # huge stands for no limit
-    path = folder / "model.onnx"
-    write_onnx(network, path, max_length=min(known, default=0))
-    agreement = compare_with_torch(network, OnnxNetwork(path), tokenizer, texts=texts)
+    write_onnx(network, plain, max_length=min(known, default=0))
+    agreement = compare_with_torch(network, OnnxNetwork(plain), tokenizer, texts=texts)
     if agreement.largest_difference > tolerance * max(agreement.largest_logit, 1.0):
         raise ValueError(
             f"onnx: model.onnx is not the network: {agreement}; tolerance is {tolerance:g} of the largest logit"
         )
-    torch_mb = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters()) / 1e6
-    results: dict[str, Any] = {"torch_mb": torch_mb, path.name: {"mb": onnx_bytes(path) / 1e6, **asdict(agreement)}}
-    print(f"model.onnx: {onnx_bytes(path) / 1e6:.1f} MB (torch: {torch_mb:.1f} MB); {agreement}")
+    torch_mb = network.get_memory_footprint(return_buffers=False) / 1e6
+    results: dict[str, Any] = {"torch_mb": torch_mb, plain.name: {"mb": onnx_bytes(plain) / 1e6, **asdict(agreement)}}
+    print(f"model.onnx: {onnx_bytes(plain) / 1e6:.1f} MB (torch: {torch_mb:.1f} MB); {agreement}")
     if int8:
-        small = folder / "model_int8.onnx"
-        quantise(path, small)
+        quantise(plain, small)
         agreement = compare_with_torch(network, OnnxNetwork(small), tokenizer, texts=texts)
         if agreement.top_agreement < min_agreement:
             raise ValueError(
@@ -116,7 +103,7 @@ def _write_onnx_files(
             )
         results[small.name] = {"mb": onnx_bytes(small) / 1e6, **asdict(agreement)}
         print(f"model_int8.onnx: {onnx_bytes(small) / 1e6:.1f} MB; {agreement}")
-    (folder / "onnx.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "onnx.json", results)
 
 
 def _read_texts(file: str) -> list[str]:

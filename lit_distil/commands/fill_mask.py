@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from lit_distil.commands.inspect.batches import TokenTexts
 from lit_distil.commands.networks import (
     MaskedLM,
     call_with_words,
     flat_batch,
+    name_list,
     open_masked_lm,
     read_texts,
     short_names,
@@ -40,9 +42,7 @@ def fill_mask(
         top: How many tokens to show for each mask.
         device: Where to run, such as cpu or cuda.
     """
-    names = [model] if isinstance(model, str) else model
-    if not names:
-        raise ValueError("model: give at least one folder")
+    names = name_list(model)
     found, places = read_texts(texts or [], file)
     results = [fill(open_masked_lm(name, device=device), found, places=places, top=top) for name in names]
     for number, text in enumerate(found):
@@ -65,12 +65,7 @@ def run(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Filling:
-    """The likeliest tokens at one mask.
-
-    Attributes:
-        tokens: As a person reads them; `##` before one that continues the word to its left.
-        probabilities: The probability of each, in descending order.
-    """
+    """The likeliest tokens at one mask, with `##` before one that continues a word, and their probabilities."""
 
     tokens: list[str]
     probabilities: list[float]
@@ -87,7 +82,7 @@ def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: i
         top: How many tokens to give for each mask.
 
     Returns:
-        A list for each text, with a filling for each of its masks from left to right.
+        For each text the fillings of its masks, from left to right.
 
     Raises:
         ValueError: A text has no mask or is too long, or `top` is out of range.
@@ -101,6 +96,7 @@ def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: i
     for place, feature in zip(places, features, strict=True):
         if mask_id not in feature.input_ids:
             raise ValueError(f"{place}: no mask in it; write [MASK] where a token is missing")
+    texts_of = TokenTexts(model.tokenizer, set(model.tokenizer.all_special_ids))
     # a token after one of these starts a word; some tokenizers leave a lone space before a mask
     spaces: Any = model.tokenizer.convert_tokens_to_ids(["Ġ", "▁"])
     starters = set(model.tokenizer.all_special_ids) - {mask_id} | set(spaces)
@@ -114,21 +110,13 @@ def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: i
         sequence = torch.searchsorted(batch.cu_seq_lens.long(), positions, right=True) - 1
         fillings: list[list[Filling]] = [[] for _ in batch.lengths]
         for number, position in enumerate(positions.tolist()):
-            continues_word = int(batch.input_ids[0, position - 1]) not in starters if position else False
-            tokens = [
-                _shown(model, token, continues_word=continues_word) for token in likeliest.indices[number].tolist()
-            ]
+            continues_word = position > 0 and int(batch.input_ids[0, position - 1]) not in starters
+            tokens = []
+            for token in likeliest.indices[number].tolist():
+                text, has_space_before = texts_of(token)
+                # WordPiece marks parts of words; elsewhere, a token without a space before it may be punctuation
+                is_part = not has_space_before and (not texts_of.marks_spaces or (continues_word and text.isalnum()))
+                tokens.append(f"##{text}" if is_part else text)
             fillings[int(sequence[number])].append(Filling(tokens, likeliest.values[number].tolist()))
         results += fillings
     return results
-
-
-def _shown(model: MaskedLM, token_id: int, *, continues_word: bool) -> str:
-    """A token as a person reads it: byte-level and SentencePiece vocabularies mark a space, WordPiece its absence."""
-    token = str(model.tokenizer.convert_ids_to_tokens(token_id))
-    text = str(model.tokenizer.decode([token_id])).strip()
-    if not text or "\N{REPLACEMENT CHARACTER}" in text:
-        return token
-    marks_spaces = "Ġ" in model.tokenizer.get_vocab() or "▁" in model.tokenizer.get_vocab()
-    starts_word = token.startswith(("Ġ", "▁")) or token_id in model.tokenizer.all_special_ids
-    return f"##{text}" if marks_spaces and continues_word and not starts_word and text.isalnum() else text

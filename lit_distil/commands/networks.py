@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,31 +14,26 @@ import torch
 import transformers
 import yaml
 from jsonargparse import ArgumentParser
-from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.data import LabelledSequences, load_tokenizer
 from lit_distil.data.sources.text import read_lines
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
+from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.tasks import Features
 from lit_distil.types import Batch
-
-_WEIGHTS = "network.model."  # prefix of the network's weights in a checkpoint
 
 
 def open_network(
     name: str | Path, tokenizer: str | None = None, *, field: str = "checkpoint"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a network with its head, as `load_network` does, and its tokenizer.
+    """Load a network with `load_network`, and its tokenizer.
 
     Args:
         name: What `load_network` takes.
         tokenizer: Folder or Hub name; None takes the folder's own, or the one that the run's config.yaml names.
         field: What messages call the argument that `name` came from.
-
-    Raises:
-        ValueError: There is no such network, or its head or its tokenizer is unknown.
     """
     network = load_network(name, field=field)
     if tokenizer is None and _is_checkpoint(Path(name)):
@@ -65,7 +60,7 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
         network: PreTrainedModel | None = kind and kind.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{field}: {folder!r} could not be loaded ({_first_line(error)}); give a checkpoint "
+            f"{field}: {folder!r} could not be loaded ({first_line(error)}); give a checkpoint "
             "(<run>/checkpoints/last.ckpt), a folder that a run exported, or a name on the Hub"
         ) from error
     if network is None:
@@ -77,10 +72,7 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
 
 
 def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
-    """Load the trained network of a checkpoint, with its head, in eval mode on the CPU.
-
-    Args:
-        checkpoint: File that a module of this package was saved to. A distilled student's holds no teacher.
+    """Load the network in a checkpoint of this package's modules, with its head, in eval mode on the CPU.
 
     Raises:
         ValueError: The file is missing or damaged, or something else wrote it.
@@ -91,19 +83,16 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"checkpoint: {str(path)!r} could not be read as one ({_first_line(error)})") from error
+        raise ValueError(f"checkpoint: {str(path)!r} could not be read as one ({first_line(error)})") from error
     saved = content.get("network") if isinstance(content, dict) else None
     if not isinstance(saved, dict) or saved.get("head") not in AUTO_MODELS:
         raise ValueError(
             f"checkpoint: {str(path)!r} was not written by a module of lit_distil, so it does not say which network it "
             "holds; give one that `lit-distil fit` wrote"
         )
-    model = AUTO_MODELS[saved["head"]].from_config(AutoConfig.for_model(**json.loads(saved["config"])))
-    weights = {
-        name.removeprefix(_WEIGHTS): value for name, value in content["state_dict"].items() if name.startswith(_WEIGHTS)
-    }
+    model = saved_model(content)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(network_weights(content))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: the weights in {str(path)!r} do not fit its network: {reason}") from error
@@ -121,19 +110,10 @@ def tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"tokenizer: no file {path} to take it from; name it: --tokenizer FOLDER_OR_NAME")
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     data = config.get("data") if isinstance(config, dict) else None
-    settings = data.get("init_args", data) if isinstance(data, dict) else {}
+    settings = data.get("init_args", data) if isinstance(data, dict) else {}  # class_path may be left out
     if not settings.get("tokenizer"):
         raise ValueError(f"tokenizer: {path} names none under data; name it: --tokenizer FOLDER_OR_NAME")
     return load_tokenizer(settings["tokenizer"], revision=settings.get("tokenizer_revision"))
-
-
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Tokens of the longest sequence that a network has positions for; None if it has no table of them."""
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if not isinstance(table, nn.Embedding):
-        return None
-    # RoBERTa-likes reserve the positions up to padding's own
-    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -156,19 +136,14 @@ def _class_that_wrote(config: PretrainedConfig) -> Any | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """A masked language model in eval mode.
-
-    Attributes:
-        name: What the user called it: a folder, a checkpoint or a name on the Hub.
-        network: On its device.
-        tokenizer: Its own.
-    """
+    """A masked language model in eval mode with its tokenizer; `name` is what the user called it."""
 
     name: str
     network: MaskedLMNetwork
@@ -180,21 +155,14 @@ class MaskedLM:
         return next(self.network.parameters()).device
 
     def encode(self, texts: Sequence[str], *, places: Sequence[str]) -> list[Features]:
-        """Turn texts into token ids, special tokens included.
-
-        Args:
-            texts: What to encode.
-            places: Where each text came from, for messages.
+        """Turn texts into token ids, special tokens included; `places` says where each came from, for messages.
 
         Raises:
             ValueError: A text is longer than the network takes, or has no tokens.
         """
-        if not texts:
-            return []
         encoded = self.tokenizer(list(texts), return_attention_mask=False, verbose=False)
         types = encoded.get("token_type_ids")
-        limits = [self.tokenizer.model_max_length, self.network.max_length]
-        longest = min(int(limit) for limit in limits if limit is not None)
+        longest = int(min(self.tokenizer.model_max_length, self.network.max_length or math.inf))
         for place, ids in zip(places, encoded["input_ids"], strict=True):
             if len(ids) > longest:
                 raise ValueError(
@@ -214,11 +182,7 @@ class MaskedLM:
 
 
 def open_masked_lm(name: str, *, device: str = "cpu") -> MaskedLM:
-    """Load a masked language model with its tokenizer.
-
-    Args:
-        name: What `open_network` takes.
-        device: Where to put it.
+    """Load a masked language model from whatever `open_network` takes.
 
     Raises:
         ValueError: It cannot be loaded, or has no masked-LM head.
@@ -245,6 +209,14 @@ def short_names(names: Sequence[str]) -> list[str]:
         is_folder = path.exists() and parts and path.suffix not in (".ckpt", ".onnx")
         short.append(parts[-1] if is_folder else str(name))
     return [brief if short.count(brief) == 1 else str(name) for brief, name in zip(short, names, strict=True)]
+
+
+def name_list(model: list[str] | str) -> list[str]:
+    """The names of one or several models, as the option `--model` gives them."""
+    names = [model] if isinstance(model, str) else model
+    if not names:
+        raise ValueError("model: give at least one folder")
+    return names
 
 
 def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_distil.commands.networks import first_line
 from lit_distil.models.sources import head_of
 
 _METADATA = "lit_distil."  # prefix of our entries in a file's metadata
@@ -71,7 +72,7 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
         raise ValueError(f"onnx: {kind} cannot be written; the heads that can are {', '.join(_HEADS)}")
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_segments(model) else [])
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    num_bytes = model.get_memory_footprint(return_buffers=False)
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -84,8 +85,9 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"onnx: torch's exporter cannot write {kind} ({reason}); leave --onnx out") from error
+            raise ValueError(
+                f"onnx: torch's exporter cannot write {kind} ({first_line(error)}); leave --onnx out"
+            ) from error
         assert program is not None
         program.save(str(path), external_data=num_bytes > _MOST_BYTES)
     written = onnx.load(str(path), load_external_data=False)
@@ -103,13 +105,9 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
 
 
 def quantise(path: Path, out: Path) -> None:
-    """Write an int8 file: dynamic quantisation by ONNX Runtime, weights and embeddings by channel.
+    """Write an int8 file of one that `write_onnx` wrote: dynamic quantisation by ONNX Runtime, by channel.
 
     Weights take 7 bits. With 8, sums saturate on processors without VNNI, which costs several points of agreement.
-
-    Args:
-        path: File that `write_onnx` wrote.
-        out: File to write.
     """
     import_extra("onnxruntime")
     onnx = import_extra("onnx")
@@ -149,8 +147,9 @@ class OnnxNetwork:
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{str(path)!r} is not an ONNX file that ONNX Runtime can run ({reason})") from error
+            raise ValueError(
+                f"{str(path)!r} is not an ONNX file that ONNX Runtime can run ({first_line(error)})"
+            ) from error
         self.inputs = [node.name for node in self.session.get_inputs()]
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.properties = {
@@ -200,7 +199,7 @@ def _quiet_exporter() -> Iterator[None]:
         logging.disable(level)
 
 
-# Does the file say what the network says?
+# Comparing a file with the network
 
 
 @dataclass(frozen=True)
@@ -249,25 +248,23 @@ def compare_with_torch(
     """
     longest = candidate.properties.get("max_length") or _SHAPES[-1][1]
     head = head_of(model)
-    is_per_token = head != "sequence_classification"
     differences, sizes, same, shapes = [], [], [], []
     for inputs in _batches(model, tokenizer, list(texts) or sample_texts(), longest):
         mask = inputs["attention_mask"].bool()
         shapes.append((int(mask.shape[0]), int(mask.shape[1])))
         for expected, found in zip(_logits_of(model(**inputs)), candidate(**inputs), strict=True):
-            # the logits of padding mean nothing
-            compared = (expected[mask], found[mask]) if is_per_token else (expected, found)
-            differences.append(float((compared[0] - compared[1]).abs().max()))
-            sizes.append(float(compared[0].abs().max()))
-            rows = torch.ones(len(expected), dtype=torch.bool)  # every sequence makes a choice, unless tokens do
+            real = slice(None) if head == "sequence_classification" else mask  # the logits of padding mean nothing
+            differences.append(float((expected[real] - found[real]).abs().max()))
+            sizes.append(float(expected[real].abs().max()))
+            choosers: Any = slice(None)  # every sequence makes a choice, unless tokens or masks do
             if head == "masked_lm":
-                rows = inputs["input_ids"] == tokenizer.mask_token_id
-            elif expected.dim() == 3:
-                rows = mask
-            elif is_per_token:  # starts or ends of spans
+                choosers = inputs["input_ids"] == tokenizer.mask_token_id
+            elif head == "token_classification":
+                choosers = mask
+            elif head == "question_answering":  # a start or an end is one of the real tokens
                 floor = torch.finfo(expected.dtype).min
                 expected, found = expected.masked_fill(~mask, floor), found.masked_fill(~mask, floor)
-            same.append((_choices(model, expected) == _choices(model, found))[rows].flatten())
+            same.append((_choices(model, expected) == _choices(model, found))[choosers].flatten())
     agreement = torch.cat(same)
     return Agreement(
         largest_difference=max(differences),
@@ -300,8 +297,8 @@ def _batches(
         encoded = tokenizer(
             chosen, truncation=True, max_length=min(length, longest), padding=True, padding_side="right", verbose=False
         )
-        ids, mask = (torch.tensor(encoded[name]) for name in ("input_ids", "attention_mask"))
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        ids = torch.tensor(encoded["input_ids"])
+        inputs = {"input_ids": ids, "attention_mask": torch.tensor(encoded["attention_mask"])}
         if takes_segments(model):
             types = encoded.get("token_type_ids")  # some tokenizers give none
             inputs["token_type_ids"] = torch.zeros_like(ids) if types is None else torch.tensor(types)
@@ -313,7 +310,7 @@ def _batches(
 
 
 def _choices(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """The largest logit; for several labels, which of them hold; for one value, which of two rows has more of it."""
+    """The largest logit; for several labels, which of them hold; for one value, whether it exceeds the row before's."""
     if model.config.problem_type == "multi_label_classification":
         return logits > 0
     if logits.dim() == 2 and logits.shape[-1] == 1:

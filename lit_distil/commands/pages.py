@@ -1,9 +1,10 @@
-"""The pages that commands write, as Markdown and as one HTML file that needs no other."""
+"""The pages that commands write: Markdown, one HTML file that needs no other, and the numbers as JSON."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lit_distil.console import Table, bullets, markdown_table
+from lit_distil.files import write_file
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,13 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_pages(file: Path, title: str, sections: Sequence[Section]) -> None:
-    """Write the page as `<file>.md` and `<file>.html`; the folder is made."""
+def write_pages(file: Path, title: str, sections: Sequence[Section], numbers: Mapping[str, Any]) -> None:
+    """Write the page as `<file>.md` and `<file>.html`, and what it tells as `<file>.json`; the folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".md").write_text(to_markdown(title, sections), encoding="utf-8")
-    html = render("sections.html.jinja", title=title, sections=sections)
-    file.with_suffix(".html").write_text(html, encoding="utf-8")
+    write_file(file.with_suffix(".md"), to_markdown(title, sections))
+    write_file(file.with_suffix(".html"), render("sections.html.jinja", title=title, sections=sections))
+    write_file(file.with_suffix(".json"), json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+    print(f"written: {file.with_suffix('.html')}")
 
 
 def render(template: str, **values: Any) -> str:

@@ -40,7 +40,7 @@ def prepare(
 ) -> None:
     """Tokenise the splits of a source into folders of shards, once for any number of runs.
 
-    A run that was interrupted continues with the first shard that is not whole. The files are the same to the last byte
+    An interrupted run continues with the first shard that is not whole. The files are the same to the last byte
     whatever the backend and the number of processes. To train on them:
     `data.source: {class_path: lit_distil.data.PreparedCorpus, init_args: {folder: ...}}`.
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from lit_distil.commands.networks import (
     MaskedLM,
     call_with_words,
     flat_batch,
+    name_list,
     open_masked_lm,
     read_texts,
     short_names,
@@ -57,17 +58,15 @@ def score(
         device: Where to run, such as cpu or cuda.
         out: Folder to write scores.md and scores.json to; None only prints.
     """
-    names = [model] if isinstance(model, str) else model
-    if not names:
-        raise ValueError("model: give at least one folder")
+    names = name_list(model)
     if pairs is not None and (texts or file is not None):
         raise ValueError("pairs: score pairs or sentences (texts, file), not both in one call")
     options: dict[str, Any] = {"within_word": within_word, "tokens_per_batch": tokens_per_batch}
     models = (open_masked_lm(name, device=device) for name in names)  # one at a time in memory
     if pairs is not None:
-        sentences = read_pairs(pairs)
-        right = [score_pairs(opened, sentences, **options) for opened in models]
-        results = [judge(sentences.paradigms, of_model) for of_model in right]
+        minimal_pairs = read_pairs(pairs)
+        right = [score_pairs(opened, minimal_pairs, **options) for opened in models]
+        results = [judge([pair.paradigm for pair in minimal_pairs], of_model) for of_model in right]
         report = _pairs_report(short_names(names), results, right)
         numbers = {name: asdict(result) for name, result in zip(names, results, strict=True)}
     else:
@@ -134,7 +133,7 @@ def pseudo_likelihoods(
         model: The model that scores them.
         texts: One or more.
         places: Where each text came from, for messages.
-        within_word: Mask also the rest of a token's word.
+        within_word: Mask the rest of a token's word too.
         tokens_per_batch: Most tokens of a flat batch, counting a text once for each of its masked copies; a batch has
             at least one copy.
 
@@ -246,24 +245,23 @@ def _sentences_numbers(texts: Sequence[str], scores: PseudoLikelihoods) -> dict[
 # Minimal pairs: which of two sentences scores higher (BLiMP, Warstadt et al. 2020)
 
 
-@dataclass(frozen=True)
-class MinimalPairs:
-    """N pairs of sentences.
+class MinimalPair(NamedTuple):
+    """Two sentences of which the first is the acceptable one.
 
     Attributes:
-        good: The acceptable sentences.
-        bad: Their unacceptable counterparts.
-        paradigms: What each pair tests: its UID, or the name of its file if it has none.
-        places: File and line of each.
+        good: The acceptable sentence.
+        bad: Its unacceptable counterpart.
+        paradigm: What the pair tests: its UID, or the name of its file if it has none.
+        place: File and line.
     """
 
-    good: list[str]
-    bad: list[str]
-    paradigms: list[str]
-    places: list[str]
+    good: str
+    bad: str
+    paradigm: str
+    place: str
 
 
-def read_pairs(path: str) -> MinimalPairs:
+def read_pairs(path: str) -> list[MinimalPair]:
     """Read the pairs of a file, or of every JSONL file of a folder.
 
     Raises:
@@ -273,25 +271,23 @@ def read_pairs(path: str) -> MinimalPairs:
     files = sorted(file for file in place.rglob("*.jsonl*") if file.is_file()) if place.is_dir() else [place]
     if not files or not files[0].is_file():
         raise ValueError(f"pairs: no file at {path!r}, nor a folder with .jsonl files in BLiMP's format")
-    pairs = MinimalPairs([], [], [], [])
+    pairs = []
     for file in files:
         for row in read_rows(file):
+            where = str(row.pop(SOURCE_KEY))
             for column in ("sentence_good", "sentence_bad"):
                 if not str(row.get(column) or "").strip():
-                    columns = sorted(name for name in row if name != SOURCE_KEY)
-                    raise ValueError(f"{row[SOURCE_KEY]}: {column!r} is missing or empty; there are {columns}")
-            if row["sentence_good"] == row["sentence_bad"]:
-                raise ValueError(f"{row[SOURCE_KEY]}: both sentences are {row['sentence_good']!r}; no model can tell")
-            pairs.good.append(str(row["sentence_good"]))
-            pairs.bad.append(str(row["sentence_bad"]))
-            pairs.paradigms.append(str(row.get("UID") or file.name.split(".")[0]))
-            pairs.places.append(str(row[SOURCE_KEY]))
-    if not pairs.good:
+                    raise ValueError(f"{where}: {column!r} is missing or empty; there are {sorted(row)}")
+            good, bad = str(row["sentence_good"]), str(row["sentence_bad"])
+            if good == bad:
+                raise ValueError(f"{where}: both sentences are {good!r}; no model can tell them apart")
+            pairs.append(MinimalPair(good, bad, str(row.get("UID") or file.name.split(".")[0]), where))
+    if not pairs:
         raise ValueError(f"pairs: {path!r} holds no rows")
     return pairs
 
 
-def score_pairs(model: MaskedLM, pairs: MinimalPairs, **options: Any) -> Bools:
+def score_pairs(model: MaskedLM, pairs: Sequence[MinimalPair], **options: Any) -> Bools:
     """Bool `[N]`: whether the good sentence of each pair has the higher score.
 
     Args:
@@ -300,22 +296,16 @@ def score_pairs(model: MaskedLM, pairs: MinimalPairs, **options: Any) -> Bools:
         options: Further arguments of `pseudo_likelihoods`.
     """
     place_of: dict[str, str] = {}
-    for sentence, place in zip(pairs.good + pairs.bad, pairs.places * 2, strict=True):
+    for sentence, place in [(pair.good, pair.place) for pair in pairs] + [(pair.bad, pair.place) for pair in pairs]:
         place_of.setdefault(sentence, place)
     scores = pseudo_likelihoods(model, list(place_of), places=list(place_of.values()), **options)
     score_of = dict(zip(place_of, scores.totals.tolist(), strict=True))
-    return np.array([score_of[good] > score_of[bad] for good, bad in zip(pairs.good, pairs.bad, strict=True)])
+    return np.array([score_of[pair.good] > score_of[pair.bad] for pair in pairs])
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of pairs that are right.
-
-    Attributes:
-        accuracy: The share.
-        error: Its standard error, from the number of pairs alone.
-        num_pairs: That number.
-    """
+    """The share of pairs that are right, and its standard error from the number of pairs alone."""
 
     accuracy: float
     error: float

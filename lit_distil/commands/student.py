@@ -100,8 +100,7 @@ def _compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataM
 
 def _size(model: PreTrainedModel) -> str:
     """Parameters and the memory they take, tied ones counted once."""
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    config = model.config
+    config, num_bytes = model.config, model.get_memory_footprint(return_buffers=False)
     return (
         f"{model.num_parameters():>13,} parameters  {num_bytes / 1e6:>9,.1f} MB  {config.model_type}, "
         f"{config.num_hidden_layers} layers, width {config.hidden_size}"
@@ -110,16 +109,9 @@ def _size(model: PreTrainedModel) -> str:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Means over the masked tokens.
+    """Means over the masked tokens: cross-entropies in nats, and shares of tokens that are predicted right.
 
-    Attributes:
-        num_masked: Number of masked tokens.
-        teacher_loss: Cross-entropy of the teacher, in nats.
-        student_loss: Cross-entropy of the student, in nats.
-        teacher_accuracy: Share of the tokens that the teacher predicts right.
-        student_accuracy: Share of the tokens that the student predicts right.
-        agreement: Share of the tokens for which both predict the same.
-        kl: KL(teacher‖student) at temperature 1, in nats; 0 for a student that is its teacher.
+    `agreement` is the share for which both predict the same; `kl` is KL(teacher‖student) at temperature 1, in nats.
     """
 
     num_masked: int

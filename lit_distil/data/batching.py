@@ -21,8 +21,6 @@ from lit_distil.data.randomness import Ints
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.types import Batch
 
-_SAME_BATCHES_UP_TO = 8  # 1, 2, 4 and 8 ranks evaluate the same batches
-
 
 class TrainLoader:
     """Endless micro-batches of one rank, starting at whatever step the run is at.
@@ -90,14 +88,9 @@ class TrainLoader:
         self._first_step = first_step
         self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-        return self.plan.steps_per_epoch
-
     def __len__(self) -> int:
         """Micro-batches of this rank in one epoch."""
-        return self.steps_per_epoch * self.accumulate
+        return self.plan.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         for batches in _load(self._steps, count(self._first_step()), self.num_workers, self.pin_memory):
@@ -152,8 +145,7 @@ class EvalLoader:
                 f"{len(dataset)} devices, or more data"
             )
         order = np.argsort(-dataset.lengths, kind="stable") if sort_by_length else None
-        same = _SAME_BATCHES_UP_TO
-        multiple = same if same % world_size == 0 and len(dataset) >= same else world_size
+        multiple = 8 if 8 % world_size == 0 and len(dataset) >= 8 else world_size  # 1, 2, 4 and 8 ranks cut alike
         # at least one sample in every batch, and the same number of batches for every rank
         num_rounds = min(math.ceil(len(dataset) / (multiple * batch_size)), len(dataset) // multiple)
         self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
+from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
+from lit_distil.data.corpus.preparation import SHARD_CHARACTERS, prepare_corpus
 from lit_distil.data.corpus.reading import DocumentFilters
+from lit_distil.data.corpus.sequence_tables import open_table
 from lit_distil.data.corpus.shards import CORPUS_VERSION
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
-from lit_distil.data.sequences import SequenceDataset, SpreadSequences
+from lit_distil.data.sequences import MaskedSequences, SequenceDataset, SpreadSequences
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
-from lit_distil.data.splits import STAND_INS, DocumentSplits, open_rows
+from lit_distil.data.sources.prepared import PreparedCorpus
+from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
-from lit_distil.files import describe
+from lit_distil.files import default_cache_dir, describe, hash_values
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -107,13 +114,33 @@ class TextDataModule(LightningDataModule):
     # Prepare: once on each node, before the ranks go on
 
     def prepare_data(self) -> None:
-        """Download, read and tokenise whatever the running command needs and is not in the cache yet."""
+        """Download, read and tokenise whatever the running command needs and is not in the cache yet.
+
+        Raises:
+            ValueError: The train split has no documents, or a corpus cannot be prepared or fetched.
+        """
         for split in self._splits():
             if self.task is None:
-                self._documents().prepare(split)
+                self._prepare_documents(split)
             else:
                 assert isinstance(self.source, RowSource)
                 next(iter(self.source.rows(split)), None)  # a source that downloads rows does it here, once
+
+    def _prepare_documents(self, split: Split) -> None:
+        assert isinstance(self.source, DocumentSource)
+        folder = self._corpus_folder(split, fetch=True)
+        if folder is None:
+            return
+        if not holds_corpus(folder):
+            rank_zero_info(f"tokenising the {split} split into {folder}")
+            corpus = prepare_corpus(
+                self.source, split, self.tokenizer, folder, filters=self.filters, num_processes=self.num_processes
+            )
+            if corpus is None and split == "train":
+                raise ValueError("data.source: the train split has no documents; check the files and their content")
+        if holds_corpus(folder):
+            # makes the table of sequences and compiles the batching code, which the ranks then load
+            self._sequences(split, TokenCorpus.load(folder, verify=self.verify_corpus))
 
     # Set up: in each rank
 
@@ -122,12 +149,7 @@ class TextDataModule(LightningDataModule):
         missing = [split for split in self._splits() if split not in self.datasets]
         if self.task is None:
             for split in missing:
-                dataset: SequenceDataset | None = self._documents().open(split)
-                if dataset is None:
-                    continue
-                if split != "train" and self.max_eval_sequences is not None and len(dataset) > self.max_eval_sequences:
-                    dataset = SpreadSequences(dataset, self.max_eval_sequences)
-                self.datasets[split] = dataset
+                self._open_documents(split)
         elif missing and not (missing == ["predict"] and "test" in self.datasets):  # test stands in for predict
             assert isinstance(self.source, RowSource)
             opened = open_rows(
@@ -143,6 +165,44 @@ class TextDataModule(LightningDataModule):
             )
             self.datasets = {**opened, **self.datasets}
 
+    def _open_documents(self, split: Split) -> None:
+        folder = self._corpus_folder(split, fetch=False)
+        if folder is None or not holds_corpus(folder):
+            return
+        dataset = self._sequences(split, TokenCorpus.load(folder))
+        rank_zero_info(f"{split}: {len(dataset):,} sequences, {dataset.corpus.num_tokens:,} tokens")
+        self.datasets[split] = dataset
+        if split != "train" and self.max_eval_sequences is not None and len(dataset) > self.max_eval_sequences:
+            self.datasets[split] = SpreadSequences(dataset, self.max_eval_sequences)
+
+    def _sequences(self, split: Split, corpus: TokenCorpus) -> MaskedSequences:
+        assert self.format is not None
+        seed = self.seed if split == "train" else 0
+        masking = copy.deepcopy(self.masking)  # each split binds its own token counts
+        if masking is not None:
+            masking.bind(corpus.token_counts)
+        dataset = MaskedSequences(
+            corpus,
+            open_table(corpus, self.format, self.max_length, seed, cache_dir=default_cache_dir(self.cache_dir)),
+            format=self.format,
+            vocabulary=self.vocabulary,
+            masking=masking,
+            seed=seed,
+        )
+        dataset.compile()
+        return dataset
+
+    def _corpus_folder(self, split: Split, *, fetch: bool) -> Path | None:
+        """Folder of the tokenised split, named after everything that it depends on; None if there is no such split."""
+        tokenizer, cache_dir = tokenizer_hash(self.tokenizer), default_cache_dir(self.cache_dir)
+        source = self.source
+        assert isinstance(source, DocumentSource)
+        if isinstance(source, PreparedCorpus):
+            return source.local_folder(split, tokenizer, cache_dir=cache_dir, fetch=fetch, verify=self.verify_corpus)
+        filters = dataclasses.asdict(self.filters or DocumentFilters())
+        key = [CORPUS_VERSION, source.fingerprint(split), tokenizer, SHARD_CHARACTERS, filters]
+        return cache_dir / "corpora" / hash_values(key)[:24]
+
     def _splits(self) -> list[Split]:
         """The splits that the running command needs; all of them if there is no trainer."""
         needed: dict[str | None, list[Split]] = {
@@ -157,21 +217,6 @@ class TextDataModule(LightningDataModule):
         """`fit`, `validate`, `test` or `predict`; None if there is no trainer, or it does nothing."""
         function = None if self.trainer is None else self.trainer.state.fn
         return None if function is None else str(getattr(function, "value", function))
-
-    def _documents(self) -> DocumentSplits:
-        assert isinstance(self.source, DocumentSource) and self.format is not None
-        return DocumentSplits(
-            self.source,
-            self.tokenizer,
-            self.format,
-            self.masking,
-            max_length=self.max_length,
-            seed=self.seed,
-            cache_dir=self.cache_dir,
-            filters=self.filters,
-            num_processes=self.num_processes,
-            verify=self.verify_corpus,
-        )
 
     # Loaders
 

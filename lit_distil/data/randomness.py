@@ -19,7 +19,7 @@ _WORD = 0xFFFFFFFFFFFFFFFF
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
-_SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.uint64(shift) for shift in (30, 27, 31, 11))
+_SHIFT_30, _SHIFT_27, _SHIFT_31 = (np.uint64(shift) for shift in (30, 27, 31))
 _ROUNDS = 8
 
 
@@ -59,16 +59,9 @@ def hash_words(seed: ArrayLike, *keys: ArrayLike) -> NDArray[np.uint64]:
     return state
 
 
-def uniform(seed: ArrayLike, *keys: ArrayLike) -> Floats:
-    """float64 in [0, 1) for each tuple of keys; the arguments are those of `hash_words`."""
-    return (hash_words(seed, *keys) >> _SHIFT_11).astype(np.float64) * 2.0**-53
-
-
-def derive_seed(*keys: int) -> int:
+def derive_seed(seed: int, *keys: int) -> int:
     """A seed in [0, 2^63) from several integers, the same in every process (unlike Python's `hash`)."""
-    if not keys:
-        raise ValueError("derive_seed needs at least one integer")
-    return int(hash_words(*keys)[0]) >> 1
+    return int(hash_words(seed, *keys)[0]) >> 1
 
 
 class Permutation:

@@ -58,7 +58,7 @@ def load_tokenizer(name: str | PreTrainedTokenizerBase, *, revision: str | None 
     if isinstance(tokenizer, str):
         tokenizer = _load(tokenizer, revision)
         tokenizer.name_or_path = name
-    called = name_of(tokenizer)
+    called = _name_of(tokenizer)
     if not tokenizer.is_fast:
         raise ValueError(f"data.tokenizer: {called!r} is not a fast tokenizer (one with a tokenizer.json)")
     for field, purpose in _NEEDED.items():
@@ -70,8 +70,7 @@ def load_tokenizer(name: str | PreTrainedTokenizerBase, *, revision: str | None 
     return tokenizer
 
 
-def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What messages call a tokenizer: the folder or name that it came from, or else its class."""
+def _name_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.name_or_path or type(tokenizer).__name__
 
 
@@ -109,7 +108,7 @@ def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedToken
     Raises:
         ValueError: They differ; the message names the first difference and a way out.
     """
-    our_name, their_name = name_of(ours), name_of(theirs)
+    our_name, their_name = _name_of(ours), _name_of(theirs)
     if role == "teacher":
         way_out = f"Use the teacher's tokenizer: tokenizer: {their_name}"
     else:

@@ -21,6 +21,22 @@ Rows = Tensor | Literal["all"] | None
 """Which rows of T a head is computed on: these positions, all of them, or none."""
 
 
+def position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    """The table of absolute positions; None in an architecture without one."""
+    parts = (part for name, part in model.base_model.named_modules() if "position" in name.rpartition(".")[2])
+    return next((part for part in parts if isinstance(part, nn.Embedding)), None)
+
+
+def position_range(model: PreTrainedModel) -> tuple[int, int | None]:
+    """The position of the first token, and how many tokens fit the position table; None without such a table."""
+    table = position_table(model)
+    if table is None:
+        return 0, None
+    # RoBERTa-like models give padding a position of its own, and start after it
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return first, table.num_embeddings - first
+
+
 class FlatNetwork(nn.Module):
     """Base of the networks: runs a Hugging Face model on flat batches.
 
@@ -49,14 +65,8 @@ class FlatNetwork(nn.Module):
         # sdpa is transformers' default, not a choice of the user
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
-        table = self.position_table
-        self._first_position = 0
-        self.max_length: int | None = None
+        self._first_position, self.max_length = position_range(model)
         """The longest sequence that fits the position table, in tokens; None without such a table."""
-        if table is not None:
-            # RoBERTa-like models give padding a position of its own, and start after it
-            self._first_position = 0 if table.padding_idx is None else table.padding_idx + 1
-            self.max_length = table.num_embeddings - self._first_position
 
     @property
     def config(self) -> PretrainedConfig:
@@ -76,8 +86,7 @@ class FlatNetwork(nn.Module):
     @property
     def position_table(self) -> nn.Embedding | None:
         """The table of absolute positions; None in an architecture without one."""
-        parts = (part for name, part in self.model.base_model.named_modules() if "position" in name.rpartition(".")[2])
-        return next((part for part in parts if isinstance(part, nn.Embedding)), None)
+        return position_table(self.model)
 
     @property
     def no_attention(self) -> str | None:

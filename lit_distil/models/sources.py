@@ -129,8 +129,8 @@ class FromConfig(NetworkSource):
             knows or that you registered with `AutoConfig.register`.
         config: Fields of its configuration; the rest have the architecture's defaults. The size of the vocabulary and
             the special ids come from the tokenizer. Give `vocab_size` to have more rows than the tokenizer has entries.
-        attention: None for attention over unpadded batches where the architecture has it; else a name that
-            transformers knows, for example `eager`.
+        attention: A name that transformers knows, for example `eager`; None takes attention over unpadded batches if
+            the architecture supports it.
 
     Raises:
         ValueError: The architecture is unknown, or a field is misspelt.

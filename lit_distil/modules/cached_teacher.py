@@ -265,7 +265,7 @@ class CachedTeacher:
         Args:
             batch: Masked, with its `mask_keys`.
             split: The split that the batch is from.
-            rows: int64, positions in T: the masked ones, or any where the cache has all.
+            rows: int64, positions in T: the masked ones, or any if the cache has all.
 
         Raises:
             ValueError: A sequence is not in the cache, was masked differently when it was written, or its rows are

@@ -10,11 +10,25 @@ import fsspec
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
-from transformers import AutoConfig
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
 
 from lit_distil.models import FlatNetwork, FromConfig
 from lit_distil.models.sources import AUTO_MODELS, Head
 from lit_distil.modules.meters import LoggedModule
+
+
+def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
+    """The model that a checkpoint describes, with its head and random weights."""
+    config = AutoConfig.for_model(**json.loads(checkpoint["network"]["config"]))
+    return AUTO_MODELS[checkpoint["network"]["head"]].from_config(config)
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint's network, named as the Hugging Face model names them."""
+    prefix = "network.model."
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 class SavedModule(LoggedModule):
@@ -65,8 +79,7 @@ class SavedModule(LoggedModule):
             raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
         if self.network is None:
             self.head = checkpoint["network"]["head"]
-            config = AutoConfig.for_model(**json.loads(checkpoint["network"]["config"]))
-            self.network = self.network_class(AUTO_MODELS[self.head].from_config(config))
+            self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
 

@@ -31,8 +31,8 @@ class AttentionLoss(Objective):
     attention weights in nats, MiniLM's attention transfer (Wang et al. 2020, section 3.1) on any layers. Pairs are
     summed. Dropout of attention weights does not enter.
 
-    In local attention (ModernBERT) a token sees those of its window; blocks compared must have the same one. Both
-    networks must have as many heads, but their widths may differ: `RelationLoss` needs neither.
+    In local attention (ModernBERT) a token sees those of its window; blocks compared must have the same window. Both
+    networks must have the same number of heads, which `RelationLoss` does not need; their widths may differ.
 
     Args:
         layer_map: Pairs `[student block, teacher block]`. None is TinyBERT's uniform map: student block i with teacher
@@ -62,7 +62,7 @@ class AttentionLoss(Objective):
         return {ours for ours, _ in pairs}, {theirs for _, theirs in pairs}
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that there are as many heads, and that paired blocks see equally far."""
+        """Check also that the numbers of heads are equal, and the windows of paired blocks."""
         super().check(student, teacher)
         assert teacher is not None
         if None not in (student.num_heads, teacher.num_heads) and student.num_heads != teacher.num_heads:
@@ -101,11 +101,11 @@ class RelationLoss(Objective):
     the dimensions of that network's head.
 
     - MiniLMv2 (Wang et al. 2021, section 3), the default: `qq`, `kk` and `vv`, with `relation_heads` heads: the
-      network's own are laid end to end and split anew, so that neither widths nor head counts need be equal. The paper
+      network's own are joined and split anew, so that neither widths nor numbers of heads need be equal. The paper
       takes more of them than there are attention heads (48 with a base teacher, 64 with a large one), and an upper
       middle layer of a large teacher (21 of 24).
     - MiniLM (Wang et al. 2020, sections 3.1 and 3.2): `relations: [qk, vv]` of the last blocks, with the attention
-      heads, which must be as many in both networks. `qk` is then the attention distribution itself.
+      heads, whose number must be the same in both networks. `qk` is then the attention distribution itself.
 
     In blocks of local attention (ModernBERT) `qk` keeps to the window, which must be the same in both, and needs the
     attention heads; the other relations are between all tokens of a sequence.
@@ -153,14 +153,14 @@ class RelationLoss(Objective):
     def attention_layers(
         self, student_depth: int, teacher_depth: int | None
     ) -> tuple[Collection[int], Collection[int]]:
-        """Return the one block of each."""
+        """Return the two blocks."""
         theirs = require_teacher(self, teacher_depth)
         student = layer_number("student_layer: the student's", self.student_layer, student_depth, first=1)
         teacher = layer_number("teacher_layer: the teacher's", self.teacher_layer, theirs, first=1)
         return (student,), (teacher,)
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that heads are as many or can be split anew, and that `qk` sees equally far in both."""
+        """Check also that heads are equal in number or can be split, and that `qk` has the same window in both."""
         super().check(student, teacher)
         assert teacher is not None
         (ours,), (theirs,) = self.attention_layers(student.num_layers, teacher.num_layers)

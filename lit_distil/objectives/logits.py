@@ -179,17 +179,13 @@ class MaskedLMLoss(RowObjective):
 
     def on_rows(self, rows: LogitRows) -> Tensor:
         """Return the cross-entropy, summed over the masked positions."""
-        return cross_entropy_sum(rows.student, _labels_of(rows))
+        assert rows.labels is not None
+        return cross_entropy_sum(rows.student, rows.labels)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """See `RowObjective.add_gradient`; in closed form."""
-        return add_cross_entropy_gradient(gradient, scale, rows.student, _labels_of(rows))
-
-
-def _labels_of(rows: LogitRows) -> Tensor:
-    if rows.labels is None:
-        raise ValueError("the batch carries no masked labels; give the data a masking strategy")
-    return rows.labels
+        assert rows.labels is not None
+        return add_cross_entropy_gradient(gradient, scale, rows.student, rows.labels)
 
 
 class NextSentenceLoss(Objective):

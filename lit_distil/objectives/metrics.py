@@ -13,7 +13,7 @@ def softmax(logits: ArrayLike) -> NDArray[np.float64]:
 
 
 def sigmoid(logits: ArrayLike) -> NDArray[np.float64]:
-    """Probability of each label; the tangent is exact at 0 and never overflows."""
+    """Probability of each label, by a hyperbolic tangent, which is exact at 0 and never overflows."""
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, dtype=np.float64))
 
 

@@ -1,6 +1,6 @@
 """The mathematics of attention transfer: how the tokens of a sequence relate, student against teacher.
 
-As in `functional`, each function returns a **sum over rows** (here every real token, as the one that looks), in at
+As in `functional`, each function returns a **sum over rows** (a row is a token and how it sees the others), in at
 least float32, with the teacher as a constant. The products `[heads, length, length]` are the largest tensors of all:
 they are formed for a few sequences at a time, together with their gradient, and never exist for a whole batch.
 """

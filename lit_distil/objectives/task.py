@@ -15,10 +15,8 @@ class TaskLoss(Objective):
     """The loss of a task's labels, summed over them (BERT section 4).
 
     Args:
-        kind: The kind of labels, by name or as an object; a module that knows the task sets it. `class`: cross-entropy
-            over the classes of each text or token; `value`: squared error; `labels`: binary cross-entropy of each label
-            of each text; `choice`: cross-entropy over the choices of each group; `span`: half the cross-entropy of the
-            first and half that of the last token.
+        kind: The kind of labels, which defines the loss: by name (`class`, `value`, `labels`, `choice` or `span`) or as
+            an object. A module that knows the task sets it.
         class_weights: Factor of each class, for `class`. The sum is still divided by the number of labels, so weights
             with mean 1 over the data keep the scale of the loss.
         weight: Factor of this term in the total loss.

@@ -59,7 +59,7 @@ def _is_normalisation(module: nn.Module) -> bool:
 def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
     """Number the layer of each parameter: 0 for the embeddings, 1 to `num_layers` for the blocks, then the rest.
 
-    The rest is the head, with a pooler and a last normalisation. A tied parameter counts where it comes first.
+    The rest is the head, with a pooler and a last normalisation. A tied parameter has the layer of its first name.
 
     Args:
         model: A Hugging Face encoder with a head.
@@ -94,7 +94,7 @@ def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
 def layered_groups(module: nn.Module, layers: dict[str, int], *, decay: float) -> list[dict[str, Any]]:
     """Make parameter groups whose learning rates fall by a factor from each layer to the one below (ELECTRA, table 6).
 
-    Layer `l` of `L` learns at `decay ** (L - l)` times the peak. The factor stands in the group as `lr_factor`, for
+    Layer `l` of `L` learns at `decay ** (L - l)` times the peak. The group keeps the factor as `lr_factor`, for
     `scale_learning_rates`. Groups are as in `parameter_groups`, those of the head first.
 
     Args:

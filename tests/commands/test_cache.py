@@ -37,7 +37,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_the_configuration_of_a_distillation_gives_the_cache_that_it_trains_from(
+def test_a_distillation_trains_from_the_cache_that_its_configuration_gives(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The seed of the run is the seed of the masks, here as in fit."""
@@ -88,7 +88,7 @@ def test_the_rows_are_the_teachers_likeliest_tokens(workspace: Workspace, tmp_pa
             torch.testing.assert_close(torch.from_numpy(rests[rows, i]), rest, rtol=1e-4, atol=1e-4)
 
 
-def test_what_was_stopped_goes_on_where_it_was_and_gives_the_same_files(
+def test_an_interrupted_cache_is_continued_and_gives_the_same_files(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_writer, "_SECONDS_BETWEEN_SAVES", 0.0)

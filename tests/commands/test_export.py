@@ -63,6 +63,7 @@ def test_a_fine_tuned_network_keeps_its_head_and_the_names_of_its_labels(tmp_pat
     module = FineTuningModule(Pretrained("unused"))
     config = tiny_config(tokenizer, id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)})
     module.network = TaskNetwork(AutoModelForSequenceClassification.from_config(config))
+    module.head = "sequence_classification"
     checkpoint = save_checkpoint(tmp_path, module)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     out = tmp_path / "out"

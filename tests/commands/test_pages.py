@@ -22,7 +22,8 @@ def test_markdown_and_html_have_the_same_content_and_pictures_travel_inside_the_
         Section("Notes", lines=["one", "two"], small=True),
         Section(pictures=[picture]),
     ]
-    write_pages(tmp_path / "out" / "page", "Title", sections)
+    write_pages(tmp_path / "out" / "page", "Title", sections, {"é": 1})
+    assert (tmp_path / "out/page.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
     text = (tmp_path / "out/page.md").read_text()
     assert text == to_markdown("Title", sections)
     assert text.split("\n\n") == [
@@ -40,7 +41,7 @@ def test_markdown_and_html_have_the_same_content_and_pictures_travel_inside_the_
 
 def test_nothing_in_a_page_can_act(tmp_path: Path) -> None:
     section = Section(HOSTILE, table=[[HOSTILE], [HOSTILE]], lines=[HOSTILE])
-    write_pages(tmp_path / "page", HOSTILE, [section])
+    write_pages(tmp_path / "page", HOSTILE, [section], {})
     html = (tmp_path / "page.html").read_text()
     assert "<script" not in html and html.count("&lt;script&gt;") == 6  # title twice, heading, two cells, list
     assert "http" not in html and "@import" not in html and "url(" not in html

@@ -15,7 +15,7 @@ def arguments(tmp_path):
     return [*source, "--tokenizer", str(tmp_path / "tokenizer"), "--out", str(tmp_path / "out")]
 
 
-def test_the_command_writes_the_splits_that_there_are_and_says_what(arguments, tmp_path, capsys):
+def test_the_command_writes_every_split_and_prints_a_summary(arguments, tmp_path, capsys):
     run([*arguments, "--num_processes", "1", "--shard_characters", "300", "--verify", "true"])
     printed = capsys.readouterr().out.splitlines()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train", "validation"]
@@ -26,7 +26,7 @@ def test_the_command_writes_the_splits_that_there_are_and_says_what(arguments, t
     assert capsys.readouterr().out.splitlines()[0].startswith("train: ")
 
 
-def test_filters_and_a_format_can_be_named_in_a_file(arguments, tmp_path, capsys):
+def test_filters_and_a_format_can_come_from_a_file(arguments, tmp_path, capsys):
     settings = {
         "splits": ["train"],
         "filters": {"min_characters": 10, "drop_duplicates": True},
@@ -47,7 +47,7 @@ def test_filters_and_a_format_can_be_named_in_a_file(arguments, tmp_path, capsys
     assert len(list((folder / "tables").iterdir())) == 1
 
 
-def test_mistakes_are_told(arguments, tmp_path):
+def test_wrong_settings_are_refused_by_name(arguments, tmp_path):
     with pytest.raises(ValueError, match="splits: the test split of the source has no documents"):
         run([*arguments, "--splits", "[test]"])
     with pytest.raises(ValueError, match="source: no split has documents"):

@@ -99,9 +99,10 @@ def test_two_models_score_a_folder_of_minimal_pairs(
     printed = capsys.readouterr().out
     numbers = json.loads((out / "scores.json").read_text())["models"]
     pairs = read_pairs(str(folder))
-    assert pairs.paradigms == ["swapped", "swapped", "word_order", "word_order"]
+    assert [pair.paradigm for pair in pairs] == ["swapped", "swapped", "word_order", "word_order"]
     for name in models:
-        good, bad = (padded_scores(name, sentences, within_word=False) for sentences in (pairs.good, pairs.bad))
+        good = padded_scores(name, [pair.good for pair in pairs], within_word=False)
+        bad = padded_scores(name, [pair.bad for pair in pairs], within_word=False)
         right = [a > b for a, b in zip(good, bad, strict=True)]
         assert numbers[name]["paradigms"]["swapped"]["accuracy"] == sum(right[:2]) / 2
         assert numbers[name]["paradigms"]["word_order"]["accuracy"] == sum(right[2:]) / 2

@@ -13,7 +13,7 @@ def source(tmp_path):
     return TextFiles(str(tmp_path / "a.txt"))
 
 
-def test_byte_level_bpe_has_the_ids_that_robertas_configuration_expects(source, tmp_path):
+def test_byte_level_bpe_has_robertas_special_ids(source, tmp_path):
     tokenizer(source, out=str(tmp_path / "out"), vocab_size=330, max_length=64)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert isinstance(loaded, RobertaTokenizer) and loaded.model_max_length == 64
@@ -23,7 +23,7 @@ def test_byte_level_bpe_has_the_ids_that_robertas_configuration_expects(source, 
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
-def test_wordpiece_keeps_or_lowers_case(source, tmp_path, lowercase):
+def test_wordpiece_keeps_or_lowers_the_case(source, tmp_path, lowercase):
     tokenizer(source, out=str(tmp_path / "out"), kind="wordpiece", vocab_size=300, lowercase=lowercase)
     loaded = load_tokenizer(str(tmp_path / "out"))
     assert isinstance(loaded, BertTokenizer)
@@ -32,7 +32,7 @@ def test_wordpiece_keeps_or_lowers_case(source, tmp_path, lowercase):
     assert loaded("a", "b")["token_type_ids"][-1] == 1
 
 
-def test_the_command_line_gives_the_same(source, tmp_path, capsys):
+def test_the_command_line_gives_the_same_tokenizer(source, tmp_path, capsys):
     arguments = ["--source", "lit_distil.data.TextFiles", "--source.train", str(tmp_path / "a.txt")]
     run([*arguments, "--out", str(tmp_path / "out"), "--vocab_size", "320"])
     assert "entries in" in capsys.readouterr().out
@@ -41,7 +41,7 @@ def test_the_command_line_gives_the_same(source, tmp_path, capsys):
     assert first == second and len(first) <= 320
 
 
-def test_what_cannot_be_is_refused_before_the_text_is_read(tmp_path):
+def test_wrong_settings_are_refused_before_the_text_is_read(tmp_path):
     source = TextFiles(str(tmp_path / "missing.txt"))
     with pytest.raises(ValueError, match="vocab_size must be at least 300"):
         tokenizer(source, out=str(tmp_path / "out"), vocab_size=100)

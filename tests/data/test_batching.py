@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.formats import SegmentPair
-from lit_distil.data.masking import MixedMasking, SpanMasking, TokenMasking, WholeWordMasking
+from lit_distil.data.masking import SpanMasking, TokenMasking
 from lit_distil.data.ordering import StepPlan
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.schedules import Stages
@@ -67,7 +67,7 @@ def test_a_resume_at_any_step_gives_the_same_remaining_batches(accumulate):
     dataset = make_dataset()
     done = 0
     loader = TrainLoader(dataset, batch_size=4, accumulate=accumulate, first_step=lambda: done)
-    unbroken = take(loader, 2 * loader.steps_per_epoch + 2)
+    unbroken = take(loader, 2 * loader.plan.steps_per_epoch + 2)
     for done in range(len(unbroken)):
         rest = take(loader, len(unbroken) - done)
         assert all(
@@ -76,7 +76,7 @@ def test_a_resume_at_any_step_gives_the_same_remaining_batches(accumulate):
             for a, b in zip(first, second, strict=True)
         )
     assert loader.state_dict() == {} and loader.load_state_dict({}) is None
-    assert len(loader) == loader.steps_per_epoch * accumulate
+    assert len(loader) == loader.plan.steps_per_epoch * accumulate
 
 
 def test_workers_change_nothing_and_end_with_the_iteration():
@@ -194,19 +194,6 @@ def test_another_kind_of_data_set_needs_lengths_and_collate_only():
     batches = list(islice(TrainLoader(Numbers(), batch_size=3), 2))
     assert sorted(torch.cat([batch.sample_ids for batch in batches]).tolist()) == list(range(6))
     assert batches[0].step_counts == {"masked": 0, "unmasked": 3, "tokens": 3, "sequences": 3, "labels": 3}
-
-
-@pytest.mark.parametrize(("num_workers", "patterns"), [(0, 2), (1, None), (4, None)])
-def test_workers_and_ranks_see_one_sequence_of_samples_and_masks(num_workers, patterns):
-    parts = [TokenMasking(), WholeWordMasking(), SpanMasking()]
-    dataset = make_dataset(masking=MixedMasking(parts, patterns=patterns))
-    reference = [sequences_of(step) for step in take(TrainLoader(dataset, batch_size=8), 3)]
-    ranks = [
-        take(TrainLoader(dataset, batch_size=8, rank=rank, world_size=2, num_workers=num_workers), 3)
-        for rank in range(2)
-    ]
-    for step in range(3):
-        assert [sequence for rank in ranks for sequence in sequences_of(rank[step])] == reference[step]
 
 
 def test_a_rate_follows_its_schedule_over_steps_and_resumes():

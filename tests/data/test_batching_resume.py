@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from lit_distil.data.batching import TrainLoader
 from lit_distil.data.formats import DocSentences
-from lit_distil.data.masking import SpanMasking
+from lit_distil.data.masking import MixedMasking, SpanMasking, TokenMasking, WholeWordMasking
 from tests.data.batches import make_dataset, sequences_of, take
 from tests.workspace import make_trainer
 
@@ -67,7 +67,7 @@ def test_a_lightning_checkpoint_resumes_with_workers_and_another_number_of_ranks
     unbroken = run(tmp_path, dataset, save=saved, **settings)
     assert sorted(unbroken) == list(range(STEPS)) and saved.exists()
     loader = TrainLoader(dataset, **settings)
-    assert STOP % loader.steps_per_epoch and loader.steps_per_epoch < STOP
+    assert STOP % loader.plan.steps_per_epoch and loader.plan.steps_per_epoch < STOP
     for world_size, accumulate, workers in [(1, 1, 2), (1, 2, 0), (2, 1, 0), (4, 1, 0)]:
         ranks = [
             run(
@@ -91,7 +91,8 @@ def test_a_lightning_checkpoint_resumes_with_workers_and_another_number_of_ranks
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_workers_and_resumes_see_one_sequence_of_samples_and_masks(world_size, num_workers):
     draw = np.random.default_rng([world_size, num_workers])
-    dataset = make_dataset(masking=SpanMasking())
+    parts = [TokenMasking(), WholeWordMasking(), SpanMasking()]
+    dataset = make_dataset(masking=MixedMasking(parts, patterns=2 if world_size == 4 else None))
     settings = {"batch_size": 8, "batch_tokens": 170 if world_size == 2 else None}
     reference = [sequences_of(step) for step in take(TrainLoader(dataset, **settings), 25)]
     assert len({sequence for step in reference for sequence in step}) > len(dataset)  # masks differ by epoch

@@ -149,7 +149,7 @@ def test_text_is_tokenised_once_and_again_only_when_it_or_the_tokenizer_changes(
     corpora = set(made.corpora.iterdir())
     assert len(corpora) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("lit_distil.data.splits.prepare_corpus", None)  # would fail if called
+        patch.setattr("lit_distil.data.datamodule.prepare_corpus", None)  # would fail if called
         ready(text_data(made, masking=WholeWordMasking(), format=SentencePair(), max_length=16, seed=9))
     with (made.root / "train.txt").open("a") as file:
         file.write("\n\nthe dog and the fox")

@@ -1,4 +1,4 @@
-"""Sources over what Python holds already, and a share held out of another source."""
+"""Sources over lists and `datasets`, and a share held out of another source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_rows_keep_their_columns_their_origin_and_the_names_of_classes() -> None
     assert isinstance(rows[0]["label"], ClassName) and rows[0]["label"].number == 1
 
 
-def test_the_fingerprint_is_the_content_and_nothing_else() -> None:
+def test_the_fingerprint_depends_on_the_content_only() -> None:
     first, second = InMemory(list(TEXTS)), InMemory(tuple(TEXTS), validation=["x"])
     assert first.fingerprint("train") == second.fingerprint("train") != first.fingerprint("validation")
     assert first.fingerprint("train") != InMemory(TEXTS[::-1]).fingerprint("train")
@@ -44,7 +44,7 @@ def test_the_fingerprint_is_the_content_and_nothing_else() -> None:
 
 
 class Frame:
-    """What a data frame looks like from here."""
+    """Has the methods of a data frame that the source looks at."""
 
     def iterrows(self) -> None: ...
 
@@ -59,7 +59,7 @@ class Frame:
         (Frame(), r"to_dict\('records'\)"),
     ],
 )
-def test_what_is_no_list_is_refused(given: Any, message: str) -> None:
+def test_anything_but_a_list_is_refused(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InMemory(given)
 
@@ -80,7 +80,7 @@ def test_every_nth_document_is_held_out_and_all_others_are_kept(share: float, nu
     assert list(source.documents("test")) == [["t"]]
 
 
-def test_of_few_documents_the_last_lines_are_held_out(tmp_path: Path) -> None:
+def test_few_documents_are_split_by_their_last_lines(tmp_path: Path) -> None:
     """A corpus without a blank line is one document."""
     file = tmp_path / "corpus.txt"
     file.write_text("".join(f"line {number}\n" for number in range(30)))
@@ -90,7 +90,7 @@ def test_of_few_documents_the_last_lines_are_held_out(tmp_path: Path) -> None:
     assert not list(HeldOut(InMemory(["one line"])).documents("validation"))
 
 
-def test_parts_have_fingerprints_and_sizes_of_their_own(tmp_path: Path) -> None:
+def test_each_part_has_its_own_fingerprint_and_size(tmp_path: Path) -> None:
     file = tmp_path / "corpus.txt"
     file.write_text("a\n\n" * 100)
     inner = TextFiles(str(file))

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lit_distil.data import randomness
-from lit_distil.data.randomness import Permutation, derive_seed, hash_words, uniform
+from lit_distil.data.randomness import Permutation, derive_seed, hash_words
+
+
+def uniform(*keys):
+    """The hashes as fractions of all words."""
+    return hash_words(*keys) / 2.0**64
 
 
 def test_the_hash_is_splitmix64():
@@ -35,21 +40,19 @@ def test_the_order_of_keys_matters_and_negative_seeds_are_allowed():
     assert derive_seed(-1, 5) == derive_seed(2**64 - 1, 5)
     assert len({derive_seed(seed, key) for seed in range(-5, 5) for key in range(100)}) == 1000
     assert 0 <= derive_seed(2**70) < 2**63
-    with pytest.raises(ValueError, match="at least one"):
-        derive_seed()
 
 
 def test_a_number_does_not_depend_on_the_process_or_on_the_rest_of_the_array():
     # the file alone, as importing the package takes a while
     script = (
         "import runpy, sys, numpy as np; m = runpy.run_path(sys.argv[1]);"
-        "print(m['uniform'](7, np.array([5]), 11)[0].hex(), m['derive_seed'](1, 2),"
+        "print(m['hash_words'](7, np.array([5]), 11)[0], m['derive_seed'](1, 2),"
         " *m['Permutation'](1000, 7, 3)(np.arange(5)))"
     )
     run = subprocess.run(
         [sys.executable, "-c", script, randomness.__file__], capture_output=True, text=True, check=True
     )
-    here = [uniform(7, np.arange(10), 11)[5].hex(), str(derive_seed(1, 2))]
+    here = [str(hash_words(7, np.arange(10), 11)[5]), str(derive_seed(1, 2))]
     assert run.stdout.split() == here + [str(value) for value in Permutation(1000, 7, 3)(np.arange(1000))[:5]]
 
 

@@ -146,7 +146,7 @@ def test_new_head_and_a_tasks_teacher() -> None:
         (FromConfig("bert"), "albert", "teacher: nothing can be copied between 'albert'"),
     ],
 )
-def test_pairs_that_cannot_be_are_refused(student: FromConfig, teacher_type: str, message: str) -> None:
+def test_pairs_that_do_not_fit_are_refused(student: FromConfig, teacher_type: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CrossArchitecture(student).build(make_model(teacher_type))
 

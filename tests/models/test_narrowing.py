@@ -190,7 +190,7 @@ def test_projection_keeps_the_leading_directions_and_the_mean() -> None:
     assert torch.equal(projection_of(table, 6), projection)
 
 
-# What cannot be
+# What is refused
 
 
 @pytest.mark.parametrize(
@@ -207,12 +207,12 @@ def test_projection_keeps_the_leading_directions_and_the_mean() -> None:
         ("bert", {"hidden_size": 8, "layers": Layers([2])}, "layers: 2 is out of range; the teacher has 2 layers"),
     ],
 )
-def test_widths_that_cannot_be_are_refused(name: str, settings: dict, message: str) -> None:
+def test_impossible_widths_are_refused(name: str, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Narrower(**settings).build(make_model(name))
 
 
-def test_settings_that_cannot_be_are_refused_at_once() -> None:
+def test_invalid_settings_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="give at least one of hidden_size"):
         Narrower()
     with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):

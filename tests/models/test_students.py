@@ -198,7 +198,7 @@ def test_distilbert_takes_the_released_models_layers() -> None:
         assert torch.equal(ours, teacher.bert.encoder.layer[layer].intermediate.dense.weight)
     with pytest.raises(ValueError, match="layers: 7 is out of range; the teacher has 6 layers, so choose from -6 to 5"):
         DistilBertFromBert().build(make_teacher("bert", 6))
-    with pytest.raises(ValueError, match="teacher must be a bert with a masked-LM head"):
+    with pytest.raises(ValueError, match="teacher must be a bert, got model_type='roberta'"):
         DistilBertFromBert().build(make_teacher("roberta"))
 
 

@@ -1,4 +1,4 @@
-"""A cache that is damaged is named, file and all, and never trains anybody."""
+"""A damaged cache is refused, and the message names the file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def disorder(file: Path) -> None:
         ),
     ],
 )
-def test_files_that_cannot_be_right_are_named_when_the_cache_is_opened(
+def test_damaged_files_are_named_when_the_cache_is_opened(
     name: str, damage: Callable[[Path], None], message: str, workspace: Workspace, small: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
@@ -75,7 +75,7 @@ def test_files_that_cannot_be_right_are_named_when_the_cache_is_opened(
 def test_one_flipped_bit_is_noticed_when_its_rows_are_read(
     name: str, workspace: Workspace, small: Path, tmp_path: Path
 ) -> None:
-    """Every bit of every file looks like a teacher that says something else."""
+    """Without check sums, a flipped bit would pass for another answer of the teacher."""
     broken = tmp_path / "broken"
     shutil.copytree(small, broken)
     file = broken / "validation" / f"{name}.npy"

@@ -54,7 +54,9 @@ def train(module: DistillationModule, workspace: Workspace, folder: Path, steps:
     return dict(module.latest)
 
 
-def test_with_all_tokens_a_run_is_that_of_the_live_teacher(workspace: Workspace, full: Path, tmp_path: Path) -> None:
+def test_a_cache_of_all_tokens_trains_as_the_live_teacher_does(
+    workspace: Workspace, full: Path, tmp_path: Path
+) -> None:
     live, cached = make_module(workspace), make_module(workspace, full)
     start = Pretrained(workspace.teacher).build(None).state_dict()["roberta.embeddings.word_embeddings.weight"]
     expected, found = train(live, workspace, tmp_path), train(cached, workspace, tmp_path)
@@ -241,7 +243,7 @@ def test_a_sequence_masked_in_another_way_is_noticed_whatever_the_manifest_says(
         (SoftTargetLoss(temperature=LinearRamp(2.0, 1.0, steps=4)), "temperature of SoftTargetLoss changes"),
     ],
 )
-def test_what_a_small_cache_lacks_is_said_before_the_first_step(
+def test_what_a_small_cache_lacks_is_named_before_the_first_step(
     objective: Objective, message: str, workspace: Workspace, small: Path, tmp_path: Path
 ) -> None:
     module = make_module(workspace, small, objectives={"soft": objective})

@@ -133,7 +133,7 @@ def test_mistakes_about_several_caches_are_named(workspace: Workspace, pair: dic
     both = make_module(workspace, **soft)
     with pytest.raises(ValueError, match=r"there are \['large', 'small'\]; say which: --teacher large"):
         write_cache(workspace, tmp_path / "cache", module=both)
-    with pytest.raises(ValueError, match=r"teacher: 'tiny' is none of \['large', 'small'\]"):
+    with pytest.raises(ValueError, match=r"teacher: 'tiny' is not in model\.teacher, which has \['large', 'small'\]"):
         write_cache(workspace, tmp_path / "cache", module=both, teacher="tiny")
     with pytest.raises(ValueError, match=r"soft compares with the mean .* or cache the whole vocabulary \(--k 320\)"):
         write_cache(workspace, tmp_path / "cache", module=both, teacher="small", k=16)

@@ -192,7 +192,7 @@ def test_local_and_global_attention_are_compared_by_relations_without_a_window_o
         ({"weight": -1.0}, "weight of RelationLoss"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RelationLoss(**settings)
 

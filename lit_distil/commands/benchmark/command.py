@@ -1,11 +1,7 @@
-"""`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, side by side.
-
-With texts it is DistilBERT's table 3 for your own networks: seconds for a whole evaluation set, one text at a time.
-"""
+"""`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, side by side."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -28,11 +24,12 @@ from lit_distil.commands.pages import Section, to_markdown, write_pages
 from lit_distil.console import Table, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
-from lit_distil.tasks.base import SOURCE_KEY
+from lit_distil.tasks.base import SOURCE_KEY, place_of
 
 Pair = tuple[str, str | None]
 """A text, and the second one where rows are pairs."""
 
+_TITLE = "Latency and size"
 _SOURCE = (
     "Published: Sanh et al. 2019, DistilBERT, table 3: seconds for the development set of STS-B (1,500 pairs) on a CPU "
     "at batch 1. Machine and texts are not the same here: compare the ratios, not the seconds."
@@ -97,30 +94,20 @@ def benchmark(
         print(f"{what}, {length} tokens a sequence, {threads} thread(s), {device}, float32; medians with quartiles")
         print(text_table(table))
         return
-    settings: dict[str, Any] = {
-        "length": length,
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "threads": threads,
-        "part": part,
-    }
-    settings |= {"device": device, "num_texts": len(pairs or [])}
+    settings: dict[str, Any] = {"length": length, "batch_size": batch_size, "rounds": rounds, "threads": threads}
+    settings |= {"part": part, "device": device, "num_texts": len(pairs or [])}
     hardware = describe_hardware(threads=threads, device=device, seed=0)
-    title = "Latency and size"
     sections = [
         Section(table=table),
         Section(lines=_notes(results, settings), small=True),
         Section("Beside the published figures", _published_table(results), [_SOURCE], small=True),
         Section("Measured on", lines=hardware_lines(hardware), small=True),
     ]
-    print(to_markdown(title, sections))
+    print(to_markdown(_TITLE, sections))
     if out is not None:
-        write_pages(Path(out, "latency"), title, sections)
         published = {name: {"parameters_m": size, "seconds": time} for name, (size, time) in DISTILBERT_TABLE_3.items()}
         numbers = {"results": [asdict(result) for result in results], "settings": settings, "hardware": hardware}
-        text = json.dumps({**numbers, "published": published}, indent=2, ensure_ascii=False)
-        Path(out, "latency.json").write_text(text + "\n", encoding="utf-8")
-        print(f"written: {Path(out, 'latency.html')}")
+        write_pages(Path(out, "latency"), _TITLE, sections, {**numbers, "published": published})
 
 
 def run(arguments: list[str]) -> None:
@@ -155,8 +142,7 @@ def read_pairs(
         for name in filter(None, (text_column, pair_column)):
             if row.get(name) is None:
                 columns = sorted(column for column in row if column != SOURCE_KEY)
-                place = row.get(SOURCE_KEY, f"row {len(pairs)}")
-                raise ValueError(f"{place}: no column {name!r} (text_column, pair_column); there are {columns}")
+                raise ValueError(f"{place_of(row)}: no column {name!r} (text_column, pair_column); there are {columns}")
         pairs.append((str(row[text_column]), str(row[pair_column]) if pair_column else None))
     if not pairs:
         raise ValueError(f"texts: the {split} split has no rows")

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from lit_distil import __version__
-from lit_distil.commands.networks import load_network, max_positions
+from lit_distil.commands.networks import load_network
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
+from lit_distil.models.networks import position_range
 
 DISTILBERT_TABLE_3 = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT": (66, 410)}
 """Sanh et al. 2019 (arXiv 1910.01108), table 3: millions of parameters; seconds for STS-B's development set."""
@@ -70,7 +71,7 @@ class TextsTime:
 
 @dataclass(frozen=True)
 class NetworkBenchmark:
-    """What was measured of one network.
+    """What was measured of one network; the ratios are to the first network.
 
     Attributes:
         network: Folder or name.
@@ -81,10 +82,10 @@ class NetworkBenchmark:
         batch_ms: One batch of `batch_size` sequences.
         sequences_per_second: From the median of `batch_ms`.
         tokens_per_second: The same in tokens.
-        latency_ratio: Median latency over that of the first network.
-        throughput_ratio: Throughput over that of the first network.
+        latency_ratio: Of the median latencies.
+        throughput_ratio: Of the sequences per second.
         texts: Passes over texts, if they were timed.
-        peak_memory_mb: If it was measured.
+        peak_memory_mb: If it was measured, in 10^6 bytes.
     """
 
     network: str
@@ -134,20 +135,10 @@ def measure_networks(
     device: str = "cpu",
     part: str = "encoder",
 ) -> list[NetworkBenchmark]:
-    """Measure exported networks side by side.
+    """Measure exported networks side by side; the arguments are those of `lit-distil benchmark`.
 
-    Args:
-        networks: Folders that `from_pretrained` loads, names on the Hub, or ONNX files of `lit-distil export`. Each
-            is run with transformers' default attention, in float32, in eval mode, under `torch.inference_mode`.
-        length: Tokens of every sequence, special tokens included.
-        batch_size: Sequences in a batch for the throughput; the latency is at 1.
-        repeats: Timed calls for the latency; the throughput gets a third as many, at least 3.
-        threads: Threads of torch; the earlier number is restored afterwards.
-        device: Where to run, such as `cpu` or `cuda`.
-        part: Time the `encoder` without its head, or the `whole` network, which is what ONNX files have.
-
-    Returns:
-        One result for each network, in order; ratios are to the first.
+    Each network runs with transformers' default attention, in float32, in eval mode, under `torch.inference_mode`. The
+    earlier number of torch's threads is restored afterwards.
 
     Raises:
         ValueError: A number is out of range, a network cannot be loaded, or has no room for `length` tokens.
@@ -157,29 +148,26 @@ def measure_networks(
     for name, value in (("length", length), ("batch_size", batch_size), ("repeats", repeats), ("threads", threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    opened = [open_timed(name, length=length, device=device, threads=threads) for name in networks]
-    calls = timed_calls(networks, opened, part)
+    opened, calls = _open_all(networks, length=length, device=device, threads=threads, part=part)
     with limited_threads(threads):
         singles = _time_blocks(calls, make_inputs(opened, length, 1, device), repeats, "latency")
         batched = make_inputs(opened, length, batch_size, device)
         batches = _time_blocks(calls, batched, max(3, repeats // 3), "throughput")
-    results = []
-    for name, network, single, batch in zip(networks, opened, singles, batches, strict=True):
-        results.append(
-            NetworkBenchmark(
-                network=str(name),
-                parameters=network.parameters,
-                encoder_parameters=network.encoder_parameters,
-                size_mb=_weights_on_disk(name) / 1e6,
-                latency_ms=single,
-                batch_ms=batch,
-                sequences_per_second=1000 * batch_size / batch.median,
-                tokens_per_second=1000 * batch_size * length / batch.median,
-                latency_ratio=single.median / singles[0].median,
-                throughput_ratio=batches[0].median / batch.median,
-            )
+    return [
+        NetworkBenchmark(
+            network=str(name),
+            parameters=network.parameters,
+            encoder_parameters=network.encoder_parameters,
+            size_mb=_weights_on_disk(name) / 1e6,
+            latency_ms=single,
+            batch_ms=batch,
+            sequences_per_second=1000 * batch_size / batch.median,
+            tokens_per_second=1000 * batch_size * length / batch.median,
+            latency_ratio=single.median / singles[0].median,
+            throughput_ratio=batches[0].median / batch.median,
         )
-    return results
+        for name, network, single, batch in zip(networks, opened, singles, batches, strict=True)
+    ]
 
 
 def time_texts(
@@ -193,18 +181,11 @@ def time_texts(
 ) -> list[TextsTime]:
     """Time passes over texts at batch 1; the networks take turns, a pass each. Tokenising is not timed.
 
-    Args:
-        networks: As for `measure_networks`, each with its tokenizer (an ONNX file's is in its folder).
-        pairs: The texts; one that is too long for a network is cut.
-        rounds: Passes.
-        threads: Of torch and of ONNX Runtime.
-        device: Where to run.
-        part: `encoder` or `whole`.
+    A text that is too long for a network is cut. An ONNX file's tokenizer is the one in its folder.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    opened = [open_timed(name, length=1, device=device, threads=threads) for name in networks]
-    calls = timed_calls(networks, opened, part)
+    opened, calls = _open_all(networks, length=1, device=device, threads=threads, part=part)
     inputs = [_encode(name, network, pairs, device) for name, network in zip(networks, opened, strict=True)]
     times = torch.zeros(len(networks), rounds, len(pairs), dtype=torch.float64)
     with (
@@ -236,14 +217,14 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
     if Path(name).suffix != ".onnx":
         model = load_network(name, field="networks")
         nn.Module.to(model, device)
-        encoder = model.base_model
+        encoder: Any = model.base_model
         network = TimedNetwork(
             whole=model,
             encoder=encoder,
-            parameters=_count(model),
-            encoder_parameters=_count(encoder),
+            parameters=model.num_parameters(),
+            encoder_parameters=encoder.num_parameters(),
             vocab_size=model.config.vocab_size,
-            max_length=max_positions(model),
+            max_length=position_range(model)[1],
             has_segments=takes_segments(model),
         )
     else:
@@ -268,15 +249,20 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
     return network
 
 
-def timed_calls(networks: Sequence[str], opened: Sequence[TimedNetwork], part: str) -> list[Callable[..., Any]]:
-    """The part of each network that is timed."""
+def _open_all(
+    networks: Sequence[str], *, length: int, device: str, threads: int, part: str
+) -> tuple[list[TimedNetwork], list[Callable[..., Any]]]:
+    """The networks, and the part of each that is timed."""
     if part not in ("encoder", "whole"):
         raise ValueError(f"part must be 'encoder' or 'whole', got {part!r}")
-    calls = [network.whole if part == "whole" else network.encoder for network in opened]
-    for name, call in zip(networks, calls, strict=True):
+    opened = [open_timed(name, length=length, device=device, threads=threads) for name in networks]
+    calls = []
+    for name, network in zip(networks, opened, strict=True):
+        call = network.whole if part == "whole" else network.encoder
         if call is None:
             raise ValueError(f"part: {name!r} is an ONNX file, whose encoder cannot be timed alone; give part: whole")
-    return [call for call in calls if call is not None]
+        calls.append(call)
+    return opened, calls
 
 
 def make_inputs(networks: Sequence[TimedNetwork], length: int, batch_size: int, device: str) -> dict[str, Tensor]:
@@ -327,7 +313,7 @@ def describe_hardware(*, threads: int, device: str, seed: int) -> dict[str, str 
 
 
 def hardware_lines(hardware: Mapping[str, str | int | None]) -> list[str]:
-    """What is known of it, as `cpu: ...`."""
+    """A line for each known fact, such as `cpu: ...`."""
     return [f"{name.replace('_', ' ')}: {value}" for name, value in hardware.items() if value is not None]
 
 
@@ -357,10 +343,6 @@ def _encode(
         inputs = tokenizer(text, pair, truncation=True, max_length=min(limits), verbose=False)
         encoded.append({key: torch.tensor([inputs[key]]).to(device) for key in names if key in inputs})
     return encoded
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())  # yields tied ones once
 
 
 def _weights_on_disk(network: str) -> int:

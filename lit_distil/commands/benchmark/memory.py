@@ -16,12 +16,6 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
 
     On a CPU this is resident memory, including the pages of the file; on CUDA what torch allocated on the device.
 
-    Args:
-        network: Folder, name on the Hub or ONNX file.
-        length: Tokens of a sequence.
-        batch_size: Sequences of the batch.
-        device: Where to run.
-
     Raises:
         ValueError: The process failed; the message has the last line that it printed.
     """

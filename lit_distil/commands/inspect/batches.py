@@ -18,19 +18,13 @@ _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "→"}
 
 
 class TokenTexts:
-    """The text of the token ids of a tokenizer (byte-level, SentencePiece or WordPiece), cached.
-
-    Args:
-        tokenizer: The tokenizer.
-        special_ids: Ids of special tokens.
-    """
+    """The text of the token ids of a tokenizer (byte-level, SentencePiece or WordPiece), cached."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: set[int]) -> None:
         self.tokenizer = tokenizer
         self.special_ids = special_ids
-        vocabulary = tokenizer.get_vocab()
-        # byte-level and SentencePiece vocabularies mark the space before a word, WordPiece the lack of one
-        self._marks_spaces = "Ġ" in vocabulary or any(token.startswith(("Ġ", "▁")) for token in vocabulary)
+        self.marks_spaces = any(token.startswith(("Ġ", "▁")) for token in tokenizer.get_vocab())
+        """Whether the vocabulary marks the space before a word, rather than the lack of one as WordPiece does."""
         self._known: dict[int, tuple[str, bool]] = {}
 
     def __call__(self, token_id: int) -> tuple[str, bool]:
@@ -39,15 +33,11 @@ class TokenTexts:
             self._known[token_id] = self._read(token_id)
         return self._known[token_id]
 
-    def text(self, token_id: int) -> str:
-        """The token's text alone."""
-        return self(token_id)[0]
-
     def _read(self, token_id: int) -> tuple[str, bool]:
         token = str(self.tokenizer.convert_ids_to_tokens(token_id))
         if token_id in self.special_ids:
             return printable(token), True
-        if not self._marks_spaces:
+        if not self.marks_spaces:
             goes_on = token.startswith("##") and len(token) > 2
             return printable(token[2:] if goes_on else token), not goes_on
         begins = token.startswith(("Ġ", "▁"))
@@ -130,7 +120,7 @@ class BatchView:
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns the numbers of a batch into words.
+    """Turns the numbers of batches on the CPU into words.
 
     Attributes:
         tokens: The text of ids.
@@ -147,23 +137,21 @@ class Reader:
     label_kind: LabelKind | None = None
 
     def view(self, number: int, batch: Batch, first: int | None) -> BatchView:
-        """Batch `number` (from 1) on the CPU with its first so many sequences; None gives all."""
+        """Batch `number` (from 1) with its first so many sequences; None gives all."""
         views = self.sequences(batch, first)
         rest = batch.num_sequences - len(views)
         heading = f"batch {number}: {batch.num_sequences:,} sequences, {batch.num_tokens:,} tokens"
         return BatchView(heading, views, f"and {rest:,} more sequences (--show)" if rest else "")
 
     def sequences(self, batch: Batch, first: int | None = None) -> list[SequenceView]:
-        """The first so many sequences of a batch on the CPU; None gives all."""
+        """The first so many sequences of a batch; None gives all."""
         sizes = batch.group_sizes or (1,) * batch.num_sequences
         samples = [sample for sample, size in zip(batch.sample_ids.tolist(), sizes, strict=True) for _ in range(size)]
-        labels = self.label_texts(batch)
-        originals: dict[int, int] = {}
-        if batch.masked_positions is not None and batch.masked_labels is not None:
-            originals = dict(zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True))
+        labels = self.sequence_labels(batch)
+        originals, tags = masked_tokens(batch), self.token_labels(batch)
         views = []
         for number, (start, end) in enumerate(list(pairwise(batch.cu_seq_lens.tolist()))[:first]):
-            pieces = self._pieces(batch, number, start, end, originals)
+            pieces = self._pieces(batch, number, originals, tags[start:end])
             notes = [f"sample {samples[number]}", f"{len(pieces)} tokens"]
             if num_masked := sum(piece.original is not None for piece in pieces):
                 notes.append(f"{num_masked} to predict ({100 * num_masked / len(pieces):.1f} %)")
@@ -181,18 +169,23 @@ class Reader:
             views.append(SequenceView(" · ".join(notes), parts))
         return views
 
-    def label_texts(self, batch: Batch) -> list[str | None]:
+    def sequence_labels(self, batch: Batch) -> list[str | None]:
         """The label of each sequence in words."""
         if self.label_kind is None:
             return [None] * batch.num_sequences
         texts = self.label_kind.label_texts(batch, self.labels)
         return [None if text is None else printable(text) for text in texts]
 
-    def _pieces(self, batch: Batch, number: int, start: int, end: int, originals: dict[int, int]) -> list[Piece]:
-        """The tokens of one sequence, from `start` to `end` of the batch."""
-        tags = None
-        if batch.labels is not None and self.label_kind is not None and self.label_kind.per_token:
-            tags = batch.labels[0, start:end].tolist()
+    def token_labels(self, batch: Batch) -> list[str | None]:
+        """The label of each token in words."""
+        if batch.labels is None or self.label_kind is None or not self.label_kind.per_token:
+            return [None] * batch.num_tokens
+        tags = batch.labels[0].tolist()
+        return [None if tag == IGNORE_INDEX else printable(self.labels.get(tag, str(tag))) for tag in tags]
+
+    def _pieces(self, batch: Batch, number: int, originals: dict[int, int], tags: list[str | None]) -> list[Piece]:
+        """The tokens of one sequence; `tags` are the labels of its tokens."""
+        start, end = batch.cu_seq_lens[number : number + 2].tolist()
         answer = range(0)
         if batch.answer_spans is not None and int(batch.answer_spans[number, 0]) != IGNORE_INDEX:
             answer = range(int(batch.answer_spans[number, 0]) - start, int(batch.answer_spans[number, 1]) - start + 1)
@@ -203,15 +196,14 @@ class Reader:
             # a mask within a word takes the place of that part of the word
             text, spaced = self.tokens(token_id if original is None else original)
             is_special = original is None and token_id in self.tokens.special_ids
-            tag = None if tags is None or tags[place] == IGNORE_INDEX else tags[place]
             pieces.append(
                 Piece(
                     position=place,
-                    text=self.tokens.text(token_id),
+                    text=self.tokens(token_id)[0],
                     kind=self.kind(token_id, original),
                     spaced=place > 0 and (spaced or is_special or after_special),
                     original=None if original is None else text,
-                    label=None if tag is None else printable(self.labels.get(tag, str(tag))),
+                    label=tags[place],
                     in_answer=place in answer and not is_special,
                 )
             )
@@ -242,6 +234,13 @@ class Reader:
                 parts.append(Part("" if segments is None else "AB"[segments[begin]], pieces[begin:end]))
                 begin = end
         return parts
+
+
+def masked_tokens(batch: Batch) -> dict[int, int]:
+    """The id before masking at each position to predict."""
+    if batch.masked_positions is None or batch.masked_labels is None:
+        return {}
+    return dict(zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True))
 
 
 def _answer(span: list[int], start: int, pieces: list[Piece]) -> str:
@@ -299,20 +298,17 @@ def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
     num_masked: list[int] = []
     num_random_next = num_pairs = 0
     for batch in batches:
-        ids = batch.input_ids[0].tolist()
-        counts = [0] * batch.num_sequences
-        if batch.masked_positions is not None and batch.masked_labels is not None:
-            ends = batch.cu_seq_lens.tolist()
-            sequence = 0
-            for position, original in zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True):
-                while position >= ends[sequence + 1]:
-                    sequence += 1
-                counts[sequence] += 1
-                replaced[reader.kind(ids[position], original)] += 1
-                ids[position] = original
-        num_masked += counts
+        ids, masked = batch.input_ids[0].tolist(), masked_tokens(batch)
+        for position, original in masked.items():
+            replaced[reader.kind(ids[position], original)] += 1
+            ids[position] = original
         originals.update(ids)
-        labels.update(_labels(batch, reader))
+        for start, end in pairwise(batch.cu_seq_lens.tolist()):
+            num_masked.append(sum(position in masked for position in range(start, end)))
+        named = reader.token_labels(batch)
+        if batch.group_sizes is None:  # each choice of a group has a name of its own
+            named += reader.sequence_labels(batch)
+        labels.update(label for label in named if label is not None)
         if batch.next_sentence_labels is not None:
             num_random_next += int((batch.next_sentence_labels == 1).sum())
             num_pairs += batch.num_sequences
@@ -327,7 +323,7 @@ def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
         num_masked=num_masked,
         has_masks=any(batch.masked_positions is not None for batch in batches),
         replaced={str(kind): count for kind, count in replaced.items()},
-        frequent=[(reader.tokens.text(token), count) for token, count in ordinary[:top]],
+        frequent=[(reader.tokens(token)[0], count) for token, count in ordinary[:top]],
         num_ordinary=sum(count for _, count in ordinary) + num_unknown,
         num_unknown=num_unknown,
         labels=sorted(labels.items(), key=lambda entry: (-entry[1], entry[0])),
@@ -341,8 +337,8 @@ def summary(totals: Totals) -> list[list[str]]:
     lengths = totals.lengths
     rows = [
         ["batches shown", f"{totals.num_batches:,}"],
-        ["sequences", f"{len(totals.lengths):,}"],
-        ["tokens", f"{sum(totals.lengths):,}, special tokens included"],
+        ["sequences", f"{len(lengths):,}"],
+        ["tokens", f"{sum(lengths):,}, special tokens included"],
         ["tokens a sequence", f"{sum(lengths) / len(lengths):.1f} on average, {min(lengths)} to {max(lengths)}"],
         ["padding", f"{_percent(totals.num_padded - sum(lengths), totals.num_padded)} if batches were padded"],
         ["unknown tokens", f"{_percent(totals.num_unknown, totals.num_ordinary)} ({totals.num_unknown:,})"],
@@ -354,10 +350,8 @@ def summary(totals: Totals) -> list[list[str]]:
         num_masked = sum(totals.num_masked)
         words = {"mask": "hidden", "random": "another token", "kept": "left as it is"}
         shares = [f"{words[kind]} {_percent(n, num_masked)} ({n:,})" for kind, n in totals.replaced.items()]
-        rows += [
-            ["to predict", f"{num_masked:,} tokens, {_percent(num_masked, sum(lengths))}"],
-            ["of these", ", ".join(shares)],
-        ]
+        rows.append(["to predict", f"{num_masked:,} tokens, {_percent(num_masked, sum(lengths))}"])
+        rows.append(["of these", ", ".join(shares)])
     if totals.labels:
         rows.append(["labels", ", ".join(f"{name} {count:,}" for name, count in totals.labels)])
     if totals.frequent:
@@ -373,14 +367,6 @@ def histogram(totals: Totals) -> list[tuple[str, int]]:
     counts = Counter(int(share // width) for share in shares)
     bars = range(int(lowest // width), int(highest // width) + 1)
     return [(f"{bar * width} to {(bar + 1) * width} %", counts[bar]) for bar in bars]
-
-
-def _labels(batch: Batch, reader: Reader) -> list[str]:
-    if batch.labels is not None and reader.label_kind is not None and reader.label_kind.per_token:
-        return [printable(reader.labels.get(tag, str(tag))) for tag in batch.labels[0].tolist() if tag != IGNORE_INDEX]
-    if batch.group_sizes is not None:  # each choice of a group has a name of its own
-        return []
-    return [label for label in reader.label_texts(batch) if label is not None]
 
 
 def _percent(part: int, whole: int) -> str:

@@ -79,12 +79,8 @@ class InspectCLI(TrainingCLI):
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
         add("--split", type=Literal["train", "validation", "test", "predict"], default="train", help="which split")
-        add(
-            "--batches",
-            type=int | None,
-            default=None,
-            help="how many micro-batches of one process; null is 1, or with --step all of the step",
-        )
+        batches = "how many micro-batches of one process; null is 1, or with --step all of the step"
+        add("--batches", type=int | None, default=None, help=batches)
         add("--step", type=int, default=0, help="optimizer steps done before the first batch (split train)")
         add("--samples", type=list[int] | None, default=None, help="show these samples instead, such as [0,17]")
         add("--epoch", type=int, default=0, help="with --samples: the epoch whose masks to show")
@@ -148,14 +144,14 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
     trainer.state.fn = _STAGES[options.split]
     data.prepare_data()
     data.setup(_STAGES[options.split].value)
-    batches = _batches(data, options)
-    split = "test" if options.split == "predict" and "predict" not in data.datasets else options.split
+    split = data.predict_split if options.split == "predict" else options.split
+    batches = _batches(data, split, options)
     dataset = data.datasets[split]
-    vocabulary = data.vocabulary
-    names = {} if data.task is None else data.task.head_settings().get("id2label", {})
-    tokens = TokenTexts(data.tokenizer, set(vocabulary.special_ids.values()))
-    label_kind = None if data.task is None else data.task.label_kind
-    reader = Reader(tokens, vocabulary, names, _places(dataset, batches), label_kind)
+    names, label_kind = {}, None
+    if data.task is not None:
+        names, label_kind = data.task.head_settings().get("id2label", {}), data.task.label_kind
+    tokens = TokenTexts(data.tokenizer, set(data.vocabulary.special_ids.values()))
+    reader = Reader(tokens, data.vocabulary, names, _places(dataset, batches), label_kind)
     totals = totals_of(batches, reader, top=options.top)
     rows = [[f"{split} split", _size_of(dataset)], *summary(totals)]
     shown = [reader.view(number, batch, options.show) for number, batch in enumerate(batches, start=1)]
@@ -191,11 +187,13 @@ def _check(options: Namespace) -> None:
         raise ValueError(f"step {options.step}: only training has steps; take --split train, or leave out --step")
     if options.samples is not None and (options.step or options.batches is not None):
         raise ValueError("samples: give either samples, or batches and step, and not both")
+    if options.samples == []:
+        raise ValueError("samples: give at least one, such as --samples [0]")
     if options.out is not None and (Path(options.out).is_dir() or Path(options.out).suffix not in (".html", ".htm")):
         raise ValueError(f"out must be a file that ends in .html, got {options.out!r}")
 
 
-def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
+def _batches(data: TextDataModule, split: str, options: Namespace) -> list[Batch]:
     loaders = {
         "train": data.train_dataloader,
         "validation": data.val_dataloader,
@@ -204,14 +202,11 @@ def _batches(data: TextDataModule, options: Namespace) -> list[Batch]:
     }
     loader: Any = loaders[options.split]()  # raises if the split has no data
     if options.samples is not None:
-        split = data.predict_split if options.split == "predict" else options.split
-        samples = np.array(options.samples, dtype=np.int64)
         dataset = _whole(data.datasets[split])
-        if not len(samples):
-            raise ValueError("samples: give at least one, such as --samples [0]")
         for sample in options.samples:
             if not 0 <= sample < len(dataset):
                 raise ValueError(f"samples: no sample {sample}; the {split} split has 0 to {len(dataset) - 1}")
+        samples = np.array(options.samples, dtype=np.int64)
         return [dataset.collate(samples, np.full_like(samples, options.epoch))]
     whole_step = data.trainer.accumulate_grad_batches if data.trainer is not None and options.step else 1
     return list(islice(loader, options.batches or whole_step))

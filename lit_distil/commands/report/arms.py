@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median, variance
 from typing import Any, Literal
@@ -114,11 +115,7 @@ class Arm:
 
 
 def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
-    """Every column of a run's `metrics.csv`: name to optimizer steps done to value.
-
-    Raises:
-        ValueError: It has no step column.
-    """
+    """Every column of a run's `metrics.csv`: name to optimizer steps done to value."""
     path = Path(folder, "metrics.csv")
     found: dict[str, dict[int, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -140,20 +137,21 @@ def open_runs(patterns: Sequence[str]) -> list[Run]:
         ValueError: A pattern finds nothing, or no folder holds a run.
     """
     names = [name for pattern in patterns for name in sorted(glob.glob(pattern)) or [pattern]]
-    for name in names:
-        if not Path(name).exists():
-            raise ValueError(f"runs: nothing at {name!r}; give folders of runs that trained, or globs")
-    found = [name for name in names if Path(name, "metrics.csv").is_file()]
-    if len(found) < len(names):
-        print(f"left out, without a metrics.csv: {', '.join(name for name in names if name not in found)}")
-    if not found:
-        raise ValueError(f"runs: no metrics.csv in {', '.join(names)}; give folders of runs that trained")
-    folders = dict.fromkeys(str(Path(name)) for name in found)
+    folders = list(dict.fromkeys(str(Path(name)) for name in names))
+    for folder in folders:
+        if not Path(folder).exists():
+            raise ValueError(f"runs: nothing at {folder!r}; give folders of runs that trained, or globs")
+    others = [folder for folder in folders if not Path(folder, "metrics.csv").is_file()]
+    if len(others) == len(folders):
+        raise ValueError(f"runs: no metrics.csv in {', '.join(folders)}; give folders of runs that trained")
+    if others:
+        print(f"left out, without a metrics.csv: {', '.join(others)}")
     runs = []
     for folder in folders:
         config = Path(folder, "config.yaml")
         content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {"run": folder}
-        runs.append(Run(folder, content, read_metrics(folder)))
+        if folder not in others:
+            runs.append(Run(folder, content, read_metrics(folder)))
     return runs
 
 
@@ -170,14 +168,11 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
     parent = os.path.commonpath([Path(stem).absolute().parent for stem in stems])
     arms: list[Arm] = []
     for stem, group in zip(stems, groups.values(), strict=True):
-        seen: dict[str, str] = {}
-        for run in group:
-            seeds = json.dumps(_seeds(run.config), default=str)
-            if seeds in seen:
+        for first, second in combinations(group, 2):
+            if _seeds(first.config) == _seeds(second.config):
                 raise ValueError(
-                    f"runs: {seen[seeds]} and {run.folder} have the same configuration and seed; give one of them"
+                    f"runs: {first.folder} and {second.folder} have the same configuration and seed; give one of them"
                 )
-            seen[seeds] = run.folder
         name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
         changes = differences(_relevant(arms[0].runs[0].config), _relevant(group[0].config)) if arms else []
         arms.append(Arm(name, group, changes))
@@ -207,14 +202,14 @@ def main_metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of the mean (Student's t); None of a single value."""
+    """Half the 95 % interval of the mean (Student's t); None for a single value."""
     if len(values) < 2:
         return None
     return _quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
 
 
 def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of `a` less mean of `b`, and half its 95 % interval (Welch's t); None where either is a single value."""
+    """Mean of `a` less mean of `b`, and half its 95 % interval (Welch's t); None if either is a single value."""
     difference = fmean(a) - fmean(b)
     if len(a) < 2 or len(b) < 2:
         return difference, None
@@ -271,17 +266,10 @@ def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[st
         }
         summaries.append({"name": arm.name, "changes": arm.changes, "metrics": measured})
         for run in arm.runs:
-            details.append(
-                {
-                    "folder": run.folder,
-                    "arm": arm.name,
-                    "seed": run.seed,
-                    "steps": run.num_steps,
-                    "tokens_per_second": run.tokens_per_second,
-                    "steps_in_first_runs_time": steps_in_equal_time(run, arms[0].runs[0]),
-                    "metrics": {name: run.value(name, at) for name in metrics},
-                }
-            )
+            detail = {"folder": run.folder, "arm": arm.name, "seed": run.seed, "steps": run.num_steps}
+            detail["tokens_per_second"] = run.tokens_per_second
+            detail["steps_in_first_runs_time"] = steps_in_equal_time(run, arms[0].runs[0])
+            details.append({**detail, "metrics": {name: run.value(name, at) for name in metrics}})
     return {"at": at, "arms": summaries, "runs": details}
 
 

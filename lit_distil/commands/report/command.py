@@ -5,7 +5,6 @@ Runs are compared by what they logged (`runs`), or their exported networks are m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +95,14 @@ def report(
         sections += more
         numbers |= logged
     if entries:
-        _check_entries(entries, teacher, comparisons or [], out, masked_lm_data, task_data)
+        for name, value in (("out", out), ("masked_lm_data", masked_lm_data)):
+            if value is None:
+                raise ValueError(f"{name}: measuring entries needs it; give it as configs/demo/report.yaml does")
+        assert out is not None and masked_lm_data is not None
+        if teacher is None or teacher not in entries:
+            raise ValueError(f"teacher: no entry {teacher!r}; there are {list(entries)}")
+        _check_entries(entries, comparisons or [], has_task=task_data is not None)
         _check_exports(entries, made_by)
-        assert teacher is not None and out is not None and masked_lm_data is not None
         seed_everything(seed, verbose=False)
         benchmark = {"length": length, "batch_size": batch_size, "repeats": repeats, "threads": threads}
         measured, floors = measure_entries(entries, masked_lm_data, task_data, benchmark, device)
@@ -110,9 +114,7 @@ def report(
         sections += more
         numbers |= results.numbers()
     if out is not None:
-        write_pages(Path(out, "report"), title, sections)
-        Path(out, "report.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"written: {Path(out, 'report.html')}")
+        write_pages(Path(out, "report"), title, sections, numbers)
 
 
 def run(arguments: list[str]) -> None:
@@ -145,16 +147,7 @@ def _compare_runs(
     return [*sections, Section("Each run", details), Section(lines=notes, small=True)], arms_numbers(arms, metrics, at)
 
 
-def _check_entries(
-    entries: Mapping[str, Entry],
-    teacher: str | None,
-    comparisons: Sequence[Comparison],
-    out: str | None,
-    masked_lm_data: TextDataModule | None,
-    task_data: TextDataModule | None,
-) -> None:
-    if teacher not in entries:
-        raise ValueError(f"teacher: no entry {teacher!r}; there are {list(entries)}")
+def _check_entries(entries: Mapping[str, Entry], comparisons: Sequence[Comparison], *, has_task: bool) -> None:
     for comparison in comparisons:
         for key in (comparison.a, comparison.b):
             if key not in entries:
@@ -162,13 +155,10 @@ def _check_entries(
     for key, entry in entries.items():
         if entry.pretrained is None and entry.finetuned is None:
             raise ValueError(f"entries.{key}: give pretrained, finetuned or both, each the folder of a run")
-        if entry.finetuned is not None and task_data is None:
+        if entry.finetuned is not None and not has_task:
             raise ValueError(
                 f"entries.{key}.finetuned: scoring it needs task_data, the rows and task it was trained on"
             )
-    for name, value in (("out", out), ("masked_lm_data", masked_lm_data)):
-        if value is None:
-            raise ValueError(f"{name}: measuring entries needs it; give it as configs/demo/report.yaml does")
 
 
 def _check_exports(entries: Mapping[str, Entry], made_by: str | None) -> None:

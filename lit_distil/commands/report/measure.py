@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lit_distil.commands.benchmark.latency import NetworkBenchmark, measure_networks
 from lit_distil.commands.report.arms import read_metrics
 from lit_distil.console import progress_bar
-from lit_distil.data import MaskedSequences, TextDataModule
+from lit_distil.data import EvalLoader, MaskedSequences, TextDataModule
 from lit_distil.models import Pretrained
 from lit_distil.modules import FineTuningModule, MaskedLMModule
 
@@ -72,7 +72,7 @@ class Floors:
 
 @dataclass(frozen=True)
 class EntryResult:
-    """What was measured of one entry; None where it has no such run."""
+    """What was measured of one entry; None if it has no such run. `curve` is (step, validation loss)."""
 
     label: str
     masked_lm: MaskedLMScore | None
@@ -88,17 +88,16 @@ def measure_entries(
     benchmark: Mapping[str, Any],
     device: str,
 ) -> tuple[dict[str, EntryResult], Floors]:
-    """Test every network on the test splits, time all of them, and compute the floors.
+    """Test every network on the test splits with the same masks, time all of them, and compute the floors.
 
-    Args:
-        entries: The networks, each under a key.
-        masked_lm_data: Documents with masks; the same masks for every network.
-        task_data: Labelled rows, if an entry is fine-tuned.
-        benchmark: Arguments of `measure_networks`.
-        device: Where to run, such as `cpu` or `cuda`.
+    `benchmark` holds further arguments of `measure_networks`.
     """
     for data in filter(None, (masked_lm_data, task_data)):
-        _open(data)
+        data.prepare_data()
+        data.setup("test")
+        for split in ("train", "test"):
+            if split not in data.datasets:
+                raise ValueError(f"data.source: it gives no {split} split, which the report needs")
     masked, task = {}, {}
     for key, entry in progress_bar(entries.items(), desc="testing", unit="network"):
         if entry.pretrained is not None:
@@ -125,15 +124,6 @@ def unigram_loss(token_counts: np.ndarray, labels: np.ndarray, *, vocabulary_siz
     counts = np.ones(vocabulary_size)
     counts[: len(token_counts)] += token_counts
     return float(np.log(counts.sum()) - np.log(counts[labels]).mean())
-
-
-def _open(data: TextDataModule) -> None:
-    """Open every split; a trainer that tests would open the test split only."""
-    data.prepare_data()
-    data.setup("test")
-    for split in ("train", "test"):
-        if split not in data.datasets:
-            raise ValueError(f"data.source: it gives no {split} split, which the report needs")
 
 
 def _test_masked_lm(export: str, data: TextDataModule, device: str) -> MaskedLMScore:
@@ -182,16 +172,11 @@ def _measure_floors(masked_lm_data: TextDataModule, task_data: TextDataModule | 
 
 def _collect(data: TextDataModule, field: str) -> np.ndarray:
     """One field of every batch of the test split, concatenated."""
-    dataset = data.datasets["test"]
-    parts = []
-    for start in range(0, len(dataset), 256):
-        samples = np.arange(start, min(start + 256, len(dataset)))
-        values = getattr(dataset.collate(samples, np.zeros_like(samples)), field)
-        if values is None:
-            needed = "data.masking" if field == "masked_labels" else "labelled rows"
-            raise ValueError(f"the report needs {needed} in the test split, and there is none")
-        parts.append(values.numpy())
-    return np.concatenate(parts)
+    values = [getattr(batch, field) for batch in EvalLoader(data.datasets["test"], batch_size=256)]
+    if any(value is None for value in values):
+        needed = "data.masking" if field == "masked_labels" else "labelled rows"
+        raise ValueError(f"the report needs {needed} in the test split, and there is none")
+    return np.concatenate([value.numpy() for value in values])
 
 
 def _check_labels(export: str, data: TextDataModule) -> None:
@@ -209,7 +194,7 @@ def _check_labels(export: str, data: TextDataModule) -> None:
 
 
 def _curve(folder: str | None) -> list[tuple[int, float]]:
-    """Validation loss by step; empty where the run kept no metrics, as with an export from elsewhere."""
+    """Validation loss by step; empty without metrics, as for an export from elsewhere."""
     if folder is None or not Path(folder, "metrics.csv").is_file():
         return []
     return sorted(read_metrics(folder).get("val/loss/masked_lm", {}).items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,36 +140,28 @@ def plot_confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]
         axes.set_title("Confusion matrix")
 
 
-def plot_reliability(
-    path: Path,
-    edges: Sequence[float],
-    accuracy: Sequence[float],
-    confidence: Sequence[float],
-    counts: Sequence[int],
-    *,
-    error: float,
-) -> None:
+def plot_reliability(path: Path, filled_bins: Sequence[Mapping[str, Any]], *, width: float, error: float) -> None:
     """A reliability diagram: accuracy against confidence by bin, and below it how many rows each bin has.
 
     Args:
         path: PNG to write.
-        edges: B + 1 edges of the bins.
-        accuracy: Of each bin; NaN in an empty one.
-        confidence: Mean of each bin; NaN in an empty one.
-        counts: Rows of each bin.
+        filled_bins: As `lit_distil.commands.diagnose.Calibration` has them.
+        width: Of a bin.
         error: Expected calibration error, for the title.
     """
-    width = edges[1] - edges[0]
+    edges, rows, confidence, accuracy = (
+        [each[name] for each in filled_bins] for name in ("from", "rows", "confidence", "accuracy")
+    )
     with _figure(path, (5.6, 5.6)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        upper.bar(edges[:-1], accuracy, width=width, align="edge", color=_COLOURS[5], edgecolor="white")
+        upper.bar(edges, accuracy, width=width, align="edge", color=_COLOURS[5], edgecolor="white")
         upper.plot([0, 1], [0, 1], **_FLOOR, label="confidence = accuracy")
         upper.plot(confidence, accuracy, color=_COLOURS[0], marker="o", linestyle="none", label="mean of the bin")
         upper.set_ylim(0, 1.02)
         upper.set_ylabel("accuracy")
         upper.legend(loc="upper left")
         upper.set_title(f"Reliability: expected calibration error {100 * error:.1f}")
-        lower.bar(edges[:-1], counts, width=width, align="edge", color="#999999", edgecolor="white")
+        lower.bar(edges, rows, width=width, align="edge", color="#999999", edgecolor="white")
         lower.set_xlim(0, 1)
         lower.set_xlabel("confidence")
         lower.set_ylabel("rows")

@@ -38,7 +38,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that was measured of the entries of a report."""
+    """Everything that a report measured of its entries."""
 
     teacher: str
     entries: dict[str, EntryResult]
@@ -53,7 +53,7 @@ class Results:
         return None if ours is None or theirs is None or not theirs.accuracy else ours.accuracy / theirs.accuracy
 
     def loss_difference(self, a: str, b: str) -> float | None:
-        """Masked-LM loss of one entry less another's, in nats; below 0 where the first is better."""
+        """Masked-LM loss of one entry less another's, in nats; below 0 if the first is better."""
         ours, theirs = self.entries[a].masked_lm, self.entries[b].masked_lm
         return None if ours is None or theirs is None else ours.loss - theirs.loss
 
@@ -190,7 +190,7 @@ def notes(results: Results) -> list[str]:
 
 
 def _draw(results: Results, folder: Path) -> list[Path]:
-    """The curves, where a run logged them, and quality against latency."""
+    """The curves of the runs that logged them, and quality against latency."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures, floors, entries = [], results.floors, list(results.entries.values())
     curves = [(index, entry.label, entry.curve) for index, entry in enumerate(entries) if entry.curve]

@@ -22,7 +22,7 @@ class Pieces(NamedTuple):
     """Some pieces of a corpus.
 
     Attributes:
-        tokens: uint16 or uint32, an array that contains all of them, and possibly more.
+        tokens: uint16 or uint32, an array that holds all pieces, and possibly more.
         word_starts: bool, whether each of these tokens begins a word.
         starts: int64 `[P]`, where each piece begins in these arrays.
     """
@@ -37,7 +37,7 @@ class TokenCorpus:
 
     A unit is whatever the source calls one: a sentence, a line, a paragraph. Units and documents are contiguous and
     never empty. A corpus on disk has one shard or more, each of whole documents; tokens are numbered through all of
-    them. A corpus made of arrays has a single shard. The properties that return arrays need a single shard.
+    them. A corpus made of arrays has a single shard, which the properties that return arrays need.
 
     Args:
         tokens: uint16 `[N]`, or uint32 where the vocabulary has more than 65,536 entries; no special tokens.
@@ -45,6 +45,13 @@ class TokenCorpus:
         unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
         document_ends: int64 `[D]`, exclusive end of each document, counted in units.
         token_counts: int64 `[vocabulary]`, how often each id occurs.
+
+    Attributes:
+        folder: Where the corpus is on disk; None for a corpus made of arrays.
+        shard_sizes: For each shard its numbers of tokens, units and documents.
+        num_tokens: N.
+        num_units: U.
+        num_documents: D.
     """
 
     folder: Path | None = None
@@ -57,9 +64,16 @@ class TokenCorpus:
         document_ends: NDArray[np.int64],
         token_counts: NDArray[np.int64],
     ) -> None:
-        self.token_counts = token_counts
-        self._arrays = ShardArrays(unit_ends, document_ends, tokens, word_starts)
-        self.shard_sizes = [(len(tokens), len(unit_ends), len(document_ends))]
+        self._set_sizes([(len(tokens), len(unit_ends), len(document_ends))], token_counts)
+        self._shards[0] = ShardArrays(unit_ends, document_ends, tokens, word_starts)
+
+    def _set_sizes(self, shard_sizes: list[tuple[int, int, int]], token_counts: Ints) -> None:
+        self.shard_sizes, self.token_counts = shard_sizes, token_counts
+        self.num_tokens, self.num_units, self.num_documents = map(sum, zip(*shard_sizes, strict=True))
+        sizes = np.array([size[0] for size in shard_sizes], dtype=np.int64)
+        self._token_ends = np.cumsum(sizes)
+        self._token_starts = self._token_ends - sizes
+        self._shards: dict[int, ShardArrays] = {}
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = False) -> TokenCorpus:
@@ -67,7 +81,7 @@ class TokenCorpus:
 
         Args:
             folder: Where it is.
-            verify: Whether to read every file and compare it with its sha256; otherwise sizes are compared.
+            verify: Whether to compare each file with its sha256, and not only its size.
 
         Raises:
             ValueError: The folder holds no corpus, one of another version, or one whose files do not fit its manifest.
@@ -78,38 +92,23 @@ class TokenCorpus:
         return _MappedCorpus(folder, manifest, np.load(folder / TOKEN_COUNTS))
 
     @property
-    def num_tokens(self) -> int:
-        """N, the number of tokens."""
-        return sum(size[0] for size in self.shard_sizes)
-
-    @property
-    def num_units(self) -> int:
-        """U, the number of units."""
-        return sum(size[1] for size in self.shard_sizes)
-
-    @property
-    def num_documents(self) -> int:
-        """D, the number of documents."""
-        return sum(size[2] for size in self.shard_sizes)
-
-    @property
     def tokens(self) -> NDArray[np.unsignedinteger]:
-        """The tokens of a corpus of one shard."""
+        """The tokens."""
         return self._only_shard().tokens
 
     @property
     def word_starts(self) -> NDArray[np.bool_]:
-        """Whether each token of a corpus of one shard begins a word."""
+        """Whether each token begins a word."""
         return self._only_shard().word_starts
 
     @property
-    def unit_ends(self) -> NDArray[np.int64]:
-        """The units' ends of a corpus of one shard."""
+    def unit_ends(self) -> Ints:
+        """The units' ends."""
         return self._only_shard().unit_ends.astype(np.int64, copy=False)
 
     @property
-    def document_ends(self) -> NDArray[np.int64]:
-        """The documents' ends of a corpus of one shard."""
+    def document_ends(self) -> Ints:
+        """The documents' ends."""
         return self._only_shard().document_ends.astype(np.int64, copy=False)
 
     def gather(self, starts: Ints, ends: Ints) -> Pieces:
@@ -119,64 +118,30 @@ class TokenCorpus:
             starts: int64 `[P]`, first token of each piece, counted through the whole corpus.
             ends: int64 `[P]`, exclusive ends; a piece never crosses a shard boundary.
         """
-        return Pieces(_read_only(self._arrays.tokens), _read_only(self._arrays.word_starts), starts)
-
-    def part(self, first: int, end: int) -> TokenCorpus:
-        """The shards from `first` to `end` (exclusive) as a corpus of one shard."""
-        if (first, end) != (0, 1):
-            raise ValueError(f"a corpus of arrays has one shard, not those from {first} to {end}")
-        return self
-
-    def _only_shard(self) -> ShardArrays:
-        return self._arrays
-
-
-class _MappedCorpus(TokenCorpus):
-    """A corpus on disk, whose shards are mapped when they are first used."""
-
-    def __init__(self, folder: Path, manifest: Manifest, token_counts: NDArray[np.int64]) -> None:
-        self.folder: Path = folder
-        self.token_counts = token_counts
-        self.shard_sizes = [(shard.tokens, shard.units, shard.documents) for shard in manifest.shards]
-        self._manifest = manifest
-        sizes = np.array([shard.tokens for shard in manifest.shards], dtype=np.int64)
-        self._token_ends = np.cumsum(sizes)
-        self._token_starts = self._token_ends - sizes
-        self._maps: dict[int, ShardArrays] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # a worker process maps the files again: pickling a memory map would copy the whole corpus
-        return TokenCorpus.load, (self.folder,)
-
-    def gather(self, starts: Ints, ends: Ints) -> Pieces:
-        """See `TokenCorpus.gather`; each piece comes from the map of its shard."""
         shards = np.searchsorted(self._token_ends, starts, side="right")
         first = int(shards[0]) if len(shards) else 0
         if (shards == first).all():
-            arrays = self._maps.get(first) or self._map(first)
+            arrays = self._shard(first)
             return Pieces(_read_only(arrays.tokens), _read_only(arrays.word_starts), starts - self._token_starts[first])
-        bases = self._token_starts[shards]
+        bases, lengths = self._token_starts[shards], ends - starts
         tokens, word_starts = [], []
-        places = zip(shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True)
-        for number, start, end in places:
-            arrays = self._maps.get(number) or self._map(number)
+        for number, start, end in zip(shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True):
+            arrays = self._shard(number)
             tokens.append(arrays.tokens[start:end])
             word_starts.append(arrays.word_starts[start:end])
-        lengths = ends - starts
         copied = _read_only(np.concatenate(tokens)), _read_only(np.concatenate(word_starts))
         return Pieces(*copied, np.cumsum(lengths) - lengths)
 
     def part(self, first: int, end: int) -> TokenCorpus:
-        """The shards from `first` to `end` (exclusive) as a corpus of one shard."""
-        shards = [self._map(number) for number in range(first, end)]
-        sizes = np.array(self.shard_sizes[first:end]).reshape(-1, 3)
-        before = np.cumsum(sizes, axis=0) - sizes
-        is_one = len(shards) == 1
+        """The shards from `first` to `end` (exclusive) as a corpus of one shard; tokens of one shard are not copied."""
+        shards = [self._shard(number) for number in range(first, end)]
+        sizes = np.array(self.shard_sizes[first:end])
+        tokens_before, units_before, _ = (np.cumsum(sizes, axis=0) - sizes).T
         return TokenCorpus(
-            shards[0].tokens if is_one else np.concatenate([shard.tokens for shard in shards]),
-            shards[0].word_starts if is_one else np.concatenate([shard.word_starts for shard in shards]),
-            np.concatenate([shard.unit_ends + base for shard, base in zip(shards, before[:, 0], strict=True)]),
-            np.concatenate([shard.document_ends + base for shard, base in zip(shards, before[:, 1], strict=True)]),
+            _joined([shard.tokens for shard in shards]),
+            _joined([shard.word_starts for shard in shards]),
+            _joined([shard.unit_ends + before for shard, before in zip(shards, tokens_before, strict=True)]),
+            _joined([shard.document_ends + before for shard, before in zip(shards, units_before, strict=True)]),
             self.token_counts,
         )
 
@@ -186,13 +151,35 @@ class _MappedCorpus(TokenCorpus):
                 f"corpus {str(self.folder)!r} has {len(self.shard_sizes)} shards: get its tokens with gather(starts, "
                 "ends), or shard by shard with part(number, number + 1)"
             )
-        return self._maps.get(0) or self._map(0)
+        return self._shard(0)
 
-    def _map(self, number: int) -> ShardArrays:
-        if len(self._maps) >= _MOST_MAPS:
-            del self._maps[next(iter(self._maps))]
-        self._maps[number] = map_shard(self.folder, self._manifest.shards[number], self._manifest.token_type)
-        return self._maps[number]
+    def _shard(self, number: int) -> ShardArrays:
+        return self._shards[number]
+
+
+class _MappedCorpus(TokenCorpus):
+    """A corpus on disk, whose shards are mapped when they are first used."""
+
+    def __init__(self, folder: Path, manifest: Manifest, token_counts: Ints) -> None:
+        self.folder: Path = folder
+        self._manifest = manifest
+        self._set_sizes([(shard.tokens, shard.units, shard.documents) for shard in manifest.shards], token_counts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a worker process maps the files again: pickling a memory map would copy the whole corpus
+        return TokenCorpus.load, (self.folder,)
+
+    def _shard(self, number: int) -> ShardArrays:
+        if number not in self._shards:
+            if len(self._shards) >= _MOST_MAPS:
+                del self._shards[next(iter(self._shards))]
+            record = self._manifest.shards[number]
+            self._shards[number] = map_shard(self.folder, record, self._manifest.token_type)
+        return self._shards[number]
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

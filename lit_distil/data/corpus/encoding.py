@@ -14,7 +14,7 @@ import json
 import re
 import unicodedata
 from array import array
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,10 @@ _NOT_PRINTABLE_ASCII = r"[^\t\n\r -~]"
 
 
 class Encoded(NamedTuple):
-    """Encoded texts.
+    """Encoded texts, end to end.
 
     Attributes:
-        tokens: uint16 `[N]`, or uint32 for a vocabulary of more than 65,536 entries: ids of all texts end to end.
+        tokens: uint16 `[N]`, or uint32 for a vocabulary of more than 65,536 entries.
         word_starts: bool `[N]`, whether each token begins a word.
         lengths: int64 `[texts]`, the number of tokens of each text.
     """
@@ -88,18 +88,14 @@ class TextEncoder:
         """Encode texts, of which there must be at least one."""
         if len(self._ends) > _MOST_WORDS:
             self._forget()
-        difficult = [n for n, text in enumerate(texts) if self._words is None or self._is_difficult(text)]
-        encodings = iter(self._backend.encode_batch([texts[n] for n in difficult], add_special_tokens=False))
-        pending = iter([*difficult, -1])
-        next_difficult = next(pending)
+        is_difficult = [self._words is None or self._is_difficult(text) is not None for text in texts]
+        encodings = iter(self._backend.encode_batch([*compress(texts, is_difficult)], add_special_tokens=False))
         words = array("q")  # their numbers in the table
         word_ends = []  # of each text, counted in words
-        for number, text in enumerate(texts):
-            if number == next_difficult:
+        for text, difficult in zip(texts, is_difficult, strict=True):
+            if self._words is None or difficult:
                 words.extend(self._add_words(next(encodings)))
-                next_difficult = next(pending)
             else:
-                assert self._words is not None
                 words.extend(map(self._number_of.__getitem__, self._words.findall(text)))
             word_ends.append(len(words))
 

@@ -1,8 +1,8 @@
 """Work on text in several processes: of this machine, of a Ray cluster or of a Dask cluster, through joblib.
 
-The results come in the order of the items, so what is made of them does not depend on the backend or on the number of
-processes. This file imports neither torch nor transformers, and the functions that are given to it should stand in
-files that do not either: every worker process imports them.
+The results come in the order of the items, whatever the backend and the number of processes. This file imports neither
+torch nor transformers, and the functions given to it should be in files that do not either: every worker process
+imports them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import current_process
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import joblib
 import numpy as np
@@ -27,7 +26,7 @@ from joblib.externals.loky import get_reusable_executor
 from lit_distil.files import hash_of
 
 Backend = Literal["loky", "ray", "dask"]
-"""joblib's name of where the processes are: on this machine, on a Ray cluster, on a Dask cluster."""
+"""Where the processes are, by joblib's names: on this machine, on a Ray cluster, on a Dask cluster."""
 
 Item = TypeVar("Item")
 Work = Callable[[Any], Any]
@@ -37,8 +36,7 @@ _FEW = 4
 _SHARED_BYTES = 10_000  # larger arrays reach the processes of this machine through a file, once
 
 
-@dataclass(frozen=True)
-class _Workers:
+class _Workers(NamedTuple):
     backend: Backend
     number: int
 
@@ -51,7 +49,7 @@ _work_of: dict[str, Work] = {}  # in a worker process, by the hash of the settin
 def workers(
     num_processes: int | None = None, *, backend: Backend | None = None, address: str | None = None
 ) -> Iterator[None]:
-    """Let `results_in_order` use several processes inside this block. Outside of one it works in the calling process.
+    """Let `results_in_order` use several processes inside this block; elsewhere it works in the calling process.
 
     Args:
         num_processes: How many; None takes those of the surrounding block, or one for each core of the machine or
@@ -130,7 +128,7 @@ def results_in_order(
                 done = zip(current, running.result(), strict=True)
                 running = thread.submit(parallel, [task(make_work, key, shared, payload) for _, payload in following])
                 current = [item for item, _ in following]
-                del following
+                del following  # and with it the payloads
                 yield from done
             yield from zip(current, running.result(), strict=True)
     except BrokenExecutor as error:
@@ -166,10 +164,9 @@ def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStac
     import ray
     from ray.util.joblib import register_ray
 
-    is_local = (address or os.environ.get("RAY_ADDRESS", "local")) == "local"
-    own: dict[str, Any] = (
-        {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False} if is_local else {}
-    )
+    own: dict[str, Any] = {}
+    if (address or os.environ.get("RAY_ADDRESS", "local")) == "local":
+        own = {"num_cpus": num_processes or joblib.cpu_count(), "include_dashboard": False}
     ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     stack.callback(ray.shutdown)
     register_ray()
@@ -181,11 +178,9 @@ def _connect_dask(num_processes: int | None, address: str | None, stack: ExitSta
     import dask
     from distributed import Client
 
-    if address or dask.config.get("scheduler-address", None):
-        client = Client(address)
-    else:
-        client = Client(
-            n_workers=num_processes or joblib.cpu_count(), threads_per_worker=1, dashboard_address=None, processes=True
-        )
+    own: dict[str, Any] = {}
+    if not address and not dask.config.get("scheduler-address", None):
+        own = {"n_workers": num_processes or joblib.cpu_count(), "threads_per_worker": 1, "dashboard_address": None}
+    client = Client(address, **own)
     stack.callback(client.close)
     return max(1, sum(client.ncores().values()))

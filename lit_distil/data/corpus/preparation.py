@@ -1,8 +1,8 @@
 """Preparing a corpus: text to shards of tokens, in several processes, from wherever it was interrupted.
 
-One process reads and decides (`reading.py`), others encode (`engine.py`, `encoding.py`), and the first writes the
-results in the order of the source (`shards.py`). The folder appears under its name once it is complete. Its bytes are
-the same whatever the backend and the number of processes, and however often the work was interrupted.
+One process reads the documents (`reading.py`), others encode them (`engine.py`, `encoding.py`), and the first writes
+the results in the order of the source (`shards.py`). The folder appears under its name once it is complete. Its bytes
+are the same whatever the backend and the number of processes, and however often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -25,7 +26,7 @@ from lit_distil.console import progress_bar
 from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.corpus.engine import results_in_order, workers
-from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, TextChunk, read_chunks
+from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, read_chunks
 from lit_distil.data.corpus.shards import SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.tokenizers import tokenizer_hash
@@ -92,16 +93,9 @@ def write_corpus(
     num_processes: int | None = 1,
     shard_characters: int = SHARD_CHARACTERS,
 ) -> TokenCorpus:
-    """Tokenise documents that can be read only once; like `prepare_corpus`, but interrupted work starts again.
+    """Tokenise documents that can be read only once, into a folder that must not exist yet.
 
-    Args:
-        documents: Documents as lists of units.
-        tokenizer: A fast tokenizer; no special tokens are added.
-        folder: Where to write; must not exist yet.
-        progress: Whether to show the text done, the rate and the time left on stderr.
-        filters: Which documents to leave out.
-        num_processes: How many processes tokenise; None is one for each core.
-        shard_characters: About how many characters a shard has.
+    The arguments are those of `prepare_corpus`, but interrupted work starts again.
 
     Raises:
         ValueError: The folder exists, the tokenizer is not a fast one or does not fit the text, or no token is left.
@@ -110,7 +104,7 @@ def write_corpus(
     if work.folder.exists():
         raise ValueError(f"folder {str(work.folder)!r} exists: delete it, or load it with TokenCorpus.load")
     with workers(num_processes):
-        return work.run(documents, work.made_of("train", ""), None)
+        return work.run(documents, work.made_of("train", source=""), None)
 
 
 @dataclass(frozen=True)
@@ -128,23 +122,12 @@ class _Preparation:
             raise ValueError(f"shard_characters must be at least 1, got {self.shard_characters}")
 
     def made_of(self, split: Split, source: str) -> dict[str, Any]:
-        """Everything that the bytes of the corpus depend on; the source of a corpus that is read once is empty."""
+        """Everything that the bytes of the corpus depend on. `source` is empty for documents that are read once."""
         settings = {"shard_characters": self.shard_characters, "filters": asdict(self.filters)}
-        return {
-            "tokenizer": tokenizer_hash(self.tokenizer),
-            "split": split,
-            "source": source,
-            "settings": settings,
-        }
+        return {"tokenizer": tokenizer_hash(self.tokenizer), "split": split, "source": source, "settings": settings}
 
-    def run(self, documents: Iterable[list[str]], made_of: dict[str, Any], total: int | None) -> TokenCorpus:
-        """Write the corpus beside its place, then put it there.
-
-        Args:
-            documents: All documents.
-            made_of: See `made_of`.
-            total: Bytes of their text, if known.
-        """
+    def run(self, documents: Iterable[list[str]], made_of: dict[str, Any], text_bytes: int | None) -> TokenCorpus:
+        """Write the corpus beside its place, then put it there."""
         _check_tokenizer(self.tokenizer)
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(f"folder {str(self.folder)!r} exists and holds no corpus: name another one, or delete it")
@@ -158,7 +141,7 @@ class _Preparation:
                 writer = ShardWriter(staging, len(self.tokenizer), self.tokenizer.unk_token_id, self.filters)
                 if writer.num_shards and self.progress:
                     print(f"{self.folder.name}: continuing after {writer.num_shards} whole shards", file=sys.stderr)
-                self._write_shards(writer, documents, total)
+                self._write_shards(writer, documents, text_bytes)
                 _check_result(writer)
                 writer.finish(made_of)
             remove_notes(staging)
@@ -171,8 +154,8 @@ class _Preparation:
             lock.release()
         return TokenCorpus.load(self.folder)
 
-    def _write_shards(self, writer: ShardWriter, documents: Iterable[list[str]], total: int | None) -> None:
-        """Read, encode and write what is not there yet."""
+    def _write_shards(self, writer: ShardWriter, documents: Iterable[list[str]], text_bytes: int | None) -> None:
+        """Read, encode and write the shards that are not there yet."""
         duplicates = Duplicates(writer.folder / SEEN, writer.num_shards) if self.filters.drop_duplicates else None
         chunks = read_chunks(
             documents,
@@ -184,30 +167,24 @@ class _Preparation:
             text_bytes=writer.text_bytes,
         )
         backend: Any = self.tokenizer.backend_tokenizer
-        encoded_chunks = results_in_order(TextEncoder, backend.to_str(), map(TextChunk.without_texts, chunks))
         start, num_tokens, done = perf_counter(), 0, writer.text_bytes
         bar = progress_bar(
-            total=total,
+            total=text_bytes,
             initial=done,
             desc=f"preparing {self.folder.name}",
             unit="B",
             unit_scale=True,
             disable=not self.progress,
         )
-        try:
-            with bar:
-                for chunk, encoded in encoded_chunks:
-                    num_shards = writer.num_shards
-                    writer.add(chunk, encoded)
-                    num_tokens += len(encoded.tokens)
-                    bar.set_postfix_str(f"{num_tokens / (perf_counter() - start):,.0f} tokens/s", refresh=False)
-                    bar.update(chunk.text_bytes - done)
-                    done = chunk.text_bytes
-                    if writer.num_shards > num_shards:
-                        _check_unknown(writer)
-        finally:
-            if duplicates is not None:
-                duplicates.close()
+        with nullcontext() if duplicates is None else closing(duplicates), bar:
+            for chunk, encoded in results_in_order(TextEncoder, backend.to_str(), chunks):
+                writer.add(chunk, encoded)
+                num_tokens += len(encoded.tokens)
+                bar.set_postfix_str(f"{num_tokens / (perf_counter() - start):,.0f} tokens/s", refresh=False)
+                bar.update(chunk.text_bytes - done)
+                done = chunk.text_bytes
+                if chunk.end is not None:
+                    _check_unknown(writer)
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -239,11 +216,8 @@ def _check_result(writer: ShardWriter) -> None:
     if dropped:
         warnings.warn(f"left out documents: {dropped}; {writer.num_documents:,} are kept", stacklevel=4)
     if writer.num_unknown * 2 > writer.num_tokens:
-        warnings.warn(
-            f"{writer.num_unknown} of {writer.num_tokens} tokens are unknown to the tokenizer: it does not fit this "
-            "text",
-            stacklevel=4,
-        )
+        message = f"{writer.num_unknown} of {writer.num_tokens} tokens are unknown to the tokenizer"
+        warnings.warn(f"{message}: it does not fit this text", stacklevel=4)
 
 
 def _lock(staging: Path) -> FileLock:
@@ -265,14 +239,13 @@ def _lock(staging: Path) -> FileLock:
 
 
 def _keep_if_same(staging: Path, made_of: dict[str, Any]) -> None:
-    """Keep what is there if it was made of the same; otherwise start again."""
-    path = staging / SETTINGS
-    text = json.dumps(made_of)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    """Keep the files of interrupted work with the same settings, and remove those of other work."""
+    path, settings = staging / SETTINGS, json.dumps(made_of)
+    if path.is_file() and path.read_text(encoding="utf-8") == settings:
         return
-    for left in itertools.chain(staging.glob("shard-*"), [staging / SEEN, staging / f"{SEEN}-journal"]):
+    for left in (*staging.glob("shard-*"), staging / SEEN, staging / f"{SEEN}-journal"):
         left.unlink(missing_ok=True)
-    write_file(path, text)
+    write_file(path, settings)
 
 
 def _reuse(folder: Path, made_of: dict[str, Any]) -> TokenCorpus:
@@ -280,7 +253,7 @@ def _reuse(folder: Path, made_of: dict[str, Any]) -> TokenCorpus:
     for name, value in made_of.items():
         if manifest[name] != value:
             raise ValueError(
-                f"folder {str(folder)!r} holds a corpus with another {name} ({manifest[name]}, requested is {value}): "
+                f"folder {str(folder)!r} holds a corpus with another {name} ({manifest[name]}, requested: {value}): "
                 "name another folder, or delete this one"
             )
     return TokenCorpus.load(folder)

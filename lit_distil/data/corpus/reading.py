@@ -1,7 +1,6 @@
 """Documents to chunks of text: which documents are kept, what is encoded together, and where a shard ends.
 
-All of this is decided in the order of the source and from the text alone, so a corpus is the same whatever the number
-of processes that encode it.
+All of this depends on the source's order and text alone, so a corpus is the same whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_distil.files import short_hash
@@ -50,11 +49,11 @@ class DocumentFilters:
                 f"({self.min_characters}), got {self.max_characters}"
             )
         for name in ("max_unknown_share", "max_corpus_unknown_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"filters.{name} must lie in [0, 1], got {getattr(self, name)}")
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ValueError(f"filters.{name} must lie in [0, 1], got {share}")
 
     def reason_of_length(self, num_characters: int) -> str | None:
-        """Why a document of this length is left out; None if it is kept."""
+        """Why a document of this length is left out, if it is."""
         if num_characters < self.min_characters:
             return "too_short"
         if self.max_characters is not None and num_characters > self.max_characters:
@@ -76,9 +75,9 @@ class DocumentFilters:
 class Duplicates:
     """The texts seen so far, as hashes of 16 bytes in a table on disk with a cache of fixed size.
 
-    Each hash has the number of the shard in which it came first. So work that was interrupted continues with exactly
-    what had been seen by the end of the last whole shard. The probability that two different ones of n documents are
-    taken for the same is n² / 2^129.
+    Each hash has the number of the shard in which it came first, so that interrupted work continues with what had been
+    seen by the end of the last whole shard. The probability that any two of n different documents have the same hash
+    is n² / 2^129.
 
     Args:
         path: The table (SQLite); created if it does not exist.
@@ -86,23 +85,21 @@ class Duplicates:
     """
 
     def __init__(self, path: Path, first_shard: int) -> None:
-        self._table = sqlite3.connect(path, isolation_level=None)
+        self._table = sqlite3.connect(path)
         self._table.execute("PRAGMA cache_size = -65536")  # KiB
         self._table.execute(
             "CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, shard INTEGER NOT NULL) WITHOUT ROWID"
         )
         self._table.execute("DELETE FROM seen WHERE shard >= ?", (first_shard,))
-        self._table.execute("BEGIN")
 
     def add(self, units: list[str], shard: int) -> bool:
-        """Note a document, and say whether its text was there already."""
+        """Add a document; returns whether its text was there already."""
         digest = short_hash("\n".join(units).encode("utf-8", "surrogatepass"), 16)
         return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, shard)).rowcount == 0
 
     def commit(self) -> None:
-        """Put everything noted so far on disk; called before its shard is written."""
-        self._table.execute("COMMIT")
-        self._table.execute("BEGIN")
+        """Put everything added so far on disk, before its shard is written."""
+        self._table.commit()
 
     def close(self) -> None:
         """Close the table; what was not committed is forgotten."""
@@ -116,37 +113,31 @@ class ShardEnd:
     Attributes:
         documents_read: Documents taken from the source since its beginning, including those left out.
         characters: Characters of the shard's documents.
-        text_bytes: Bytes of text read since the source's beginning, including line ends.
         dropped: How many documents were left out for what their text shows, since the end of the last shard.
     """
 
     documents_read: int
     characters: int
-    text_bytes: int
     dropped: dict[str, int]
 
 
 @dataclass
 class TextChunk:
-    """Texts that are encoded together. A long unit is several texts, and a large document several chunks.
+    """Where units and documents end among some texts that are encoded together.
+
+    A long unit is several texts, and a large document several chunks.
 
     Attributes:
-        texts: The texts.
         ends_unit: Whether each text is the last of its unit.
         ends_document: Whether each is the last of its document.
-        text_bytes: Bytes of text read since the source's beginning.
+        text_bytes: Bytes of text read since the source's beginning, including line ends.
         end: What was read for the shard, in its last chunk.
     """
 
-    texts: list[str] = field(default_factory=list)
     ends_unit: list[bool] = field(default_factory=list)
     ends_document: list[bool] = field(default_factory=list)
     text_bytes: int = 0
     end: ShardEnd | None = None
-
-    def without_texts(self) -> tuple[TextChunk, list[str]]:
-        """The chunk without its texts, which take most of the memory, and the texts."""
-        return replace(self, texts=[]), self.texts
 
 
 def read_chunks(
@@ -158,73 +149,75 @@ def read_chunks(
     first_shard: int = 0,
     documents_read: int = 0,
     text_bytes: int = 0,
-) -> Iterator[TextChunk]:
-    """The chunks of a source, from the beginning of a shard on.
+) -> Iterator[tuple[TextChunk, list[str]]]:
+    """The chunks of a source with their texts, from the beginning of a shard on.
 
     Args:
         documents: All documents of the source.
         filters: Which documents to leave out.
-        duplicates: What has been seen, if duplicates are left out.
+        duplicates: The texts seen so far, if duplicates are left out.
         shard_characters: A shard ends with the document by which it has this many characters.
         first_shard: Number of the shard to begin with.
-        documents_read: Documents of the shards before it, which are skipped.
-        text_bytes: Bytes of their text.
+        documents_read: Documents of earlier shards, which are skipped.
+        text_bytes: Bytes of the text of earlier shards.
     """
-    chunk, chunk_characters = TextChunk(), 0
+    texts: list[str] = []
+    chunk, num_characters = TextChunk(), 0
     shard, shard_size = first_shard, 0
     documents_before = documents_read
     dropped = dict.fromkeys(REASONS, 0)
 
-    def end_of_shard() -> TextChunk:
+    def end_of_shard() -> tuple[TextChunk, list[str]]:
         if duplicates is not None:
             duplicates.commit()
-        if not chunk.texts:  # the encoder needs a text, and this one belongs to no document
-            chunk.texts, chunk.ends_unit, chunk.ends_document = [""], [False], [False]
-        chunk.text_bytes, chunk.end = text_bytes, ShardEnd(documents_read, shard_size, text_bytes, dropped)
-        return chunk
+        if not texts:  # the encoder needs a text, and this one belongs to no document
+            texts.append("")
+            chunk.ends_unit, chunk.ends_document = [False], [False]
+        chunk.text_bytes, chunk.end = text_bytes, ShardEnd(documents_read, shard_size, dropped)
+        return chunk, texts
 
     for document in itertools.islice(documents, documents_read, None):
         documents_read += 1
-        num_characters = sum(map(len, document))
+        size = sum(map(len, document))
         text_bytes += sum(len(unit) if unit.isascii() else len(unit.encode(errors="replace")) for unit in document)
         text_bytes += len(document)
-        reason = filters.reason_of_length(num_characters)
+        reason = filters.reason_of_length(size)
         if reason is None and duplicates is not None and duplicates.add(document, shard):
             reason = "duplicate"
         if reason is not None:
             dropped[reason] += 1
             continue
-        shard_size += num_characters
-        # a document without units has one text, so that it is counted
-        for number, unit in enumerate(document or [""], start=1):
-            parts = cut_text(unit)
-            for part_number, part in enumerate(parts, start=1):
-                ends_unit = part_number == len(parts)
-                chunk.texts.append(part)
-                chunk.ends_unit.append(ends_unit)
-                chunk.ends_document.append(ends_unit and number >= len(document))
-                chunk_characters += len(part)
-                is_full = len(chunk.texts) >= _CHUNK_TEXTS or chunk_characters >= _CHUNK_CHARACTERS
-                if is_full and not (chunk.ends_document[-1] and shard_size >= shard_characters):
-                    chunk.text_bytes = text_bytes
-                    yield chunk
-                    chunk, chunk_characters = TextChunk(), 0
+        shard_size += size
+        for text, ends_unit, ends_document in _texts_of(document):
+            texts.append(text)
+            chunk.ends_unit.append(ends_unit)
+            chunk.ends_document.append(ends_document)
+            num_characters += len(text)
+            is_full = len(texts) >= _CHUNK_TEXTS or num_characters >= _CHUNK_CHARACTERS
+            if is_full and not (ends_document and shard_size >= shard_characters):
+                chunk.text_bytes = text_bytes
+                yield chunk, texts
+                chunk, texts, num_characters = TextChunk(), [], 0
         if shard_size >= shard_characters:
             yield end_of_shard()
-            chunk, chunk_characters = TextChunk(), 0
+            chunk, texts, num_characters = TextChunk(), [], 0
             shard, shard_size, dropped = shard + 1, 0, dict.fromkeys(REASONS, 0)
             documents_before = documents_read
     if documents_read > documents_before:
         yield end_of_shard()
 
 
-def cut_text(text: str) -> list[str]:
-    """Cut a very long text before spaces, so that a file that is one line takes bounded memory and uses all cores."""
-    parts = []
-    start = 0
-    while len(text) - start > _LONGEST_TEXT:
-        space = text.rfind(" ", start + 1, start + _LONGEST_TEXT)
-        end = space if space > 0 else start + _LONGEST_TEXT
-        parts.append(text[start:end])
-        start = end
-    return [*parts, text[start:]]
+def _texts_of(document: list[str]) -> Iterator[tuple[str, bool, bool]]:
+    """The texts of a document, and whether each ends its unit and the document.
+
+    A very long unit is cut before spaces, so that a file that is one line takes bounded memory and uses all cores.
+    """
+    # a document without units has one text, so that it is counted
+    for number, unit in enumerate(document or [""], start=1):
+        start = 0
+        while len(unit) - start > _LONGEST_TEXT:
+            space = unit.rfind(" ", start + 1, start + _LONGEST_TEXT)
+            end = space if space > 0 else start + _LONGEST_TEXT
+            yield unit[start:end], False, False
+            start = end
+        yield unit[start:], True, number >= len(document)

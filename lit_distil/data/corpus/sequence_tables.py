@@ -1,8 +1,7 @@
 """Tables of sequences on disk: made once from a corpus, shard by shard, and mapped by every process that trains.
 
-A table is kept beside the corpus, under a name made of everything that it depends on: the format with its settings and
-its code, the longest sequence and the seed. A sequence never crosses a shard boundary, so making a table takes the
-memory of a single shard.
+A table is kept beside the corpus. Its name has a hash of everything that it depends on: the format with its settings
+and its code, the longest sequence and the seed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import re
 import shutil
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -38,11 +36,7 @@ _TYPES = dict.fromkeys(("piece_starts", "piece_ends", "offsets", "lengths"), np.
 
 
 class MappedTable(SequenceTable):
-    """A table on disk; nothing of it is read until it is used.
-
-    Args:
-        folder: Where `write_table` put it.
-    """
+    """A table that `write_table` put in a folder; nothing is read until it is used."""
 
     def __init__(self, folder: Path) -> None:
         pieces = {name: _map(folder, name) for name in ("piece_starts", "piece_ends", "offsets")}
@@ -63,7 +57,7 @@ class MappedTable(SequenceTable):
 def open_table(
     corpus: TokenCorpus, format: SequenceFormat, max_length: int, seed: int, *, cache_dir: Path, progress: bool = True
 ) -> SequenceTable:
-    """The sequences of a corpus on disk, which are made and kept if they are not there yet.
+    """The sequences of a corpus on disk; they are made and kept if they are not there yet.
 
     Args:
         corpus: The tokens, on disk.
@@ -78,24 +72,24 @@ def open_table(
     """
     assert corpus.folder is not None
     key = _key(format, max_length, seed)
-    own = corpus.folder / "tables"
-    other = cache_dir / "tables" / hash_file(corpus.folder / MANIFEST)[:24]
-    for parent in (own, other):
-        if (parent / key).is_dir():
-            return MappedTable(parent / key)
-    parent = own if os.access(corpus.folder, os.W_OK) else other
+    own = corpus.folder / "tables" / key
+    cached = cache_dir / "tables" / hash_file(corpus.folder / MANIFEST)[:24] / key
+    for folder in (own, cached):
+        if folder.is_dir():
+            return MappedTable(folder)
+    folder = own if os.access(corpus.folder, os.W_OK) else cached
     # processes that make the same table at the same time get the same bytes, and the first to finish wins
-    staging = staging_name(parent / key)
+    staging = staging_name(folder)
     staging.mkdir(parents=True)
     try:
         write_table(corpus, format, max_length, seed, staging, progress=progress)
-        place_folder(staging, parent / key)
+        place_folder(staging, folder)
     except OSError:
-        if not (parent / key).is_dir():
+        if not folder.is_dir():
             raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return MappedTable(parent / key)
+    return MappedTable(folder)
 
 
 def write_table(
@@ -103,8 +97,7 @@ def write_table(
 ) -> None:
     """Make the sequences of a corpus, part by part, in a folder with a file for each array."""
     parts = list(parts_of(corpus))
-    messages: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    messages: dict[str, list[str]] = {}  # those that differ only in their numbers together
     starts = np.cumsum([0, *(size[0] for size in corpus.shard_sizes)])
     num_pieces = 0
     bar = progress_bar(parts, desc="making sequences", unit=" shards", disable=not progress or len(parts) < 4)
@@ -120,10 +113,8 @@ def write_table(
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 table = format.build(corpus.part(first, end), max_length, derive_seed(seed, number) if number else seed)
-            for warning in caught:
-                kind = re.sub(r"\d+", "#", str(warning.message))
-                messages[kind] += 1
-                examples.setdefault(kind, str(warning.message))
+            for message in (str(warning.message) for warning in caught):
+                messages.setdefault(re.sub(r"\d+", "#", message), []).append(message)
             _check_pieces(table, starts[first : end + 1] - starts[first], format)
             append("piece_starts", table.piece_starts + starts[first])
             append("piece_ends", table.piece_ends + starts[first])
@@ -132,39 +123,37 @@ def write_table(
             if table.next_sentence_labels is not None:
                 append(_LABELS, table.next_sentence_labels)
             num_pieces += len(table.piece_starts)
-    for kind, count in messages.items():
-        more = f" (and similarly in {count - 1} other parts of the corpus, of {len(parts)})" if count > 1 else ""
-        warnings.warn(examples[kind] + more, stacklevel=3)
+    for message, *others in messages.values():
+        more = f" (and similarly in {len(others)} other parts of the corpus, of {len(parts)})" if others else ""
+        warnings.warn(message + more, stacklevel=3)
 
 
 def parts_of(corpus: TokenCorpus) -> Iterator[tuple[int, int]]:
     """The shards that sequences are made of together: a single one, or as many as it takes to have two documents.
 
-    A format that takes a random sentence from another document needs a second document, and if documents are larger
-    than a shard, each shard has only one. Shards that are left at the end join the part before them.
+    A format that takes a random sentence from another document needs two, and a shard has one if documents are larger
+    than a shard. Shards that are left at the end join the part before them.
     """
-    sizes = corpus.shard_sizes
-    first, documents = 0, 0
-    remaining = sum(size[2] for size in sizes)
-    for number, (_, _, num_documents) in enumerate(sizes):
+    num_shards = len(corpus.shard_sizes)
+    first, documents, remaining = 0, 0, corpus.num_documents
+    for end, (_, _, num_documents) in enumerate(corpus.shard_sizes, start=1):
         documents += num_documents
         remaining -= num_documents
-        if documents >= 2 and (remaining >= 2 or number == len(sizes) - 1):
-            yield first, number + 1
-            first, documents = number + 1, 0
-    if first < len(sizes):
-        yield first, len(sizes)
+        if documents >= 2 and (remaining >= 2 or end == num_shards):
+            yield first, end
+            first, documents = end, 0
+    if first < num_shards:
+        yield first, num_shards
 
 
 def _check_pieces(table: SequenceTable, bounds: NDArray[np.int64], format: SequenceFormat) -> None:
     """Check that each piece is inside one shard; a format that joins documents might break this."""
-    if len(bounds) > 2:
-        first = np.searchsorted(bounds, table.piece_starts, side="right")
-        last = np.searchsorted(bounds, table.piece_ends - 1, side="right")
-        if not np.array_equal(first, last):
-            raise ValueError(
-                f"{type(format).__name__} made a piece of several documents; a piece must not cross a document's end"
-            )
+    first = np.searchsorted(bounds, table.piece_starts, side="right")
+    last = np.searchsorted(bounds, table.piece_ends - 1, side="right")
+    if not np.array_equal(first, last):
+        raise ValueError(
+            f"{type(format).__name__} made a piece of several documents; a piece must not cross a document's end"
+        )
 
 
 def _map(folder: Path, name: str) -> NDArray[Any]:
@@ -172,7 +161,7 @@ def _map(folder: Path, name: str) -> NDArray[Any]:
 
 
 def _key(format: SequenceFormat, max_length: int, seed: int) -> str:
-    """A name for a table, which changes with the format's class, code and settings."""
+    """The name of a table, which changes with the format's class, code and settings."""
     kind = type(format)
     settings = {name: getattr(format, name) for name in inspect.signature(kind).parameters if hasattr(format, name)}
     code = [_code_of(base) for base in kind.__mro__ if issubclass(base, SequenceFormat)]

@@ -74,16 +74,8 @@ IS_NEXT, IS_RANDOM = 0, 1
 
 _N, _M = 624, 397
 _WORD = 0xFFFFFFFF
-
-
-def _first_state() -> Ints:
-    state = [19650218]
-    for place in range(1, _N):
-        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + place) & _WORD)
-    return np.array([*state, 0], dtype=np.int64)
-
-
-_FIRST_STATE = _first_state()
+# where `init_by_array` begins
+_FIRST_STATE = np.append(np.random.RandomState(19650218).get_state(legacy=False)["state"]["key"], 0).astype(np.int64)
 
 
 @compiled
@@ -214,15 +206,15 @@ def segment_pairs(
         first = unit
         while unit < stop:
             unit += 1  # the chunk is units first to unit, exclusive
-            start, end = _token(unit_ends, first), _token(unit_ends, unit)
+            start, end = _first_token(unit_ends, first), _first_token(unit_ends, unit)
             if unit < stop and end - start < target:
                 continue
             cut = first + 1 + below(state, unit - 1 - first) if unit - first > 1 else unit
-            cut_token = _token(unit_ends, cut)
+            cut_token = _first_token(unit_ends, cut)
             pairs[count, 0] = start, cut_token
             if cut == unit or uniform(state) < random_next_prob:
                 other, other_stop = _random_unit(document_ends, document, state)
-                other_start, other_end = _token(unit_ends, other), unit_ends[other]
+                other_start, other_end = _first_token(unit_ends, other), unit_ends[other]
                 # until there are enough tokens or the other document ends
                 while other + 1 < other_stop and other_end - other_start < target - (cut_token - start):
                     other += 1
@@ -250,10 +242,10 @@ def sentence_pairs(
         seed_state(state, seeds[document])
         stop = document_ends[document]
         while unit < stop:
-            pairs[count, 0] = _token(unit_ends, unit), unit_ends[unit]
+            pairs[count, 0] = _first_token(unit_ends, unit), unit_ends[unit]
             if unit + 1 == stop or uniform(state) < random_next_prob:
                 other, _ = _random_unit(document_ends, document, state)
-                pairs[count, 1] = _token(unit_ends, other), unit_ends[other]
+                pairs[count, 1] = _first_token(unit_ends, other), unit_ends[other]
                 labels[count] = IS_RANDOM
                 unit += 1
             else:
@@ -273,8 +265,7 @@ def _room_for(num_pairs: int) -> tuple[Ints, NDArray[np.int8], Ints]:
 
 
 @compiled
-def _token(unit_ends: Ints, unit: int) -> int:
-    """The first token of a unit."""
+def _first_token(unit_ends: Ints, unit: int) -> int:
     return unit_ends[unit - 1] if unit else 0
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView
+from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView, kernels
 from lit_distil.data.randomness import Floats, Ints
 from lit_distil.schedules import StepValue
 
@@ -60,8 +60,6 @@ class FrequencyMasking(MaskingStrategy):
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """The tokens whose exponential clocks ring first, which is weighted drawing without replacement."""
-        from lit_distil.data.masking import kernels
-
         if self._resistance is None:
             raise RuntimeError("FrequencyMasking has no token counts: call bind(corpus.token_counts) first")
         budgets = self.budgets(view, draws)
@@ -70,4 +68,4 @@ class FrequencyMasking(MaskingStrategy):
         share = 1.5 * budgets.sum() / max(1, np.count_nonzero(view.maskable))
         deadline = self._deadlines[min(np.searchsorted(self._rung, share), _NUM_DEADLINES - 1)]
         clocks = self._resistance, np.float32(deadline)
-        return Selection(kernels.first_clocks(view.arrays, draws.keys, budgets, *clocks))
+        return Selection(kernels().first_clocks(view.arrays, draws.keys, budgets, *clocks))

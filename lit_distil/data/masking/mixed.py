@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView
+from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView, kernels
 from lit_distil.data.randomness import Ints
 
 
@@ -68,14 +68,12 @@ class MixedMasking(MaskingStrategy):
 
     def write(self, ids: Ints, view: TokenView, draws: Draws) -> Ints:
         """Let each sequence's strategy choose positions and write into `ids`."""
-        from lit_distil.data.masking import kernels
-
         choice = self.choice(draws)
         order = np.argsort(choice, kind="stable")
-        arrays, places = kernels.reorder(view.arrays, order)  # the sequences of each strategy side by side
+        arrays = kernels().reorder(view.arrays, order)  # the sequences of each strategy side by side
         sample_ids, keys = view.sample_ids[order], draws.keys[order]
-        is_chosen = np.zeros(len(ids), dtype=bool)
         bounds = np.searchsorted(choice[order], np.arange(len(self.strategies) + 1))
+        chosen = []
         for strategy, (first, end) in zip(self.strategies, pairwise(bounds.tolist()), strict=True):
             if first == end:
                 continue
@@ -90,7 +88,6 @@ class MixedMasking(MaskingStrategy):
                 sample_ids[first:end],
                 view.vocabulary,
             )
-            chosen = strategy.write(part.ids, part, draws.only(part, keys[first:end]))  # its ids are a copy already
-            positions = places[tokens][chosen]
-            ids[positions], is_chosen[positions] = part.ids[chosen], True
-        return np.flatnonzero(is_chosen)
+            # the part's ids are a copy of the batch's, so the strategy may write into them
+            chosen.append(start + strategy.write(part.ids, part, draws.only(part, keys[first:end])))
+        return kernels().put_back(ids, view.arrays, arrays, order, np.concatenate(chosen))

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView
+from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView, kernels
 from lit_distil.data.randomness import Floats, Ints
 from lit_distil.schedules import StepValue
 
@@ -62,10 +62,8 @@ class SpanMasking(MaskingStrategy):
 
     def spans(self, view: TokenView, draws: Draws) -> tuple[Ints, Ints]:
         """int64 `[M]` both: the positions of the spans, and for each the first position of its span."""
-        from lit_distil.data.masking import kernels
-
         bounds = np.cumsum(self.length_probabilities[:-1]) * 2.0**32
-        return kernels.spans(view.arrays, draws.keys, self.budgets(view, draws), bounds, self.limit)
+        return kernels().spans(view.arrays, draws.keys, self.budgets(view, draws), bounds, self.limit)
 
 
 class NgramMasking(SpanMasking):

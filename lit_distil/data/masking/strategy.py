@@ -14,7 +14,8 @@ import warnings
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 1 << 16
 _RULES = ("exact", "stochastic", "independent")
+
+
+@cache
+def kernels() -> ModuleType:
+    """The compiled loops; imported when the first mask is made, since numba takes a third of a second to import."""
+    from lit_distil.data.masking import kernels
+
+    return kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +90,7 @@ class TokenView:
     @cached_property
     def arrays(self) -> Arrays:
         """The arrays that the compiled loops read, in the types that these are compiled for."""
-        from lit_distil.data.masking import kernels
-
-        return kernels.Arrays(
+        return kernels().Arrays(
             np.ascontiguousarray(self.ids, dtype=np.int64),
             np.ascontiguousarray(self.maskable, dtype=np.bool_),
             np.ascontiguousarray(self.word_starts, dtype=np.bool_),
@@ -108,12 +115,10 @@ class Draws:
     """
 
     def __init__(self, seed: int, view: TokenView, pattern_per_sequence: Ints, step: int | None = None) -> None:
-        from lit_distil.data.masking import kernels
-
         self.step, self._view = step, view
         samples = np.ascontiguousarray(view.sample_ids, dtype=np.int64)
         patterns = np.ascontiguousarray(pattern_per_sequence, dtype=np.int64)
-        self.keys = kernels.keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
+        self.keys = kernels().keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
 
     def only(self, view: TokenView, keys: NDArray[np.uint64]) -> Draws:
         """The same numbers for a view of some of the sequences, which have these keys."""
@@ -135,11 +140,9 @@ class Draws:
 
     def at(self, stream: str, sequences: Ints, indices: Ints) -> Floats:
         """float64 `[N]` in [0, 1): in each of these sequences the number of this index, counted from 0."""
-        from lit_distil.data.masking import kernels
-
         name = np.uint64(zlib.crc32(stream.encode()))
         sequences = np.ascontiguousarray(sequences, dtype=np.int64)
-        bits = kernels.draws_at(self.keys, name, sequences, np.ascontiguousarray(indices, dtype=np.int64))
+        bits = kernels().draws_at(self.keys, name, sequences, np.ascontiguousarray(indices, dtype=np.int64))
         return bits.astype(np.float64) * 2.0**-32
 
 
@@ -242,10 +245,8 @@ class MaskingStrategy(ABC):
 
     def budgets(self, view: TokenView, draws: Draws) -> Ints:
         """int64 `[S]`: how many positions of each sequence to choose."""
-        from lit_distil.data.masking import kernels
-
         rate, rule = value_at(self.rate, draws.step), _RULES.index(self.count)
-        counts: Ints = kernels.budgets(view.arrays, draws.keys, rate, rule, self.limit)
+        counts: Ints = kernels().budgets(view.arrays, draws.keys, rate, rule, self.limit)
         if not counts.all():
             warnings.warn(
                 "data.masking: a sequence holds only special and unknown tokens, so nothing of it is predicted; "
@@ -302,8 +303,6 @@ class MaskingStrategy(ABC):
         Returns:
             int64 `[M]`: the chosen positions, ascending.
         """
-        from lit_distil.data.masking import kernels
-
         selection = self.select(view, draws)
         if not isinstance(selection, tuple):
             raise TypeError(f"{type(self).__name__}.select must return a Selection, got {type(selection).__name__}")
@@ -316,7 +315,7 @@ class MaskingStrategy(ABC):
         special_ids = view.vocabulary.special_ids
         shifts = _shifts(() if self.random_from_special else tuple(special_ids.values()))
         try:
-            positions: Ints = kernels.replace(
+            positions: Ints = kernels().replace(
                 ids,
                 view.arrays,
                 draws.keys,

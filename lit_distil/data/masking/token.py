@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView
+from lit_distil.data.masking.strategy import Draws, MaskingStrategy, Selection, TokenView, kernels
 
 
 class TokenMasking(MaskingStrategy):
@@ -10,9 +10,7 @@ class TokenMasking(MaskingStrategy):
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """The maskable tokens with the lowest draws."""
-        from lit_distil.data.masking import kernels
-
-        return Selection(kernels.lowest_tokens(view.arrays, draws.keys, self.budgets(view, draws)))
+        return Selection(kernels().lowest_tokens(view.arrays, draws.keys, self.budgets(view, draws)))
 
 
 class WholeWordMasking(MaskingStrategy):
@@ -23,6 +21,4 @@ class WholeWordMasking(MaskingStrategy):
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
         """Words in random order, as many as fit."""
-        from lit_distil.data.masking import kernels
-
-        return Selection(kernels.whole_words(view.arrays, draws.keys, self.budgets(view, draws), self.limit))
+        return Selection(kernels().whole_words(view.arrays, draws.keys, self.budgets(view, draws), self.limit))

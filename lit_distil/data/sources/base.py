@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,12 +57,7 @@ class RowSource(ABC):
 
 
 class LocalFiles:
-    """The files of each split; the part that the sources of local files share.
-
-    Args:
-        files: For each split a file, a folder, a glob, or a list of them.
-        errors: What to do with bytes that are not UTF-8: `strict` or `replace`.
-    """
+    """The part that sources of local files share: for each split a file, a folder, a glob, or a list of them."""
 
     def __init__(self, files: dict[str, Files], errors: Errors = "strict") -> None:
         if errors not in ("strict", "replace"):
@@ -73,15 +68,12 @@ class LocalFiles:
         """The files of a split.
 
         Raises:
-            ValueError: There is no file of a given name.
+            ValueError: A file does not exist.
         """
         return resolve_files(self.files.get(split), field=f"source.{split}")
 
     def read(self, split: Split, read_file: Callable[[Path], Iterator[Any]]) -> Iterator[Any]:
-        """What the files of a split hold, one after the other.
-
-        An empty file is a warning; if all of them are empty, that is an error.
-        """
+        """What `read_file` gives for a split's files; an empty file is a warning, and an error if all are empty."""
         if split != "predict":
             warn_of_shared_files(self.files, split)
         paths, num_empty = self.paths(split), 0
@@ -90,10 +82,9 @@ class LocalFiles:
             for item in read_file(path):
                 is_empty = False
                 yield item
-            if is_empty:
-                num_empty += 1
-                if num_empty < len(paths):
-                    warnings.warn(f"{path}: the file is empty or blank", stacklevel=2)
+            num_empty += is_empty
+            if is_empty and num_empty < len(paths):
+                warnings.warn(f"{path}: the file is empty or blank", stacklevel=2)
         if paths and num_empty == len(paths):
             raise ValueError(
                 f"source.{split}: all of its {num_empty} file(s) are empty or blank, the first {str(paths[0])!r}"
@@ -199,33 +190,34 @@ class TableFiles(LocalFiles, RowSource, DocumentSource):
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """The lines of each row's text column are the units of one document."""
-        for row in self.rows(split):
-            if units := units_of(row, self.text_column):
-                yield units
+        return documents_of(self.rows(split), self.text_column)
 
     def fingerprint(self, split: Split) -> str:
         """Hash of the names, sizes and modification times of the files."""
         return fingerprint_files(self.paths(split), extra=[self.text_column, self.errors])
 
 
-def units_of(row: Row, column: str) -> list[str]:
-    r"""The units of a row: the non-blank lines of the text in a column, or of each text in a list; none of None.
+def documents_of(rows: Iterable[Row], column: str) -> Iterator[list[str]]:
+    r"""Each row as a document. Its units are the non-blank lines of the text, or list of texts, in a column.
 
-    Only `\n`, `\r\n` and `\r` end a line.
+    A line ends with `\n`, `\r\n` or `\r`, nothing else. A row without a unit, such as one whose text is None, is left
+    out.
 
     Raises:
-        ValueError: The row has no such column, or it holds something else.
+        ValueError: A row has no such column, or it holds something else.
     """
-    if column not in row:
-        columns = sorted(name for name in row if name != SOURCE_KEY)
-        raise ValueError(f"{place_of(row)}: no column {column!r} (source.text_column); there are {columns}")
-    value = row[column]
-    units = []
-    for text in value if isinstance(value, list) else [] if value is None else [value]:
-        if not isinstance(text, str | int | float):
-            raise ValueError(
-                f"{place_of(row)}: column {column!r} (source.text_column) holds {type(text).__name__}; expected a text "
-                "or a list of texts"
-            )
-        units += [unit for line in _LINE_END.split(str(text)) if (unit := line.strip())]
-    return units
+    for row in rows:
+        if column not in row:
+            columns = sorted(name for name in row if name != SOURCE_KEY)
+            raise ValueError(f"{place_of(row)}: no column {column!r} (source.text_column); there are {columns}")
+        value = row[column]
+        units: list[str] = []
+        for text in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(text, str | int | float):
+                raise ValueError(
+                    f"{place_of(row)}: column {column!r} (source.text_column) holds {type(text).__name__}; expected a "
+                    "text or a list of texts"
+                )
+            units += [unit for line in _LINE_END.split(str(text)) if (unit := line.strip())]
+        if units:
+            yield units

@@ -98,8 +98,7 @@ class Docstrings(DocumentSource, RowSource):
 
     def fingerprint(self, split: Split) -> str:
         """Hash of the versions of the packages and the settings."""
-        settings = [self._versions(), self.validation_share, self.test_share, split]
-        return hash_values(settings)
+        return hash_values([self._versions(), self.validation_share, self.test_share, split])
 
     def _modules(self, split: Split) -> Iterator[dict]:
         if split not in SPLITS:
@@ -177,8 +176,7 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # then the state of its files says whether it has changed
         stats = [(file, os.stat(file)) for file, _ in _python_files(package)]
-        states = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-        return hash_values(states)
+        return hash_values([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
 
 
 def _read_files(files: list[str]) -> dict[str, list[str]]:

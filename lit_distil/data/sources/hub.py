@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split, units_of
+from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split, documents_of
 from lit_distil.files import hash_values
 from lit_distil.tasks.base import SOURCE_KEY, ClassName, Row
 
@@ -19,8 +20,7 @@ _SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d
 class HubDataset(RowSource, DocumentSource):
     """A dataset of the Hugging Face Hub, a local folder of data files, or what `save_to_disk` wrote.
 
-    Columns of classes (`ClassLabel`) give the names, which still know their numbers; −1, which marks an unlabelled
-    split, stays a number.
+    Columns of classes (`ClassLabel`) give names, which still know their numbers; −1 (unlabelled) stays a number.
 
     Args:
         name: Name on the Hub, or a folder.
@@ -53,7 +53,6 @@ class HubDataset(RowSource, DocumentSource):
         self.streaming = streaming
         if unknown := sorted(set(self.splits) - {*SPLITS, "predict"}):
             raise ValueError(f"source.splits: no split {unknown[0]!r}; ours are {[*SPLITS, 'predict']}")
-        self._all: dict[str, Any] | None = None
         self._origin = ""
 
     def rows(self, split: Split) -> Iterator[Row]:
@@ -62,9 +61,7 @@ class HubDataset(RowSource, DocumentSource):
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """Each row is a document, each line of its text a unit."""
-        for row in self._rows(split, [self.text_column], field="text_column"):
-            if units := units_of(row, self.text_column):
-                yield units
+        return documents_of(self._rows(split, [self.text_column], field="text_column"), self.text_column)
 
     def fingerprint(self, split: Split) -> str:
         """The fingerprint that `datasets` keeps; when streaming, the state of the data files and the slice."""
@@ -74,8 +71,7 @@ class HubDataset(RowSource, DocumentSource):
         if own := getattr(dataset, "_fingerprint", None):
             return f"{own}:{self.text_column}"
         theirs = self.splits.get(split, split)
-        settings = [self.name, self.config, self.revision, self._origin, theirs, self.text_column]
-        return hash_values(settings)
+        return hash_values([self.name, self.config, self.revision, self._origin, theirs, self.text_column])
 
     def _rows(self, split: Split, columns: list[str] | None, *, field: str) -> Iterator[Row]:
         """The rows with some columns, or all of them."""
@@ -91,21 +87,17 @@ class HubDataset(RowSource, DocumentSource):
                         f"source.{field}: dataset {self.name!r} has no column {column!r}; there are {sorted(known)}"
                     )
             dataset = dataset.select_columns(columns)
-        kinds = dict(dataset.features or {})  # a stream may not know them
-        readers = {name: read for name, kind in kinds.items() if (read := names_of_classes(kind))}
-        for index, row in enumerate(self._read(dataset)):
-            named = {name: read(row[name]) for name, read in readers.items()}
-            yield {**row, **named, SOURCE_KEY: f"{self.name}[{self.splits.get(split, split)}] row {index}"}
+        for index, row in enumerate(name_classes(self._read(dataset), dataset.features)):
+            yield {**row, SOURCE_KEY: f"{self.name}[{self.splits.get(split, split)}] row {index}"}
 
     def _read(self, dataset: Any) -> Iterator[Row]:
         """The rows; an error while reading them names the dataset."""
-        errors = _reading_errors()
         number = 0
         try:
             for row in dataset:
                 yield row
                 number += 1
-        except errors as error:
+        except _reading_errors() as error:
             raise ValueError(
                 f"source.name: dataset {self.name!r} cannot be read after row {number} ({error}): fetch the files again"
             ) from error
@@ -115,8 +107,6 @@ class HubDataset(RowSource, DocumentSource):
         theirs = self.splits.get(split, split)
         if theirs is None:
             return None
-        if self._all is None:
-            self._all = self._load_all()
         if split not in self.splits and split not in self._all:
             if split != "predict":  # the test split is used instead
                 warnings.warn(
@@ -126,16 +116,18 @@ class HubDataset(RowSource, DocumentSource):
                     stacklevel=3,
                 )
             return None
-        return self._cut_stream(split, theirs) if self._is_stream() else self._cut(split, theirs)
-
-    def _is_stream(self) -> bool:
-        return self._all is not None and not all(hasattr(rows, "__len__") for rows in self._all.values())
-
-    def _cut(self, split: Split, theirs: str) -> Any:
-        """One or several slices of rows on disk."""
+        is_stream = not all(hasattr(rows, "__len__") for rows in self._all.values())
+        parts = self._cut_stream(split, theirs) if is_stream else self._cut(split, theirs)
+        if len(parts) == 1:
+            return parts[0]
         import datasets
 
-        assert self._all is not None
+        return datasets.concatenate_datasets(parts)
+
+    def _cut(self, split: Split, theirs: str) -> list[Any]:
+        """The slices of rows on disk that a name such as `train[:5%]+dev` means."""
+        import datasets
+
         sizes = {name: len(rows) for name, rows in self._all.items()}
         try:
             parts = datasets.ReadInstruction.from_spec(theirs).to_absolute(sizes)
@@ -143,20 +135,16 @@ class HubDataset(RowSource, DocumentSource):
             raise ValueError(
                 f"source.splits.{split}: dataset {self.name!r} has no {theirs!r} ({error}); it has {sizes}"
             ) from error
-        chosen = [
+        return [
             self._all[part.splitname].select(range(part.from_ or 0, part.to or sizes[part.splitname]))
             if (part.from_, part.to) != (None, None)
             else self._all[part.splitname]
             for part in parts
         ]
-        return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
-    def _cut_stream(self, split: Split, theirs: str) -> Any:
+    def _cut_stream(self, split: Split, theirs: str) -> list[Any]:
         """The same for a stream, whose size is unknown."""
-        import datasets
-
-        assert self._all is not None
-        chosen = []
+        parts = []
         for part in theirs.split("+"):
             matched = _SLICE_OF_ROWS.fullmatch(part.strip())
             if matched is None or matched["name"] not in self._all:
@@ -167,10 +155,12 @@ class HubDataset(RowSource, DocumentSource):
             start, stop = int(matched["start"] or 0), matched["stop"]
             rows = self._all[matched["name"]]
             rows = rows.skip(start) if start else rows
-            chosen.append(rows.take(max(0, int(stop) - start)) if stop else rows)
-        return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+            parts.append(rows.take(max(0, int(stop) - start)) if stop else rows)
+        return parts
 
-    def _load_all(self) -> dict[str, Any]:
+    @cached_property
+    def _all(self) -> dict[str, Any]:
+        """All splits of the dataset, by their own names."""
         import datasets
 
         try:
@@ -200,14 +190,23 @@ def _reading_errors() -> tuple[type[Exception], ...]:
     return (of_datasets, pyarrow.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, zlib.error)
 
 
-def names_of_classes(kind: Any) -> Callable[[Any], Any] | None:
-    """What turns the numbers of a column of classes, or of lists of them, into names; None for other columns."""
+def name_classes(rows: Iterable[Row], features: Mapping[str, Any] | None) -> Iterator[Row]:
+    """Rows of `datasets` with the names of classes instead of their numbers; a stream may not know its features."""
+    readers = {column: read for column, kind in (features or {}).items() if (read := _class_reader(kind))}
+    for row in rows:
+        for column, read in readers.items():
+            row = {**row, column: read(row[column])}
+        yield row
+
+
+def _class_reader(kind: Any) -> Callable[[Any], Any] | None:
+    """What turns numbers into names in a column of classes, or of lists of them; None for other columns."""
     import datasets
 
     if isinstance(kind, datasets.ClassLabel):
         names = [ClassName(name, number) for number, name in enumerate(kind.names)]
         return lambda value: names[value] if isinstance(value, int) and 0 <= value < len(names) else value
     of_items = getattr(kind, "feature", kind[0] if isinstance(kind, list) and kind else None)
-    if of_items is not None and not isinstance(of_items, dict) and (read := names_of_classes(of_items)):
+    if of_items is not None and not isinstance(of_items, dict) and (read := _class_reader(of_items)):
         return lambda values: values if values is None else [read(value) for value in values]
     return None

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
-from lit_distil.data.sources.base import DocumentSource, RowSource, Split, units_of
-from lit_distil.data.sources.hub import names_of_classes
+from lit_distil.data.sources.base import DocumentSource, RowSource, Split, documents_of
+from lit_distil.data.sources.hub import name_classes
 from lit_distil.files import hash_of
 from lit_distil.tasks.base import SOURCE_KEY, Row
 
@@ -57,21 +57,20 @@ class InMemory(RowSource, DocumentSource):
     def rows(self, split: Split) -> Iterator[Row]:
         """Each row carries its split and number under `__source__`, for messages."""
         rows: Any = self.splits.get(split)
-        kinds = getattr(rows, "features", None) or {}
-        readers = {name: read for name, kind in kinds.items() if (read := names_of_classes(kind))}
-        for number, row in enumerate(() if rows is None else rows):
-            place = f"{split} row {number}"
-            if isinstance(row, str):
-                row = {self.text_column: row}
-            elif not isinstance(row, dict):
-                raise ValueError(f"{place}: a text or a dictionary is expected, got {type(row).__name__}")
-            yield {**row, **{name: read(row[name]) for name, read in readers.items()}, SOURCE_KEY: place}
+        if rows is None:
+            return
+        for number, row in enumerate(name_classes(self._as_rows(rows, split), getattr(rows, "features", None))):
+            yield {**row, SOURCE_KEY: f"{split} row {number}"}
+
+    def _as_rows(self, given: Rows, split: Split) -> Iterator[Row]:
+        for number, row in enumerate(given):
+            if not isinstance(row, str | dict):
+                raise ValueError(f"{split} row {number}: a text or a dictionary is expected, got {type(row).__name__}")
+            yield {self.text_column: row} if isinstance(row, str) else row
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """Each text is a document, each of its lines a unit."""
-        for row in self.rows(split):
-            if units := units_of(row, self.text_column):
-                yield units
+        return documents_of(self.rows(split), self.text_column)
 
     def fingerprint(self, split: Split) -> str:
         """A hash of the content."""
@@ -99,9 +98,6 @@ class HeldOut(DocumentSource):
     Args:
         source: Gives the documents.
         share: Share of the training documents, above 0 and at most 0.5.
-
-    Raises:
-        ValueError: The share is out of range.
     """
 
     def __init__(self, source: DocumentSource, *, share: float = 0.1) -> None:

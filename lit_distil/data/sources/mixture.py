@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -50,23 +50,6 @@ class Mixture(DocumentSource):
     ) -> None:
         if not sources:
             raise ValueError("source.sources: give at least one source, under a name of your choice")
-        settings = {
-            "weights": weights,
-            "shares": shares,
-            "max_documents": max_documents,
-            "max_characters": max_characters,
-        }
-        for field, values in settings.items():
-            for name, value in dict(values or {}).items():
-                if name not in sources:
-                    raise ValueError(f"source.{field}: no source {name!r}; there are {list(sources)}")
-                if not (value > 0 and math.isfinite(value)):
-                    raise ValueError(
-                        f"source.{field}.{name} must be above 0, got {value}; to use none of a source, remove it"
-                    )
-        for name, share in (shares or {}).items():
-            if share > 1:
-                raise ValueError(f"source.shares.{name} must lie in (0, 1], got {share}")
         for name, source in sources.items():
             if not isinstance(source, DocumentSource):
                 raise ValueError(f"source.sources.{name}: {type(source).__name__} gives no documents")
@@ -74,12 +57,24 @@ class Mixture(DocumentSource):
             raise ValueError(f"source.measure must be one of {list(get_args(Measure))}, got {measure!r}")
         if at_the_end not in get_args(AtTheEnd):
             raise ValueError(f"source.at_the_end must be one of {list(get_args(AtTheEnd))}, got {at_the_end!r}")
-        self.sources = sources
+        self.sources, self.measure, self.at_the_end = sources, measure, at_the_end
+        self.shares, self.max_documents, self.max_characters = shares or {}, max_documents or {}, max_characters or {}
+        self._check("weights", weights or {})
+        self._check("shares", self.shares)
+        self._check("max_documents", self.max_documents)
+        self._check("max_characters", self.max_characters)
         self.weights = {name: float((weights or {}).get(name, 1)) for name in sources}
-        self.measure = measure
-        self.shares = shares or {}
-        self.max_documents, self.max_characters = max_documents or {}, max_characters or {}
-        self.at_the_end = at_the_end
+
+    def _check(self, field: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name not in self.sources:
+                raise ValueError(f"source.{field}: no source {name!r}; there are {list(self.sources)}")
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(
+                    f"source.{field}.{name} must be above 0, got {value}; to use none of a source, remove it"
+                )
+            if field == "shares" and value > 1:
+                raise ValueError(f"source.shares.{name} must lie in (0, 1], got {value}")
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """The documents of all sources, each as its source gives it."""
@@ -93,7 +88,7 @@ class Mixture(DocumentSource):
             document = next(part.documents, None)
             if document is not None:
                 part.is_empty = False
-                part.given += self._size(document)
+                part.given += 1 if self.measure == "documents" else sum(map(len, document))
                 yield document
                 continue
             if part.is_empty:
@@ -114,21 +109,17 @@ class Mixture(DocumentSource):
         settings = [self.weights, self.measure, self.shares, self.max_documents, self.max_characters, self.at_the_end]
         return hash_values([parts, settings if split == "train" else None])
 
-    def _size(self, document: list[str]) -> int:
-        return 1 if self.measure == "documents" else sum(map(len, document))
-
     def _capped(self, name: str) -> Iterator[list[str]]:
         """The documents of a source up to its cap."""
         share = self.shares.get(name, 1)
         documents, characters = self.max_documents.get(name, math.inf), self.max_characters.get(name, math.inf)
-        number = 0
         for index, document in enumerate(self.sources[name].documents("train")):
             if math.floor((index + 1) * share) == math.floor(index * share):
                 continue
+            documents -= 1
             characters -= sum(map(len, document))
-            if number >= documents or characters < 0:
+            if documents < 0 or characters < 0:
                 return
-            number += 1
             yield document
 
 

@@ -21,8 +21,8 @@ class PreparedCorpus(DocumentSource):
     """What `lit-distil prepare` wrote: a folder with a corpus for each split.
 
     A local folder is used where it is. From an address such as `s3://bucket/corpus` each node copies it once into the
-    local cache, file by file. Each file is checked against its sha256, and an interrupted copy continues. An address
-    needs the fsspec package for its kind (s3fs, gcsfs, ...).
+    local cache, and checks each file against its sha256; an interrupted copy continues. An address needs the fsspec
+    package for its kind (s3fs, gcsfs, ...).
 
     Args:
         folder: A local folder, or an address with `://`.
@@ -34,7 +34,7 @@ class PreparedCorpus(DocumentSource):
         self.folder = folder
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """There are none: a prepared corpus has no text."""
+        """Raises a ValueError: a prepared corpus has no text."""
         raise ValueError(
             f"source: {self.folder!r} is a prepared corpus, which holds tokens and no text: train on it "
             "(data.source), and give commands that need text the source that it was prepared from"
@@ -54,8 +54,8 @@ class PreparedCorpus(DocumentSource):
             split: Which split.
             tokenizer_hash: Hash that its tokenizer must have.
             cache_dir: Where to keep copies from an address.
-            fetch: Whether to copy what is not here yet; once on each node.
-            verify: Whether copied files are compared with their sha256 again; otherwise their sizes are.
+            fetch: Whether to copy the files that are not here yet; once on each node.
+            verify: Whether to compare the files of an earlier copy with their sha256, and not only their sizes.
 
         Returns:
             The folder; None if there is no such split, or if it is not here and not to be fetched.
@@ -73,7 +73,7 @@ class PreparedCorpus(DocumentSource):
                 f"(its sha256 is {manifest.tokenizer[:12]}…, of {manifest.vocabulary_size:,} entries; data.tokenizer's "
                 f"is {tokenizer_hash[:12]}…). Use the tokenizer that it was prepared with, or prepare it again"
             )
-        if not self._is_remote:
+        if "://" not in self.folder:
             return Path(self._place(split))
         local = cache_dir / "synced" / hash_of(data)[:24]
         if fetch:
@@ -83,12 +83,8 @@ class PreparedCorpus(DocumentSource):
                 write_file(local / MANIFEST, [data])
         return local if (local / MANIFEST).is_file() else None
 
-    @property
-    def _is_remote(self) -> bool:
-        return "://" in self.folder
-
     def _place(self, split: str) -> str:
-        if self._is_remote:
+        if "://" in self.folder:
             return f"{self.folder.rstrip('/')}/{split}"
         return str(Path(os.path.expandvars(self.folder)).expanduser() / split)
 
@@ -101,21 +97,19 @@ class PreparedCorpus(DocumentSource):
         if others:
             return None
         raise ValueError(
-            f"source.folder: {self.folder!r} holds no prepared corpus (no train/{MANIFEST}, nor of another split): "
-            "check the address, or write it with `lit-distil prepare`"
+            f"source.folder: {self.folder!r} holds no prepared corpus (no {MANIFEST} of any split): check the address, "
+            "or write one with `lit-distil prepare`"
         )
 
     def _read(self, address: str) -> bytes | None:
-        if not self._is_remote:
-            path = Path(address)
-            return path.read_bytes() if path.is_file() else None
-        system, path_there = self._system(address)
+        system, path = self._system(address)
         try:
-            return system.cat_file(path_there)
+            return system.cat_file(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _system(self, address: str) -> tuple[Any, str]:
+        """The file system of an address, which may be a local path, and the path in it."""
         import fsspec
 
         try:
@@ -136,14 +130,13 @@ class PreparedCorpus(DocumentSource):
                 return is_whole(local / name, hashes[name], sizes.get(name))
             return (local / name).is_file() and (local / name).stat().st_size == sizes[name]
 
-        for left in local.glob(".*.partial"):  # by a process that was killed
+        for left in local.glob(".*.partial"):  # from a process that was killed
             left.unlink()
         missing = [name for name in hashes if not is_here(name)]
         total = sum(sizes.get(name, 0) for name in missing)
         with progress_bar(total=total, desc=f"fetching {split}", unit="B", unit_scale=True, disable=not missing) as bar:
             for name in missing:
-                address = f"{self._place(split)}/{name}"
-                self._fetch_file(address, local / name, hashes[name], bar)
+                self._fetch_file(f"{self._place(split)}/{name}", local / name, hashes[name], bar)
 
     def _fetch_file(self, address: str, path: Path, sha256: str, bar: Any) -> None:
         system, path_there = self._system(address)

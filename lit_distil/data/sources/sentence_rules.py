@@ -1,7 +1,6 @@
 """Text to sentences by pysbd's rules, in windows, and without the rules that cannot change anything.
 
-This file imports neither torch nor transformers, so that a process that only cuts starts quickly and stays small (see
-`corpus/engine.py`).
+This file imports neither torch nor transformers, so that worker processes start quickly (see `corpus/engine.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 WINDOW = 800  # characters; pysbd takes more than twice as long for twice the text
 _LARGEST_WINDOW = 6400
-# without a mark that can end a sentence or begin a list item there is nothing to cut
+# text without a mark that can end a sentence or begin a list item needs no cutting
 _IS_PLAIN = re.compile(r"[A-Za-z0-9 ,'-]*[^\W_]?[.!?]?").fullmatch
 # errors of its rules on odd text, such as an item number that is not a number
 _PYSBD_ERRORS = (IndexError, ValueError, KeyError, TypeError, AttributeError, re.error)
@@ -43,10 +42,7 @@ class SentenceCutter:
         return [sentences for sentences, _ in found], sum(failures for _, failures in found)
 
     def _cut(self, text: str) -> tuple[list[str], int]:
-        """The sentences of a text, and on how many pieces of it pysbd failed.
-
-        A long text is cut in windows. The end of a window may cut its last sentence, so the next window begins with it.
-        """
+        # a long text is cut in windows; the last sentence of a window may be incomplete, so the next begins with it
         sentences: list[str] = []
         failures = start = 0
         window = WINDOW
@@ -98,8 +94,8 @@ def _with_fewer_searches(language: Any) -> Any:
     """A language of pysbd that gives the same sentences, without most of its searches for abbreviations.
 
     For each abbreviation that is part of any word of the text, pysbd searches the text for words that begin with it,
-    and then for those before a period. Here only abbreviations that are a whole word before a period are searched for.
-    Languages with a rule of their own for that period are left unchanged.
+    and then for those before a period. This language searches only for abbreviations that are a whole word before a
+    period. Languages with a rule of their own for that period are left unchanged.
     """
     from pysbd.abbreviation_replacer import AbbreviationReplacer
 
@@ -116,22 +112,16 @@ def _with_fewer_searches(language: Any) -> Any:
             if _HAS_ODD_CASE(text):
                 return str(super().search_for_abbreviations_in_string(text))
             found = set(_WORDS_BEFORE_PERIODS(text.lower()))
-            needed = [abbr for abbr in rules.ABBREVIATIONS if abbr not in plain or plain[abbr] in found]
             whole = vars(self)["lang"]
-            self.lang = _language_of(rules, needed)
+            some = SimpleNamespace(
+                ABBREVIATIONS=[abbr for abbr in rules.ABBREVIATIONS if abbr not in plain or plain[abbr] in found],
+                PREPOSITIVE_ABBREVIATIONS=rules.PREPOSITIVE_ABBREVIATIONS,
+                NUMBER_ABBREVIATIONS=rules.NUMBER_ABBREVIATIONS,
+            )
+            self.lang = SimpleNamespace(Abbreviation=some)
             try:
                 return str(super().search_for_abbreviations_in_string(text))
             finally:
                 self.lang = whole
 
     return type(language.__name__, (language,), {"AbbreviationReplacer": Replacer})
-
-
-def _language_of(rules: Any, abbreviations: list[str]) -> Any:
-    """The parts of a language that pysbd's search for abbreviations needs, with some of its abbreviations."""
-    kept = SimpleNamespace(
-        ABBREVIATIONS=abbreviations,
-        PREPOSITIVE_ABBREVIATIONS=rules.PREPOSITIVE_ABBREVIATIONS,
-        NUMBER_ABBREVIATIONS=rules.NUMBER_ABBREVIATIONS,
-    )
-    return SimpleNamespace(Abbreviation=kept)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from lit_distil.data.corpus.engine import results_in_order
 from lit_distil.data.sources.base import DocumentSource, Split
@@ -20,12 +19,11 @@ class Sentences(DocumentSource):
 
     `SegmentPair`, `SentencePair`, `FullSentences` and `DocSentences` take each unit for a sentence. The rules are
     pysbd's (Sadvilkar and Neumann 2020, "PySBD: Pragmatic Sentence Boundary Disambiguation"), which know abbreviations,
-    numbers, lists and quotations of each language. No character is lost except white space between sentences. A
-    sentence never continues in the next unit, so units should be paragraphs, not lines of a fixed width.
+    numbers, lists and quotations of each language. Only white space between sentences is lost. A sentence never
+    continues in the next unit, so units should be paragraphs, not lines of a fixed width.
 
-    About 0.4 MB of English text a second and core (on a two-core AMD EPYC server), whatever the length of the units;
-    text that needs no cutting is prepared ten times faster. `prepare` and `fit` cut in as many processes as they
-    tokenise in (`num_processes`), and the sentences are the same for any number of them.
+    A core cuts about 0.4 MB of English text a second (on an AMD EPYC server); text that needs no cutting is prepared
+    ten times faster. `prepare` and `fit` cut in as many processes as they tokenise in (`num_processes`).
 
     Args:
         source: Where the documents come from.
@@ -33,14 +31,16 @@ class Sentences(DocumentSource):
     """
 
     def __init__(self, source: DocumentSource, *, language: str) -> None:
-        if language not in (known := _languages()):
-            raise ValueError(f"source.language: pysbd has no rules for {language!r}; it has {sorted(known)}")
+        from pysbd.languages import LANGUAGE_CODES
+
+        if language not in LANGUAGE_CODES:
+            raise ValueError(f"source.language: pysbd has no rules for {language!r}; it has {sorted(LANGUAGE_CODES)}")
         if not isinstance(source, DocumentSource):
             raise ValueError(f"source.source: {type(source).__name__} gives no documents")
         self.source, self.language = source, language
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """The same documents, with sentences as units."""
+        """The source's documents, with sentences as units."""
         num_failures = 0
         sentences: list[str] = []
         batches = _batches(self.source.documents(split))
@@ -52,9 +52,8 @@ class Sentences(DocumentSource):
                     yield sentences
                     sentences = []
         if num_failures:
-            warnings.warn(
-                f"source.language: pysbd failed on {num_failures} pieces of text, which are left uncut", stacklevel=2
-            )
+            message = f"source.language: pysbd failed on {num_failures} pieces of text, which are left uncut"
+            warnings.warn(message, stacklevel=2)
 
     def fingerprint(self, split: Split) -> str:
         """Hash of the source's own, the language and pysbd's version."""
@@ -77,9 +76,3 @@ def _batches(documents: Iterable[list[str]]) -> Iterator[tuple[list[bool], list[
                 units, ends, size = [], [], 0
     if units:
         yield ends, units
-
-
-def _languages() -> dict[str, Any]:
-    import pysbd.languages
-
-    return dict(pysbd.languages.LANGUAGE_CODES)

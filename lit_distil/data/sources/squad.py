@@ -51,13 +51,12 @@ def _read(path: Path) -> Iterator[Row]:
     for number, article in enumerate(articles):
         place = f"{path}: data[{number}]"
         for paragraph in _field(article, "paragraphs", place):
-            context = _field(paragraph, "context", f"{place}.paragraphs")
             for question in _field(paragraph, "qas", f"{place}.paragraphs"):
                 answers = [] if question.get("is_impossible") else question.get("answers")
                 row = {
                     "id": _field(question, "id", f"{place}.paragraphs.qas"),
                     "title": article.get("title"),
-                    "context": context,
+                    "context": _field(paragraph, "context", f"{place}.paragraphs"),
                     "question": _field(question, "question", f"{place}.paragraphs.qas"),
                     SOURCE_KEY: f"{path}: question {question['id']}",
                 }

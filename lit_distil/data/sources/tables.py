@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lit_distil.data.sources.text import Errors, read_lines, read_text
 from lit_distil.tasks.base import SOURCE_KEY, Row
 
+_Rows = Iterator[tuple[dict[str, Any], str]]  # each row with its file and line
 _JSON_LINES = (".jsonl", ".ndjson")
 _DELIMITED = (".csv", ".tsv")
 _ARROW = (".arrow", ".feather", ".ipc")
@@ -34,26 +35,27 @@ def read_rows(path: Path, *, errors: Errors = "strict") -> Iterator[Row]:
     """
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
     kind = suffixes[-1].lower() if suffixes else ""
-    if kind in _JSON_LINES or kind == ".json":
-        read = read_json if kind == ".json" else read_json_lines
-        for row, place in read(path, errors):
-            yield {**row, SOURCE_KEY: place}
-    elif kind in _DELIMITED:
-        yield from _read_delimited(path, errors, is_tsv=kind == ".tsv")
-    elif kind == ".parquet" or kind in _ARROW:
-        yield from _read_columnar(path, is_parquet=kind == ".parquet")
-    else:
+    if kind not in KINDS:
         raise ValueError(f"{path}: unknown kind of table; supported are {', '.join(KINDS[:-1])} and {KINDS[-1]}")
+    if kind in _JSON_LINES:
+        rows = _read_json_lines(path, errors)
+    elif kind == ".json":
+        rows = _read_json(path, errors)
+    elif kind in _DELIMITED:
+        rows = _read_delimited(path, errors, is_tsv=kind == ".tsv")
+    else:
+        rows = _read_columnar(path, is_parquet=kind == ".parquet")
+    for row, place in rows:
+        yield {**row, SOURCE_KEY: place}
 
 
-def _read_delimited(path: Path, errors: Errors, *, is_tsv: bool) -> Iterator[Row]:
+def _read_delimited(path: Path, errors: Errors, *, is_tsv: bool) -> _Rows:
     csv.field_size_limit(2**31 - 1)  # the default is 128 KiB, and a document may be longer
     # a quoted field may contain line ends, which the reader needs to see
     lines = (f"{line}\n" for line in read_lines(path, errors=errors))
     # TSV has no quoting: in GLUE's files a quotation mark is an ordinary character
-    reader = csv.reader(
-        lines, delimiter="\t" if is_tsv else ",", quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL, strict=True
-    )
+    style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    reader = csv.reader(lines, strict=True, **style)
     header: list[str] | None = None
     line = 1
     try:
@@ -68,12 +70,12 @@ def _read_delimited(path: Path, errors: Errors, *, is_tsv: bool) -> Iterator[Row
                 continue
             if len(values) != len(header):
                 raise ValueError(f"{path}:{line}: {len(values)} fields, and the header has {len(header)}: {header}")
-            yield {**dict(zip(header, values, strict=True)), SOURCE_KEY: f"{path}:{line}"}
+            yield dict(zip(header, values, strict=True)), f"{path}:{line}"
     except csv.Error as error:
         raise ValueError(f"{path}: the row that begins after line {line} cannot be read ({error})") from error
 
 
-def _read_columnar(path: Path, *, is_parquet: bool) -> Iterator[Row]:
+def _read_columnar(path: Path, *, is_parquet: bool) -> _Rows:
     import pyarrow
 
     number = 0
@@ -82,7 +84,7 @@ def _read_columnar(path: Path, *, is_parquet: bool) -> Iterator[Row]:
             for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 for row in batch.slice(start, _ROWS_AT_ONCE).to_pylist():
                     number += 1
-                    yield {**row, SOURCE_KEY: f"{path}:row {number}"}
+                    yield row, f"{path}:row {number}"
     # OverflowError: a time that Python has no object for; UnicodeDecodeError is a ValueError
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         kind = "Parquet" if is_parquet else "Arrow"
@@ -122,8 +124,7 @@ _LONGEST_LITERAL = 16
 _CHARACTERS = 1 << 16
 
 
-def read_json_lines(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a file with one on each line, each with its file and line."""
+def _read_json_lines(path: Path, errors: Errors) -> _Rows:
     for number, line in enumerate(read_lines(path, errors=errors), start=1):
         if not line.strip():
             continue
@@ -137,12 +138,12 @@ def read_json_lines(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any]
         yield _checked(row, place, line, errors), place
 
 
-def read_json(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of one array, or of a file with one on each line, each with its file and line."""
+def _read_json(path: Path, errors: Errors) -> _Rows:
+    """The objects of one array, or of a file with one on each line."""
     text = _JsonText(path, read_text(path, errors=errors))
     if text.peek() != "[":
         text.close()
-        yield from read_json_lines(path, errors)
+        yield from _read_json_lines(path, errors)
         return
     text.take()
     is_first = True
@@ -151,10 +152,12 @@ def read_json(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]
         row, raw = text.value()
         yield _checked(row, place, raw, errors), place
         is_first = False
-        if text.peek() == "]":
+        mark = text.peek()
+        if mark == "]":
             break
-        if text.peek() != ",":
-            raise ValueError(f"{text.place}: not JSON (expected , or ] after an object of the array{text.found()})")
+        if mark != ",":
+            found = f"not {mark!r}" if mark else "and the file ends"
+            raise ValueError(f"{text.place}: not JSON (expected , or ] after an object of the array, {found})")
         text.take()
     text.take()
     if text.peek():
@@ -164,7 +167,7 @@ def read_json(path: Path, errors: Errors) -> Iterator[tuple[dict[str, Any], str]
 class _JsonText:
     """A text that is read only as far as needed, and the number of the current line."""
 
-    def __init__(self, path: Path, blocks: Iterator[str]) -> None:
+    def __init__(self, path: Path, blocks: Generator[str]) -> None:
         self._path, self._blocks = path, blocks
         self._text, self._position, self._line = "", 0, 1
 
@@ -175,11 +178,7 @@ class _JsonText:
 
     def close(self) -> None:
         """Read no further."""
-        self._blocks.close()  # type: ignore[attr-defined]
-
-    def found(self) -> str:
-        """What comes next, as the end of a message."""
-        return f", not {self.peek()!r}" if self.peek() else ", and the file ends"
+        self._blocks.close()
 
     def peek(self) -> str:
         """The next character that is not blank; empty at the end."""
@@ -218,15 +217,14 @@ class _JsonText:
         self._position = end
 
     def _read_more(self) -> bool:
-        """Double what is held, so that a long value is not parsed too often; False at the end."""
+        """Read as much as is held, so that a long value is not parsed too often; returns False at the end."""
         held = self._text[self._position :]
         parts, size = [held], 0
-        while size < max(_CHARACTERS, len(held)):
-            block = next(self._blocks, None)
-            if block is None:
-                break
+        for block in self._blocks:
             parts.append(block)
             size += len(block)
+            if size >= max(_CHARACTERS, len(held)):
+                break
         self._text, self._position = "".join(parts), 0
         return size > 0
 

@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ Files = str | list[str] | None
 Errors = Literal["strict", "replace"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _BLOCK_BYTES = 1 << 20
 _COMPRESSED_BYTES = 1 << 14
 _ZSTD_BYTES = 1 << 6  # few, since nothing else bounds the output: 4 bytes can unpack to 128 KiB
@@ -29,7 +29,7 @@ def resolve_files(files: Files, *, field: str) -> list[Path]:
     """Expand files, folders and globs to a list of files, sorted within each entry.
 
     Args:
-        files: The setting; None gives no files.
+        files: The names; None gives no files.
         field: Name of the configuration field, for messages.
 
     Raises:
@@ -58,14 +58,14 @@ def resolve_files(files: Files, *, field: str) -> list[Path]:
 
 def warn_of_shared_files(files: dict[str, Files], split: str) -> None:
     """Warn if an evaluation split has files that are also trained on."""
-
-    def existing(name: str) -> set[Path]:
-        try:
-            return {path.resolve() for path in resolve_files(files.get(name), field=name)}
-        except ValueError:  # reported when that split is read
-            return set()
-
-    if split != "train" and (shared := sorted(existing(split) & existing("train"))):
+    if split == "train":
+        return
+    try:
+        evaluated = {path.resolve() for path in resolve_files(files.get(split), field=split)}
+        trained = {path.resolve() for path in resolve_files(files.get("train"), field="train")}
+    except ValueError:  # reported when that split is read
+        return
+    if shared := sorted(evaluated & trained):
         warnings.warn(
             f"source.{split}: {len(shared)} file(s) are also in source.train, the first {str(shared[0])!r}: measuring "
             "on them shows memory, not skill",
@@ -95,8 +95,8 @@ def read_lines(path: Path, *, errors: Errors = "strict", longest: int | None = N
         warnings.warn(f"{path}: lines of more than {longest:,} bytes were cut in {num_cuts} places", stacklevel=2)
 
 
-def read_text(path: Path, *, errors: Errors = "strict") -> Iterator[str]:
-    r"""The text of a file in blocks of bounded size, with every line end as `\n`; otherwise like `read_lines`."""
+def read_text(path: Path, *, errors: Errors = "strict") -> Generator[str]:
+    r"""Like `read_lines`, but the text is in blocks of bounded size, with every line end as `\n`."""
     for text, is_cut in _decoded(path, errors, _BLOCK_BYTES):
         yield text if is_cut else f"{text}\n"
 
@@ -160,74 +160,74 @@ def _character_boundary(data: bytes, end: int) -> int:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file; gzip and zstd are recognised by the first bytes, whatever the name."""
+    """The bytes of a file, decompressed if it is gzip or zstd."""
     with open(path, "rb") as file:
-        head = file.read(4)
-        file.seek(0)
-        if not head.startswith((_GZIP_MAGIC, _ZSTD_MAGIC)):
+        if not is_compressed(path):
             yield from iter(lambda: file.read(_BLOCK_BYTES), b"")
             return
-        new_decoder, damage = _gzip() if head.startswith(_GZIP_MAGIC) else _zstd(path)
-        decoder = new_decoder()
+        decoder = _Decoder(path)
         size = 0
         for chunk in iter(lambda: file.read(_COMPRESSED_BYTES), b""):
             while chunk:
-                if decoder.eof:  # a file may contain several compressed ones, with zeros between
-                    chunk = chunk.lstrip(b"\0")
-                    if not chunk:
-                        break
-                    decoder = new_decoder()
                 try:
                     block, chunk = decoder.decompress(chunk)
-                except damage as error:
+                except decoder.damage as error:
                     raise ValueError(
                         f"{path}: the compressed file is damaged after {size:,} bytes of text ({error}); fetch it again"
                     ) from error
                 size += len(block)
                 yield block
-        if not decoder.eof:
+        if not decoder.has_ended:
             raise ValueError(f"{path}: the compressed file is cut short after {size:,} bytes of text; fetch it again")
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a file is gzip or zstd, by its first bytes."""
+    """Whether a file is gzip or zstd, by its first bytes, whatever its name."""
+    return _first_bytes(path).startswith((_GZIP_MAGIC, _ZSTD_MAGIC))
+
+
+def _first_bytes(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(4).startswith((_GZIP_MAGIC, _ZSTD_MAGIC))
+        return file.read(4)
 
 
 class _Decoder:
-    """Decompression in steps, so that a few bytes that unpack to very many take bounded memory."""
+    """Decompresses a file in steps, so that a few bytes that unpack to very many take bounded memory."""
 
-    def __init__(self, decoder: Any, step: int, *limit: int) -> None:
-        self._decoder, self._step, self._limit = decoder, step, limit
+    def __init__(self, path: Path) -> None:
+        self.damage: type[Exception]
+        self._new: Callable[[], Any]  # another decoder
+        self._limit: tuple[int, ...] = ()
+        if _first_bytes(path).startswith(_GZIP_MAGIC):
+            self.damage, self._step, self._limit = zlib.error, _COMPRESSED_BYTES, (_BLOCK_BYTES,)
+            self._new = lambda: zlib.decompressobj(wbits=31)
+        else:
+            try:
+                import zstandard
+            except ImportError as error:
+                raise ValueError(f"{path}: reading zstd needs the extra: pip install 'lit-distil[zstd]'") from error
+            self.damage, self._step = zstandard.ZstdError, _ZSTD_BYTES
+            # large corpora are compressed with windows of up to 2 GiB (zstd --long=31)
+            self._new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._decoder = self._new()
 
     @property
-    def eof(self) -> bool:
-        """Whether the compressed data have ended."""
+    def has_ended(self) -> bool:
+        """Whether the compressed data are complete."""
         return self._decoder.eof
 
     def decompress(self, chunk: bytes) -> tuple[bytes, bytes]:
         """The next bytes, and the part of the chunk that is still to be decompressed."""
+        if self.has_ended:  # a file may contain several compressed ones, with zeros between
+            chunk = chunk.lstrip(b"\0")
+            if chunk:
+                self._decoder = self._new()
         blocks, size = [], 0
-        while chunk and size < _BLOCK_BYTES and not self.eof:
+        while chunk and size < _BLOCK_BYTES and not self.has_ended:
             blocks.append(self._decoder.decompress(chunk[: self._step], *self._limit))
             chunk = (self._decoder.unconsumed_tail or self._decoder.unused_data) + chunk[self._step :]
             size += len(blocks[-1])
         return b"".join(blocks), chunk
-
-
-def _gzip() -> tuple[Callable[[], _Decoder], type[Exception]]:
-    return lambda: _Decoder(zlib.decompressobj(wbits=31), _COMPRESSED_BYTES, _BLOCK_BYTES), zlib.error
-
-
-def _zstd(path: Path) -> tuple[Callable[[], _Decoder], type[Exception]]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise ValueError(f"{path}: reading zstd needs the extra: pip install 'lit-distil[zstd]'") from error
-    # large corpora are compressed with windows of up to 2 GiB (zstd --long=31)
-    settings = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    return lambda: _Decoder(settings.decompressobj(), _ZSTD_BYTES), zstandard.ZstdError
 
 
 def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:

@@ -289,9 +289,7 @@ class CrossArchitecture(StudentInitialisation):
             labels = {"id2label": teacher.config.id2label, "problem_type": teacher.config.problem_type}
         attention = self.student.attention or teacher.config._attn_implementation
         source = FromConfig(self.student.model_type, config=fields, attention=attention)
-        student = source.build(None, head=head, **labels)
-        nn.Module.to(student, device=teacher.device, dtype=torch.float32)
-        return student.train()
+        return nn.Module.to(source.build(None, head=head, **labels), device=teacher.device, dtype=torch.float32)
 
 
 class DistilBertFromBert(StudentInitialisation):
@@ -313,10 +311,10 @@ class DistilBertFromBert(StudentInitialisation):
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        if known_type(teacher.config, _MODULES) != "bert" or head_of(teacher) is None:
+        if known_type(teacher.config, _MODULES) != "bert":
             raise ValueError(
-                f"teacher must be a bert with a masked-LM head or a task's, got {type(teacher).__name__} of model_type="
-                f"{teacher.config.model_type!r}; use Layers for a student of its own architecture, or CrossArchitecture"
+                f"teacher must be a bert, got model_type={teacher.config.model_type!r}; use Layers for a student of "
+                "its own architecture, or CrossArchitecture"
             )
         return self._student.build(teacher)
 

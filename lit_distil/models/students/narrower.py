@@ -90,11 +90,11 @@ class Narrower(StudentInitialisation):
     """A student of the teacher's architecture with smaller widths, and with fewer layers if asked for.
 
     Heads and inner widths are always sliced: the first heads, each with its dimensions kept together, and the first
-    inner units. The residual stream is sliced too (its first dimensions, everywhere alike), or projected by one matrix
+    inner units. The residual stream is sliced too (the same first dimensions everywhere), or projected by one matrix
     for the whole network onto the leading directions of the teacher's embeddings (formulas at the top of this file).
     Both work for bert, roberta, camembert, xlm-roberta, distilbert, electra, mpnet and modernbert, and for your own
     architecture if its configuration derives from one of theirs and its tensors have their names. Others are refused:
-    deberta's relative positions share the projections, and albert's layers are one.
+    deberta's relative positions share the projections, and albert has one set of weights for all layers.
 
     Args:
         hidden_size: Width of the student's residual stream; None keeps the teacher's.

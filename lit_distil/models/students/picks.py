@@ -48,11 +48,7 @@ class LayerPick(StudentInitialisation):
 
 
 def check_head(head: HeadChoice, layers: LayerPick | None = None) -> HeadChoice:
-    """Return `head` if it is a valid choice that does not contradict the one in `layers`, whose layers alone count.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Return `head`, unless it is unknown or contradicts `layers.head`: of `layers`, only the layers are taken."""
     if head not in get_args(HeadChoice):
         raise ValueError(f"head must be 'copy' or 'new', got {head!r}")
     if layers is not None and layers.head not in ("copy", head):

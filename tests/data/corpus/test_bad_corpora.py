@@ -1,10 +1,4 @@
-"""What a user gets for a corpus that is not as it should be, one test for each kind, in one order.
-
-The kinds: empty, blank, NUL bytes, not UTF-8, UTF-16, byte order mark, line ends, what ends no line, a line without
-end, compression told by bytes, cut-short gzip, zstd, a missing file, a folder, a glob without a match, no documents,
-documents of a single unit for pairs, emoji and right-to-left text, less than one sequence, a file that is trained on
-and held out.
-"""
+"""How each kind of unusual or broken corpus is read or refused, from its bytes to its documents."""
 
 from __future__ import annotations
 
@@ -44,7 +38,7 @@ def documents(*files: str, **settings) -> list[list[str]]:
 
 @pytest.fixture(autouse=True)
 def _no_warning_unseen():
-    """A warning that a test does not ask for fails it, so that what is said to be handled is handled silently."""
+    """A warning that a test does not expect fails it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         yield
@@ -53,7 +47,7 @@ def _no_warning_unseen():
 # Content
 
 
-def test_an_empty_file_is_a_warning_among_others_and_an_error_alone(tmp_path):
+def test_an_empty_file_warns_among_others_and_fails_alone(tmp_path):
     empty, full = write(tmp_path / "empty.txt", ""), write(tmp_path / "full.txt", "one")
     with pytest.warns(UserWarning, match=r"empty\.txt: the file is empty or blank"):
         assert documents(empty, full) == [["one"]]
@@ -61,18 +55,18 @@ def test_an_empty_file_is_a_warning_among_others_and_an_error_alone(tmp_path):
         documents(empty)
 
 
-def test_white_space_alone_is_an_error(tmp_path):
+def test_a_file_of_white_space_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"source\.train: all of its 1 file\(s\) are empty or blank"):
         documents(write(tmp_path / "a.txt", " \n\t\r\n\x0c\u2028\n"))
 
 
-def test_nul_bytes_are_taken_out_with_a_count(tmp_path):
+def test_nul_bytes_are_removed_and_counted(tmp_path):
     path = write(tmp_path / "a.txt", b"one t\0wo\0 three, and a good deal more of it\n")
     with pytest.warns(UserWarning, match=r"a\.txt: 2 NUL bytes were removed"):
         assert documents(path) == [["one two three, and a good deal more of it"]]
 
 
-def test_bytes_that_are_not_utf8_name_file_and_line_or_are_replaced(tmp_path):
+def test_invalid_utf8_is_reported_with_file_and_line_or_replaced(tmp_path):
     path = write(tmp_path / "a.txt", b"fine\n\ncaf\xe9\n")
     with pytest.raises(ValueError, match=r"a\.txt:3: not UTF-8 .*iconv.*errors: replace"):
         documents(path)
@@ -84,18 +78,19 @@ def test_bytes_that_are_not_utf8_name_file_and_line_or_are_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf16_is_an_error_with_or_without_its_mark(tmp_path, encoding):
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_utf16_is_refused_with_or_without_a_byte_order_mark(tmp_path, encoding, pack):
     with pytest.raises(ValueError, match=r"a\.txt: the file is UTF-16 or not text; convert it first \(iconv"):
-        documents(write(tmp_path / "a.txt", "Some English text.\n".encode(encoding)))
+        documents(write(tmp_path / "a.txt", pack("Some English text.\n".encode(encoding))))
 
 
-def test_a_byte_order_mark_is_dropped_and_one_within_the_text_is_kept(tmp_path):
+def test_a_byte_order_mark_is_dropped_only_at_the_start(tmp_path):
     assert documents(write(tmp_path / "a.txt", b"\xef\xbb\xbfone\n\xef\xbb\xbftwo")) == [["one", "\ufefftwo"]]
     table = TableFiles(write(tmp_path / "a.csv", b"\xef\xbb\xbftext\none\n"))
     assert [row["text"] for row in table.rows("train")] == ["one"]
 
 
-def test_carriage_returns_end_lines_with_and_without_a_line_feed(tmp_path):
+def test_line_feeds_and_carriage_returns_end_lines(tmp_path):
     for end in ("\r\n", "\r", "\n"):
         assert documents(write(tmp_path / "a.txt", end.join(["one", "two", "", "three", ""]))) == [
             ["one", "two"],
@@ -104,7 +99,7 @@ def test_carriage_returns_end_lines_with_and_without_a_line_feed(tmp_path):
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0c", "\x0b", "\x1c"])
-def test_other_separators_end_no_line(tmp_path, character):
+def test_other_separators_do_not_end_a_line(tmp_path, character):
     text = f"one{character}two"
     assert documents(write(tmp_path / "a.txt", f"{text}\nthree")) == [[text, "three"]]
     json = write(tmp_path / "a.jsonl", f'{{"text": "one{character}two"}}\n' if ord(character) > 31 else '{"text": "x"}')
@@ -115,7 +110,7 @@ def test_other_separators_end_no_line(tmp_path, character):
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, ZstdCompressor().compress])
 @pytest.mark.parametrize("word", [b"word ", b"a", "日".encode()])
-def test_a_line_of_ten_million_characters_takes_bounded_memory(tmp_path, word, pack):
+def test_a_line_of_ten_million_characters_is_read_in_bounded_memory(tmp_path, word, pack):
     path = write(tmp_path / "a.txt", pack(word * (10_000_000 // len(word.decode()))))
     tracemalloc.start()
     with pytest.warns(UserWarning, match=r"a\.txt: lines of more than 1,000,000 bytes were cut in \d+ places"):
@@ -127,7 +122,7 @@ def test_a_line_of_ten_million_characters_takes_bounded_memory(tmp_path, word, p
     assert peak < size + 12_000_000, "more than the document itself and a few blocks"
 
 
-def test_a_file_without_a_blank_line_is_cut_into_documents_of_bounded_memory(tmp_path, monkeypatch):
+def test_a_file_without_blank_lines_is_read_in_bounded_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", "some words\n" * 400_000)
     monkeypatch.setattr("lit_distil.data.sources.base._LONGEST_DOCUMENT", 100_000)
     tracemalloc.start()
@@ -142,12 +137,12 @@ def test_a_file_without_a_blank_line_is_cut_into_documents_of_bounded_memory(tmp
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.gz", "a"])
-def test_gzip_is_told_by_its_bytes_whatever_the_name(tmp_path, name):
+def test_gzip_is_recognised_by_its_bytes_not_its_name(tmp_path, name):
     assert documents(write(tmp_path / name, gzip.compress(b"one\n"))) == [["one"]]
     assert documents(write(tmp_path / "plain.gz", b"one\n")) == [["one"]]
 
 
-def test_gzip_that_is_cut_short_is_an_error(tmp_path):
+def test_truncated_gzip_is_refused(tmp_path):
     data = gzip.compress(np.random.default_rng(0).bytes(3000).hex().encode())
     with pytest.raises(ValueError, match=r"a\.gz: the compressed file is cut short after [\d,]+ bytes of text; fetch"):
         documents(write(tmp_path / "a.gz", data[:-500]))
@@ -155,7 +150,7 @@ def test_gzip_that_is_cut_short_is_an_error(tmp_path):
         list(TableFiles(write(tmp_path / "a.jsonl.gz", gzip.compress(b'{"text": "one"}\n')[:-3])).rows("train"))
 
 
-def test_zstd_is_read_or_its_extra_is_named(tmp_path, monkeypatch):
+def test_zstd_is_read_or_the_missing_extra_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", ZstdCompressor().compress(b"one\n"))
     assert documents(path) == [["one"]]
     monkeypatch.setitem(sys.modules, "zstandard", None)
@@ -166,7 +161,7 @@ def test_zstd_is_read_or_its_extra_is_named(tmp_path, monkeypatch):
 # Names of files
 
 
-def test_a_missing_file_is_an_error_with_the_names_near_it(tmp_path):
+def test_a_missing_file_is_reported_with_similar_names(tmp_path):
     write(tmp_path / "corpus.txt", "one")
     with pytest.raises(
         ValueError, match=r"source\.train: no file .*corpsu\.txt.*looked from.*near it: \['corpus\.txt'\]$"
@@ -178,7 +173,7 @@ def test_a_missing_file_is_an_error_with_the_names_near_it(tmp_path):
         resolve_files(str(tmp_path / "test.jsonl"), field="source.test")
 
 
-def test_a_folder_is_its_files_or_an_error(tmp_path):
+def test_a_folder_gives_its_files_and_an_empty_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"source\.train: the folder .* holds no files"):
         documents(str(tmp_path))
     write(tmp_path / "b.txt", "two")
@@ -186,7 +181,7 @@ def test_a_folder_is_its_files_or_an_error(tmp_path):
     assert documents(str(tmp_path)) == [["one"], ["two"]]
 
 
-def test_a_glob_that_matches_nothing_is_an_error(tmp_path):
+def test_a_glob_without_a_match_is_refused(tmp_path):
     write(tmp_path / "a.txt", "one")
     with pytest.raises(ValueError, match=r"source\.train: no file matches .*\*\.gz"):
         documents(str(tmp_path / "*.gz"))
@@ -207,7 +202,7 @@ class Given(DocumentSource):
         return f"{self.given}{split}"
 
 
-def test_no_documents_at_all_is_an_error(tmp_path, wordpiece):
+def test_a_source_without_documents_is_refused(tmp_path, wordpiece):
     folder = str(tmp_path / "tokenizer")
     wordpiece.save_pretrained(folder)
     data = TextDataModule(
@@ -218,7 +213,7 @@ def test_no_documents_at_all_is_an_error(tmp_path, wordpiece):
 
 
 @pytest.mark.parametrize("form", [SegmentPair(), SentencePair()])
-def test_documents_of_a_single_unit_are_counted_for_pairs_and_an_error_if_all_are(form):
+def test_pair_formats_count_documents_of_one_unit_and_refuse_a_corpus_of_them(form):
     lengths = [[9], [9], [9, 9, 9], [9, 9]]
     with pytest.warns(UserWarning, match="2 of 4 documents have a single unit, so that their pairs are random"):
         form.build(make_corpus(lengths), 20, 0)
@@ -235,7 +230,7 @@ TEXTS = [
 ]
 
 
-def test_emoji_and_right_to_left_text_are_kept_byte_for_byte(tmp_path, byte_level_bpe):
+def test_emoji_and_right_to_left_text_keep_every_byte(tmp_path, byte_level_bpe):
     text = "\n".join(TEXTS)
     assert documents(write(tmp_path / "a.txt", text)) == [TEXTS]
     assert documents(write(tmp_path / "a.txt.gz", gzip.compress(text.encode()))) == [TEXTS]
@@ -246,12 +241,12 @@ def test_emoji_and_right_to_left_text_are_kept_byte_for_byte(tmp_path, byte_leve
     assert [byte_level_bpe.decode(unit.tolist()) for unit in units] == TEXTS
 
 
-def test_a_corpus_of_less_than_one_sequence_is_a_warning():
+def test_a_corpus_shorter_than_one_sequence_warns():
     with pytest.warns(UserWarning, match="the corpus has 12 tokens, fewer than one sequence of max_length 128"):
         assert len(FullSentences().build(make_corpus([[5, 7]]), 128, 0)) == 1
 
 
-def test_a_file_that_is_trained_on_and_held_out_is_a_warning(tmp_path):
+def test_a_file_in_both_training_and_evaluation_warns(tmp_path):
     write(tmp_path / "a.txt", "one")
     source = TextFiles(str(tmp_path), validation=str(tmp_path / "*.txt"))
     with pytest.warns(
@@ -259,3 +254,6 @@ def test_a_file_that_is_trained_on_and_held_out_is_a_warning(tmp_path):
     ):
         assert list(source.documents("validation")) == [["one"]]
     assert list(source.documents("train")) == [["one"]]
+    table = write(tmp_path / "a.csv", "a,b\n1,2\n")
+    with pytest.warns(UserWarning, match=r"source\.test: 1 file\(s\) are also in source\.train"):
+        list(TableFiles(table, test=table).rows("test"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_distil.data import write_corpus
+from lit_distil.data import DocumentFilters, write_corpus
 from lit_distil.data.corpus import reading
 from lit_distil.data.corpus.corpus import TokenCorpus
 from tests.data.conftest import LINES
@@ -28,7 +28,7 @@ def words_of(corpus, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe", "sentencepiece"])
-def test_tokens_and_ends_are_those_of_the_tokenizer(kind, request, tmp_path):
+def test_tokens_and_ends_match_the_tokenizer(kind, request, tmp_path):
     tokenizer = request.getfixturevalue(kind)
     corpus = write_corpus(DOCUMENTS, tokenizer, tmp_path / "corpus", progress=False)
     units = [tokenizer(unit, add_special_tokens=False)["input_ids"] for document in DOCUMENTS for unit in document]
@@ -41,22 +41,22 @@ def test_tokens_and_ends_are_those_of_the_tokenizer(kind, request, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_level_bpe", "sentencepiece"])
-def test_words_are_whole_and_punctuation_stands_alone(kind, request, tmp_path):
+def test_words_are_whole_and_punctuation_is_a_word_of_its_own(kind, request, tmp_path):
     tokenizer = request.getfixturevalue(kind)
     text = "The teacher learns, (they say) the dog!"
     corpus = write_corpus([[text, "dog fox"]], tokenizer, tmp_path / "corpus", progress=False)
     words = ["the", "teacher", "learns", ",", "(", "they", "say", ")", "the", "dog", "!", "dog", "fox"]
-    found = [word.lower() for word in words_of(corpus, tokenizer) if word]  # a lone ▁ is a word of SentencePiece
+    found = [word.lower() for word in words_of(corpus, tokenizer) if word]  # SentencePiece has a lone ▁ as a word
     assert found == words
     assert corpus.num_tokens > len(words)  # some word has several tokens
 
 
-def test_the_first_word_of_a_unit_is_not_glued_to_the_unit_before(byte_level_bpe, tmp_path):
+def test_every_unit_begins_with_a_new_word(byte_level_bpe, tmp_path):
     corpus = write_corpus([["dog", "dog"], ["dog"]], byte_level_bpe, tmp_path / "corpus", progress=False)
     assert corpus.word_starts[np.concatenate([[0], corpus.unit_ends[:-1]])].all()
 
 
-def test_a_tokenizer_that_cuts_no_words_still_has_some(tmp_path):
+def test_words_are_found_without_a_pre_tokenizer(tmp_path):
     from tokenizers import Tokenizer, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +84,7 @@ def test_a_small_chunk_size_changes_nothing(wordpiece, tmp_path, monkeypatch):
 
 @settings(max_examples=25)
 @given(st.lists(st.lists(st.sampled_from(["", " ", "dog", "the fox!", LINES[0]]), max_size=4), max_size=6))
-def test_ends_are_right_whatever_is_empty(wordpiece, tmp_path_factory, documents):
+def test_ends_are_right_around_empty_units_and_documents(wordpiece, tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     kept = [[unit for unit in document if unit.strip()] for document in documents]
     kept = [document for document in kept if document]
@@ -101,13 +101,14 @@ def test_ends_are_right_whatever_is_empty(wordpiece, tmp_path_factory, documents
     assert corpus.document_ends.tolist() == np.cumsum([len(document) for document in kept]).tolist()
 
 
-def test_a_line_of_megabytes_is_one_unit_and_the_same_tokens(byte_level_bpe, tmp_path, monkeypatch):
+def test_a_very_long_unit_stays_one_unit_with_the_same_tokens(byte_level_bpe, tmp_path, monkeypatch):
     text = " ".join(LINES * 40)
     whole = write_corpus([[text]], byte_level_bpe, tmp_path / "whole", progress=False)
     monkeypatch.setattr(reading, "_LONGEST_TEXT", 1000)
     cut = write_corpus([[text]], byte_level_bpe, tmp_path / "cut", progress=False)
-    assert len(reading.cut_text(text)) > 30
-    assert "".join(reading.cut_text("x" * 2500 + " y")) == "x" * 2500 + " y"
+    for unit in (text, "x" * 2500 + " y"):
+        ((_, texts),) = reading.read_chunks([[unit]], filters=DocumentFilters(), duplicates=None, shard_characters=1)
+        assert "".join(texts) == unit and max(map(len, texts)) <= 1000 and len(texts) >= len(unit) / 1000
     assert cut.num_units == 1
     assert np.array_equal(whole.tokens, cut.tokens) and np.array_equal(whole.word_starts, cut.word_starts)
 
@@ -123,12 +124,12 @@ def test_memory_does_not_grow_with_the_corpus(wordpiece, tmp_path):
     assert peak(600, tmp_path / "large") < 1.3 * peak(200, tmp_path / "small")
 
 
-def test_a_corpus_of_unknown_tokens_is_reported(wordpiece, tmp_path):
+def test_many_unknown_tokens_warn(wordpiece, tmp_path):
     with pytest.warns(UserWarning, match="4 of 5 tokens are unknown"):
         write_corpus([["日 本 語 文", "dog"]], wordpiece, tmp_path / "corpus", progress=False)
 
 
-def test_a_failure_leaves_neither_a_folder_nor_a_half_written_one(wordpiece, tmp_path):
+def test_a_failure_leaves_no_folder_behind(wordpiece, tmp_path):
     def documents():
         yield LINES
         raise OSError("the source broke")
@@ -142,7 +143,7 @@ def test_a_failure_leaves_neither_a_folder_nor_a_half_written_one(wordpiece, tmp
         write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
 
 
-def test_the_second_of_two_writers_waits_and_takes_what_the_first_wrote(wordpiece, tmp_path, capsys):
+def test_a_second_writer_waits_and_uses_the_corpus_of_the_first(wordpiece, tmp_path, capsys):
     second = []
 
     def write_again():
@@ -175,7 +176,7 @@ def test_a_damaged_corpus_is_refused(wordpiece, tmp_path):
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
     shard.write_bytes(flipped)
-    assert TokenCorpus.load(folder).num_documents == 1  # only reading all of it tells
+    assert TokenCorpus.load(folder).num_documents == 1  # the size is right
     with pytest.raises(ValueError, match=r"shard-00000\.bin is missing or damaged.*Delete the folder"):
         TokenCorpus.load(folder, verify=True)
     shard.unlink()
@@ -203,13 +204,13 @@ def test_a_worker_process_maps_the_files_instead_of_copying_them(wordpiece, tmp_
     assert isinstance(copy.tokens.base.base, np.memmap)
 
 
-def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path, monkeypatch):
+def test_pieces_are_gathered_from_their_shards(wordpiece, tmp_path, monkeypatch):
     whole = write_corpus(DOCUMENTS * 4, wordpiece, tmp_path / "whole", progress=False)
     cut = write_corpus(DOCUMENTS * 4, wordpiece, tmp_path / "cut", False, shard_characters=200)
     assert len(whole.shard_sizes) == 1 and len(cut.shard_sizes) > 3
     assert (cut.num_tokens, cut.num_units, cut.num_documents) == (whole.num_tokens, whole.num_units, 12)
     assert cut.token_counts.tolist() == whole.token_counts.tolist()
-    monkeypatch.setattr("lit_distil.data.corpus.corpus._MOST_MAPS", 2)  # maps come and go
+    monkeypatch.setattr("lit_distil.data.corpus.corpus._MOST_MAPS", 2)  # so that maps are dropped and made again
     ends = whole.unit_ends
     order = np.random.default_rng(0).permutation(len(ends))
     starts, ends = np.concatenate([[0], ends[:-1]])[order], ends[order]
@@ -222,7 +223,9 @@ def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path,
     for some in (slice(None), slice(0, 1), slice(3, 5)):
         assert pieces(cut, some) == pieces(whole, some)
     source = cut.gather(starts[:1], ends[:1])
-    assert np.shares_memory(source.tokens, cut.gather(starts[:1], ends[:1]).tokens)  # of one shard nothing is copied
+    assert np.shares_memory(
+        source.tokens, cut.gather(starts[:1], ends[:1]).tokens
+    )  # pieces of one shard are not copied
     for first, end in ((0, 1), (1, 3), (0, len(cut.shard_sizes))):
         part = cut.part(first, end)
         before = sum(size[0] for size in cut.shard_sizes[:first])
@@ -233,7 +236,7 @@ def test_pieces_are_gathered_from_the_shards_that_hold_them(wordpiece, tmp_path,
         _ = cut.tokens
 
 
-def test_a_large_vocabulary_takes_32_bits(tmp_path):
+def test_a_large_vocabulary_needs_32_bits(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -244,7 +247,7 @@ def test_a_large_vocabulary_takes_32_bits(tmp_path):
     assert corpus.tokens.dtype == np.uint32 and corpus.tokens.tolist() == [69999, 5, 65536]
 
 
-def test_the_progress_bar_can_be_switched_off(wordpiece, tmp_path, capsys):
+def test_the_progress_bar_can_be_turned_off(wordpiece, tmp_path, capsys):
     write_corpus([LINES], wordpiece, tmp_path / "quiet", progress=False)
     assert capsys.readouterr().err == ""
     write_corpus([LINES], wordpiece, tmp_path / "loud")

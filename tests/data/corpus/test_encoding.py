@@ -52,7 +52,7 @@ def encoder_of(tokenizer):
 
 
 def expected(tokenizer, texts):
-    """Ids, word starts and lengths as the tokenizer's own word ids tell them."""
+    """Ids, word starts and lengths by the tokenizer's own word ids."""
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     ids, starts = [], []
     for encoding in encodings:
@@ -72,7 +72,7 @@ def tokenizer(request):
     return request.getfixturevalue(request.param)
 
 
-def test_the_table_of_words_is_used_and_gives_what_the_tokenizer_gives(tokenizer):
+def test_the_word_table_gives_the_same_tokens_as_the_tokenizer(tokenizer):
     encoder = encoder_of(tokenizer)
     assert encoder._words is not None
     check(tokenizer, [*LINES, "", " ", "naïve café", "<mask> [MASK] x", *PIECES], encoder)
@@ -81,17 +81,17 @@ def test_the_table_of_words_is_used_and_gives_what_the_tokenizer_gives(tokenizer
 
 @settings(max_examples=150)
 @given(texts=st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=8).map("".join), min_size=1))
-def test_any_text_gives_what_the_tokenizer_gives(tokenizer, texts):
+def test_any_text_gives_the_same_tokens_as_the_tokenizer(tokenizer, texts):
     check(tokenizer, texts)
 
 
 @settings(max_examples=150)
 @given(text=st.text(st.characters(min_codepoint=9, max_codepoint=126), min_size=1, max_size=60))
-def test_any_ascii_text_gives_what_the_tokenizer_gives(tokenizer, text):
+def test_any_ascii_text_gives_the_same_tokens_as_the_tokenizer(tokenizer, text):
     check(tokenizer, [text])
 
 
-def test_an_added_token_that_is_no_special_one_is_found_in_the_text():
+def test_added_tokens_that_are_not_special_are_found():
     tokenizer = BertTokenizer(
         vocab={t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog", "s"])}
     )
@@ -99,7 +99,7 @@ def test_an_added_token_that_is_no_special_one_is_found_in_the_text():
     check(tokenizer, ["a hot dog dog", "Hot Dog", "dogs dog", "dog"])
 
 
-def test_classes_of_transformers_take_the_fast_way():
+def test_tokenizers_of_transformers_use_the_word_table():
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     bert = BertTokenizer().train_new_from_iterator([LINES], vocab_size=120, show_progress=False)
     blank = RobertaTokenizer(vocab={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}, merges=[])
@@ -110,7 +110,7 @@ def test_classes_of_transformers_take_the_fast_way():
         check(tokenizer, [*LINES, *PIECES, *names], encoder)
 
 
-def test_a_tokenizer_of_another_kind_takes_the_ordinary_way(sentencepiece):
+def test_other_kinds_of_tokenizer_encode_every_text(sentencepiece):
     encoder = encoder_of(sentencepiece)
     assert encoder._words is None
     ids, starts, lengths = encoder(["the dog, they say", "dog"])
@@ -118,7 +118,7 @@ def test_a_tokenizer_of_another_kind_takes_the_ordinary_way(sentencepiece):
     assert starts[0] and starts[lengths[0]]
 
 
-def test_the_table_is_emptied_before_it_fills_the_memory(wordpiece, monkeypatch):
+def test_a_full_word_table_is_emptied(wordpiece, monkeypatch):
     monkeypatch.setattr(encoding_module, "_MOST_WORDS", 5)
     encoder = encoder_of(wordpiece)
     for line in LINES:
@@ -126,7 +126,7 @@ def test_the_table_is_emptied_before_it_fills_the_memory(wordpiece, monkeypatch)
     assert len(encoder._ends) < 40
 
 
-def test_no_text_has_no_tokens(wordpiece):
+def test_empty_texts_have_no_tokens(wordpiece):
     ids, starts, lengths = encoder_of(wordpiece)(["", "  "])
     assert (len(ids), len(starts), lengths.tolist()) == (0, 0, [0, 0])
     assert ids.dtype == np.uint16 and lengths.dtype == np.int64

@@ -1,4 +1,4 @@
-"""Work in several processes gives its results in order, whatever the backend, and says what is missing."""
+"""Work in several processes gives its results in order on every backend."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_results_come_in_order_and_from_other_processes_only_inside_a_block() ->
     assert len({pid for _, pid in several}) == 2 and os.getpid() not in {pid for _, pid in several}
 
 
-def test_items_may_come_from_other_work_that_is_under_way() -> None:
+def test_items_may_come_from_another_call_that_is_still_working() -> None:
     with workers(2):
         inner = (square for square, _ in squares(range(200), "inner"))
         assert [square for square, _ in squares(inner, "outer")] == [n**4 for n in range(200)]
 
 
-def test_no_more_is_read_than_two_rounds_ahead() -> None:
+def test_items_are_read_at_most_two_rounds_ahead() -> None:
     numbers = iter(range(10_000))
     with workers(2):
         results = squares(numbers)
@@ -52,7 +52,7 @@ def test_no_more_is_read_than_two_rounds_ahead() -> None:
         results.close()  # type: ignore[attr-defined]
 
 
-def test_an_error_in_the_items_is_raised_here() -> None:
+def test_an_error_while_reading_items_reaches_the_caller() -> None:
     def numbers() -> Iterator[int]:
         yield from range(100)
         raise OSError("the disk went away")
@@ -61,7 +61,7 @@ def test_an_error_in_the_items_is_raised_here() -> None:
         list(squares(numbers()))
 
 
-def test_processes_load_none_of_the_heavy_libraries() -> None:
+def test_worker_processes_import_no_heavy_library() -> None:
     with workers(2):
         found = list(results_in_order(make_imports, "", ((n, n) for n in range(10))))
     assert [names for _, names in found] == [[]] * 10
@@ -69,12 +69,12 @@ def test_processes_load_none_of_the_heavy_libraries() -> None:
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # ended, but nobody has asked
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie has ended
     except OSError:
         return False
 
 
-def test_processes_end_soon_after_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+def test_worker_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = """
 import sys
 from lit_distil.data.corpus.engine import results_in_order, workers
@@ -129,7 +129,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_a_corpus_is_the_same_on_every_backend(
     backend: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a real cluster of two processes, with sentences cut on it too."""
+    """On a real cluster of two processes, which also cuts the sentences."""
     monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 3_000)
     monkeypatch.setattr("lit_distil.data.sources.sentences._BATCH_CHARACTERS", 3_000)
     run([*arguments, "--out", str(tmp_path / "alone"), "--num_processes", "1"])
@@ -146,7 +146,7 @@ def test_a_corpus_is_the_same_on_every_backend(
 
 
 @pytest.mark.parametrize("backend", ["ray", "dask"])
-def test_a_backend_that_is_not_installed_is_named_with_its_extra(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend_names_its_extra(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, backend, None)
     message = rf"backend: {backend} needs the extra: pip install 'lit-distil\[{backend}\]'"
     with pytest.raises(ValueError, match=message), workers(2, backend=backend):  # type: ignore[arg-type]

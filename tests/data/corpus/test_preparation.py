@@ -22,7 +22,7 @@ NUM_SHORT = 114
 
 @pytest.fixture
 def text(tmp_path):
-    """Documents of all kinds: short, repeated, of unknown letters, with long lines."""
+    """Short documents, repeated ones, some with unknown letters, and some with long lines."""
     draw = random.Random(0)
     documents = []
     for number in range(900):
@@ -69,7 +69,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(text, byte_level_bpe
 
 
 @pytest.mark.filterwarnings("ignore:left out documents")
-def test_each_filter_takes_what_it_says_and_is_counted(text, wordpiece, tmp_path):
+def test_each_filter_drops_what_it_says_and_is_counted(text, wordpiece, tmp_path):
     corpus = prepared(text, wordpiece, tmp_path / "corpus", filters=FILTERS)
     documents = list(TextFiles(text).documents("train"))
     seen, kept, dropped = set(), [], dict.fromkeys(["empty", "too_short", "too_long", "duplicate", "unknown_tokens"], 0)
@@ -95,7 +95,7 @@ def test_each_filter_takes_what_it_says_and_is_counted(text, wordpiece, tmp_path
     assert manifest.settings["filters"]["min_characters"] == 20
 
 
-def test_no_document_left_is_an_error_with_the_count_of_each_filter(text, wordpiece, tmp_path):
+def test_filters_that_leave_no_document_fail_with_their_counts(text, wordpiece, tmp_path):
     filters = DocumentFilters(min_characters=10_000, drop_duplicates=True)
     with pytest.raises(
         ValueError, match=r"900 documents were read and none is left \(900 shorter than 10,000 characters"
@@ -105,12 +105,12 @@ def test_no_document_left_is_an_error_with_the_count_of_each_filter(text, wordpi
         write_corpus([["日 dog"]], wordpiece, tmp_path / "b", False, filters=DocumentFilters(max_unknown_share=0.0))
 
 
-def test_what_is_left_out_is_reported(text, wordpiece, tmp_path):
+def test_dropped_documents_are_reported(text, wordpiece, tmp_path):
     with pytest.warns(UserWarning, match=r"left out documents: 114 shorter than 20 .*, \d+ duplicates .* are kept"):
         prepared(text, wordpiece, tmp_path / "corpus", filters=DocumentFilters(min_characters=20, drop_duplicates=True))
 
 
-def test_a_corpus_of_unknown_tokens_is_an_error_above_a_threshold_that_can_be_set(wordpiece, tmp_path):
+def test_too_many_unknown_tokens_are_refused_above_a_limit(wordpiece, tmp_path):
     documents = [["日 本 語 文 日 本 語 文 日 本 語 文"], ["dog"]]
     with pytest.raises(ValueError, match=r"12 of 13 tokens are unknown .*max_corpus_unknown_share 0\.9: use "):
         write_corpus(documents, wordpiece, tmp_path / "corpus", progress=False)
@@ -127,19 +127,19 @@ def test_a_corpus_of_unknown_tokens_is_an_error_above_a_threshold_that_can_be_se
         ({"max_corpus_unknown_share": -0.5}, r"max_corpus_unknown_share must lie in \[0, 1\], got -0\.5"),
     ],
 )
-def test_filters_that_cannot_be_are_refused(settings, message):
+def test_invalid_filters_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DocumentFilters(**settings)
 
 
-def test_duplicates_are_remembered_on_disk_up_to_a_shard(tmp_path):
+def test_duplicates_are_remembered_on_disk_up_to_the_last_whole_shard(tmp_path):
     table = Duplicates(tmp_path / "seen", 0)
     assert [table.add([text], 0) for text in ("a", "b", "a")] == [False, False, True]
     table.commit()
     assert not table.add(["c"], 1)
     table.commit()
     assert not table.add(["d"], 2)
-    table.close()  # as if killed: what was noted since is lost
+    table.close()  # as if killed: what was added since the commit is lost
     table = Duplicates(tmp_path / "seen", 1)
     assert [table.add([text], 1) for text in ("a", "c", "d", "d")] == [True, False, False, True]
     assert not table.add(["a", "b"], 1) and not table.add(["ab"], 1)
@@ -147,11 +147,11 @@ def test_duplicates_are_remembered_on_disk_up_to_a_shard(tmp_path):
 
 
 def prepare_slowly(text, tokenizer, folder, shards):
-    """Prepares so slowly that it can be killed in the middle, but not in a way that changes what comes out."""
+    """Prepares slowly enough to be killed in the middle."""
     write_shard = ShardWriter._write_shard
 
-    def slowly(self, end):
-        write_shard(self, end)
+    def slowly(self, *arguments):
+        write_shard(self, *arguments)
         shards.put(self.num_shards)
         time.sleep(0.5)
 
@@ -160,7 +160,7 @@ def prepare_slowly(text, tokenizer, folder, shards):
 
 
 @pytest.mark.filterwarnings("ignore:left out documents")
-def test_a_killed_run_goes_on_with_the_first_shard_that_is_not_whole(
+def test_a_killed_run_continues_with_the_first_shard_that_is_not_whole(
     text, byte_level_bpe, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 3_000)
@@ -204,9 +204,7 @@ class Broken(TextFiles):
 
 
 @pytest.mark.parametrize("change", ["source", "filters", "shard_characters", "tokenizer"])
-def test_what_was_broken_off_with_other_settings_is_begun_anew(
-    text, wordpiece, byte_level_bpe, tmp_path, capsys, change
-):
+def test_interrupted_work_with_other_settings_starts_again(text, wordpiece, byte_level_bpe, tmp_path, capsys, change):
     folder = tmp_path / "corpus"
     with pytest.raises(OSError, match="the disk went away"):
         prepare_corpus(
@@ -222,7 +220,7 @@ def test_what_was_broken_off_with_other_settings_is_begun_anew(
     corpus = prepare_corpus(source, "train", tokenizer, folder, **settings)
     assert "continuing" not in capsys.readouterr().err
     assert corpus.num_documents == 900 - (NUM_SHORT if change == "filters" else 0)
-    # and one that is whole is never taken for another
+    # a whole corpus with another source or other settings is refused
     other = Broken(text, -1, "again")
     with pytest.raises(ValueError, match="holds a corpus with another source"):
         prepare_corpus(other, "train", tokenizer, folder, **settings)
@@ -233,13 +231,13 @@ def test_what_was_broken_off_with_other_settings_is_begun_anew(
             prepare_corpus(source, "train", tokenizer, folder, **settings)
 
 
-def test_the_size_of_plain_files_is_known_and_of_compressed_ones_is_not(text, tmp_path):
+def test_text_bytes_is_known_for_plain_files_only(text, tmp_path):
     assert TextFiles(text).text_bytes("train") == Path(text).stat().st_size > 0
     (tmp_path / "text.gz").write_bytes(gzip.compress(Path(text).read_bytes()))
     assert TextFiles(str(tmp_path / "text.gz")).text_bytes("train") is None
 
 
-def test_a_folder_of_other_things_is_not_touched(text, wordpiece, tmp_path):
+def test_a_folder_with_other_files_is_not_touched(text, wordpiece, tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and holds no corpus"):
@@ -256,7 +254,7 @@ def test_a_split_without_documents_gives_none(wordpiece, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_document_larger_than_chunk_and_shard_stays_whole(byte_level_bpe, tmp_path, monkeypatch):
+def test_a_document_larger_than_a_chunk_and_a_shard_stays_whole(byte_level_bpe, tmp_path, monkeypatch):
     documents = [[" ".join(LINES)] * 5, LINES[:1], LINES[:2] * 9]
     whole = write_corpus(documents, byte_level_bpe, tmp_path / "whole", progress=False)
     monkeypatch.setattr("lit_distil.data.corpus.reading._CHUNK_CHARACTERS", 300)

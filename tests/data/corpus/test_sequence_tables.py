@@ -22,7 +22,7 @@ DOCUMENTS = [[*LINES[n:], *LINES[:n]][: 2 + n % 4] for n in range(15)] * 3
 
 @pytest.fixture
 def corpora(wordpiece, tmp_path):
-    """One of a single shard and one of many."""
+    """A corpus of one shard and one of many."""
     whole = write_corpus(DOCUMENTS, wordpiece, tmp_path / "whole", progress=False)
     cut = write_corpus(DOCUMENTS, wordpiece, tmp_path / "cut", False, shard_characters=700)
     assert len(whole.shard_sizes) == 1 and len(cut.shard_sizes) > 5
@@ -38,7 +38,7 @@ def arrays(table):
 
 @pytest.mark.filterwarnings("ignore:the corpus has", "ignore:.*single unit")
 @pytest.mark.parametrize("form", [FullSentences(), DocSentences(), LinePerSequence(), SegmentPair(), SentencePair()])
-def test_a_table_on_disk_is_what_the_format_makes_of_each_shard(corpora, form, tmp_path):
+def test_a_table_on_disk_equals_what_the_format_makes_of_each_shard(corpora, form, tmp_path):
     whole, cut = corpora
     assert arrays(open_table(whole, form, 24, 5, cache_dir=tmp_path)) == arrays(form.build(whole, 24, 5))
     table = open_table(cut, form, 24, 5, cache_dir=tmp_path)
@@ -56,7 +56,7 @@ def test_a_table_on_disk_is_what_the_format_makes_of_each_shard(corpora, form, t
     assert table.lengths.tolist() == computed.lengths.tolist() and table.lengths.max() <= 24
 
 
-def test_a_worker_process_maps_a_table_again(corpora, tmp_path):
+def test_a_pickled_table_is_mapped_again_not_copied(corpora, tmp_path):
     table = open_table(corpora[1], SentencePair(), 24, 0, cache_dir=tmp_path)
     data = pickle.dumps(table)
     assert len(data) < 1000 < table.piece_starts.nbytes
@@ -89,13 +89,13 @@ def test_a_table_is_made_once_for_each_setting(corpora, tmp_path, monkeypatch):
         patch.setattr(sequence_tables, "write_table", None)  # would fail if called
         for kind in kinds:
             open_table(cut, *kind, cache_dir=tmp_path)
-    # other code under the same name, as while somebody writes a format
+    # the same name with other code, as when somebody edits a format
     monkeypatch.setattr(sequence_tables.inspect, "getsource", lambda module: "changed")
     open_table(cut, *kinds[0], cache_dir=tmp_path)
     assert len(list((cut.folder / "tables").iterdir())) == len(kinds) + 1
 
 
-def test_a_format_typed_in_by_hand_is_told_from_another(monkeypatch):
+def test_formats_defined_interactively_are_told_apart_by_their_code(monkeypatch):
     monkeypatch.setattr(sequence_tables.inspect, "getsource", lambda module: open("/nonexistent"))  # noqa: SIM115
 
     class One(FullSentences):
@@ -109,7 +109,7 @@ def test_a_format_typed_in_by_hand_is_told_from_another(monkeypatch):
     assert sequence_tables._code_of(One) != sequence_tables._code_of(Two)
 
 
-def test_a_corpus_that_cannot_be_written_to_has_its_tables_in_the_cache(corpora, tmp_path, monkeypatch):
+def test_tables_of_a_read_only_corpus_are_kept_in_the_cache(corpora, tmp_path, monkeypatch):
     _, cut = corpora
     monkeypatch.setattr(sequence_tables.os, "access", lambda path, mode: False)
     made = open_table(cut, FullSentences(), 24, 0, cache_dir=tmp_path / "cache")
@@ -128,7 +128,7 @@ def test_shards_of_a_single_document_still_make_pairs(wordpiece, tmp_path):
     assert list((tmp_path / "alone" / "tables").iterdir()) == []
 
 
-def test_a_warning_of_many_shards_is_one_with_a_count(corpora, tmp_path):
+def test_the_same_warning_from_many_shards_is_given_once_with_a_count(corpora, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         open_table(corpora[1], LinePerSequence(), 12, 0, cache_dir=tmp_path)
@@ -139,7 +139,7 @@ def test_a_warning_of_many_shards_is_one_with_a_count(corpora, tmp_path):
     assert f"and similarly in {parts - 1} other parts of the corpus, of {parts}" in messages[0]
 
 
-def test_a_format_that_joins_documents_of_two_shards_is_refused(wordpiece, tmp_path):
+def test_a_piece_across_two_shards_is_refused(wordpiece, tmp_path):
     class Joined(FullSentences):
         def arrange(self, corpus, max_length, seed):
             return SequenceTable(np.array([0]), np.array([corpus.num_tokens]), np.array([0, 1]))

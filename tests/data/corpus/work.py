@@ -1,4 +1,4 @@
-"""Work for the processes of `engine.results_in_order`; they import this file, which is therefore light."""
+"""Work for the processes of `engine.results_in_order`, which import this file; so it imports little."""
 
 from __future__ import annotations
 

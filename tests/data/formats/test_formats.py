@@ -41,35 +41,6 @@ def document_of(corpus: TokenCorpus) -> np.ndarray:
     return np.searchsorted(ends, np.arange(corpus.num_tokens), side="right")
 
 
-def filled_by_hand(documents: list[list[int]], max_length: int, cross_documents: bool) -> list[list[tuple[int, int]]]:
-    """The rule, unit by unit: what does not fit begins the next sequence, what never fits is cut."""
-    sequences: list[list[tuple[int, int]]] = []
-    current: list[tuple[int, int]] = []
-    position, room = 0, max_length - 2
-
-    def length(pieces):
-        return 1 + sum(end - start + 1 for start, end in pieces)
-
-    for document in documents:
-        begins_document = True
-        for unit in document:
-            for part in [room] * (unit // room) + [unit % room] * (unit % room > 0):
-                extended = list(current)
-                if current and not begins_document:
-                    extended[-1] = (extended[-1][0], position + part)
-                else:
-                    extended.append((position, position + part))
-                if current and length(extended) > max_length:
-                    sequences.append(current)
-                    extended = [(position, position + part)]
-                current, begins_document = extended, False
-                position += part
-        if not cross_documents:
-            sequences.append(current)
-            current = []
-    return [*sequences, current] if current else sequences
-
-
 def test_full_sentences_cross_documents_with_an_extra_separator():
     corpus = make_corpus([[3, 4], [2, 2], [9]])
     table = build(FullSentences(), corpus, 10)
@@ -91,14 +62,6 @@ def test_a_line_is_a_sequence_and_cut_lines_are_counted():
         table = LinePerSequence().build(make_corpus([[3, 4], [2, 9]]), 6, 0)
     assert pieces_of(table) == [[(0, 3)], [(3, 7)], [(7, 9)], [(9, 13)], [(13, 17)], [(17, 18)]]
     assert table.lengths.tolist() == [5, 6, 4, 6, 6, 3]
-
-
-@settings(max_examples=150)
-@given(documents=documents_strategy, max_length=st.integers(3, 40), cross=st.booleans())
-def test_sequences_are_those_of_the_rule_by_hand(documents, max_length, cross):
-    corpus = make_corpus(documents)
-    table = build(FullSentences() if cross else DocSentences(), corpus, max_length)
-    assert pieces_of(table) == filled_by_hand(documents, max_length, cross)
 
 
 @settings(max_examples=100)
@@ -190,54 +153,6 @@ def test_segment_pairs_are_those_of_berts_code(seed, max_length):
     assert set(table.next_sentence_labels.tolist()) == {0, 1}
 
 
-@settings(max_examples=80)
-@given(
-    documents=st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=8), min_size=2, max_size=8),
-    max_length=st.integers(5, 60),
-    seed=st.integers(0, 100),
-)
-@pytest.mark.parametrize("form", [SegmentPair(), SegmentPair(1.0, 1.0), SentencePair()])
-def test_pairs_fit_and_random_ones_come_from_another_document(form, documents, max_length, seed):
-    corpus = make_corpus(documents)
-    table = build(form, corpus, max_length, seed)
-    origin = document_of(corpus)
-    assert table.lengths.max() <= max_length
-    for (first, second), label in zip(pieces_of(table), table.next_sentence_labels, strict=True):
-        assert first[0] < first[1] and second[0] < second[1]
-        documents_a, documents_b = set(origin[slice(*first)].tolist()), set(origin[slice(*second)].tolist())
-        assert len(documents_a) == len(documents_b) == 1
-        assert (documents_a != documents_b) == (label == 1)
-        assert label == 1 or second[0] >= first[1]
-
-
-@pytest.mark.parametrize("form", [SegmentPair(0.0), SentencePair()])
-def test_units_that_a_random_pair_leaves_over_are_put_back(form):
-    # Nothing is truncated here, so that what is A, or B by continuation, must be each document once, in its order.
-    documents = [[2, 3, 1, 4, 2, 2, 3]] * 10 + [[1, 2]] * 10
-    corpus = make_corpus(documents)
-    table = build(form, corpus, 100)
-    tokens = []
-    for (first, second), label in zip(pieces_of(table), table.next_sentence_labels, strict=True):
-        tokens += range(*first)
-        tokens += range(*second) if label == 0 else []
-    assert tokens == list(range(corpus.num_tokens))
-    assert 0 < table.next_sentence_labels.mean() < 1
-
-
-def test_sentence_pairs_are_two_single_units():
-    corpus = make_corpus(PAIR_DOCUMENTS)
-    units = set(zip([0, *corpus.unit_ends[:-1].tolist()], corpus.unit_ends.tolist(), strict=True))
-    table = build(SentencePair(), corpus, 100)
-    assert all(piece in units for sequence in pieces_of(table) for piece in sequence)
-    following = dict(units)
-    next_pairs = 0
-    for (first, second), label in zip(pieces_of(table), table.next_sentence_labels, strict=True):
-        if label == 0:
-            assert second == (first[1], following[first[1]])
-            next_pairs += 1
-    assert next_pairs > 5
-
-
 @pytest.mark.parametrize("probability", [0.5, 0.2])
 @pytest.mark.parametrize("form", [SegmentPair, SentencePair])
 def test_the_share_of_random_pairs_is_that_of_a_coin_where_there_is_a_choice(form, probability):
@@ -260,12 +175,6 @@ def test_truncation_takes_from_the_longer_side_as_bert_does(a, b, room, seed):
         lengths[0 if lengths[0] > lengths[1] else 1] -= 1
     assert [first[1] - first[0], second[1] - second[0]] == lengths
     assert 100 <= first[0] < first[1] <= 100 + a and 500 <= second[0] < second[1] <= 500 + b
-
-
-def test_truncation_takes_from_front_and_back_alike():
-    fronts = np.array([truncated((0, 30), (0, 10), 30, seed)[0][0] for seed in range(2000)])
-    assert fronts.min() >= 0 and fronts.max() <= 10  # binomial(10, 1/2)
-    assert abs(fronts.mean() - 5) < 0.15 and abs(fronts.var() - 2.5) < 0.3
 
 
 def test_the_short_target_length_shortens_pairs():

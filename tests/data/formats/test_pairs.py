@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from random import Random
 
 import numpy as np
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from lit_distil.data import SegmentPair, SentencePair
 from lit_distil.data.formats import kernels as pairing
-from lit_distil.data.formats.pairs import document_seeds
+from lit_distil.data.formats.formats import document_seeds
 from lit_distil.data.randomness import derive_seed
 from tests.data.conftest import make_corpus
 from tests.data.formats.shortening import generator, truncate_by_hand, truncated
@@ -82,8 +80,3 @@ def test_integers_are_accepted_as_probabilities():
     for whole, real in ((SegmentPair(0, 1), SegmentPair(0.0, 1.0)), (SentencePair(1), SentencePair(1.0))):
         tables = [form.build(corpus, 20, 0) for form in (whole, real)]
         assert np.array_equal(tables[0].piece_starts, tables[1].piece_starts)
-
-
-def test_the_compiler_is_loaded_only_when_sequences_are_made():
-    code = "import sys, lit_distil.data.exports; assert 'numba' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

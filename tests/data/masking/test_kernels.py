@@ -98,6 +98,7 @@ def test_a_strategy_in_numpy_works_beside_the_compiled_ones():
 
         def select(self, view, draws):
             assert np.array_equal(view.starts, np.cumsum(view.lengths) - view.lengths)
+            assert view.tokens[0] == f"token{view.ids[0]}"
             assert len(view.ids) == view.lengths.sum() == len(view.sequence_of) == len(view.position_of)
             budgets = self.budgets(view, draws)
             text = np.flatnonzero(view.maskable)

@@ -13,11 +13,9 @@ from lit_distil.data.masking import (
     MaskingStrategy,
     MixedMasking,
     Selection,
-    TokenMasking,
     TokenView,
-    WholeWordMasking,
 )
-from tests.data.masking.views import UNK, apply, draws_of, make_view, per_sequence
+from tests.data.masking.views import UNK, apply, make_view
 
 TEXT = "\n\n".join(["The Queen of Norway met Ada in Oslo, and they saw Émile there.\nno names here"] * 20)
 
@@ -125,19 +123,3 @@ def test_a_batch_without_a_chosen_position_is_a_warning():
     with pytest.warns(UserWarning, match=r"data\.masking: Careless chose no position in a batch of 2 sequences"):
         masked = apply(strategy, make_view([30, 5]))
     assert len(masked.positions) == 0 and np.array_equal(masked.ids, make_view([30, 5]).ids)
-
-
-def test_within_a_mixture_sequences_stand_end_to_end():
-    class FirstWord(WholeWordMasking):
-        def select(self, view: TokenView, draws: Draws) -> Selection:
-            assert len(view.ids) == view.lengths.sum() and view.tokens[0] == f"token{view.ids[0]}"
-            assert np.array_equal(view.starts, np.cumsum(view.lengths) - view.lengths)
-            return Selection(view.starts + 1)
-
-    view = make_view([6, 9, 4, 8, 7, 5], seed=3, word_share=0.5)
-    mixture = MixedMasking([TokenMasking(), FirstWord()])
-    alone = [per_sequence(view, apply(strategy, view, seed=1)) for strategy in mixture.strategies]
-    choice = mixture.choice(draws_of(view, seed=1)).tolist()
-    assert set(choice) == {0, 1}
-    expected = [alone[index][sequence] for sequence, index in enumerate(choice)]
-    assert per_sequence(view, apply(mixture, view, seed=1)) == expected

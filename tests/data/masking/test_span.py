@@ -68,38 +68,6 @@ def test_a_span_shares_its_fate():
     assert abs(np.mean(fates) - 0.8) < 4 * 0.4 / np.sqrt(len(fates))
 
 
-def test_spans_are_those_of_a_walk_over_single_draws():
-    """SpanBERT's law, a sequence and a span at a time: lengths until the budget is full, then an even arrangement."""
-    view = make_view([128, 40, 300, 9, 60], word_share=0.6)
-    strategy = SpanMasking(rate=0.2)
-    chances = strategy.length_probabilities
-    for pattern in range(10):
-        draws = draws_of(view, pattern=pattern)
-        expected = []
-        for sequence, (start, length) in enumerate(zip(view.starts, view.lengths, strict=True)):
-            words = [word.tolist() for word in words_of(view) if start <= word[0] < start + length]
-            budget = max(1, round(0.2 * int(length)))
-            here = np.array([sequence])
-            lengths: list[int] = []
-            while sum(lengths) < min(budget, len(words)):
-                u = draws.at("length", here, np.array([len(lengths)]))[0]
-                drawn = 1 + sum(u >= bound for bound in np.cumsum(chances)[:-1])
-                lengths.append(min(drawn, len(words) - sum(lengths)))
-            slots = range(len(words) - sum(lengths) + len(lengths))
-            places = [draws.at("place", here, np.array([slot]))[0] for slot in slots]
-            taken = sorted(slots, key=places.__getitem__)[: len(lengths)]
-            used = 0
-            for number, slot in enumerate(taken):
-                first = slot + sum(lengths[other] - 1 for other in range(len(taken)) if taken[other] < slot)
-                span = words[first : first + lengths[number]]
-                joined = [word for i, word in enumerate(span) if word[0] - span[0][0] == sum(map(len, span[:i]))]
-                fitting = [word for i, word in enumerate(joined) if used + sum(map(len, joined[: i + 1])) <= budget]
-                expected += [position for word in fitting for position in word]
-                used += sum(map(len, joined))
-        found = strategy.select(view, draws).positions
-        assert sorted(found.tolist()) == sorted(expected) and len(expected) > 80
-
-
 # N-grams
 
 

@@ -5,7 +5,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from lit_distil.data.masking import SpanMasking, TokenMasking, TokenView, WholeWordMasking
 from lit_distil.data.tokenizers import vocabulary_of
-from tests.data.masking.views import CLS, SEP, VOCABULARY, apply, draws_of, make_view, words_of
+from tests.data.masking.views import CLS, SEP, VOCABULARY, apply, make_view, words_of
 
 # Single tokens
 
@@ -79,31 +79,6 @@ def test_words_are_masked_whole(kind):
     shares = np.array([chosen[word].mean() for word in words_of(view)])
     assert set(np.unique(shares)) == {0.0, 1.0}
     assert max(len(word) for word in words_of(view)) > 3
-
-
-def test_whole_words_are_taken_as_bert_does():
-    view = make_view([128, 40, 300, 9], word_share=0.4)
-    for pattern in range(20):
-        draws = draws_of(view, pattern=pattern)
-        # one draw for each word; special tokens are words too
-        begins = np.flatnonzero(view.word_starts)
-        sequences = view.sequence_of[begins]
-        numbers = np.concatenate([np.arange(count) for count in np.bincount(sequences)])
-        order = dict(zip(begins.tolist(), draws.at("order", sequences, numbers).tolist(), strict=True))
-        expected = []
-        for sequence, length in enumerate(view.lengths):
-            budget, chosen = max(1, round(0.15 * int(length))), []
-            words = [word for word in words_of(view) if view.sequence_of[word[0]] == sequence]
-            for word in sorted(words, key=lambda word: order[word[0]]):  # google-research/bert, create_masked_lm_...
-                if len(chosen) >= budget:
-                    break
-                if len(chosen) + len(word) > budget:
-                    continue
-                chosen += word.tolist()
-            if not chosen:
-                chosen = min(words, key=len).tolist()
-            expected += chosen
-        assert sorted(WholeWordMasking().select(view, draws).positions.tolist()) == sorted(expected)
 
 
 def test_a_sequence_whose_words_are_all_too_long_still_has_one():

@@ -24,7 +24,7 @@ def plain(rows):
 # Text
 
 
-def test_blank_lines_part_documents_and_other_separators_do_not(tmp_path):
+def test_only_blank_lines_separate_documents(tmp_path):
     path = write(tmp_path / "a.txt", "\n\n one \ntwo\u2028still two\x0cand\x85more\n \t\n\nthree\n")
     documents = list(TextFiles(path).documents("train"))
     assert documents == [["one", "two\u2028still two\x0cand\x85more"], ["three"]]
@@ -34,24 +34,6 @@ def test_a_document_ends_with_its_file(tmp_path):
     source = TextFiles([write(tmp_path / "b.txt", "one"), write(tmp_path / "a.txt", "two")])
     assert list(source.documents("train")) == [["one"], ["two"]]
     assert list(source.documents("validation")) == []
-
-
-def test_an_empty_file_is_a_warning_and_nothing_else_an_error(tmp_path):
-    empty, blank = write(tmp_path / "e.txt", ""), write(tmp_path / "b.txt", " \n\t\n\x0c\n")
-    with pytest.warns(UserWarning, match=r"e\.txt: the file is empty or blank"):
-        assert list(TextFiles([empty, write(tmp_path / "a.txt", "one")]).documents("train")) == [["one"]]
-    for files in (empty, blank):
-        with pytest.raises(ValueError, match=r"source\.train: all of its 1 file\(s\) are empty or blank"):
-            list(TextFiles(files).documents("train"))
-
-
-def test_a_file_that_is_trained_on_and_held_out_is_a_warning(tmp_path):
-    path = write(tmp_path / "a.txt", "one")
-    source = TextFiles(str(tmp_path), validation=path)
-    with pytest.warns(UserWarning, match=r"source\.validation: 1 file\(s\) are also in source\.train"):
-        list(source.documents("validation"))
-    with pytest.warns(UserWarning, match="memory, not skill"):
-        list(TableFiles(write(tmp_path / "a.csv", "a,b\n1,2\n"), test=str(tmp_path / "a.csv")).rows("test"))
 
 
 def test_the_fingerprint_follows_files_and_settings(tmp_path):
@@ -118,7 +100,7 @@ def test_a_long_field_of_csv_is_read(tmp_path):
         ("a.jsonl", "\n", r"source\.train: all of its 1 file\(s\) are empty"),
     ],
 )
-def test_what_cannot_be_read_names_file_and_row(tmp_path, name, text, message):
+def test_unreadable_rows_are_reported_with_file_and_line(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message):
         list(TableFiles(write(tmp_path / name, text)).rows("train"))
 
@@ -130,7 +112,7 @@ def test_json_lines_end_at_line_feeds_only_and_may_be_compressed(tmp_path):
     assert plain(TableFiles(str(tmp_path / "a.jsonl.gz")).rows("train")) == rows
 
 
-def test_parquet_rows_keep_types_and_say_where_they_stood(tmp_path):
+def test_parquet_rows_keep_their_types_and_row_numbers(tmp_path):
     rows = [{"text": "a", "label": 1.5}, {"text": None, "label": 2.0}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     found = list(TableFiles(str(tmp_path / "a.parquet")).rows("train"))
@@ -138,7 +120,7 @@ def test_parquet_rows_keep_types_and_say_where_they_stood(tmp_path):
     assert found[1][SOURCE_KEY].endswith("a.parquet:row 2")
 
 
-def test_rows_serve_as_documents_of_their_text_column(tmp_path):
+def test_the_text_column_of_rows_gives_documents(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"body": "one\\r\\ntwo\\u2028x\\n\\n"}\n{"body": " "}\n')
     assert list(TableFiles(path, text_column="body").documents("train")) == [["one", "two\u2028x"]]
     with pytest.raises(ValueError, match=r"a\.jsonl:1: no column 'text' \(source\.text_column\); there are \['body'\]"):
@@ -149,13 +131,13 @@ def test_rows_serve_as_documents_of_their_text_column(tmp_path):
         list(TableFiles(write(tmp_path / "a.jsonl", '{"body": {}}'), text_column="body").documents("train"))
 
 
-def test_a_list_of_texts_is_a_document_of_as_many_units(tmp_path):
+def test_a_list_of_texts_is_one_document(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": ["one", " ", "two\\nthree"]}\n{"text": null}\n{"text": 5}\n')
     assert list(TableFiles(path).documents("train")) == [["one", "two", "three"], ["5"]]
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_an_array_of_json_is_read_object_by_object(tmp_path, indent):
+def test_a_json_array_is_read_object_by_object(tmp_path, indent):
     rows = [{"text": f'line {n} ]}},"[{{ \u2028 שלום', "more": [n, {"a": None}]} for n in range(3000)]
     path = tmp_path / "a.json.gz"
     path.write_bytes(gzip.compress(json.dumps(rows, indent=indent).encode()))
@@ -166,7 +148,7 @@ def test_an_array_of_json_is_read_object_by_object(tmp_path, indent):
     assert plain(TableFiles(lines).rows("train")) == rows
 
 
-def test_an_array_of_json_on_one_line_takes_bounded_memory(tmp_path, monkeypatch):
+def test_a_json_array_on_one_line_is_read_in_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("lit_distil.data.sources.text._BLOCK_BYTES", 1 << 16)
     path = write(tmp_path / "a.json", json.dumps([{"text": "some words " * 20}] * 30_000))
     tracemalloc.start()
@@ -176,7 +158,7 @@ def test_an_array_of_json_on_one_line_takes_bounded_memory(tmp_path, monkeypatch
     assert (tmp_path / "a.json").stat().st_size > 6_000_000 and peak < 1_500_000
 
 
-def test_halves_of_characters_are_replaced_where_that_is_asked_for(tmp_path):
+def test_errors_replace_replaces_half_a_surrogate_pair(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a \\ud83d b \\ud83d\\ude00"}')
     assert list(TableFiles(path, errors="replace").documents("train")) == [["a \ufffd b 😀"]]
 
@@ -185,7 +167,7 @@ ARROW_ROWS = [{"text": f"line {n}", "label": n / 2, "tags": ["a", None]} for n i
 
 
 @pytest.mark.parametrize("kind", ["file", "stream", "feather", "datasets"])
-def test_arrow_rows_are_those_that_were_written(tmp_path, kind):
+def test_arrow_files_of_every_kind_give_the_rows_written(tmp_path, kind):
     table = pyarrow.Table.from_pylist(ARROW_ROWS)
     path = tmp_path / ("a.feather" if kind == "feather" else "a.arrow")
     if kind == "feather":

@@ -80,7 +80,7 @@ def test_every_document_is_in_one_split_and_stays_there(package, tmp_path):
         assert found <= {document[0] for document in read(both, split)}
 
 
-def test_rows_are_labelled_by_package_capped_and_long_enough(package, tmp_path):
+def test_rows_have_their_package_as_label_a_cap_and_a_least_length(package, tmp_path):
     package("fakea", num_modules=9)
     package("fakeb", num_modules=9)
     source = Docstrings(["fakea", "fakeb"], rows_per_package={"train": 5}, min_characters=45, cache_dir=str(tmp_path))
@@ -92,7 +92,7 @@ def test_rows_are_labelled_by_package_capped_and_long_enough(package, tmp_path):
     assert list(source.rows("predict")) == []
 
 
-def test_what_was_read_is_kept_until_a_file_changes(package, tmp_path, monkeypatch):
+def test_docstrings_are_cached_until_a_file_changes(package, tmp_path, monkeypatch):
     folder = package("fakea", num_modules=2)
     source = Docstrings(["fakea"], validation_share=0, test_share=0, cache_dir=str(tmp_path / "cache"))
     before, documents = source.fingerprint("train"), read(source, "train")
@@ -106,7 +106,7 @@ def test_what_was_read_is_kept_until_a_file_changes(package, tmp_path, monkeypat
     assert len(read(source, "train")) == 3
 
 
-def test_other_settings_have_another_fingerprint(package, tmp_path):
+def test_the_fingerprint_changes_with_the_settings(package, tmp_path):
     package("fakea", num_modules=2)
     one = Docstrings(["fakea"], cache_dir=str(tmp_path))
     other = Docstrings(["fakea"], validation_share=0.2, cache_dir=str(tmp_path))
@@ -114,7 +114,7 @@ def test_other_settings_have_another_fingerprint(package, tmp_path):
     assert one.fingerprint("train") != other.fingerprint("train")
 
 
-def test_reading_neither_warns_nor_leaves_litter_when_torch_is_loaded(package, tmp_path):
+def test_reading_gives_no_warning_and_writes_one_file(package, tmp_path):
     import torch  # noqa: F401
 
     package("fakea", num_modules=3)
@@ -127,13 +127,13 @@ def test_reading_neither_warns_nor_leaves_litter_when_torch_is_loaded(package, t
     assert {"package", "module", "docstrings"} == set(json.loads(file.read_text().splitlines()[0]))
 
 
-def test_a_real_package_is_read_without_its_being_imported(tmp_path):
+def test_a_real_package_is_read(tmp_path):
     source = Docstrings(["tqdm"], validation_share=0, test_share=0, cache_dir=str(tmp_path))
     text = "\n".join(line for document in read(source, "train") for line in document)
     assert "progress" in text and len(text) > 10_000
 
 
-def test_what_is_wrong_is_named(tmp_path):
+def test_wrong_settings_are_refused_by_name(tmp_path):
     for name in ("nopackage", "os.path"):
         with pytest.raises(ValueError, match=rf"source\.packages: no top-level package '{name}' is installed"):
             read(Docstrings([name], cache_dir=str(tmp_path)), "train")

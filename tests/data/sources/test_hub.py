@@ -28,7 +28,7 @@ def labels(source, split):
     return [row["label"] for row in source.rows(split)]
 
 
-def test_splits_of_a_dataset_are_mapped_and_sliced(saved):
+def test_splits_can_be_renamed_and_sliced(saved):
     name = str(saved / "dict")
     assert labels(HubDataset(name, splits={"validation": "dev"}), "validation") == [3]
     sliced = HubDataset(name, splits={"train": "train[20%:]", "validation": "train[:20%]", "test": "train[:1]+dev"})
@@ -39,7 +39,7 @@ def test_splits_of_a_dataset_are_mapped_and_sliced(saved):
     assert HubDataset(name).fingerprint("train") == HubDataset(name).fingerprint("train")
 
 
-def test_a_split_that_is_not_there_is_a_warning_and_a_named_one_an_error(saved):
+def test_a_missing_split_warns_and_a_missing_named_one_is_refused(saved):
     name = str(saved / "dict")
     with pytest.warns(UserWarning, match=r"has no split 'validation', only \['train', 'dev'\]: nothing is used"):
         assert labels(HubDataset(name), "validation") == []
@@ -50,14 +50,14 @@ def test_a_split_that_is_not_there_is_a_warning_and_a_named_one_an_error(saved):
         HubDataset(name, splits={"valid": "dev"})
 
 
-def test_a_dataset_without_splits_is_for_training_and_not_for_everything(saved):
+def test_a_dataset_without_splits_is_the_training_split_only(saved):
     source = HubDataset(str(saved / "single"))
     assert len(labels(source, "train")) == 10
     with pytest.warns(UserWarning, match="has no split 'test'"):
         assert labels(source, "test") == []
 
 
-def test_documents_of_a_dataset_are_its_texts(saved):
+def test_each_row_of_a_dataset_is_a_document(saved):
     source = HubDataset(str(saved / "single"))
     assert next(iter(source.documents("train"))) == ["line 0", "x\u2028y"]
     with pytest.raises(ValueError, match=r"has no column 'body'; there are \['label', 'text'\]"):
@@ -69,7 +69,7 @@ def test_a_folder_of_data_files_is_a_dataset_without_a_network(tmp_path):
     assert labels(HubDataset(str(tmp_path)), "train") == [0, 1]
 
 
-def test_a_dataset_that_is_not_there_names_the_way_out(tmp_path):
+def test_a_missing_dataset_is_reported_with_the_fix(tmp_path):
     with pytest.raises(ValueError, match=r"source\.name: cannot load dataset .*save_to_disk"):
         list(HubDataset(str(tmp_path / "nothing")).rows("train"))
 
@@ -85,7 +85,7 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
-def test_a_stream_gives_the_same_as_a_download(folder):
+def test_a_stream_gives_the_same_rows_as_a_download(folder):
     for split in ("train", "test"):
         stream, loaded = HubDataset(folder, streaming=True), HubDataset(folder)
         assert list(stream.rows(split)) == list(loaded.rows(split))
@@ -113,7 +113,7 @@ def test_the_fingerprint_of_a_stream_follows_its_files(folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_file_that_cannot_be_read_is_told_with_the_name(folder, streaming):
+def test_an_unreadable_file_is_reported_with_the_datasets_name(folder, streaming):
     write(Path(folder, "train.jsonl"), '{"text": "fine"}\n{"text": \n')
     with pytest.raises(ValueError, match=r"source\.name: (cannot load dataset|dataset) "):
         list(HubDataset(folder, streaming=streaming).rows("train"))
@@ -154,7 +154,7 @@ def classes(tmp_path_factory):
     return str(folder)
 
 
-def test_classes_have_names_that_know_their_numbers(classes):
+def test_class_columns_give_names_with_numbers(classes):
     rows = list(HubDataset(classes).rows("train"))
     assert [row["label"] for row in rows] == ["yes", "maybe", "no"] * 2
     assert [row["label"].number for row in rows[:3]] == [0, 1, 2]
@@ -167,12 +167,12 @@ def test_classes_have_names_that_know_their_numbers(classes):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (None, [0, 1, 2]),  # in the order of the data set, and not of the alphabet
-        (["no", "maybe", "yes"], [2, 1, 0]),  # by name, in an order of one's own
-        (["Ja", "Vielleicht", "Nein"], [0, 1, 2]),  # by number, under names of one's own
+        (None, [0, 1, 2]),  # in the dataset's order, not the alphabet's
+        (["no", "maybe", "yes"], [2, 1, 0]),  # by name, in another order
+        (["Ja", "Vielleicht", "Nein"], [0, 1, 2]),  # by number, under other names
     ],
 )
-def test_labels_of_a_task_may_be_the_names_or_other_names_of_the_numbers(classes, names, expected, wordpiece):
+def test_a_task_may_use_or_rename_the_classes_of_a_dataset(classes, names, expected, wordpiece):
     task = TextClassification(labels=names)
     rows = list(HubDataset(classes).rows("train"))
     task.learn_labels(rows)

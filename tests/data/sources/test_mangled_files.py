@@ -1,4 +1,4 @@
-"""Files with mangled bytes end in a `ValueError` of ours that names the file, or in counted warnings only."""
+"""Files with mangled bytes give a `ValueError` of ours that names the file, or warnings, and nothing else."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def read(path: Path, errors: str) -> int:
     count = 0
     for document in source.documents("train"):
         assert document and all(unit and unit == unit.strip() for unit in document)
-        count += sum(len(unit.encode()) for unit in document)  # no half of a character is left
+        count += sum(len(unit.encode()) for unit in document)  # fails for half a surrogate pair
     if isinstance(source, TableFiles):
         count += sum(len(row) for row in source.rows("train"))
     return count
@@ -127,7 +127,7 @@ def test_whole_files_are_read(tmp_path, name):
 @pytest.mark.parametrize("name", WHOLE)
 @settings(max_examples=NUM_EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(changes=edits, errors=st.sampled_from(["strict", "replace"]))
-def test_mangled_files_end_in_errors_of_ours_or_in_warnings(tmp_path_factory, name, changes, errors):
+def test_mangled_files_give_our_errors_or_warnings_only(tmp_path_factory, name, changes, errors):
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(mangled(WHOLE[name], changes))
     with warnings.catch_warnings(record=True) as caught:
@@ -142,8 +142,8 @@ def test_mangled_files_end_in_errors_of_ours_or_in_warnings(tmp_path_factory, na
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_file_that_is_cut_in_half_is_an_error_or_gives_less(tmp_path, name):
-    """So that what is shown above is not shown of errors that never come."""
+def test_half_a_file_fails_or_gives_less(tmp_path, name):
+    """Shows that the errors of the test above do occur."""
     path = tmp_path / name
     path.write_bytes(WHOLE[name])
     whole = read(path, "strict")
@@ -158,7 +158,7 @@ def test_a_file_that_is_cut_in_half_is_an_error_or_gives_less(tmp_path, name):
 @settings(max_examples=NUM_EXAMPLES * 2)
 @given(text=st.text(max_size=300) | st.text(st.sampled_from("aB1 .!?\"'()[]-•…。०\t&ȸ∯\\"), max_size=300))
 @pytest.mark.parametrize("language", ["en", "de", "ja", "ar"])
-def test_sentences_lose_nothing_of_any_text(language, text):
+def test_cutting_sentences_loses_no_character(language, text):
     source = Sentences(_Given(text), language=language)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

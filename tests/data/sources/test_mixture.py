@@ -28,13 +28,13 @@ def numbers(mixture, name):
     return [int(d[0].split()[1].strip(".")) for d in mixture.documents("train") if d[0][0] == name]
 
 
-def test_documents_are_interleaved_by_weight_and_each_is_given_once():
+def test_documents_are_interleaved_by_weight_and_given_once():
     mixture = Mixture({"a": Counted("a", 30), "b": Counted("b", 10)}, weights={"a": 3, "b": 1})
     assert names(mixture) == "ab" + "aaab" * 9 + "aa" == names(mixture)
     assert numbers(mixture, "a") == list(range(30)) and numbers(mixture, "b") == list(range(10))
 
 
-def test_at_any_point_the_shares_are_those_of_the_weights_to_within_a_document():
+def test_shares_match_the_weights_at_any_point_to_within_a_document():
     parts = {"a": Counted("a", 900, 7), "b": Counted("b", 900, 31), "c": Counted("c", 900, 12)}
     weights = {"a": 0.2, "b": 1.7, "c": 0.5}
     for measure in ("characters", "documents"):
@@ -49,7 +49,7 @@ def test_at_any_point_the_shares_are_those_of_the_weights_to_within_a_document()
         assert count > 500
 
 
-def test_what_happens_at_the_end_of_a_source_is_a_choice():
+def test_at_the_end_decides_what_happens_when_a_source_ends():
     parts = {"a": Counted("a", 5), "b": Counted("b", 2)}
     assert names(Mixture(parts)) == "ababaaa"
     assert names(Mixture(parts, at_the_end="stop")) == "ababa"
@@ -66,14 +66,14 @@ def test_caps_and_shares_hold_per_source():
     assert numbers(Mixture(parts, shares={"a": 0.1}, max_documents={"a": 2}), "a") == [9, 19]
 
 
-def test_held_out_splits_are_whole_whatever_the_caps():
+def test_evaluation_splits_ignore_weights_and_caps():
     parts = {"a": Counted("a", 50), "b": Counted("b", 50)}
     mixture = Mixture(parts, max_documents={"a": 1}, shares={"b": 0.01}, weights={"a": 9}, at_the_end="stop")
     assert names(mixture, "validation") == "aabb"
     assert mixture.fingerprint("validation") == Mixture(parts).fingerprint("validation")
 
 
-def test_a_source_without_documents_is_told_and_left_out():
+def test_a_source_without_documents_warns_and_is_left_out():
     with pytest.warns(UserWarning, match=r"source\.sources\.b: its train split has no documents"):
         assert names(Mixture({"a": Counted("a", 3), "b": Counted("b", 0)}, at_the_end="repeat")) == "aaa"
 
@@ -95,7 +95,7 @@ def test_the_fingerprint_follows_the_parts_and_the_settings():
     assert Mixture(parts).fingerprint("train") == Mixture(parts, weights={"a": 1.0}).fingerprint("train")
 
 
-def test_nothing_proportional_to_the_corpus_is_in_memory():
+def test_memory_does_not_grow_with_the_sources():
     mixture = Mixture({name: Counted(name, 10**9, 1000) for name in "abc"}, weights={"a": 5}, at_the_end="repeat")
     tracemalloc.start()
     for _ in itertools.islice(mixture.documents("train"), 5000):
@@ -105,7 +105,7 @@ def test_nothing_proportional_to_the_corpus_is_in_memory():
     assert peak < 100_000
 
 
-def test_files_of_several_kinds_mix(tmp_path):
+def test_files_of_different_kinds_can_be_mixed(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     (tmp_path / "b.jsonl").write_text('{"text": "three"}\n')
     parts = {"text": TextFiles(str(tmp_path / "a.txt")), "rows": TableFiles(str(tmp_path / "b.jsonl"))}

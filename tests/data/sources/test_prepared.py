@@ -66,7 +66,7 @@ def batches(data):
 
 @pytest.fixture(params=["path", "file", "memory"])
 def address(request, made):
-    """The corpus on local disk, at a `file://` address and in another file system."""
+    """The corpus on local disk, at a `file://` address, and in another file system."""
     if request.param == "memory":
         memory = fsspec.filesystem("memory")
         memory.put(str(made.out), "/corpora/mine", recursive=True)
@@ -76,7 +76,7 @@ def address(request, made):
         yield str(made.out) if request.param == "path" else f"file://{made.out}"
 
 
-def test_a_prepared_corpus_trains_from_wherever_it_is(made, address):
+def test_a_prepared_corpus_trains_from_any_address(made, address):
     data = ready(text_data(made, PreparedCorpus(address)))
     corpus = data.datasets["train"].corpus
     assert len(corpus.shard_sizes) > 3 and corpus.num_documents == 40
@@ -89,7 +89,7 @@ def test_a_prepared_corpus_trains_from_wherever_it_is(made, address):
     assert batches(data) == batches(reference)
 
 
-def test_a_copy_goes_on_file_by_file_and_is_checked(made, monkeypatch):
+def test_an_interrupted_copy_continues_and_is_checked(made, monkeypatch):
     source = PreparedCorpus(f"file://{made.out}")
     fetched = []
     fetch = PreparedCorpus._fetch_file
@@ -105,7 +105,7 @@ def test_a_copy_goes_on_file_by_file_and_is_checked(made, monkeypatch):
         text_data(made, source).prepare_data()
     data = text_data(made, source)
     data.setup("fit")
-    assert "train" not in data.datasets  # half a copy is none
+    assert "train" not in data.datasets  # half a copy is not used
     begun = list(fetched)
     monkeypatch.setattr(PreparedCorpus, "_fetch_file", lambda *a: (fetched.append(a[2].name), fetch(*a)))
     ready(text_data(made, source))
@@ -113,9 +113,9 @@ def test_a_copy_goes_on_file_by_file_and_is_checked(made, monkeypatch):
     assert sorted(fetched[: len(shards) + 1]) == sorted([*shards, "token_counts.npy"]) and fetched[:2] == begun
     count = len(fetched)
     data = ready(text_data(made, source))
-    assert len(fetched) == count  # all is there
+    assert len(fetched) == count  # nothing is copied again
 
-    # a copy that lost a byte is mended; one with a flipped bit when it is asked to look
+    # a shorter file is copied again; one with a flipped bit only with verify_corpus
     folder = data.datasets["train"].corpus.folder
     data_of_shard = (folder / shards[1]).read_bytes()
     (folder / shards[1]).write_bytes(data_of_shard[:-1])
@@ -147,7 +147,7 @@ def test_runs_that_start_together_on_a_node_copy_a_corpus_once(made, monkeypatch
     assert len(fetched) > 6
 
 
-def test_what_arrives_damaged_is_named_with_the_way_out(made):
+def test_a_damaged_file_is_reported_with_the_fix(made):
     shard = made.out / "train" / "shard-00001.bin"
     data = shard.read_bytes()
     shard.write_bytes(bytes([data[0] ^ 1]) + data[1:])
@@ -175,7 +175,7 @@ def test_another_tokenizer_is_refused_before_anything_is_copied(made):
     assert not (made.root / "cache").exists()
 
 
-def test_a_folder_without_a_corpus_is_told(made):
+def test_a_folder_without_a_corpus_is_refused(made):
     for folder in (str(made.root / "nowhere"), f"file://{made.root}/nowhere", "memory://nowhere"):
         with pytest.raises(ValueError, match=r"source\.folder: .*nowhere' holds no prepared corpus"):
             text_data(made, PreparedCorpus(folder)).prepare_data()
@@ -189,7 +189,7 @@ def test_a_folder_without_a_corpus_is_told(made):
     assert ready(text_data(made, PreparedCorpus(str(made.out)))).val_dataloader() == []
 
 
-def test_fit_prepares_what_it_needs_once_for_each_setting(made, monkeypatch):
+def test_fit_prepares_a_corpus_once_for_each_setting(made, monkeypatch):
     corpora = made.root / "cache" / "corpora"
     ready(text_data(made, made.source))
     assert len(list(corpora.iterdir())) == 2
@@ -197,7 +197,7 @@ def test_fit_prepares_what_it_needs_once_for_each_setting(made, monkeypatch):
         ready(text_data(made, made.source, filters=DocumentFilters(drop_duplicates=True)))
     assert len(list(corpora.iterdir())) == 4
     with monkeypatch.context() as patch:
-        patch.setattr("lit_distil.data.splits.prepare_corpus", None)  # would fail if called
+        patch.setattr("lit_distil.data.datamodule.prepare_corpus", None)  # would fail if called
         patch.setattr("lit_distil.data.corpus.sequence_tables.write_table", None)
         data = ready(text_data(made, made.source, num_processes=2, masking=TokenMasking(0.3), batch_size=4))
         same = ready(text_data(made, made.source, filters=DocumentFilters(drop_duplicates=True)))
@@ -212,7 +212,7 @@ def test_fit_prepares_what_it_needs_once_for_each_setting(made, monkeypatch):
         assert len(list(tables.iterdir())) == number
 
 
-def test_a_rank_opens_what_was_prepared_and_makes_nothing(made, monkeypatch):
+def test_setup_opens_the_prepared_corpus_and_makes_nothing(made, monkeypatch):
     text_data(made, made.source).prepare_data()
     monkeypatch.setattr("lit_distil.data.corpus.sequence_tables.write_table", None)  # would fail if called
     data = text_data(made, made.source)

@@ -40,20 +40,20 @@ def test_units_are_cut_where_sentences_end_and_nowhere_else():
     ]
 
 
-def test_the_language_is_the_one_that_is_named():
+def test_the_rules_follow_the_language():
     german = "Das ist z. B. am 3. Mai 2020 so gewesen. Danach nicht mehr."
     assert sentences(german, language="de") == ["Das ist z. B. am 3. Mai 2020 so gewesen.", "Danach nicht mehr."]
     japanese = "これはペンです。それはマーカーです。"
     assert sentences(japanese, language="ja") == ["これはペンです。", "それはマーカーです。"]
 
 
-def test_documents_stay_apart():
+def test_documents_stay_separate():
     source = Sentences(Given(["One. Two."], ["Three"]), language="en")
     assert list(source.documents("train")) == [["One.", "Two."], ["Three"]]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_windows_of_a_long_unit_cut_no_sentence(seed):
+def test_windows_of_a_long_unit_keep_sentences_whole(seed):
     draw = random.Random(seed)
     words = ["the", "model", "learns", "from", "Dr. Who", "at 3.5", "a teacher"]
     expected = [
@@ -64,14 +64,14 @@ def test_windows_of_a_long_unit_cut_no_sentence(seed):
     assert sentences(" ".join(expected)) == expected
 
 
-def test_a_unit_without_end_is_cut_in_the_end_and_nothing_is_lost():
+def test_an_endless_sentence_is_cut_and_nothing_is_lost():
     text = "word, and (another) " * 5000
     found = sentences(text.strip())
     assert max(map(len, found)) <= 6400 and "".join("".join(found).split()) == "".join(text.split())
     assert "".join(sentences("." * 20_000)) == "." * 20_000
 
 
-def test_what_pysbd_fails_on_stands_uncut_and_is_counted(monkeypatch):
+def test_text_that_pysbd_fails_on_is_left_uncut_and_counted(monkeypatch):
     source = Sentences(Given(["One. Two.", "Plain text"]), language="en")
 
     def fail(self, text):
@@ -82,7 +82,7 @@ def test_what_pysbd_fails_on_stands_uncut_and_is_counted(monkeypatch):
         assert list(source.documents("train")) == [["One. Two.", "Plain text"]]
 
 
-def test_plain_text_takes_no_rules_and_gives_the_same(monkeypatch):
+def test_plain_text_gives_the_same_without_the_rules(monkeypatch):
     draw = random.Random(1)
     words = ["the", "model's", "self-taught", "layer", "T5", "x", "No", "Mr", "it,", "e", "1", "20"]
     texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) + draw.choice(["", ".", "!", "?"]) for _ in range(300)]
@@ -115,7 +115,7 @@ MARKS += ["2. z", "K. o.", "ſt. x", "İn. y", "etc.", "“Dr. No.”", "s. d.",
 
 
 @pytest.mark.parametrize("language", sorted(LANGUAGE_CODES))
-def test_searches_that_are_left_out_change_nothing(language):
+def test_fewer_searches_give_the_same_sentences(language):
     draw = random.Random(language)
     rules = LANGUAGE_CODES[language].Abbreviation.ABBREVIATIONS
     cutter = SentenceCutter(language)
@@ -143,7 +143,7 @@ def paragraphs(number):
     return [units[start : start + 7] for start in range(0, number, 7)]
 
 
-def test_other_processes_cut_as_this_one_does(monkeypatch):
+def test_worker_processes_cut_the_same_sentences(monkeypatch):
     monkeypatch.setattr(sentences_module, "_BATCH_CHARACTERS", 3000)  # so that documents are cut in the middle
     given = Given(*paragraphs(60), [], ["One. Two."])
     source = Sentences(given, language="en")

@@ -15,7 +15,7 @@ def squad(*questions):
     return {"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context": "the cat", "qas": list(questions)}]}]}
 
 
-def test_questions_become_rows_in_the_shape_of_the_hubs(tmp_path):
+def test_questions_become_rows_as_in_the_hubs_dataset(tmp_path):
     path = write(
         tmp_path / "train.json",
         squad(
@@ -55,6 +55,6 @@ def test_questions_become_rows_in_the_shape_of_the_hubs(tmp_path):
         (squad({"id": "1", "question": "w", "answers": [{}]}), r"question 1: no 'text'"),
     ],
 )
-def test_what_is_no_squad_file_is_told(tmp_path, content, message):
+def test_files_in_another_format_are_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"bad\.json{message}" if message.startswith(":") else message):
         list(SquadFiles(write(tmp_path / "bad.json", content)).rows("train"))

@@ -1,5 +1,4 @@
 import gzip
-import sys
 import tracemalloc
 
 import pytest
@@ -27,7 +26,7 @@ def write(path, data):
         (b"", []),
     ],
 )
-def test_lines_end_where_they_should_and_keep_their_characters(tmp_path, data, lines):
+def test_lines_are_split_and_keep_their_characters(tmp_path, data, lines):
     assert list(read_lines(write(tmp_path / "a.txt", data))) == lines
 
 
@@ -38,7 +37,7 @@ def test_lines_end_where_they_should_and_keep_their_characters(tmp_path, data, l
     block=st.integers(1, 7),
     longest=st.none() | st.integers(4, 9),
 )
-def test_where_blocks_end_changes_nothing(tmp_path_factory, text, block, longest):
+def test_the_block_size_changes_nothing(tmp_path_factory, text, block, longest):
     path = write(tmp_path_factory.mktemp("f") / "a.txt", text.encode())
     with pytest.MonkeyPatch.context() as patch, path.open(newline=None, encoding="utf-8") as file:
         patch.setattr(files_module, "_BLOCK_BYTES", block)
@@ -51,7 +50,7 @@ def test_where_blocks_end_changes_nothing(tmp_path_factory, text, block, longest
         assert max(map(len, found), default=0) <= max(longest, 1) + block
 
 
-def test_a_line_without_end_is_cut_at_spaces_in_bounded_memory(tmp_path):
+def test_an_endless_line_is_cut_at_spaces_in_bounded_memory(tmp_path):
     path = write(tmp_path / "a.txt", b"word " * 4_000_000)
     tracemalloc.start()
     with pytest.warns(UserWarning, match="lines of more than 1,000,000 bytes were cut in 1"):
@@ -62,36 +61,20 @@ def test_a_line_without_end_is_cut_at_spaces_in_bounded_memory(tmp_path):
     assert peak < 9_000_000
 
 
-def test_nul_bytes_are_taken_out_and_counted(tmp_path):
-    with pytest.warns(UserWarning, match="2 NUL bytes"):
-        assert list(read_lines(write(tmp_path / "a.txt", b"some text a\0b\nand more c\0\n"))) == [
-            "some text ab",
-            "and more c",
-        ]
-
-
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_bytes_that_are_not_utf8_name_their_line(tmp_path, end):
+def test_invalid_utf8_is_reported_with_its_line(tmp_path, end):
     path = write(tmp_path / "a.txt", b"fine" + end + b"fine too" + end + b"caf\xe9" + end + b"x")
     with pytest.raises(ValueError, match=r"a\.txt:3: not UTF-8"):
         list(read_lines(path))
     assert list(read_lines(path, errors="replace"))[2] == "caf\ufffd"
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_utf16_is_refused(tmp_path, encoding, pack):
-    path = write(tmp_path / "a.txt", pack("Some English text.\n".encode(encoding)))
-    with pytest.raises(ValueError, match="UTF-16 or not text; convert it first"):
-        list(read_lines(path))
-
-
-def test_gzip_is_told_by_its_bytes_and_may_have_several_members(tmp_path):
+def test_gzip_is_recognised_by_its_bytes_and_may_have_several_members(tmp_path):
     path = write(tmp_path / "a.txt", gzip.compress(b"a\nb") + gzip.compress(b"c\nd\n") + b"\0\0")
     assert list(read_lines(path)) == ["a", "bc", "d"]
 
 
-def test_a_gzip_file_that_is_cut_short_or_damaged_is_an_error(tmp_path):
+def test_truncated_or_damaged_gzip_is_refused(tmp_path):
     data = gzip.compress(b"".join(b"line %d\n" % n for n in range(5000)))
     with pytest.raises(ValueError, match=r"a\.gz: the compressed file is cut short after"):
         list(read_lines(write(tmp_path / "a.gz", data[: len(data) // 2])))
@@ -99,13 +82,7 @@ def test_a_gzip_file_that_is_cut_short_or_damaged_is_an_error(tmp_path):
         list(read_lines(write(tmp_path / "a.gz", data[:-8] + b"\1\2\3\4" + data[-4:])))
 
 
-def test_zstd_without_the_extra_names_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(ValueError, match=r"needs the extra: pip install 'lit-distil\[zstd\]'"):
-        list(read_lines(write(tmp_path / "a.txt", b"\x28\xb5\x2f\xfdxxxx")))
-
-
-def test_zstd_is_read_to_its_end_or_refused(tmp_path):
+def test_zstd_is_read_whole_and_refused_if_truncated_or_damaged(tmp_path):
     zstandard = pytest.importorskip("zstandard")
     data = zstandard.ZstdCompressor().compress(b"line\n" * 1000)
     assert len(list(read_lines(write(tmp_path / "a.txt", data + data)))) == 2000
@@ -126,16 +103,3 @@ def test_files_folders_and_globs_are_resolved_in_order(tmp_path):
         "a.txt",
     ]
     assert resolve_files(None, field="f") == []
-
-
-def test_what_is_not_there_is_named_with_what_is_near(tmp_path):
-    write(tmp_path / "train.txt", b"x")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"source\.train: no file .*trian\.txt.*near it: \['train\.txt'\]"):
-        resolve_files(str(tmp_path / "trian.txt"), field="source.train")
-    with pytest.raises(ValueError, match=r"the folder .*nowhere' does not exist"):
-        resolve_files(str(tmp_path / "nowhere" / "a.txt"), field="source.train")
-    with pytest.raises(ValueError, match="no file matches"):
-        resolve_files(str(tmp_path / "*.gz"), field="source.train")
-    with pytest.raises(ValueError, match="holds no files"):
-        resolve_files(str(tmp_path / "empty"), field="source.train")
