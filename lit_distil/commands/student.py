@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -123,22 +121,9 @@ class PairScores:
     kl: float
 
 
-@contextmanager
-def _eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards each part has its own mode again."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
 @torch.no_grad()
 def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterable[Batch]) -> PairScores:
-    """Scores of both networks on the same masked batches, without dropout.
+    """Scores of both networks on the same masked batches; sets both to eval mode.
 
     Args:
         teacher: With as many logits as the student.
@@ -150,24 +135,25 @@ def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterabl
     """
     totals = torch.zeros(6, dtype=torch.float64)
     num_masked = 0
-    with _eval_mode(teacher, student):
-        for batch in batches:
-            labels = batch.masked_labels
-            if labels is None or not len(labels):
-                continue
-            theirs, ours = (network(batch, rows=batch.masked_positions).logits for network in (teacher, student))
-            assert theirs is not None and ours is not None
-            their_best, our_best = theirs.argmax(-1), ours.argmax(-1)
-            values = (
-                cross_entropy_sum(theirs, labels),
-                cross_entropy_sum(ours, labels),
-                (their_best == labels).sum(),
-                (our_best == labels).sum(),
-                (their_best == our_best).sum(),
-                soft_target_kl(ours, theirs),
-            )
-            totals += torch.stack([value.double().cpu() for value in values])
-            num_masked += len(labels)
+    teacher.eval()
+    student.eval()
+    for batch in batches:
+        labels = batch.masked_labels
+        if labels is None or not len(labels):
+            continue
+        theirs, ours = (network(batch, rows=batch.masked_positions).logits for network in (teacher, student))
+        assert theirs is not None and ours is not None
+        their_best, our_best = theirs.argmax(-1), ours.argmax(-1)
+        values = (
+            cross_entropy_sum(theirs, labels),
+            cross_entropy_sum(ours, labels),
+            (their_best == labels).sum(),
+            (our_best == labels).sum(),
+            (their_best == our_best).sum(),
+            soft_target_kl(ours, theirs),
+        )
+        totals += torch.stack([value.double().cpu() for value in values])
+        num_masked += len(labels)
     if num_masked == 0:
         raise ValueError("data.masking: no token is masked in these batches; give a strategy with a rate above 0")
     return PairScores(num_masked, *(totals / num_masked).tolist())

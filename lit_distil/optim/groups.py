@@ -9,22 +9,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-NORMALISATION = (
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
-"""Layers whose parameters are never decayed. A class whose name ends in `Norm` counts as one of them."""
-
 
 def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
     """Split the trained parameters into two groups for an optimizer: with weight decay, and without.
 
     Biases and normalisation weights are not decayed (BERT, appendix A.2, and its code): a parameter that is called
-    `bias`, that has fewer than two dimensions, or that belongs to a normalisation layer. All others are decayed,
-    embeddings included. A tied parameter is there once. The order is the same on every rank and after a resume.
+    `bias`, that has fewer than two dimensions, or that belongs to a layer whose class has a name ending in `Norm`. All
+    others are decayed, embeddings included. A tied parameter is there once. The order is the same on every rank and
+    after a resume.
 
     Args:
         module: What is trained.
@@ -38,7 +30,7 @@ def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> li
     """
     if weight_decay is not None and not weight_decay >= 0:
         raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
-    norms = [one for one in module.modules() if _is_normalisation(one)]
+    norms = [part for part in module.modules() if type(part).__name__.endswith("Norm")]
     normalised = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
     decayed: dict[str, Any] = {"params": []} | ({} if weight_decay is None else {"weight_decay": weight_decay})
     plain: dict[str, Any] = {"params": [], "weight_decay": 0.0}
@@ -50,10 +42,6 @@ def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> li
     if not groups:
         raise ValueError(f"{type(module).__name__} has no parameter to train: all of them are frozen")
     return groups
-
-
-def _is_normalisation(module: nn.Module) -> bool:
-    return isinstance(module, NORMALISATION) or type(module).__name__.endswith("Norm")
 
 
 def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:

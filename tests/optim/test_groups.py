@@ -77,7 +77,7 @@ def test_frozen_parameters_are_left_out() -> None:
         parameter_groups(module)
 
 
-def test_norms_are_known_by_type_by_name_and_by_dimension() -> None:
+def test_norms_are_known_by_the_name_of_their_class_and_by_dimension() -> None:
     module = nn.ModuleDict(
         {
             "layer": nn.LayerNorm((2, 2)),

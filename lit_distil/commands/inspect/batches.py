@@ -62,8 +62,6 @@ def printable(text: str) -> str:
 Kind = Literal["text", "special", "unknown", "mask", "random", "kept"]
 """Text, a special token, an unknown one; or a position to predict that is masked, randomly replaced or kept."""
 
-REPLACEMENTS: tuple[Kind, ...] = ("mask", "random", "kept")
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -267,7 +265,7 @@ class Totals:
         lengths: Of each sequence.
         num_masked: Positions to predict, of each sequence.
         has_masks: Whether the batches have masks at all.
-        replaced: How many of those positions are masked, randomly replaced or kept.
+        replaced: How many of those positions are hidden (`mask`), replaced at random or kept.
         frequent: The most frequent tokens before masking, without special ones.
         num_ordinary: Tokens before masking that are not special, including unknown ones.
         num_unknown: Unknown tokens.
@@ -281,7 +279,7 @@ class Totals:
     lengths: list[int]
     num_masked: list[int]
     has_masks: bool
-    replaced: dict[str, int]
+    replaced: Counter[Kind]
     frequent: list[tuple[str, int]]
     num_ordinary: int
     num_unknown: int
@@ -292,7 +290,7 @@ class Totals:
 
 def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
     """Count what is in batches on the CPU, naming the `top` most frequent tokens."""
-    replaced = dict.fromkeys(REPLACEMENTS, 0)
+    replaced: Counter[Kind] = Counter()
     originals: Counter[int] = Counter()
     labels: Counter[str] = Counter()
     num_masked: list[int] = []
@@ -322,7 +320,7 @@ def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
         lengths=[length for batch in batches for length in batch.lengths],
         num_masked=num_masked,
         has_masks=any(batch.masked_positions is not None for batch in batches),
-        replaced={str(kind): count for kind, count in replaced.items()},
+        replaced=replaced,
         frequent=[(reader.tokens(token)[0], count) for token, count in ordinary[:top]],
         num_ordinary=sum(count for _, count in ordinary) + num_unknown,
         num_unknown=num_unknown,
@@ -348,8 +346,9 @@ def summary(totals: Totals) -> list[list[str]]:
         rows.append(["random next segments", f"{share} ({totals.num_random_next:,} of {totals.num_pairs:,} pairs)"])
     if totals.has_masks:
         num_masked = sum(totals.num_masked)
-        words = {"mask": "hidden", "random": "another token", "kept": "left as it is"}
-        shares = [f"{words[kind]} {_percent(n, num_masked)} ({n:,})" for kind, n in totals.replaced.items()]
+        words: dict[Kind, str] = {"mask": "hidden", "random": "another token", "kept": "left as it is"}
+        counts = [(word, totals.replaced[kind]) for kind, word in words.items()]
+        shares = [f"{word} {_percent(count, num_masked)} ({count:,})" for word, count in counts]
         rows.append(["to predict", f"{num_masked:,} tokens, {_percent(num_masked, sum(lengths))}"])
         rows.append(["of these", ", ".join(shares)])
     if totals.labels:
