@@ -169,4 +169,10 @@ def describe(piece: Any) -> Any:
     if not hasattr(piece, "__dict__"):
         return repr(piece)
     settings = {name: describe(value) for name, value in sorted(vars(piece).items())}
-    return {"class": f"{type(piece).__module__}.{type(piece).__qualname__}", **settings}
+    return {"class": _public_path(type(piece)), **settings}
+
+
+def _public_path(kind: type) -> str:
+    """Where a class is named from; one of this package by its room, so that its file may move."""
+    room = kind.__module__.split(".")[:2] if kind.__module__.startswith("lit_distil.") else [kind.__module__]
+    return ".".join([*room, kind.__qualname__])

@@ -154,3 +154,11 @@ def test_describe_looks_into_nested_pieces() -> None:
 def test_a_description_survives_json(piece: object) -> None:
     """A manifest is compared with one that was read from a file."""
     assert json.loads(json.dumps(describe(piece))) == describe(piece)
+
+
+def test_a_class_of_the_package_is_described_by_where_it_is_named_from_not_by_its_file() -> None:
+    class Own:
+        pass
+
+    assert describe(FullSentences())["class"] == "lit_distil.data.FullSentences"
+    assert describe(Own())["class"] == f"{__name__}.{Own.__qualname__}"

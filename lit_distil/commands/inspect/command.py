@@ -25,11 +25,12 @@ from lit_distil.run import run as run_training_command
 from lit_distil.tasks.base import place_of
 from lit_distil.types import Batch
 
+# of each split: when the data module opens it, and the hook that gives its batches
 _STAGES = {
-    "train": TrainerFn.FITTING,
-    "validation": TrainerFn.VALIDATING,
-    "test": TrainerFn.TESTING,
-    "predict": TrainerFn.PREDICTING,
+    "train": (TrainerFn.FITTING, "train_dataloader"),
+    "validation": (TrainerFn.VALIDATING, "val_dataloader"),
+    "test": (TrainerFn.TESTING, "test_dataloader"),
+    "predict": (TrainerFn.PREDICTING, "predict_dataloader"),
 }
 # the settings that decide which sequences are in a batch
 _TRAINER_SETTINGS = ("accumulate_grad_batches", "max_steps", "max_epochs")
@@ -141,12 +142,18 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
     """
     data.num_workers = 0  # a worker would take longer to start
     data.trainer = trainer
-    trainer.state.fn = _STAGES[options.split]
+    stage, hook = _STAGES[options.split]
+    trainer.state.fn = stage
     data.prepare_data()
-    data.setup(_STAGES[options.split].value)
+    data.setup(stage.value)
+    loader = getattr(data, hook)()  # raises if the split has no data
     split = data.predict_split if options.split == "predict" else options.split
-    batches = _batches(data, split, options)
     dataset = data.datasets[split]
+    if options.samples is None:
+        whole_step = trainer.accumulate_grad_batches if options.step else 1
+        batches = list(islice(loader, options.batches or whole_step))
+    else:
+        batches = [_batch_of(dataset, split, options)]
     names, label_kind = {}, None
     if data.task is not None:
         names, label_kind = data.task.head_settings().get("id2label", {}), data.task.label_kind
@@ -193,23 +200,14 @@ def _check(options: Namespace) -> None:
         raise ValueError(f"out must be a file that ends in .html, got {options.out!r}")
 
 
-def _batches(data: TextDataModule, split: str, options: Namespace) -> list[Batch]:
-    loaders = {
-        "train": data.train_dataloader,
-        "validation": data.val_dataloader,
-        "test": data.test_dataloader,
-        "predict": data.predict_dataloader,
-    }
-    loader: Any = loaders[options.split]()  # raises if the split has no data
-    if options.samples is not None:
-        dataset = _whole(data.datasets[split])
-        for sample in options.samples:
-            if not 0 <= sample < len(dataset):
-                raise ValueError(f"samples: no sample {sample}; the {split} split has 0 to {len(dataset) - 1}")
-        samples = np.array(options.samples, dtype=np.int64)
-        return [dataset.collate(samples, np.full_like(samples, options.epoch))]
-    whole_step = data.trainer.accumulate_grad_batches if data.trainer is not None and options.step else 1
-    return list(islice(loader, options.batches or whole_step))
+def _batch_of(dataset: SequenceDataset, split: str, options: Namespace) -> Batch:
+    """The requested samples as one batch."""
+    whole = _whole(dataset)
+    for sample in options.samples:
+        if not 0 <= sample < len(whole):
+            raise ValueError(f"samples: no sample {sample}; the {split} split has 0 to {len(whole) - 1}")
+    samples = np.array(options.samples, dtype=np.int64)
+    return whole.collate(samples, np.full_like(samples, options.epoch))
 
 
 def _size_of(dataset: SequenceDataset) -> str:

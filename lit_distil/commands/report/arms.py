@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median, variance
@@ -107,7 +107,7 @@ class Arm:
 
     name: str
     runs: list[Run]
-    changes: list[str] = field(default_factory=list)
+    changes: list[str]
 
     def values(self, metric: str, at: At) -> list[float]:
         """The metric of each run."""
