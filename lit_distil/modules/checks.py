@@ -289,15 +289,7 @@ def needs_of(terms: LossTerms, teacher: str) -> tuple[str, tuple[float, ...], li
 def open_cache(
     folder: str, teacher: str, identity: dict[str, Any], data: DataModule, terms: LossTerms
 ) -> CachedTeacher:
-    """The cache of a teacher, if it fits the data and has what the terms need of that teacher.
-
-    Args:
-        folder: Of the cache.
-        teacher: Name of the teacher.
-        identity: See `teacher_identity`.
-        data: The data module; its masks must be static.
-        terms: The objectives, and which teachers each compares with.
-    """
+    """A teacher's cache, if it fits this teacher (its name, its `teacher_identity`), the data and the terms."""
     check_static_masks(data)
     cached = CachedTeacher(folder, teacher=identity, data={split: data.identity(split) for split in data.datasets})
     check_needs(cached, terms, teacher)
