@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ IGNORE_INDEX = -100
 Countable = Literal["masked", "unmasked", "tokens", "sequences", "labels"]
 """What a loss can be a sum over: masked positions, the other tokens, all real tokens, sequences, a task's labels."""
 
-COUNTABLES: tuple[Countable, ...] = ("masked", "unmasked", "tokens", "sequences", "labels")
+COUNTABLES: tuple[Countable, ...] = get_args(Countable)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Batch:
             float32 `[S, K]` (0 or 1 for each of K labels), or int64 `[G]` (the right choice of each group).
         answer_spans: int64 `[S, 2]`, the first and last position in T of each sequence's answer; both
             `IGNORE_INDEX` if it is not known.
-        num_labels: How many labels the task's losses sum over, on the host; whoever sets labels sets it.
+        num_labels: How many labels the task's losses sum over, on the host; given with labels or answer spans.
         group_sizes: The number of sequences in each of G groups, on the host, if the sequences are choices.
         mask_keys: (sample id, pattern) of each of the S sequences, on the host, if masks are static: the key of a
             cached teacher's rows. None if every epoch has new masks, or none.
@@ -185,6 +184,13 @@ class Batch:
         return dataclasses.replace(self, **tensors)
 
 
+class DeferredLogits(Protocol):
+    """Logits that are computed when they are needed: a `Projection`, or the `TopLogits` of a cached teacher."""
+
+    def logits(self) -> Tensor:
+        """`[rows, vocabulary]`."""
+
+
 @dataclass(frozen=True)
 class Projection:
     """Logits before they are multiplied out: `features @ weight.T + bias`.
@@ -202,61 +208,6 @@ class Projection:
     def logits(self) -> Tensor:
         """`[rows, vocabulary]`, with a graph."""
         return torch.nn.functional.linear(self.features, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class TopLogits:
-    """A cached teacher's logits: the k largest of each row, and the total mass of the others.
-
-    Attributes:
-        ids: int64 `[rows, k]`, the entries with the largest logits, the largest first.
-        scores: `[rows, k]`, their logits less the largest.
-        rests: `[rows, temperatures]`, `log Σ exp((z − largest) / T)` over the other entries.
-        temperatures: The values of T in `rests`.
-        vocabulary_size: Entries of a row.
-    """
-
-    ids: Tensor
-    scores: Tensor
-    rests: Tensor
-    temperatures: tuple[float, ...]
-    vocabulary_size: int
-
-    @staticmethod
-    def of(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> TopLogits:
-        """The k largest of logits `[rows, vocabulary]`, and the mass of the others at these temperatures."""
-        values, ids = logits.topk(k, dim=-1)
-        largest = values[:, :1]
-        others = (logits - largest).scatter_(-1, ids, -math.inf)
-        rests = [torch.logsumexp(others / temperature, -1) for temperature in temperatures]
-        return TopLogits(ids, values - largest, torch.stack(rests, -1), temperatures, logits.shape[-1])
-
-    def logits(self, temperature: float = 1.0, *, rows: slice = slice(None), student: Tensor | None = None) -> Tensor:
-        """All logits of some rows, `[rows, vocabulary]`, less each row's largest, in float32 at least.
-
-        The other entries share their mass at this temperature evenly or, if the student's logits of these rows are
-        given, as the student divides it. A divergence from the student then takes them as one outcome.
-
-        Raises:
-            ValueError: The mass of the others is not known at this temperature.
-        """
-        ids, scores = self.ids[rows], self.scores[rows]
-        scores = scores.to(torch.promote_types(scores.dtype if student is None else student.dtype, torch.float32))
-        num_others = self.vocabulary_size - ids.shape[1]
-        if num_others == 0:
-            return scores.new_empty(len(ids), self.vocabulary_size).scatter_(-1, ids, scores)
-        if temperature not in self.temperatures:
-            raise ValueError(
-                f"temperature {temperature:g}: the mass beyond the {ids.shape[1]} likeliest tokens is known at "
-                f"{list(self.temperatures)} only; take one of these, or write the cache anew for it"
-            )
-        rest = self.rests[rows, self.temperatures.index(temperature), None].to(scores.dtype)
-        if student is None:
-            even = (rest - math.log(num_others)) * temperature
-            return even.repeat(1, self.vocabulary_size).scatter_(-1, ids, scores)
-        logits = student.detach().to(scores.dtype, copy=True).scatter_(-1, ids, -math.inf)
-        mass = torch.logsumexp(logits / temperature, -1, keepdim=True)
-        return logits.add_((rest - mass) * temperature).scatter_(-1, ids, scores)
 
 
 class SequenceGroup(Protocol):
@@ -317,8 +268,7 @@ class EncoderOutput:
         hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if requested.
         logits: Of a masked-LM head `[rows, vocabulary]`, at the requested rows; of a task head `[S, labels]` or
             `[T, labels]` (choices: `[S, 1]`; first and last tokens of answers: `[T, 2]`).
-        projection: In place of a masked-LM head's logits, if the caller multiplies them out piece by piece; from a
-            cached teacher, its largest logits.
+        projection: In place of a masked-LM head's logits, if the caller computes them a few rows at a time.
         rows: int64 `[rows]`, the positions in T of logits or projection: the masked ones, or all T with the masked
             ones first (`Batch.masked_first`); None means all T in their order.
         next_sentence_logits: `[S, 2]`, if the network has that head.
@@ -328,7 +278,7 @@ class EncoderOutput:
     last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
     logits: Tensor | None = None
-    projection: Projection | TopLogits | None = None
+    projection: DeferredLogits | None = None
     rows: Tensor | None = None
     next_sentence_logits: Tensor | None = None
     attention: RecordedAttention | None = None

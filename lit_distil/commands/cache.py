@@ -46,8 +46,9 @@ from lit_distil.modules.checks import (
     num_logits,
 )
 from lit_distil.modules.teachers import load_teacher
+from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.objectives.vocabulary import CHUNK_BYTES
-from lit_distil.types import Batch, EncoderOutput, TopLogits
+from lit_distil.types import Batch, EncoderOutput, Projection
 
 _PROGRESS = "progress.json"
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -241,7 +242,7 @@ class CacheWriter:
 def _pieces_of_logits(output: EncoderOutput) -> Iterator[Tensor]:
     """Logits in float32, a few rows at a time; at least one piece, even if it has no rows."""
     head = output.projection
-    assert not isinstance(head, TopLogits)
+    assert head is None or isinstance(head, Projection)
     inputs = output.logits if head is None else head.features
     assert inputs is not None
     width = inputs.shape[-1] if head is None else len(head.weight)

@@ -1,8 +1,8 @@
 """Attention over flat batches: many sequences end to end in one row, none of which sees another.
 
 `register` makes the function known to transformers' AttentionInterface under the name `unpadded`, so that stock
-Hugging Face encoders train without padding and need no rewriting. What a batch looks like is worked out once, on the
-host, in a `SequenceLayout`, which travels through the model as the keyword argument `sequence_layout`.
+Hugging Face encoders train without padding and need no rewriting. A `SequenceLayout` says where the sequences are; it
+is made once for a batch, and travels through the model as the keyword argument `sequence_layout`.
 """
 
 from __future__ import annotations
@@ -58,17 +58,13 @@ def unpadded_attention(
         attention_mask: Must be None; the layout takes its place.
         scaling: Factor of the scores; None means `dim ** -0.5`.
         dropout: Probability of dropping an attention weight.
-        sliding_window: Tokens i and j see each other if |i - j| < sliding_window (ModernBERT's local layers pass
-            `local_attention // 2 + 1`); None means all do.
+        sliding_window: Tokens i and j see each other if |i - j| < sliding_window; None means all do.
         sequence_layout: Where the sequences are.
         attention_recorder: Keeps queries, keys and values of the requested blocks.
         kwargs: Other arguments of the model; not used.
 
     Returns:
         `[1, T, heads, dim]`, and None in place of attention weights.
-
-    Raises:
-        ValueError: The model was called without a layout of this batch.
     """
     if sequence_layout is None or attention_mask is not None:
         raise ValueError(
@@ -125,9 +121,6 @@ def choose_attention(model: PreTrainedModel, attention: str | None = None) -> No
         model: The model.
         attention: A name that transformers knows (`sdpa`, `eager`, ...) or `unpadded`; None for `unpadded` if the
             architecture supports it and its own default if not.
-
-    Raises:
-        ValueError: The architecture does not support `unpadded`.
     """
     if attention == UNPADDED and not supports_unpadded(model):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What travels through a model to every attention layer: the layout of the batch, and a recorder of attention states.
+"""How a flat batch goes through a model: its layout, its padded view, and a recorder of attention states.
 
 A batch is planned once, on the host and from its lengths, and every layer of every network uses the same plan.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_distil.types import AttentionStates, RecordedAttention, SequenceGroup
+from lit_distil.types import AttentionStates, Batch, RecordedAttention, SequenceGroup
 
 MAX_WASTE = 0.25
 """A sequence shares a bucket with another that is at most 1 / (1 - MAX_WASTE) times as long ..."""
@@ -203,6 +203,27 @@ def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":  # page-locked, so that the copy waits for nothing
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+class PaddedView:
+    """A flat batch as `[S, width]`, a sequence in each row, for architectures that cannot attend to it as it is."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._shape = (batch.num_sequences, max(batch.lengths))
+        first_slots = torch.arange(batch.num_sequences, device=batch.input_ids.device) * max(batch.lengths)
+        # output_size is known on the host, so nothing waits for the device
+        offsets = first_slots.repeat_interleave(batch.cu_seq_lens.diff().long(), output_size=batch.num_tokens)
+        self._slots = batch.position_ids[0] + offsets  # [T]
+
+    def pad(self, values: Tensor, filler: int) -> Tensor:
+        """`[1, T]` to `[S, width]`."""
+        num_sequences, width = self._shape
+        padded = values.new_full((num_sequences * width,), filler)
+        return padded.index_copy(0, self._slots, values[0]).view(num_sequences, width)
+
+    def flatten(self, states: Tensor) -> Tensor:
+        """`[S, width, hidden]` to `[T, hidden]`."""
+        return states.flatten(0, 1).index_select(0, self._slots)
 
 
 class AttentionRecorder:

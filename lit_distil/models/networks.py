@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.attention import UNPADDED, choose_attention, supports_unpadded
-from lit_distil.models.layout import AttentionRecorder, SequenceLayout
+from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout
 from lit_distil.models.sources import check_architecture
 from lit_distil.types import Batch, EncoderOutput, Projection
 
@@ -52,23 +52,16 @@ class FlatNetwork(nn.Module):
             keeps what the model has, but replaces transformers' default (`sdpa`) by `unpadded`.
 
     Raises:
-        ValueError: The model is a decoder, or takes no attention mask.
+        ValueError: See `check_architecture`.
     """
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
         super().__init__()
+        check_architecture(model)
         self.model = model
-        if getattr(model.config, "is_decoder", False):
-            raise ValueError("is_decoder=True: only encoders are trained here; set is_decoder to False in the config")
         parameters = inspect.signature(model.forward).parameters
         self._accepted = frozenset(parameters)
         self._takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-        if "attention_mask" not in self._accepted:
-            raise ValueError(
-                f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
-                "choose an encoder with attention, for example bert"
-            )
-        check_architecture(model)
         # sdpa is transformers' default, not a choice of the user
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
@@ -154,7 +147,8 @@ class FlatNetwork(nn.Module):
 
         options = {"output_hidden_states": output_hidden_states, "return_dict": True}
         inputs.update((name, value) for name, value in options.items() if self._takes_any or name in self._accepted)
-        with _forward_hook(self.model.base_model, choose_rows):
+        # a hook for one call, so that copies, pickles and other callers of the model never meet it
+        with self.model.base_model.register_forward_hook(choose_rows):
             output = self.model(**inputs)
         if isinstance(output, tuple):
             raise ValueError(f"{type(self.model).__name__} must return a ModelOutput with its logits, not a tuple")
@@ -172,30 +166,17 @@ class FlatNetwork(nn.Module):
         return {name: value for name, value in inputs.items() if value is not None}, lambda states: states[0]
 
     def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        num_sequences, width = batch.num_sequences, max(batch.lengths)
-        first_slots = torch.arange(num_sequences, device=batch.input_ids.device) * width
-        # output_size is known on the host, so nothing waits for the device
-        offsets = first_slots.repeat_interleave(batch.cu_seq_lens.diff().long(), output_size=batch.num_tokens)
-        slots = batch.position_ids[0] + offsets  # [T]
-
-        def pad(values: Tensor, filler: int) -> Tensor:  # [1, T] -> [S, width]
-            padded = values.new_full((num_sequences * width,), filler)
-            return padded.index_copy(0, slots, values[0]).view(num_sequences, width)
-
-        def flatten(states: Tensor) -> Tensor:  # [S, width, hidden] -> [T, hidden]
-            return states.flatten(0, 1).index_select(0, slots)
-
-        pad_id = getattr(self.config, "pad_token_id", None)
+        view, pad_id = PaddedView(batch), getattr(self.config, "pad_token_id", None)
         inputs = {
-            "input_ids": pad(batch.input_ids, pad_id or 0),
-            "attention_mask": pad(torch.ones_like(batch.input_ids), 0),
+            "input_ids": view.pad(batch.input_ids, pad_id or 0),
+            "attention_mask": view.pad(torch.ones_like(batch.input_ids), 0),
         }
         if "position_ids" in self._accepted:
-            inputs["position_ids"] = pad(batch.position_ids + self._first_position, self._first_position)
+            inputs["position_ids"] = view.pad(batch.position_ids + self._first_position, self._first_position)
         token_type_ids = self._token_type_ids(batch)
         if token_type_ids is not None:
-            inputs["token_type_ids"] = pad(token_type_ids, 0)
-        return inputs, flatten
+            inputs["token_type_ids"] = view.pad(token_type_ids, 0)
+        return inputs, view.flatten
 
     def _token_type_ids(self, batch: Batch) -> Tensor | None:
         """The segments, for an architecture that tells them apart; all in the first where it knows only one."""
@@ -205,16 +186,6 @@ class FlatNetwork(nn.Module):
         if batch.token_type_ids is None or num_types == 1:
             return torch.zeros_like(batch.input_ids)
         return batch.token_type_ids
-
-
-@contextmanager
-def _forward_hook(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
-    """A hook for one call, so that copies, pickles and other callers of the model never meet it."""
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
@@ -299,11 +270,8 @@ class MaskedLMNetwork(FlatNetwork):
         if not enabled or not isinstance(decoder, nn.Linear):
             yield captured
             return
-        handle = decoder.register_forward_pre_hook(capture)
-        try:
+        with decoder.register_forward_pre_hook(capture):
             yield captured
-        finally:
-            handle.remove()
 
     def _is_deferred(self, captured: list[Projection], logits: Tensor) -> bool:
         """Whether the captured projection gives the logits; the first batch compares one row."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -426,7 +427,18 @@ def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> N
 
 
 def check_architecture(model: PreTrainedModel) -> None:
-    """Refuse an architecture that lacks what batches, students and exports need, naming the one thing to add."""
+    """Refuse a decoder, and an architecture that lacks what batches, students and exports need.
+
+    Raises:
+        ValueError: It does; the message names the one thing to add.
+    """
+    if getattr(model.config, "is_decoder", False):
+        raise ValueError("is_decoder=True: only encoders are trained here; set is_decoder to False in the config")
+    if "attention_mask" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
+            "choose an encoder with attention, for example bert"
+        )
     name = type(model).__name__
     if model.base_model is model:
         raise ValueError(

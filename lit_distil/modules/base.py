@@ -1,4 +1,4 @@
-"""What all modules share: the loss over the global batch, optimisation, randomness by step, logging.
+"""What all modules share: the loss over the global batch, optimisation, randomness by step.
 
 A step is always the same. Networks give outputs; every objective gives a sum over the items it counts; each sum is
 divided by the number of such items in the whole global batch (all ranks, all accumulated micro-batches); the weighted
@@ -8,11 +8,9 @@ terms are added.
 from __future__ import annotations
 
 import functools
-import math
 import os
 from abc import abstractmethod
-from time import perf_counter
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -24,13 +22,11 @@ from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import Head
 from lit_distil.modules.checkpoints import SavedModule
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, shard, with_all_outputs
-from lit_distil.modules.meters import add_size, step_size
+from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, DataModule, EncoderOutput, Vocabulary
-
-Stage = Literal["train", "val", "test"]
 
 
 def datamodule_of(trainer: Any) -> DataModule:
@@ -49,7 +45,7 @@ def datamodule_of(trainer: Any) -> DataModule:
 
 
 class EncoderModule(SavedModule):
-    """Base of the modules.
+    """Base of the modules; `LoggedModule` logs what is gathered here, `SavedModule` writes and reads checkpoints.
 
     A subclass builds its `network` in `build_networks` and runs its networks on a batch in `outputs`.
 
@@ -72,11 +68,8 @@ class EncoderModule(SavedModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.objectives: nn.ModuleDict = nn.ModuleDict()
-        self.latest: dict[str, float] = {}
-        """The values logged last."""
         self.stop_requested = self.stop_agreed = False  # on this rank; on all of them (`_count_globally`)
         self._global_counts: dict[Countable, int] = {}
-        self._last_logged = (0, perf_counter())
         self._configured: list[dict[str, Any]] = []
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
@@ -216,10 +209,10 @@ class EncoderModule(SavedModule):
         self.train()
 
     def on_train_start(self) -> None:
-        """Start the clock of the throughput; settings of the configuration win over those of a checkpoint."""
+        """Let settings of the configuration win over those of a checkpoint."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         apply_configured(self.trainer.optimizers, schedulers, self._configured)
-        self._last_logged = (self.trainer.global_step, perf_counter())
+        super().on_train_start()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose gradient is not finite; note the norm, before clipping, if it will be logged."""
@@ -254,64 +247,6 @@ class EncoderModule(SavedModule):
             self.build_networks()
         if is_new and self.device_mesh is not None:
             shard(self.network, self.terms.objectives.values(), self.device_mesh)
-
-    # Logging
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
-        trainer = self.trainer
-        is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        is_due = trainer.global_step % self._log_every == 0 or trainer.global_step == trainer.max_steps
-        if is_step_end and is_due:
-            self._log_training()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over the whole validation set."""
-        self.log_dict(self._evaluation_values("val"))
-
-    def on_test_epoch_end(self) -> None:
-        """Log the means over the whole test set."""
-        self.log_dict(self._evaluation_values("test"))
-
-    def on_validation_end(self) -> None:
-        """Leave the time of a validation out of the training throughput."""
-        self._last_logged = (self.trainer.global_step, perf_counter())
-        self._meters["train"].drop("tokens")
-
-    def _log_training(self) -> None:
-        trainer, step, now = self.trainer, self.trainer.global_step, perf_counter()
-        means, totals = self._meters["train"].reduce(trainer)
-        since_step, since = self._last_logged
-        if "tokens" in means:
-            means |= step_size(means.pop("tokens"), trainer, self.data.step_capacity)
-        values = {f"train/{name}": value for name, value in means.items()}
-        values["train/loss"] = self._weighted_sum(means)
-        if step > since_step:
-            values["train/tokens_per_second"] = totals["tokens"] / (now - since)
-        values["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        if self.guard.num_skipped:
-            values["train/skipped_steps"] = float(self.guard.num_skipped)
-        for name, objective in self.terms.objectives.items():
-            values.update({f"train/{setting}/{name}": value for setting, value in objective.current_values.items()})
-        self.latest.update(values)
-        self.log_dict(values)
-        self._last_logged = (step, now)
-
-    def _evaluation_values(self, stage: Stage) -> dict[str, float]:
-        """The means of an evaluation, as they are logged; none if it had no batch."""
-        means, totals = self._meters[stage].reduce(self.trainer)
-        if not totals:
-            return {}
-        values = {f"{stage}/{name}": value for name, value in means.items()}
-        values[f"{stage}/loss"] = self._weighted_sum(means)
-        if "loss/masked_lm" in means:
-            values[f"{stage}/perplexity"] = math.exp(min(means["loss/masked_lm"], 700.0))
-        self.latest.update(values)
-        return values
-
-    def _weighted_sum(self, means: dict[str, float]) -> float:
-        terms = self.terms.objectives.items()
-        return sum(objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms)
 
 
 class LanguageModelModule(EncoderModule):

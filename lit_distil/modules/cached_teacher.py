@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from lit_distil.files import hash_file, hash_of
-from lit_distil.types import Batch, EncoderOutput, TopLogits
+from lit_distil.objectives.top_logits import TopLogits
+from lit_distil.types import Batch, EncoderOutput
 
 CACHE_VERSION = 2
 MANIFEST = "manifest.json"

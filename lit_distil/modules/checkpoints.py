@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import fsspec
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -16,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lit_distil.models import FlatNetwork, FromConfig
 from lit_distil.models.sources import AUTO_MODELS, Head
-from lit_distil.modules.meters import SumMeters
+from lit_distil.modules.meters import LoggedModule
 
 
 def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
@@ -32,7 +31,7 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-class SavedModule(LightningModule):
+class SavedModule(LoggedModule):
     """A module with a `network` that a checkpoint alone brings back, and with meters that a resumed run continues.
 
     Attributes:
@@ -48,7 +47,6 @@ class SavedModule(LightningModule):
         self.network: Any = None  # built when the vocabulary and the strategy are known
         self.has_network_only = False
         """Whether `load_from_checkpoint` restored the network and nothing else."""
-        self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
 
     @property
     def has_trainer(self) -> bool:
@@ -57,10 +55,6 @@ class SavedModule(LightningModule):
             return self.trainer is not None
         except RuntimeError:
             return False
-
-    @property
-    def _log_every(self) -> int:
-        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
 
     def save_plain_hyperparameters(self) -> None:
         """Keep the constructor's arguments in the checkpoint, if they came from the command line as plain types.

@@ -286,6 +286,16 @@ def needs_of(terms: LossTerms, teacher: str) -> tuple[str, tuple[float, ...], li
     return positions, tuple(sorted(temperatures)), changing
 
 
+def open_cache(
+    folder: str, teacher: str, identity: dict[str, Any], data: DataModule, terms: LossTerms
+) -> CachedTeacher:
+    """A teacher's cache, if it fits this teacher (its name, its `teacher_identity`), the data and the terms."""
+    check_static_masks(data)
+    cached = CachedTeacher(folder, teacher=identity, data={split: data.identity(split) for split in data.datasets})
+    check_needs(cached, terms, teacher)
+    return cached
+
+
 def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
     """Refuse a cache that lacks positions, temperatures, or what a mean over teachers needs."""
     positions, temperatures, changing = needs_of(terms, teacher)

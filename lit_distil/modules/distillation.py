@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_distil.console import progress_bar
 from lit_distil.models import NetworkSource, StudentInitialisation
-from lit_distil.modules.base import LanguageModelModule, Stage
+from lit_distil.modules.base import LanguageModelModule
 from lit_distil.modules.cached_teacher import CachedTeacher, teacher_identity
 from lit_distil.modules.checks import (
     cache_folders,
     check_beside_cache,
     check_for_text,
-    check_needs,
     check_networks,
     check_pair,
-    check_static_masks,
+    open_cache,
 )
+from lit_distil.modules.meters import Stage
 from lit_distil.modules.teachers import StudentModule
 from lit_distil.objectives import Objective
 from lit_distil.objectives.functional import soft_target_kl
@@ -105,8 +103,11 @@ class DistillationModule(StudentModule, LanguageModelModule):
         """Load the teachers and make the student, unless they exist."""
         if self.teachers or self.cached_teachers:
             return
-        cached = {name: self._open_cache(name, folder) for name, folder in self.teacher_cache.items()}
-        self.build_student_and_teachers(cached)
+        cached = {}
+        for name, folder in self.teacher_cache.items():
+            identity = teacher_identity(str(self.teacher_sources[name]), self.teacher_revision, self.teacher_dtype)
+            cached[name] = open_cache(folder, name, identity, self.data, self.terms)
+        self.build_student_and_teachers(cached=cached.keys())
         assert self.network is not None
         networks = {name: teacher.network for name, teacher in self.teachers.items()}
         for network in networks.values():
@@ -115,16 +116,6 @@ class DistillationModule(StudentModule, LanguageModelModule):
             check_beside_cache(self.network, each.vocabulary_size, self.data)
         check_networks(self.terms, self.network, networks, self.data)
         self.cached_teachers = cached
-
-    def _open_cache(self, name: str, folder: str) -> CachedTeacher:
-        check_static_masks(self.data)
-        cached = CachedTeacher(
-            folder,
-            teacher=teacher_identity(str(self.teacher_sources[name]), self.teacher_revision, self.teacher_dtype),
-            data={split: self.data.identity(split) for split in self.data.datasets},
-        )
-        check_needs(cached, self.terms, name)
-        return cached
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of student and teachers on the same masked input, with logits where an objective needs them.
@@ -165,29 +156,5 @@ class DistillationModule(StudentModule, LanguageModelModule):
     def on_train_start(self) -> None:
         """Validate the untrained student first, if `evaluate_at_start` is set."""
         if self.evaluate_at_start and self.trainer.global_step == 0:
-            self._evaluate_untrained()
+            self.validate_before_training()
         super().on_train_start()
-
-    @torch.no_grad()
-    def _evaluate_untrained(self) -> None:
-        """Validate, and log the values to step 0."""
-        trainer = self.trainer
-        if not trainer.enable_validation:
-            rank_zero_warn(
-                "model.evaluate_at_start: there is nothing to validate on, so the untrained student is not evaluated; "
-                "give data.source a validation split, and trainer.limit_val_batches more than 0"
-            )
-            return
-        loader, limit = self.data.val_dataloader(), trainer.limit_val_batches
-        num_batches = limit if isinstance(limit, int) else int(len(loader) * limit)
-        is_quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
-        bar = progress_bar(range(num_batches), desc="untrained student", unit="batch", disable=is_quiet, leave=False)
-        self.eval()
-        with trainer.precision_plugin.val_step_context():
-            for _, batch in zip(bar, loader, strict=False):
-                self._evaluate("val", batch.to(self.device))
-        self.train()
-        # in float32, as Lightning logs
-        values = {name: torch.tensor(value).item() for name, value in self._evaluation_values("val").items()}
-        for logger in trainer.loggers:
-            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=0)

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, TaskNetwork
 from lit_distil.models.sources import as_source
-from lit_distil.modules.base import EncoderModule, Stage
+from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.checks import check_length
+from lit_distil.modules.meters import Stage
 from lit_distil.objectives import TaskLoss
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters

@@ -1,14 +1,23 @@
-"""Sums and counts gathered on the device, and reduced over the ranks only when they are logged."""
+"""Metrics: sums and counts, gathered on the device, and reduced over the ranks only when they are logged."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from abc import abstractmethod
+from time import perf_counter
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_distil.types import Batch
+from lit_distil.console import progress_bar
+from lit_distil.modules.guards import StepGuard
+from lit_distil.objectives.terms import LossTerms
+from lit_distil.types import Batch, DataModule
+
+Stage = Literal["train", "val", "test"]
 
 
 class SumMeters:
@@ -94,3 +103,118 @@ def step_size(tokens: float, trainer: Trainer, capacity: int) -> dict[str, float
 
 def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+class LoggedModule(LightningModule):
+    """Logs means of what a subclass adds to `_meters`: every few training steps, and at the end of an evaluation.
+
+    Attributes:
+        latest: The values logged last.
+        guard: Counts the skipped steps.
+    """
+
+    guard: StepGuard
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: dict[str, float] = {}
+        self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
+        self._last_logged = (0, perf_counter())
+
+    @property
+    @abstractmethod
+    def data(self) -> DataModule:
+        """The trainer's data module."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> LossTerms:
+        """The objectives, and which teachers each compares with."""
+
+    @property
+    def _log_every(self) -> int:
+        return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+    def on_train_start(self) -> None:
+        """Start the clock of the throughput."""
+        self._last_logged = (self.trainer.global_step, perf_counter())
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
+        trainer = self.trainer
+        is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_due = trainer.global_step % self._log_every == 0 or trainer.global_step == trainer.max_steps
+        if is_step_end and is_due:
+            self._log_training()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the whole validation set."""
+        self.log_dict(self._evaluation_values("val"))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the whole test set."""
+        self.log_dict(self._evaluation_values("test"))
+
+    def on_validation_end(self) -> None:
+        """Leave the time of a validation out of the training throughput."""
+        self._last_logged = (self.trainer.global_step, perf_counter())
+        self._meters["train"].drop("tokens")
+
+    @torch.no_grad()
+    def validate_before_training(self) -> None:
+        """Validate once, and log the values to step 0."""
+        trainer = self.trainer
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "model.evaluate_at_start: there is nothing to validate on, so the untrained student is not evaluated; "
+                "give data.source a validation split, and trainer.limit_val_batches more than 0"
+            )
+            return
+        loader, limit = self.data.val_dataloader(), trainer.limit_val_batches
+        num_batches = limit if isinstance(limit, int) else int(len(loader) * limit)
+        is_quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
+        bar = progress_bar(range(num_batches), desc="untrained student", unit="batch", disable=is_quiet, leave=False)
+        self.eval()
+        with trainer.precision_plugin.val_step_context():
+            for index, batch in zip(bar, loader, strict=False):
+                self.validation_step(batch.to(self.device), index)
+        self.train()
+        # in float32, as Lightning logs
+        values = {name: torch.tensor(value).item() for name, value in self._evaluation_values("val").items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=0)
+
+    def _log_training(self) -> None:
+        trainer, step, now = self.trainer, self.trainer.global_step, perf_counter()
+        means, totals = self._meters["train"].reduce(trainer)
+        since_step, since = self._last_logged
+        if "tokens" in means:
+            means |= step_size(means.pop("tokens"), trainer, self.data.step_capacity)
+        values = {f"train/{name}": value for name, value in means.items()}
+        values["train/loss"] = self._weighted_sum(means)
+        if step > since_step:
+            values["train/tokens_per_second"] = totals["tokens"] / (now - since)
+        values["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        if self.guard.num_skipped:
+            values["train/skipped_steps"] = float(self.guard.num_skipped)
+        for name, objective in self.terms.objectives.items():
+            values.update({f"train/{setting}/{name}": value for setting, value in objective.current_values.items()})
+        self.latest.update(values)
+        self.log_dict(values)
+        self._last_logged = (step, now)
+
+    def _evaluation_values(self, stage: Stage) -> dict[str, float]:
+        """The means of an evaluation, as they are logged; none if it had no batch."""
+        means, totals = self._meters[stage].reduce(self.trainer)
+        if not totals:
+            return {}
+        values = {f"{stage}/{name}": value for name, value in means.items()}
+        values[f"{stage}/loss"] = self._weighted_sum(means)
+        if "loss/masked_lm" in means:
+            values[f"{stage}/perplexity"] = math.exp(min(means["loss/masked_lm"], 700.0))
+        self.latest.update(values)
+        return values
+
+    def _weighted_sum(self, means: dict[str, float]) -> float:
+        terms = self.terms.objectives.items()
+        return sum(objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms)

@@ -8,9 +8,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from transformers import PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation
-from lit_distil.modules.base import Stage
 from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
 from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
+from lit_distil.modules.meters import Stage
 from lit_distil.modules.teachers import StudentModule, Teacher
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import TeacherOutputs
@@ -111,7 +111,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         for objective in self.terms.objectives.values():
             objective.follow_task(**task.loss_settings())
         settings = task.head_settings()
-        self.build_student_and_teachers(**settings)
+        self.build_student_and_teachers(head_settings=settings)
         assert self.network is not None
         if "problem_type" in settings:  # a teacher from elsewhere may not have it
             self.network.config.problem_type = settings["problem_type"]

@@ -131,7 +131,9 @@ class StudentModule(EncoderModule):
         """A teacher's network, with the head that this module compares with."""
         return load_teacher(teacher, self.teacher_revision, self.data, self.head)
 
-    def build_student_and_teachers(self, cached: Collection[str] = (), **head_settings: Any) -> None:
+    def build_student_and_teachers(
+        self, *, cached: Collection[str] = (), head_settings: dict[str, Any] | None = None
+    ) -> None:
         """Load the teachers, make the student unless it exists, and freeze what does not train.
 
         Args:
@@ -147,7 +149,7 @@ class StudentModule(EncoderModule):
         }
         records: list[CopyRecord] = []
         if self.network is None:
-            student, records = self._new_student(loaded.get(first), head_settings)
+            student, records = self._new_student(loaded.get(first), head_settings or {})
             self.network = self.network_class(student)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)

@@ -32,6 +32,7 @@ from lit_distil.objectives.logits import (
 )
 from lit_distil.objectives.task import TaskLoss, TaskSoftTargetLoss
 from lit_distil.objectives.terms import LossTerms
+from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "TaskLoss",
     "TaskSoftTargetLoss",
     "TeacherLabelLoss",
+    "TopLogits",
     "ValueLabel",
     "VocabularyPass",
     "hidden_at",

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lit_distil.objectives.capabilities import NetworkCapabilities
 from lit_distil.objectives.functional import check_temperature
+from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.schedules import StepValue, extremes_of, value_at
-from lit_distil.types import Batch, Countable, EncoderOutput, TopLogits
+from lit_distil.types import Batch, Countable, EncoderOutput
 
 Positions = Literal["masked", "unmasked", "all"]
 """Where an objective compares: at the masked positions, at the other tokens (special ones included), or at all."""
@@ -129,17 +130,12 @@ class Objective(nn.Module, ABC):
         """
         if self.needs_teacher:
             require_teacher(self, teacher)
-        for network in (student, teacher) if self.needs_next_sentence else ():
-            if network is not None and not network.has_next_sentence:
-                raise ValueError(
-                    f"{type(self).__name__} needs a network with a next-sentence head, and {network.model_type} has "
-                    "none here; take an architecture that has one (BERT), pretrained on a data format that draws "
-                    "pairs, or leave it out"
-                )
         ours, theirs = self.attention_layers(student.num_layers, None if teacher is None else teacher.num_layers)
         for layers, network in ((ours, student), (theirs, teacher)):
-            if layers and network is not None and network.no_attention is not None:
-                raise ValueError(f"{type(self).__name__} needs queries, keys and values, {network.no_attention}")
+            if network is not None:
+                network.check_for(
+                    type(self).__name__, next_sentence=self.needs_next_sentence, attention=len(layers) > 0
+                )
 
     def extra_repr(self) -> str:
         """The weight and what it counts, for the model summary."""

@@ -31,6 +31,16 @@ class NetworkCapabilities:
     no_attention: str | None = None
     has_next_sentence: bool = False
 
+    def check_for(self, objective: str, *, next_sentence: bool, attention: bool) -> None:
+        """Refuse the network if an objective needs a next-sentence head or attention states that it does not have."""
+        if next_sentence and not self.has_next_sentence:
+            raise ValueError(
+                f"{objective} needs a network with a next-sentence head, and {self.model_type} has none here; take an "
+                "architecture that has one (BERT), pretrained on a data format that draws pairs, or leave it out"
+            )
+        if attention and self.no_attention is not None:
+            raise ValueError(f"{objective} needs queries, keys and values, {self.no_attention}")
+
     def window(self, block: int) -> int | None:
         """The window of a block, counted from 1."""
         return self.windows[block - 1] if self.windows else None

@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from lit_distil.objectives.base import LogitRows, RowObjective
 from lit_distil.objectives.functional import row_chunks, working_dtype
-from lit_distil.types import Projection, TopLogits
+from lit_distil.objectives.top_logits import TopLogits
+from lit_distil.types import DeferredLogits, Projection
 
 CHUNK_BYTES = 48 * 2**20
 """Size of the logits of one piece: many rows for the matrix products, and little beside a batch's."""
@@ -60,7 +61,7 @@ class VocabularyPass:
 
     terms: list[RowTerm]
     labels: Tensor | None = None
-    teachers: dict[str, Projection | TopLogits] = field(default_factory=dict)
+    teachers: dict[str, DeferredLogits] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     observer: Observer | None = None
 
@@ -97,7 +98,8 @@ class _Pass(torch.autograd.Function):
         wants_features, wants_weight, wants_bias = (need and has_graph for need in ctx.needs_input_grad[:3])
         with_gradient = wants_features or wants_weight or wants_bias
         exact = torch.promote_types(features.dtype, torch.float32)
-        student, teachers = _Projector(Projection(features, weight, bias)), _TeacherLogits(work)
+        student = _Projector(Projection(features, weight, bias))
+        teachers = _TeacherLogits(work)
         gradients = _Gradients(
             features=torch.zeros_like(features, dtype=exact) if wants_features else None,
             weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
@@ -236,7 +238,7 @@ class _TeacherLogits:
     def __init__(self, work: VocabularyPass) -> None:
         self._shares = work.shares
         self._sources = {
-            name: one if isinstance(one, TopLogits) else _Projector(one) for name, one in work.teachers.items()
+            name: _Projector(one) if isinstance(one, Projection) else one for name, one in work.teachers.items()
         }
         self._rows = slice(0, 0)
         self._logits: dict[str, Tensor] = {}
@@ -266,12 +268,13 @@ class _TeacherLogits:
 
     def _of(self, name: str, few: slice, temperature: float, student: Tensor | None) -> Tensor:
         source = self._sources[name]
-        if isinstance(source, TopLogits):  # not kept: it differs from term to term
-            rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
-            return source.logits(temperature, rows=rows, student=student)
-        if name not in self._logits:
-            self._logits[name] = source(self._rows)
-        return self._logits[name][few]
+        if isinstance(source, _Projector):
+            if name not in self._logits:
+                self._logits[name] = source(self._rows)
+            return self._logits[name][few]
+        assert isinstance(source, TopLogits)
+        rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
+        return source.logits(temperature, rows=rows, student=student)
 
 
 def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1.0) -> Tensor:

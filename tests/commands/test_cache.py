@@ -17,9 +17,8 @@ from lit_distil.commands.cache import run
 from lit_distil.data import load_tokenizer
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.modules import FrozenTeacher
-from lit_distil.objectives import SoftTargetLoss
+from lit_distil.objectives import SoftTargetLoss, TopLogits
 from lit_distil.schedules import LinearRamp
-from lit_distil.types import TopLogits
 from tests.modules.caches import make_data, make_module, write_cache
 from tests.workspace import Workspace, fit, kept_environment, logged, with_trainer, write_config
 

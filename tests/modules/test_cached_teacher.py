@@ -19,9 +19,9 @@ from lit_distil.objectives import (
     MaskedLMLoss,
     Objective,
     SoftTargetLoss,
+    TopLogits,
 )
 from lit_distil.schedules import LinearRamp
-from lit_distil.types import TopLogits
 from tests.modules.caches import make_data, make_module, make_trainer, write_cache
 from tests.workspace import TINY, Workspace
 

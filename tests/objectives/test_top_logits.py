@@ -1,4 +1,4 @@
-"""Objectives on a teacher of which only the likeliest tokens were kept."""
+"""A teacher of which only the likeliest tokens were kept: its logits, and objectives on them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lit_distil.objectives import (
     RowTerm,
     SoftTargetLoss,
     TeacherLabelLoss,
+    TopLogits,
     VocabularyPass,
 )
 from lit_distil.objectives import vocabulary as vocabulary_module
-from lit_distil.types import Batch, EncoderOutput, Projection, TopLogits
+from lit_distil.types import Batch, EncoderOutput, Projection
 
 ROWS, MASKED, VOCABULARY, WIDTH = 13, 7, 23, 8
 OBJECTIVES: dict[str, RowObjective] = {
@@ -180,3 +181,40 @@ def test_outside_the_pass_an_objective_sees_the_same(name: str) -> None:
     loss = objective(ours, EncoderOutput(nothing, projection=top, rows=rows), batch)
     torch.testing.assert_close(loss.detach(), run([objective], student, top)[0])
     assert loss.item() > 0
+
+
+def make_logits(rows: int = 6, size: int = 11, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_likeliest_tokens_weigh_as_they_did_and_the_others_share_the_rest(k: int, temperature: float) -> None:
+    logits, student = make_logits(), make_logits(seed=1)
+    p = torch.softmax(logits / temperature, -1)
+    top = TopLogits.of(logits, k, (1.0, 2.5))
+    is_top = torch.zeros_like(p, dtype=torch.bool).scatter_(-1, p.topk(k).indices, True)
+    q = torch.softmax(student / temperature, -1).masked_fill(is_top, 0.0)
+    tail = p.masked_fill(is_top, 0.0).sum(-1, keepdim=True)
+    for others, found in (
+        (tail * ~is_top / (11 - k), top.logits(temperature)),
+        (tail * q / q.sum(-1, keepdim=True), top.logits(temperature, student=student)),
+    ):
+        torch.testing.assert_close(torch.softmax(found / temperature, -1), torch.where(is_top, p, others))
+    assert torch.equal(top.logits(temperature).argmax(-1), logits.argmax(-1))
+    few = top.logits(temperature, rows=slice(2, 4), student=student[2:4])
+    torch.testing.assert_close(few, top.logits(temperature, student=student)[2:4])
+
+
+def test_all_tokens_are_the_logits_themselves_at_any_temperature() -> None:
+    logits = make_logits()
+    top = TopLogits.of(logits, 11, (1.0,))
+    expected = logits - logits.amax(-1, keepdim=True)
+    for temperature in (1.0, 7.0):
+        assert torch.equal(top.logits(temperature), expected)
+        assert torch.equal(top.logits(temperature, student=make_logits(seed=1)), expected)
+
+
+def test_a_temperature_that_the_rest_was_not_taken_at_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"temperature 3: the mass beyond the 4 likeliest .* known at \[1.0, 2.0\]"):
+        TopLogits.of(make_logits(), 4, (1.0, 2.0)).logits(3.0)
