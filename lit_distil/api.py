@@ -194,12 +194,11 @@ def distil(
         chosen,
         validation=validation,
         text_column=text_column,
-        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
-        usual={
-            "format": "lit_distil.data.FullSentences",
-            "masking": piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7),
-            "max_length": room_for(config, chosen, wanted=128),
-            "batch_size": 32,
+        settings={
+            "format": (format, "lit_distil.data.FullSentences"),
+            "masking": (masking, piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7)),
+            "max_length": (max_length, room_for(config, chosen, wanted=128)),
+            "batch_size": (batch_size, 32),
         },
     )
     return _train(
@@ -280,12 +279,11 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         chosen,
         validation=validation,
         text_column=text_column,
-        given={"format": format, "masking": masking, "max_length": max_length, "batch_size": batch_size},
-        usual={
-            "format": "lit_distil.data.FullSentences",
-            "masking": piece("lit_distil.data.TokenMasking", rate=0.3 if weights is None else 0.15),
-            "max_length": length,
-            "batch_size": 16,
+        settings={
+            "format": (format, "lit_distil.data.FullSentences"),
+            "masking": (masking, piece("lit_distil.data.TokenMasking", rate=0.3 if weights is None else 0.15)),
+            "max_length": (max_length, length),
+            "batch_size": (batch_size, 16),
         },
     )
 
@@ -371,11 +369,10 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         chosen,
         validation=validation,
         columns={"text": text, "label": label},
-        given={"task": task, "max_length": max_length, "batch_size": batch_size},
-        usual={
-            "task": piece("lit_distil.tasks.TextClassification", text=text, label=label),
-            "max_length": room_for(config, chosen, wanted=256),
-            "batch_size": 32,
+        settings={
+            "task": (task, piece("lit_distil.tasks.TextClassification", text=text, label=label)),
+            "max_length": (max_length, room_for(config, chosen, wanted=256)),
+            "batch_size": (batch_size, 32),
         },
     )
     return _train(

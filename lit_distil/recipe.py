@@ -149,8 +149,7 @@ def text_data(
     *,
     validation: Any,
     text_column: str,
-    given: Mapping[str, Any],
-    usual: Mapping[str, Any],
+    settings: Mapping[str, tuple[Any, Any]],
 ) -> Any:
     """The data of pretraining and distillation.
 
@@ -159,19 +158,18 @@ def text_data(
         tokenizer: Name, folder or object.
         validation: Text of its own, or the share to hold out.
         text_column: Column of the text in tables and datasets.
-        given: Settings of the data module; None stands for the usual value.
-        usual: Their usual values. A small text gets a smaller batch.
+        settings: Arguments of the data module, each as what the caller gave (None if nothing) and the usual value. A
+            small text gets a smaller batch than the usual one.
     """
     if isinstance(data, TextDataModule):
-        return _with_own_settings(data, given)
-    source = _source_of(data, validation, text_column=text_column)
-    settings = {name: usual[name] if value is None else value for name, value in given.items()}
-    if given["batch_size"] is None:
+        return _with_own_settings(data, settings)
+    source, chosen = _source_of(data, validation, text_column=text_column), _chosen(settings)
+    if settings["batch_size"][0] is None:
         size = _text_bytes(source)  # at 8 bytes a token, this counts fewer sequences than there are
-        num_sequences = None if size is None else size // (8 * settings["max_length"])
-        settings["batch_size"] = _batch_size(num_sequences, usual["batch_size"])
+        num_sequences = None if size is None else size // (8 * chosen["max_length"])
+        chosen["batch_size"] = _batch_size(num_sequences, chosen["batch_size"])
     fixed = {"tokenizer": tokenizer, "source": source, "max_eval_sequences": 1000}
-    return piece("lit_distil.data.TextDataModule", **fixed, **settings)
+    return piece("lit_distil.data.TextDataModule", **fixed, **chosen)
 
 
 def row_data(
@@ -180,28 +178,30 @@ def row_data(
     *,
     validation: Any,
     columns: dict[str, str],
-    given: Mapping[str, Any],
-    usual: Mapping[str, Any],
+    settings: Mapping[str, tuple[Any, Any]],
 ) -> Any:
     """The data of fine-tuning; see `text_data`. `columns` are those of the text and of the label."""
     if isinstance(data, TextDataModule):
-        return _with_own_settings(data, given)
-    source = _source_of(data, validation, rows=True)
-    settings = {name: usual[name] if value is None else value for name, value in given.items()}
-    own_columns = {name: column for name, column in columns.items() if name != column}
-    if isinstance(given["task"], str):
-        settings["task"] = piece(given["task"], **own_columns)
-    elif given["task"] is not None and own_columns:
+        return _with_own_settings(data, settings)
+    source, chosen = _source_of(data, validation, rows=True), _chosen(settings)
+    task, own_columns = settings["task"][0], {name: column for name, column in columns.items() if name != column}
+    if isinstance(task, str):
+        chosen["task"] = piece(task, **own_columns)
+    elif task is not None and own_columns:
         raise ValueError(f"{', '.join(own_columns)}: give the columns to the task, which is an object")
-    if given["batch_size"] is None:
-        settings["batch_size"] = _batch_size(_num_rows(source), usual["batch_size"])
+    if settings["batch_size"][0] is None:
+        chosen["batch_size"] = _batch_size(_num_rows(source), chosen["batch_size"])
     share = float(validation) if isinstance(validation, float | int) else 0.1
     fixed = {"tokenizer": tokenizer, "source": source, "validation_share": share}
-    return piece("lit_distil.data.TextDataModule", **fixed, **settings)
+    return piece("lit_distil.data.TextDataModule", **fixed, **chosen)
 
 
-def _with_own_settings(data: TextDataModule, given: Mapping[str, Any]) -> TextDataModule:
-    if doubled := sorted(name for name, value in given.items() if value is not None):
+def _chosen(settings: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    return {name: usual if given is None else given for name, (given, usual) in settings.items()}
+
+
+def _with_own_settings(data: TextDataModule, settings: Mapping[str, tuple[Any, Any]]) -> TextDataModule:
+    if doubled := sorted(name for name, (given, _) in settings.items() if given is not None):
         raise ValueError(f"{', '.join(doubled)}: a TextDataModule brings its own; leave them out, or change them there")
     return data
 

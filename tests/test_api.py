@@ -408,7 +408,6 @@ def test_columns_that_a_task_would_not_see_are_refused(workspace: Workspace, tmp
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_list_of_files_is_read_and_not_taken_for_texts(kind: type, workspace: Workspace) -> None:
     names = [str(workspace.root / f"{split}.txt") for split in ("train", "test")]
-    data = text_data(
-        list(map(kind, names)), "name", validation=0, text_column="text", given={"batch_size": 2}, usual={}
-    )  # fmt: skip
+    settings = {"batch_size": (2, 32)}
+    data = text_data(list(map(kind, names)), "name", validation=0, text_column="text", settings=settings)
     assert data["init_args"]["source"] == piece("lit_distil.data.TextFiles", train=names)
