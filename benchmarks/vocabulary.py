@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from lit_distil.commands.benchmark.memory import peak_bytes
+from lit_distil.commands.benchmark.latency import peak_bytes
 from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, VocabularyPass
 from lit_distil.types import Projection
 

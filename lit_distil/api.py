@@ -443,6 +443,7 @@ def _train(
     recipe = {**recipe, "trainer": {**settings, **given}}
     if callbacks:
         recipe["trainer"]["callbacks"] = list(callbacks)
+    products = torch.get_float32_matmul_precision()
     try:
         with only_run(folder):
             if not has_objects(recipe):
@@ -453,6 +454,8 @@ def _train(
                 _train_objects(recipe, folder, overwrite=overwrite, before_training=before_training)
     except RunFinishedError as finished:
         rank_zero_info(str(finished))
+    finally:
+        torch.set_float32_matmul_precision(products)  # training sets it for the whole process
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the first rank writes the export
     return load(folder)

@@ -14,11 +14,21 @@ settings.load_profile("lit_distil")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(autouse=True)
-def exact_products() -> None:
-    """Start every test with exact fp32 products: commands default to "medium", which is bf16 on CPUs that have it."""
+def _multiply_exactly() -> None:
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin the fixtures of every test with exact fp32 products: commands leave "medium", bf16 on CPUs that have it."""
+    _multiply_exactly()
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> None:
+    """Begin every test with exact fp32 products too, whatever its fixtures ran."""
+    _multiply_exactly()
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,7 @@ def test_objects_and_configuration_train_the_same_network(
         objectives=objectives,
         masking=lit_distil.FrequencyMasking(0.15, smoothing=0.7),
     )
+    assert torch.get_float32_matmul_precision() == "highest"  # training changes it for the process, and puts it back
     assert logged(live.folder, "train/loss") == logged(finished.folder, "train/loss")
     assert all(torch.equal(one, finished.model.state_dict()[name]) for name, one in live.model.state_dict().items())
 

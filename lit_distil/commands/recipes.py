@@ -20,7 +20,8 @@ def recipes_folder() -> Path:
 def recipe_names() -> list[str]:
     """All recipes and overlays, such as `distill/distilroberta-small`."""
     folder = recipes_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    files = (path for path in folder.rglob("*.yaml") if path.stem != "papers")  # which holds published scores
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 
 def find_recipe(name: str) -> Path:
@@ -49,10 +50,10 @@ def summary(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     comment: list[str] = []
     for line in lines:
-        if not line.startswith("#"):
+        if not line.startswith("#") or line.startswith("#  "):  # the settings, or a command line in the comment
             break
         comment.append(line.lstrip("# "))
-    return re.split(r"(?<!et al)\. ", " ".join(comment))[0].rstrip(".")
+    return re.split(r"(?<!et al)\. ", " ".join(comment))[0].rstrip(".:")
 
 
 def make_parser() -> argparse.ArgumentParser:

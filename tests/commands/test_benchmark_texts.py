@@ -8,8 +8,7 @@ from transformers import AutoTokenizer
 
 from lit_distil.commands.benchmark import command, latency
 from lit_distil.commands.benchmark.command import read_pairs
-from lit_distil.commands.benchmark.latency import time_texts
-from lit_distil.commands.benchmark.memory import peak_memory_mb
+from lit_distil.commands.benchmark.latency import peak_memory_mb, time_texts
 from lit_distil.data import TableFiles
 from tests.commands.examples import finished_run, make_tokenizer
 

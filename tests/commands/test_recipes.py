@@ -17,6 +17,7 @@ def test_every_recipe_is_listed_with_one_line_that_says_what_it_is(capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     folder = REPOSITORY / "configs"
     files = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    files.remove("finetune/glue/papers")  # published scores, not a recipe
     assert [line.split()[0] for line in lines] == files == recipe_names()
     assert all(len(line.split()) > 4 for line in lines)
 

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from lit_distil.commands.benchmark.memory import peak_bytes
+from lit_distil.commands.benchmark.latency import peak_bytes
 from lit_distil.objectives import MaskedLMLoss, RowTerm, SoftTargetLoss, VocabularyPass
 from lit_distil.types import Projection
 from tests.workspace import REPOSITORY, environment

@@ -17,9 +17,9 @@ from lit_distil.commands.benchmark.latency import (
     describe_hardware,
     hardware_lines,
     measure_networks,
+    peak_memory_mb,
     time_texts,
 )
-from lit_distil.commands.benchmark.memory import peak_memory_mb
 from lit_distil.commands.pages import Section, to_markdown, write_pages
 from lit_distil.console import Table, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles

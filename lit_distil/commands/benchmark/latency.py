@@ -1,4 +1,4 @@
-"""Parameters, size, latency and throughput of exported networks and ONNX files.
+"""Parameters, size, latency, throughput and peak memory of exported networks and ONNX files.
 
 A network is timed on its own, in blocks of calls after a warm-up, so that the others do not push its weights out of the
 caches. The networks take turns with their blocks, so that whatever slows the machine down affects all of them.
@@ -6,9 +6,12 @@ caches. The networks take turns with their blocks, so that whatever slows the ma
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -369,3 +372,47 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = "cpu") -> float:
+    """Peak memory, in 10^6 bytes, that loading a network and running one batch adds to a process of its own.
+
+    On a CPU this is resident memory, including the pages of the file; on CUDA what torch allocated on the device.
+
+    Raises:
+        ValueError: The process failed; the message has the last line that it printed.
+    """
+    settings = {"network": network, "length": length, "batch_size": batch_size, "device": device}
+    command = [sys.executable, "-m", "lit_distil.commands.benchmark.latency", json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ValueError(f"memory: measuring {network!r} failed ({said[-1]}); leave it out: --memory false")
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _measure(network: str, length: int, batch_size: int, device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    before = peak_bytes()
+    opened = open_timed(network, length=length, device=device)
+    with torch.inference_mode():
+        opened.whole(**make_inputs([opened], length, batch_size, device))
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return (peak_bytes() - before) / 1e6
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would include the parent, which this process was forked from
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
+        return 1024 * int(lines["VmHWM"].split()[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(**json.loads(sys.argv[1]))))
