@@ -158,6 +158,7 @@ def distil(
         format: How documents become sequences; by default full sentences fill them.
         masking: Which tokens are masked; by default 15 %, rare tokens more often, anew in every epoch.
         max_steps: Optimizer steps; by default three passes over the text, but at least 500 and at most 100,000 steps.
+            Fewer than 100 are a trial, which validates twice, and on few sequences; a longer run validates ten times.
         max_length: Tokens of a sequence; by default 128, or what the teacher has positions for.
         batch_size: Sequences of an optimizer step; by default 32, or fewer if the text is small.
         lr: Peak of the learning rate; by default 2e-4 for a teacher of width 768, and in inverse proportion to the
@@ -412,6 +413,7 @@ def _train(
     _check_kind("trainer", trainer, Mapping | None, 'a dictionary such as {"devices": 2}')
     _check_kind("callbacks", callbacks, Sequence, "a list of callbacks")
     _check_kind("overrides", overrides, Sequence, 'a list such as ["--model.freeze_positions=true"]')
+    _check_kind("seed", recipe["seed_everything"], int, "a whole number")
     if not str(out):
         raise ValueError("out: give the run's folder")
     folder, given = Path(out), {**(trainer or {}), **_length_options(overrides)}
@@ -439,7 +441,7 @@ def _train(
         if steps["max_steps"] < _SHORT and isinstance(recipe["data"], dict):
             sizes = recipe["data"]["init_args"]
             sizes["max_eval_sequences"] = min(1000, max(100, steps["max_steps"] * sizes["batch_size"] // 4))
-    refuse_classes(recipe)
+    refuse_classes({**recipe, "callbacks": callbacks})
     recipe = {**recipe, "trainer": {**settings, **given}}
     if callbacks:
         recipe["trainer"]["callbacks"] = list(callbacks)

@@ -391,6 +391,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "override": ({**A, "overrides": ["--data.source.share=0.2"]}, "'--data.source.share=0.2' cannot be set"),
     "overrides": ({**A, "overrides": "--trainer.max_steps=1"}, "overrides: expected a list such as .*, got str"),
     "callbacks": ({**A, "callbacks": lit_distil.StopOnSignal()}, "expected a list of callbacks, got StopOnSignal"),
+    "class of a callback": ({**A, "callbacks": [lit_distil.StopOnSignal]}, "callbacks: expected an object, got the cl"),
+    "seed": ({**A, "seed": "a"}, "seed: expected a whole number, got str"),
     "callback": ({**A, "callbacks": [3]}, "expected callbacks, got int"),
     "trainer": ({**A, "trainer": {"max_stepz": 3}}, "no argument 'max_stepz'; did you mean 'max_steps'"),
     "folder": ({**A, "trainer": {"default_root_dir": "x"}}, "give the run's folder as `out`"),
