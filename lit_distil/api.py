@@ -10,7 +10,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from lit_distil.recipe import (
     override,
     piece,
     pretrained,
+    refuse_classes,
     room_for,
     row_data,
     small_modernbert,
@@ -51,6 +55,8 @@ from lit_distil.tasks import Task
 
 Piece = Any
 """An object, a class path, or `{class_path: ..., init_args: ...}`."""
+
+_SHORT = 100  # steps; a run of fewer is a trial, which must not spend its time on validation
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ def distil(
         format: How documents become sequences; by default full sentences fill them.
         masking: Which tokens are masked; by default 15 %, rare tokens more often, anew in every epoch.
         max_steps: Optimizer steps; by default three passes over the text, but at least 500 and at most 100,000 steps.
+            Fewer than 100 are a trial, which validates twice, and on few sequences; a longer run validates ten times.
         max_length: Tokens of a sequence; by default 128, or what the teacher has positions for.
         batch_size: Sequences of an optimizer step; by default 32, or fewer if the text is small.
         lr: Peak of the learning rate; by default 2e-4 for a teacher of width 768, and in inverse proportion to the
@@ -168,6 +175,7 @@ def distil(
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
+    _check_sizes(out, max_steps=max_steps, max_length=max_length, batch_size=batch_size, lr=lr, warmup=warmup)
     if isinstance(teacher, Mapping):
         if not teacher:
             raise ValueError("teacher: the dictionary of teachers is empty")
@@ -259,6 +267,7 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
+    _check_sizes(out, max_steps=max_steps, max_length=max_length, batch_size=batch_size, lr=lr, warmup=warmup)
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
     is_new = tokenizer is None and weights is None and not isinstance(data, TextDataModule)
     chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer, data)
@@ -355,6 +364,7 @@ def finetune(  # noqa: D417  the other arguments are described in distil
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
+    _check_sizes(out, max_steps=max_steps, max_length=max_length, batch_size=batch_size, lr=lr, warmup=warmup)
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
     config, chosen = config_of(weights), tokenizer_beside(weights, tokenizer, data)
     lr = learning_rate(config, at_width_768=3e-5, power=2) if lr is None else lr
@@ -403,16 +413,16 @@ def _train(
     _check_kind("trainer", trainer, Mapping | None, 'a dictionary such as {"devices": 2}')
     _check_kind("callbacks", callbacks, Sequence, "a list of callbacks")
     _check_kind("overrides", overrides, Sequence, 'a list such as ["--model.freeze_positions=true"]')
+    _check_kind("seed", recipe["seed_everything"], int, "a whole number")
     if not str(out):
         raise ValueError("out: give the run's folder")
-    folder, given = Path(out), dict(trainer or {})
+    folder, given = Path(out), {**(trainer or {}), **_length_options(overrides)}
     if "default_root_dir" in given or any(one.startswith("--trainer.default_root_dir") for one in overrides):
         raise ValueError("trainer.default_root_dir: give the run's folder as `out`")
-    steps |= {name: given[name] for name in ("max_steps", "max_epochs") if name in given}
+    steps |= {name: given[name] for name in ("max_steps", "max_epochs") if given.get(name) is not None}
     if steps.get("max_steps") == -1 and "max_epochs" in given:
         del steps["max_steps"]
-    if steps.get("max_steps", 1) < 1:
-        raise ValueError(f"max_steps must be at least 1, got {steps['max_steps']}")
+    _check_whole(**steps)
     settings: Recipe = {
         "default_root_dir": str(folder),
         **steps,
@@ -423,9 +433,15 @@ def _train(
         "log_every_n_steps": max(1, min(10, steps.get("max_steps", 100) // 10)),
         "num_sanity_val_steps": 0,
     }
-    if "max_steps" in steps:  # ten validations, whatever the length of an epoch
+    if "max_steps" in steps and steps.get("max_epochs", -1) == -1:  # validate by steps, whatever an epoch's length
+        num_validations = 10 if steps["max_steps"] >= _SHORT else 2
         batches = steps["max_steps"] * int(given.get("accumulate_grad_batches", 1))
-        settings |= {"max_epochs": -1, "val_check_interval": max(1, batches // 10), "check_val_every_n_epoch": None}
+        interval = max(1, batches // num_validations)
+        settings |= {"max_epochs": -1, "val_check_interval": interval, "check_val_every_n_epoch": None}
+        if steps["max_steps"] < _SHORT and isinstance(recipe["data"], dict):
+            sizes = recipe["data"]["init_args"]
+            sizes["max_eval_sequences"] = min(1000, max(100, steps["max_steps"] * sizes["batch_size"] // 4))
+    refuse_classes({**recipe, "callbacks": callbacks})
     recipe = {**recipe, "trainer": {**settings, **given}}
     if callbacks:
         recipe["trainer"]["callbacks"] = list(callbacks)
@@ -445,6 +461,34 @@ def _train(
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the first rank writes the export
     return load(folder)
+
+
+def _length_options(overrides: Sequence[str]) -> dict[str, int]:
+    """The options among the overrides that say how long to train; the parser names their mistakes."""
+    found = {}
+    for option, following in pairwise([*overrides, ""]):
+        name, is_whole, value = option.removeprefix("--trainer.").partition("=")
+        if name in ("max_steps", "max_epochs", "accumulate_grad_batches") and option.startswith("--"):
+            with suppress(ValueError):
+                found[name] = int(value if is_whole else following)
+    return found
+
+
+def _check_sizes(out: Any, *, lr: Any, warmup: Any, **sizes: Any) -> None:
+    if not isinstance(out, str | Path):
+        raise ValueError(f"out: expected the path of the run's folder, got {out!r}")
+    for name, value in {"lr": lr, "warmup": warmup}.items():
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+            raise ValueError(f"{name}: expected a number such as 0.001, got {value!r}")
+    _check_whole(**sizes)
+
+
+def _check_whole(**values: Any) -> None:
+    for name, value in values.items():
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+            raise ValueError(f"{name}: expected a whole number such as 100, got {value!r}")
+        if value is not None and value < 1 and (name, value) != ("max_epochs", -1):
+            raise ValueError(f"{name} must be 1 or more, got {value}")
 
 
 def _check_kind(name: str, value: Any, kind: Any, expected: str) -> None:

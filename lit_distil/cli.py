@@ -153,8 +153,7 @@ def call_parser(command: str) -> Any:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            options = sorted(option for option in self._option_string_actions if option.startswith("--"))
-            raise ValueError(f"{message}; {command} takes {', '.join(options)}, and every option of fit")
+            raise ValueError(message.removeprefix("argument "))
 
     parser = Parser(
         prog=f"lit-distil {command}",
@@ -195,11 +194,33 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _call(command: str, arguments: list[str]) -> None:
     own, overrides = split_overrides(arguments)
-    settings = vars(call_parser(command).parse_args(own))
+    parser = call_parser(command)
+    options = sorted(name for name in parser._option_string_actions if name.startswith("--"))
+    _check_options(own, options)
+    settings = vars(parser.parse_args(own))
     with suppress(ValueError):  # otherwise it names a file
         settings["validation"] = float(settings["validation"])
-    run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
+    try:
+        run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
+    except ValueError as error:
+        option = "--" + (_message(error) or "")
+        if option.split(" ")[0].rstrip(":") not in options:
+            raise
+        raise ValueError(option) from error  # the message begins with an argument, which is an option here
     importlib.import_module("lightning.pytorch.utilities").rank_zero_only(_print_result)(run)
+
+
+def _check_options(arguments: list[str], options: list[str]) -> None:
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in options:
+            import difflib
+
+            near = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), options, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"no option {name}{hint} (there are {', '.join(options)}, and of fit --model.*, --data.*, --trainer.*)"
+            )
 
 
 def _print_result(run: Any) -> None:
@@ -250,7 +271,9 @@ def _message(error: BaseException) -> str | None:
     while reason is not None:
         frames = traceback.extract_tb(reason.__traceback__)
         is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        if is_ours and isinstance(reason, ValueError | OSError):
+        # a TypeError is a mistake of the user's only where a check raises it
+        is_check = isinstance(reason, TypeError) and bool(frames) and str(frames[-1].line).startswith("raise ")
+        if is_ours and (is_check or isinstance(reason, ValueError | OSError)):
             return str(reason)
         reason = reason.__cause__
     return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -158,7 +159,7 @@ def broken_file(arguments: list[str]) -> str | None:
     """What is wrong with the first configuration file that is not YAML; the parser does not name it."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
     for flag, name in pairwise(words):
-        if flag in ("--config", "-c") and Path(name).is_file():
+        if flag in ("--config", "-c") and os.path.isfile(name):  # False for a whole configuration, which is too long
             try:
                 yaml.safe_load(Path(name).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:

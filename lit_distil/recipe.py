@@ -251,13 +251,18 @@ def _is_source(data: Any) -> bool:
 def _source_of(data: Any, validation: Any, *, rows: bool = False, **columns: str) -> Any:
     """The source of documents or rows; a share of the documents is held out if they have no validation split."""
     is_share = isinstance(validation, float | int)
+    if is_share and not 0 <= validation <= (1 if rows else 0.5):
+        raise ValueError(f"validation must be a file or a share up to {1 if rows else 0.5}, got {validation}")
     splits = _splits_of(data, None if is_share else validation)
     if not splits:
         return data
     source: Any = _files(splits, rows=rows, **columns) if _are_paths(splits) else InMemory(**splits, **columns)
     if rows or "validation" in splits or not validation:
         return source
-    rank_zero_info(f"validation: {validation:.0%} of the documents are held out; give validation=... for your own")
+    rank_zero_info(
+        f"validation: {validation:.0%} of the documents are held out; "
+        "give validation=... (--validation FILE) for your own"
+    )
     if isinstance(source, DocumentSource):
         return HeldOut(source, share=validation)
     return piece("lit_distil.data.HeldOut", source=source, share=validation)
@@ -351,6 +356,22 @@ def _objects(value: Any) -> list[Any]:
     if isinstance(value, Mapping | list | tuple):
         return [found for one in (value.values() if isinstance(value, Mapping) else value) for found in _objects(one)]
     return [] if value is None or isinstance(value, str | int | float | bool) else [value]
+
+
+def refuse_classes(value: Any, name: str = "") -> None:
+    """Refuse a class in the place of an object, by the name of the argument; an optimizer may be a class.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if isinstance(value, type) and name != "optimizer":
+        raise ValueError(f"{name}: expected an object, got the class {value.__name__}; give {value.__name__}(...)")
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            refuse_classes(one, f"{name}.{key}" if name in ("objectives", "teacher") else str(key))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            refuse_classes(one, name)
 
 
 def has_objects(value: Any) -> bool:

@@ -17,6 +17,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> s
 
     Raises:
         RunFinishedError: The same call has finished.
-        ValueError: It is a file, or a folder that holds another run or files that no run wrote.
+        ValueError: It is a file, cannot be made, or holds another run or files that no run wrote.
     """
     if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise ValueError(f"out: {file} is a file; give another folder")
@@ -88,6 +89,7 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> s
         if foreign:
             ways_out = "give another folder" if overwrite else ways_out
             raise ValueError(f"out: {folder} is not empty and holds no run ({', '.join(foreign[:5])}); {ways_out}")
+        _check_writable(folder)
         return None
     if overwrite:
         _remove(folder / name for name in RUN_FILES if name in names)
@@ -107,6 +109,17 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> s
         return None
     rank_zero_info(f"{folder}: continuing this run from its last checkpoint")
     return str(last)
+
+
+def _check_writable(folder: Path) -> None:
+    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
+    try:
+        with TemporaryDirectory(dir=parent, prefix=".lit-distil-"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"out: {folder} cannot be made or written to ({error.strerror}); give another folder"
+        ) from error
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
@@ -190,7 +203,7 @@ class RunSummary(ModelSummary):
         rank_zero_info(f"\n{table}\n{total}")
 
 
-def complete_trainer(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+def complete_trainer(command: str, settings: dict[str, Any], *, is_call: bool = False) -> dict[str, Any]:
     """The Trainer's arguments with the loggers, callbacks and checkpoint files that every run has.
 
     Whatever the settings bring themselves is kept: a progress bar, a ModelCheckpoint, loggers, ...
@@ -198,6 +211,7 @@ def complete_trainer(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         command: `fit`, `validate`, `test` or `predict`.
         settings: Arguments of `lightning.pytorch.Trainer`, `default_root_dir` among them.
+        is_call: Whether the run is one of `lit_distil.api`, which the same call continues.
     """
 
     def listed(name: str) -> list[Any]:
@@ -219,6 +233,9 @@ def complete_trainer(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     for kind, default, is_wanted in wanted:
         if is_wanted and not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(default())
+    for callback in callbacks:
+        if is_call and isinstance(callback, StopOnSignal):
+            callback.how_to_continue = "run the same command again to continue (in Python: call it again)"
     completed = {**settings, "plugins": plugins, "callbacks": callbacks}
     if not settings.get("fast_dev_run"):
         completed["logger"] = _loggers(command, settings.get("logger"), folder)
@@ -334,7 +351,8 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete the Trainer as for every run."""
         settings = self._get(self.config_init, "trainer", default={})
-        for name, value in complete_trainer(str(self.subcommand), {**settings}).items():
+        is_call = self.overwrite is not None
+        for name, value in complete_trainer(str(self.subcommand), {**settings}, is_call=is_call).items():
             settings[name] = value
         return super().instantiate_trainer(**kwargs)
 
@@ -414,7 +432,7 @@ def fit_objects(
     names = inspect.signature(Trainer.__init__).parameters
     if unknown := next((name for name in settings if name not in names), None):
         raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
-    trainer = Trainer(**complete_trainer("fit", {"use_distributed_sampler": False, **settings}))
+    trainer = Trainer(**complete_trainer("fit", {"use_distributed_sampler": False, **settings}, is_call=True))
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         text = "# Made by a call from Python. What stands in <...> was an object, so `fit` cannot read this file.\n"

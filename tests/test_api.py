@@ -229,14 +229,21 @@ class Interrupting(ExportCallback):
 
 @pytest.mark.parametrize("kind", ["paths", "objects"])
 def test_the_same_call_continues_an_interrupted_run_to_the_same_weights(
-    kind: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
     data: Any = str(workspace.root / "train.txt") if kind == "paths" else texts_of(workspace)
     whole = distil(workspace, data, tmp_path / "whole", max_steps=4)
     with monkeypatch.context() as patched:
         patched.setattr("lit_distil.run.ExportCallback", Interrupting)
         with pytest.raises(SystemExit):
             distil(workspace, data, tmp_path / "run", max_steps=4)
+    assert "run the same command again to continue (in Python: call it again)" in caplog.text
+    assert "--ckpt_path" not in caplog.text and "(--validation FILE) for your own" in caplog.text
     opened = lit_distil.load(tmp_path / "run")  # an interrupted run gives its last checkpoint
     assert opened.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
     assert not (tmp_path / "run" / "export").exists() and len(logged(tmp_path / "run", "train/loss")) < 4
@@ -365,7 +372,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "loader": ({"data": torch.utils.data.DataLoader(["a"])}, "got DataLoader"),
     "class": ({**A, "student": "lit_distil.models.EvryOther"}, "EvryOther"),
     "argument": ({**A, "student": piece("lit_distil.models.FirstLayers", layers=1)}, "'layers'"),
-    "class, no object": ({**A, "student": lit_distil.EveryOther}, "student: expected StudentInitialisation or"),
+    "class, no object": (
+        {**A, "student": lit_distil.EveryOther},
+        "student: expected an object, got the class EveryOther",
+    ),
+    "class of a loss": (
+        {**A, "objectives": {"soft": lit_distil.SoftTargetLoss}},
+        r"objectives.soft: expected an object, got the class SoftTargetLoss; give SoftTargetLoss\(",
+    ),
     "kind of object": ({**A, "masking": lit_distil.EveryOther()}, "masking: expected MaskingStrategy, got <lit_distil"),
     "optimizer": ({**A, "optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer: give a function that makes it"),
     "loss of torch": (
@@ -377,11 +391,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "override": ({**A, "overrides": ["--data.source.share=0.2"]}, "'--data.source.share=0.2' cannot be set"),
     "overrides": ({**A, "overrides": "--trainer.max_steps=1"}, "overrides: expected a list such as .*, got str"),
     "callbacks": ({**A, "callbacks": lit_distil.StopOnSignal()}, "expected a list of callbacks, got StopOnSignal"),
+    "class of a callback": ({**A, "callbacks": [lit_distil.StopOnSignal]}, "callbacks: expected an object, got the cl"),
+    "seed": ({**A, "seed": "a"}, "seed: expected a whole number, got str"),
     "callback": ({**A, "callbacks": [3]}, "expected callbacks, got int"),
     "trainer": ({**A, "trainer": {"max_stepz": 3}}, "no argument 'max_stepz'; did you mean 'max_steps'"),
     "folder": ({**A, "trainer": {"default_root_dir": "x"}}, "give the run's folder as `out`"),
     "learning rate": ({**A, "lr": -1.0}, "lr must be 0 or more, got -1.0"),
-    "steps": ({**A, "max_steps": -1}, "max_steps must be at least 1, got -1"),
+    "steps": ({**A, "max_steps": -1}, "max_steps must be 1 or more, got -1"),
+    "steps as text": ({**A, "max_steps": "2"}, "max_steps: expected a whole number such as 100, got '2'"),
+    "steps of the trainer": ({**A, "trainer": {"max_steps": 0}}, "max_steps must be 1 or more, got 0"),
+    "batch": ({**A, "batch_size": 0}, "batch_size must be 1 or more, got 0"),
+    "length": ({**A, "max_length": 0}, "max_length must be 1 or more, got 0"),
+    "rate as text": ({**A, "lr": "1e-3"}, "lr: expected a number such as 0.001, got '1e-3'"),
+    "folder as a number": ({**A, "out": 3}, "out: expected the path of the run's folder, got 3"),
+    "share": ({**A, "validation": 1.5}, "validation must be a file or a share up to 0.5, got 1.5"),
     "name": ({**A, "teacher": "nobody/nothing"}, "'nobody/nothing' is neither a folder"),
     "network": ({**A, "teacher": 3}, "a name on the Hub, a folder or a model, got int"),
     "no teachers": ({**A, "teacher": {}}, "dictionary of teachers is empty"),
@@ -394,8 +417,46 @@ def test_a_mistake_is_named_before_anything_is_written(name: str, workspace: Wor
     changes, message = MISTAKES[name]
     settings = {name: value for name, value in changes.items() if name != "data"}
     with pytest.raises(ValueError, match=message):
-        distil(workspace, changes["data"], tmp_path / "run", **settings)
+        distil(workspace, changes["data"], settings.pop("out", tmp_path / "run"), **settings)
     assert not (tmp_path / "run").exists()
+
+
+TRIAL = {"max_steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "interval", "num_sequences"),
+    [
+        (TRIAL, 5, 100),
+        ({"max_steps": 1}, 1, 100),
+        ({"max_steps": 90, "batch_size": 32}, 45, 720),
+        ({"max_steps": 500}, 50, 1000),
+        ({"trainer": {"max_steps": 4}}, 2, 100),
+        ({"overrides": ["--trainer.max_steps", "4"]}, 2, 100),
+        ({**TRIAL, "overrides": ["--trainer.max_steps=4", "--trainer.accumulate_grad_batches=2"]}, 4, 100),
+        ({"trainer": {"max_epochs": 1}}, None, 1000),  # after the epoch
+    ],
+)
+def test_a_trial_validates_twice_on_little_and_a_long_run_ten_times(
+    changes: dict[str, Any],
+    interval: int | None,
+    num_sequences: int,
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipes: list[dict[str, Any]] = []
+
+    def record(arguments: list[str], **settings: Any) -> None:
+        recipes.append(json.loads(arguments[2]))
+
+    monkeypatch.setattr("lit_distil.api.run", record)
+    monkeypatch.setattr("lit_distil.api.load", lambda folder: None)
+    text = str(workspace.root / "train.txt")
+    lit_distil.distil(workspace.teacher, text, out=tmp_path / "run", **{"batch_size": 8, **changes})
+    (recipe,) = recipes
+    assert recipe["trainer"].get("val_check_interval") == interval
+    assert recipe["data"]["init_args"]["max_eval_sequences"] == num_sequences
 
 
 def test_columns_that_a_task_would_not_see_are_refused(workspace: Workspace, tmp_path: Path) -> None:

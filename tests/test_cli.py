@@ -154,6 +154,26 @@ def test_an_error_that_nobody_put_into_words_keeps_its_traceback(monkeypatch: py
     monkeypatch.setattr(training, "run", lambda arguments: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         cli.main(["fit"])
+    monkeypatch.setattr(training, "run", lambda arguments: cli._check_options(3, []))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        cli.main(["fit"])
+
+
+def test_a_type_error_is_told_in_one_line_where_a_check_of_the_package_raises_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lit_distil import run as training
+    from lit_distil.data import MaskingStrategy
+
+    class BadMask(MaskingStrategy):
+        def select(self, *args: Any) -> Any:
+            return 3
+
+    nothing: Any = None
+    monkeypatch.setattr(training, "run", lambda arguments: BadMask().write(nothing, nothing, nothing))
+    with pytest.raises(SystemExit):
+        cli.main(["fit"])
+    assert capsys.readouterr().err == "lit-distil: error: BadMask.select must return a Selection, got int\n"
 
 
 def test_traceback_is_shown_on_request(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

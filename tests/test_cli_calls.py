@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,23 +98,45 @@ def test_help_of_a_call_describes_every_option_and_has_examples(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["teacher", "corpus.txt"], "the following arguments are required: --out"),
-        (
-            ["teacher", "corpus.txt", "--out", "x", "--max_step", "3"],
-            "arguments: --max_step 3; distil takes",
-        ),
-        (["teacher", "corpus.txt", "--out", "x", "--max_steps", "few"], "--max_steps: invalid int value: 'few'"),
-        (["teacher", "corpus.txt", "more.txt", "--out", "x"], "arguments: more.txt; distil takes"),
+        ([], "the following arguments are required: --out"),
+        (["--out", "x", "--max_step", "3"], "no option --max_step; did you mean --max_steps? (there are --batch_size,"),
+        (["--out", "x", "--max-steps=3"], "no option --max-steps; did you mean --max_steps? (there are --batch_size,"),
+        (["--out", "x", "--xyz"], "no option --xyz (there are --batch_size,"),
+        (["--out", "x", "--max_steps", "few"], "--max_steps: invalid int value: 'few'"),
+        (["--out", "x", "--max_steps", "-3"], "error: --max_steps must be 1 or more, got -3"),
+        (["more.txt", "--out", "x"], "arguments: more.txt"),
     ],
 )
-def test_a_wrong_option_is_refused_in_one_line_with_those_that_there_are(
+def test_a_wrong_option_is_refused_in_one_line_and_an_unknown_one_with_those_that_there_are(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["distil", *arguments])
+        cli.main(["distil", "teacher", "corpus.txt", *arguments])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and len(error.splitlines()) == 1
-    assert message in error and "--batch_size" in error
+    assert message in error and ("--batch_size" in error) == ("no option" in error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--masking", "WholeWordMaskng"], "data.masking: .*WholeWordMaskng"),
+        (["--masking", "lit_distil.data.WholeWordMaskng"], "data.masking: .*did you mean 'WholeWordMasking'"),
+        (
+            ["--masking", "lit_distil.data.WholeWordMasking", "--data.masking.rat", "0.3"],
+            "WholeWordMasking has no argument 'rat'; did you mean 'rate'",
+        ),
+    ],
+)
+def test_a_wrong_class_or_argument_of_a_piece_is_named_in_one_line(
+    arguments: list[str], message: str, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = str(workspace.root / "train.txt")
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", text, "--out", str(tmp_path / "run"), "--max_steps", "2", *arguments])
+    error = capsys.readouterr().err
+    told = error[error.index("lit-distil: error:") :]
+    assert re.search(message, told) and len(told.splitlines()) == 1
 
 
 def test_options_of_fit_are_told_from_arguments_wherever_they_stand() -> None:

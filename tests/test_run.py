@@ -81,6 +81,15 @@ def test_a_file_in_the_place_of_the_folder_is_named(below: str, tmp_path: Path) 
         settle_folder(tmp_path / "notes" / below, CONFIG, overwrite=True)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("lit_distil.run.TemporaryDirectory", refuse)
+    with pytest.raises(ValueError, match=r"out: .*new/run cannot be made or written to \(Permission denied\); give"):
+        settle_folder(tmp_path / "new" / "run", CONFIG, overwrite=False)
+
+
 def test_two_processes_never_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_DISTIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

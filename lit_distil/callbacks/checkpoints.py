@@ -49,7 +49,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
             raise OSError(
                 f"{target}: the checkpoint could not be written ({error}); the one before is untouched. Free space "
-                "or give another folder (trainer.default_root_dir), and continue with --ckpt_path last"
+                "and run the same command again; with `fit`, add --ckpt_path last, and another folder may be given "
+                "(trainer.default_root_dir)"
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -29,7 +29,12 @@ class StopOnSignal(Callback):
     of them stop after the same step, whichever of them got the signal; with several ranks that is one step later. A
     validation that is due or running is finished before the exit, because the resumed run will not repeat it. A second
     Ctrl-C stops at once. Under SLURM with requeueing, Lightning handles the signals.
+
+    Attributes:
+        how_to_continue: What the message of a stopped run says.
     """
+
+    how_to_continue = "continue with --ckpt_path last"
 
     def __init__(self) -> None:
         self._received = 0
@@ -88,5 +93,5 @@ class StopOnSignal(Callback):
         if found:
             path = Path(str(found[0].dirpath), LAST)
             trainer.save_checkpoint(path)
-            result = f"saved {path}; continue with --ckpt_path last"
+            result = f"saved {path}; {self.how_to_continue}"
         rank_zero_info(f"stopped by {signal.Signals(self._saved_for).name} after step {trainer.global_step}: {result}")

@@ -62,6 +62,19 @@ def test_one_pass_gives_what_the_terms_give_one_by_one() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_loss_that_returns_no_sum_is_named() -> None:
+    class PerToken(Objective):
+        counts = "tokens"
+
+        def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+            return student.last_hidden_state.square().mean(-1)
+
+    batch = make_batch()
+    message = r"objectives.own: PerToken.forward must return a sum \(a scalar\), got a tensor of shape \[\d+"
+    with pytest.raises(ValueError, match=message):
+        LossTerms({"own": PerToken()}).total(make_output(1), {}, batch, dict(batch.counts))
+
+
 def test_an_objective_that_does_more_than_rows_is_called_itself() -> None:
     class Penalised(SoftTargetLoss):
         def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
