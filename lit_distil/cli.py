@@ -28,7 +28,7 @@ OTHER_COMMANDS = {
     "prepare": "turn a source of text into shards of tokens, once for many runs",
     "inspect": "show batches of a configuration: tokens, masks, segments, labels; in the terminal and as a page",
     "student": "make a student out of its teacher, and say where each of its tensors came from",
-    "cache": "run a teacher once over the data, and keep its likeliest tokens for distillation without it",
+    "cache": "run a teacher once over the data, and keep its most likely tokens for distillation without it",
     "export": "turn a checkpoint into a folder that plain transformers loads",
     "fill-mask": "what masked language models put in the place of [MASK], side by side",
     "score": "sentences or minimal pairs (BLiMP) by pseudo-log-likelihood, side by side",

@@ -417,7 +417,7 @@ def _build_objects(value: Any) -> Any:
 
 
 def described(value: Any) -> Any:
-    """A recipe in plain values: what was an object is told by its class and its settings or content."""
+    """A recipe in plain values: objects become their class and their settings or content."""
     if isinstance(value, Mapping):
         return {str(name): described(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -159,7 +159,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.kth_value = torch.tensor(-torch.inf)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """Save the best; afterwards `last.ckpt` is written even if this checkpoint is none of the best."""
+        """Save the best; afterwards `last.ckpt` is written even if this checkpoint is not one of the best."""
         is_known = self.monitor is None or self.monitor in monitor_candidates
         if is_known or not self._may_follow_task:  # a run may end before its first validation
             super()._save_topk_checkpoint(trainer, monitor_candidates)

@@ -73,7 +73,7 @@ class PredictionWriter(BasePredictionWriter):
 
     For a task, each line is what `Task.readable` makes of a row: its texts, the prediction with its probabilities, and
     the true label if the row has one. The files that `Task.files` returns are written beside it. Without a task, each
-    line is a masked token with the likeliest tokens.
+    line is a masked token with the most likely tokens.
 
     Args:
         file: Where to write; None takes `predictions.jsonl` in the run's folder.

@@ -274,7 +274,7 @@ def cache(
     matmul_precision: str = "medium",
     ckpt_path: str | None = None,
 ) -> None:
-    """Run the teacher of a distillation once over its data, and keep its likeliest tokens and the mass of the others.
+    """Run the teacher of a distillation once over its data, and keep its most likely tokens and the mass of the others.
 
     Give the configuration of the distillation itself (--config). Then train with --model.teacher_cache FOLDER, and no
     teacher runs. Masks must be static (data.masking.init_args.patterns). The objectives must be SoftTargetLoss,

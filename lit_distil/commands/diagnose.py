@@ -205,7 +205,7 @@ def _rows(row: Mapping[str, Any]) -> Iterable[Prediction]:
         raise ValueError(f"{place}: no 'label'; write the predictions again")
     for field in ("gold", "label"):
         if str(row[field]) not in probabilities:
-            raise ValueError(f"{place}: {field} {row[field]!r} is none of the classes {list(probabilities)}")
+            raise ValueError(f"{place}: {field} {row[field]!r} is not one of the classes {list(probabilities)}")
     total = sum(probabilities.values())
     if not math.isclose(total, 1.0, abs_tol=1e-2) or min(probabilities.values()) < 0:
         raise ValueError(f"{place}: probabilities must not be negative and add up to 1, got a sum of {total:g}")

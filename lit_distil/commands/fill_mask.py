@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Filling:
-    """The likeliest tokens at one mask, with `##` before one that continues a word, and their probabilities."""
+    """The most likely tokens at one mask, with `##` before one that continues a word, and their probabilities."""
 
     tokens: list[str]
     probabilities: list[float]
@@ -73,7 +73,7 @@ class Filling:
 
 @torch.inference_mode()
 def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: int = 5) -> list[list[Filling]]:
-    """Predict the likeliest tokens at every mask of every text; the masks of a text see each other as masks.
+    """Predict the most likely tokens at every mask of every text; the masks of a text see each other as masks.
 
     Args:
         model: The model that predicts.
@@ -106,17 +106,17 @@ def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: i
         positions = (batch.input_ids[0] == mask_id).nonzero()[:, 0]
         logits: Any = model.network(batch, rows=positions).logits
         # the embedding may have more rows than the tokenizer has entries
-        likeliest = torch.softmax(logits[:, :vocabulary].float(), -1).topk(top)
+        best = torch.softmax(logits[:, :vocabulary].float(), -1).topk(top)
         sequence = torch.searchsorted(batch.cu_seq_lens.long(), positions, right=True) - 1
         fillings: list[list[Filling]] = [[] for _ in batch.lengths]
         for number, position in enumerate(positions.tolist()):
             continues_word = position > 0 and int(batch.input_ids[0, position - 1]) not in starters
             tokens = []
-            for token in likeliest.indices[number].tolist():
+            for token in best.indices[number].tolist():
                 text, has_space_before = texts_of(token)
                 # WordPiece marks parts of words; elsewhere, a token without a space before it may be punctuation
                 is_part = not has_space_before and (not texts_of.marks_spaces or (continues_word and text.isalnum()))
                 tokens.append(f"##{text}" if is_part else text)
-            fillings[int(sequence[number])].append(Filling(tokens, likeliest.values[number].tolist()))
+            fillings[int(sequence[number])].append(Filling(tokens, best.values[number].tolist()))
         results += fillings
     return results

@@ -269,7 +269,7 @@ class LanguageModelModule(EncoderModule):
             meters.add("next_sentence_accuracy", correct, batch.num_sequences)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """The five likeliest tokens at each masked position, in their order: ids and probabilities."""
+        """The five most likely tokens at each masked position, most likely first: ids and probabilities."""
         assert self.network is not None
         if batch.masked_positions is None or batch.masked_labels is None:
             raise ValueError("data.masking: predicting masked tokens needs a masking strategy")

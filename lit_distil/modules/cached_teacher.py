@@ -1,4 +1,4 @@
-"""A teacher that ran before: its likeliest tokens and the mass of the others, read from a folder.
+"""A teacher that ran before: its most likely tokens and the mass of the others, read from a folder.
 
 A folder has a `manifest.json` and a folder for each split. There the rows of all sequences under pattern 0 come first,
 then those under pattern 1, and so on: sequence i of N under pattern p is masked sequence p · N + i. `offsets.npy` says
@@ -50,7 +50,7 @@ class SplitArrays:
         offsets: int64 `[P · N + 1]`, masked sequence i has the rows from `offsets[i]` to `offsets[i + 1]`.
         checks: uint32 `[P · N]`, a check sum of each masked sequence's ids.
         sums: uint32 `[P · N]`, a check sum of each masked sequence's rows, see `sum_of_rows`.
-        ids: uint16 or uint32 `[R, k]`, the likeliest tokens, the likeliest first.
+        ids: uint16 or uint32 `[R, k]`, the most likely tokens, the most likely first.
         scores: float16 or float32 `[R, k]`, their logits minus the largest one.
         rests: float32 `[R, temperatures]`, see `TopLogits.rests`.
     """

@@ -254,7 +254,7 @@ def check_static_masks(data: DataModule) -> None:
 
 
 def check_cacheable(terms: LossTerms, cached: Iterable[str]) -> None:
-    """Refuse objectives that need more of a cached teacher than its likeliest tokens."""
+    """Refuse objectives that need more of a cached teacher than its most likely tokens."""
     needs = []
     for name, one in {name: one for teacher in cached for name, one in terms.comparing_with(teacher).items()}.items():
         if not isinstance(one, RowObjective):
@@ -309,7 +309,7 @@ def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
     check_smaller(terms, teacher, changing, cache.k, cache.vocabulary_size)
     if missing := [temperature for temperature in temperatures if temperature not in cache.temperatures]:
         raise ValueError(
-            f"model.teacher_cache: {str(cache.folder)!r} knows the mass beyond the {cache.k} likeliest tokens at the "
+            f"model.teacher_cache: {str(cache.folder)!r} knows the mass beyond the {cache.k} most likely tokens at the "
             f"temperatures {list(cache.temperatures)}, and an objective has {missing[0]:g}; take one of these, or "
             "write it anew"
         )
@@ -320,7 +320,7 @@ def check_smaller(terms: LossTerms, teacher: str, changing: list[str], k: int, v
     if changing:
         raise ValueError(
             f"model.teacher_cache: the temperature of {', '.join(changing)} changes over the steps, and the mass "
-            f"beyond the {k} likeliest tokens is known at few temperatures; give a constant one, or cache the whole "
+            f"beyond the {k} most likely tokens is known at few temperatures; give a constant one, or cache the whole "
             f"vocabulary (--k {vocabulary_size})"
         )
     if mixing := [name for name in terms.comparing_with(teacher) if len(terms.teachers_of(name)) > 1]:

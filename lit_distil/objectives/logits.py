@@ -125,7 +125,7 @@ class JensenShannonLoss(_SoftenedLoss):
 
 
 class TeacherLabelLoss(LogitObjective):
-    """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher's likeliest token is the label.
+    """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher's most likely token is the label.
 
     The limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Beside
     `SoftTargetLoss` it shows what the rest of the teacher's distribution is worth.

@@ -1,4 +1,4 @@
-"""The logits of a teacher whose likeliest tokens alone were kept."""
+"""The logits of a teacher whose most likely tokens alone were kept."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TopLogits:
             return scores.new_empty(len(ids), self.vocabulary_size).scatter_(-1, ids, scores)
         if temperature not in self.temperatures:
             raise ValueError(
-                f"temperature {temperature:g}: the mass beyond the {ids.shape[1]} likeliest tokens is known at "
+                f"temperature {temperature:g}: the mass beyond the {ids.shape[1]} most likely tokens is known at "
                 f"{list(self.temperatures)} only; take one of these, or write the cache anew for it"
             )
         rest = self.rests[rows, self.temperatures.index(temperature), None].to(scores.dtype)

@@ -379,13 +379,13 @@ class LabelNames:
         """The index of a row's label: a name, or an index where the configuration names the classes.
 
         Raises:
-            ValueError: The label is none of them.
+            ValueError: The label is not one of them.
         """
         name, index = self._checked(value, row), self._find(value)
         if index is None:
             raise ValueError(
-                f"{place_of(row)}: label {name!r} is none of {self.known} (task.labels); correct the row, or name all "
-                "classes in task.labels"
+                f"{place_of(row)}: label {name!r} is not one of {self.known} (task.labels); correct the row, or name "
+                "all classes in task.labels"
             )
         return index
 

@@ -126,8 +126,8 @@ class MultipleChoice(Task):
             raise unlabelled(row)
         if index is None or not 0 <= index < num_choices:
             raise ValueError(
-                f"{place_of(row)}: label {value!r} (task.label) is none of the row's {num_choices} choices; give the "
-                "index from 0, or a letter from A"
+                f"{place_of(row)}: label {value!r} (task.label) is not one of the row's {num_choices} choices; give "
+                "the index from 0, or a letter from A"
             )
         return index
 

@@ -118,7 +118,7 @@ def test_a_text_may_be_in_a_column_named_sample(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"gold": None}, r"p\.jsonl:3: no 'gold'; predict on a labelled split"),
-        ({"gold": "drama"}, r"p\.jsonl:3: gold 'drama' is none of the classes \['code'"),
+        ({"gold": "drama"}, r"p\.jsonl:3: gold 'drama' is not one of the classes \['code'"),
         ({"label": None}, r"p\.jsonl:3: no 'label'"),
         ({"probabilities": None}, r"p\.jsonl:3: no probabilities by class"),
         ({"probabilities": {"code": 1.0}}, r"p\.jsonl:3: probabilities of \['code'\], and the first row has"),

@@ -82,7 +82,7 @@ def test_make_glue_runs_tasks_and_seeds_and_a_task_that_fails_leaves_the_others_
         said = done.stdout + done.stderr
         assert done.returncode == 2 and said.count(": done before") == 2 * attempt, said
         failed = "".join(f" {tmp_path}/out/net/cola/seed-{seed}" for seed in (1, 2))
-        assert f"failed:{failed}\n" in said and "label '7' is none of" in said, said
+        assert f"failed:{failed}\n" in said and "label '7' is not one of" in said, said
     text = (tmp_path / "out/net/report.md").read_text()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert table[0][:2] == ["network", "RTE"] and table[2][0] == "net" and "±" in table[2][1]

@@ -324,7 +324,7 @@ def test_missing_training_rows_are_an_error_and_missing_validation_rows_are_not(
     named = row_data(
         made, TableFiles(validation=tables.files["validation"]), task=TextClassification(labels=["a", "b"])
     )
-    with pytest.raises(ValueError, match=r"validation\.jsonl:1: label 'True' is none of"):
+    with pytest.raises(ValueError, match=r"validation\.jsonl:1: label 'True' is not one of"):
         ready(named)
 
 
@@ -348,7 +348,7 @@ def test_a_missing_validation_split_is_held_out_and_reported(made, tables, caplo
 
 def test_an_unseen_label_names_file_and_row(made, tables):
     path = rows_file(made.root / "odd.jsonl", [{"text": "a", "label": True}, {"text": "a", "label": "maybe"}])
-    with pytest.raises(ValueError, match=r"odd\.jsonl:2: label 'maybe' is none of \['False', 'True'\]"):
+    with pytest.raises(ValueError, match=r"odd\.jsonl:2: label 'maybe' is not one of \['False', 'True'\]"):
         ready(row_data(made, TableFiles(tables.files["train"], validation=path)))
 
 

@@ -239,7 +239,7 @@ def test_a_sequence_masked_in_another_way_is_noticed_whatever_the_manifest_says(
     ("objective", "message"),
     [
         (SoftTargetLoss(temperature=2.0, positions="all"), "the masked positions only.*--positions all"),
-        (SoftTargetLoss(temperature=3.0), r"16 likeliest tokens at the temperatures \[1\.0, 2\.0\], and .* has 3"),
+        (SoftTargetLoss(temperature=3.0), r"16 most likely tokens at the temperatures \[1\.0, 2\.0\], and .* has 3"),
         (SoftTargetLoss(temperature=LinearRamp(2.0, 1.0, steps=4)), "temperature of SoftTargetLoss changes"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A teacher of which only the likeliest tokens were kept: its logits, and objectives on them."""
+"""A teacher of which only the most likely tokens were kept: its logits, and objectives on them."""
 
 from __future__ import annotations
 
@@ -216,5 +216,5 @@ def test_all_tokens_are_the_logits_themselves_at_any_temperature() -> None:
 
 
 def test_a_temperature_that_the_rest_was_not_taken_at_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"temperature 3: the mass beyond the 4 likeliest .* known at \[1.0, 2.0\]"):
+    with pytest.raises(ValueError, match=r"temperature 3: the mass beyond the 4 most likely .* known at \[1.0, 2.0\]"):
         TopLogits.of(make_logits(), 4, (1.0, 2.0)).logits(3.0)

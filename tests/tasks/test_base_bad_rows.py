@@ -32,7 +32,7 @@ def open_files(folder: Path, tokenizer: BertTokenizer, task: Task, train: Rows, 
     [
         (
             *(TextClassification(), GOOD, [*GOOD, {"text": "c", "label": "z"}]),
-            r"validation\.jsonl:3: label 'z' is none of \['x', 'y'\] \(task\.labels\)",
+            r"validation\.jsonl:3: label 'z' is not one of \['x', 'y'\] \(task\.labels\)",
         ),
         (
             *(TextRegression(), [{"text": "a", "label": "2.5"}], [{"text": "b", "label": "high"}]),

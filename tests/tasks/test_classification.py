@@ -75,8 +75,8 @@ def test_labels_of_the_training_rows_that_are_no_classes_are_refused(labels, mes
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("z", r"f\.csv:2: label 'z' is none of \['x', 'y'\] \(task\.labels\)"),
-        (2, r"f\.csv:2: label '2' is none of"),
+        ("z", r"f\.csv:2: label 'z' is not one of \['x', 'y'\] \(task\.labels\)"),
+        (2, r"f\.csv:2: label '2' is not one of"),
         (-1, r"f\.csv:2: label -1 marks an unlabelled split"),
         (0.5, r"f\.csv:2: label 0\.5 is no class"),
     ],
@@ -93,7 +93,7 @@ def test_a_number_is_no_place_among_names_that_were_learnt(tokenizer, trained_on
     """Stars from 1 to 5 are learnt as the classes 1 to 5: a 0 would be taken for the first of them."""
     task = TextClassification()
     task.learn_labels(rows_of(*trained_on))
-    with pytest.raises(ValueError, match=rf"f\.csv:2: label '{label}' is none of .*name all classes in task\.labels"):
+    with pytest.raises(ValueError, match=rf"f\.csv:2: label '{label}' is not one of .*name all classes in task"):
         task.encode(rows_of(label), tokenizer, max_length=8)
 
 

@@ -35,7 +35,7 @@ def test_indices_mean_the_names_that_are_given(tokenizer):
         (3, r"label 3 \(task\.label\) is no list of labels; for one label a row use lit_distil\.tasks\.TextClass"),
         (-1, "label -1 marks an unlabelled split"),
         ([-1], "label -1 marks an unlabelled split"),
-        (["s"], r"label 's' is none of \['p', 'q'\]"),
+        (["s"], r"label 's' is not one of \['p', 'q'\]"),
         ([0.5], r"label 0\.5 is no class"),
         (["p", None], r"label None is neither a name nor a number"),
         ("['p', 'q']", r"column 'labels' \(task\) holds a printed list.*save the rows as JSONL or Parquet"),

@@ -51,8 +51,8 @@ def test_choices_may_stand_under_text(tokenizer):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (row_of(2), r"label 2 \(task\.label\) is none of the row's 2 choices"),
-        (row_of("right"), r"label 'right' \(task\.label\) is none of"),
+        (row_of(2), r"label 2 \(task\.label\) is not one of the row's 2 choices"),
+        (row_of("right"), r"label 'right' \(task\.label\) is not one of"),
         (row_of(-1), "label -1 marks an unlabelled split"),
         (row_of(0, ["b"]), r"column 'choices' \(task\.choices\) must be a list of at least two choices"),
         ({"context": "a", "choices": ["b", "c"], "__source__": "f.jsonl:2"}, "no column 'label'"),

@@ -151,7 +151,7 @@ def test_outside_comes_first_and_numbers_take_the_names_that_are_given(tokenizer
     [
         (row_of(["a"], [-1]), "label -1 marks an unlabelled split"),
         (row_of(["a"], [-100]), "label -100 marks a token without a label and is no class"),
-        (row_of(["a"], ["B-z"]), r"label 'B-z' is none of \['O', 'B-x'"),
+        (row_of(["a"], ["B-z"]), r"label 'B-z' is not one of \['O', 'B-x'"),
         (row_of({"a": 1}, ["O"]), r"column 'tokens' \(task\) must be a list with an entry for each word"),
         (row_of(["a"], None), r"column 'tags' \(task\) has no value"),
         (row_of(["a", None], ["O", "O"]), r"column 'tokens' \(task\) has no word at index 1"),
