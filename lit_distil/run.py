@@ -6,6 +6,7 @@ Trainer in `complete_trainer`, and both decide in `settle_folder` whether a fold
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import inspect
 import logging
@@ -498,6 +499,17 @@ def _let_null_reach_its_key() -> None:
 
 
 _UNWANTED_LINES = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks")
+
+
+@atexit.register
+def leave_process_group() -> None:
+    """Leave the group of ranks before the process exits.
+
+    Lightning does so for NCCL alone. A thread of Gloo that still runs at the exit now and then aborts the process, and
+    a run that succeeded ends with SIGABRT.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _quieten() -> None:

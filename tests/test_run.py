@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
 from torch import nn
@@ -17,6 +18,7 @@ from lit_distil.run import (
     RunSummary,
     complete_trainer,
     import_modules,
+    leave_process_group,
     only_run,
     settle_folder,
 )
@@ -137,3 +139,10 @@ def test_a_module_that_is_missing_is_told_from_one_that_needs_something(
         import_modules(["my_archh"])
     with pytest.raises(ModuleNotFoundError, match="something_that_is_missing"):
         import_modules(["needs_more"])
+
+
+def test_a_process_leaves_the_group_of_ranks_before_it_exits(tmp_path: Path) -> None:
+    leave_process_group()  # without a group there is nothing to leave
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    leave_process_group()
+    assert not torch.distributed.is_initialized()

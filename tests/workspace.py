@@ -335,7 +335,7 @@ def run_on_two_ranks(jobs: list[list[str]], folder: Path, timeout: float = 240, 
         for log in logs:
             log.close()
     output = "\n".join((folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(2))
-    assert codes == [exit_code] * 2, output
+    assert codes == [exit_code] * 2, f"exit codes {codes}\n{output}"
 
 
 def shared(root: Path, name: str, make: Callable[[Path], None]) -> Path:
