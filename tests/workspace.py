@@ -299,7 +299,8 @@ def network_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def environment(**changes: str) -> dict[str, str]:
     """Environment for a process with one thread and without network."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "PYTEST_", "COVERAGE"))}
+    left_out = ("PL_", "PYTEST_", "COVERAGE", "LIT_DISTIL_STARTER")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [inherited.get("PYTHONPATH")])])
     return {**inherited, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
 

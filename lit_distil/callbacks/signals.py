@@ -45,6 +45,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
+        os.environ.pop(_STARTER, None)  # Lightning has started its processes by now
         # Lightning installs its handler of SIGUSR1 before this hook, and only if it requeues
         requeues = SLURMEnvironment.detect() and callable(signal.getsignal(signal.SIGUSR1))
         if requeues or threading.current_thread() is not threading.main_thread():
