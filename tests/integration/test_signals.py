@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lit_distil.callbacks import StopOnSignal
 from tests.integration.test_resume import STEPS, assert_continues, configuration
 from tests.workspace import (
     Workspace,
@@ -78,3 +80,15 @@ def test_a_validation_that_is_due_runs_before_the_exit(workspace: Workspace, tmp
     assert [int(row["step"]) for row in metrics(run) if row.get("val/loss")] == [1, 3]
     fit(config, run, "--ckpt_path", "last", **settings)
     assert_continues(run, fit(config, tmp_path / "unbroken", **settings), 0)
+
+
+def test_a_process_started_after_training_began_is_not_taken_for_one_of_lightnings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise its rank would exit with 0 after a signal, and the job would look finished."""
+    monkeypatch.setenv("LIT_DISTIL_STARTER", "1")
+    callback = StopOnSignal()
+    assert os.environ["LIT_DISTIL_STARTER"] == str(os.getpid())  # for those that Lightning starts now
+    callback.on_train_start(None, None)
+    callback.on_train_end(None, None)
+    assert "LIT_DISTIL_STARTER" not in os.environ
