@@ -50,6 +50,7 @@ STUDENTS: dict[str, Config] = {
 OPTIMIZERS: dict[str, Config] = {
     "torch.optim.SGD": {"lr": 0.1, "momentum": 0.9},
     "torch.optim.Adafactor": {"lr": 1.0e-2},
+    "lit_distil.optim.BertAdam": {"lr": 1.0e-4, "betas": [0.9, 0.99], "fused": True},
 }
 SCHEDULES: dict[str, Config] = {
     "CosineSchedule": {"warmup": 0},
