@@ -49,6 +49,7 @@ from lit_distil.files import default_cache_dir, hash_of, write_file
 from lit_distil.messages import broken_file, hint, known_options, shorten
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
+from lit_distil.swaps import classes_first, swapping, tell_dropped
 
 RUN_FILES = ("config.yaml", "metrics.csv", "predictions.jsonl", "checkpoints", "export", "tensorboard", "tokenizer")
 """What a run writes into its folder."""
@@ -295,11 +296,13 @@ class TrainingCLI(LightningCLI):
         Raises:
             ValueError: A key, a value or a file is wrong.
         """
+        arguments = classes_first(sys.argv[1:] if args is None else list(args))
         try:
-            super().parse_arguments(parser, args)
+            with swapping() as dropped:
+                super().parse_arguments(parser, arguments)
         except ArgumentError as error:
-            broken = broken_file(sys.argv[1:] if args is None else list(args))
-            raise ValueError(broken or shorten(error.message, known_options())) from error
+            raise ValueError(broken_file(arguments) or shorten(error.message, known_options())) from error
+        tell_dropped(dropped, self.config[self.config.subcommand])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The precision of fp32 matrix products, which Lightning leaves to a warning, and the user's own modules."""
@@ -358,9 +361,18 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Do what the caller wants done before the run begins."""
+        """Check before work, and do what the caller wants done before the run begins."""
+        self.check_before_work()
         if self.before_training is not None:
             self.before_training(self.datamodule)
+
+    def check_before_work(self) -> None:
+        """Refuse what the configuration, and the folders that it names, show to be wrong; see the methods it calls."""
+        has_tokenizer = self.before_training is None  # which may train one
+        self.datamodule.check_before_work(self.subcommand, has_tokenizer=has_tokenizer)
+        self.model.check_before_work(self.datamodule, has_tokenizer=has_tokenizer)
+
+    before_validate = before_test = before_predict = check_before_work
 
     def _hand_labels_on(self) -> None:
         """Tell the task the labels of the head that is evaluated, where nothing else names them."""
@@ -439,6 +451,8 @@ def fit_objects(
         text = "# Made by a call from Python. What stands in <...> was an object, so `fit` cannot read this file.\n"
         write_file(folder / "config.yaml", [(text + yaml.safe_dump(config, sort_keys=False)).encode()])
     if before_training is not None:
+        data.check_before_work("fit", has_tokenizer=False)
+        module.check_before_work(data, has_tokenizer=False)
         before_training(data)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 

@@ -38,6 +38,7 @@ from lit_distil.modules.cached_teacher import (
 )
 from lit_distil.modules.checks import (
     check_cacheable,
+    check_headless,
     check_length,
     check_padding_id,
     check_smaller,
@@ -318,7 +319,9 @@ def cache(
     torch.set_float32_matmul_precision(matmul_precision)
 
     name = str(model.teacher_sources[role])
-    network = _load_teacher(model, data, name)
+    data.check_before_work("fit")
+    model.check_before_work(data)
+    network = _load_teacher(model, data, role)
     vocabulary_size = num_logits(network)
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
@@ -360,8 +363,12 @@ def _choose_teacher(requested: str | None, names: list[str]) -> str:
     return requested or names[0]
 
 
-def _load_teacher(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
-    loaded = load_teacher(name, model.teacher_revision, data, model.head)
+def _load_teacher(model: DistillationModule, data: TextDataModule, role: str) -> MaskedLMNetwork:
+    name = model.teacher_sources[role]
+    loaded, has_head = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    if not has_head:
+        check_headless(model.terms, role, name)
+        raise ValueError(f"model.teacher: {name!r} has no trained masked-LM head, so there is nothing to cache")
     if model.teacher_dtype is not None:
         loaded = loaded.to(getattr(torch, model.teacher_dtype))
     return MaskedLMNetwork(loaded)

@@ -22,8 +22,8 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataMod
     Raises:
         ValueError: Padding ids differ, or numbers of logits, or a sequence is longer than a position table.
     """
-    check_beside_cache(student, num_logits(teacher), data)
-    check_padding_id("teacher", teacher, data.vocabulary)
+    check_vocabularies(student, teacher, data.vocabulary)
+    check_length("student", student, data)
     check_length("teacher", teacher, data)
     ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
     has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
@@ -34,16 +34,61 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataMod
         )
 
 
+def check_vocabularies(student: MaskedLMNetwork, teacher: MaskedLMNetwork, vocabulary: Vocabulary) -> None:
+    """Refuse networks whose distributions over a vocabulary cannot be compared."""
+    check_num_logits(student, num_logits(teacher))
+    check_padding_id("student", student, vocabulary)
+    check_padding_id("teacher", teacher, vocabulary)
+
+
 def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: DataModule) -> None:
     """The same beside a cached teacher with so many logits, which was checked when the cache was written."""
     check_padding_id("student", student, data.vocabulary)
     check_length("student", student, data)
+    check_num_logits(student, vocabulary_size)
+
+
+def check_num_logits(student: MaskedLMNetwork, vocabulary_size: int) -> None:
+    """Refuse a student with another number of logits than its teacher."""
     if (ours := num_logits(student)) != vocabulary_size:
         raise ValueError(
             f"model.student: it has {ours} logits and the teacher {vocabulary_size}, so their distributions cannot be "
             f"compared; give the student's config vocab_size: {vocabulary_size}, or take a teacher whose embedding is "
             "as long as the tokenizer"
         )
+
+
+def needs_head(terms: LossTerms) -> bool:
+    """Whether any objective looks at logits of the student's masked-LM or next-sentence head, and so trains it."""
+    return any(one.rows is not None or one.needs_next_sentence for one in terms.objectives.values())
+
+
+def check_headless(terms: LossTerms, name: str, teacher: Any) -> None:
+    """Refuse a teacher whose masked-LM head is new, if an objective compares with what it says.
+
+    Args:
+        terms: The objectives.
+        name: The teacher's name.
+        teacher: Its folder, name on the Hub, or model.
+    """
+    asking = [
+        f"model.objectives.{key} ({type(one).__name__})"
+        for key, one in terms.comparing_with(name).items()
+        if one.rows is not None or one.needs_next_sentence
+    ]
+    if asking:
+        network, compare = called(teacher), "compares" if len(asking) == 1 else "compare"
+        raise ValueError(
+            f"model.teacher: {network} has no trained masked-LM (or next-sentence) head, and {', '.join(asking)} "
+            f"{compare} with its predictions. Train a head first (`lit-distil pretrain TEXT --network {network} --out "
+            "runs/adapted`) and give that run's export as the teacher, or take objectives that need no head: "
+            "RelationLoss, AttentionLoss, HiddenMSELoss, HiddenCosineLoss"
+        )
+
+
+def called(network: Any) -> str:
+    """What messages call a network: its folder or name, or the class of a model in memory."""
+    return network if isinstance(network, str) else type(network).__name__
 
 
 def check_networks(
@@ -109,14 +154,13 @@ def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) ->
 
 
 def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
-    """Refuse data with a sequence that is longer than the network's position table."""
-    for split, dataset in data.datasets.items():
-        if network.max_length is not None and dataset.longest > network.max_length:
-            raise ValueError(
-                f"data.max_length: the {split} split has a sequence of {dataset.longest} tokens and the position table "
-                f"of the {role} ({network.config.model_type}) room for {network.max_length}; set data.max_length to "
-                f"{network.max_length}, or give the network a larger max_position_embeddings"
-            )
+    """Refuse sequences that may be longer than the network's position table."""
+    if network.max_length is not None and data.max_length > network.max_length:
+        raise ValueError(
+            f"data.max_length: {data.max_length} tokens are more than the position table of the {role} "
+            f"({network.config.model_type}) has room for, which are {network.max_length}; set data.max_length to "
+            f"{network.max_length}, or give the network a larger max_position_embeddings"
+        )
 
 
 def num_logits(network: MaskedLMNetwork) -> int:
