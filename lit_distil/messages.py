@@ -38,6 +38,7 @@ _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
 _NOT_ACCEPTED = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
+_NO_MODULE = re.compile(r"No module named '([^']+)'")
 _NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --(\S+)")
 _CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
@@ -116,6 +117,9 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
         near = _near_classes(match[1])
         way_out = f"did you mean {' or '.join(near)}?" if near else "give its whole path, such as torch.optim.AdamW"
         return f"no class {match[1]!r}; {way_out}"
+    if match := _NO_MODULE.match(text):
+        path = f"{class_path!r}: " if class_path else ""
+        return f"{path}no module {match[1]!r} is installed, and {Path.cwd()} has none"
     if match := _NO_ATTRIBUTE.search(text):
         return text + hint(match[2], _names(match[1]))
     if match := _UNRECOGNIZED.search(text):

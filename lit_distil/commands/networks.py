@@ -224,7 +224,7 @@ def name_list(model: list[str] | str) -> list[str]:
     return names
 
 
-def read_texts(texts: Sequence[str], file: str | None, text_column: str | None) -> tuple[list[str], list[str]]:
+def read_texts(texts: Sequence[str], file: str | None, text_column: str | None = None) -> tuple[list[str], list[str]]:
     """Texts from the command line and from a file (`texts_in`); also where each came from, for messages.
 
     Raises:

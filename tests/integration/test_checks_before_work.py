@@ -94,7 +94,10 @@ def unread(config: Config, kind: str = "UnreadTexts") -> tuple[Config, Config, C
 
 DISTILLATION: dict[str, tuple[Change, str]] = {
     "teacher": (setting("model", "teacher", "runs/techer/export"), r"model\.teacher.*runs/techer/export"),
-    "max_length": (setting("data", "max_length", 65), r"data\.max_length: 65 tokens .*(teacher|student) .*set data\.max_length to 64"),
+    "max_length": (
+        setting("data", "max_length", 65),
+        r"data\.max_length: 65 tokens .*(teacher|student) .*set data\.max_length to 64",
+    ),
     "tokenizer": (other_tokenizer, r"data\.tokenizer: .* is not the teacher's vocabulary"),
     "teacher's size": (teacher_of_another_size, r"model\.teacher: .*320 entries .*100 rows"),
     "layers": (student("Layers", layers=[0, 7]), r"layers: 7 is out of range; the teacher has 4 layers"),

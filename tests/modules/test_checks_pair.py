@@ -35,10 +35,15 @@ def test_a_pair_that_fits_is_let_through_without_a_word() -> None:
 
 
 def test_a_sequence_longer_than_either_position_table_is_refused_with_the_limit() -> None:
-    with pytest.raises(ValueError, match=r"65 tokens are more than the position table of the student \(bert\) has room for, which are 64"):
+    with pytest.raises(
+        ValueError,
+        match=r"65 tokens are more than the position table of the student \(bert\) has room for, which are 64",
+    ):
         check_pair(*networks("bert"), make_data(65))
     longer = CrossArchitecture(FromConfig("bert", config={"max_position_embeddings": 128}))
-    with pytest.raises(ValueError, match=r"of the teacher \(roberta\) has room for, which are 64; set data\.max_length to 64"):
+    with pytest.raises(
+        ValueError, match=r"of the teacher \(roberta\) has room for, which are 64; set data\.max_length to 64"
+    ):
         check_pair(*networks("roberta", longer), make_data(65, pad=1))
 
 
