@@ -367,10 +367,9 @@ class TrainingCLI(LightningCLI):
             self.before_training(self.datamodule)
 
     def check_before_work(self) -> None:
-        """Refuse what the configuration, and the folders that it names, show to be wrong; see the methods it calls."""
+        """See the function of this name."""
         has_tokenizer = self.before_training is None  # which may train one
-        self.datamodule.check_before_work(self.subcommand, has_tokenizer=has_tokenizer)
-        self.model.check_before_work(self.datamodule, has_tokenizer=has_tokenizer)
+        check_before_work(self.model, self.datamodule, str(self.subcommand), has_tokenizer=has_tokenizer)
 
     before_validate = before_test = before_predict = check_before_work
 
@@ -386,6 +385,19 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: settings in a checkpoint never win over the files and the command line."""
+
+
+def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bool = True) -> None:
+    """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
+
+    Args:
+        module: See `EncoderModule.check_before_work`.
+        data: See `TextDataModule.check_before_work`.
+        command: `fit`, `validate`, `test` or `predict`.
+        has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
+    """
+    data.check_before_work(command, has_tokenizer=has_tokenizer)
+    module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
@@ -451,8 +463,7 @@ def fit_objects(
         text = "# Made by a call from Python. What stands in <...> was an object, so `fit` cannot read this file.\n"
         write_file(folder / "config.yaml", [(text + yaml.safe_dump(config, sort_keys=False)).encode()])
     if before_training is not None:
-        data.check_before_work("fit", has_tokenizer=False)
-        module.check_before_work(data, has_tokenizer=False)
+        check_before_work(module, data, "fit", has_tokenizer=False)
         before_training(data)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 

@@ -100,7 +100,7 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: the weights in {str(path)!r} do not fit its network: {reason}") from error
-    trained: PreTrainedModel = model.base_model if saved.get("is_encoder_only") else model
+    trained: Any = model.base_model if saved.get("is_encoder_only") else model
     return trained.eval()
 
 

@@ -388,7 +388,7 @@ def lacks_head(config: PretrainedConfig, head: Head) -> bool:
     encoder: Any = AutoModel._model_mapping.get(type(config), ())
     known |= {kind.__name__ for kind in (encoder if isinstance(encoder, (list, tuple)) else (encoder,))}
     known -= {kind.__name__ for kind in classes_for(head, config)}
-    return bool(config.architectures) and known.issuperset(config.architectures)
+    return bool(config.architectures) and known.issuperset(config.architectures or ())
 
 
 @contextmanager
