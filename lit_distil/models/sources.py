@@ -104,7 +104,7 @@ class NetworkSource(ABC):
             ValueError: The source, the vocabulary and the head do not fit together.
         """
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
-        _check_embedding(model, vocabulary)
+        check_embedding(model, vocabulary)
         choose_attention(model, self.attention)
         return model.train()
 
@@ -127,7 +127,7 @@ class NetworkSource(ABC):
             except RuntimeError:  # an architecture of the user's that computes with values when it is made
                 return None
             choose_attention(model, self.attention)
-        _check_embedding(model, vocabulary)
+        check_embedding(model, vocabulary)
         return model
 
     def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
@@ -336,7 +336,7 @@ class LiveModel(NetworkSource):
             setattr(model, model.base_model_prefix, encoder)
             model.tie_weights()
         model.config.architectures = [type(model).__name__]
-        _check_embedding(model, vocabulary)
+        check_embedding(model, vocabulary)
         choose_attention(model)
         return model
 
@@ -511,14 +511,15 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
+def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
+    """Refuse a model with fewer rows in its embedding than the tokenizer has entries; more are padding."""
     embedding: Any = model.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
     if vocabulary is not None and num_rows < vocabulary.size:
         raise ValueError(
             f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of "
             f"{model.name_or_path or type(model).__name__!r} has {num_rows} rows; use the tokenizer that the model was "
-            "trained with"
+            "trained with, or leave vocab_size out of a student's config"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,11 +15,12 @@ from lit_distil.modules.base import LanguageModelModule
 from lit_distil.modules.cached_teacher import CachedTeacher, read_manifest, teacher_identity
 from lit_distil.modules.checks import (
     cache_folders,
-    check_beside_cache,
     check_for_text,
+    check_network,
     check_networks,
     check_pair,
     check_static_masks,
+    compared_entries,
     open_cache,
 )
 from lit_distil.modules.meters import Stage
@@ -35,6 +37,10 @@ class DistillationModule(StudentModule, LanguageModelModule):
 
     With several teachers, terms on logits compare with the weighted mean of their distributions, taken at the term's
     temperature. A term named in `objective_teachers` compares with one teacher alone.
+
+    All distributions are over the logits that the networks have. If their numbers differ, because the embedding of one
+    is padded beyond their common tokenizer, every term on logits, the masked-LM loss included, is over the tokenizer's
+    entries: as if both networks were cut to them.
 
     If the data's format draws pairs, next-sentence prediction is ignored, as in DistilBERT, unless an objective uses it
     (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`).
@@ -101,6 +107,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
             self.head = "pretraining"
         self.evaluate_at_start = evaluate_at_start
         self.cached_teachers: dict[str, CachedTeacher] = {}
+        self.num_entries: int | None = None
+        """Entries of the vocabulary that distributions are over; None for all logits (see `compared_entries`)."""
 
     def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
         """See `EncoderModule.sketch_networks`; also look at the caches' manifests."""
@@ -120,16 +128,27 @@ class DistillationModule(StudentModule, LanguageModelModule):
             cached[name] = open_cache(folder, name, identity, self.data, self.terms)
         self.build_student_and_teachers()
         assert self.network is not None
-        for each in cached.values():
-            check_beside_cache(self.network, each.vocabulary_size, self.data)
-        self.check_networks(self.network, {name: each.network for name, each in self.teachers.items()}, self.data)
         self.cached_teachers = cached
+        self.check_networks(self.network, {name: each.network for name, each in self.teachers.items()}, self.data)
+        if self.num_entries is not None:
+            self.network.rule_out_beyond(self.num_entries)
+            rank_zero_info(
+                f"distributions are compared over the tokenizer's {self.num_entries} entries, without the rows beyond "
+                f"them; the student has {self.network.num_logits} logits"
+            )
 
     def check_networks(self, student: MaskedLMNetwork, teachers: dict[str, MaskedLMNetwork], data: DataModule) -> None:
         """See `StudentModule.check_networks`."""
+        check_network("student", student, data)
         for network in teachers.values():
             check_pair(student, network, data)
         check_networks(self.terms, student, teachers, data)
+        sizes = {name: network.num_logits for name, network in teachers.items() if name not in self.headless}
+        sizes |= {name: each.vocabulary_size for name, each in self.cached_teachers.items()}
+        unnamed = [name for name in sizes if not isinstance(self.teacher_sources[name], str)]
+        self.num_entries = compared_entries(
+            student.num_logits, sizes, data.vocabulary, unnamed=unnamed, cached=self.cached_teachers
+        )
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of student and teachers on the same masked input, with logits where an objective needs them.
@@ -153,7 +172,9 @@ class DistillationModule(StudentModule, LanguageModelModule):
                 else:
                     their_rows = rows if name in with_logits else None
                     teachers[name] = self.teachers[name](batch, rows=their_rows, project=False, **theirs[name])
-        return self.network(batch, rows=None if self.is_encoder_only else rows, project=False, **ours), teachers
+        teachers = {name: output.over(self.num_entries) for name, output in teachers.items()}
+        our_rows = None if self.is_encoder_only else rows
+        return self.network(batch, rows=our_rows, project=False, **ours).over(self.num_entries), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """Accuracy, agreement with the teacher and, in evaluation, divergence and the teacher's entropy (T = 1)."""

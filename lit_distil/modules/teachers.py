@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
-from lit_distil.models.sources import Head, LiveModel, as_source, lacks_head
+from lit_distil.models.sources import Head, LiveModel, as_source, check_embedding, lacks_head
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, new_head, summarise
 from lit_distil.models.students.base import head_names
 from lit_distil.modules.base import EncoderModule
@@ -219,6 +219,7 @@ class StudentModule(EncoderModule):
             student = source.sketch(vocabulary, head=self.head)
         if student is None:
             return
+        check_embedding(student, vocabulary)
         network = self.network_class(student)
         if self.freeze_positions:
             freeze_position_embeddings(network)
@@ -287,7 +288,9 @@ class StudentModule(EncoderModule):
         source = self.student_source
         if isinstance(source, StudentInitialisation):
             assert teacher is not None
-            return source.build(teacher)
+            made = source.build(teacher)
+            check_embedding(made[0], self.vocabulary)
+            return made
         return source.build(self.vocabulary, head=self.head, **head_settings), []
 
     def observe_gradients(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
