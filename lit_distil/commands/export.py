@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.commands.networks import open_network, texts_in
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
-from lit_distil.files import staged_folder, write_json
+from lit_distil.files import check_output, staged_folder, write_json
 from lit_distil.models.networks import position_range
 
 
@@ -27,6 +27,7 @@ def export(
     check_on: str | None = None,
     text_column: str | None = None,
     allow_disagreement: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Turn a checkpoint into a folder that plain transformers loads, with ONNX files if asked for.
 
@@ -45,7 +46,9 @@ def export(
             text_column; None takes paragraphs of the standard library's documentation.
         text_column: Column of the table that holds the texts.
         allow_disagreement: Write the int8 file even if it agrees less than that.
+        overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
+    check_output(Path(out), overwrite=overwrite)
     texts = [] if check_on is None else [text for text, _ in texts_in(check_on, text_column, field="check_on")]
     network, chosen = open_network(checkpoint, tokenizer)
     embedding: Any = network.get_input_embeddings()
