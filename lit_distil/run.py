@@ -227,7 +227,7 @@ def complete_trainer(command: str, settings: dict[str, Any], *, is_call: bool = 
         (ProgressBar, StepProgressBar, settings.get("enable_progress_bar") is not False),
         (ModelSummary, RunSummary, is_fit and settings.get("enable_model_summary") is not False),
         (ModelCheckpoint, RunCheckpoint, is_fit and settings.get("enable_checkpointing") is not False),
-        (StopOnSignal, StopOnSignal, is_fit),
+        (StopOnSignal, StopOnSignal, True),
         (ExportCallback, ExportCallback, is_fit),
         (PredictionWriter, PredictionWriter, command == "predict"),
     ]

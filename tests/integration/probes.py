@@ -115,3 +115,18 @@ class SaveWeights(Callback):
         if trainer.is_global_zero:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(weights, self.file)
+
+
+class SaveSamples(Callback):
+    """Appends the sample ids of each micro-batch to a file for its step; all ranks do.
+
+    Args:
+        folder: Where the files are.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        with (self.folder / str(trainer.global_step)).open("a") as file:
+            file.write(" ".join(map(str, batch.sample_ids.tolist())) + "\n")
