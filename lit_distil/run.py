@@ -105,7 +105,7 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> s
         )
     if (folder / "export" / "config.json").is_file():
         raise RunFinishedError(f"{folder}: this run is already finished; its network is in {folder / 'export'}")
-    last = folder / "checkpoints" / "last.ckpt"
+    last = _last_checkpoint(folder)
     if not last.is_file():
         return None
     rank_zero_info(f"{folder}: continuing this run from its last checkpoint")
@@ -473,11 +473,18 @@ def _labels_in(checkpoint: str) -> list[str] | None:
         return None  # loading it will say what is wrong
 
 
+def _last_checkpoint(run: Path) -> Path:
+    """`last.ckpt` of a run's folder; or the newest, if the run was killed before its first `last.ckpt` was written."""
+    last = run / "checkpoints" / "last.ckpt"
+    others = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return last if last.is_file() or not others else others[-1]
+
+
 def _find_checkpoint(name: str | None, run: str) -> str | None:
     """The checkpoint as a file that exists. Lightning would silently start anew if `last` found none."""
     if name is None:
         return None
-    path = Path(run, "checkpoints", "last.ckpt") if name == "last" else Path(name)
+    path = _last_checkpoint(Path(run)) if name == "last" else Path(name)
     if not path.exists():
         raise ValueError(
             f"ckpt_path: no checkpoint {str(path)!r} (looked from {Path.cwd()}); give the file, or `last` for the one "

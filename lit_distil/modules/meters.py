@@ -183,7 +183,7 @@ class LoggedModule(LightningModule):
         """Let Lightning enter its loop though all steps are taken, so that `_finish_step` can finish the last one."""
         if self._unfinished.get("is_last") and not self._is_entered:
             self._is_entered = True
-            self.trainer.fit_loop.max_steps += 1
+            self.trainer.fit_loop.epoch_loop.max_steps += 1
 
     def unfinished_step(self) -> dict[str, Any]:
         """What a step still has to do while a checkpoint is written, in plain types; called on all ranks.
@@ -214,7 +214,7 @@ class LoggedModule(LightningModule):
         loop = trainer.fit_loop.epoch_loop
         if self._is_entered:
             self._is_entered = False
-            trainer.fit_loop.max_steps -= 1
+            loop.max_steps -= 1
         if row := unfinished.get("row"):
             values = {name: torch.tensor(value).item() for name, value in row.items()}  # in float32, as Lightning logs
             for logger in trainer.loggers:

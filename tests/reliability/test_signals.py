@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.reliability.harness import Command, difference, leftovers, ranks, record, run_configuration
-from tests.workspace import REPOSITORY, Workspace, free_port, shared, with_trainer, write_config
+from tests.workspace import Workspace, free_port, shared, with_trainer, write_config
 
 STEPS, SECONDS = 10, 10.0
 DDP = {"devices": 2, "strategy": "ddp"}
@@ -104,7 +104,7 @@ def as_installed(stage: str, marks: str) -> None:
     """In the process: let Lightning start the second rank with the installed command."""
     slow_down(stage, marks)
     sys.argv[0] = str(Path(sys.executable).with_name("lit-distil"))
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    sys.modules["__main__"].__spec__ = None
 
 
 def configuration(workspace: Workspace, run: Path, *, is_single: bool, cache_dir: str | None = None) -> str:
