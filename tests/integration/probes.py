@@ -118,7 +118,7 @@ class SaveWeights(Callback):
 
 
 class SaveSamples(Callback):
-    """Appends the sample ids of each micro-batch to a file for its step; all ranks do.
+    """Appends the sample ids of each step to a file for it, without accumulation; all ranks do.
 
     Args:
         folder: Where the files are.
@@ -127,6 +127,8 @@ class SaveSamples(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        with (self.folder / str(trainer.global_step)).open("a") as file:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with (self.folder / str(trainer.global_step - 1)).open("a") as file:
             file.write(" ".join(map(str, batch.sample_ids.tolist())) + "\n")

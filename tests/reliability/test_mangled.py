@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import math
 import random
@@ -108,7 +109,8 @@ class OneCommand:
         fit_alone = {"fit": TrainingCLI.subcommands()["fit"]}
         monkeypatch.setattr(TrainingCLI, "setup_parser", setup_once)
         monkeypatch.setattr(TrainingCLI, "subcommands", staticmethod(lambda: fit_alone))
-        monkeypatch.setattr(Trainer, "fit", lambda *arguments, **settings: None)
+        # the command line has the arguments of the method that it replaces
+        monkeypatch.setattr(Trainer, "fit", functools.wraps(Trainer.fit)(lambda *arguments, **settings: None))
 
     def run(self, file: str) -> tuple[int, str]:
         """Exit code and message of `fit` up to the point where it would train; 99 for a traceback."""
@@ -200,7 +202,8 @@ def mutate_configs(
         enable_checkpointing=True, accumulate_grad_batches=1, val_check_interval=1.0, precision="32-true"
     )
     file = folder / "config.yaml"
-    assert command.run(write_config(whole, file))[0] == 0
+    code, output = command.run(write_config(whole, file))
+    assert code == 0, output
     unclear, refused = {}, 0
     for number in range(cases):
         config, said = mutate(whole, random.Random(f"{kind} {part} {number}"))

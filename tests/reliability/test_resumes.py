@@ -104,8 +104,8 @@ def change_ranks(workspace: Workspace, folder: Path, changes: list[tuple[str, in
         assert is_equal, (kind, first, second, found, expected)
 
 
-def probe(name: str, **settings: Any) -> dict[str, Any]:
-    return {"class_path": f"tests.integration.probes.{name}", "init_args": settings}
+def probe(kind: str, /, **settings: Any) -> dict[str, Any]:
+    return {"class_path": f"tests.integration.probes.{kind}", "init_args": settings}
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(workspace: Workspace, tmp_path: Path) -> None:
