@@ -224,6 +224,7 @@ class LoggedModule(LightningModule):
             trainer.validating = True
             loop.val_loop.restarting = False
             loop.val_loop.run()
+            loop.val_loop._has_run = False  # so that Lightning still takes this epoch for a restarted one
             trainer.training = True
 
     @torch.no_grad()

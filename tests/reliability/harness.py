@@ -8,6 +8,7 @@ the table of docs/reliability.md.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -63,8 +64,10 @@ class Command:
         self._process.join(seconds)
         code = self._process.exitcode
         if code is None:
+            os.kill(self.pid, signal.SIGABRT)  # it writes down where it is
+            self._process.join(5)
             self.kill()
-            raise AssertionError(f"no end after {seconds} s: {' '.join(self.arguments)}\n{self.output[-3000:]}")
+            raise AssertionError(f"no end after {seconds} s: {' '.join(self.arguments)}\n{self.output[-6000:]}")
         return code
 
     def send(self, number: int) -> None:
@@ -108,6 +111,7 @@ def _run(arguments: list[str], log: str, before: Callable[[], None] | None, vari
     for number in (1, 2):
         os.dup2(descriptor, number)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable(2)
     os.environ.update(variables)
     os.chdir(Path(log).parent)
     sys.argv = ["lit-distil", *arguments]
