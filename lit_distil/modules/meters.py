@@ -120,6 +120,7 @@ class LoggedModule(LightningModule):
         self.latest: dict[str, float] = {}
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
         self._last_logged = (0, perf_counter())
+        self._learning_rate = math.nan  # of the step that was taken last, of the first parameter group
         self._row: dict[str, float] = {}  # of the current step, once its means are taken
         self._unfinished: dict[str, Any] = {}  # what the step of a loaded checkpoint still has to do
         self._is_entered = False  # whether `enter_last_step` had an effect
@@ -193,7 +194,8 @@ class LoggedModule(LightningModule):
         """
         trainer = self.trainer
         loop = trainer.fit_loop.epoch_loop
-        trained, validated = loop.batch_progress.current, loop.val_loop.batch_progress.current
+        trained: Any = loop.batch_progress.current
+        validated = loop.val_loop.batch_progress.current
         is_open = trained.completed < trained.processed
         is_validating = trainer.validating and validated.completed < validated.ready
         if not is_open and not is_validating:
@@ -268,7 +270,7 @@ class LoggedModule(LightningModule):
         values["train/loss"] = self._weighted_sum(means)
         if step > since_step:
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)
-        values["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        values["train/learning_rate"] = float(self._learning_rate)
         if self.guard.num_skipped:
             values["train/skipped_steps"] = float(self.guard.num_skipped)
         for name, objective in self.terms.objectives.items():

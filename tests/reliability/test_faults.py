@@ -155,10 +155,8 @@ class Case:
         saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1}}
         settings = {"max_steps": 4, "limit_val_batches": 0, "callbacks": [saving]}
         file = write_config(with_trainer(config, folder / "run", **settings), folder / "config.yaml")
-        last = folder / "run" / "checkpoints" / "last.ckpt"
-        if not last.is_file():
-            shutil.rmtree(folder / "run", ignore_errors=True)
-        return ["fit", "--config", file, *(["--ckpt_path", "last"] if last.is_file() else [])]
+        resume = ["--ckpt_path", "last"] if any(folder.glob("run/checkpoints/*.ckpt")) else []
+        return ["fit", "--config", file, *resume]
 
     def damaged(self, folder: Path) -> list[str]:
         """Everything under its final name that is not whole."""

@@ -43,9 +43,7 @@ def kill_until_done(file: str, run: Path, kills: int, draw: random.Random, secon
         return last.stat().st_mtime_ns if last.is_file() else 0
 
     for attempt in range(4 * kills + 4):
-        if not last.is_file():
-            shutil.rmtree(run, ignore_errors=True)
-        resume = ["--ckpt_path", "last"] if last.is_file() else []
+        resume = ["--ckpt_path", "last"] if any(run.glob("checkpoints/*.ckpt")) else []
         command = Command(["fit", "--config", file, *resume], run.with_name(f"{run.name}-{attempt}.log"))
         if done < kills:
             moment = draw.choice(["anywhere", "training", "training", "writing"])

@@ -79,7 +79,7 @@ def open_table(
     folder = own if os.access(corpus.folder, os.W_OK) else cached
     # processes that make the same table at the same time get the same bytes, and the first to finish wins
     try:
-        with staged_folder(folder, replace=False) as staging:
+        with staged_folder(folder, replaces=None) as staging:
             write_table(corpus, format, max_length, seed, staging, progress=progress)
     except OSError:
         if not folder.is_dir():
