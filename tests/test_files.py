@@ -125,18 +125,18 @@ def test_a_folder_is_replaced_in_one_operation_or_put_back_by_the_next_writer(
     """Where two names cannot be exchanged, a kill between the two renames leaves the folder under another name."""
     folder, renamed = tmp_path / "export", os.rename
     monkeypatch.setattr(os, "rename", lambda *names: pytest.fail("Linux can exchange"))
-    for content in ("old", "new"):
+    for content in ("old.json", "new.json"):
         with staged_folder(folder) as staging:
             (staging / content).touch()
-    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in folder.iterdir()] == ["new.json"]
     monkeypatch.setattr(os, "rename", renamed)
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     with staged_folder(folder) as staging:
-        (staging / "newer").touch()
-    assert [path.name for path in folder.iterdir()] == ["newer"] and list(tmp_path.iterdir()) == [folder]
+        (staging / "newer.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["newer.json"] and list(tmp_path.iterdir()) == [folder]
     folder.rename(tmp_path / ".export.0123abcd.replaced")
     remove_leftovers(tmp_path)
-    assert [path.name for path in folder.iterdir()] == ["newer"] and list(tmp_path.iterdir()) == [folder]
+    assert [path.name for path in folder.iterdir()] == ["newer.json"] and list(tmp_path.iterdir()) == [folder]
 
 
 def test_place_folder_never_replaces_another_folder(tmp_path: Path) -> None:
