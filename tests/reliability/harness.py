@@ -113,7 +113,7 @@ def _run(arguments: list[str], log: str, before: Callable[[], None] | None, vari
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable(2)
     os.environ.update(variables)
-    os.chdir(Path(log).parent)
+    os.chdir(REPOSITORY)
     sys.argv = ["lit-distil", *arguments]
     if before is not None:
         before()
