@@ -38,9 +38,7 @@ def resume_everywhere(workspace: Workspace, folder: Path, case: tuple[str, int, 
     for step in points:
         checkpoint = unbroken / "checkpoints" / f"step-{step}.ckpt"
         resumed = fit(config, folder / f"from-{step}", "--ckpt_path", str(checkpoint), **settings)
-        if found := difference(
-            resumed, unbroken, first_step=step - 1 if step % settings["log_every_n_steps"] == 0 else step
-        ):
+        if found := difference(resumed, unbroken, first_step=step - 1):
             unequal[step] = found
     record("resumes", "-".join(map(str, case)), start, cases=len(points), unequal=len(unequal))
     assert not unequal, unequal

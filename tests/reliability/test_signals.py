@@ -123,7 +123,7 @@ def configuration(workspace: Workspace, run: Path, *, is_single: bool, cache_dir
     return write_config(with_trainer(config, run, **settings), run.with_name(f"{run.name}.yaml"))
 
 
-def finish(commands: list[Command], seconds: float = 120) -> list[int]:
+def finish(commands: list[Command], seconds: float = 240) -> list[int]:
     return [command.finish(seconds) for command in commands]
 
 
