@@ -204,7 +204,8 @@ class LoggedModule(LightningModule):
             self._row = self._training_row()
         fetcher = trainer.fit_loop._data_fetcher
         return {
-            "row": {name: float(value) for name, value in self._row.items()},
+            # Lightning passes the row of the last step to the loggers only if it comes after `log_every_n_steps`
+            "row": {} if trainer.global_step % self._log_every else {k: float(v) for k, v in self._row.items()},
             "validate": is_validating or (fetcher is not None and loop._should_check_val_fx(fetcher)),
             "is_last": 0 < trainer.max_steps <= trainer.global_step,
         }
