@@ -10,15 +10,13 @@ import atexit
 import importlib
 import inspect
 import logging
-import pickle
 import shutil
 import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,7 +29,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary,
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import (
@@ -45,9 +42,10 @@ from lit_distil.callbacks import (
 )
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
-from lit_distil.files import default_cache_dir, hash_of, write_file
-from lit_distil.messages import broken_file, hint, known_options, shorten
+from lit_distil.files import check_writable, default_cache_dir, hash_of, write_file
+from lit_distil.messages import broken_file, hint, known_options, one_line, shorten, whole_paths
 from lit_distil.modules import EncoderModule
+from lit_distil.modules.checkpoints import reading_checkpoint
 from lit_distil.modules.finetuning import saved_labels
 
 RUN_FILES = ("config.yaml", "metrics.csv", "predictions.jsonl", "checkpoints", "export", "tensorboard", "tokenizer")
@@ -90,7 +88,7 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> s
         if foreign:
             ways_out = "give another folder" if overwrite else ways_out
             raise ValueError(f"out: {folder} is not empty and holds no run ({', '.join(foreign[:5])}); {ways_out}")
-        _check_writable(folder)
+        check_writable(folder, "out")
         return None
     if overwrite:
         _remove(folder / name for name in RUN_FILES if name in names)
@@ -110,17 +108,6 @@ def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> s
         return None
     rank_zero_info(f"{folder}: continuing this run from its last checkpoint")
     return str(last)
-
-
-def _check_writable(folder: Path) -> None:
-    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
-    try:
-        with TemporaryDirectory(dir=parent, prefix=".lit-distil-"):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"out: {folder} cannot be made or written to ({error.strerror}); give another folder"
-        ) from error
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
@@ -328,24 +315,21 @@ class TrainingCLI(LightningCLI):
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
         folder = Path(trainer.default_root_dir)
+        if self.subcommand in ("fit", "predict") and self.overwrite is None:
+            check_writable(folder, "trainer.default_root_dir")
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(folder))
         if self.overwrite is not None:
             plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
             config.ckpt_path = settle_folder(folder, plain, overwrite=self.overwrite) or config.ckpt_path
 
     def instantiate_classes(self) -> None:
-        """As LightningCLI does, with errors that name only their first cause.
+        """As LightningCLI does, with errors that name the whole path of their field.
 
         Raises:
             ValueError: A value, a combination of values, or a package that a class needs and is not installed.
         """
-        try:
+        with whole_paths(self.config[self.subcommand]):
             super().instantiate_classes()
-        except (ValueError, ImportError, MisconfigurationException) as error:
-            reason: BaseException = error
-            while reason.__cause__ is not None:  # the parser wraps it once for each level
-                reason = reason.__cause__
-            raise ValueError(str(reason)) from error
         if self.subcommand != "fit":
             self._hand_labels_on()
 
@@ -355,7 +339,15 @@ class TrainingCLI(LightningCLI):
         is_call = self.overwrite is not None
         for name, value in complete_trainer(str(self.subcommand), {**settings}, is_call=is_call).items():
             settings[name] = value
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            raise ValueError(f"trainer: {one_line(error)}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As LightningCLI does, with errors that name the whole path of their field."""
+        with whole_paths(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Do what the caller wants done before the run begins."""
@@ -467,10 +459,9 @@ def import_modules(names: Iterable[str]) -> None:
 
 def _labels_in(checkpoint: str) -> list[str] | None:
     """The labels of the network in a checkpoint file; None where it cannot be read."""
-    try:
+    with suppress(ValueError), reading_checkpoint(checkpoint):
         return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-        return None  # loading it will say what is wrong
+    return None  # loading it will say what is wrong
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_distil.files import hash_file, staged_file, write_file
 from lit_distil.modules.base import datamodule_of
+from lit_distil.modules.checkpoints import reading_checkpoint
 
 LAST = "last.ckpt"
 
@@ -59,7 +60,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             ValueError: It is damaged, and is not the `last.ckpt` of a folder that holds a sound one.
         """
-        return super().load_checkpoint(self._sound(path), *args, **kwargs)
+        with reading_checkpoint(path):
+            return super().load_checkpoint(self._sound(path), *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its hash."""

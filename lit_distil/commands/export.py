@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.commands.networks import open_network
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.data.sources.text import read_lines
 from lit_distil.files import staged_folder, write_json
+from lit_distil.messages import call_command
 from lit_distil.models.networks import position_range
 
 
@@ -67,7 +67,7 @@ def export(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and export."""
-    auto_cli(export, args=arguments, prog="lit-distil export", as_positional=False)
+    call_command(export, arguments, prog="lit-distil export")
 
 
 def _write_onnx_files(

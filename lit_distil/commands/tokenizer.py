@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
 from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
 from lit_distil.console import progress_bar
 from lit_distil.data import DocumentSource
 from lit_distil.files import staged_folder
+from lit_distil.messages import call_command
 
 # RoBERTa's special tokens stand at the ids that RobertaConfig expects of them
 _ROBERTA_SPECIALS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
@@ -57,7 +57,7 @@ def tokenizer(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and train."""
-    auto_cli(tokenizer, args=arguments, prog="lit-distil tokenizer", as_positional=False)
+    call_command(tokenizer, arguments, prog="lit-distil tokenizer")
 
 
 def _texts(source: DocumentSource) -> Iterator[list[str]]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import fsspec
@@ -13,9 +17,41 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from lit_distil.messages import one_line
 from lit_distil.models import FlatNetwork, FromConfig
 from lit_distil.models.sources import AUTO_MODELS, Head
 from lit_distil.modules.meters import LoggedModule
+
+
+@contextmanager
+def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterator[None]:
+    """Say in one sentence why a checkpoint cannot be read within the block.
+
+    Args:
+        path: The file.
+        field: What messages call the argument that names it.
+
+    Raises:
+        ValueError: It is something else, damaged, or holds more than weights and plain values.
+    """
+    give = "give the one that a run keeps in <run>/checkpoints/last.ckpt"
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError("it is a folder")
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{field}: {str(path)!r} is not a checkpoint of lit_distil, or it holds Python objects, which could run "
+            f"code when they are read; {give}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        weights = Path(path).suffix in (".safetensors", ".bin")
+        hint = "; it holds weights alone: name its folder in model.network (lit_distil.models.Pretrained)"
+        raise ValueError(
+            f"{field}: {str(path)!r} could not be read as a checkpoint ({one_line(error)}){hint * weights}; {give}"
+        ) from error
 
 
 def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
@@ -76,12 +112,31 @@ class SavedModule(LoggedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network of the checkpoint, unless there is one."""
         if "network" not in checkpoint:
-            raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
+            raise ValueError("ckpt_path: it was not written by a module of lit_distil, since it names no network")
+        if self.network is not None:
+            self._check_shapes(checkpoint)
         if self.network is None:
             self.head = checkpoint["network"]["head"]
             self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
+
+    def _check_shapes(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another network.
+
+        Raises:
+            ValueError: A tensor is missing, has no place, or has another shape; the message names the first.
+        """
+        theirs = {name: tuple(value.shape) for name, value in network_weights(checkpoint).items()}
+        ours = {name: tuple(value.shape) for name, value in self.network.model.state_dict().items()}
+        different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"ckpt_path: it holds another network: {len(different)} tensors differ, the first {name}, which is "
+                f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here; repeat the settings of its "
+                "run, or leave ckpt_path out"
+            )
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -99,7 +154,7 @@ class SavedModule(LoggedModule):
             weights_only: Refuse everything but plain types in the file.
             arguments: Arguments of the constructor; they win over those in the checkpoint.
         """
-        with fsspec.open(str(checkpoint_path), "rb") as stream:
+        with reading_checkpoint(checkpoint_path), fsspec.open(str(checkpoint_path), "rb") as stream:
             saved = torch.load(stream, map_location=map_location, weights_only=weights_only)
         known = {**saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments}
         missing = [name for name in _required(cls) if name not in known]
