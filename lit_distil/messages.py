@@ -263,7 +263,7 @@ class PieceError(BaseException):
 _paths_are_wanted: ContextVar[bool] = ContextVar("paths_are_wanted", default=False)
 
 
-def _make(kind: type, *args: Any, **arguments: Any) -> Any:
+def _make(kind: type, /, *args: Any, **arguments: Any) -> Any:
     """Make a piece as the parser does; within `whole_paths` its errors say which one it is."""
     if not _paths_are_wanted.get():
         return kind(*args, **arguments)

@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyte
     def refuse(**_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lit_distil.run.TemporaryDirectory", refuse)
+    monkeypatch.setattr("lit_distil.files.TemporaryDirectory", refuse)
     with pytest.raises(ValueError, match=r"out: .*new/run cannot be made or written to \(Permission denied\); give"):
         settle_folder(tmp_path / "new" / "run", CONFIG, overwrite=False)
 

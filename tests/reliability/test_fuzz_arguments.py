@@ -122,6 +122,9 @@ PLACES: dict[str, Place] = {
 }
 
 
+_BASES = ("Optimizer", "StudentModule", "EncoderModule", "LanguageModelModule", "TaskModule")
+
+
 def named(place: Place) -> list[str]:
     """The public classes of a kind that can be made."""
     found = []
@@ -129,9 +132,18 @@ def named(place: Place) -> list[str]:
         room = importlib.import_module(module)
         for name in dir(room):
             kind = getattr(room, name) if not name.startswith("_") else None
-            if inspect.isclass(kind) and issubclass(kind, place.base) and not inspect.isabstract(kind):
+            is_named = inspect.isclass(kind) and issubclass(kind, place.base) and not inspect.isabstract(kind)
+            if is_named and name not in _BASES:
                 found.append(f"{module}.{name}")
     return found
+
+
+_SCENES = {
+    "DistillationModule": "distillation",
+    "MaskedLMModule": "pretraining",
+    "FineTuningModule": "finetuning",
+    "TaskDistillationModule": "task distillation",
+}
 
 
 class Bench:
@@ -191,6 +203,10 @@ class Bench:
     def arguments(self, class_path: str) -> Config:
         """What a class cannot go without, and what keeps a run short."""
         name = class_path.rpartition(".")[2]
+        if name == "TextDataModule":
+            return self.scene("pretraining")["data"]["init_args"]
+        if name in _SCENES:
+            return self.scene(_SCENES[name])["model"]["init_args"]
         tiny = {**TINY, "type_vocab_size": 1}
         given: dict[str, Config] = {
             "TextFiles": self.splits("txt"),
@@ -229,17 +245,12 @@ class Bench:
         """A whole configuration in which the class has these arguments."""
         name, place = class_path.rpartition(".")[2], PLACES[kind]
         if kind == "module":
-            scenes = {
-                "DistillationModule": "distillation",
-                "MaskedLMModule": "pretraining",
-                "FineTuningModule": "finetuning",
-            }
-            config = self.scene(scenes.get(name, "task distillation"))
-            config["model"]["init_args"] |= settings
+            config = self.scene(_SCENES[name])
+            config["model"]["init_args"] = settings
             return config
         if kind == "data":
             config = self.scene("pretraining")
-            config["data"]["init_args"] |= settings
+            config["data"]["init_args"] = settings
             return config
         config = self.scene(place.scene)
         if kind == "task":
