@@ -259,6 +259,10 @@ class Bench:
         if kind == "task":
             scene = next(key for key, (task, _, _) in TASKS.items() if task == name)
             config["data"] = task_configuration(self.workspace, self.rows / scene, scene)["data"]
+        if name in ("SegmentPair", "SentencePair"):
+            config["model"]["init_args"]["network"]["init_args"]["model_type"] = "bert"
+        if name == "Narrower":
+            del config["model"]["init_args"]["objectives"]["cosine"]
         if name == "Docstrings" and kind == "rows":
             config["data"]["init_args"]["task"] = self.piece("lit_distil.tasks.TextClassification", label="package")
         if name == "SquadFiles":
