@@ -273,7 +273,7 @@ def _make(kind: type, /, *args: Any, **arguments: Any) -> Any:
         raise PieceError(kind, arguments) from error
 
 
-add_instantiator(_make, object)
+add_instantiator(_make, object)  # type: ignore[arg-type]  # a parameter's name would hide an argument of a class
 
 
 @contextmanager
@@ -373,8 +373,8 @@ def _from_frames(message: str, error: BaseException, config: Namespace | Mapping
             return f"{path}.{told}"
     if _begins_with_key(message, config):
         return _as_given(message, config)
-    path = next((path for path, _ in pieces if "." in path), None)
-    return message if path is None else f"{path}: {message}"
+    path = next((path for path, _ in pieces if "." in path), "")
+    return f"{path}: {message}" if path else message
 
 
 def _of_library_piece(error: Exception, config: Namespace | Mapping[str, Any]) -> str | None:
