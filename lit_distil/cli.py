@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
             module = command_module(command)
             if "transformers" in sys.modules:  # loading weights is too quick for a progress bar
                 importlib.import_module("transformers.utils.logging").disable_progress_bar()
-            module.run(arguments)
+            module.run(arguments if command == "inspect" else _with_values(arguments))
     except Exception as error:
         message = importlib.import_module("lit_distil.messages").users_mistake(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
@@ -255,6 +255,14 @@ def _recipe_path(argument: str) -> str:
     if not found or start not in ("", "--config="):
         return argument
     return start + str(command_module("recipes").find_recipe(name))
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """`--overwrite` as `--overwrite=true`: the parsers of these commands want a value for every option."""
+    is_bare = [argument == "--overwrite" for argument in arguments]
+    for place, following in enumerate(arguments[1:]):
+        is_bare[place] &= following.startswith("-")
+    return [f"{argument}=true" if bare else argument for argument, bare in zip(arguments, is_bare)]
 
 
 def _help() -> str:

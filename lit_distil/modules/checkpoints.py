@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -83,6 +83,8 @@ class SavedModule(LoggedModule):
         self.network: Any = None  # built when the vocabulary and the strategy are known
         self.has_network_only = False
         """Whether `load_from_checkpoint` restored the network and nothing else."""
+        self.saved_groups: list[list[int]] | None = None
+        """Sizes of the parameter groups of the optimizer in the checkpoint that the run continues from."""
 
     @property
     def has_trainer(self) -> bool:
@@ -113,30 +115,29 @@ class SavedModule(LoggedModule):
         """Build the network of the checkpoint, unless there is one."""
         if "network" not in checkpoint:
             raise ValueError("ckpt_path: it was not written by a module of lit_distil, since it names no network")
-        if self.network is not None:
-            self._check_shapes(checkpoint)
         if self.network is None:
             self.head = checkpoint["network"]["head"]
             self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
+        states = checkpoint.get("optimizer_states") or []
+        if all("param_groups" in state for state in states) and states:
+            self.saved_groups = [[len(group["params"]) for group in state["param_groups"]] for state in states]
 
-    def _check_shapes(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another network.
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch does.
 
         Raises:
-            ValueError: A tensor is missing, has no place, or has another shape; the message names the first.
+            ValueError: The weights are those of another network.
         """
-        theirs = {name: tuple(value.shape) for name, value in network_weights(checkpoint).items()}
-        ours = {name: tuple(value.shape) for name, value in self.network.model.state_dict().items()}
-        different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        if different:
-            name = different[0]
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            reason = " ".join(str(error).partition(":\n")[2].split())[:200]
             raise ValueError(
-                f"ckpt_path: it holds another network: {len(different)} tensors differ, the first {name}, which is "
-                f"{theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} here; repeat the settings of its "
-                "run, or leave ckpt_path out"
-            )
+                f"ckpt_path: the weights in the checkpoint are not those of this network ({reason}); repeat the "
+                "settings of the run that wrote it"
+            ) from error
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
