@@ -7,14 +7,13 @@ Trainer in `complete_trainer`, and both ask `RunFolder` whether a folder may be 
 from __future__ import annotations
 
 import atexit
-import importlib
 import inspect
 import json
 import logging
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from lit_distil.modules.checkpoints import reading_checkpoint
 from lit_distil.modules.finetuning import saved_labels
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder
 from lit_distil.swaps import classes_first, swapping, tell_dropped
+from lit_distil.trust import Parser, guard, import_modules
 
 
 class RunSummary(ModelSummary):
@@ -117,6 +117,10 @@ def complete_trainer(
             callback.overwrite |= overwrite
     if is_fit and kept is not None:
         callbacks.append(RunSettings(kept))
+    strategy = settings.get("strategy")
+    is_sharded = getattr(strategy, "_save_distributed_checkpoint", False)
+    if is_fit and (is_sharded or getattr(strategy, "_state_dict_type", None) == "sharded"):
+        raise ValueError(f"trainer.strategy: {_NO_SHARDS}")
     completed = {**settings, "plugins": plugins, "callbacks": callbacks}
     if not settings.get("fast_dev_run"):
         completed["logger"] = _loggers(command, settings.get("logger"), folder)
@@ -174,6 +178,10 @@ class RunConfigCallback(SaveConfigCallback):
         write_file(folder / "config.yaml", self.parser.dump(config, skip_none=False))
 
 
+class RunParser(Parser, LightningArgumentParser):
+    """Lightning's parser, which makes objects of classes only."""
+
+
 class TrainingCLI(LightningCLI):
     """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`.
 
@@ -197,7 +205,7 @@ class TrainingCLI(LightningCLI):
         self._refusal: ValueError | None = None
         self.run_settings: dict[str, Any] | None = None
         with ExitStack() as self._held:
-            super().__init__(*args, **settings)
+            super().__init__(*args, **{"parser_class": RunParser, **settings})
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors; printing the usage of fifty options would hide them."""
@@ -244,6 +252,8 @@ class TrainingCLI(LightningCLI):
         """Settle the run's folder and the checkpoint to start from."""
         config = self.config[self.subcommand]
         import_modules(config.imports or [])
+        if config.get("weights_only") is False:
+            raise ValueError("weights_only: a checkpoint may hold tensors and plain values only; leave it out")
         if config.matmul_precision not in ("highest", "high", "medium"):
             raise ValueError(f"matmul_precision must be highest, high or medium, got {config.matmul_precision!r}")
         torch.set_float32_matmul_precision(config.matmul_precision)
@@ -279,6 +289,8 @@ class TrainingCLI(LightningCLI):
         """
         with whole_paths(self.config[self.subcommand]):
             super().instantiate_classes()
+            if "weights_only" in self.config_init[self.subcommand]:
+                self.config_init[self.subcommand].weights_only = True
         if self.subcommand != "fit":
             self._hand_labels_on()
 
@@ -342,6 +354,7 @@ def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bo
     module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 
+@guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
     """Parse and run one of the trainer's commands, or with another `cli` a command that reads the same configuration.
 
@@ -420,28 +433,6 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Import a user's modules, which may register architectures with transformers.
-
-    The working directory is searched last, so that a file there never hides an installed package.
-
-    Raises:
-        ValueError: A module cannot be found.
-    """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise  # the module is there, but imports one that is not
-            raise ValueError(
-                f"imports: no module {name!r}; give the name of a file in {Path.cwd()} without .py, or of an "
-                "installed package"
-            ) from error
-
-
 def _labels_in(checkpoint: str) -> list[str] | None:
     """The labels of the network in a checkpoint file; None where it cannot be read."""
     with suppress(ValueError), reading_checkpoint(checkpoint):
@@ -459,7 +450,15 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
             f"ckpt_path: no checkpoint {str(path)!r} (looked from {Path.cwd()}); give the file, or `last` for the one "
             "in the run's folder, or leave it out to begin anew"
         )
+    if path.is_dir():
+        raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
     return str(path)
+
+
+_NO_SHARDS = (
+    "a sharded checkpoint is not read, since its files may run code; give the strategy save_distributed_checkpoint: "
+    "false (ModelParallelStrategy) or state_dict_type: full (FSDPStrategy), which write one file"
+)
 
 
 _load_yaml = get_loader("yaml")

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, 
 
 from lit_distil.files import hash_of
 from lit_distil.messages import missing_folder, near_names, one_line
+from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Vocabulary
 
 # What BERT and RoBERTa call their special tokens, for folders that do not say.
@@ -148,7 +149,9 @@ def _load(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     if missing := missing_folder(name):
         raise ValueError(f"data.tokenizer: {missing}. `lit-distil tokenizer --source SOURCE --out FOLDER` trains one")
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return load_pretrained(AutoTokenizer.from_pretrained, name, revision=revision)
+    except RemoteCodeError as error:
+        raise ValueError(f"data.tokenizer: {error}") from error
     except Exception as error:  # a damaged folder may raise any
         raise ValueError(
             f"data.tokenizer: no tokenizer {name!r} ({one_line(error)}){near_names(folder)}. Give a folder "
