@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             command_module(command).run(arguments)
     except Exception as error:
-        message = _message(error)
+        message = _message(error) or importlib.import_module("lit_distil.messages").piece_that_raised(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
         _fail(message)
@@ -271,8 +271,10 @@ def _message(error: BaseException) -> str | None:
     while reason is not None:
         frames = traceback.extract_tb(reason.__traceback__)
         is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        # a TypeError is a mistake of the user's only where a check raises it
-        is_check = isinstance(reason, TypeError) and bool(frames) and str(frames[-1].line).startswith("raise ")
+        # these are mistakes of the user's only where a check raises them
+        is_check = (
+            isinstance(reason, TypeError | RuntimeError) and bool(frames) and str(frames[-1].line).startswith("raise ")
+        )
         if is_ours and (is_check or isinstance(reason, ValueError | OSError)):
             return str(reason)
         reason = reason.__cause__

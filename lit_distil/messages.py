@@ -7,6 +7,8 @@ import importlib
 import inspect
 import os
 import re
+import sys
+import traceback
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -172,3 +174,37 @@ def known_options() -> list[str]:
     """The keys of a configuration, those of the Trainer included."""
     keys = ["config", "seed_everything", "model", "data", "ckpt_path", "matmul_precision", "imports", "trainer"]
     return keys + [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+
+
+# A piece of a user's own that raises an error
+
+_BASES = ("lit_distil", "lightning", "torch", "transformers")
+
+
+def piece_that_raised(error: BaseException) -> str | None:
+    """What to say of an error in a class of a user's own (a loss, a mask, a callback): which, where, its contract.
+
+    Returns:
+        One sentence; None if no class that derives from one of this package or its libraries raised it, or if this
+        package was called by that class, so that the fault may be anywhere.
+    """
+    reason: BaseException | None = error
+    while reason is not None:
+        place = ""
+        for frame, line in reversed([*traceback.walk_tb(reason.__traceback__)]):
+            file, kind, method = Path(frame.f_code.co_filename), type(frame.f_locals.get("self")), frame.f_code.co_name
+            if file.is_relative_to(Path(__file__).parent):
+                break
+            base = next((one for one in kind.__mro__ if one.__module__.partition(".")[0] in _BASES), None)
+            if base is kind or base is None or not hasattr(base, method):
+                if not (file.is_relative_to(sys.prefix) or file.is_relative_to(sys.base_prefix)):
+                    place = place or f"{file.name}, line {line}"
+                continue
+            contract = (inspect.getdoc(getattr(base, method)) or "").partition("\n")[0]
+            told = f" ({base.__name__}.{method}: {contract})" if contract and method != "__init__" else ""
+            return (
+                f"{kind.__module__}.{kind.__qualname__}.{method} raised {type(reason).__name__}: {reason} in "
+                f"{place or f'{file.name}, line {line}'}{told}; LIT_DISTIL_TRACEBACK=1 shows the way there"
+            )
+        reason = reason.__cause__
+    return None

@@ -12,7 +12,7 @@ LEAVES = {"types", "console", "schedules", "files", "messages"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
-    "schedules": set(),
+    "schedules": {"types"},
     "files": set(),
     "messages": set(),
     "tasks": LEAVES | {"objectives"},

@@ -34,7 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDI
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.models.attention import choose_attention
-from lit_distil.types import Vocabulary
+from lit_distil.types import Piece, Vocabulary, refuse_result
 
 Head = Literal[
     "masked_lm",
@@ -68,7 +68,15 @@ STAND_INS = {
 """A tokenizer has [CLS] and [SEP], or a beginning and an end of text; each pair can stand in for the other."""
 
 
-class NetworkSource(ABC):
+def _hugging_face_model(source: NetworkSource, model: Any, *arguments: Any, **named: Any) -> PreTrainedModel:
+    if not isinstance(model, PreTrainedModel):
+        refuse_result(source, "load", "return a transformers model (PreTrainedModel)", model)
+    if unset := next((name for name, value in model.state_dict().items() if value.is_meta), None):
+        refuse_result(source, "load", "set every tensor of the model", f"{unset} on the meta device")
+    return model
+
+
+class NetworkSource(Piece, ABC):
     """Builds a Hugging Face model with a head, in training mode.
 
     A subclass answers in `load`.
@@ -78,6 +86,7 @@ class NetworkSource(ABC):
     """
 
     attention: str | None = None
+    contracts = {"load": _hugging_face_model}
 
     def build(
         self,

@@ -65,7 +65,14 @@ class SavedModule(LoggedModule):
             self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the network's configuration, so that loading needs neither teacher nor data."""
+        """Add the network's configuration, so that loading needs neither teacher nor data.
+
+        Raises:
+            DivergedError: The network has diverged; what was saved before stays.
+        """
+        if self.has_trainer:
+            self.guard.check_weights(self, self.trainer.global_step)
+            checkpoint["guard"] = self.guard.state()
         settings = self.network.config.to_dict()
         settings.pop("transformers_version", None)
         checkpoint["network"] = {"head": self.head, "config": json.dumps(settings, default=str)}
@@ -82,6 +89,8 @@ class SavedModule(LoggedModule):
             self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
+        if self.has_trainer and "guard" in checkpoint:
+            self.guard.restore(checkpoint["guard"])
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
