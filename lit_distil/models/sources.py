@@ -145,7 +145,7 @@ class FromConfig(NetworkSource):
         ValueError: The architecture is unknown, or a field is misspelt.
     """
 
-    def __init__(self, model_type: str, *, config: dict | None = None, attention: str | None = None) -> None:
+    def __init__(self, model_type: str, *, config: dict[str, Any] | None = None, attention: str | None = None) -> None:
         if model_type not in CONFIG_MAPPING:
             near = difflib.get_close_matches(model_type, CONFIG_MAPPING, n=3)
             raise ValueError(
@@ -194,7 +194,7 @@ class Pretrained(NetworkSource):
         name_or_path: str,
         *,
         revision: str | None = None,
-        config: dict | None = None,
+        config: dict[str, Any] | None = None,
         attention: str | None = None,
         dtype: str = "float32",
     ) -> None:
