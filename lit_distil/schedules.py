@@ -17,7 +17,7 @@ def _within_extremes(setting: StepValue, value: Any, step: int) -> float:
     """A value that is a number, between the extremes that were checked before the first step."""
     low, high = setting.extremes
     slack = 1e-9 * max(abs(low), abs(high))  # for rounding
-    if not isinstance(value, Real) or not low - slack <= value <= high + slack:
+    if not isinstance(value, Real) or not low - slack <= float(value) <= high + slack:
         refuse_result(setting, "at", f"return a number between its extremes {low} and {high}", f"{value!r} at {step}")
     return float(value)
 

@@ -179,7 +179,7 @@ def test_a_type_error_is_told_in_one_line_where_a_check_of_the_package_raises_it
 OWN_PIECES = """\
 from lightning.pytorch import Callback
 from lit_distil.data import MaskingStrategy
-from lit_distil.objectives import LogitObjective, MaskedLMLoss
+from lit_distil.objectives import RowObjective
 
 class Lookup(Callback):
     def on_train_batch_end(self, trainer, *arguments, **named):
@@ -192,7 +192,7 @@ class Endless(MaskingStrategy):
     def select(self, view, draws):
         return self.rate / 0
 
-class Wide(MaskedLMLoss):
+class Wide(RowObjective):
     def on_rows(self, rows):
         return rows.student @ rows.student
 
@@ -213,7 +213,7 @@ class Nothing(MaskingStrategy):
         ("--data.masking=own_pieces.Endless", ("Endless.select raised ZeroDivisionError", "Choose the positions to")),
         ("--model.objectives={own: own_pieces.Wide}", ("Wide.on_rows raised RuntimeError", "The sum over some rows")),
         ("--data.masking=own_pieces.Nothing", ("Nothing.select must choose at least one position of a batch",)),
-        ("--model.optimizer.lr=1e30", ("step 2: the largest weight has grown from", "lower the learning rate")),
+        ("--model.optimizer.lr=1e30", ("step 2: the largest weight has grown from", "Lower the learning rate")),
     ],
 )
 def test_a_piece_from_outside_that_fails_is_named_in_one_sentence(

@@ -25,7 +25,7 @@ from lit_distil.types import EncoderOutput, Projection
 _PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 _MOST_GROWTH = 1000.0  # of the largest weight, which is about 1 in an encoder; training moves it to 10 at most
 _ADVICE = (
-    "lower the learning rate, clip gradients (trainer.gradient_clip_val), or use a wider precision (trainer.precision)"
+    "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or use a wider precision (trainer.precision)"
 )
 
 
@@ -78,7 +78,7 @@ class StepGuard:
         if self._in_a_row > self.patience:
             raise DivergedError(
                 f"step {step}: the gradient was infinite or undefined in {self._in_a_row} steps in a row, so the run "
-                f"ends here; checkpoints are those of finite steps: {_ADVICE}, or allow more (model.max_skipped_steps)"
+                f"ends here; checkpoints are those of finite steps. {_ADVICE}, or allow more (model.max_skipped_steps)"
             )
         if self._in_a_row == 1:
             rank_zero_warn(f"step {step}: the gradient is infinite or undefined ({float(norm)}); the step is skipped")
@@ -123,7 +123,7 @@ class StepGuard:
             return
         raise DivergedError(
             f"step {step}: {reason}, so the run ends here and writes neither checkpoint nor export; those from before "
-            f"are untouched: {_ADVICE}"
+            f"are untouched. {_ADVICE}"
         )
 
     def finish(self, step: int) -> None:
@@ -136,7 +136,7 @@ class StepGuard:
             return
         told = f"{self.num_skipped} of {step} steps were skipped, because the gradient was infinite or undefined"
         if self.num_skipped >= step:
-            raise DivergedError(f"{told}, so the weights are those from the start, and nothing is exported: {_ADVICE}")
+            raise DivergedError(f"{told}, so the weights are those from the start, and nothing is exported. {_ADVICE}")
         rank_zero_warn(told)
 
     def state(self) -> dict[str, Any]:

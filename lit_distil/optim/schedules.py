@@ -23,7 +23,7 @@ from lit_distil.types import Piece, refuse_result
 
 def _factor(schedule: Schedule, factor: Any, step: int, *arguments: int, **named: int) -> float:
     """A factor of the learning rate: finite, and not negative, which would climb the loss."""
-    if not isinstance(factor, Real) or not 0 <= factor < math.inf:
+    if not isinstance(factor, Real) or not 0 <= float(factor) < math.inf:
         method = "multiplier" if "multiplier" in vars(type(schedule)) else "after_warmup"
         contract = "return a factor of the learning rate, finite and not negative"
         refuse_result(schedule, method, contract, f"{factor!r} at step {step}")

@@ -92,7 +92,7 @@ def _whole_features(
     has_types, has_choices = samples[0].token_type_ids is not None, samples[0].choices is not None
     for sample in samples:
         at, ids, types = f" for the row {sample.row}", sample.input_ids, sample.token_type_ids
-        if not (isinstance(sample.row, Integral) and 0 <= sample.row < len(rows)):
+        if not (isinstance(sample.row, Integral) and 0 <= int(sample.row) < len(rows)):
             refuse(f"name the row of each sample, from 0 to {len(rows) - 1}", f"{sample.row!r}")
         if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and len(ids) and np.issubdtype(ids.dtype, np.integer)):
             refuse("give input_ids as a numpy array of whole numbers with one axis, not empty", f"{ids!r:.60}{at}")

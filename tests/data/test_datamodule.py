@@ -394,7 +394,7 @@ def test_an_interval_of_validations_that_no_epoch_reaches_is_refused(made):
     data = text_data(made, trainer=trainer)
     data.prepare_data()
     data.setup("fit")
-    batches = len(data.datasets["train"]) // 8
+    batches = -(-len(data.datasets["train"]) // 8)
     with pytest.raises(ValueError, match=rf"trainer\.val_check_interval: 1000 batches are more .* which is {batches};"):
         data.train_dataloader()
     trainer.check_val_every_n_epoch = None

@@ -82,10 +82,10 @@ def test_a_loss_that_returns_no_sum_is_named() -> None:
             lambda s, t: (s - t).square().sum(-1),
             r"a sum over the counted items \(a scalar .*, got Tensor of shape \[\d+\]",
         ),
-        (lambda s, t: float((s - t).square().sum()), "a sum over .* got float"),
+        (lambda s, t: (s - t).square().sum().item(), "a sum over .* got float"),
         (lambda s, t: (s > t).sum(), r"a sum over .* got a scalar of torch\.int64"),
         (
-            lambda s, t: (s.detach() - t).square().sum(),
+            lambda s, t: (s - t).detach().square().sum(),
             "a sum with a graph to the student, got one that trains nothing",
         ),
     ],

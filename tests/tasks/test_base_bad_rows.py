@@ -89,7 +89,8 @@ def test_features_that_lack_what_a_batch_needs_are_refused_with_the_task(
     class Own(TextClassification):
         def encode(self, rows: Rows, tokenizer: Any, **settings: Any) -> list[Features]:
             first, *others = super().encode(rows, tokenizer, **settings)
-            return [dataclasses.replace(first, **changes), *others]
+            types = np.zeros(len(changes.get("input_ids", first.input_ids)), dtype=np.int64)
+            return [dataclasses.replace(first, **{"token_type_ids": types, **changes}), *others]
 
     task = Own(labels=["x", "y"])
     with pytest.raises(ValueError, match=rf"^Own\.encode must .*{message}"):
