@@ -38,12 +38,10 @@ from lit_distil.modules.cached_teacher import (
 )
 from lit_distil.modules.checks import (
     check_cacheable,
-    check_length,
-    check_padding_id,
+    check_network,
     check_smaller,
     check_static_masks,
     needs_of,
-    num_logits,
 )
 from lit_distil.modules.teachers import load_teacher
 from lit_distil.objectives.top_logits import TopLogits
@@ -231,7 +229,7 @@ class CacheWriter:
         """Ids, scores and the masses of the others for the rows of a batch, sequence by sequence."""
         batch = batch.to(self.device)
         rows = "all" if self.manifest["positions"] == "all" else batch.masked_positions
-        output = self.teacher(batch, rows=rows, project=False)
+        output = self.teacher(batch, rows=rows, project=False).over(self.manifest["vocabulary_size"])
         parts = [TopLogits.of(logits, self.k, self.temperatures) for logits in _pieces_of_logits(output)]
         ids, scores, rests = (
             np.concatenate([getattr(part, name).cpu().numpy() for part in parts]) for name in ("ids", "scores", "rests")
@@ -292,7 +290,8 @@ def cache(
         model: The distillation; its teacher runs, and its objectives say at which temperatures and positions.
         data: The data of the distillation.
         out: Folder to write to; must not exist yet.
-        k: Tokens kept in a row; the size of the vocabulary keeps all, exactly if scores are float32.
+        k: Tokens kept in a row; the size of the tokenizer keeps all, exactly if scores are float32. Logits beyond the
+            tokenizer's entries, which pad an embedding, are left out.
         positions: "masked" keeps rows of the masked tokens, "all" of every token; None takes what the objectives need.
         scores: Type of the kept logits, as differences to the largest; float16 changes them by 0.05 % at most.
         batch_size: Sequences that the teacher sees at a time.
@@ -319,9 +318,10 @@ def cache(
 
     name = str(model.teacher_sources[role])
     network = _load_teacher(model, data, name)
-    vocabulary_size = num_logits(network)
+    # without the rows that pad the teacher's embedding, so that the cache serves students of any padding
+    vocabulary_size = min(network.num_logits, data.vocabulary.size)
     if not 1 <= k <= vocabulary_size:
-        raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
+        raise ValueError(f"k must lie between 1 and the {vocabulary_size} entries of the vocabulary, got {k}")
     if k < vocabulary_size:
         check_smaller(model.terms, role, changing, k, vocabulary_size)
 
@@ -372,8 +372,7 @@ def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_
     data.prepare_data()
     data.setup("fit")
     assert data.masking is not None and data.masking.patterns is not None
-    check_padding_id("teacher", network, data.vocabulary)
-    check_length("teacher", network, data)
+    check_network("teacher", network, data)
     patterns: dict[Split, int] = {"train": data.masking.patterns, "validation": 1}  # evaluation has epoch 0's masks
     return {
         split: plan_split(data.datasets[split], number, positions=positions, name=split, batch_size=batch_size)

@@ -111,7 +111,7 @@ class NetworkSource(Piece, ABC):
             ValueError: The source, the vocabulary and the head do not fit together.
         """
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
-        _check_embedding(model, vocabulary)
+        check_embedding(model, vocabulary)
         choose_attention(model, self.attention)
         return model.train()
 
@@ -295,7 +295,7 @@ class LiveModel(NetworkSource):
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
         model: PreTrainedModel = copy.deepcopy(self.model, same)
         model.config.architectures = [type(model).__name__]
-        _check_embedding(model, vocabulary)
+        check_embedding(model, vocabulary)
         choose_attention(model)
         return model
 
@@ -424,14 +424,15 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
+def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
+    """Refuse a model with fewer rows in its embedding than the tokenizer has entries; more are padding."""
     embedding: Any = model.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
     if vocabulary is not None and num_rows < vocabulary.size:
         raise ValueError(
             f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of "
             f"{model.name_or_path or type(model).__name__!r} has {num_rows} rows; use the tokenizer that the model was "
-            "trained with"
+            "trained with, or leave vocab_size out of a student's config"
         )
 
 

@@ -96,9 +96,17 @@ def test_a_student_of_its_own_needs_no_teacher_loaded(
     monkeypatch.setattr(DistillationModule, "load_teacher", refuse)
     student = FromConfig("roberta", config={**TINY, "type_vocab_size": 1})
     train(make_module(workspace, full, student=student), workspace, tmp_path, steps=1)
-    narrow = FromConfig("roberta", config={**TINY, "type_vocab_size": 1, "vocab_size": 328})
-    with pytest.raises(ValueError, match="it has 328 logits and the teacher 320"):
-        train(make_module(workspace, full, student=narrow), workspace, tmp_path)
+    padded = FromConfig("roberta", config={**TINY, "type_vocab_size": 1, "vocab_size": 328})
+    module = make_module(workspace, full, student=padded)
+    train(module, workspace, tmp_path, steps=1)
+    assert module.num_entries == 320
+    monkeypatch.setattr(CachedTeacher, "__call__", refuse)
+    cut = FromConfig("roberta", config={**TINY, "type_vocab_size": 1, "vocab_size": 336})
+    manifest = json.loads((full / "manifest.json").read_text())
+    older = shutil.copytree(full, tmp_path / "older")
+    (older / "manifest.json").write_text(json.dumps({**manifest, "vocabulary_size": 328}))
+    with pytest.raises(ValueError, match=r"that of teacher holds 328 logits, .* tokenizer's 320 .* write it again"):
+        train(make_module(workspace, older, student=cut), workspace, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["full", "small"])
