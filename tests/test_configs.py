@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from lit_distil.data import load_tokenizer
+from lit_distil.data import SegmentPair, TextDataModule, TextFiles, TokenMasking, load_tokenizer
 from lit_distil.run import run as run_command
 from tests.workspace import REPOSITORY, Workspace, kept_environment, logged, write_config, write_model
 
@@ -400,6 +403,33 @@ def test_static_masks_are_berts_and_dynamic_ones_robertas() -> None:
     assert "patterns" in content_of("pretrain/bert.yaml")["data"]["init_args"]["masking"]["init_args"]
     for name in ("pretrain/roberta.yaml", "distill/distilbert.yaml", "distill/distilroberta.yaml"):
         assert "patterns" not in content_of(name)["data"]["init_args"]["masking"]["init_args"]
+
+
+def test_berts_copies_have_pairs_and_masks_of_their_own_that_stay(workspace: Workspace) -> None:
+    """create_pretraining_data.py, dupe_factor: ten masks on pairs that were cut once would be another recipe."""
+    recipe = content_of("pretrain/bert-small.yaml")["data"]["init_args"]
+    text = {split: str(workspace.root / f"{split}.txt") for split in ("train", "validation")}
+    data = TextDataModule(
+        workspace.wordpiece,
+        TextFiles(**text),
+        format=SegmentPair(**recipe["format"]["init_args"]),
+        masking=TokenMasking(**recipe["masking"]["init_args"]),
+        max_length=48,
+        cache_dir=str(workspace.root / "cache"),
+        seed=3,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    samples = np.arange(len(dataset))
+    first, second = (dataset.collate(samples, np.full_like(samples, epoch)) for epoch in (0, 1))
+    assert torch.equal(first.input_ids, second.input_ids) and torch.equal(first.masked_labels, second.masked_labels)
+    original = first.input_ids[0].clone()
+    original[first.masked_positions] = first.masked_labels
+    pairs = Counter(tuple(part.tolist()) for part in original.split(list(first.lengths)))
+    masked = Counter(tuple(part.tolist()) for part in first.input_ids[0].split(list(first.lengths)))
+    assert len(pairs) > 0.8 * len(dataset)  # cut once and masked ten times, each would be there ten times
+    assert len(masked) > 0.95 * len(dataset) and len(dataset) > 300
 
 
 def test_every_batch_size_divides_by_its_accumulation() -> None:

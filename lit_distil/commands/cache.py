@@ -23,10 +23,11 @@ from torch import Tensor
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
 from lit_distil.data.sources.base import Split
-from lit_distil.files import place_folder, write_json
+from lit_distil.files import check_output, place_folder, write_json
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cached_teacher import (
+    CACHE_FILES,
     CACHE_VERSION,
     MANIFEST,
     SplitArrays,
@@ -169,14 +170,18 @@ class CacheWriter:
                 "take a smaller --k, fewer data.masking patterns, --positions masked, or another disk"
             )
 
-    def write(self, out: Path) -> None:
+    def write(self, out: Path, *, overwrite: bool = False) -> None:
         """Write to a folder beside `out` and rename it at the end; an earlier start that was stopped is continued.
+
+        Args:
+            out: Where the cache goes.
+            overwrite: Replace the cache that is there, and drop what an earlier start with other settings wrote.
 
         Raises:
             ValueError: The earlier start was with other settings.
         """
         work = unfinished_folder(out)
-        done = self._earlier_progress(work)
+        done = self._earlier_progress(work, overwrite=overwrite)
         if done is None:
             shutil.rmtree(work, ignore_errors=True)
             done = dict.fromkeys(map(str, self.plans), 0)
@@ -192,7 +197,7 @@ class CacheWriter:
                 self._write_split(work, split, plan, done, bar)
         write_json(work / MANIFEST, self.manifest)
         (work / _PROGRESS).unlink()
-        place_folder(work, out)
+        place_folder(work, out, CACHE_FILES if overwrite else None)
 
     def _write_split(self, work: Path, split: str, plan: SplitPlan, done: dict[str, int], bar: Any) -> None:
         arrays = SplitArrays.open(work / split, self.manifest, split, writable=True)
@@ -210,7 +215,7 @@ class CacheWriter:
                 write_json(work / _PROGRESS, {"manifest": self.manifest, "done": done})
                 saved = perf_counter()
 
-    def _earlier_progress(self, work: Path) -> dict[str, int] | None:
+    def _earlier_progress(self, work: Path, *, overwrite: bool) -> dict[str, int] | None:
         """Sequences of each split that an earlier start has done; None if there was no earlier start."""
         if not (work / _PROGRESS).is_file():
             return None
@@ -219,8 +224,11 @@ class CacheWriter:
         except ValueError:  # damaged: start again
             return None
         if earlier["manifest"] != self.manifest:
+            if overwrite:
+                return None
             raise ValueError(
-                f"out: {str(work)!r} is an unfinished cache of other settings; delete it, or name another folder"
+                f"out: {str(work)!r} is an unfinished cache of other settings; name another folder, or replace it with "
+                "--overwrite (in Python: overwrite=True)"
             )
         return earlier["done"]
 
@@ -271,6 +279,8 @@ def cache(
     trainer: dict[str, Any] | None = None,
     matmul_precision: str = "medium",
     ckpt_path: str | None = None,
+    overwrite: bool = False,
+    allow_changes: bool = False,
 ) -> None:
     """Run the teacher of a distillation once over its data, and keep its most likely tokens and the mass of the others.
 
@@ -289,7 +299,7 @@ def cache(
     Args:
         model: The distillation; its teacher runs, and its objectives say at which temperatures and positions.
         data: The data of the distillation.
-        out: Folder to write to; must not exist yet.
+        out: Folder to write to.
         k: Tokens kept in a row; the size of the tokenizer keeps all, exactly if scores are float32. Logits beyond the
             tokenizer's entries, which pad an embedding, are left out.
         positions: "masked" keeps rows of the masked tokens, "all" of every token; None takes what the objectives need.
@@ -303,9 +313,10 @@ def cache(
         trainer: Part of the configuration; not used.
         matmul_precision: As for fit.
         ckpt_path: Part of the configuration; not used.
+        overwrite: Replace the cache that is in the folder, and nothing else.
+        allow_changes: Part of the configuration; not used.
     """
-    if Path(out).exists():
-        raise ValueError(f"out: {out!r} is there already; delete it, or name another folder")
+    check_output(Path(out), overwrite=overwrite, replaces=CACHE_FILES)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_static_masks(data)
@@ -347,7 +358,7 @@ def cache(
     if estimate:
         return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    writer.write(Path(out))
+    writer.write(Path(out), overwrite=overwrite)
     given = out if len(model.teacher_sources) == 1 else f"'{{{role}: {out}}}'"
     print(f"written: {out}; train with --model.teacher_cache {given}")
 

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from lit_distil.callbacks import write_export
 from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
+from lit_distil.files import check_output
 from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
 from lit_distil.models.sources import check_embedding
 from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
@@ -33,6 +34,7 @@ def student(
     freeze_positions: bool = False,
     all_tensors: bool = False,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a student from its teacher, show where each tensor came from, and write it with the teacher's tokenizer.
 
@@ -46,7 +48,9 @@ def student(
             does not remember it.
         all_tensors: Also print a line for each tensor.
         seed: Seed of the tensors that are new.
+        overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
+    check_output(Path(out), overwrite=overwrite)
     seed_everything(seed, verbose=False)
     tokenizer = load_tokenizer(teacher, revision=teacher_revision)
     try:

@@ -205,8 +205,18 @@ class EncoderModule(SavedModule):
         return parameter_groups(self)
 
     def on_fit_start(self) -> None:
-        """Turn dropout on: a network from `from_pretrained` or `load_from_checkpoint` is in eval mode."""
+        """Turn dropout on: a network from `from_pretrained` or `load_from_checkpoint` is in eval mode.
+
+        Raises:
+            ValueError: The optimizer of the checkpoint to continue from had other groups of parameters.
+        """
         self.train()
+        groups = [[len(group["params"]) for group in one.param_groups] for one in self.trainer.optimizers]
+        if self.saved_groups not in (None, groups):
+            raise ValueError(
+                f"ckpt_path: the checkpoint's optimizer has groups of {self.saved_groups} parameters and this run's "
+                f"{groups}; repeat the settings that decide which layers train, and how fast"
+            )
 
     def on_train_start(self) -> None:
         """Let settings of the configuration win over those of a checkpoint."""

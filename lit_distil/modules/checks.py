@@ -85,8 +85,8 @@ def compared_entries(
                 "and it holds the entries alone"
             )
     rank_zero_info(
-        f"student and teachers have {student} and {[*teachers.values()]} logits: their distributions are compared over "
-        f"the tokenizer's {vocabulary.size} entries"
+        f"the student has {student} logits, the teacher {' and '.join(map(str, teachers.values()))}: distributions are "
+        f"compared over the tokenizer's {vocabulary.size} entries"
     )
     return vocabulary.size
 
