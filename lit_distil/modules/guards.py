@@ -167,6 +167,8 @@ def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torc
 def _largest(module: nn.Module) -> float:
     """The largest magnitude among the weights that train, infinite if one is undefined; all ranks call it together."""
     weights = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
+    if not weights:
+        return 0.0
     local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
     norm = torch.nn.utils.get_total_norm([one for one in local if one.numel()], norm_type=math.inf)
     largest = norm.to(local[0].device, torch.float32).nan_to_num(nan=math.inf, posinf=math.inf)
