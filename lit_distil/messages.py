@@ -39,6 +39,7 @@ _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
 _NOT_ACCEPTED = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
+_NO_MODULE = re.compile(r"No module named '([^']+)'")
 _NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --(\S+)")
 _CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
@@ -114,7 +115,12 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
             class_path = match[1]
             text = text[: match.start()].rstrip(" .")
     if match := _NO_CLASS.match(text):
-        return f"no class {match[1]!r}; give its whole path, such as torch.optim.AdamW"
+        near = _near_classes(match[1])
+        way_out = f"did you mean {' or '.join(near)}?" if near else "give its whole path, such as torch.optim.AdamW"
+        return f"no class {match[1]!r}; {way_out}"
+    if match := _NO_MODULE.match(text):
+        path = f"{class_path!r}: " if class_path else ""
+        return f"{path}no module {match[1]!r} is installed, and {Path.cwd()} has none"
     if match := _NO_ATTRIBUTE.search(text):
         return text + hint(match[2], _names(match[1]))
     if match := _UNRECOGNIZED.search(text):
@@ -134,6 +140,16 @@ def hint(name: str, candidates: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return hint + (f" (there are {', '.join(known)})" if 0 < len(known) <= _MOST_NAMES else "")
+
+
+_ROOMS = ("data", "models", "objectives", "optim", "tasks", "modules", "callbacks", "schedules")
+_PUBLIC = ("torch.optim", "lightning.pytorch.callbacks", *(f"lit_distil.{room}" for room in _ROOMS))
+
+
+def _near_classes(name: str) -> list[str]:
+    """The whole paths of public classes whose names are near, the nearest first; nothing is imported for it."""
+    paths = {own: f"{module}.{own}" for module in _PUBLIC if module in sys.modules for own in _names(module)}
+    return [paths[near] for near in difflib.get_close_matches(name, paths, n=2, cutoff=0.7)]
 
 
 def _names(module: str) -> list[str]:

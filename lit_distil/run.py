@@ -48,6 +48,7 @@ from lit_distil.messages import broken_file, hint, known_options, shorten
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder
+from lit_distil.swaps import classes_first, swapping, tell_dropped
 
 
 class RunSummary(ModelSummary):
@@ -194,6 +195,7 @@ class TrainingCLI(LightningCLI):
     ) -> None:
         self.is_call, self.overwrite, self.before_training = is_call, overwrite, before_training
         self.run_folder: RunFolder | None = None
+        self._refusal: ValueError | None = None
         self.run_settings: dict[str, Any] | None = None
         with ExitStack() as self._held:
             super().__init__(*args, **settings)
@@ -208,14 +210,16 @@ class TrainingCLI(LightningCLI):
         Raises:
             ValueError: A key, a value or a file is wrong.
         """
+        arguments = classes_first(sys.argv[1:] if args is None else list(args))
         try:
-            super().parse_arguments(parser, args)
+            with swapping() as dropped:
+                super().parse_arguments(parser, arguments)
         except ArgumentError as error:
-            broken = broken_file(sys.argv[1:] if args is None else list(args))
-            raise ValueError(broken or shorten(error.message, known_options())) from error
-        given, config = sys.argv[1:] if args is None else list(args), self.config[self.config.subcommand]
+            raise ValueError(broken_file(arguments) or shorten(error.message, known_options())) from error
+        config = self.config[self.config.subcommand]
+        tell_dropped(dropped, config)
         for name in ("overwrite", "allow_changes"):
-            if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in given):
+            if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in arguments):
                 raise ValueError(f"{name}: a file cannot ask for it; give --{name} on the command line")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -258,12 +262,15 @@ class TrainingCLI(LightningCLI):
         self.run_folder = RunFolder(config.trainer.default_root_dir, is_call=self.is_call)
         self._held.enter_context(self.run_folder.lock())
         self.run_settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
-        config.ckpt_path = self.run_folder.settle(
-            self.run_settings,
-            overwrite=self.overwrite,
-            checkpoint=config.ckpt_path,
-            allow_changes=config.allow_changes,
-        )
+        try:
+            config.ckpt_path = self.run_folder.settle(
+                self.run_settings,
+                overwrite=self.overwrite,
+                checkpoint=config.ckpt_path,
+                allow_changes=config.allow_changes,
+            )
+        except ValueError as error:  # a wrong setting is told first: it would be another run because of it
+            self._refusal = error
 
     def instantiate_classes(self) -> None:
         """As LightningCLI does, with errors that name only their first cause.
@@ -290,11 +297,21 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Remove what the run replaces, and do what the caller wants done before it begins."""
+        """Check before work, remove what the run replaces, and do what the caller wants done before it begins."""
+        self.check_before_work()
+        if self._refusal is not None:
+            raise self._refusal
         if self.run_folder is not None:
             self.run_folder.clear()
         if self.before_training is not None:
             self.before_training(self.datamodule)
+
+    def check_before_work(self) -> None:
+        """See the function of this name."""
+        has_tokenizer = self.before_training is None  # which may train one
+        check_before_work(self.model, self.datamodule, str(self.subcommand), has_tokenizer=has_tokenizer)
+
+    before_validate = before_test = before_predict = check_before_work
 
     def _hand_labels_on(self) -> None:
         """Tell the task the labels of the head that is evaluated, where nothing else names them."""
@@ -308,6 +325,19 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: settings in a checkpoint never win over the files and the command line."""
+
+
+def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bool = True) -> None:
+    """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
+
+    Args:
+        module: See `EncoderModule.check_before_work`.
+        data: See `TextDataModule.check_before_work`.
+        command: `fit`, `validate`, `test` or `predict`.
+        has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
+    """
+    data.check_before_work(command, has_tokenizer=has_tokenizer)
+    module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
@@ -363,7 +393,11 @@ def fit_objects(
     _quieten()
     run_folder = RunFolder(folder, is_call=True)
     with run_folder.lock():
-        checkpoint = run_folder.settle(config, overwrite=overwrite)
+        checkpoint = refusal = None
+        try:
+            checkpoint = run_folder.settle(config, overwrite=overwrite)
+        except ValueError as error:  # told if nothing else is wrong
+            refusal = error
         torch.set_float32_matmul_precision("medium")
         module, data, settings = build()
         names = inspect.signature(Trainer.__init__).parameters
@@ -371,6 +405,9 @@ def fit_objects(
             raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
         settings = {"use_distributed_sampler": False, **settings}
         trainer = Trainer(**complete_trainer("fit", settings, is_call=True, overwrite=overwrite, kept=config))
+        check_before_work(module, data, "fit", has_tokenizer=before_training is None)
+        if refusal is not None:
+            raise refusal
         run_folder.clear()
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)

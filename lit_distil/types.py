@@ -114,6 +114,10 @@ class DataModule(Protocol):
         """Size and special ids of the tokenizer."""
 
     @property
+    def max_length(self) -> int:
+        """Most tokens of a sequence."""
+
+    @property
     def has_next_sentence(self) -> bool:
         """Whether the format labels pairs."""
 

@@ -77,7 +77,31 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     ),
     "no path of a class": (
         edit(*INIT, "optimizer", value="adam"),
-        ["model.optimizer", "no class 'adam'; give its"],
+        ["model.optimizer", "no class 'adam'; did you mean torch.optim.Adam"],
+    ),
+    "misspelt class without a path": (
+        edit(*DATA, "masking", value="WholeWordMaskng"),
+        ["data.masking", "no class 'WholeWordMaskng'; did you mean lit_distil.data.WholeWordMasking"],
+    ),
+    "misspelt class without a path, of several kinds": (
+        ["--model.student", "Narower"],
+        ["model.student", "no class 'Narower'; did you mean lit_distil.models.Narrower"],
+    ),
+    "module that is not there": (
+        edit(*DATA, "masking", value="my_maks.X"),
+        ["data.masking", "'my_maks.X'", "no module 'my_maks'", str(Path.cwd())],
+    ),
+    "argument of a piece of several kinds": (
+        ["--model.student", "lit_distil.models.Narrower", "--model.student.width", "16"],
+        ["model.student: lit_distil.models.Narrower has no argument 'width'", "hidden_size"],
+    ),
+    "the same in a file": (
+        edit(*INIT, "student", value={"class_path": "lit_distil.models.Narrower", "init_args": {"hiden_size": 16}}),
+        ["model.student: lit_distil.models.Narrower has no argument 'hiden_size'; did you mean 'hidden_size'"],
+    ),
+    "value of a piece of several kinds": (
+        ["--model.student", "lit_distil.models.Narrower", "--model.student.hidden_size", "wide"],
+        ["model.student.hidden_size", "int", "wide"],
     ),
     "no class": (edit(*DATA, "masking", value=0.3), ["data.masking: expected MaskingStrategy, got 0.3"]),
     "type": (edit(*DATA, "batch_size", value="many"), ["data.batch_size", "many", "int"]),

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_distil"
-LEAVES = {"types", "console", "schedules", "files", "messages"}
+LEAVES = {"types", "console", "schedules", "files", "messages", "swaps"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
     "schedules": {"types"},
     "files": set(),
     "messages": set(),
+    "swaps": set(),
     "tasks": LEAVES | {"objectives"},
     "models": LEAVES,
     "objectives": LEAVES,

@@ -39,6 +39,7 @@ from lit_distil.modules.cached_teacher import (
 )
 from lit_distil.modules.checks import (
     check_cacheable,
+    check_headless,
     check_network,
     check_smaller,
     check_static_masks,
@@ -328,7 +329,9 @@ def cache(
     torch.set_float32_matmul_precision(matmul_precision)
 
     name = str(model.teacher_sources[role])
-    network = _load_teacher(model, data, name)
+    data.check_before_work("fit")
+    model.check_before_work(data)
+    network = _load_teacher(model, data, role)
     # without the rows that pad the teacher's embedding, so that the cache serves students of any padding
     vocabulary_size = min(network.num_logits, data.vocabulary.size)
     if not 1 <= k <= vocabulary_size:
@@ -371,8 +374,12 @@ def _choose_teacher(requested: str | None, names: list[str]) -> str:
     return requested or names[0]
 
 
-def _load_teacher(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
-    loaded = load_teacher(name, model.teacher_revision, data, model.head)
+def _load_teacher(model: DistillationModule, data: TextDataModule, role: str) -> MaskedLMNetwork:
+    name = model.teacher_sources[role]
+    loaded, has_head = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    if not has_head:
+        check_headless(model.terms, role, name)
+        raise ValueError(f"model.teacher: {name!r} has no trained masked-LM head, so there is nothing to cache")
     if model.teacher_dtype is not None:
         loaded = loaded.to(getattr(torch, model.teacher_dtype))
     return MaskedLMNetwork(loaded)

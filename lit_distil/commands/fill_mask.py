@@ -30,6 +30,7 @@ def fill_mask(
     model: list[str] | str,
     texts: list[str] | None = None,
     file: str | None = None,
+    text_column: str | None = None,
     top: int = 5,
     device: str = "cpu",
 ) -> None:
@@ -38,12 +39,13 @@ def fill_mask(
     Args:
         model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
         texts: Texts with one or more masks, written [MASK], <mask> or as the tokenizer writes it.
-        file: Text file with one such text a line.
+        file: Text file with one such text a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
+        text_column: Column of the table that holds the texts.
         top: How many tokens to show for each mask.
         device: Where to run, such as cpu or cuda.
     """
     names = name_list(model)
-    found, places = read_texts(texts or [], file)
+    found, places = read_texts(texts or [], file, text_column)
     results = [fill(open_masked_lm(name, device=device), found, places=places, top=top) for name in names]
     for number, text in enumerate(found):
         print(f"\n{text}")

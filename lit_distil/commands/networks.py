@@ -17,11 +17,13 @@ from jsonargparse import ArgumentParser
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.data import LabelledSequences, load_tokenizer
+from lit_distil.data.sources.tables import read_rows, table_kind
 from lit_distil.data.sources.text import read_lines
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
 from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.tasks import Features
+from lit_distil.tasks.base import SOURCE_KEY, place_of
 from lit_distil.types import Batch
 
 
@@ -72,7 +74,9 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
 
 
 def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
-    """Load the network in a checkpoint of this package's modules, with its head, in eval mode on the CPU.
+    """Load the network in a checkpoint of this package's modules, in eval mode on the CPU.
+
+    It has its head, unless that is new and was never trained.
 
     Raises:
         ValueError: The file is missing or damaged, or something else wrote it.
@@ -96,7 +100,8 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: the weights in {str(path)!r} do not fit its network: {reason}") from error
-    return model.eval()
+    trained: Any = model.base_model if saved.get("is_encoder_only") else model
+    return trained.eval()
 
 
 def tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
@@ -219,24 +224,54 @@ def name_list(model: list[str] | str) -> list[str]:
     return names
 
 
-def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[str]]:
-    """Texts from the command line and from a file with one a line; also where each came from, for messages.
+def read_texts(texts: Sequence[str], file: str | None, text_column: str | None = None) -> tuple[list[str], list[str]]:
+    """Texts from the command line and from a file (`texts_in`); also where each came from, for messages.
 
     Raises:
-        ValueError: The file is missing, or there are no texts at all.
+        ValueError: The file is missing or of another kind, or there are no texts at all.
     """
-    found = list(texts)
-    places = [f"texts: {text!r}" for text in texts]
+    found = [(text, f"texts: {text!r}") for text in texts]
     if file is not None:
-        if not Path(file).is_file():
-            raise ValueError(f"file: no file at {file!r}; give a text file with one text a line")
-        for number, line in enumerate(read_lines(Path(file)), start=1):
-            if line.strip():
-                found.append(line.strip())
-                places.append(f"{file}:{number}")
+        found += texts_in(file, text_column, field="file")
     if not found:
         raise ValueError("texts: give at least one, in quotes, or a file with one a line (--file FILE)")
-    return found, places
+    return [text for text, _ in found], [place for _, place in found]
+
+
+def texts_in(file: str, text_column: str | None, *, field: str) -> list[tuple[str, str]]:
+    """The texts of a file, each with its place: the lines of a text file, or a column of a table.
+
+    Args:
+        file: The file.
+        text_column: Column of the texts if it is a table (JSONL, CSV, Parquet, ...).
+        field: What messages call the argument that names the file.
+
+    Raises:
+        ValueError: It is missing or empty, a table without a column, or a text file with one.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{field}: no file at {file!r}; give a text file with one text a line, or a table")
+    found = []
+    if table_kind(path) is None:
+        if text_column is not None:
+            raise ValueError(f"text_column: {file!r} is a text file, which has no columns; leave --text_column out")
+        found = [(line, f"{file}:{number}") for number, line in enumerate(read_lines(path), start=1)]
+    elif text_column is None:
+        columns = [name for name in next(read_rows(path), {}) if name != SOURCE_KEY]
+        raise ValueError(f"{field}: {file!r} is a table; say which column holds the texts: --text_column {columns}")
+    else:
+        for row in read_rows(path):
+            if not isinstance(row.get(text_column), str):
+                columns = [name for name in row if name != SOURCE_KEY]
+                raise ValueError(
+                    f"text_column: {place_of(row)}: no text in column {text_column!r}; there are {columns}"
+                )
+            found.append((" ".join(row[text_column].split()), place_of(row)))
+    found = [(text.strip(), place) for text, place in found if text.strip()]
+    if not found:
+        raise ValueError(f"{field}: {file!r} has no texts; give a text file with one text a line, or a table")
+    return found
 
 
 def call_with_words(

@@ -40,6 +40,7 @@ def score(
     model: list[str] | str,
     texts: list[str] | None = None,
     file: str | None = None,
+    text_column: str | None = None,
     pairs: str | None = None,
     within_word: bool = False,
     tokens_per_batch: int = 4096,
@@ -52,7 +53,8 @@ def score(
     Args:
         model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
         texts: Sentences, each scored by itself.
-        file: Text file with one sentence a line.
+        file: Text file with one sentence a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
+        text_column: Column of the table that holds the texts.
         pairs: JSONL file in BLiMP's format (sentence_good, sentence_bad, UID), or a folder of them, instead of
             sentences.
         within_word: Mask a token together with the rest of its word (Kauf and Ivanova 2023), not the token alone.
@@ -77,7 +79,7 @@ def score(
         report = _pairs_report(short_names(names), results, right)
         numbers = {name: asdict(result) for name, result in zip(names, results, strict=True)}
     else:
-        given, places = read_texts(texts or [], file)
+        given, places = read_texts(texts or [], file, text_column)
         scores = [pseudo_likelihoods(opened, given, places=places, **options) for opened in models]
         report = markdown_table(_sentences_table(short_names(names), given, scores))
         numbers = {name: _sentences_numbers(given, of_model) for name, of_model in zip(names, scores, strict=True)}

@@ -113,14 +113,42 @@ class TextDataModule(LightningDataModule):
         self.datasets: dict[str, SequenceDataset] = {}
         self._tokenizer, self._tokenizer_revision = tokenizer, tokenizer_revision
 
+    # Checks before work
+
+    def check_before_work(self, command: str | None = None, *, has_tokenizer: bool = True) -> None:
+        """Refuse files, a tokenizer and lengths that cannot work; no document is read.
+
+        Args:
+            command: The command that will run, `fit`, `validate`, ...; None takes the trainer's.
+            has_tokenizer: Whether the tokenizer exists; otherwise it is trained on the text first.
+
+        Raises:
+            ValueError: A file or the tokenizer is not there, or `max_length` leaves no room for text.
+        """
+        if self.format is not None:
+            self.format.check_length(self.max_length)
+        splits = self._splits(command)
+        for split in splits:
+            self.source.check(split)
+        if has_tokenizer and isinstance(self.source, PreparedCorpus):
+            for split in splits:
+                self._corpus_folder(split, fetch=False)
+        elif has_tokenizer:
+            _ = self.tokenizer
+
     # Prepare: once on each node, before the ranks go on
 
     def prepare_data(self) -> None:
         """Download, read and tokenise whatever the running command needs and is not in the cache yet.
 
         Raises:
-            ValueError: The train split has no documents, or a corpus cannot be prepared or fetched.
+            ValueError: A check before work fails (in the module of the trainer, too), the train split has no
+                documents, or a corpus cannot be prepared or fetched.
         """
+        self.check_before_work()
+        check_module = getattr(self.trainer and self.trainer.lightning_module, "check_before_work", None)
+        if check_module is not None:
+            check_module(self)
         for split in self._splits():
             if self.task is None:
                 self._prepare_documents(split)
@@ -224,15 +252,15 @@ class TextDataModule(LightningDataModule):
         key = [CORPUS_VERSION, source.fingerprint(split), tokenizer, SHARD_CHARACTERS, filters]
         return cache_dir / "corpora" / hash_values(key)[:24]
 
-    def _splits(self) -> list[Split]:
-        """The splits that the running command needs; all of them if there is no trainer."""
+    def _splits(self, command: str | None = None) -> list[Split]:
+        """The splits that a command, or else the running one, needs; all of them if there is no trainer."""
         needed: dict[str | None, list[Split]] = {
             "fit": ["train", "validation"],
             "validate": ["validation"],
             "test": ["test"],
             "predict": ["predict" if self.task is not None else "test"],
         }
-        return needed.get(self._command(), list(SPLITS))
+        return needed.get(command or self._command(), list(SPLITS))
 
     def _command(self) -> str | None:
         """`fit`, `validate`, `test` or `predict`; None if there is no trainer, or it does nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
@@ -115,6 +117,35 @@ class NetworkSource(Piece, ABC):
         choose_attention(model, self.attention)
         return model.train()
 
+    def sketch(self, vocabulary: Vocabulary | None, *, head: Head = "masked_lm") -> PreTrainedModel | None:
+        """What `build` would make, without weights: on the meta device, for checks before any work.
+
+        Returns:
+            The model; None if only building it can tell, as for a subclass that answers in `load` alone.
+
+        Raises:
+            ValueError: See `build`.
+        """
+        kind = next(kind for kind in type(self).__mro__ if "load" in vars(kind))
+        if "network_config" not in vars(kind):
+            return None
+        config = self.network_config(vocabulary, head, {})
+        with sketching():
+            try:
+                model = _from_config(head, config)
+            except RuntimeError:  # an architecture of the user's that computes with values when it is made
+                return None
+            choose_attention(model, self.attention)
+        check_embedding(model, vocabulary)
+        return model
+
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """The configuration of what `load`, which takes the same arguments, makes.
+
+        A subclass with a `load` of its own may answer here too, so that what does not fit is found before any work.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
         """Make the model; `build` checks its size, and sets its attention and its mode.
@@ -158,8 +189,8 @@ class FromConfig(NetworkSource):
         self.attention = attention
         _check_spelling(self.overrides, AutoConfig.for_model(model_type))
 
-    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
-        """See `NetworkSource.load`."""
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """See `NetworkSource.network_config`."""
         fields = dict(self.overrides)
         if vocabulary is not None:
             fields.setdefault("vocab_size", vocabulary.size)
@@ -172,7 +203,11 @@ class FromConfig(NetworkSource):
         fields.update(labels)
         config = AutoConfig.for_model(self.model_type, **fields)
         _check_head(head, config)
-        return AUTO_MODELS[head].from_config(config)
+        return config
+
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """See `NetworkSource.load`."""
+        return _from_config(head, self.network_config(vocabulary, head, labels))
 
 
 class Pretrained(NetworkSource):
@@ -206,14 +241,20 @@ class Pretrained(NetworkSource):
         self.overrides = dict(config or {})
         self.attention = attention
         self.dtype = parsed
+        self.new_tensors: set[str] = set()
+        """Names of the tensors that the files lack, once the model is built; not those of a task's new head."""
 
-    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
-        """See `NetworkSource.load`."""
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """See `NetworkSource.network_config`."""
         config = self._config()
         _check_spelling(self.overrides, config)
         _check_head(head, config)
         # read again, because other fields may follow from the changed ones
-        config = self._config(**{**self.overrides, **labels})
+        return self._config(**{**self.overrides, **labels})
+
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """See `NetworkSource.load`."""
+        config = self.network_config(vocabulary, head, labels)
         try:
             with _quiet_transformers():
                 model, loaded = AUTO_MODELS[head].from_pretrained(
@@ -227,7 +268,8 @@ class Pretrained(NetworkSource):
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
-        _warn_of_new_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
+        self.new_tensors = _new_tensors(model, set(loaded["missing_keys"]), head)
+        _warn_of_new_weights(self.new_tensors, self.name_or_path)
         return model
 
     def label_names(self, head: Head) -> list[str] | None:
@@ -266,34 +308,42 @@ class LiveModel(NetworkSource):
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """See `NetworkSource.network_config`."""
+        config = copy.deepcopy(self.model.config)
+        _check_head(head, config)
+        config.update(labels)
+        return config
+
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
         """See `NetworkSource.load`."""
-        name, config = type(self.model).__name__, copy.deepcopy(self.model.config)
-        _check_head(head, config)
-        num_outputs = config.num_labels
-        config.update(labels)
-        if self._has(head) and (head not in TASK_HEADS or config.num_labels == num_outputs):
+        config = self.network_config(vocabulary, head, labels)
+        if self.has(head) and (head not in TASK_HEADS or config.num_labels == self.model.config.num_labels):
             model = copy.deepcopy(self.model)
             model.config.update(config.to_dict())
         else:
-            model = AUTO_MODELS[head].from_config(config)
+            model = _from_config(head, config)
             encoder: Any = self.model.base_model
             missing = model.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
-            new = {f"{model.base_model_prefix}.{key}" for key in missing}
-            _warn_of_new_weights(model, new | {f"the {head} head"}, name, head)
+            new = {f"{model.base_model_prefix}.{key}" for key in missing} | {f"the {head} head"}
+            _warn_of_new_weights(_new_tensors(model, new, head), type(self.model).__name__)
         return model
 
     def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
         """A copy for reading: its own modules and settings, on the memory of the original's weights.
 
+        A head that the model lacks is new, in memory of its own.
+
         Raises:
-            ValueError: The model lacks the head, or rows of the vocabulary.
+            ValueError: The model lacks rows of the vocabulary, or its architecture has no such head.
         """
-        if not self._has(head):
-            raise ValueError(f"{type(self.model).__name__} has no {head} head; a new one would give random answers")
         tensors = [*self.model.parameters(), *self.model.buffers()]
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
         model: PreTrainedModel = copy.deepcopy(self.model, same)
+        if not self.has(head):
+            encoder, model = model.base_model, _from_config(head, self.network_config(vocabulary, head, {}))
+            setattr(model, model.base_model_prefix, encoder)
+            model.tie_weights()
         model.config.architectures = [type(model).__name__]
         check_embedding(model, vocabulary)
         choose_attention(model)
@@ -302,10 +352,11 @@ class LiveModel(NetworkSource):
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
         names: Any = self.model.config.id2label
-        is_trained = head in TASK_HEADS and self._has(head)
+        is_trained = head in TASK_HEADS and self.has(head)
         return [str(names[index]) for index in sorted(names)] if is_trained else None
 
-    def _has(self, head: Head) -> bool:
+    def has(self, head: Head) -> bool:
+        """Whether the model carries this head."""
         return isinstance(self.model, classes_for(head, self.model.config))
 
 
@@ -334,6 +385,47 @@ def classes_for(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
 
+def lacks_head(config: PretrainedConfig, head: Head) -> bool:
+    """Whether the folder of a configuration was written by a class without this head, as its `architectures` say.
+
+    False where they say nothing, or name a class that is not known here: loading it will tell.
+    """
+    others: list[Head] = [other for other in get_args(Head) if other != head]
+    if head == "masked_lm":  # a pretraining head has a masked-LM part, unless it is ELECTRA's
+        others.remove("pretraining")
+    known = {kind.__name__ for other in others for kind in classes_for(other, config)}
+    encoder: Any = AutoModel._model_mapping.get(type(config), ())
+    known |= {kind.__name__ for kind in (encoder if isinstance(encoder, (list, tuple)) else (encoder,))}
+    known -= {kind.__name__ for kind in classes_for(head, config)}
+    return bool(config.architectures) and known.issuperset(config.architectures or ())
+
+
+@contextmanager
+def sketching() -> Iterator[None]:
+    """Make networks without weights, on the meta device; no random number is drawn and no line is logged."""
+    package = logging.getLogger("lit_distil")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings(), _quiet_transformers():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        package.setLevel(level)
+
+
+def _from_config(head: Head, config: PretrainedConfig) -> PreTrainedModel:
+    """A network with random weights.
+
+    Raises:
+        ValueError: Fields of the configuration contradict each other.
+    """
+    try:
+        return AUTO_MODELS[head].from_config(config)
+    except ValueError as error:
+        raise ValueError(f"config: {error}") from error
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Load without a progress bar, and without a report in which a new head looks like a mistake."""
@@ -348,11 +440,15 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _warn_of_new_weights(model: PreTrainedModel, missing: set[str], name: str, head: Head) -> None:
-    """Warn about weights that the folder lacks; a task's head is new by design, and the pooler belongs to it."""
-    if head in TASK_HEADS:
-        prefix = f"{model.base_model_prefix}."
-        missing = {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
+def _new_tensors(model: PreTrainedModel, missing: set[str], head: Head) -> set[str]:
+    """The tensors that files lack; a task's head is new by design, and the pooler belongs to it."""
+    if head not in TASK_HEADS:
+        return missing
+    prefix = f"{model.base_model_prefix}."
+    return {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
+
+
+def _warn_of_new_weights(missing: set[str], name: str) -> None:
     if missing:
         listed = ", ".join(sorted(missing)[:3])
         warnings.warn(f"{name!r} has no weights for {len(missing)} tensors ({listed}, ...): they are new", stacklevel=4)

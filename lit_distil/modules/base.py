@@ -71,6 +71,7 @@ class EncoderModule(SavedModule):
         self.stop_requested = self.stop_agreed = False  # on this rank; on all of them (`_count_globally`)
         self._global_counts: dict[Countable, int] = {}
         self._configured: list[dict[str, Any]] = []
+        self._is_checked = False
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     # What a subclass implements
@@ -78,6 +79,17 @@ class EncoderModule(SavedModule):
     @abstractmethod
     def build_networks(self) -> None:
         """Build `self.network` and what belongs to it, unless it exists; called when there is a trainer."""
+
+    def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
+        """Sketch the networks (`NetworkSource.sketch`); refuse those that do not fit data, objectives or each other.
+
+        Args:
+            data: The data module, whose splits are not open yet.
+            vocabulary: That of its tokenizer; None if the tokenizer is still to be trained.
+
+        Raises:
+            ValueError: The configuration, or a folder that it names, shows that building the networks would fail.
+        """
 
     @abstractmethod
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
@@ -96,6 +108,26 @@ class EncoderModule(SavedModule):
 
     def observe_gradients(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Add metrics that need the graph; called in the first micro-batch of a training step."""
+
+    # Checks before work
+
+    def check_before_work(self, data: DataModule, *, has_tokenizer: bool = True) -> None:
+        """Refuse what cannot work, as far as the configuration and the folders that it names tell: in about a second.
+
+        No document and no weight is read. A run does this first; nothing happens if it was done, or if there is a
+        network already.
+
+        Args:
+            data: The data module.
+            has_tokenizer: Whether its tokenizer exists; without, the vocabularies are compared later.
+
+        Raises:
+            ValueError: Networks, objectives and data do not fit together.
+        """
+        if self._is_checked or self.network is not None:
+            return
+        self.sketch_networks(data, data.vocabulary if has_tokenizer else None)
+        self._is_checked = has_tokenizer
 
     # What the data module and the network know
 
@@ -253,6 +285,7 @@ class EncoderModule(SavedModule):
             self.check_predicting()
             return
         is_new = self.network is None
+        self.check_before_work(self.data)  # done already, unless the data module is somebody else's
         # on the CPU, whatever Lightning would choose: the same seed gives the same weights on any device
         with torch.device("cpu"):
             self.build_networks()

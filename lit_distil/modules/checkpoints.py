@@ -46,6 +46,8 @@ class SavedModule(LoggedModule):
     def __init__(self) -> None:
         super().__init__()
         self.network: Any = None  # built when the vocabulary and the strategy are known
+        self.is_encoder_only = False
+        """Whether the network's head is new and never trained, so that only the encoder is exported."""
         self.has_network_only = False
         """Whether `load_from_checkpoint` restored the network and nothing else."""
         self.saved_groups: list[list[int]] | None = None
@@ -79,6 +81,8 @@ class SavedModule(LoggedModule):
         settings = self.network.config.to_dict()
         settings.pop("transformers_version", None)
         checkpoint["network"] = {"head": self.head, "config": json.dumps(settings, default=str)}
+        if self.is_encoder_only:
+            checkpoint["network"]["is_encoder_only"] = True
         # between two logged steps the meters are half full; those of a step that is due are logged right after this
         if self.has_trainer and self.trainer.global_step % self._log_every:
             checkpoint["meters"] = self._meters["train"].state(self.trainer)
@@ -89,6 +93,7 @@ class SavedModule(LoggedModule):
             raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
         if self.network is None:
             self.head = checkpoint["network"]["head"]
+            self.is_encoder_only = checkpoint["network"].get("is_encoder_only", False)
             self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)

@@ -113,9 +113,7 @@ class SequenceFormat(Piece, ABC):
         Raises:
             ValueError: `max_length` leaves no room for text, or the corpus gives no sequence.
         """
-        least = self.num_special_tokens + (2 if self.has_segments else 1)
-        if max_length < least:
-            raise ValueError(f"max_length must be at least {least} for {type(self).__name__}, got {max_length}")
+        self.check_length(max_length)
         if corpus.num_tokens == 0:
             raise ValueError("the corpus has no token, so there is no sequence to train on: check the source's files")
         if corpus.num_tokens + self.num_special_tokens < max_length:
@@ -127,6 +125,12 @@ class SequenceFormat(Piece, ABC):
         if len(table) == 0:
             raise ValueError(f"{type(self).__name__} made no sequence from {corpus.num_tokens} tokens")
         return table
+
+    def check_length(self, max_length: int) -> None:
+        """Refuse sequences without room for text."""
+        least = self.num_special_tokens + (2 if self.has_segments else 1)
+        if max_length < least:
+            raise ValueError(f"max_length must be at least {least} for {type(self).__name__}, got {max_length}")
 
     @abstractmethod
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:

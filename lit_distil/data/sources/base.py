@@ -76,6 +76,13 @@ class DocumentSource(Piece, ABC):
     def fingerprint(self, split: Split) -> str:
         """A string that changes whenever the documents of the split may have changed."""
 
+    def check(self, split: Split) -> None:  # noqa: B027  most sources have nothing to check
+        """Refuse what shows, without reading a document, that a split cannot be read; called before any work.
+
+        Raises:
+            ValueError: A file is not there.
+        """
+
     def text_bytes(self, split: Split) -> int | None:
         """About how many bytes of text the split has, if that is known without reading it; for the time left."""
         return None
@@ -89,6 +96,9 @@ class RowSource(Piece, ABC):
     @abstractmethod
     def rows(self, split: Split) -> Iterator[Row]:
         """The rows of a split as plain dictionaries, in an order that never changes."""
+
+    def check(self, split: Split) -> None:  # noqa: B027
+        """See `DocumentSource.check`."""
 
 
 class LocalFiles:
@@ -106,6 +116,10 @@ class LocalFiles:
             ValueError: A file does not exist.
         """
         return resolve_files(self.files.get(split), field=f"source.{split}")
+
+    def check(self, split: Split) -> None:
+        """See `DocumentSource.check`."""
+        self.paths(split)
 
     def read(self, split: Split, read_file: Callable[[Path], Iterator[Any]]) -> Iterator[Any]:
         """What `read_file` gives for a split's files; an empty file is a warning, and an error if all are empty."""

@@ -40,6 +40,10 @@ class PreparedCorpus(DocumentSource):
             "(data.source), and give commands that need text the source that it was prepared from"
         )
 
+    def check(self, split: Split) -> None:
+        """See `DocumentSource.check`."""
+        self._read_manifest(split)
+
     def fingerprint(self, split: Split) -> str:
         """The sha256 of the split's manifest."""
         data = self._read_manifest(split)
