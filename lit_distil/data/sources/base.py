@@ -76,7 +76,7 @@ class DocumentSource(Piece, ABC):
     def fingerprint(self, split: Split) -> str:
         """A string that changes whenever the documents of the split may have changed."""
 
-    def check(self, split: Split) -> None:  # noqa: B027  most sources have nothing to check
+    def check(self, split: Split) -> None:
         """Refuse what shows, without reading a document, that a split cannot be read; called before any work.
 
         Raises:
@@ -97,7 +97,7 @@ class RowSource(Piece, ABC):
     def rows(self, split: Split) -> Iterator[Row]:
         """The rows of a split as plain dictionaries, in an order that never changes."""
 
-    def check(self, split: Split) -> None:  # noqa: B027
+    def check(self, split: Split) -> None:
         """See `DocumentSource.check`."""
 
 
