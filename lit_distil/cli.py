@@ -54,6 +54,8 @@ other commands:
   lit-distil <command> --help          every option of a command, with its type and default
   lit-distil fit --print_config ...    the whole configuration as it would be used
   --imports my_module                  with any command: import your own module first
+  --trust NAME                         with any command: let configurations name classes of this package, too
+  --trust_remote_code                  with any command: run the code that the folder of a network brings
 
 examples:
   lit-distil distil FacebookAI/roberta-base corpus.txt --out runs/student
@@ -86,7 +88,7 @@ EXAMPLES = {
 """,
 }
 _OVERRIDES = ("--model.", "--data.", "--trainer.", "--config", "-c", "--matmul_precision")
-_ONLY_IN_PYTHON = ("objectives", "callbacks", "trainer", "overrides")
+_ONLY_IN_PYTHON = ("objectives", "callbacks", "trainer", "overrides", "trust", "trust_remote_code")
 _FROM_RECIPES = "recipe:"
 
 
@@ -108,25 +110,33 @@ def main(argv: list[str] | None = None) -> None:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         _fail(f"no command {command!r}{hint}; there are {', '.join(COMMANDS)}")
-    # a class in a file beside the run is found, but never hides an installed package
-    sys.path.append(os.getcwd())
     try:
-        imports, arguments = named_imports([_recipe_path(argument) for argument in arguments[1:]])
-        if imports:
-            importlib.import_module("lit_distil.run").import_modules(imports)
-        if imports and (command in CALLS or command in TRAINER_COMMANDS or command == "inspect"):
-            arguments.append(f"--imports=[{','.join(imports)}]")  # kept in the run's config.yaml
-        if command in TRAINER_COMMANDS:
-            importlib.import_module("lit_distil.run").run([command, *arguments])
-        elif command in CALLS:
-            _call(command, arguments)
-        else:
-            command_module(command).run(arguments if command == "inspect" else _with_values(arguments))
+        arguments = [_recipe_path(argument) for argument in arguments[1:]]
+        trusted, arguments = named_modules("--trust", arguments)
+        runs_remote_code = "--trust_remote_code" in arguments
+        arguments = [argument for argument in arguments if argument != "--trust_remote_code"]
+        trust = importlib.import_module("lit_distil.trust")
+        with trust.guard(trusted, remote_code=runs_remote_code):
+            _run(command, arguments)
     except Exception as error:
         message = _message(error) or importlib.import_module("lit_distil.messages").piece_that_raised(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
         _fail(message)
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    imports, arguments = named_modules("--imports", arguments)
+    if imports:
+        importlib.import_module("lit_distil.trust").import_modules(imports)
+    if imports and (command in CALLS or command in TRAINER_COMMANDS or command == "inspect"):
+        arguments.append(f"--imports=[{','.join(imports)}]")  # kept in the run's config.yaml
+    if command in TRAINER_COMMANDS:
+        importlib.import_module("lit_distil.run").run([command, *arguments])
+    elif command in CALLS:
+        _call(command, arguments)
+    else:
+        command_module(command).run(arguments if command == "inspect" else _with_values(arguments))
 
 
 def command_module(command: str) -> types.ModuleType:
@@ -231,18 +241,18 @@ def _print_result(run: Any) -> None:
     print(f"the network is in {run.folder / 'export'}")
 
 
-def named_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The modules that `--imports` names (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
+def named_modules(option: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The modules that `--imports` or `--trust` names (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
     names: list[str] = []
     others: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        if argument != "--imports" and not argument.startswith("--imports="):
+        if argument != option and not argument.startswith(f"{option}="):
             others.append(argument)
             continue
         value = argument.partition("=")[2] or next(rest, "--")
         if value.startswith("--"):
-            raise ValueError("--imports: give the modules to import, such as --imports my_arch")
+            raise ValueError(f"{option}: give the names of modules, such as {option} my_arch")
         names += [name.strip(" '\"") for name in value.strip("[]").split(",") if name.strip()]
     return names, others
 

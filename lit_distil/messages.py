@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import os
 import re
@@ -12,10 +11,11 @@ import traceback
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
+
+from lit_distil.trust import imported, refusal
 
 _MAX_REASONS = 6
 _NOISE = (
@@ -41,6 +41,7 @@ _NOT_ACCEPTED = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _NO_MODULE = re.compile(r"No module named '([^']+)'")
 _NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --(\S+)")
 _CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
 _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
@@ -114,6 +115,8 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
         if match := _CALLABLE_CLASS.search(text):
             class_path = match[1]
             text = text[: match.start()].rstrip(" .")
+    if match := _DENIED.search(text):
+        return refusal(match[1])
     if match := _NO_CLASS.match(text):
         near = _near_classes(match[1])
         way_out = f"did you mean {' or '.join(near)}?" if near else "give its whole path, such as torch.optim.AdamW"
@@ -128,6 +131,8 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
         return f"no option --{name}{hint(name, options)}"
     if match := _NOT_ACCEPTED.search(text):
         name = match[1] or match[2]
+        if class_path is None and name in ("trust", "trust_remote_code"):
+            return f"{name}: a configuration cannot trust anything; give --{name} on the command line"
         if class_path is None:
             return f"no key {name!r}{hint(name, options)}"
         return f"{class_path} has no argument {name!r}{hint(name.split('.')[0], _arguments(class_path))}"
@@ -153,15 +158,13 @@ def _near_classes(name: str) -> list[str]:
 
 
 def _names(module: str) -> list[str]:
-    return [name for name in dir(importlib.import_module(module)) if name[0].isupper()]
+    return [name for name in dir(sys.modules.get(module)) if name[0].isupper()]
 
 
 def _arguments(class_path: str) -> list[str]:
     """The arguments that a class accepts; none if it cannot be found, since a hint must not fail."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        kind: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+    kind = imported(class_path)  # nothing is imported for a hint
+    if kind is None:
         return []
     found: dict[str, None] = {}
     for base in getattr(kind, "__mro__", (kind,)):

@@ -7,7 +7,6 @@ Trainer in `complete_trainer`, and both ask `RunFolder` whether a folder may be 
 from __future__ import annotations
 
 import atexit
-import importlib
 import inspect
 import json
 import logging
@@ -15,7 +14,7 @@ import pickle
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder
 from lit_distil.swaps import classes_first, swapping, tell_dropped
+from lit_distil.trust import Parser, guard, import_modules
 
 
 class RunSummary(ModelSummary):
@@ -118,6 +118,10 @@ def complete_trainer(
             callback.overwrite |= overwrite
     if is_fit and kept is not None:
         callbacks.append(RunSettings(kept))
+    strategy = settings.get("strategy")
+    is_sharded = getattr(strategy, "_save_distributed_checkpoint", False)
+    if is_fit and (is_sharded or getattr(strategy, "_state_dict_type", None) == "sharded"):
+        raise ValueError(f"trainer.strategy: {_NO_SHARDS}")
     completed = {**settings, "plugins": plugins, "callbacks": callbacks}
     if not settings.get("fast_dev_run"):
         completed["logger"] = _loggers(command, settings.get("logger"), folder)
@@ -175,6 +179,10 @@ class RunConfigCallback(SaveConfigCallback):
         write_file(folder / "config.yaml", self.parser.dump(config, skip_none=False))
 
 
+class RunParser(Parser, LightningArgumentParser):
+    """Lightning's parser, which makes objects of classes only."""
+
+
 class TrainingCLI(LightningCLI):
     """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`.
 
@@ -198,7 +206,7 @@ class TrainingCLI(LightningCLI):
         self._refusal: ValueError | None = None
         self.run_settings: dict[str, Any] | None = None
         with ExitStack() as self._held:
-            super().__init__(*args, **settings)
+            super().__init__(*args, **{"parser_class": RunParser, **settings})
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors; printing the usage of fifty options would hide them."""
@@ -245,6 +253,8 @@ class TrainingCLI(LightningCLI):
         """Settle the run's folder and the checkpoint to start from."""
         config = self.config[self.subcommand]
         import_modules(config.imports or [])
+        if config.get("weights_only") is False:
+            raise ValueError("weights_only: a checkpoint may hold tensors and plain values only; leave it out")
         if config.matmul_precision not in ("highest", "high", "medium"):
             raise ValueError(f"matmul_precision must be highest, high or medium, got {config.matmul_precision!r}")
         torch.set_float32_matmul_precision(config.matmul_precision)
@@ -280,6 +290,8 @@ class TrainingCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
+            if "weights_only" in self.config_init[self.subcommand]:
+                self.config_init[self.subcommand].weights_only = True
         except (ValueError, ImportError, MisconfigurationException) as error:
             reason: BaseException = error
             while reason.__cause__ is not None:  # the parser wraps it once for each level
@@ -340,6 +352,7 @@ def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bo
     module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 
+@guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
     """Parse and run one of the trainer's commands, or with another `cli` a command that reads the same configuration.
 
@@ -418,28 +431,6 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Import a user's modules, which may register architectures with transformers.
-
-    The working directory is searched last, so that a file there never hides an installed package.
-
-    Raises:
-        ValueError: A module cannot be found.
-    """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise  # the module is there, but imports one that is not
-            raise ValueError(
-                f"imports: no module {name!r}; give the name of a file in {Path.cwd()} without .py, or of an "
-                "installed package"
-            ) from error
-
-
 def _labels_in(checkpoint: str) -> list[str] | None:
     """The labels of the network in a checkpoint file; None where it cannot be read."""
     try:
@@ -458,7 +449,15 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
             f"ckpt_path: no checkpoint {str(path)!r} (looked from {Path.cwd()}); give the file, or `last` for the one "
             "in the run's folder, or leave it out to begin anew"
         )
+    if path.is_dir():
+        raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
     return str(path)
+
+
+_NO_SHARDS = (
+    "a sharded checkpoint is not read, since its files may run code; give the strategy save_distributed_checkpoint: "
+    "false (ModelParallelStrategy) or state_dict_type: full (FSDPStrategy), which write one file"
+)
 
 
 _load_yaml = get_loader("yaml")

@@ -87,9 +87,8 @@ class RunFolder:
         if getattr(rank_zero_only, "rank", 0) != 0:
             yield
             return
-        lock = FileLock(_lock_folder() / f"{hash_of(str(self.path.resolve()))[:16]}.lock")
         try:
-            lock.acquire(timeout=0)
+            lock = _acquire(f"{hash_of(str(self.path.resolve()))[:16]}.lock")
         except Timeout as error:
             raise ValueError(
                 f"{self.field}: another process is training in {self.path}; wait for it, or give another folder"
@@ -302,14 +301,17 @@ def _remove_folder(folder: Path, patterns: tuple[str, ...]) -> None:
         folder.rmdir()
 
 
-def _lock_folder() -> Path:
-    """Where locks are: in the cache, or where that cannot be written to, among the temporary files."""
+def _acquire(name: str) -> FileLock:
+    """A lock in the cache, or where that cannot be written to, among the temporary files."""
     user = os.getuid() if hasattr(os, "getuid") else "all"
     for parent in (default_cache_dir(), Path(gettempdir(), f"lit_distil-{user}")):
         try:
             (parent / "locks").mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=parent / "locks"):
-                return parent / "locks"
+            lock = FileLock(parent / "locks" / name)
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            raise
         except OSError:
             continue
-    raise ValueError(f"no folder for a lock: neither {default_cache_dir()} nor {gettempdir()} can be written to")
+    raise ValueError(f"no place for a lock: neither {default_cache_dir()} nor {gettempdir()} can be written to")

@@ -23,7 +23,7 @@ from lit_distil.cli import (
     TRAINER_COMMANDS,
     call_parser,
     command_module,
-    named_imports,
+    named_modules,
     split_overrides,
 )
 from tests.workspace import Workspace, fit, logged
@@ -90,7 +90,8 @@ def test_command_line_parses(
     if command in CALLS:
         assert vars(call_parser(command).parse_args(split_overrides(arguments[1:])[0]))
         return
-    _, arguments = named_imports(arguments)
+    _, arguments = named_modules("--imports", arguments)
+    _, arguments = named_modules("--trust", arguments)
     # the configuration that a run of the page leaves is of the kind of one that ships
     recipes = {"runs/encoder": "configs/pretrain/roberta-small.yaml", "runs/reviews": "configs/finetune/own-files.yaml"}
     arguments = [recipes.get(one.removesuffix("/config.yaml"), one) for one in arguments]

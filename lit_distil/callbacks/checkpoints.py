@@ -19,6 +19,10 @@ from lit_distil.modules.base import datamodule_of
 LAST = "last.ckpt"
 
 
+def _where_it_is(storage: Any, location: Any) -> Any:
+    return storage
+
+
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints so that a kill, a full disk or a power cut leaves the one before, and checks them on loading.
 
@@ -53,13 +57,17 @@ class WholeCheckpoints(TorchCheckpointIO):
                 "(trainer.default_root_dir)"
             ) from error
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint, if the file is what was written.
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = _where_it_is, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, if the file is what was written; tensors and plain values only, whatever was asked for.
 
         Raises:
-            ValueError: It is damaged, and is not the `last.ckpt` of a folder that holds a sound one.
+            ValueError: It is on the web, or damaged and not the `last.ckpt` of a folder that holds a sound one.
         """
-        return super().load_checkpoint(self._sound(path), *args, **kwargs)
+        if str(path).startswith(("http://", "https://")):
+            raise ValueError(f"ckpt_path: {str(path)!r} is not loaded from the web; fetch the file first")
+        return super().load_checkpoint(self._sound(path), map_location, weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its hash."""

@@ -24,6 +24,7 @@ from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
 from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY, place_of
+from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Batch
 
 
@@ -57,9 +58,11 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
         return load_checkpoint(name)
     folder = _exported_folder(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = load_pretrained(AutoConfig.from_pretrained, folder)
         kind = _class_that_wrote(config)
         network: PreTrainedModel | None = kind and kind.from_pretrained(folder, dtype=torch.float32)
+    except RemoteCodeError as error:
+        raise ValueError(f"{field}: {error}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{field}: {folder!r} could not be loaded ({first_line(error)}); give a checkpoint "

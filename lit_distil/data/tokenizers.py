@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, 
 
 from lit_distil.data.sources.text import near_names
 from lit_distil.files import hash_of
+from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Vocabulary
 
 # What BERT and RoBERTa call their special tokens, for folders that do not say.
@@ -146,7 +147,9 @@ def _load(name: str, revision: str | None) -> PreTrainedTokenizerBase:
             f"data.tokenizer: the folder {name!r} holds no tokenizer (tokenizer.json or vocab.txt), only {held[:8]}"
         )
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return load_pretrained(AutoTokenizer.from_pretrained, name, revision=revision)
+    except RemoteCodeError as error:
+        raise ValueError(f"data.tokenizer: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"data.tokenizer: no tokenizer {name!r} ({str(error).splitlines()[0]}){near_names(folder)}. Give a folder "

@@ -36,6 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDI
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.models.attention import choose_attention
+from lit_distil.trust import RemoteCodeError, load_pretrained, trusts_remote_code
 from lit_distil.types import Piece, Vocabulary, refuse_result
 
 Head = Literal[
@@ -258,7 +259,8 @@ class Pretrained(NetworkSource):
         config = self.network_config(vocabulary, head, labels)
         try:
             with _quiet_transformers():
-                model, loaded = AUTO_MODELS[head].from_pretrained(
+                model, loaded = load_pretrained(
+                    AUTO_MODELS[head].from_pretrained,
                     self.name_or_path,
                     config=config,
                     dtype=self.dtype,
@@ -284,7 +286,10 @@ class Pretrained(NetworkSource):
 
     def _config(self, **fields: Any) -> PretrainedConfig:
         try:
-            return AutoConfig.from_pretrained(self.name_or_path, revision=self.revision or "main", **fields)
+            revision = self.revision or "main"
+            return load_pretrained(AutoConfig.from_pretrained, self.name_or_path, revision=revision, **fields)
+        except RemoteCodeError as error:
+            raise ValueError(f"name_or_path: {error}") from error
         except (OSError, ValueError) as error:
             raise ValueError(self._not_found(error)) from error
 
@@ -422,7 +427,7 @@ def _from_config(head: Head, config: PretrainedConfig) -> PreTrainedModel:
         ValueError: Fields of the configuration contradict each other.
     """
     try:
-        return AUTO_MODELS[head].from_config(config)
+        return load_pretrained(AUTO_MODELS[head].from_config, config)
     except ValueError as error:
         raise ValueError(f"config: {error}") from error
 
@@ -514,7 +519,8 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
             f"head='pretraining': {config.model_type} has no next-sentence head; use a format without pairs, or one of "
             f"{list(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES)}"
         )
-    if type(config) not in AUTO_MODELS[head]._model_mapping:
+    is_remote = trusts_remote_code() and AUTO_MODELS[head].__name__ in (getattr(config, "auto_map", None) or {})
+    if type(config) not in AUTO_MODELS[head]._model_mapping and not is_remote:
         raise ValueError(
             f"head={head!r}: transformers has no such model for model_type={config.model_type!r}; if the architecture "
             f"is yours, {AUTO_MODELS[head].__name__}.register({type(config).__name__}, YourModel) adds one"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import fsspec
@@ -17,12 +17,13 @@ from transformers import AutoConfig, PreTrainedModel
 from lit_distil.models import FlatNetwork, FromConfig
 from lit_distil.models.sources import AUTO_MODELS, Head
 from lit_distil.modules.meters import LoggedModule
+from lit_distil.trust import check_class_paths, guard, load_pretrained
 
 
 def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
     """The model that a checkpoint describes, with its head and random weights."""
     config = AutoConfig.for_model(**json.loads(checkpoint["network"]["config"]))
-    return AUTO_MODELS[checkpoint["network"]["head"]].from_config(config)
+    return load_pretrained(AUTO_MODELS[checkpoint["network"]["head"]].from_config, config)
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -120,7 +121,12 @@ class SavedModule(LoggedModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: Any, map_location: Any = None, weights_only: bool = True, **arguments: Any
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        weights_only: bool = True,
+        trust: Sequence[str] = (),
+        **arguments: Any,
     ) -> Self:
         """The module of a checkpoint in eval mode, with the trained network; needs no teacher, data or trainer.
 
@@ -132,9 +138,16 @@ class SavedModule(LoggedModule):
             checkpoint_path: File, local or on object storage.
             map_location: Where to put the tensors, as for `torch.load`.
             weights_only: Refuse everything but plain types in the file.
+            trust: Modules that the settings in the checkpoint may name; see `lit_distil.distil`.
             arguments: Arguments of the constructor; they win over those in the checkpoint.
+
+        Raises:
+            ValueError: The file is on the web, or its settings name what is not trusted.
         """
-        with fsspec.open(str(checkpoint_path), "rb") as stream:
+        address = str(checkpoint_path)
+        if address.startswith(("http://", "https://")) or "::" in address:
+            raise ValueError(f"checkpoint_path: {address!r} is not loaded from the web; fetch the file first")
+        with fsspec.open(address, "rb") as stream:
             saved = torch.load(stream, map_location=map_location, weights_only=weights_only)
         known = {**saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments}
         missing = [name for name in _required(cls) if name not in known]
@@ -142,9 +155,11 @@ class SavedModule(LoggedModule):
             settings = json.loads(saved["network"]["config"])
             arguments["network"] = FromConfig(settings.pop("model_type"), config=settings)
         if not missing or missing == ["network"]:
-            module = super().load_from_checkpoint(
-                checkpoint_path, map_location=map_location, weights_only=weights_only, **arguments
-            )
+            with guard(trust):
+                check_class_paths(known)
+                module = super().load_from_checkpoint(
+                    checkpoint_path, map_location=map_location, weights_only=weights_only, **arguments
+                )
             return module.eval()
         module = cls.__new__(cls)
         plain = next(kind for kind in cls.__mro__ if "__init__" in vars(kind) and not _required(kind))

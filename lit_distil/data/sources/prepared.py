@@ -1,4 +1,4 @@
-"""A corpus that is already prepared, on local disk or at any address that fsspec reads."""
+"""A corpus that is already prepared, on local disk or on object storage, through fsspec."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.files import hash_of, is_whole, write_file
 
 _BLOCK_BYTES = 1 << 22
+# fsspec knows more kinds, and some of those run what an address says
+_KINDS = ("file", "memory", "http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hdfs")
 
 
 class PreparedCorpus(DocumentSource):
@@ -116,6 +118,12 @@ class PreparedCorpus(DocumentSource):
         """The file system of an address, which may be a local path, and the path in it."""
         import fsspec
 
+        kind = address.partition("://")[0] if "://" in address else "file"
+        if "::" in address or kind not in _KINDS:
+            raise ValueError(
+                f"source.folder: {self.folder!r} is no address that a corpus is read from; give a local folder, or an "
+                f"address that begins with one of {', '.join(_KINDS)} and ://"
+            )
         try:
             return fsspec.core.url_to_fs(address)
         except (ValueError, ImportError) as error:
