@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 import types
@@ -94,6 +95,8 @@ _FROM_RECIPES = "recipe:"
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; a mistake in the configuration ends in one message and exit status 2."""
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C ends a command at once; training handles it
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())

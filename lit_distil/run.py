@@ -46,7 +46,7 @@ from lit_distil.files import write_file
 from lit_distil.messages import broken_file, hint, known_options, shorten
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
-from lit_distil.run_folder import SETTINGS_KEY, RunFolder
+from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
 from lit_distil.trust import Parser, guard, import_modules
 
@@ -104,7 +104,7 @@ def complete_trainer(
         (ProgressBar, StepProgressBar, settings.get("enable_progress_bar") is not False),
         (ModelSummary, RunSummary, is_fit and settings.get("enable_model_summary") is not False),
         (ModelCheckpoint, RunCheckpoint, is_fit and settings.get("enable_checkpointing") is not False),
-        (StopOnSignal, StopOnSignal, is_fit),
+        (StopOnSignal, StopOnSignal, True),
         (ExportCallback, ExportCallback, is_fit),
         (PredictionWriter, PredictionWriter, command == "predict"),
     ]
@@ -443,7 +443,7 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
     """The checkpoint as a file that exists. Lightning would silently start anew if `last` found none."""
     if name is None:
         return None
-    path = Path(run, "checkpoints", "last.ckpt") if name == "last" else Path(name)
+    path = last_checkpoint(Path(run)) if name == "last" else Path(name)
     if not path.exists():
         raise ValueError(
             f"ckpt_path: no checkpoint {str(path)!r} (looked from {Path.cwd()}); give the file, or `last` for the one "

@@ -185,7 +185,7 @@ class RunFolder:
     def _continue(self, changes: list[Difference]) -> str | None:
         """The last checkpoint of the same call; an error unless the run that is there may be continued or repeated."""
         changes = [change for change in changes if change.name not in _FREE]
-        last = self.path / "checkpoints" / "last.ckpt"
+        last = last_checkpoint(self.path)
         is_finished = (self.path / "export" / "config.json").is_file()
         has_work = (self.path / "export").exists() or any(
             path for name in ("checkpoints", "tensorboard") for path in (self.path / name).rglob("*.ckpt")
@@ -223,6 +223,13 @@ class RunFolder:
         rank_zero_info(f"{self.path}: the run that is there was stopped before its first checkpoint; starting it again")
         self._to_remove = ["metrics.csv", "checkpoints", "tensorboard"]
         return None
+
+
+def last_checkpoint(run: Path) -> Path:
+    """`last.ckpt` of a run's folder; or the newest, if the run was killed before its first `last.ckpt` was written."""
+    last = run / "checkpoints" / "last.ckpt"
+    others = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return last if last.exists() or not others else others[-1]
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:

@@ -249,7 +249,7 @@ def test_a_piece_from_outside_that_fails_is_named_in_one_sentence(
     told: tuple[str, ...],
 ) -> None:
     (tmp_path / "own_pieces.py").write_text(OWN_PIECES)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     config = workspace.pretraining()
     config["model"]["init_args"].pop("schedule")
     file = write_config(with_trainer(config, tmp_path / "run"), tmp_path / "run.yaml")

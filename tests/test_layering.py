@@ -103,6 +103,7 @@ def test_the_command_line_imports_its_commands_only_when_one_is_chosen() -> None
         "__future__",
         "importlib",
         "os",
+        "signal",
         "sys",
         "traceback",
         "types",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from abc import abstractmethod
 from typing import Any, cast
 
@@ -27,6 +28,9 @@ from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, DataModule, EncoderOutput, Vocabulary
+
+STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+"""Signals by which a run is told to stop."""
 
 
 def datamodule_of(trainer: Any) -> DataModule:
@@ -68,7 +72,7 @@ class EncoderModule(SavedModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.objectives: nn.ModuleDict = nn.ModuleDict()
-        self.stop_requested = self.stop_agreed = False  # on this rank; on all of them (`_count_globally`)
+        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`_count_globally`)
         self._global_counts: dict[Countable, int] = {}
         self._configured: list[dict[str, Any]] = []
         self._is_checked = False
@@ -204,10 +208,12 @@ class EncoderModule(SavedModule):
         local = batch.step_counts or batch.counts
         if self.trainer.world_size == 1:
             return local
-        counts = torch.tensor([*(local[kind] for kind in COUNTABLES), int(self.stop_requested)], device=self.device)
+        stops = [int(self.stop_requested == number) for number in STOP_SIGNALS]
+        counts = torch.tensor([*(local[kind] for kind in COUNTABLES), *stops], device=self.device)
         torch.distributed.all_reduce(counts)
-        *numbers, stops = counts.tolist()
-        self.stop_agreed = stops > 0
+        numbers = counts.tolist()
+        stops = numbers[len(COUNTABLES) :]
+        self.stop_agreed = next((number for number, count in zip(STOP_SIGNALS, stops) if count), 0)
         return dict(zip(COUNTABLES, numbers))
 
     def _seed_dropout(self, micro_step: int) -> None:
@@ -243,6 +249,7 @@ class EncoderModule(SavedModule):
             ValueError: The optimizer of the checkpoint to continue from had other groups of parameters.
         """
         self.train()
+        super().on_fit_start()
         groups = [[len(group["params"]) for group in one.param_groups] for one in self.trainer.optimizers]
         if self.saved_groups not in (None, groups):
             raise ValueError(

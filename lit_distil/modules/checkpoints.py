@@ -84,9 +84,9 @@ class SavedModule(LoggedModule):
         checkpoint["network"] = {"head": self.head, "config": json.dumps(settings, default=str)}
         if self.is_encoder_only:
             checkpoint["network"]["is_encoder_only"] = True
-        # between two logged steps the meters are half full; those of a step that is due are logged right after this
-        if self.has_trainer and self.trainer.global_step % self._log_every:
-            checkpoint["meters"] = self._meters["train"].state(self.trainer)
+        if self.has_trainer:
+            checkpoint["unfinished"] = self.unfinished_step()
+            checkpoint["meters"] = self._meters["train"].state(self.trainer)  # half full between two logged steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network of the checkpoint, unless there is one."""
@@ -98,6 +98,9 @@ class SavedModule(LoggedModule):
             self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
+            self._unfinished = checkpoint.get("unfinished", {})
+            if self.trainer.strategy.restore_checkpoint_after_setup:  # `on_fit_start` was before
+                self.enter_last_step()
         if self.has_trainer and "guard" in checkpoint:
             self.guard.restore(checkpoint["guard"])
         states = checkpoint.get("optimizer_states") or []

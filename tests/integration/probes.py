@@ -119,6 +119,23 @@ class SaveWeights(Callback):
             torch.save(weights, self.file)
 
 
+class SaveSamples(Callback):
+    """Appends the sample ids of each step to a file for it, without accumulation; all ranks do.
+
+    Args:
+        folder: Where the files are.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with (self.folder / str(trainer.global_step - 1)).open("a") as file:
+            file.write(" ".join(map(str, batch.sample_ids.tolist())) + "\n")
+
+
 class DocumentReadError(Exception):
     """A document or a row was asked for."""
 
