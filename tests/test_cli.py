@@ -248,14 +248,14 @@ def test_a_piece_from_outside_that_fails_is_named_in_one_sentence(
     option: str,
     told: tuple[str, ...],
 ) -> None:
-    (tmp_path / "own_pieces.py").write_text(OWN_PIECES)
+    own = tmp_path.name  # of its own, since modules are remembered
+    (tmp_path / f"{own}.py").write_text(OWN_PIECES)
     monkeypatch.chdir(tmp_path)
     config = workspace.pretraining()
     config["model"]["init_args"].pop("schedule")
     file = write_config(with_trainer(config, tmp_path / "run"), tmp_path / "run.yaml")
     with kept_environment(), pytest.raises(SystemExit) as stop:
-        cli.main(["fit", "--config", file, option])
-    sys.modules.pop("own_pieces", None)
+        cli.main(["fit", "--config", file, option.replace("own_pieces", own)])
     *_, error = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and all(text in error for text in told), error
     assert not (tmp_path / "run" / "export").exists()
