@@ -276,7 +276,14 @@ def _message(error: BaseException) -> str | None:
         if is_ours and (is_check or isinstance(reason, ValueError | OSError)):
             return str(reason)
         reason = reason.__cause__
-    return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's own checks
+        return str(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # from a handler of signals
+        return (
+            f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
+            "0 to make batches in the training process"
+        )
+    return None
 
 
 def _fail(message: str) -> None:

@@ -55,7 +55,7 @@ RUN_FILES = ("config.yaml", "metrics.csv", "predictions.jsonl", "checkpoints", "
 
 # these do not change what a run computes
 _FREE_KEYS = frozenset(
-    {"config", "ckpt_path", "imports"}
+    {"config", "ckpt_path", "imports", "data.worker_timeout"}
     | {f"trainer.{name}" for name in ("default_root_dir", "enable_progress_bar", "enable_model_summary")}
 )
 

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lit_distil.commands.inspect.batches import Reader, TokenTexts, summary, totals_of
 from lit_distil.commands.inspect.text import Painter, batches_page, legend, sequence_text, totals_text
 from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
+from lit_distil.files import write_file
 from lit_distil.modules import EncoderModule
 from lit_distil.run import TrainingCLI
 from lit_distil.run import run as run_training_command
@@ -174,7 +175,7 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
 
     out = Path(options.out or Path(run, "inspect.html"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(batches_page(f"{run}: {split} batches", shown, totals, rows), encoding="utf-8")
+    write_file(out, batches_page(f"{run}: {split} batches", shown, totals, rows))
     print(f"\nwritten: {out}")
 
 
