@@ -95,7 +95,7 @@ glue: $(VENV)/.core  ## fine-tune MODEL on TASKS of GLUE with SEEDS, beside the 
 		$(RUN) fit --config configs/finetune/glue/$$task.yaml $(ARGS) \
 			--model.network.name_or_path $(MODEL) --data.tokenizer $(MODEL) $(if $(DATA),--data.source.name $(DATA)/$$task) \
 			--seed_everything $$seed --trainer.default_root_dir $$run \
-			$$(test -f $$run/checkpoints/last.ckpt && echo --ckpt_path last); \
+			$$(test -f $$run/checkpoints/last.ckpt && echo --ckpt_path last || echo --overwrite); \
 		code=$$?; test $$code -lt 128 || exit $$code; test $$code -eq 0 || failed="$$failed $$run"; \
 	done; done; \
 	$(RUN) report '$(GLUE_RUNS)/*/seed-*' --at best --beside configs/finetune/glue/papers.yaml --title GLUE --out $(GLUE_RUNS) \

@@ -6,8 +6,8 @@ FIT := $(RUN) fit
 STUDENTS := student-soft student-mlm student-hard student-random student-mlm-time
 DEMO_TASKS := task-teacher task-soft task-mlm task-unpretrained
 
-# $(call resume,stage): go on from the stage's last checkpoint, if it has one
-resume = $$(test -f $(DEMO)/$(1)/checkpoints/last.ckpt && echo --ckpt_path $(DEMO)/$(1)/checkpoints/last.ckpt)
+# $(call resume,stage): go on from the stage's last checkpoint, or start again if it has none
+resume = $$(test -f $(DEMO)/$(1)/checkpoints/last.ckpt && echo --ckpt_path last || echo --overwrite)
 exports = $(foreach stage,$(1),$(DEMO)/$(stage)/export/config.json)
 # $(call fit,stage,arguments): a stage whose output goes to its log, and to the screen if it fails
 fit = mkdir -p $(DEMO)/$(1) && $(FIT) $(2) --trainer.default_root_dir $(DEMO)/$(1) $(call resume,$(1))

@@ -139,15 +139,15 @@ def report(found: Measurement) -> str:
     encode_rate = more / max(large["other_core_s"] - small["other_core_s"], 1e-3)
     prepared = table(
         ("", ""),
-        ("on the clock", f"{large['seconds']:.0f} s, {megabytes / large['seconds']:.1f} MB a second"),
+        ("wall time", f"{large['seconds']:.0f} s, {megabytes / large['seconds']:.1f} MB a second"),
         (
             "text per second and core, all processes and imports together",
             f"{megabytes / (large['first_core_s'] + large['other_core_s']):.1f} MB",
         ),
         ("text per second of a core that tokenises", f"{encode_rate:.1f} MB"),
         ("text per second of the core that reads and writes", f"{read_rate:.0f} MB"),
-        ("resident memory of the largest process, at most", f"{large['peak_each_mb']:.0f} MB"),
-        ("memory of all together, at most, shared pages counted once", f"{large['peak_sum_mb']:.0f} MB"),
+        ("resident memory of the largest process", f"{large['peak_each_mb']:.0f} MB"),
+        ("memory of all processes, shared pages counted once", f"{large['peak_sum_mb']:.0f} MB"),
         ("shards", f"{large['shards']}, {large['shard_bytes'] / 1e6:,.0f} MB"),
     )
     ours = found.prepared_slice or found.prepared[found.slice_megabytes]
@@ -161,22 +161,22 @@ def report(found: Measurement) -> str:
     columns = [found.starts[size] for size in found.sizes]
     started = table(
         ("full sequences of 512", *(f"{size:g} MB of text" for size in found.sizes)),
-        ("end of the imports to first batch, sequences made already", *(f"{b['start_s']:.1f} s" for _, b in columns)),
-        ("the same where they are still to be made", *(f"{a['start_s']:.1f} s" for a, _ in columns)),
+        ("from the end of the imports to the first batch, sequences made before", *(f"{b['start_s']:.1f} s" for _, b in columns)),
+        ("the same, making the sequences first", *(f"{a['start_s']:.1f} s" for a, _ in columns)),
         ("sequences", *(f"{b['sequences']:,}" for _, b in columns)),
-        ("memory of the process' own (anonymous), after 51 batches", *(f"{b['own_mb']:.0f} MB" for _, b in columns)),
+        ("the process's own (anonymous) memory, after 51 batches", *(f"{b['own_mb']:.0f} MB" for _, b in columns)),
         (
             "the same with a token budget",
             *(f"{found.budgets[size]['own_mb']:.0f} MB" for size in found.sizes),
         ),
-        ("resident, with what it has mapped of files", *(f"{b['rss_mb']:.0f} MB" for _, b in columns)),
+        ("resident memory, mapped files included", *(f"{b['rss_mb']:.0f} MB" for _, b in columns)),
         ("a batch of 32", *(f"{b['batch_ms']:.1f} ms" for _, b in columns)),
         ("table of sequences on disk", *(f"{b['table_bytes'] / 1e6:.1f} MB" for _, b in columns)),
     )
     kinds = {"FullSentences": columns[-1][0], **found.formats}
     formats = table(
         (f"{megabytes:,.0f} MB of text", *(f"`{form}`" for form in kinds)),
-        ("to the first batch, with sequences still to be made", *(f"{a['start_s']:.1f} s" for a in kinds.values())),
+        ("to the first batch, making the sequences first", *(f"{a['start_s']:.1f} s" for a in kinds.values())),
         ("sequences", *(f"{a['sequences']:,}" for a in kinds.values())),
         ("table of sequences on disk", *(f"{a['table_bytes'] / 1e6:.0f} MB" for a in kinds.values())),
     )
@@ -205,8 +205,8 @@ def _reckon(found: Measurement, read_rate: float, encode_rate: float) -> str:
     ]
     for processes in (2, 4, 8, 16):
         clock = max(megabytes / read_rate, megabytes / encode_rate / processes)
-        bound = ": the process that reads and writes has no more to give" if clock == megabytes / read_rate else ""
-        rows.append((f"on the clock with {processes} processes that tokenise, a core each", duration(clock) + bound))
+        bound = ": the process that reads and writes is the limit" if clock == megabytes / read_rate else ""
+        rows.append((f"wall time with {processes} processes that tokenise, a core each", duration(clock) + bound))
         if bound:
             break
     rows += [
@@ -215,9 +215,9 @@ def _reckon(found: Measurement, read_rate: float, encode_rate: float) -> str:
             f"{duration(max(makes['start_s'] - finds['start_s'], 0.0) * factor)}, "
             f"{finds['table_bytes'] * factor / 1e9:.1f} GB, {finds['sequences'] * factor / 1e6:.0f} million sequences",
         ),
-        ("memory of a rank of its own", f"{finds['own_mb']:.0f} MB, as with {found.sizes[0]:g} MB of text"),
+        ("memory of one rank", f"{finds['own_mb']:.0f} MB, as with {found.sizes[0]:g} MB of text"),
     ]
-    return f"160 GB, reckoned:\n\n{table(('', ''), *rows)}"
+    return f"160 GB, calculated:\n\n{table(('', ''), *rows)}"
 
 
 def main() -> None:

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningDataModule, seed_everything
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.commands.networks import open_network
+from lit_distil.commands.tokenizer import TRAINING_SETTINGS
 from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
 from lit_distil.data import DocumentSource, MaskingStrategy, SequenceFormat, TextDataModule
 from lit_distil.files import staged_folder
@@ -51,12 +53,14 @@ from lit_distil.recipe import (
     tokenizer_beside,
     training_length,
 )
-from lit_distil.run import RunFinishedError, fit_objects, import_modules, only_run, run, saved_config
+from lit_distil.run import fit_objects, import_modules, run
+from lit_distil.run_folder import RunFinishedError, saved_config
 from lit_distil.tasks import Task
 
 Piece = Any
 """An object, a class path, or `{class_path: ..., init_args: ...}`."""
 
+_LENGTH_OPTIONS = ("max_steps", "max_epochs", "accumulate_grad_batches")
 _SHORT = 100  # steps; a run of fewer is a trial, which must not spend its time on validation
 
 
@@ -269,6 +273,7 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
     _check_sizes(out, max_steps=max_steps, max_length=max_length, batch_size=batch_size, lr=lr, warmup=warmup)
+    _check_whole(vocab_size=vocab_size)
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
     is_new = tokenizer is None and weights is None and not isinstance(data, TextDataModule)
     chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer, data)
@@ -303,8 +308,10 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         if is_new and not Path(out, "checkpoints", "last.ckpt").is_file():  # a resumed run keeps its own
             rank_zero_info(f"training a tokenizer on the text, in {folder}")
             assert isinstance(module, TextDataModule) and isinstance(module.source, DocumentSource)
-            train_tokenizer(module.source, str(folder), vocab_size=vocab_size)
+            train_tokenizer(module.source, str(folder), vocab_size=vocab_size, overwrite=True)
 
+    if is_new and not overwrite:
+        _check_vocabulary(Path(out), vocab_size)
     return _train(
         {"seed_everything": seed, "model": model, "data": text},
         out,
@@ -448,13 +455,12 @@ def _train(
         recipe["trainer"]["callbacks"] = list(callbacks)
     products = torch.get_float32_matmul_precision()
     try:
-        with only_run(folder):
-            if not has_objects(recipe):
-                options = ["--config", json.dumps(recipe), *overrides]
-                run(["fit", *options], overwrite=overwrite, before_training=before_training)
-            else:
-                recipe = override(recipe, overrides)
-                _train_objects(recipe, folder, overwrite=overwrite, before_training=before_training)
+        if not has_objects(recipe):
+            options = ["--config", json.dumps(recipe), *overrides]
+            run(["fit", *options], is_call=True, overwrite=overwrite, before_training=before_training)
+        else:
+            recipe = override(recipe, overrides)
+            _train_objects(recipe, folder, overwrite=overwrite, before_training=before_training)
     except RunFinishedError as finished:
         rank_zero_info(str(finished))
     finally:
@@ -465,13 +471,20 @@ def _train(
 
 
 def _length_options(overrides: Sequence[str]) -> dict[str, int]:
-    """The options among the overrides that say how long to train; the parser names their mistakes."""
-    found = {}
+    """What the overrides say about how long to train; the parser names their mistakes."""
+    found: dict[str, int] = {}
     for option, following in pairwise([*overrides, ""]):
-        name, is_whole, value = option.removeprefix("--trainer.").partition("=")
-        if name in ("max_steps", "max_epochs", "accumulate_grad_batches") and option.startswith("--"):
+        name, is_whole, value = option.partition("=")
+        value = value if is_whole else following
+        if name in ("--config", "-c"):
+            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+                content = yaml.safe_load(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
+                trainer = content.get("trainer") if isinstance(content, dict) else None
+                given = trainer if isinstance(trainer, dict) else {}
+                found |= {key: given[key] for key in _LENGTH_OPTIONS if isinstance(given.get(key), int)}
+        elif (key := name.removeprefix("--trainer.")) in _LENGTH_OPTIONS and key != name:
             with suppress(ValueError):
-                found[name] = int(value if is_whole else following)
+                found[key] = int(value)
     return found
 
 
@@ -490,6 +503,19 @@ def _check_whole(**values: Any) -> None:
             raise ValueError(f"{name}: expected a whole number such as 100, got {value!r}")
         if value is not None and value < 1 and (name, value) != ("max_epochs", -1):
             raise ValueError(f"{name} must be 1 or more, got {value}")
+
+
+def _check_vocabulary(folder: Path, vocab_size: int) -> None:
+    """Refuse to go on with the tokenizer of a run that asked for another size, which its recipe does not say."""
+    settings = folder / "tokenizer" / TRAINING_SETTINGS
+    if saved_config(folder) is None or not settings.is_file():
+        return
+    there = json.loads(settings.read_text(encoding="utf-8")).get("vocab_size")
+    if there not in (None, vocab_size):
+        raise ValueError(
+            f"out: {folder} holds another run (vocab_size: {there} there, {vocab_size} now). To continue that run, "
+            "repeat its settings; otherwise give another folder, or start again with overwrite=True (--overwrite)"
+        )
 
 
 def _check_kind(name: str, value: Any, kind: Any, expected: str) -> None:

@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         elif command in CALLS:
             _call(command, arguments)
         else:
-            command_module(command).run(arguments)
+            command_module(command).run(arguments if command == "inspect" else _with_values(arguments))
     except Exception as error:
         message = _message(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
@@ -253,6 +253,14 @@ def _recipe_path(argument: str) -> str:
     if not found or start not in ("", "--config="):
         return argument
     return start + str(command_module("recipes").find_recipe(name))
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """`--overwrite` as `--overwrite=true`: the parsers of these commands want a value for every option."""
+    is_bare = [argument == "--overwrite" for argument in arguments]
+    for place, following in enumerate(arguments[1:]):
+        is_bare[place] &= following.startswith("-")
+    return [f"{argument}=true" if bare else argument for argument, bare in zip(arguments, is_bare)]
 
 
 def _help() -> str:

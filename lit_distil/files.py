@@ -12,10 +12,20 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
+
+NETWORK_FILES = (
+    *("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.onnx", "*.onnx_data", "*.onnx.data"),
+    *("vocab.txt", "merges.txt"),
+)
+"""What a folder with a network, a tokenizer or both holds, as glob patterns."""
+MISSING: Any = object()
+"""A setting that one of two trees does not have (`differences`)."""
 
 
 @contextmanager
@@ -66,31 +76,100 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder to fill, which takes the place of `folder` when the block ends; after an error it is removed."""
-    staging, old = staging_name(folder), staging_name(folder)
+def staged_folder(folder: Path, replaces: Sequence[str] = NETWORK_FILES) -> Iterator[Path]:
+    """Make a folder to fill, which takes the place of `folder` when the block ends; after an error it is removed.
+
+    Args:
+        folder: Where it goes.
+        replaces: Glob patterns of the files that belong to what is written. Others, which somebody else put into
+            `folder`, move to the new one.
+    """
+    staging = staging_name(folder)
     staging.mkdir(parents=True)
     try:
         yield staging
-        _settle(staging)
-        if folder.exists():
-            os.rename(folder, old)
-        os.replace(staging, folder)
-        _sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        place_folder(staging, folder, replaces)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def place_folder(staging: Path, folder: Path) -> None:
-    """Rename a folder that was filled step by step to `folder`, once all of its files are on disk.
+def foreign_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """What is in a folder, if it exists, besides what matches these patterns; those of folders end in a slash."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in found]
+    return [path for path, name in zip(found, names) if not any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def check_output(out: Path, *, overwrite: bool, replaces: Sequence[str] = NETWORK_FILES, field: str = "out") -> None:
+    """Refuse a folder to write to that holds something, before any work is done for it.
+
+    Args:
+        out: The folder, which is replaced as a whole.
+        overwrite: Whether it may hold what an earlier command wrote, and nothing else.
+        replaces: Glob patterns of the files that the command writes.
+        field: Name of the argument, for the message.
 
     Raises:
-        OSError: `folder` exists and is not empty.
+        ValueError: It is a file, or holds something that may not be replaced.
+    """
+    if file := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{field}: {file} is a file; give another folder")
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if foreign := [path.name for path in foreign_files(out, replaces)]:
+        raise ValueError(
+            f"{field}: {out} holds files that this command does not write ({', '.join(foreign[:5])}); give another "
+            "folder"
+        )
+    if names and not overwrite:
+        raise ValueError(
+            f"{field}: {out} is not empty ({', '.join(names[:5])}); give another folder, or replace what is there "
+            "with --overwrite (in Python: overwrite=True)"
+        )
+
+
+def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool, field: str = "out") -> None:
+    """Refuse to replace files, before any work is done for the new ones.
+
+    Args:
+        files: What will be written.
+        are_ours: Whether those that are there may be replaced, because the same command wrote them.
+        overwrite: Whether they may be replaced whoever wrote them.
+        field: Name of the argument, for the message.
+
+    Raises:
+        ValueError: A file is there and may not be replaced, or a folder is in its place.
+    """
+    there = [file for file in files if file.exists()]
+    if folder := next((file for file in there if file.is_dir()), None):
+        raise ValueError(f"{field}: {folder} is a folder, and a file would be written there; give another path")
+    if there and not are_ours and not overwrite:
+        raise ValueError(
+            f"{field}: {there[0]} is there already; give another path, or replace it with --overwrite (in Python: "
+            "overwrite=True)"
+        )
+
+
+def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = None) -> None:
+    """Rename a folder that was filled step by step to `folder`, once all of its files are on disk.
+
+    Args:
+        staging: The folder that was filled.
+        folder: Where it goes.
+        replaces: What it may replace there, see `staged_folder`; None replaces nothing.
+
+    Raises:
+        OSError: `folder` exists, is not empty, and nothing may be replaced.
     """
     _settle(staging)
+    old = staging_name(folder)
+    if replaces is not None and folder.exists():
+        os.rename(folder, old)
     os.replace(staging, folder)
+    for path in foreign_files(old, replaces or ()):
+        if not (folder / path.name).exists():
+            os.rename(path, folder / path.name)
     _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def staging_name(path: Path) -> Path:
@@ -180,3 +259,47 @@ def _public_path(kind: type) -> str:
     """Where a class is named from; one of this package by its room, so that its file may move."""
     room = kind.__module__.split(".")[:2] if kind.__module__.startswith("lit_distil.") else [kind.__module__]
     return ".".join([*room, kind.__qualname__])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is not the same in two trees of settings; `MISSING` where a tree does not have it."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def shown(self, longest: int | None = None) -> tuple[str, str]:
+        """Both values as a person would write them, cut to so many characters."""
+        texts = tuple(_shown(value) for value in (self.old, self.new))
+        old, new = (text if longest is None or len(text) <= longest else f"{text[: longest - 3]}..." for text in texts)
+        return old, new
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[Difference]:
+    """The settings in which two trees of plain values differ, in their order.
+
+    Where a class is swapped, that is one difference: its arguments are not compared. Names leave out `init_args`. A
+    setting that one tree lacks and that is None in the other is the same in both.
+    """
+    if old == new or all(value is None or value is MISSING for value in (old, new)):
+        return []
+    if not isinstance(old, dict) or not isinstance(new, dict) or old.get("class_path") != new.get("class_path"):
+        return [Difference(name, old, new)]
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        inner = name if key == "init_args" else f"{name}.{key}".strip(".")
+        found += differences(old.get(key, MISSING), new.get(key, MISSING), inner)
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is MISSING:
+        return "(not set)"
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = {key: own for key, own in (value.get("init_args") or {}).items() if own is not None}
+        inside = ", ".join(f"{key}={_shown(own)}" for key, own in arguments.items())
+        return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(own)}" for key, own in value.items()) + "}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,7 +1,7 @@
 """What every run has, whether YAML, a command or Python starts it: logs, checkpoints, resuming, signals, export.
 
 `run` is `fit`, `validate`, `test` and `predict`; `fit_objects` trains pieces that are Python objects. Both complete the
-Trainer in `complete_trainer`, and both decide in `settle_folder` whether a folder may be written to.
+Trainer in `complete_trainer`, and both ask `RunFolder` whether a folder may be written to.
 """
 
 from __future__ import annotations
@@ -9,28 +9,26 @@ from __future__ import annotations
 import atexit
 import importlib
 import inspect
+import json
 import logging
 import pickle
-import shutil
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from jsonargparse import get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
@@ -45,142 +43,11 @@ from lit_distil.callbacks import (
 )
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
-from lit_distil.files import default_cache_dir, hash_of, write_file
+from lit_distil.files import write_file
 from lit_distil.messages import broken_file, hint, known_options, shorten
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.finetuning import saved_labels
-
-RUN_FILES = ("config.yaml", "metrics.csv", "predictions.jsonl", "checkpoints", "export", "tensorboard", "tokenizer")
-"""What a run writes into its folder."""
-
-# these do not change what a run computes
-_FREE_KEYS = frozenset(
-    {"config", "ckpt_path", "imports", "data.worker_timeout"}
-    | {f"trainer.{name}" for name in ("default_root_dir", "enable_progress_bar", "enable_model_summary")}
-)
-
-
-class RunFinishedError(Exception):
-    """The folder holds this very run, and it came to its end."""
-
-
-def settle_folder(folder: Path, config: dict[str, Any], *, overwrite: bool) -> str | None:
-    """Decide what a call does with its folder, before anything in it is touched.
-
-    Args:
-        folder: The run's folder.
-        config: What the call asks for, in plain values; a run keeps it as `config.yaml`.
-        overwrite: Remove the files of the run that is there (`RUN_FILES`, nothing else) and start again.
-
-    Returns:
-        The last checkpoint of the same call, which was interrupted; None if it begins anew.
-
-    Raises:
-        RunFinishedError: The same call has finished.
-        ValueError: It is a file, cannot be made, or holds another run or files that no run wrote.
-    """
-    if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
-        raise ValueError(f"out: {file} is a file; give another folder")
-    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    ways_out = "give another folder, or start again with overwrite=True (--overwrite)"
-    kept = saved_config(folder)
-    if kept is None:
-        # files beside a run may stay there, but those in the places of its own may be somebody's work
-        foreign = sorted(names & {*RUN_FILES} if overwrite else names - {"tokenizer"})
-        if foreign:
-            ways_out = "give another folder" if overwrite else ways_out
-            raise ValueError(f"out: {folder} is not empty and holds no run ({', '.join(foreign[:5])}); {ways_out}")
-        _check_writable(folder)
-        return None
-    if overwrite:
-        _remove(folder / name for name in RUN_FILES if name in names)
-        return None
-    if not names & {"metrics.csv", "checkpoints", "export"}:
-        return None  # an earlier call failed before its first step
-    if differences := _differences(kept, config):
-        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ValueError(
-            f"out: {folder} holds another run ({'; '.join(differences[:3])}{more}). To continue that run, repeat its "
-            f"settings; otherwise {ways_out}"
-        )
-    if (folder / "export" / "config.json").is_file():
-        raise RunFinishedError(f"{folder}: this run is already finished; its network is in {folder / 'export'}")
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        return None
-    rank_zero_info(f"{folder}: continuing this run from its last checkpoint")
-    return str(last)
-
-
-def _check_writable(folder: Path) -> None:
-    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
-    try:
-        with TemporaryDirectory(dir=parent, prefix=".lit-distil-"):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"out: {folder} cannot be made or written to ({error.strerror}); give another folder"
-        ) from error
-
-
-def saved_config(folder: Path) -> dict[str, Any] | None:
-    """The `config.yaml` of the run in a folder; None if there is no run."""
-    try:
-        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) and {"model", "data", "trainer"} <= content.keys() else None
-
-
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Keep other processes of this machine from training in a folder meanwhile.
-
-    Raises:
-        ValueError: Another process is training in it.
-    """
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        yield
-        return
-    file = default_cache_dir() / "locks" / f"{hash_of(str(folder.resolve()))[:16]}.lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"out: another process is training in {folder}; wait for it, or give another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@rank_zero_only
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _differences(there: Any, here: Any) -> list[str]:
-    """Settings that differ, as `key: value there -> value here`."""
-    old, new = _flat(there), _flat(here)
-    return [
-        f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} now"
-        for key in sorted(old | new)
-        if old.get(key) != new.get(key) and key.replace("init_args.", "") not in _FREE_KEYS
-    ]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {
-            key: value
-            for name, part in tree.items()
-            for key, value in _flat(part, name if not prefix else f"{prefix}.{name}").items()
-        }
-    return {prefix: tree}
+from lit_distil.run_folder import SETTINGS_KEY, RunFolder
 
 
 class RunSummary(ModelSummary):
@@ -204,7 +71,14 @@ class RunSummary(ModelSummary):
         rank_zero_info(f"\n{table}\n{total}")
 
 
-def complete_trainer(command: str, settings: dict[str, Any], *, is_call: bool = False) -> dict[str, Any]:
+def complete_trainer(
+    command: str,
+    settings: dict[str, Any],
+    *,
+    is_call: bool = False,
+    overwrite: bool = False,
+    kept: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The Trainer's arguments with the loggers, callbacks and checkpoint files that every run has.
 
     Whatever the settings bring themselves is kept: a progress bar, a ModelCheckpoint, loggers, ...
@@ -213,6 +87,8 @@ def complete_trainer(command: str, settings: dict[str, Any], *, is_call: bool = 
         command: `fit`, `validate`, `test` or `predict`.
         settings: Arguments of `lightning.pytorch.Trainer`, `default_root_dir` among them.
         is_call: Whether the run is one of `lit_distil.api`, which the same call continues.
+        overwrite: Whether an export or predictions elsewhere than in the run's folder may be replaced.
+        kept: The run's settings in plain values, for its checkpoints.
     """
 
     def listed(name: str) -> list[Any]:
@@ -237,6 +113,10 @@ def complete_trainer(command: str, settings: dict[str, Any], *, is_call: bool = 
     for callback in callbacks:
         if is_call and isinstance(callback, StopOnSignal):
             callback.how_to_continue = "run the same command again to continue (in Python: call it again)"
+        if isinstance(callback, ExportCallback | PredictionWriter):
+            callback.overwrite |= overwrite
+    if is_fit and kept is not None:
+        callbacks.append(RunSettings(kept))
     completed = {**settings, "plugins": plugins, "callbacks": callbacks}
     if not settings.get("fast_dev_run"):
         completed["logger"] = _loggers(command, settings.get("logger"), folder)
@@ -254,23 +134,52 @@ def _loggers(command: str, given: Any, folder: str) -> Any:
     return given if any(isinstance(one, RunCSVLogger) for one in given) else [RunCSVLogger(folder), *given]
 
 
+class RunSettings(Callback):
+    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`).
+
+    Args:
+        settings: The configuration, in plain values.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the settings, as text that loads with `weights_only`."""
+        checkpoint[SETTINGS_KEY] = json.dumps(self.settings, default=str)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the arguments of callbacks win over the saved ones, such as the patience of EarlyStopping."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if state and not isinstance(callback, ModelCheckpoint):  # which compares its folder with the saved one
+                names = state.keys() & inspect.signature(type(callback)).parameters.keys() & vars(callback).keys()
+                state.update({name: getattr(callback, name) for name in names})
+
+
 class RunConfigCallback(SaveConfigCallback):
     """Writes `config.yaml` of a training run; evaluating it later leaves the file alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the configuration without the checkpoint that the run continues from."""
-        if stage == "fit":
-            self.config = self.config.clone()
-            self.config.ckpt_path = None
+        """Save the configuration once the run begins; a trial with `fast_dev_run` leaves the folder alone."""
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it without the options that are meant for one start: what to continue from, and what to replace."""
+        config = self.config.clone()
+        config.ckpt_path, config.overwrite, config.allow_changes = None, False, False
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "config.yaml", self.parser.dump(config, skip_none=False))
 
 
 class TrainingCLI(LightningCLI):
     """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`.
 
     Args:
-        overwrite: None trains in whatever folder the config names, as `fit` does. Otherwise the folder is settled
-            first (`settle_folder`).
+        is_call: Whether one of the calls of `lit_distil.api` trains (`RunFolder`).
+        overwrite: Replace the run that is in the folder, as the option of this name does.
         before_training: Called with the data module before the run begins.
         settings: See LightningCLI.
     """
@@ -278,12 +187,16 @@ class TrainingCLI(LightningCLI):
     def __init__(
         self,
         *args: Any,
-        overwrite: bool | None = None,
+        is_call: bool = False,
+        overwrite: bool = False,
         before_training: Callable[[LightningDataModule], None] | None = None,
         **settings: Any,
     ) -> None:
-        self.overwrite, self.before_training = overwrite, before_training
-        super().__init__(*args, **settings)
+        self.is_call, self.overwrite, self.before_training = is_call, overwrite, before_training
+        self.run_folder: RunFolder | None = None
+        self.run_settings: dict[str, Any] | None = None
+        with ExitStack() as self._held:
+            super().__init__(*args, **settings)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors; printing the usage of fifty options would hide them."""
@@ -300,6 +213,10 @@ class TrainingCLI(LightningCLI):
         except ArgumentError as error:
             broken = broken_file(sys.argv[1:] if args is None else list(args))
             raise ValueError(broken or shorten(error.message, known_options())) from error
+        given, config = sys.argv[1:] if args is None else list(args), self.config[self.config.subcommand]
+        for name in ("overwrite", "allow_changes"):
+            if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in given):
+                raise ValueError(f"{name}: a file cannot ask for it; give --{name} on the command line")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The precision of fp32 matrix products, which Lightning leaves to a warning, and the user's own modules."""
@@ -315,6 +232,10 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="modules to import first, such as [my_arch], whose classes register themselves with transformers",
         )
+        replace = "replace what an earlier run wrote into the run's folder (predict: its predictions), and nothing else"
+        parser.add_argument("--overwrite", action="store_true", help=replace)
+        go_on = "go on from --ckpt_path even if the data, the seed, the student or the objectives have changed"
+        parser.add_argument("--allow_changes", action="store_true", help=go_on)
 
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder and the checkpoint to start from."""
@@ -327,11 +248,22 @@ class TrainingCLI(LightningCLI):
         if trainer.default_root_dir is None:
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
-        folder = Path(trainer.default_root_dir)
-        config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), str(folder))
-        if self.overwrite is not None:
-            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
-            config.ckpt_path = settle_folder(folder, plain, overwrite=self.overwrite) or config.ckpt_path
+        config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), trainer.default_root_dir)
+        self.overwrite = self.overwrite or config.overwrite
+        if self.subcommand == "fit" and not trainer.fast_dev_run:
+            self.settle_folder(config)
+
+    def settle_folder(self, config: Any) -> None:
+        """Make sure that the run's folder is free or continued; until the end no other process trains in it."""
+        self.run_folder = RunFolder(config.trainer.default_root_dir, is_call=self.is_call)
+        self._held.enter_context(self.run_folder.lock())
+        self.run_settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
+        config.ckpt_path = self.run_folder.settle(
+            self.run_settings,
+            overwrite=self.overwrite,
+            checkpoint=config.ckpt_path,
+            allow_changes=config.allow_changes,
+        )
 
     def instantiate_classes(self) -> None:
         """As LightningCLI does, with errors that name only their first cause.
@@ -352,13 +284,15 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete the Trainer as for every run."""
         settings = self._get(self.config_init, "trainer", default={})
-        is_call = self.overwrite is not None
-        for name, value in complete_trainer(str(self.subcommand), {**settings}, is_call=is_call).items():
+        options: dict[str, Any] = {"is_call": self.is_call, "overwrite": self.overwrite, "kept": self.run_settings}
+        for name, value in complete_trainer(str(self.subcommand), {**settings}, **options).items():
             settings[name] = value
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Do what the caller wants done before the run begins."""
+        """Remove what the run replaces, and do what the caller wants done before it begins."""
+        if self.run_folder is not None:
+            self.run_folder.clear()
         if self.before_training is not None:
             self.before_training(self.datamodule)
 
@@ -394,7 +328,7 @@ def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: 
         auto_configure_optimizers=False,
         seed_everything_default=42,
         save_config_callback=RunConfigCallback,
-        save_config_kwargs={"overwrite": True},
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={"use_distributed_sampler": False},
         parser_kwargs={
             "description": "Train and evaluate encoders; configs/ has complete recipes.",
@@ -419,7 +353,7 @@ def fit_objects(
         build: Makes the module, the data module and the Trainer's arguments; called once the folder is settled.
         folder: The run's folder.
         config: What identifies the run, in plain values; kept as `config.yaml`.
-        overwrite: See `settle_folder`.
+        overwrite: See `RunFolder.settle`.
         before_training: Called with the data module before the run begins.
 
     Raises:
@@ -427,20 +361,24 @@ def fit_objects(
         ValueError: The folder holds something else, or a piece is wrong.
     """
     _quieten()
-    checkpoint = settle_folder(folder, config, overwrite=overwrite)
-    torch.set_float32_matmul_precision("medium")
-    module, data, settings = build()
-    names = inspect.signature(Trainer.__init__).parameters
-    if unknown := next((name for name in settings if name not in names), None):
-        raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
-    trainer = Trainer(**complete_trainer("fit", {"use_distributed_sampler": False, **settings}, is_call=True))
-    if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = "# Made by a call from Python. What stands in <...> was an object, so `fit` cannot read this file.\n"
-        write_file(folder / "config.yaml", [(text + yaml.safe_dump(config, sort_keys=False)).encode()])
-    if before_training is not None:
-        before_training(data)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    run_folder = RunFolder(folder, is_call=True)
+    with run_folder.lock():
+        checkpoint = run_folder.settle(config, overwrite=overwrite)
+        torch.set_float32_matmul_precision("medium")
+        module, data, settings = build()
+        names = inspect.signature(Trainer.__init__).parameters
+        if unknown := next((name for name in settings if name not in names), None):
+            raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
+        settings = {"use_distributed_sampler": False, **settings}
+        trainer = Trainer(**complete_trainer("fit", settings, is_call=True, overwrite=overwrite, kept=config))
+        run_folder.clear()
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = "# Made by a call from Python. What stands in <...> was an object, so `fit` cannot read this file.\n"
+            write_file(folder / "config.yaml", text + yaml.safe_dump(config, sort_keys=False))
+        if before_training is not None:
+            before_training(data)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
 def import_modules(names: Iterable[str]) -> None:

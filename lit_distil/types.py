@@ -209,6 +209,11 @@ class Projection:
         """`[rows, vocabulary]`, with a graph."""
         return torch.nn.functional.linear(self.features, self.weight, self.bias)
 
+    def over(self, num_entries: int) -> Projection:
+        """The same over the first entries of the vocabulary only."""
+        bias = None if self.bias is None else self.bias[:num_entries]
+        return Projection(self.features, self.weight[:num_entries], bias)
+
 
 class SequenceGroup(Protocol):
     """Sequences of similar lengths that are processed together, each padded to the same width."""
@@ -282,3 +287,17 @@ class EncoderOutput:
     rows: Tensor | None = None
     next_sentence_logits: Tensor | None = None
     attention: RecordedAttention | None = None
+
+    def over(self, num_entries: int | None) -> EncoderOutput:
+        """The same output, its masked-LM logits over the first entries of the vocabulary; None keeps all.
+
+        It leaves out the rows that pad an embedding beyond its tokenizer, so that networks of one tokenizer can be
+        compared. A cached teacher has the tokenizer's entries already.
+        """
+        if num_entries is None:
+            return self
+        logits = None if self.logits is None else self.logits[..., :num_entries]
+        head = self.projection
+        return dataclasses.replace(
+            self, logits=logits, projection=head.over(num_entries) if isinstance(head, Projection) else head
+        )

@@ -17,7 +17,10 @@ from lit_distil.commands import cache, export, prepare
 from lit_distil.commands.inspect import command as inspect
 from lit_distil.data import DocSentences, FullSentences, SpanMasking, TokenMasking
 from lit_distil.files import (
+    check_output,
+    check_output_files,
     describe,
+    differences,
     hash_file,
     hash_of,
     hash_values,
@@ -88,20 +91,20 @@ def test_json_is_read_back_and_different_values_have_different_hashes(tmp_path: 
 def test_a_failed_folder_keeps_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "export"
     with staged_folder(folder) as staging:
-        (staging / "a").write_text("old")
+        (staging / "a.json").write_text("old")
 
     def fail() -> None:
         with staged_folder(folder) as staging:
-            (staging / "a").write_text("new")
+            (staging / "a.json").write_text("new")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         fail()
-    assert (folder / "a").read_text() == "old"
+    assert (folder / "a.json").read_text() == "old"
     with staged_folder(folder) as staging:
-        (staging / "b").write_text("new")
-        assert (folder / "a").read_text() == "old"
-    assert [path.name for path in folder.iterdir()] == ["b"] and list(folder.parent.iterdir()) == [folder]
+        (staging / "b.json").write_text("new")
+        assert (folder / "a.json").read_text() == "old"
+    assert [path.name for path in folder.iterdir()] == ["b.json"] and list(folder.parent.iterdir()) == [folder]
 
 
 def test_place_folder_never_replaces_another_folder(tmp_path: Path) -> None:
@@ -220,3 +223,68 @@ def test_other_threads_do_not_notice_that_permissions_are_set(tmp_path: Path, um
     done.set()
     thread.join()
     assert modes == {0o666 & ~umask}
+
+
+# What may be replaced
+
+
+def test_a_folder_to_write_to_may_hold_nothing_or_what_a_command_wrote(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "deep", overwrite=False)
+    assert not (tmp_path / "new").exists()
+    out = tmp_path / "out"
+    out.mkdir()
+    check_output(out, overwrite=False)
+    (out / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"out: .* is not empty \(config.json\); give another folder, or replace"):
+        check_output(out, overwrite=False)
+    check_output(out, overwrite=True)
+    for name in ("thesis.txt", ".git/config"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+        with pytest.raises(ValueError, match=rf"does not write \({name.split('/')[0]}.*give another folder$"):
+            check_output(out, overwrite=True)
+        (out / name).unlink()
+    with pytest.raises(ValueError, match=r"out: .*config\.json is a file"):
+        check_output(out / "config.json" / "below", overwrite=True)
+
+
+@pytest.mark.parametrize(("are_ours", "overwrite"), [(False, False), (True, False), (False, True)])
+def test_a_file_may_be_replaced_if_the_command_wrote_it_or_is_told_to(
+    are_ours: bool, overwrite: bool, tmp_path: Path
+) -> None:
+    files = [tmp_path / "page.html", tmp_path / "page.md"]
+    check_output_files(files, are_ours=False, overwrite=False)
+    files[1].write_text("mine")
+    if are_ours or overwrite:
+        check_output_files(files, are_ours=are_ours, overwrite=overwrite)
+    else:
+        with pytest.raises(ValueError, match=r"out: .*page\.md is there already"):
+            check_output_files(files, are_ours=are_ours, overwrite=overwrite)
+    files[0].mkdir()
+    with pytest.raises(ValueError, match=r"page\.html is a folder"):
+        check_output_files(files, are_ours=are_ours, overwrite=overwrite)
+
+
+def test_what_somebody_else_put_into_a_folder_moves_to_the_one_that_takes_its_place(tmp_path: Path) -> None:
+    """A model card in an export, for one; `model.onnx` of the network before must not stay."""
+    folder = tmp_path / "export"
+    (folder / "pictures").mkdir(parents=True)
+    for name in ("README.md", "pictures/curve.png", "config.json", "model.onnx"):
+        (folder / name).write_text("old")
+    with staged_folder(folder) as staging:
+        (staging / "config.json").write_text("new")
+    found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"README.md": "old", "pictures/curve.png": "old", "config.json": "new"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_differences_name_the_leaf_and_both_sides() -> None:
+    old = {"a": {"b": 1, "c": [1, 2]}, "d": "x" * 80, "new": None, "swapped": {"class_path": "m.A", "init_args": {}}}
+    new = {"a": {"b": 1, "c": [1, 3]}, "d": "y" * 80, "old": 4, "swapped": {"class_path": "m.B", "init_args": {"k": 1}}}
+    assert [(one.name, *one.shown(10)) for one in differences(old, new)] == [
+        ("a.c", "[1, 2]", "[1, 3]"),
+        ("d", "xxxxxxx...", "yyyyyyy..."),
+        ("swapped", "A", "B(k=1)"),
+        ("old", "(not set)", "4"),
+    ]
+    assert differences(old, json.loads(json.dumps(old))) == []

@@ -1,107 +1,17 @@
-"""What every run has: its folder, its callbacks, and its files, whoever starts it."""
+"""What every run has: its callbacks and its files, whoever starts it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ModelSummary
 from torch import nn
 
 from lit_distil.callbacks import ExportCallback, RunCheckpoint, RunCSVLogger, StopOnSignal, WholeCheckpoints
-from lit_distil.run import (
-    RUN_FILES,
-    RunFinishedError,
-    RunSummary,
-    complete_trainer,
-    import_modules,
-    leave_process_group,
-    only_run,
-    settle_folder,
-)
-
-CONFIG = {"model": {"init_args": {"lr": 1.0}}, "data": {}, "trainer": {"default_root_dir": "runs/a", "max_steps": 2}}
-
-
-def kept_run(folder: Path, *names: str, **changes: Any) -> Path:
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("")
-    return folder
-
-
-def test_a_folder_is_new_resumed_or_finished_by_what_it_holds(tmp_path: Path) -> None:
-    for folder in (
-        tmp_path / "nowhere",
-        kept_run(tmp_path / "configured"),
-        kept_run(tmp_path / "logged", "metrics.csv"),
-    ):
-        assert settle_folder(folder, CONFIG, overwrite=False) is None
-    saved = kept_run(tmp_path / "saved", "checkpoints/last.ckpt")
-    assert settle_folder(saved, CONFIG, overwrite=False) == str(saved / "checkpoints" / "last.ckpt")
-    with pytest.raises(RunFinishedError):
-        settle_folder(kept_run(tmp_path / "exported", "export/config.json"), CONFIG, overwrite=False)
-
-
-def test_a_run_that_moved_or_shows_no_bar_is_the_same_run(tmp_path: Path) -> None:
-    folder = kept_run(tmp_path / "a", "checkpoints/last.ckpt")
-    trainer = {"default_root_dir": "elsewhere", "max_steps": 2, "enable_progress_bar": False}
-    assert settle_folder(folder, {**CONFIG, "ckpt_path": "x", "trainer": trainer}, overwrite=False)
-
-
-def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
-    folder = kept_run(tmp_path / "a", "metrics.csv")
-    with pytest.raises(ValueError, match=r"holds another run \(model\.init_args\.lr: 1\.0 there, 2\.0 now\)"):
-        settle_folder(folder, {**CONFIG, "model": {"init_args": {"lr": 2.0}}}, overwrite=False)
-
-
-def test_overwriting_removes_the_files_of_a_run_and_no_others(tmp_path: Path) -> None:
-    folder = kept_run(tmp_path / "a", *(f"{name}/x" for name in RUN_FILES if "." not in name), "notes/mine.txt")
-    assert settle_folder(folder, {"other": 1}, overwrite=True) is None
-    assert [path.name for path in folder.iterdir()] == ["notes"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("file", ["config.yaml", "checkpoints/last.ckpt"])
-def test_files_that_no_run_wrote_are_never_taken_for_a_runs(file: str, overwrite: bool, tmp_path: Path) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text("learning_rate: 1\n")
-    with pytest.raises(ValueError, match=f"holds no run .{file.split('/')[0]}"):
-        settle_folder(tmp_path, CONFIG, overwrite=overwrite)
-    assert (tmp_path / file).is_file()
-
-
-@pytest.mark.parametrize("below", ["", "runs/a"])
-def test_a_file_in_the_place_of_the_folder_is_named(below: str, tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("mine")
-    with pytest.raises(ValueError, match=r"out: .*notes is a file"):
-        settle_folder(tmp_path / "notes" / below, CONFIG, overwrite=True)
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("lit_distil.run.TemporaryDirectory", refuse)
-    with pytest.raises(ValueError, match=r"out: .*new/run cannot be made or written to \(Permission denied\); give"):
-        settle_folder(tmp_path / "new" / "run", CONFIG, overwrite=False)
-
-
-def test_two_processes_never_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIT_DISTIL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    with only_run(tmp_path / "a"):
-        with pytest.raises(ValueError, match="another process is training in a"), only_run(Path("a")):
-            pass
-        with only_run(tmp_path / "b"):
-            pass
-    with only_run(tmp_path / "a"):
-        pass
+from lit_distil.run import RunSettings, RunSummary, complete_trainer, import_modules, leave_process_group
 
 
 def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> None:
@@ -113,6 +23,20 @@ def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> No
     assert isinstance(completed["plugins"][0], WholeCheckpoints) and isinstance(completed["logger"][0], RunCSVLogger)
     evaluation = complete_trainer("validate", {"default_root_dir": str(tmp_path), "callbacks": [LearningRateMonitor()]})
     assert len(evaluation["callbacks"]) == 2 and evaluation["logger"] is False
+
+
+def test_the_arguments_of_a_callback_win_over_those_in_a_checkpoint(tmp_path: Path) -> None:
+    """Lightning saves the patience of early stopping, and restores it."""
+    saved, now = (EarlyStopping("val/loss", patience=patience) for patience in (2, 5))
+    saved.wait_count = 1
+    keeping = ModelCheckpoint(dirpath=tmp_path)
+    states = {one.state_key: one.state_dict() for one in (saved, ModelCheckpoint(dirpath=tmp_path / "elsewhere"))}
+    checkpoint = {"callbacks": states}
+    trainer = SimpleNamespace(callbacks=[now, keeping])
+    RunSettings({}).on_load_checkpoint(trainer, None, checkpoint)  # type: ignore[arg-type]
+    now.load_state_dict(checkpoint["callbacks"][now.state_key])
+    assert (now.patience, now.wait_count) == (5, 1)
+    assert states[keeping.state_key]["dirpath"] == str(tmp_path / "elsewhere")  # compared, not restored
 
 
 def test_summary_of_a_model_has_no_count_of_flops(caplog: pytest.LogCaptureFixture) -> None:

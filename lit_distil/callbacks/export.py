@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_distil.files import staged_folder, write_file
+from lit_distil.files import check_output, check_output_files, staged_folder, write_file
 from lit_distil.modules.base import datamodule_of
 from lit_distil.modules.checkpoints import network_weights
 
@@ -27,11 +27,19 @@ class ExportCallback(Callback):
     Args:
         folder: Where to write; None takes `export` in the run's folder.
         best: Take the checkpoint with the best monitored metric, if the run monitors one.
+        overwrite: Whether `folder` may hold another export; one that a resumed run wrote is always replaced.
     """
 
-    def __init__(self, folder: str | None = None, *, best: bool = True) -> None:
+    def __init__(self, folder: str | None = None, *, best: bool = True, overwrite: bool = False) -> None:
         self.folder = folder
         self.best = best
+        self.overwrite = overwrite
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a folder that holds something else, before the run begins."""
+        if stage == "fit" and self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            is_resumed = trainer.ckpt_path is not None
+            check_output(Path(self.folder), overwrite=self.overwrite or is_resumed, field="ExportCallback.folder")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder on the first rank, unless the run was interrupted."""
@@ -77,11 +85,19 @@ class PredictionWriter(BasePredictionWriter):
 
     Args:
         file: Where to write; None takes `predictions.jsonl` in the run's folder.
+        overwrite: Whether the file may be there already.
     """
 
-    def __init__(self, file: str | None = None) -> None:
+    def __init__(self, file: str | None = None, *, overwrite: bool = False) -> None:
         super().__init__(write_interval="epoch")
         self.file = file
+        self.overwrite = overwrite
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to replace a file, before anything is predicted."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "predict":
+            check_output_files([self._path(trainer)], are_ours=False, overwrite=self.overwrite, field="predictions")
 
     def write_on_epoch_end(
         self,
@@ -98,7 +114,7 @@ class PredictionWriter(BasePredictionWriter):
             rows = [row for part in gathered for row in part]
         if not trainer.is_global_zero:
             return
-        path = Path(self.file or Path(trainer.default_root_dir, "predictions.jsonl"))
+        path = self._path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = datamodule_of(trainer)
         if data.task is None:
@@ -112,6 +128,9 @@ class PredictionWriter(BasePredictionWriter):
                 write_file(path.with_name(name), json.dumps(content, ensure_ascii=False, indent=1))
         write_file(path, (f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows))
         rank_zero_info(f"{len(rows):,} predictions in {path}")
+
+    def _path(self, trainer: Trainer) -> Path:
+        return Path(self.file or Path(trainer.default_root_dir, "predictions.jsonl"))
 
 
 def _readable(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

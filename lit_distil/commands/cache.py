@@ -23,10 +23,11 @@ from torch import Tensor
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
 from lit_distil.data.sources.base import Split
-from lit_distil.files import place_folder, write_json
+from lit_distil.files import check_output, place_folder, write_json
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cached_teacher import (
+    CACHE_FILES,
     CACHE_VERSION,
     MANIFEST,
     SplitArrays,
@@ -38,12 +39,10 @@ from lit_distil.modules.cached_teacher import (
 )
 from lit_distil.modules.checks import (
     check_cacheable,
-    check_length,
-    check_padding_id,
+    check_network,
     check_smaller,
     check_static_masks,
     needs_of,
-    num_logits,
 )
 from lit_distil.modules.teachers import load_teacher
 from lit_distil.objectives.top_logits import TopLogits
@@ -171,14 +170,18 @@ class CacheWriter:
                 "take a smaller --k, fewer data.masking patterns, --positions masked, or another disk"
             )
 
-    def write(self, out: Path) -> None:
+    def write(self, out: Path, *, overwrite: bool = False) -> None:
         """Write to a folder beside `out` and rename it at the end; an earlier start that was stopped is continued.
+
+        Args:
+            out: Where the cache goes.
+            overwrite: Replace the cache that is there, and drop what an earlier start with other settings wrote.
 
         Raises:
             ValueError: The earlier start was with other settings.
         """
         work = unfinished_folder(out)
-        done = self._earlier_progress(work)
+        done = self._earlier_progress(work, overwrite=overwrite)
         if done is None:
             shutil.rmtree(work, ignore_errors=True)
             done = dict.fromkeys(map(str, self.plans), 0)
@@ -194,7 +197,7 @@ class CacheWriter:
                 self._write_split(work, split, plan, done, bar)
         write_json(work / MANIFEST, self.manifest)
         (work / _PROGRESS).unlink()
-        place_folder(work, out)
+        place_folder(work, out, CACHE_FILES if overwrite else None)
 
     def _write_split(self, work: Path, split: str, plan: SplitPlan, done: dict[str, int], bar: Any) -> None:
         arrays = SplitArrays.open(work / split, self.manifest, split, writable=True)
@@ -212,7 +215,7 @@ class CacheWriter:
                 write_json(work / _PROGRESS, {"manifest": self.manifest, "done": done})
                 saved = perf_counter()
 
-    def _earlier_progress(self, work: Path) -> dict[str, int] | None:
+    def _earlier_progress(self, work: Path, *, overwrite: bool) -> dict[str, int] | None:
         """Sequences of each split that an earlier start has done; None if there was no earlier start."""
         if not (work / _PROGRESS).is_file():
             return None
@@ -221,8 +224,11 @@ class CacheWriter:
         except ValueError:  # damaged: start again
             return None
         if earlier["manifest"] != self.manifest:
+            if overwrite:
+                return None
             raise ValueError(
-                f"out: {str(work)!r} is an unfinished cache of other settings; delete it, or name another folder"
+                f"out: {str(work)!r} is an unfinished cache of other settings; name another folder, or replace it with "
+                "--overwrite (in Python: overwrite=True)"
             )
         return earlier["done"]
 
@@ -231,7 +237,7 @@ class CacheWriter:
         """Ids, scores and the masses of the others for the rows of a batch, sequence by sequence."""
         batch = batch.to(self.device)
         rows = "all" if self.manifest["positions"] == "all" else batch.masked_positions
-        output = self.teacher(batch, rows=rows, project=False)
+        output = self.teacher(batch, rows=rows, project=False).over(self.manifest["vocabulary_size"])
         parts = [TopLogits.of(logits, self.k, self.temperatures) for logits in _pieces_of_logits(output)]
         ids, scores, rests = (
             np.concatenate([getattr(part, name).cpu().numpy() for part in parts]) for name in ("ids", "scores", "rests")
@@ -273,6 +279,8 @@ def cache(
     trainer: dict[str, Any] | None = None,
     matmul_precision: str = "medium",
     ckpt_path: str | None = None,
+    overwrite: bool = False,
+    allow_changes: bool = False,
 ) -> None:
     """Run the teacher of a distillation once over its data, and keep its most likely tokens and the mass of the others.
 
@@ -291,8 +299,9 @@ def cache(
     Args:
         model: The distillation; its teacher runs, and its objectives say at which temperatures and positions.
         data: The data of the distillation.
-        out: Folder to write to; must not exist yet.
-        k: Tokens kept in a row; the size of the vocabulary keeps all, exactly if scores are float32.
+        out: Folder to write to.
+        k: Tokens kept in a row; the size of the tokenizer keeps all, exactly if scores are float32. Logits beyond the
+            tokenizer's entries, which pad an embedding, are left out.
         positions: "masked" keeps rows of the masked tokens, "all" of every token; None takes what the objectives need.
         scores: Type of the kept logits, as differences to the largest; float16 changes them by 0.05 % at most.
         batch_size: Sequences that the teacher sees at a time.
@@ -304,9 +313,10 @@ def cache(
         trainer: Part of the configuration; not used.
         matmul_precision: As for fit.
         ckpt_path: Part of the configuration; not used.
+        overwrite: Replace the cache that is in the folder, and nothing else.
+        allow_changes: Part of the configuration; not used.
     """
-    if Path(out).exists():
-        raise ValueError(f"out: {out!r} is there already; delete it, or name another folder")
+    check_output(Path(out), overwrite=overwrite, replaces=CACHE_FILES)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_static_masks(data)
@@ -319,9 +329,10 @@ def cache(
 
     name = str(model.teacher_sources[role])
     network = _load_teacher(model, data, name)
-    vocabulary_size = num_logits(network)
+    # without the rows that pad the teacher's embedding, so that the cache serves students of any padding
+    vocabulary_size = min(network.num_logits, data.vocabulary.size)
     if not 1 <= k <= vocabulary_size:
-        raise ValueError(f"k must lie between 1 and the {vocabulary_size} logits of the teacher, got {k}")
+        raise ValueError(f"k must lie between 1 and the {vocabulary_size} entries of the vocabulary, got {k}")
     if k < vocabulary_size:
         check_smaller(model.terms, role, changing, k, vocabulary_size)
 
@@ -347,7 +358,7 @@ def cache(
     if estimate:
         return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    writer.write(Path(out))
+    writer.write(Path(out), overwrite=overwrite)
     given = out if len(model.teacher_sources) == 1 else f"'{{{role}: {out}}}'"
     print(f"written: {out}; train with --model.teacher_cache {given}")
 
@@ -372,8 +383,7 @@ def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_
     data.prepare_data()
     data.setup("fit")
     assert data.masking is not None and data.masking.patterns is not None
-    check_padding_id("teacher", network, data.vocabulary)
-    check_length("teacher", network, data)
+    check_network("teacher", network, data)
     patterns: dict[Split, int] = {"train": data.masking.patterns, "validation": 1}  # evaluation has epoch 0's masks
     return {
         split: plan_split(data.datasets[split], number, positions=positions, name=split, batch_size=batch_size)

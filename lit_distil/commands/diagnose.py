@@ -13,7 +13,7 @@ import numpy as np
 from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
-from lit_distil.commands.pages import Section, write_pages
+from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
 from lit_distil.data.sources.tables import read_rows
 from lit_distil.tasks.base import SOURCE_KEY
@@ -29,7 +29,14 @@ _NOT_TEXT = {
 }
 
 
-def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 10, examples: int = 20) -> None:
+def diagnose(
+    predictions: str,
+    out: str,
+    title: str | None = None,
+    bins: int = 10,
+    examples: int = 20,
+    overwrite: bool = False,
+) -> None:
     """Show what a model gets wrong: confusions, how far its confidence can be trusted, the worst examples.
 
     Writes diagnosis.md, diagnosis.html (one file) and diagnosis.json; confusion.png if there are classes or tags, and
@@ -41,9 +48,12 @@ def diagnose(predictions: str, out: str, title: str | None = None, bins: int = 1
         title: Headline; None takes the path of the file.
         bins: Bins of equal width for the reliability diagram and the expected calibration error.
         examples: How many of the worst examples to show.
+        overwrite: Replace files of these names that no diagnosis wrote; a diagnosis may always be written again.
     """
     if examples < 0:
         raise ValueError(f"examples must not be negative, got {examples}")
+    written = [".md", ".json", "confusion.png", "reliability.png"]
+    check_pages(Path(out, "diagnosis.html"), written, overwrite=overwrite)
     found = read_predictions(predictions)
     reliability = calibrate(found.confidences, found.right, bins=bins) if len(found.confidences) else None
     folder = Path(out)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_distil.commands.networks import open_network
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.data.sources.text import read_lines
-from lit_distil.files import staged_folder, write_json
+from lit_distil.files import check_output, staged_folder, write_json
 from lit_distil.models.networks import position_range
 
 
@@ -27,6 +27,7 @@ def export(
     min_agreement: float = 0.9,
     check_on: str | None = None,
     allow_disagreement: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Turn a checkpoint into a folder that plain transformers loads, with ONNX files if asked for.
 
@@ -44,7 +45,9 @@ def export(
         check_on: Text file, one text a line, to compare on; None takes paragraphs of the standard library's
             documentation.
         allow_disagreement: Write the int8 file even if it agrees less than that.
+        overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
+    check_output(Path(out), overwrite=overwrite)
     network, chosen = open_network(checkpoint, tokenizer)
     embedding: Any = network.get_input_embeddings()
     num_rows = embedding.weight.shape[0]

@@ -12,7 +12,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lit_distil.console import Table, bullets, markdown_table
-from lit_distil.files import write_file
+from lit_distil.files import check_output_files, write_file
+
+_OURS = '<meta name="generator" content="lit_distil">'  # as in templates/base.html.jinja
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,23 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
         parts += [markdown_table(section.table)] if section.table else []
         parts += [bullets(section.lines)] if section.lines else []
     return "\n\n".join(parts) + "\n"
+
+
+def check_pages(page: Path, others: Sequence[str] = (".md", ".json"), *, overwrite: bool, field: str = "out") -> None:
+    """Refuse to replace a page that no command wrote; one that a command wrote may be written again.
+
+    Args:
+        page: The HTML file.
+        others: What is written beside it: endings that take the place of `.html`, or names of files.
+        overwrite: Replace the files whoever wrote them.
+        field: Name of the argument, for the message.
+
+    Raises:
+        ValueError: One of the files is there, and the page was not written by a command.
+    """
+    is_ours = page.is_file() and _OURS in page.read_text(encoding="utf-8", errors="replace")[:1000]
+    beside = [page.with_suffix(name) if name[0] == "." else page.with_name(name) for name in others]
+    check_output_files([page, *beside], are_ours=is_ours, overwrite=overwrite, field=field)
 
 
 def write_pages(file: Path, title: str, sections: Sequence[Section], numbers: Mapping[str, Any]) -> None:

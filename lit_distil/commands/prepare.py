@@ -37,6 +37,7 @@ def prepare(
     format: SequenceFormat | None = None,
     max_length: int = 512,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Tokenise the splits of a source into folders of shards, once for any number of runs.
 
@@ -62,13 +63,22 @@ def prepare(
         format: Also make the sequences of this input format, so that the first run with it starts at once.
         max_length: Most tokens of a sequence, for the format.
         seed: Seed of the sequences, for the format: the seed of the run that will use them (only pairs are random).
+        overwrite: Replace corpora in the folder that were made of something else.
     """
     loaded = load_tokenizer(tokenizer, revision=tokenizer_revision)
     found = 0
     with workers(num_processes, backend=backend, address=address):
         for split in splits or ("train", "validation", "test"):
             start, folder = perf_counter(), Path(out).expanduser() / split
-            corpus = prepare_corpus(source, split, loaded, folder, filters=filters, shard_characters=shard_characters)
+            corpus = prepare_corpus(
+                source,
+                split,
+                loaded,
+                folder,
+                filters=filters,
+                shard_characters=shard_characters,
+                overwrite=overwrite,
+            )
             if corpus is None:
                 if splits is not None:
                     raise ValueError(f"splits: the {split} split of the source has no documents; check the files")

@@ -26,13 +26,14 @@ from lit_distil.commands.networks import (
 from lit_distil.console import Table, bullets, markdown_table, progress_bar, signed
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import read_rows
-from lit_distil.files import write_file
+from lit_distil.files import check_output_files, write_file
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 _LONGEST_CELL = 60
+_HEADLINE = "# Pseudo-log-likelihoods"
 
 
 def score(
@@ -44,6 +45,7 @@ def score(
     tokens_per_batch: int = 4096,
     device: str = "cpu",
     out: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Score sentences, or minimal pairs, by the pseudo-log-likelihood of masked language models.
 
@@ -57,8 +59,13 @@ def score(
         tokens_per_batch: Most tokens of a batch; it changes the speed, not the scores.
         device: Where to run, such as cpu or cuda.
         out: Folder to write scores.md and scores.json to; None only prints.
+        overwrite: Replace files of these names that this command did not write; its own may always be written again.
     """
     names = name_list(model)
+    if out is not None:
+        report_file, numbers_file = Path(out, "scores.md"), Path(out, "scores.json")
+        is_ours = report_file.is_file() and report_file.read_text(errors="replace").startswith(_HEADLINE)
+        check_output_files([report_file, numbers_file], are_ours=is_ours, overwrite=overwrite)
     if pairs is not None and (texts or file is not None):
         raise ValueError("pairs: score pairs or sentences (texts, file), not both in one call")
     options: dict[str, Any] = {"within_word": within_word, "tokens_per_batch": tokens_per_batch}
@@ -78,12 +85,11 @@ def score(
     report += f"\n\nScores: {method}, in nats; special tokens are not scored."
     print(report)
     if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "scores.md", f"# Pseudo-log-likelihoods\n\n{report}\n")
+        report_file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(report_file, f"{_HEADLINE}\n\n{report}\n")
         content = json.dumps({"method": method, "models": numbers}, indent=2, ensure_ascii=False)
-        write_file(folder / "scores.json", content + "\n")
-        print(f"written: {folder / 'scores.md'}")
+        write_file(numbers_file, content + "\n")
+        print(f"written: {report_file}")
 
 
 def run(arguments: list[str]) -> None:

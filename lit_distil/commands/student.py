@@ -15,9 +15,11 @@ from transformers.utils import logging as transformers_logging
 from lit_distil.callbacks import write_export
 from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
+from lit_distil.files import check_output
 from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
+from lit_distil.models.sources import check_embedding
 from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
-from lit_distil.modules.checks import check_pair
+from lit_distil.modules.checks import check_pair, compared_entries
 from lit_distil.modules.teachers import freeze_position_embeddings
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
 from lit_distil.types import Batch
@@ -32,6 +34,7 @@ def student(
     freeze_positions: bool = False,
     all_tensors: bool = False,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Make a student from its teacher, show where each tensor came from, and write it with the teacher's tokenizer.
 
@@ -45,7 +48,9 @@ def student(
             does not remember it.
         all_tensors: Also print a line for each tensor.
         seed: Seed of the tensors that are new.
+        overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
+    check_output(Path(out), overwrite=overwrite)
     seed_everything(seed, verbose=False)
     tokenizer = load_tokenizer(teacher, revision=teacher_revision)
     try:
@@ -53,6 +58,7 @@ def student(
     except ValueError as error:
         raise ValueError(f"teacher: {error}") from error
     made, records = student.build(source)
+    check_embedding(made, vocabulary_of(tokenizer))
     networks = MaskedLMNetwork(source), MaskedLMNetwork(made)
     if freeze_positions:
         freeze_position_embeddings(networks[1])
@@ -92,8 +98,10 @@ def _compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataM
     if split is None:
         raise ValueError("data.source: it has no documents to compare on; name its files")
     check_pair(student, teacher, data)
+    num_entries = compared_entries(student.num_logits, {"teacher": teacher.num_logits}, data.vocabulary)
     loader = EvalLoader(data.datasets[split], batch_size=data.eval_batch_size)
-    return compare(teacher, student, progress_bar(loader, desc=f"comparing on the {split} split", unit="batch"))
+    batches = progress_bar(loader, desc=f"comparing on the {split} split", unit="batch")
+    return compare(teacher, student, batches, num_entries=num_entries)
 
 
 def _size(model: PreTrainedModel) -> str:
@@ -122,13 +130,16 @@ class PairScores:
 
 
 @torch.no_grad()
-def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterable[Batch]) -> PairScores:
+def compare(
+    teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterable[Batch], *, num_entries: int | None = None
+) -> PairScores:
     """Scores of both networks on the same masked batches; sets both to eval mode.
 
     Args:
-        teacher: With as many logits as the student.
+        teacher: With as many logits as the student, unless `num_entries` is given.
         student: On the same device as the teacher and the batches.
         batches: Masked; one without a masked token adds nothing.
+        num_entries: Entries of the vocabulary to compare; None takes all logits.
 
     Raises:
         ValueError: No token is masked in any of the batches.
@@ -141,7 +152,8 @@ def compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterabl
         labels = batch.masked_labels
         if labels is None or not len(labels):
             continue
-        theirs, ours = (network(batch, rows=batch.masked_positions).logits for network in (teacher, student))
+        rows = batch.masked_positions
+        theirs, ours = (network(batch, rows=rows).over(num_entries).logits for network in (teacher, student))
         assert theirs is not None and ours is not None
         their_best, our_best = theirs.argmax(-1), ours.argmax(-1)
         values = (

@@ -11,7 +11,10 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenize
 
 from lit_distil.console import progress_bar
 from lit_distil.data import DocumentSource
-from lit_distil.files import staged_folder
+from lit_distil.files import check_output, staged_folder, write_json
+
+TRAINING_SETTINGS = "training.json"
+"""File beside a tokenizer that says how it was trained."""
 
 # RoBERTa's special tokens stand at the ids that RobertaConfig expects of them
 _ROBERTA_SPECIALS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
@@ -25,6 +28,7 @@ def tokenizer(
     lowercase: bool = False,
     max_length: int = 512,
     min_frequency: int = 2,
+    overwrite: bool = False,
 ) -> None:
     """Train a tokenizer on the training split of a source and write it to a folder.
 
@@ -36,11 +40,13 @@ def tokenizer(
         lowercase: Lower the case first (WordPiece only).
         max_length: Longest input of the model, which the tokenizer keeps.
         min_frequency: Pairs that are rarer are not merged.
+        overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
     if vocab_size < 300:
         raise ValueError(f"vocab_size must be at least 300 (256 bytes and the special tokens), got {vocab_size}")
     if lowercase and kind == "byte_bpe":
         raise ValueError("lowercase: byte-level BPE keeps case, as RoBERTa's does; use kind: wordpiece")
+    check_output(Path(out), overwrite=overwrite)
     settings = {"vocab_size": vocab_size, "min_frequency": min_frequency, "show_progress": False}
     trained: PreTrainedTokenizerBase
     if kind == "byte_bpe":
@@ -52,6 +58,8 @@ def tokenizer(
     trained.model_max_length = max_length
     with staged_folder(Path(out)) as staging:
         trained.save_pretrained(staging)
+        asked = {"kind": kind, "vocab_size": vocab_size, "lowercase": lowercase, "min_frequency": min_frequency}
+        write_json(staging / TRAINING_SETTINGS, asked)
     print(f"{len(trained):,} entries in {out}")
 
 

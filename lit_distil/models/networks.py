@@ -17,6 +17,9 @@ from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayo
 from lit_distil.models.sources import check_architecture
 from lit_distil.types import Batch, EncoderOutput, Projection
 
+_RULED_OUT = -30.0
+"""The bias of a logit that is never trained: exp(-30) is 1e-13, and unlike -inf it stays finite in any loss."""
+
 Rows = Tensor | Literal["all"] | None
 """Which rows of T a head is computed on: these positions, all of them, or none."""
 
@@ -205,6 +208,22 @@ class MaskedLMNetwork(FlatNetwork):
         super().__init__(model, attention=attention)
         # whether the head ends in a linear layer that gives the logits; None until the first batch shows it
         self._ends_in_projection: bool | None = None
+
+    @property
+    def num_logits(self) -> int:
+        """The size of the vocabulary that the network predicts, which may be more than the tokenizer's."""
+        head: Any = self.model.get_output_embeddings()
+        return head.weight.shape[0] if head is not None else self.config.vocab_size
+
+    def rule_out_beyond(self, num_entries: int) -> None:
+        """Make the network's own softmax all but 0 beyond these entries of the vocabulary, where its head has a bias.
+
+        Called where no term of the loss trains these rows, so that the exported network predicts what was trained.
+        """
+        bias = getattr(self.model.get_output_embeddings(), "bias", None)
+        if bias is not None:
+            with torch.no_grad():
+                bias[num_entries:] = _RULED_OUT
 
     def forward(
         self,

@@ -102,7 +102,7 @@ class NetworkSource(ABC):
             ValueError: The source, the vocabulary and the head do not fit together.
         """
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
-        _check_embedding(model, vocabulary)
+        check_embedding(model, vocabulary)
         choose_attention(model, self.attention)
         return model.train()
 
@@ -136,7 +136,7 @@ class FromConfig(NetworkSource):
         ValueError: The architecture is unknown, or a field is misspelt.
     """
 
-    def __init__(self, model_type: str, *, config: dict | None = None, attention: str | None = None) -> None:
+    def __init__(self, model_type: str, *, config: dict[str, Any] | None = None, attention: str | None = None) -> None:
         if model_type not in CONFIG_MAPPING:
             near = difflib.get_close_matches(model_type, CONFIG_MAPPING, n=3)
             raise ValueError(
@@ -185,7 +185,7 @@ class Pretrained(NetworkSource):
         name_or_path: str,
         *,
         revision: str | None = None,
-        config: dict | None = None,
+        config: dict[str, Any] | None = None,
         attention: str | None = None,
         dtype: str = "float32",
     ) -> None:
@@ -286,7 +286,7 @@ class LiveModel(NetworkSource):
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
         model: PreTrainedModel = copy.deepcopy(self.model, same)
         model.config.architectures = [type(model).__name__]
-        _check_embedding(model, vocabulary)
+        check_embedding(model, vocabulary)
         choose_attention(model)
         return model
 
@@ -415,14 +415,15 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
+def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
+    """Refuse a model with fewer rows in its embedding than the tokenizer has entries; more are padding."""
     embedding: Any = model.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
     if vocabulary is not None and num_rows < vocabulary.size:
         raise ValueError(
             f"vocabulary: the tokenizer has {vocabulary.size} entries and the embedding of "
             f"{model.name_or_path or type(model).__name__!r} has {num_rows} rows; use the tokenizer that the model was "
-            "trained with"
+            "trained with, or leave vocab_size out of a student's config"
         )
 
 

@@ -205,8 +205,18 @@ class EncoderModule(SavedModule):
         return parameter_groups(self)
 
     def on_fit_start(self) -> None:
-        """Turn dropout on: a network from `from_pretrained` or `load_from_checkpoint` is in eval mode."""
+        """Turn dropout on: a network from `from_pretrained` or `load_from_checkpoint` is in eval mode.
+
+        Raises:
+            ValueError: The optimizer of the checkpoint to continue from had other groups of parameters.
+        """
         self.train()
+        groups = [[len(group["params"]) for group in one.param_groups] for one in self.trainer.optimizers]
+        if self.saved_groups not in (None, groups):
+            raise ValueError(
+                f"ckpt_path: the checkpoint's optimizer has groups of {self.saved_groups} parameters and this run's "
+                f"{groups}; repeat the settings that decide which layers train, and how fast"
+            )
 
     def on_train_start(self) -> None:
         """Let settings of the configuration win over those of a checkpoint."""
@@ -215,7 +225,8 @@ class EncoderModule(SavedModule):
         super().on_train_start()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step whose gradient is not finite; note the norm, before clipping, if it will be logged."""
+        """Skip a step whose gradient is not finite; note its learning rate and, if it will be logged, its norm."""
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # the scheduler moves on before the step is logged
         norm = self.guard.check(optimizer, self.trainer.global_step)
         if norm is not None and (self.trainer.global_step + 1) % self._log_every == 0:
             self._meters["train"].add("grad_norm", norm, 1)
@@ -273,7 +284,8 @@ class LanguageModelModule(EncoderModule):
         assert self.network is not None
         if batch.masked_positions is None or batch.masked_labels is None:
             raise ValueError("data.masking: predicting masked tokens needs a masking strategy")
-        output = self.network(batch, rows=batch.masked_positions)
+        # the embedding may have more rows than the tokenizer has entries
+        output = self.network(batch, rows=batch.masked_positions).over(self.vocabulary.size)
         top = torch.softmax(output.logits.float(), -1).topk(5)
         sequence = torch.searchsorted(batch.cu_seq_lens.long(), batch.masked_positions, right=True) - 1
         first = batch.cu_seq_lens.long()[sequence]

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.utils import cached_file
 
-from lit_distil.files import hash_file, hash_of
+from lit_distil.files import differences, hash_file, hash_of
 from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.types import Batch, EncoderOutput
 
 CACHE_VERSION = 2
 MANIFEST = "manifest.json"
+CACHE_FILES = (MANIFEST, "train/", "validation/")
 STATIC_MASKS = (
     "a cache holds what the teacher says of each masked sequence, and with dynamic masks none comes twice. Give every "
     "sequence a fixed number of masks: data.masking.init_args.patterns: 4"
@@ -171,21 +172,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """List where two manifests differ, each as `name is ours here and theirs there`."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [
-            line
-            for key in keys
-            for line in differences(ours.get(key, "absent"), theirs.get(key, "absent"), f"{name}.{key}".strip("."))
-        ]
-    if ours == theirs:
-        return []
-    here, there = (text if len(text := repr(value)) <= 60 else f"{text[:57]}..." for value in (ours, theirs))
-    return [f"{name} is {here} here and {there} there"]
-
-
 def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict[str, Any]:
     """Hash the files of a teacher, without loading it.
 
@@ -247,8 +233,10 @@ class CachedTeacher:
             )
         written_for = {"teacher": manifest["teacher"], "data": {split: manifest["data"][split] for split in data}}
         if different := differences({"teacher": teacher, "data": data}, written_for):
+            first = [(one.name, *one.shown(60)) for one in different[:4]]
+            told = [f"{name} is {here} here and {there} there" for name, here, there in first]
             raise ValueError(
-                f"model.teacher_cache: {str(folder)!r} was written for something else: {'; '.join(different[:4])}. "
+                f"model.teacher_cache: {str(folder)!r} was written for something else: {'; '.join(told)}. "
                 "Write another with `lit-distil cache`, or train with the settings that it was written for"
             )
         self.k: int = manifest["k"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from typing import Any, Self
 
 import fsspec
@@ -47,6 +48,8 @@ class SavedModule(LoggedModule):
         self.network: Any = None  # built when the vocabulary and the strategy are known
         self.has_network_only = False
         """Whether `load_from_checkpoint` restored the network and nothing else."""
+        self.saved_groups: list[list[int]] | None = None
+        """Sizes of the parameter groups of the optimizer in the checkpoint that the run continues from."""
 
     @property
     def has_trainer(self) -> bool:
@@ -82,6 +85,24 @@ class SavedModule(LoggedModule):
             self.network = self.network_class(saved_model(checkpoint))
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
+        states = checkpoint.get("optimizer_states") or []
+        if all("param_groups" in state for state in states) and states:
+            self.saved_groups = [[len(group["params"]) for group in state["param_groups"]] for state in states]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch does.
+
+        Raises:
+            ValueError: The weights are those of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            reason = " ".join(str(error).partition(":\n")[2].split())[:200]
+            raise ValueError(
+                f"ckpt_path: the weights in the checkpoint are not those of this network ({reason}); repeat the "
+                "settings of the run that wrote it"
+            ) from error
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_distil.models import FlatNetwork, MaskedLMNetwork
 from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
@@ -15,16 +15,18 @@ from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import DataModule, Vocabulary
 
+_MOST_PADDING = 128
+"""Rows that an embedding may have beyond its tokenizer if nothing else says whose it is, or 1 % of the entries."""
+
 
 def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataModule) -> None:
     """Refuse a student and a teacher that cannot be trained together on this data.
 
     Raises:
-        ValueError: Padding ids differ, or numbers of logits, or a sequence is longer than a position table.
+        ValueError: Padding ids differ, or a sequence is longer than a position table.
     """
-    check_beside_cache(student, num_logits(teacher), data)
-    check_padding_id("teacher", teacher, data.vocabulary)
-    check_length("teacher", teacher, data)
+    check_network("student", student, data)
+    check_network("teacher", teacher, data)
     ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
     has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
     if has_segments and theirs > 1 >= ours:
@@ -34,16 +36,58 @@ def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataMod
         )
 
 
-def check_beside_cache(student: MaskedLMNetwork, vocabulary_size: int, data: DataModule) -> None:
-    """The same beside a cached teacher with so many logits, which was checked when the cache was written."""
-    check_padding_id("student", student, data.vocabulary)
-    check_length("student", student, data)
-    if (ours := num_logits(student)) != vocabulary_size:
-        raise ValueError(
-            f"model.student: it has {ours} logits and the teacher {vocabulary_size}, so their distributions cannot be "
-            f"compared; give the student's config vocab_size: {vocabulary_size}, or take a teacher whose embedding is "
-            "as long as the tokenizer"
-        )
+def compared_entries(
+    student: int,
+    teachers: Mapping[str, int],
+    vocabulary: Vocabulary,
+    *,
+    unnamed: Collection[str] = (),
+    cached: Collection[str] = (),
+) -> int | None:
+    """How many entries of the vocabulary the distributions of student and teachers are over; None for all logits.
+
+    Networks of one tokenizer may have rows beyond its entries, which pad the embedding to a multiple of 8 or 64. If
+    their numbers differ, all are cut to the tokenizer's entries.
+
+    Args:
+        student: Number of its logits.
+        teachers: The same of each teacher, by name.
+        vocabulary: The tokenizer's.
+        unnamed: Teachers in memory, whose tokenizers are not known and so were not compared.
+        cached: Teachers with a cache, which cannot be cut afterwards.
+
+    Raises:
+        ValueError: A network has fewer logits than the tokenizer has entries, a teacher in memory has so many more that
+            it must be of another tokenizer, or a cache holds more than the entries.
+    """
+    sizes = [("student", student), *(("teacher", size) for size in teachers.values())]
+    if len({size for _, size in sizes}) == 1:
+        return None
+    for role, size in sizes:
+        if size < vocabulary.size:
+            raise ValueError(
+                f"model.{role}: it has {size} logits and the tokenizer {vocabulary.size} entries; take the tokenizer "
+                f"that the {role} was trained with, or leave vocab_size out of its config"
+            )
+    for name in unnamed:
+        if teachers[name] - vocabulary.size > max(_MOST_PADDING, vocabulary.size // 100):
+            raise ValueError(
+                f"model.teacher: {name} has {teachers[name]} logits and the tokenizer {vocabulary.size} entries, which "
+                "is more than padding explains; give the data the tokenizer that it was trained with, or give its "
+                "folder in place of the model, so that the tokenizers are compared"
+            )
+    for name in cached:
+        if teachers[name] > vocabulary.size:
+            raise ValueError(
+                f"model.teacher_cache: that of {name} holds {teachers[name]} logits, with the rows beyond the "
+                f"tokenizer's {vocabulary.size} entries, and the student has {student}; delete it and write it again, "
+                "and it holds the entries alone"
+            )
+    rank_zero_info(
+        f"the student has {student} logits, the teacher {' and '.join(map(str, teachers.values()))}: distributions are "
+        f"compared over the tokenizer's {vocabulary.size} entries"
+    )
+    return vocabulary.size
 
 
 def check_networks(
@@ -98,6 +142,12 @@ def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
     )
 
 
+def check_network(role: str, network: FlatNetwork, data: DataModule) -> None:
+    """Refuse a network that has another padding id than the data's tokenizer, or too few positions for the data."""
+    check_padding_id(role, network, data.vocabulary)
+    check_length(role, network, data)
+
+
 def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) -> None:
     """Refuse a network whose padding id is not the tokenizer's: RoBERTa-likes count their positions from it."""
     ours, theirs = vocabulary.special_ids.get("pad_token_id"), getattr(network.config, "pad_token_id", None)
@@ -117,12 +167,6 @@ def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
                 f"of the {role} ({network.config.model_type}) room for {network.max_length}; set data.max_length to "
                 f"{network.max_length}, or give the network a larger max_position_embeddings"
             )
-
-
-def num_logits(network: MaskedLMNetwork) -> int:
-    """The size of the vocabulary that the network predicts, which may be more than the tokenizer's."""
-    head: Any = network.model.get_output_embeddings()
-    return head.weight.shape[0] if head is not None else network.config.vocab_size
 
 
 def check_comparisons(terms: LossTerms) -> None:

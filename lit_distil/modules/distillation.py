@@ -12,10 +12,11 @@ from lit_distil.modules.base import LanguageModelModule
 from lit_distil.modules.cached_teacher import CachedTeacher, teacher_identity
 from lit_distil.modules.checks import (
     cache_folders,
-    check_beside_cache,
     check_for_text,
+    check_network,
     check_networks,
     check_pair,
+    compared_entries,
     open_cache,
 )
 from lit_distil.modules.meters import Stage
@@ -32,6 +33,10 @@ class DistillationModule(StudentModule, LanguageModelModule):
 
     With several teachers, terms on logits compare with the weighted mean of their distributions, taken at the term's
     temperature. A term named in `objective_teachers` compares with one teacher alone.
+
+    All distributions are over the logits that the networks have. If their numbers differ, because the embedding of one
+    is padded beyond their common tokenizer, every term on logits, the masked-LM loss included, is over the tokenizer's
+    entries: as if both networks were cut to them.
 
     If the data's format draws pairs, next-sentence prediction is ignored, as in DistilBERT, unless an objective uses it
     (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`).
@@ -98,6 +103,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
             self.head = "pretraining"
         self.evaluate_at_start = evaluate_at_start
         self.cached_teachers: dict[str, CachedTeacher] = {}
+        self.num_entries: int | None = None
+        """Entries of the vocabulary that distributions are over; None for all logits (see `compared_entries`)."""
 
     def build_networks(self) -> None:
         """Load the teachers and make the student, unless they exist."""
@@ -110,11 +117,18 @@ class DistillationModule(StudentModule, LanguageModelModule):
         self.build_student_and_teachers(cached=cached.keys())
         assert self.network is not None
         networks = {name: teacher.network for name, teacher in self.teachers.items()}
+        check_network("student", self.network, self.data)
         for network in networks.values():
             check_pair(self.network, network, self.data)
-        for each in cached.values():
-            check_beside_cache(self.network, each.vocabulary_size, self.data)
         check_networks(self.terms, self.network, networks, self.data)
+        sizes = {name: network.num_logits for name, network in networks.items()}
+        sizes |= {name: each.vocabulary_size for name, each in cached.items()}
+        unnamed = [name for name in networks if not isinstance(self.teacher_sources[name], str)]
+        self.num_entries = compared_entries(
+            self.network.num_logits, sizes, self.vocabulary, unnamed=unnamed, cached=cached
+        )
+        if self.num_entries is not None:
+            self.network.rule_out_beyond(self.num_entries)
         self.cached_teachers = cached
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
@@ -136,7 +150,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
                     teachers[name] = self.cached_teachers[name](batch, split, rows)
                 else:
                     teachers[name] = self.teachers[name](batch, rows=rows, project=False, **theirs[name])
-        return self.network(batch, rows=rows, project=False, **ours), teachers
+        teachers = {name: output.over(self.num_entries) for name, output in teachers.items()}
+        return self.network(batch, rows=rows, project=False, **ours).over(self.num_entries), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """Accuracy, agreement with the teacher and, in evaluation, divergence and the teacher's entropy (T = 1)."""

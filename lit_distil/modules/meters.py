@@ -120,6 +120,7 @@ class LoggedModule(LightningModule):
         self.latest: dict[str, float] = {}
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
         self._last_logged = (0, perf_counter())
+        self._learning_rate = math.nan  # of the step that was taken last, of the first parameter group
 
     @property
     @abstractmethod
@@ -194,7 +195,7 @@ class LoggedModule(LightningModule):
         values["train/loss"] = self._weighted_sum(means)
         if step > since_step:
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)
-        values["train/learning_rate"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        values["train/learning_rate"] = float(self._learning_rate)
         if self.guard.num_skipped:
             values["train/skipped_steps"] = float(self.guard.num_skipped)
         for name, objective in self.terms.objectives.items():

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
-from lit_distil.models.sources import Head, LiveModel, as_source
+from lit_distil.models.sources import Head, LiveModel, as_source, check_embedding
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.checks import check_comparisons, check_settings, teacher_shares
@@ -171,7 +171,9 @@ class StudentModule(EncoderModule):
         source = self.student_source
         if isinstance(source, StudentInitialisation):
             assert teacher is not None
-            return source.build(teacher)
+            made = source.build(teacher)
+            check_embedding(made[0], self.vocabulary)
+            return made
         if isinstance(source, Pretrained):  # a vocabulary of the same size may still have other entries
             self.data.check_same_vocabulary(source.name_or_path, source.revision, role="student")
         return source.build(self.vocabulary, head=self.head, **head_settings), []

@@ -1,5 +1,6 @@
-"""What the optimizer is given besides the gradients: parameter groups and learning-rate schedules."""
+"""BERT's optimizer, and what an optimizer is given besides gradients: parameter groups, learning-rate schedules."""
 
+from lit_distil.optim.bert_adam import BertAdam
 from lit_distil.optim.groups import (
     apply_configured,
     check_layer_decay,
@@ -18,6 +19,7 @@ from lit_distil.optim.schedules import (
 )
 
 __all__ = [
+    "BertAdam",
     "ConstantSchedule",
     "CosineSchedule",
     "LinearSchedule",

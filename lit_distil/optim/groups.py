@@ -82,8 +82,10 @@ def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
 def layered_groups(module: nn.Module, layers: dict[str, int], *, decay: float) -> list[dict[str, Any]]:
     """Make parameter groups whose learning rates fall by a factor from each layer to the one below (ELECTRA, table 6).
 
-    Layer `l` of `L` learns at `decay ** (L - l)` times the peak. The group keeps the factor as `lr_factor`, for
-    `scale_learning_rates`. Groups are as in `parameter_groups`, those of the head first.
+    As in ELECTRA's code, there are two steps from the head to the highest block: of n blocks, the head learns at the
+    peak, block i (counted from 1) at `decay ** (n + 2 - i)` times it, and the embeddings at `decay ** (n + 2)`. The
+    group keeps the factor as `lr_factor`, for `scale_learning_rates`. Groups are as in `parameter_groups`, those of the
+    head first.
 
     Args:
         module: What is trained.
@@ -100,7 +102,8 @@ def layered_groups(module: nn.Module, layers: dict[str, int], *, decay: float) -
     for layer in range(top, -1, -1):
         for group in undivided:
             if chosen := [parameter for parameter in group["params"] if layer_of[id(parameter)] == layer]:
-                groups.append({**group, "params": chosen, "lr_factor": decay ** (top - layer)})
+                factor = decay ** (top + 1 - layer) if layer < top else 1.0
+                groups.append({**group, "params": chosen, "lr_factor": factor})
     return groups
 
 

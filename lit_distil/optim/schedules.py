@@ -72,11 +72,23 @@ class ConstantSchedule(Schedule):
 
 
 class LinearSchedule(Schedule):
-    """Straight down to 0 (BERT, appendix A.2; RoBERTa; DistilBERT)."""
+    """Straight down to 0 (BERT, appendix A.2; RoBERTa; DistilBERT).
+
+    Args:
+        warmup: Number of steps, or a share of all steps below 1.
+        decay_from_start: Fall as if from step 0, as BERT's code does: after the warm-up, step s of N is taken at
+            (N − s) / N. The rate then jumps down at the end of the warm-up, by the share of it in the run. Otherwise it
+            falls from the peak, at the end of the warm-up, as in transformers and fairseq.
+    """
+
+    def __init__(self, warmup: int | float = 0, *, decay_from_start: bool = False) -> None:
+        super().__init__(warmup)
+        self.decay_from_start = decay_from_start
 
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """The share of the steps after the warm-up that remains."""
-        return max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+        """The share of the steps after the warm-up, or of all steps, that remains."""
+        first = 0 if self.decay_from_start else warmup
+        return max(0.0, (num_steps - step) / max(1, num_steps - first))
 
 
 class CosineSchedule(Schedule):

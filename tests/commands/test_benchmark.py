@@ -10,6 +10,8 @@ from lit_distil.commands.benchmark import command, latency
 from lit_distil.commands.benchmark.latency import Quartiles, TimedNetwork, measure_networks
 from tests.commands.examples import finished_run, make_tokenizer
 
+WARM_UP_SECONDS = latency._WARM_UP_SECONDS
+
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
@@ -17,6 +19,57 @@ def networks(tmp_path_factory):
     finished_run(root / "deep", tokenizer, seed=0, layers=2)
     finished_run(root / "shallow", tokenizer, seed=0, layers=1)
     return [str(root / name / "export") for name in ("deep", "shallow")]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Two calls warm a network up; the test of the warm-up sets the real time."""
+    monkeypatch.setattr(latency, "_WARM_UP_SECONDS", 0.0)
+
+
+class Machine:
+    """A machine with a clock of its own, on which calls are slower for a while after another network ran.
+
+    Attributes:
+        milliseconds: Of a warm call with one sequence, by network; proportional to the sequences.
+    """
+
+    def __init__(self, milliseconds, *, cold_seconds=0.15, cold_factor=1.7):
+        self.milliseconds, self.cold_seconds, self.cold_factor = milliseconds, cold_seconds, cold_factor
+        self.now, self._running, self._since = 0.0, None, 0.0
+
+    def open(self, name, *, length, device, threads):
+        def call(input_ids, attention_mask):
+            if name != self._running:
+                self._running, self._since = name, self.now
+            is_cold = self.now - self._since < self.cold_seconds
+            cost = self.milliseconds[name] * len(input_ids) * (self.cold_factor if is_cold else 1.0)
+            self.now += cost / 1000
+
+        return TimedNetwork(call, call, 2, 1, vocab_size=9, max_length=None, has_segments=False)
+
+
+def measured_on(machine, networks, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(latency, "_WARM_UP_SECONDS", WARM_UP_SECONDS)
+        patch.setattr(latency, "open_timed", machine.open)
+        patch.setattr(latency, "perf_counter", lambda: machine.now)
+        return measure_networks(networks, length=8, batch_size=4, repeats=10)
+
+
+def test_a_networks_time_does_not_depend_on_which_ones_stand_beside_it(networks, monkeypatch):
+    """A small network beside a large one was measured cold: 1.26 ms for 0.74."""
+    large, small = networks
+    milliseconds = {small: 0.74, large: 0.74 * 16}
+    alone = measured_on(Machine(milliseconds), [small], monkeypatch)[0]
+    for order in ([large, small], [small, large]):
+        results = {one.network: one for one in measured_on(Machine(milliseconds), order, monkeypatch)}
+        beside = results[small]
+        for found in (alone.latency_ms, beside.latency_ms):
+            assert found.lower == pytest.approx(0.74) and found.upper == pytest.approx(0.74)
+        assert beside.sequences_per_second == pytest.approx(alone.sequences_per_second) == pytest.approx(1000 / 0.74)
+        ratio = results[large].latency_ms.median / beside.latency_ms.median
+        assert ratio == pytest.approx(16) and results[large].latency_ms.upper == pytest.approx(0.74 * 16)
 
 
 def test_counts_and_sizes_are_those_of_the_files(networks):

@@ -14,6 +14,7 @@ import scipy.stats
 import yaml
 
 from lit_distil.commands.report import arms, command
+from lit_distil.files import differences
 from tests.workspace import REPOSITORY, Workspace, fit
 
 CONFIG: dict[str, Any] = {
@@ -102,8 +103,9 @@ def test_runs_that_differ_in_seed_folder_or_what_they_show_are_one_arm(tmp_path:
     ],
 )
 def test_what_an_arm_changed_is_told_as_one_setting(config: dict[str, Any], told: str) -> None:
-    assert arms.differences(CONFIG, config) == [told]
-    assert arms.differences(config, CONFIG) != [told]
+    found, reversed_ = differences(CONFIG, config), differences(config, CONFIG)
+    assert [f"{one.name}: {' -> '.join(one.shown())}" for one in found] == [told]
+    assert [f"{one.name}: {' -> '.join(one.shown())}" for one in reversed_] != [told]
 
 
 def test_the_same_run_twice_does_not_narrow_the_interval(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_distil.commands.student import compare
-from lit_distil.models import FirstLayers, MaskedLMNetwork
+from lit_distil.models import CrossArchitecture, FirstLayers, FromConfig, MaskedLMNetwork
 from tests.models.helpers import make_batch, make_model
 
 
@@ -42,6 +42,16 @@ def test_a_student_with_all_layers_has_a_divergence_of_zero(name: str) -> None:
     scores = compare(MaskedLMNetwork(teacher), MaskedLMNetwork(student), [make_batch()])
     assert scores.kl == 0.0 and scores.agreement == 1.0
     assert scores.student_loss == scores.teacher_loss > 0
+
+
+def test_networks_with_other_padding_are_compared_over_the_entries() -> None:
+    teacher = make_model("bert")
+    student, _ = CrossArchitecture(FromConfig("bert", config={"vocab_size": 64})).build(teacher)
+    networks, batches = (MaskedLMNetwork(teacher), MaskedLMNetwork(student)), [make_batch()]
+    scores = compare(*networks, batches, num_entries=60)
+    assert scores.kl == pytest.approx(0.0, abs=1e-6) and scores.agreement == 1.0
+    with pytest.raises(ValueError, match="differ in shape"):
+        compare(*networks, batches)
 
 
 def test_no_masked_token_is_an_error_and_not_a_nan() -> None:

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from transformers import BertForPreTraining
 
-from lit_distil.models import FromConfig, MaskedLMNetwork, Pretrained, TaskNetwork
+from lit_distil.models import FromConfig, MaskedLMNetwork, NetworkSource, Pretrained, TaskNetwork
 from lit_distil.types import Vocabulary
 
 from .helpers import ALL, FLAT, VOCABULARY, make_batch, make_model
@@ -132,3 +133,14 @@ def test_pretrained_without_next_sentence_head_is_refused(tmp_path: Path) -> Non
     make_model("distilbert").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="distilbert has no next-sentence head"):
         Pretrained(str(tmp_path)).build(VOCABULARY, head="pretraining")
+
+
+@pytest.mark.parametrize(("name", "first"), [("FromConfig", "model_type=bert"), ("Pretrained", "name_or_path=folder")])
+def test_a_field_given_on_the_command_line_keeps_its_type(name: str, first: str) -> None:
+    """With an untyped dictionary, `--network.config.hidden_size 256` arrived as the text '256'."""
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(NetworkSource, "network")
+    fields = {"hidden_size": 256, "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "gelu"}
+    options = [f"--network.config.{key}={value}" for key, value in fields.items()]
+    parsed = parser.parse_args(["--network", f"lit_distil.models.{name}", f"--network.{first}", *options])
+    assert parsed.network.init_args.config == fields

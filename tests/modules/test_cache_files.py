@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from transformers import AutoModelForMaskedLM
 from lit_distil.modules.cached_teacher import (
     SplitArrays,
     check_sum,
-    differences,
     read_manifest,
     teacher_identity,
 )
@@ -55,17 +53,6 @@ def test_the_check_sum_tells_one_token_and_the_order() -> None:
     ids = np.arange(5, 25)
     sums = {check_sum(ids), check_sum(ids[::-1]), check_sum(np.where(ids == 9, 10, ids)), check_sum(ids[:-1])}
     assert len(sums) == 4 and check_sum(ids.astype(np.int64)) in sums
-
-
-def test_differences_name_the_leaf_and_both_sides() -> None:
-    ours = {"a": {"b": 1, "c": [1, 2]}, "d": "x" * 80, "new": None}
-    theirs = {"a": {"b": 1, "c": [1, 3]}, "d": "x" * 80, "old": 4}
-    assert differences(ours, theirs) == [
-        "a.c is [1, 2] here and [1, 3] there",
-        "new is None here and 'absent' there",
-        "old is 'absent' here and 4 there",
-    ]
-    assert differences(ours, json.loads(json.dumps(ours))) == []
 
 
 def test_a_teacher_is_known_by_what_its_files_hold(workspace: Workspace, tmp_path: Path) -> None:

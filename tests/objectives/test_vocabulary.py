@@ -26,7 +26,7 @@ from lit_distil.objectives import (
     mix_logits,
     vocabulary,
 )
-from lit_distil.types import Projection
+from lit_distil.types import Batch, EncoderOutput, Projection
 
 WIDTH, VOCABULARY, ROWS, MASKED = 6, 23, 11, 4
 
@@ -51,13 +51,28 @@ OBJECTIVES: dict[str, RowObjective] = {
 }
 
 
-def make_projection(seed: int, *, width: int = WIDTH, bias: bool = True, dtype: Any = torch.float64) -> Projection:
+def make_projection(
+    seed: int, *, width: int = WIDTH, bias: bool = True, size: int = VOCABULARY, dtype: Any = torch.float64
+) -> Projection:
     generator = torch.Generator().manual_seed(seed)
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
 
-    return Projection(leaf(ROWS, width), leaf(VOCABULARY, width), leaf(VOCABULARY) if bias else None)
+    return Projection(leaf(ROWS, width), leaf(size, width), leaf(size) if bias else None)
+
+
+def make_batch() -> Batch:
+    """One sequence whose first tokens are masked, so that rows stand in the order of the pass."""
+    return Batch(
+        input_ids=torch.arange(ROWS)[None],
+        position_ids=torch.arange(ROWS)[None],
+        cu_seq_lens=torch.tensor([0, ROWS], dtype=torch.int32),
+        lengths=(ROWS,),
+        sample_ids=torch.tensor([0]),
+        masked_positions=torch.arange(MASKED),
+        masked_labels=labels(),
+    )
 
 
 def labels(num_masked: int = MASKED) -> Tensor:
@@ -93,6 +108,34 @@ def test_every_objective_gives_its_loss_and_gradients(name: str) -> None:
     for ours, theirs in zip(gradients(loss, student), gradients(expected, student), strict=True):
         assert theirs.abs().max() > 0
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("in_pass", [True, False])
+@pytest.mark.parametrize("sizes", [(VOCABULARY + 5, VOCABULARY), (VOCABULARY, VOCABULARY + 2), (26, 31)])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_that_pad_an_embedding_are_left_out_as_if_cut_by_hand(
+    name: str, sizes: tuple[int, int], in_pass: bool
+) -> None:
+    """In the pass, and where a head gives its logits in full."""
+    student, teacher = make_projection(1, size=sizes[0]), make_projection(2, size=sizes[1], width=9)
+    nothing, objective = torch.empty(0), OBJECTIVES[name]
+    if in_pass:
+        ours, theirs = (EncoderOutput(nothing, projection=one).over(VOCABULARY) for one in (student, teacher))
+        assert isinstance(ours.projection, Projection) and theirs.projection is not None
+        loss, _ = VocabularyPass([RowTerm(objective, 0.37)], labels(), {"t": theirs.projection})(ours.projection)
+    else:
+        ours, theirs = (EncoderOutput(nothing, logits=one.logits()).over(VOCABULARY) for one in (student, teacher))
+        loss = 0.37 * objective(ours, theirs, make_batch())
+    kept, shown = student.logits()[:, :VOCABULARY], teacher.logits()[:, :VOCABULARY].detach()
+    rows = {"masked": slice(MASKED), "unmasked": slice(MASKED, None), "all": slice(None)}[objective.positions]
+    expected = 0.37 * objective.on_rows(LogitRows(kept[rows], shown[rows], labels()))
+    torch.testing.assert_close(loss, expected)
+    assert expected.item() > 0
+    found = gradients(loss, student)
+    for one, other in zip(found, gradients(expected, student), strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other)
+    assert found[1][VOCABULARY:].abs().sum() == 0
 
 
 @given(

@@ -73,6 +73,18 @@ def test_first_step_of_a_warm_up_is_at_zero_and_the_peak_comes_right_after_it() 
     assert LinearSchedule().multiplier(0, 8) == 1.0
 
 
+@pytest.mark.parametrize(("warmup", "num_steps"), [(10_000, 1_000_000), (3, 20), (0, 7)])
+def test_decay_from_the_start_is_that_of_berts_code(warmup: int, num_steps: int) -> None:
+    """optimization.py: warm-up below `num_warmup_steps`, else tf.train.polynomial_decay from the first step on."""
+    schedule = LinearSchedule(warmup, decay_from_start=True)
+    for step in {0, 1, warmup // 2, max(warmup - 1, 0), warmup, warmup + 1, num_steps // 2, num_steps - 1, num_steps}:
+        expected = step / warmup if step < warmup else (num_steps - step) / num_steps
+        assert schedule.multiplier(step, num_steps) == pytest.approx(expected, abs=1e-12), step
+    assert schedule.multiplier(num_steps + 5, num_steps) == 0.0
+    if warmup:
+        assert schedule.multiplier(warmup, num_steps) < LinearSchedule(warmup).multiplier(warmup, num_steps) == 1.0
+
+
 @settings(max_examples=60)
 @given(
     schedule=st.sampled_from(SCHEDULES),

@@ -20,7 +20,7 @@ from lit_distil.commands.benchmark.latency import (
     peak_memory_mb,
     time_texts,
 )
-from lit_distil.commands.pages import Section, to_markdown, write_pages
+from lit_distil.commands.pages import Section, check_pages, to_markdown, write_pages
 from lit_distil.console import Table, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
@@ -53,6 +53,7 @@ def benchmark(
     max_texts: int | None = None,
     memory: bool = True,
     out: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Measure parameters, size, latency and throughput of exported networks, and print a table.
 
@@ -76,7 +77,10 @@ def benchmark(
         max_texts: Take only the first so many texts.
         memory: Also measure peak memory, each network in a process of its own (with texts or out).
         out: Folder to write latency.md, latency.html and latency.json to.
+        overwrite: Replace files of these names that no benchmark wrote; a benchmark may always be written again.
     """
+    if out is not None:
+        check_pages(Path(out, "latency.html"), overwrite=overwrite)
     pairs = read_pairs(texts, source, split, text_column, pair_column, max_texts)
     results = measure_networks(
         networks, length=length, batch_size=batch_size, repeats=repeats, threads=threads, device=device, part=part

@@ -1,11 +1,12 @@
 """Parameters, size, latency, throughput and peak memory of exported networks and ONNX files.
 
-A network is timed on its own, in blocks of calls after a warm-up, so that the others do not push its weights out of the
-caches. The networks take turns with their blocks, so that whatever slows the machine down affects all of them.
+A network is timed on its own, in blocks of calls after a warm-up, so that its figure does not depend on which networks
+stand beside it. The networks take turns with their blocks, so that whatever slows the machine down affects all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -36,7 +37,10 @@ DISTILBERT_TABLE_3 = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT":
 """Sanh et al. 2019 (arXiv 1910.01108), table 3: millions of parameters; seconds for STS-B's development set."""
 
 _BLOCKS = 5
-_WARM_UP = 2  # calls before each block
+_WARM_UP_CALLS = 2
+_WARM_UP_SECONDS = 0.2
+"""Before each block a network runs this often and this long. A block of another one leaves caches, memory allocator and
+clock rate in a state that slows its first calls down: of a small network beside a large one, by two thirds."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ def time_texts(
     ):
         for turn in range(rounds):
             for network, (call, texts) in enumerate(zip(calls, inputs, strict=True)):
-                timed(call, texts[0])  # the warm-up
+                _warm_up(call, texts)
                 times[network, turn] = torch.tensor([timed(call, text) for text in texts], dtype=torch.float64)
                 bar.update()
     return [
@@ -299,6 +303,15 @@ def timed(call: Callable[..., Any], inputs: dict[str, Tensor]) -> float:
     return 1000 * (perf_counter() - start)
 
 
+def _warm_up(call: Callable[..., Any], inputs: Sequence[dict[str, Tensor]]) -> None:
+    """Run a network on these inputs, again and again, until it is warm."""
+    elapsed = 0.0
+    for number in itertools.count():
+        if number >= _WARM_UP_CALLS and elapsed >= 1000 * _WARM_UP_SECONDS:
+            return
+        elapsed += timed(call, inputs[number % len(inputs)])
+
+
 def describe_hardware(*, threads: int, device: str, seed: int) -> dict[str, str | int | None]:
     """What the numbers were measured on and with."""
     return {
@@ -329,7 +342,8 @@ def _time_blocks(
     with progress_bar(total=len(calls) * repeats, desc=what, unit="call") as bar:
         for size in sizes:
             for call, of_network in zip(calls, times, strict=True):
-                of_network += [timed(call, inputs) for _ in range(_WARM_UP + size)][_WARM_UP:]
+                _warm_up(call, [inputs])
+                of_network += [timed(call, inputs) for _ in range(size)]
                 bar.update(size)
     return [Quartiles.of(of_network) for of_network in times]
 

@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_distil.commands.inspect.batches import Reader, TokenTexts, summary, totals_of
 from lit_distil.commands.inspect.text import Painter, batches_page, legend, sequence_text, totals_text
+from lit_distil.commands.pages import check_pages
 from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
 from lit_distil.files import write_file
 from lit_distil.modules import EncoderModule
@@ -100,9 +101,13 @@ class InspectCLI(TrainingCLI):
         self.run_name = str(config.trainer.default_root_dir)
         given = {name: config.trainer[name] for name in _TRAINER_SETTINGS if config.trainer.get(name) is not None}
         _check(self.options)
+        check_pages(_page(self.options, self.run_name), (), overwrite=config.overwrite)
         self.config_dump: dict[str, Any] = {}  # for checkpoints, of which there are none here
         kept = Namespace(data=config.data, trainer=Namespace(**given))
         self.config = Namespace({"subcommand": self.subcommand, str(self.subcommand): kept})
+
+    def settle_folder(self, config: Any) -> None:
+        """Nothing: no run is written."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer at the requested step."""
@@ -173,7 +178,7 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
             print(f"\n{text}")
     print(f"\n{totals_text(totals, rows, painter)}")
 
-    out = Path(options.out or Path(run, "inspect.html"))
+    out = _page(options, run)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, batches_page(f"{run}: {split} batches", shown, totals, rows))
     print(f"\nwritten: {out}")
@@ -199,6 +204,10 @@ def _check(options: Namespace) -> None:
         raise ValueError("samples: give at least one, such as --samples [0]")
     if options.out is not None and (Path(options.out).is_dir() or Path(options.out).suffix not in (".html", ".htm")):
         raise ValueError(f"out must be a file that ends in .html, got {options.out!r}")
+
+
+def _page(options: Namespace, run: str) -> Path:
+    return Path(options.out or Path(run, "inspect.html"))
 
 
 def _batch_of(dataset: SequenceDataset, split: str, options: Namespace) -> Batch:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from lit_distil.console import Table, signed
+from lit_distil.files import differences
 
 At = Literal["end", "best"]
 """Which validation counts: the last one, or the best one (highest `val/score`, without a task lowest `val/loss`)."""
@@ -28,7 +29,6 @@ _MAIN_METRICS = (("val/score",), ("val/loss/masked_lm", "val/loss"))  # the firs
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
-_MISSING = object()
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
 _T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
 _T += [2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
@@ -175,21 +175,8 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
                 )
         name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
         changes = differences(_relevant(arms[0].runs[0].config), _relevant(group[0].config)) if arms else []
-        arms.append(Arm(name, group, changes))
+        arms.append(Arm(name, group, [f"{change.name}: {' -> '.join(change.shown())}" for change in changes]))
     return arms
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The settings in which two configurations differ, as `data.masking.rate: 0.15 -> 0.3`."""
-    if old == new:
-        return []
-    if not isinstance(old, dict) or not isinstance(new, dict) or old.get("class_path") != new.get("class_path"):
-        return [f"{path}: {_describe(old)} -> {_describe(new)}"]
-    found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        name = path if key == "init_args" else f"{path}.{key}" if path else str(key)
-        found += differences(old.get(key, _MISSING), new.get(key, _MISSING), name)
-    return found
 
 
 def main_metrics(runs: Sequence[Run]) -> list[str]:
@@ -336,18 +323,6 @@ def _relevant(config: Any) -> Any:
 def _seeds(config: Mapping[str, Any]) -> list[Any]:
     nested = [_seeds(value) for value in config.values() if isinstance(value, dict)]
     return [config.get("seed_everything"), config.get("seed"), *nested]
-
-
-def _describe(value: Any) -> str:
-    if value is _MISSING:
-        return "(not set)"
-    if isinstance(value, dict) and "class_path" in value:
-        arguments = {key: own for key, own in (value.get("init_args") or {}).items() if own is not None}
-        inside = ", ".join(f"{key}={_describe(own)}" for key, own in arguments.items())
-        return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_describe(own)}" for key, own in value.items()) + "}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _place(folder: str, columns: Sequence[str]) -> tuple[str, str]:

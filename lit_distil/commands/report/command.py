@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.commands.networks import call_with_words
-from lit_distil.commands.pages import Section, write_pages
+from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.arms import (
     At,
     arms_numbers,
@@ -60,6 +60,7 @@ def report(
     device: str = "cpu",
     seed: int = 1,
     made_by: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Compare finished runs by what they logged, or measure their exported networks again on the same test data.
 
@@ -85,9 +86,13 @@ def report(
         device: Where to measure, such as cpu or cuda.
         seed: Of whatever is random.
         made_by: What to run when a run is missing, such as `make demo`; None names each run's own command.
+        overwrite: Replace files of these names that no report wrote; a report may always be written again.
     """
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
+    if out is not None:
+        pictures = ["curves.png", "quality_latency.png"] if entries else []
+        check_pages(Path(out, "report.html"), [".md", ".json", *pictures], overwrite=overwrite)
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
     if runs:

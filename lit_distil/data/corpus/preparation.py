@@ -27,10 +27,10 @@ from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.corpus.engine import results_in_order, workers
 from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, read_chunks
-from lit_distil.data.corpus.shards import SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
+from lit_distil.data.corpus.shards import CORPUS_FILES, SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.tokenizers import tokenizer_hash
-from lit_distil.files import place_folder, write_file
+from lit_distil.files import check_output, place_folder, write_file
 
 SHARD_CHARACTERS = 64_000_000
 _LOCK = ".lock"
@@ -46,6 +46,7 @@ def prepare_corpus(
     num_processes: int | None = None,
     shard_characters: int = SHARD_CHARACTERS,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> TokenCorpus | None:
     """Tokenise a split of a source into a folder of shards, in bounded memory.
 
@@ -62,6 +63,7 @@ def prepare_corpus(
         shard_characters: A shard ends with the document by which it has this many characters. Until then it is held in
             memory, in about as many bytes. A sequence never crosses a shard boundary.
         progress: Whether to show the text done, the rate and the time left on stderr.
+        overwrite: Whether to replace a corpus that was made of something else, once the new one is whole.
 
     Returns:
         The corpus, memory-mapped; None if the split has no documents.
@@ -71,10 +73,10 @@ def prepare_corpus(
             the text, or no document is left.
     """
     filters = filters or DocumentFilters()
-    work = _Preparation(Path(folder).resolve(), tokenizer, filters, shard_characters, progress)
+    work = _Preparation(Path(folder).resolve(), tokenizer, filters, shard_characters, progress, overwrite)
     made_of = work.made_of(split, source.fingerprint(split))
-    if holds_corpus(work.folder):
-        return _reuse(work.folder, made_of)
+    if work.is_done(made_of):
+        return TokenCorpus.load(work.folder)
     with workers(num_processes):
         documents = iter(source.documents(split))
         first = next(documents, None)
@@ -116,6 +118,7 @@ class _Preparation:
     filters: DocumentFilters
     shard_characters: int
     progress: bool
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.shard_characters < 1:
@@ -126,16 +129,35 @@ class _Preparation:
         settings = {"shard_characters": self.shard_characters, "filters": asdict(self.filters)}
         return {"tokenizer": tokenizer_hash(self.tokenizer), "split": split, "source": source, "settings": settings}
 
+    def is_done(self, made_of: dict[str, Any]) -> bool:
+        """Whether the folder holds this corpus.
+
+        Raises:
+            ValueError: It holds other files, or another corpus that may not be replaced.
+        """
+        if not holds_corpus(self.folder):
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise ValueError(
+                    f"folder {str(self.folder)!r} exists and holds no corpus: name another one, or delete it"
+                )
+            return False
+        different = _difference(self.folder, made_of)
+        if different and not self.overwrite:
+            raise ValueError(f"{different}: name another folder, or replace it with --overwrite (overwrite=True)")
+        if different:
+            check_output(self.folder, overwrite=True, replaces=CORPUS_FILES)
+        return not different
+
     def run(self, documents: Iterable[list[str]], made_of: dict[str, Any], text_bytes: int | None) -> TokenCorpus:
         """Write the corpus beside its place, then put it there."""
         _check_tokenizer(self.tokenizer)
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"folder {str(self.folder)!r} exists and holds no corpus: name another one, or delete it")
+        if self.is_done(made_of):
+            return TokenCorpus.load(self.folder)
         staging = self.folder.with_name(f".{self.folder.name}.partial")
         lock = _lock(staging)
         try:
-            if holds_corpus(self.folder):  # another process finished while this one waited
-                return _reuse(self.folder, made_of)
+            if self.is_done(made_of):  # another process finished while this one waited
+                return TokenCorpus.load(self.folder)
             if not holds_corpus(staging):
                 _keep_if_same(staging, made_of)
                 writer = ShardWriter(staging, len(self.tokenizer), self.tokenizer.unk_token_id, self.filters)
@@ -146,10 +168,11 @@ class _Preparation:
                 writer.finish(made_of)
             remove_notes(staging)
             # the lock goes along: a process that waits for it would lock another file of that name
-            place_folder(staging, self.folder)
+            place_folder(staging, self.folder, CORPUS_FILES if self.overwrite else None)
             (self.folder / _LOCK).unlink(missing_ok=True)
         finally:
-            if not made_of["source"] or holds_corpus(self.folder):  # it cannot be continued, or it is complete
+            is_complete = _difference(self.folder, made_of) is None
+            if is_complete or not made_of["source"]:  # otherwise it can be continued
                 shutil.rmtree(staging, ignore_errors=True)
             lock.release()
         return TokenCorpus.load(self.folder)
@@ -248,12 +271,12 @@ def _keep_if_same(staging: Path, made_of: dict[str, Any]) -> None:
     write_file(path, settings)
 
 
-def _reuse(folder: Path, made_of: dict[str, Any]) -> TokenCorpus:
+def _difference(folder: Path, made_of: dict[str, Any]) -> str | None:
+    """In what the corpus in a folder is another one; None if it is this one."""
+    if not holds_corpus(folder):
+        return f"folder {str(folder)!r} holds no corpus"
     manifest = asdict(Manifest.read(folder))
     for name, value in made_of.items():
         if manifest[name] != value:
-            raise ValueError(
-                f"folder {str(folder)!r} holds a corpus with another {name} ({manifest[name]}, requested: {value}): "
-                "name another folder, or delete this one"
-            )
-    return TokenCorpus.load(folder)
+            return f"folder {str(folder)!r} holds a corpus with another {name} ({manifest[name]}, requested: {value})"
+    return None

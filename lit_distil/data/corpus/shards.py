@@ -19,6 +19,7 @@ CORPUS_VERSION = 2
 MANIFEST = "manifest.json"
 TOKEN_COUNTS = "token_counts.npy"
 SETTINGS = "settings.json"
+CORPUS_FILES = (MANIFEST, TOKEN_COUNTS, "shard-*", ".lock")
 SEEN = "seen.sqlite"
 _COUNTED_AT_ONCE = 1_000_000
 

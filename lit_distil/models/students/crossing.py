@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lit_distil.models.sources import AUTO_MODELS, STAND_INS, FromConfig, Head, head_of
@@ -175,7 +175,8 @@ class CrossArchitecture(StudentInitialisation):
     Args:
         student: The student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
             heads, special ids; between architectures built like BERT also dropout, norms, segments and room for
-            positions.
+            positions. With another `vocab_size`, as where one embedding is padded beyond the tokenizer, the rows that
+            both have are copied.
         layers: Which of the teacher's layers the student takes (`EveryOther`, `Layers`, ...). None takes as many as
             the config's `num_hidden_layers` says, evenly spaced, or all of them.
         head: See `LayerPick`.
@@ -213,6 +214,8 @@ class CrossArchitecture(StudentInitialisation):
                     continue
                 if own[name].shape == weights[source].shape:
                     fillings[name] = Filling.copy_of(source, weights[source])
+                elif key in ("words", "decoder") and own[name].shape[1:] == weights[source].shape[1:]:
+                    fillings[name] = _shared_rows(own[name], source, weights[source])
         decoder = f"{names['decoder']}.bias"
         for twin in ("cls.predictions.bias", "lm_head.bias"):  # tied to the decoder's
             if twin in own and decoder in fillings:
@@ -249,7 +252,7 @@ class CrossArchitecture(StudentInitialisation):
                 "config: tie_word_embeddings=True, and the teacher's head has weights of its own, which would go where "
                 "its embeddings go; leave it out of config"
             )
-        for name in ("hidden_size", "num_attention_heads", "vocab_size", "type_vocab_size"):
+        for name in ("hidden_size", "num_attention_heads", "type_vocab_size"):
             wanted, required = fields.get(field_name(default, name)), getattr(config, name, None)
             if None not in (wanted, required) and wanted != required:
                 narrower = ", make the student narrower first (Narrower), or start with new weights (FromConfig)"
@@ -317,6 +320,14 @@ class DistilBertFromBert(StudentInitialisation):
                 "its own architecture, or CrossArchitecture"
             )
         return self._student.build(teacher)
+
+
+def _shared_rows(own: Tensor, source: str, theirs: Tensor) -> Filling:
+    """The entries of the vocabulary that both have; rows beyond them, which pad the student's, stay new."""
+    num_rows = min(len(own), len(theirs))
+    value = own.clone()
+    value[:num_rows] = theirs[:num_rows].to(value)
+    return Filling(value, source, tuple(theirs.shape), "sliced")
 
 
 def _position_fillings(
