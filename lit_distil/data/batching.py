@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import math
 import pickle
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.randomness import Ints
@@ -295,7 +297,9 @@ class _Watchdog(threading.Thread):
                 self.has_bitten = True
                 for worker in self.workers:
                     worker.kill()  # one that hangs does not end when it is asked to
-                return
+                break
+        while self.has_bitten and not self._is_over.wait(1.0):  # the kernel may have told another thread
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
 
     def stop(self) -> None:
         """End the thread."""
@@ -321,6 +325,9 @@ def _load(
     if not num_workers:
         yield from loader
         return
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL:
+        # Lightning takes torch's handler away at the end of a run, and torch believes that it is still there
+        signal_handling._SIGCHLD_handler_set = False
     iterator: Any = None
     watchdog = _Watchdog([], timeout)
     try:
