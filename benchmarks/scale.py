@@ -161,7 +161,10 @@ def report(found: Measurement) -> str:
     columns = [found.starts[size] for size in found.sizes]
     started = table(
         ("full sequences of 512", *(f"{size:g} MB of text" for size in found.sizes)),
-        ("from the end of the imports to the first batch, sequences made before", *(f"{b['start_s']:.1f} s" for _, b in columns)),
+        (
+            "from the end of the imports to the first batch, sequences made before",
+            *(f"{b['start_s']:.1f} s" for _, b in columns),
+        ),
         ("the same, making the sequences first", *(f"{a['start_s']:.1f} s" for a, _ in columns)),
         ("sequences", *(f"{b['sequences']:,}" for _, b in columns)),
         ("the process's own (anonymous) memory, after 51 batches", *(f"{b['own_mb']:.0f} MB" for _, b in columns)),

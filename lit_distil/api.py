@@ -8,6 +8,7 @@ again. Python objects take the same defaults and skip the parser.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -53,9 +54,10 @@ from lit_distil.recipe import (
     tokenizer_beside,
     training_length,
 )
-from lit_distil.run import fit_objects, import_modules, run
+from lit_distil.run import fit_objects, run
 from lit_distil.run_folder import RunFinishedError, saved_config
 from lit_distil.tasks import Task
+from lit_distil.trust import guard, import_modules
 
 Piece = Any
 """An object, a class path, or `{class_path: ..., init_args: ...}`."""
@@ -87,14 +89,28 @@ class Run:
         return f"Run({str(self.folder)!r}: {type(self.model).__name__}, {', '.join([size, *main])})"
 
 
-def load(path: str | Path) -> Run:
+def _guarded(call: Callable[..., Run]) -> Callable[..., Run]:
+    """A call within the guard that its arguments ask for."""
+
+    @functools.wraps(call)
+    def guarded(*args: Any, **settings: Any) -> Run:
+        with guard(settings.get("trust", ()), remote_code=settings.get("trust_remote_code", False)):
+            return call(*args, **settings)
+
+    return guarded
+
+
+@_guarded
+def load(path: str | Path, *, trust: Sequence[str] = (), trust_remote_code: bool = False) -> Run:
     """Open a run folder, an exported folder, or a checkpoint file.
 
     Args:
         path: A run folder gives its export, or its last checkpoint if it did not come to its end.
+        trust: Modules that the run may import (`imports` in its config.yaml); see `distil`.
+        trust_remote_code: See `distil`.
 
     Raises:
-        ValueError: There is nothing of the kind.
+        ValueError: There is nothing of the kind, or it needs what is not trusted.
     """
     given = Path(path)
     parts = ("config.yaml", "checkpoints", "export")
@@ -118,6 +134,7 @@ def load(path: str | Path) -> Run:
     return Run(given, model, chosen, {} if folder is None else _last_metrics(folder / "metrics.csv"))
 
 
+@_guarded
 def distil(
     teacher: str | Path | PreTrainedModel | Mapping[str, Any],
     data: Any,
@@ -142,6 +159,8 @@ def distil(
     seed: int = 42,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Run:
     """Distil a masked language model into a student (DistilRoBERTa's recipe: Sanh et al. 2019, section 3).
 
@@ -176,6 +195,9 @@ def distil(
         seed: Of initialisation, order, masks and dropout.
         overwrite: Remove the run that is in the folder and start again.
         overrides: Options as `fit` takes them, such as ["--model.freeze_positions=true"]; they win over all else.
+        trust: Modules and packages whose classes may be named by their class path, besides this package, the libraries
+            that it is built on, and the files under the working directory.
+        trust_remote_code: Whether to run code that the folder of a network or tokenizer brings.
 
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
@@ -226,6 +248,7 @@ def distil(
     )
 
 
+@_guarded
 def pretrain(  # noqa: D417  the other arguments are described in distil
     data: Any,
     *,
@@ -250,6 +273,8 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     seed: int = 42,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Run:
     """Pretrain an encoder with masked language modelling (RoBERTa's recipe: Liu et al. 2019, section 4).
 
@@ -325,6 +350,7 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     )
 
 
+@_guarded
 def finetune(  # noqa: D417  the other arguments are described in distil
     network: str | Path | PreTrainedModel | NetworkSource | Piece,
     data: Any,
@@ -348,6 +374,8 @@ def finetune(  # noqa: D417  the other arguments are described in distil
     seed: int = 42,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Run:
     """Fine-tune an encoder on labelled rows (Devlin et al. 2019, appendix A.3); the best epoch is exported.
 

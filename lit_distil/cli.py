@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-import traceback
 import types
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +54,8 @@ other commands:
   lit-distil <command> --help          every option of a command, with its type and default
   lit-distil fit --print_config ...    the whole configuration as it would be used
   --imports my_module                  with any command: import your own module first
+  --trust NAME                         with any command: let configurations name classes of this package, too
+  --trust_remote_code                  with any command: run the code that the folder of a network brings
 
 examples:
   lit-distil distil FacebookAI/roberta-base corpus.txt --out runs/student
@@ -86,12 +88,14 @@ EXAMPLES = {
 """,
 }
 _OVERRIDES = ("--model.", "--data.", "--trainer.", "--config", "-c", "--matmul_precision")
-_ONLY_IN_PYTHON = ("objectives", "callbacks", "trainer", "overrides")
+_ONLY_IN_PYTHON = ("objectives", "callbacks", "trainer", "overrides", "trust", "trust_remote_code")
 _FROM_RECIPES = "recipe:"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; a mistake in the configuration ends in one message and exit status 2."""
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C ends a command at once; training handles it
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -108,25 +112,37 @@ def main(argv: list[str] | None = None) -> None:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         _fail(f"no command {command!r}{hint}; there are {', '.join(COMMANDS)}")
-    # a class in a file beside the run is found, but never hides an installed package
-    sys.path.append(os.getcwd())
     try:
-        imports, arguments = named_imports([_recipe_path(argument) for argument in arguments[1:]])
-        if imports:
-            importlib.import_module("lit_distil.run").import_modules(imports)
-        if imports and (command in CALLS or command in TRAINER_COMMANDS or command == "inspect"):
-            arguments.append(f"--imports=[{','.join(imports)}]")  # kept in the run's config.yaml
-        if command in TRAINER_COMMANDS:
-            importlib.import_module("lit_distil.run").run([command, *arguments])
-        elif command in CALLS:
-            _call(command, arguments)
-        else:
-            command_module(command).run(arguments if command == "inspect" else _with_values(arguments))
+        arguments = [_recipe_path(argument) for argument in arguments[1:]]
+        trusted, arguments = named_modules("--trust", arguments)
+        runs_remote_code = "--trust_remote_code" in arguments
+        arguments = [argument for argument in arguments if argument != "--trust_remote_code"]
+        trust = importlib.import_module("lit_distil.trust")
+        with trust.guard(trusted, remote_code=runs_remote_code):
+            _run(command, arguments)
     except Exception as error:
-        message = _message(error)
+        messages = importlib.import_module("lit_distil.messages")
+        message = messages.users_mistake(error) or messages.piece_that_raised(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
         _fail(message)
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    imports, arguments = named_modules("--imports", arguments)
+    if imports:
+        importlib.import_module("lit_distil.trust").import_modules(imports)
+    if imports and (command in CALLS or command in TRAINER_COMMANDS or command == "inspect"):
+        arguments.append(f"--imports=[{','.join(imports)}]")  # kept in the run's config.yaml
+    if command in TRAINER_COMMANDS:
+        importlib.import_module("lit_distil.run").run([command, *arguments])
+    elif command in CALLS:
+        _call(command, arguments)
+    else:
+        module = command_module(command)
+        if "transformers" in sys.modules:  # loading weights is too quick for a progress bar
+            importlib.import_module("transformers.utils.logging").disable_progress_bar()
+        module.run(arguments if command == "inspect" else _with_values(arguments))
 
 
 def command_module(command: str) -> types.ModuleType:
@@ -203,7 +219,7 @@ def _call(command: str, arguments: list[str]) -> None:
     try:
         run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
     except ValueError as error:
-        option = "--" + (_message(error) or "")
+        option = "--" + (importlib.import_module("lit_distil.messages").users_mistake(error) or "")
         if option.split(" ")[0].rstrip(":") not in options:
             raise
         raise ValueError(option) from error  # the message begins with an argument, which is an option here
@@ -231,18 +247,18 @@ def _print_result(run: Any) -> None:
     print(f"the network is in {run.folder / 'export'}")
 
 
-def named_imports(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The modules that `--imports` names (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
+def named_modules(option: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The modules that `--imports` or `--trust` names (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
     names: list[str] = []
     others: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        if argument != "--imports" and not argument.startswith("--imports="):
+        if argument != option and not argument.startswith(f"{option}="):
             others.append(argument)
             continue
         value = argument.partition("=")[2] or next(rest, "--")
         if value.startswith("--"):
-            raise ValueError("--imports: give the modules to import, such as --imports my_arch")
+            raise ValueError(f"{option}: give the names of modules, such as {option} my_arch")
         names += [name.strip(" '\"") for name in value.strip("[]").split(",") if name.strip()]
     return names, others
 
@@ -268,30 +284,6 @@ def _help() -> str:
         return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
 
     return HELP.format(calls=table(CALLS), trainer=table(TRAINER_COMMANDS), other=table(OTHER_COMMANDS))
-
-
-def _message(error: BaseException) -> str | None:
-    """The text of an error if it is a user's mistake that this package describes; otherwise None.
-
-    The parser wraps an error once for each level of the configuration. The outermost one of this package is shown.
-    """
-    reason: BaseException | None = error
-    while reason is not None:
-        frames = traceback.extract_tb(reason.__traceback__)
-        is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        # a TypeError is a mistake of the user's only where a check raises it
-        is_check = isinstance(reason, TypeError) and bool(frames) and str(frames[-1].line).startswith("raise ")
-        if is_ours and (is_check or isinstance(reason, ValueError | OSError)):
-            return str(reason)
-        reason = reason.__cause__
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's own checks
-        return str(error)
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # from a handler of signals
-        return (
-            f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
-            "0 to make batches in the training process"
-        )
-    return None
 
 
 def _fail(message: str) -> None:

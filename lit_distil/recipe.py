@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import json
 import re
 from collections.abc import Mapping, Sequence, Sized
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -27,6 +25,7 @@ from lit_distil import models
 from lit_distil.data import DocumentSource, HeldOut, InMemory, RowSource, TextDataModule, load_tokenizer
 from lit_distil.files import describe, hash_of
 from lit_distil.messages import shorten
+from lit_distil.trust import Parser, RemoteCodeError, find_class, guard, load_pretrained
 
 Recipe = dict[str, Any]
 PRETRAINED = "lit_distil.models.Pretrained"
@@ -119,7 +118,9 @@ def config_of(network: Any) -> Any:
     if not isinstance(network, str):
         return getattr(network, "config", None)
     try:
-        return AutoConfig.from_pretrained(network)
+        return load_pretrained(AutoConfig.from_pretrained, network)
+    except RemoteCodeError as error:
+        raise ValueError(f"network: {error}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
@@ -390,15 +391,17 @@ def build(given: Any) -> Any:
     if not (isinstance(given, Mapping) and "class_path" in given):
         # what a run learns, such as the labels of a task, must not stay in the caller's object
         return given if isinstance(given, _NEVER_COPIED) else copy.deepcopy(given)
-    module, _, name = given["class_path"].rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"no class {given['class_path']!r}: {error}") from error
+    with guard():
+        return _build_class(given)
+
+
+def _build_class(given: Mapping[str, Any]) -> Any:
+    kind = find_class(given["class_path"])
     arguments = {name: _build_objects(value) for name, value in given.get("init_args", {}).items()}
     if isinstance(arguments.get("optimizer"), Optimizer):
         raise ValueError("optimizer: give a function that makes it, such as functools.partial(torch.optim.SGD, lr=0.1)")
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
+    parser.given = _objects(arguments)
     parser.add_class_arguments(kind, "piece", instantiate=False)
     try:
         made = parser.instantiate_classes(parser.parse_object({"piece": arguments}))

@@ -7,16 +7,14 @@ Trainer in `complete_trainer`, and both ask `RunFolder` whether a folder may be 
 from __future__ import annotations
 
 import atexit
-import importlib
 import inspect
 import json
 import logging
-import pickle
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary,
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import (
@@ -44,10 +41,13 @@ from lit_distil.callbacks import (
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import write_file
-from lit_distil.messages import broken_file, hint, known_options, shorten
+from lit_distil.messages import broken_file, hint, known_options, one_line, shorten, whole_paths
 from lit_distil.modules import EncoderModule
+from lit_distil.modules.checkpoints import reading_checkpoint
 from lit_distil.modules.finetuning import saved_labels
-from lit_distil.run_folder import SETTINGS_KEY, RunFolder
+from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
+from lit_distil.swaps import classes_first, swapping, tell_dropped
+from lit_distil.trust import Parser, guard, import_modules
 
 
 class RunSummary(ModelSummary):
@@ -103,7 +103,7 @@ def complete_trainer(
         (ProgressBar, StepProgressBar, settings.get("enable_progress_bar") is not False),
         (ModelSummary, RunSummary, is_fit and settings.get("enable_model_summary") is not False),
         (ModelCheckpoint, RunCheckpoint, is_fit and settings.get("enable_checkpointing") is not False),
-        (StopOnSignal, StopOnSignal, is_fit),
+        (StopOnSignal, StopOnSignal, True),
         (ExportCallback, ExportCallback, is_fit),
         (PredictionWriter, PredictionWriter, command == "predict"),
     ]
@@ -117,6 +117,10 @@ def complete_trainer(
             callback.overwrite |= overwrite
     if is_fit and kept is not None:
         callbacks.append(RunSettings(kept))
+    strategy = settings.get("strategy")
+    is_sharded = getattr(strategy, "_save_distributed_checkpoint", False)
+    if is_fit and (is_sharded or getattr(strategy, "_state_dict_type", None) == "sharded"):
+        raise ValueError(f"trainer.strategy: {_NO_SHARDS}")
     completed = {**settings, "plugins": plugins, "callbacks": callbacks}
     if not settings.get("fast_dev_run"):
         completed["logger"] = _loggers(command, settings.get("logger"), folder)
@@ -174,6 +178,10 @@ class RunConfigCallback(SaveConfigCallback):
         write_file(folder / "config.yaml", self.parser.dump(config, skip_none=False))
 
 
+class RunParser(Parser, LightningArgumentParser):
+    """Lightning's parser, which makes objects of classes only."""
+
+
 class TrainingCLI(LightningCLI):
     """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`.
 
@@ -194,9 +202,10 @@ class TrainingCLI(LightningCLI):
     ) -> None:
         self.is_call, self.overwrite, self.before_training = is_call, overwrite, before_training
         self.run_folder: RunFolder | None = None
+        self._refusal: ValueError | None = None
         self.run_settings: dict[str, Any] | None = None
         with ExitStack() as self._held:
-            super().__init__(*args, **settings)
+            super().__init__(*args, **{"parser_class": RunParser, **settings})
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors; printing the usage of fifty options would hide them."""
@@ -208,14 +217,16 @@ class TrainingCLI(LightningCLI):
         Raises:
             ValueError: A key, a value or a file is wrong.
         """
+        arguments = classes_first(sys.argv[1:] if args is None else list(args))
         try:
-            super().parse_arguments(parser, args)
+            with swapping() as dropped:
+                super().parse_arguments(parser, arguments)
         except ArgumentError as error:
-            broken = broken_file(sys.argv[1:] if args is None else list(args))
-            raise ValueError(broken or shorten(error.message, known_options())) from error
-        given, config = sys.argv[1:] if args is None else list(args), self.config[self.config.subcommand]
+            raise ValueError(broken_file(arguments) or shorten(error.message, known_options())) from error
+        config = self.config[self.config.subcommand]
+        tell_dropped(dropped, config)
         for name in ("overwrite", "allow_changes"):
-            if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in given):
+            if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in arguments):
                 raise ValueError(f"{name}: a file cannot ask for it; give --{name} on the command line")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -241,6 +252,8 @@ class TrainingCLI(LightningCLI):
         """Settle the run's folder and the checkpoint to start from."""
         config = self.config[self.subcommand]
         import_modules(config.imports or [])
+        if config.get("weights_only") is False:
+            raise ValueError("weights_only: a checkpoint may hold tensors and plain values only; leave it out")
         if config.matmul_precision not in ("highest", "high", "medium"):
             raise ValueError(f"matmul_precision must be highest, high or medium, got {config.matmul_precision!r}")
         torch.set_float32_matmul_precision(config.matmul_precision)
@@ -258,26 +271,26 @@ class TrainingCLI(LightningCLI):
         self.run_folder = RunFolder(config.trainer.default_root_dir, is_call=self.is_call)
         self._held.enter_context(self.run_folder.lock())
         self.run_settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
-        config.ckpt_path = self.run_folder.settle(
-            self.run_settings,
-            overwrite=self.overwrite,
-            checkpoint=config.ckpt_path,
-            allow_changes=config.allow_changes,
-        )
+        try:
+            config.ckpt_path = self.run_folder.settle(
+                self.run_settings,
+                overwrite=self.overwrite,
+                checkpoint=config.ckpt_path,
+                allow_changes=config.allow_changes,
+            )
+        except ValueError as error:  # a wrong setting is told first: it would be another run because of it
+            self._refusal = error
 
     def instantiate_classes(self) -> None:
-        """As LightningCLI does, with errors that name only their first cause.
+        """As LightningCLI does, with errors that name the whole path of their field.
 
         Raises:
             ValueError: A value, a combination of values, or a package that a class needs and is not installed.
         """
-        try:
+        with whole_paths(self.config[self.subcommand]):
             super().instantiate_classes()
-        except (ValueError, ImportError, MisconfigurationException) as error:
-            reason: BaseException = error
-            while reason.__cause__ is not None:  # the parser wraps it once for each level
-                reason = reason.__cause__
-            raise ValueError(str(reason)) from error
+            if "weights_only" in self.config_init[self.subcommand]:
+                self.config_init[self.subcommand].weights_only = True
         if self.subcommand != "fit":
             self._hand_labels_on()
 
@@ -287,14 +300,32 @@ class TrainingCLI(LightningCLI):
         options: dict[str, Any] = {"is_call": self.is_call, "overwrite": self.overwrite, "kept": self.run_settings}
         for name, value in complete_trainer(str(self.subcommand), {**settings}, **options).items():
             settings[name] = value
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            raise ValueError(f"trainer: {one_line(error)}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As LightningCLI does, with errors that name the whole path of their field."""
+        with whole_paths(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
-        """Remove what the run replaces, and do what the caller wants done before it begins."""
+        """Check before work, remove what the run replaces, and do what the caller wants done before it begins."""
+        self.check_before_work()
+        if self._refusal is not None:
+            raise self._refusal
         if self.run_folder is not None:
             self.run_folder.clear()
         if self.before_training is not None:
             self.before_training(self.datamodule)
+
+    def check_before_work(self) -> None:
+        """See the function of this name."""
+        has_tokenizer = self.before_training is None  # which may train one
+        check_before_work(self.model, self.datamodule, str(self.subcommand), has_tokenizer=has_tokenizer)
+
+    before_validate = before_test = before_predict = check_before_work
 
     def _hand_labels_on(self) -> None:
         """Tell the task the labels of the head that is evaluated, where nothing else names them."""
@@ -310,6 +341,20 @@ class TrainingCLI(LightningCLI):
         """Nothing: settings in a checkpoint never win over the files and the command line."""
 
 
+def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bool = True) -> None:
+    """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
+
+    Args:
+        module: See `EncoderModule.check_before_work`.
+        data: See `TextDataModule.check_before_work`.
+        command: `fit`, `validate`, `test` or `predict`.
+        has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
+    """
+    data.check_before_work(command, has_tokenizer=has_tokenizer)
+    module.check_before_work(data, has_tokenizer=has_tokenizer)
+
+
+@guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
     """Parse and run one of the trainer's commands, or with another `cli` a command that reads the same configuration.
 
@@ -363,7 +408,11 @@ def fit_objects(
     _quieten()
     run_folder = RunFolder(folder, is_call=True)
     with run_folder.lock():
-        checkpoint = run_folder.settle(config, overwrite=overwrite)
+        checkpoint = refusal = None
+        try:
+            checkpoint = run_folder.settle(config, overwrite=overwrite)
+        except ValueError as error:  # told if nothing else is wrong
+            refusal = error
         torch.set_float32_matmul_precision("medium")
         module, data, settings = build()
         names = inspect.signature(Trainer.__init__).parameters
@@ -371,6 +420,9 @@ def fit_objects(
             raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
         settings = {"use_distributed_sampler": False, **settings}
         trainer = Trainer(**complete_trainer("fit", settings, is_call=True, overwrite=overwrite, kept=config))
+        check_before_work(module, data, "fit", has_tokenizer=before_training is None)
+        if refusal is not None:
+            raise refusal
         run_folder.clear()
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -381,47 +433,32 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Import a user's modules, which may register architectures with transformers.
-
-    The working directory is searched last, so that a file there never hides an installed package.
-
-    Raises:
-        ValueError: A module cannot be found.
-    """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise  # the module is there, but imports one that is not
-            raise ValueError(
-                f"imports: no module {name!r}; give the name of a file in {Path.cwd()} without .py, or of an "
-                "installed package"
-            ) from error
-
-
 def _labels_in(checkpoint: str) -> list[str] | None:
     """The labels of the network in a checkpoint file; None where it cannot be read."""
-    try:
+    with suppress(ValueError), reading_checkpoint(checkpoint):
         return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-        return None  # loading it will say what is wrong
+    return None  # loading it will say what is wrong
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:
     """The checkpoint as a file that exists. Lightning would silently start anew if `last` found none."""
     if name is None:
         return None
-    path = Path(run, "checkpoints", "last.ckpt") if name == "last" else Path(name)
+    path = last_checkpoint(Path(run)) if name == "last" else Path(name)
     if not path.exists():
         raise ValueError(
             f"ckpt_path: no checkpoint {str(path)!r} (looked from {Path.cwd()}); give the file, or `last` for the one "
             "in the run's folder, or leave it out to begin anew"
         )
+    if path.is_dir():
+        raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
     return str(path)
+
+
+_NO_SHARDS = (
+    "a sharded checkpoint is not read, since its files may run code; give the strategy save_distributed_checkpoint: "
+    "false (ModelParallelStrategy) or state_dict_type: full (FSDPStrategy), which write one file"
+)
 
 
 _load_yaml = get_loader("yaml")

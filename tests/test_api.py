@@ -263,6 +263,8 @@ def test_pretrain_trains_a_tokenizer_and_finetune_takes_the_runs_folder(workspac
     text = str(workspace.root / "train.txt")
     run = lit_distil.pretrain(text, network=network, out=tmp_path / "teacher", vocab_size=300, max_steps=2, trainer=CPU)
     assert len(run.tokenizer) == 300 == run.model.config.vocab_size
+    with pytest.raises(ValueError, match=r"holds another run \(vocab_size: 300 there, 320 now\).*overwrite=True"):
+        lit_distil.pretrain(text, network=network, out=run.folder, vocab_size=320, max_steps=2, trainer=CPU)
     assert run.model.config.num_hidden_layers == 1
     task = lit_distil.finetune(
         tmp_path / "teacher", rows_of(workspace), text="review", label="stars", out=tmp_path / "task", max_steps=2,
@@ -434,6 +436,9 @@ TRIAL = {"max_steps": 10}
         ({"trainer": {"max_steps": 4}}, 2, 100),
         ({"overrides": ["--trainer.max_steps", "4"]}, 2, 100),
         ({**TRIAL, "overrides": ["--trainer.max_steps=4", "--trainer.accumulate_grad_batches=2"]}, 4, 100),
+        ({"overrides": ["--config", '{"trainer": {"max_steps": 4}}']}, 2, 100),
+        ({"overrides": ["--config=length.yaml", "--trainer.max_steps=90"]}, 45, 180),  # the later wins
+        ({"overrides": ["--trainer.max_steps=90", "--config=length.yaml"]}, 2, 100),
         ({"trainer": {"max_epochs": 1}}, None, 1000),  # after the epoch
     ],
 )
@@ -446,6 +451,8 @@ def test_a_trial_validates_twice_on_little_and_a_long_run_ten_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipes: list[dict[str, Any]] = []
+    monkeypatch.chdir(tmp_path)
+    Path("length.yaml").write_text("trainer:\n  max_steps: 4\n")
 
     def record(arguments: list[str], **settings: Any) -> None:
         recipes.append(json.loads(arguments[2]))

@@ -151,8 +151,8 @@ def test_options_of_fit_are_told_from_arguments_wherever_they_stand() -> None:
 
 @pytest.mark.parametrize("arguments", [["--imports"], ["--imports", "--out", "x"], ["--imports="]])
 def test_imports_without_a_module_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(ValueError, match="--imports: give the modules to import"):
-        cli.named_imports(arguments)
+    with pytest.raises(ValueError, match="--imports: give the names of modules"):
+        cli.named_modules("--imports", arguments)
 
 
 LOSS = '''

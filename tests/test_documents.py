@@ -23,9 +23,10 @@ from lit_distil.cli import (
     TRAINER_COMMANDS,
     call_parser,
     command_module,
-    named_imports,
+    named_modules,
     split_overrides,
 )
+from tests.reliability.harness import RESULTS, WHAT, table, table_on_page
 from tests.workspace import Workspace, fit, logged
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +91,8 @@ def test_command_line_parses(
     if command in CALLS:
         assert vars(call_parser(command).parse_args(split_overrides(arguments[1:])[0]))
         return
-    _, arguments = named_imports(arguments)
+    _, arguments = named_modules("--imports", arguments)
+    _, arguments = named_modules("--trust", arguments)
     # the configuration that a run of the page leaves is of the kind of one that ships
     recipes = {"runs/encoder": "configs/pretrain/roberta-small.yaml", "runs/reviews": "configs/finetune/own-files.yaml"}
     arguments = [recipes.get(one.removesuffix("/config.yaml"), one) for one in arguments]
@@ -270,3 +272,9 @@ def test_example_objective_is_half_the_l1_distance(pieces: Path, monkeypatch: py
         events = itertools.product((0.0, 1.0), repeat=5)
         expected += max(float((torch.tensor(event, dtype=torch.float64) * (p - q)).sum()) for event in events)
     assert float(loss.compare(student, teacher)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_page_on_reliability_shows_the_results_that_are_kept() -> None:
+    kept = {file.stem for file in RESULTS.glob("*.json")}
+    assert kept and kept <= WHAT.keys()
+    assert table_on_page() == table() and len(table().splitlines()) == 2 + len(kept)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lit_distil import files
 from lit_distil.commands import cache, export, prepare
 from lit_distil.commands.inspect import command as inspect
 from lit_distil.data import DocSentences, FullSentences, SpanMasking, TokenMasking
@@ -26,6 +27,7 @@ from lit_distil.files import (
     hash_values,
     is_whole,
     place_folder,
+    remove_leftovers,
     staged_file,
     staged_folder,
     write_file,
@@ -105,6 +107,40 @@ def test_a_failed_folder_keeps_the_old_one(tmp_path: Path) -> None:
         (staging / "b.json").write_text("new")
         assert (folder / "a.json").read_text() == "old"
     assert [path.name for path in folder.iterdir()] == ["b.json"] and list(folder.parent.iterdir()) == [folder]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    for name in (".a.0123abcd.partial", ".b.0123abcd.replaced", ".mine.partial", ".a.0123abcd.partial.txt"):
+        (tmp_path / name).write_text("left")
+    (tmp_path / ".c.0123abcd.partial").mkdir()
+    (tmp_path / "b").touch()
+    with staged_file(tmp_path / "file") as file, staged_folder(tmp_path / "folder") as staging:
+        remove_leftovers(tmp_path)
+        assert Path(file.name).is_file() and staging.is_dir()
+        (staging / "x").touch()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".a.0123abcd.partial.txt", ".mine.partial", "b", "file", "folder"]
+    remove_leftovers(tmp_path / "nowhere")
+
+
+def test_a_folder_is_replaced_in_one_operation_or_put_back_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two names cannot be exchanged, a kill between the two renames leaves the folder under another name."""
+    folder, renamed = tmp_path / "export", os.rename
+    monkeypatch.setattr(os, "rename", lambda *names: pytest.fail("Linux can exchange"))
+    for content in ("old.json", "new.json"):
+        with staged_folder(folder) as staging:
+            (staging / content).touch()
+    assert [path.name for path in folder.iterdir()] == ["new.json"]
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    with staged_folder(folder) as staging:
+        (staging / "newer.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["newer.json"] and list(tmp_path.iterdir()) == [folder]
+    folder.rename(tmp_path / ".export.0123abcd.replaced")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["newer.json"] and list(tmp_path.iterdir()) == [folder]
 
 
 def test_place_folder_never_replaces_another_folder(tmp_path: Path) -> None:

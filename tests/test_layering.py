@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_distil"
-LEAVES = {"types", "console", "schedules", "files", "messages"}
+LEAVES = {"types", "console", "schedules", "files", "messages", "swaps", "trust"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
-    "schedules": set(),
+    "schedules": {"types"},
     "files": set(),
-    "messages": set(),
+    "messages": {"trust"},
+    "swaps": set(),
+    "trust": set(),
     "tasks": LEAVES | {"objectives"},
     "models": LEAVES,
     "objectives": LEAVES,
@@ -28,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "commands": LEAVES | {"objectives", "models", "optim", "tasks", "modules", "callbacks", "data", "run", "__init__"},
     "recipe": LEAVES | {"models", "data"},
     "api": LEAVES | {"objectives", "models", "optim", "tasks", "data", "run", "run_folder", "recipe", "commands"},
-    "cli": {"commands", "run", "api", "console", "__init__"},
+    "cli": {"commands", "run", "api", "console", "trust", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -101,6 +103,7 @@ def test_the_command_line_imports_its_commands_only_when_one_is_chosen() -> None
         "__future__",
         "importlib",
         "os",
+        "signal",
         "sys",
         "traceback",
         "types",

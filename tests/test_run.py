@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from torch import nn
 
 from lit_distil.callbacks import ExportCallback, RunCheckpoint, RunCSVLogger, StopOnSignal, WholeCheckpoints
-from lit_distil.run import RunSettings, RunSummary, complete_trainer, import_modules, leave_process_group
+from lit_distil.run import RunSettings, RunSummary, complete_trainer, leave_process_group
 
 
 def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> No
     assert {StopOnSignal, ExportCallback, RunSummary} <= set(kinds) and completed["devices"] == 1
     assert isinstance(completed["plugins"][0], WholeCheckpoints) and isinstance(completed["logger"][0], RunCSVLogger)
     evaluation = complete_trainer("validate", {"default_root_dir": str(tmp_path), "callbacks": [LearningRateMonitor()]})
-    assert len(evaluation["callbacks"]) == 2 and evaluation["logger"] is False
+    assert len(evaluation["callbacks"]) == 3 and evaluation["logger"] is False
 
 
 def test_the_arguments_of_a_callback_win_over_those_in_a_checkpoint(tmp_path: Path) -> None:
@@ -51,18 +51,6 @@ def test_summary_of_a_model_has_no_count_of_flops(caplog: pytest.LogCaptureFixtu
         RunSummary.summarize(summary._get_summary_data(), *settings, summary.total_training_modes, 0)
     assert "layer" in caplog.text and "8 parameters, 8 of them trainable" in caplog.text
     assert "FLOP" not in caplog.text.upper() and issubclass(RunSummary, ModelSummary)
-
-
-def test_a_module_that_is_missing_is_told_from_one_that_needs_something(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", ["/nowhere"])
-    (tmp_path / "needs_more.py").write_text("import something_that_is_missing\n")
-    with pytest.raises(ValueError, match="imports: no module 'my_archh'; give the name of a file in"):
-        import_modules(["my_archh"])
-    with pytest.raises(ModuleNotFoundError, match="something_that_is_missing"):
-        import_modules(["needs_more"])
 
 
 def test_a_process_leaves_the_group_of_ranks_before_it_exits(tmp_path: Path) -> None:

@@ -54,10 +54,14 @@ class ExportCallback(Callback):
         if not trainer.is_global_zero:
             return
         if weights is not None:
-            network = type(network.model)(network.config)
-            network.load_state_dict(weights)
+            model = type(network.model)(network.config)
+            model.load_state_dict(weights)
+        else:
+            model = network.model
+        if pl_module.is_encoder_only:
+            model = model.base_model
         folder = Path(self.folder or Path(trainer.default_root_dir, "export"))
-        write_export(network, datamodule_of(trainer).tokenizer, folder)
+        write_export(model, datamodule_of(trainer).tokenizer, folder)
         rank_zero_info(f"exported to {folder}")
 
     def _best_weights(self, trainer: Trainer) -> dict[str, Tensor] | None:

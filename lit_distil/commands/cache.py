@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import Namespace
 from lightning.pytorch import seed_everything as seed_all
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +24,7 @@ from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
 from lit_distil.data.sources.base import Split
 from lit_distil.files import check_output, place_folder, write_json
+from lit_distil.messages import call_command
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cached_teacher import (
@@ -39,6 +40,7 @@ from lit_distil.modules.cached_teacher import (
 )
 from lit_distil.modules.checks import (
     check_cacheable,
+    check_headless,
     check_network,
     check_smaller,
     check_static_masks,
@@ -328,7 +330,9 @@ def cache(
     torch.set_float32_matmul_precision(matmul_precision)
 
     name = str(model.teacher_sources[role])
-    network = _load_teacher(model, data, name)
+    data.check_before_work("fit")
+    model.check_before_work(data)
+    network = _load_teacher(model, data, role)
     # without the rows that pad the teacher's embedding, so that the cache serves students of any padding
     vocabulary_size = min(network.num_logits, data.vocabulary.size)
     if not 1 <= k <= vocabulary_size:
@@ -371,8 +375,12 @@ def _choose_teacher(requested: str | None, names: list[str]) -> str:
     return requested or names[0]
 
 
-def _load_teacher(model: DistillationModule, data: TextDataModule, name: str) -> MaskedLMNetwork:
-    loaded = load_teacher(name, model.teacher_revision, data, model.head)
+def _load_teacher(model: DistillationModule, data: TextDataModule, role: str) -> MaskedLMNetwork:
+    name = model.teacher_sources[role]
+    loaded, has_head = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    if not has_head:
+        check_headless(model.terms, role, name)
+        raise ValueError(f"model.teacher: {name!r} has no trained masked-LM head, so there is nothing to cache")
     if model.teacher_dtype is not None:
         loaded = loaded.to(getattr(torch, model.teacher_dtype))
     return MaskedLMNetwork(loaded)
@@ -416,12 +424,11 @@ def _summary(writer: CacheWriter) -> str:
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the cache."""
-    parser = ArgumentParser(prog="lit-distil cache", description=(cache.__doc__ or "").split("Args:")[0])
-    parser.add_argument("--config", action="config", help="Configuration of a distillation, as fit takes it.")
-    parser.add_function_arguments(cache, as_group=False, as_positional=False, sub_configs=True)
-    parsed = parser.parse_args(arguments)
-    if parsed.seed_everything is not False:  # before the data is made, as fit does it
-        seed_all(None if parsed.seed_everything is True else parsed.seed_everything, verbose=False)
-    settings = parser.instantiate_classes(parsed)
-    settings.pop("config", None)
-    cache(**settings.as_dict())
+    help = "Configuration of a distillation, as fit takes it."
+    call_command(cache, arguments, prog="lit-distil cache", config_help=help, before=_seed)
+
+
+def _seed(settings: Namespace) -> None:
+    """Seed as `fit` does, before the data is made."""
+    if settings.seed_everything is not False:
+        seed_all(None if settings.seed_everything is True else settings.seed_everything, verbose=False)

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.commands.networks import open_network
+from lit_distil.commands.networks import open_network, texts_in
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
-from lit_distil.data.sources.text import read_lines
 from lit_distil.files import check_output, staged_folder, write_json
+from lit_distil.messages import call_command
 from lit_distil.models.networks import position_range
 
 
@@ -26,6 +25,7 @@ def export(
     tolerance: float = 1.0e-3,
     min_agreement: float = 0.9,
     check_on: str | None = None,
+    text_column: str | None = None,
     allow_disagreement: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -42,12 +42,14 @@ def export(
         int8: Write model.onnx and model_int8.onnx, with ONNX Runtime's dynamic quantisation.
         tolerance: Largest difference of a logit between torch and model.onnx, as a share of the largest logit.
         min_agreement: Smallest share of choices (at masks, of labels, of spans) that int8 and torch share.
-        check_on: Text file, one text a line, to compare on; None takes paragraphs of the standard library's
-            documentation.
+        check_on: Texts to compare on: a text file with one a line, or a table (JSONL, CSV, Parquet, ...) with
+            text_column; None takes paragraphs of the standard library's documentation.
+        text_column: Column of the table that holds the texts.
         allow_disagreement: Write the int8 file even if it agrees less than that.
         overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
     check_output(Path(out), overwrite=overwrite)
+    texts = [] if check_on is None else [text for text, _ in texts_in(check_on, text_column, field="check_on")]
     network, chosen = open_network(checkpoint, tokenizer)
     embedding: Any = network.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
@@ -56,7 +58,6 @@ def export(
             f"tokenizer: it has {len(chosen)} entries and the network's embedding {num_rows} rows; give the tokenizer "
             "that the network was trained with: --tokenizer FOLDER_OR_NAME"
         )
-    texts = [] if check_on is None else _read_texts(check_on)
     with staged_folder(Path(out)) as staging:
         network.save_pretrained(staging)
         chosen.save_pretrained(staging)
@@ -70,7 +71,7 @@ def export(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and export."""
-    auto_cli(export, args=arguments, prog="lit-distil export", as_positional=False)
+    call_command(export, arguments, prog="lit-distil export")
 
 
 def _write_onnx_files(
@@ -107,11 +108,3 @@ def _write_onnx_files(
         results[small.name] = {"mb": onnx_bytes(small) / 1e6, **asdict(agreement)}
         print(f"model_int8.onnx: {onnx_bytes(small) / 1e6:.1f} MB; {agreement}")
     write_json(folder / "onnx.json", results)
-
-
-def _read_texts(file: str) -> list[str]:
-    path = Path(file)
-    texts = [line.strip() for line in (read_lines(path) if path.is_file() else ()) if line.strip()]
-    if not texts:
-        raise ValueError(f"check_on: {file!r} has no texts; give a text file with one text a line")
-    return texts

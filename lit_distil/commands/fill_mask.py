@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.inspect.batches import TokenTexts
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_words,
     flat_batch,
     name_list,
     open_masked_lm,
@@ -21,6 +19,7 @@ from lit_distil.commands.networks import (
     short_names,
 )
 from lit_distil.console import markdown_table
+from lit_distil.messages import call_command
 
 _MASK_WORDS = re.compile(r"\[MASK\]|<mask>")
 _TEXTS_IN_A_BATCH = 32
@@ -30,6 +29,7 @@ def fill_mask(
     model: list[str] | str,
     texts: list[str] | None = None,
     file: str | None = None,
+    text_column: str | None = None,
     top: int = 5,
     device: str = "cpu",
 ) -> None:
@@ -38,12 +38,13 @@ def fill_mask(
     Args:
         model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
         texts: Texts with one or more masks, written [MASK], <mask> or as the tokenizer writes it.
-        file: Text file with one such text a line.
+        file: Text file with one such text a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
+        text_column: Column of the table that holds the texts.
         top: How many tokens to show for each mask.
         device: Where to run, such as cpu or cuda.
     """
     names = name_list(model)
-    found, places = read_texts(texts or [], file)
+    found, places = read_texts(texts or [], file, text_column)
     results = [fill(open_masked_lm(name, device=device), found, places=places, top=top) for name in names]
     for number, text in enumerate(found):
         print(f"\n{text}")
@@ -59,8 +60,7 @@ def fill_mask(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and fill the masks."""
-    transformers_logging.disable_progress_bar()
-    call_with_words(fill_mask, arguments, prog="lit-distil fill-mask")
+    call_command(fill_mask, arguments, prog="lit-distil fill-mask", words="texts")
 
 
 @dataclass(frozen=True)

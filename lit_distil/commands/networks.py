@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -13,15 +12,18 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from jsonargparse import ArgumentParser
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.data import LabelledSequences, load_tokenizer
+from lit_distil.data.sources.tables import read_rows, table_kind
 from lit_distil.data.sources.text import read_lines
+from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
-from lit_distil.modules.checkpoints import network_weights, saved_model
+from lit_distil.modules.checkpoints import network_weights, reading_checkpoint, saved_model
 from lit_distil.tasks import Features
+from lit_distil.tasks.base import SOURCE_KEY, place_of
+from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Batch
 
 
@@ -38,7 +40,7 @@ def open_network(
     network = load_network(name, field=field)
     if tokenizer is None and _is_checkpoint(Path(name)):
         return network, tokenizer_of_run(Path(name))
-    return network, load_tokenizer(tokenizer or _exported_folder(name))
+    return network, load_tokenizer(tokenizer or exported_folder(name))
 
 
 def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedModel:
@@ -53,14 +55,18 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
     """
     if _is_checkpoint(Path(name)):
         return load_checkpoint(name)
-    folder = _exported_folder(name)
+    folder = exported_folder(name)
+    if missing := missing_folder(folder):
+        raise ValueError(f"{field}: {missing}")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = load_pretrained(AutoConfig.from_pretrained, folder)
         kind = _class_that_wrote(config)
         network: PreTrainedModel | None = kind and kind.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except RemoteCodeError as error:
+        raise ValueError(f"{field}: {error}") from error
+    except Exception as error:  # damaged files raise any
         raise ValueError(
-            f"{field}: {folder!r} could not be loaded ({first_line(error)}); give a checkpoint "
+            f"{field}: {folder!r} could not be loaded ({one_line(error)}); give a checkpoint "
             "(<run>/checkpoints/last.ckpt), a folder that a run exported, or a name on the Hub"
         ) from error
     if network is None:
@@ -72,7 +78,9 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
 
 
 def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
-    """Load the network in a checkpoint of this package's modules, with its head, in eval mode on the CPU.
+    """Load the network in a checkpoint of this package's modules, in eval mode on the CPU.
+
+    It has its head, unless that is new and was never trained.
 
     Raises:
         ValueError: The file is missing or damaged, or something else wrote it.
@@ -80,10 +88,8 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
     path = Path(checkpoint)
     if not path.is_file():
         raise ValueError(f"checkpoint: no file {str(path)!r}; a run keeps its own in <run>/checkpoints/last.ckpt")
-    try:
+    with reading_checkpoint(path, field="checkpoint"):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"checkpoint: {str(path)!r} could not be read as one ({first_line(error)})") from error
     saved = content.get("network") if isinstance(content, dict) else None
     if not isinstance(saved, dict) or saved.get("head") not in AUTO_MODELS:
         raise ValueError(
@@ -96,7 +102,8 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: the weights in {str(path)!r} do not fit its network: {reason}") from error
-    return model.eval()
+    trained: Any = model.base_model if saved.get("is_encoder_only") else model
+    return trained.eval()
 
 
 def tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
@@ -120,7 +127,7 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_file() or path.suffix == ".ckpt"
 
 
-def _exported_folder(name: str | Path) -> str:
+def exported_folder(name: str | Path) -> str:
     """The export of a run's folder; anything else is taken as it is."""
     export = Path(name, "export")
     return str(export if (export / "config.json").is_file() else name)
@@ -134,11 +141,6 @@ def _class_that_wrote(config: PretrainedConfig) -> Any | None:
             if kind is not None and kind.__name__ == name:
                 return kind
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -219,34 +221,51 @@ def name_list(model: list[str] | str) -> list[str]:
     return names
 
 
-def read_texts(texts: Sequence[str], file: str | None) -> tuple[list[str], list[str]]:
-    """Texts from the command line and from a file with one a line; also where each came from, for messages.
+def read_texts(texts: Sequence[str], file: str | None, text_column: str | None = None) -> tuple[list[str], list[str]]:
+    """Texts from the command line and from a file (`texts_in`); also where each came from, for messages.
 
     Raises:
-        ValueError: The file is missing, or there are no texts at all.
+        ValueError: The file is missing or of another kind, or there are no texts at all.
     """
-    found = list(texts)
-    places = [f"texts: {text!r}" for text in texts]
+    found = [(text, f"texts: {text!r}") for text in texts]
     if file is not None:
-        if not Path(file).is_file():
-            raise ValueError(f"file: no file at {file!r}; give a text file with one text a line")
-        for number, line in enumerate(read_lines(Path(file)), start=1):
-            if line.strip():
-                found.append(line.strip())
-                places.append(f"{file}:{number}")
+        found += texts_in(file, text_column, field="file")
     if not found:
         raise ValueError("texts: give at least one, in quotes, or a file with one a line (--file FILE)")
-    return found, places
+    return [text for text, _ in found], [place for _, place in found]
 
 
-def call_with_words(
-    function: Callable[..., None], arguments: list[str], *, prog: str, words: str = "texts", help: str = "In quotes."
-) -> None:
-    """Call a command whose parameter `words` needs no option name: `lit-distil score --model M "A text."`."""
-    parser: Any = ArgumentParser(prog=prog, description=str(function.__doc__).split("\n")[0])
-    parser.add_argument("--config", action="config", help="A YAML file of these options.")
-    parser.add_argument(words, nargs="*", type=str, default=[], help=help)
-    parser.add_function_arguments(function, as_positional=False, skip={words})
-    settings = parser.parse_args(arguments)
-    settings.pop("config")
-    function(**parser.instantiate(settings).as_dict())
+def texts_in(file: str, text_column: str | None, *, field: str) -> list[tuple[str, str]]:
+    """The texts of a file, each with its place: the lines of a text file, or a column of a table.
+
+    Args:
+        file: The file.
+        text_column: Column of the texts if it is a table (JSONL, CSV, Parquet, ...).
+        field: What messages call the argument that names the file.
+
+    Raises:
+        ValueError: It is missing or empty, a table without a column, or a text file with one.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{field}: no file at {file!r}; give a text file with one text a line, or a table")
+    found = []
+    if table_kind(path) is None:
+        if text_column is not None:
+            raise ValueError(f"text_column: {file!r} is a text file, which has no columns; leave --text_column out")
+        found = [(line, f"{file}:{number}") for number, line in enumerate(read_lines(path), start=1)]
+    elif text_column is None:
+        columns = [name for name in next(read_rows(path), {}) if name != SOURCE_KEY]
+        raise ValueError(f"{field}: {file!r} is a table; say which column holds the texts: --text_column {columns}")
+    else:
+        for row in read_rows(path):
+            if not isinstance(row.get(text_column), str):
+                columns = [name for name in row if name != SOURCE_KEY]
+                raise ValueError(
+                    f"text_column: {place_of(row)}: no text in column {text_column!r}; there are {columns}"
+                )
+            found.append((" ".join(row[text_column].split()), place_of(row)))
+    found = [(text.strip(), place) for text, place in found if text.strip()]
+    if not found:
+        raise ValueError(f"{field}: {file!r} has no texts; give a text file with one text a line, or a table")
+    return found

@@ -6,8 +6,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-from jsonargparse import auto_cli
-
 from lit_distil.data import (
     DocumentFilters,
     DocumentSource,
@@ -20,6 +18,8 @@ from lit_distil.data import (
 from lit_distil.data.corpus.engine import Backend, workers
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS
 from lit_distil.data.corpus.shards import Manifest
+from lit_distil.data.sources.base import SPLITS
+from lit_distil.messages import call_command
 
 
 def prepare(
@@ -65,10 +65,14 @@ def prepare(
         seed: Seed of the sequences, for the format: the seed of the run that will use them (only pairs are random).
         overwrite: Replace corpora in the folder that were made of something else.
     """
+    if format is not None:
+        format.check_length(max_length)
+    for split in splits or SPLITS:  # before the first of them is tokenised
+        source.check(split)
     loaded = load_tokenizer(tokenizer, revision=tokenizer_revision)
     found = 0
     with workers(num_processes, backend=backend, address=address):
-        for split in splits or ("train", "validation", "test"):
+        for split in splits or SPLITS:
             start, folder = perf_counter(), Path(out).expanduser() / split
             corpus = prepare_corpus(
                 source,
@@ -95,7 +99,7 @@ def prepare(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and prepare."""
-    auto_cli(prepare, args=arguments, prog="lit-distil prepare", as_positional=False)
+    call_command(prepare, arguments, prog="lit-distil prepare")
 
 
 def _summary(folder: Path, filters: DocumentFilters) -> str:

@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_words,
     flat_batch,
     name_list,
     open_masked_lm,
@@ -27,6 +25,7 @@ from lit_distil.console import Table, bullets, markdown_table, progress_bar, sig
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import read_rows
 from lit_distil.files import check_output_files, write_file
+from lit_distil.messages import call_command
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY
 
@@ -40,6 +39,7 @@ def score(
     model: list[str] | str,
     texts: list[str] | None = None,
     file: str | None = None,
+    text_column: str | None = None,
     pairs: str | None = None,
     within_word: bool = False,
     tokens_per_batch: int = 4096,
@@ -52,7 +52,8 @@ def score(
     Args:
         model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
         texts: Sentences, each scored by itself.
-        file: Text file with one sentence a line.
+        file: Text file with one sentence a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
+        text_column: Column of the table that holds the texts.
         pairs: JSONL file in BLiMP's format (sentence_good, sentence_bad, UID), or a folder of them, instead of
             sentences.
         within_word: Mask a token together with the rest of its word (Kauf and Ivanova 2023), not the token alone.
@@ -77,7 +78,7 @@ def score(
         report = _pairs_report(short_names(names), results, right)
         numbers = {name: asdict(result) for name, result in zip(names, results, strict=True)}
     else:
-        given, places = read_texts(texts or [], file)
+        given, places = read_texts(texts or [], file, text_column)
         scores = [pseudo_likelihoods(opened, given, places=places, **options) for opened in models]
         report = markdown_table(_sentences_table(short_names(names), given, scores))
         numbers = {name: _sentences_numbers(given, of_model) for name, of_model in zip(names, scores, strict=True)}
@@ -94,8 +95,7 @@ def score(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and score."""
-    transformers_logging.disable_progress_bar()
-    call_with_words(score, arguments, prog="lit-distil score")
+    call_command(score, arguments, prog="lit-distil score", words="texts")
 
 
 # Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of what was masked

@@ -7,22 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import write_export
 from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.files import check_output
-from lit_distil.models import MaskedLMNetwork, Pretrained, StudentInitialisation
+from lit_distil.messages import call_command
+from lit_distil.models import MaskedLMNetwork, StudentInitialisation
 from lit_distil.models.sources import check_embedding
-from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
-from lit_distil.modules.checks import check_pair, compared_entries
-from lit_distil.modules.teachers import freeze_position_embeddings
+from lit_distil.models.students import describe, mark_frozen, new_head, summarise, tensor_table
+from lit_distil.modules.checks import check_padding_id, check_pair, compared_entries
+from lit_distil.modules.teachers import (
+    freeze_head,
+    freeze_position_embeddings,
+    load_teacher,
+    sketch_teacher,
+    teacher_config,
+)
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
-from lit_distil.types import Batch
+from lit_distil.types import Batch, Vocabulary
 
 
 def student(
@@ -39,7 +44,8 @@ def student(
     """Make a student from its teacher, show where each tensor came from, and write it with the teacher's tokenizer.
 
     Args:
-        teacher: Folder or Hub name of a masked-LM, with its tokenizer.
+        teacher: Folder or Hub name of an encoder, with its tokenizer. Without a trained masked-LM head, the student
+            gets none either.
         student: How to make the student, such as EveryOther, Narrower or CrossArchitecture.
         out: Folder to write to; plain transformers loads it.
         data: Text to compare teacher and student on (source, format, masking, tokenizer); None compares nothing.
@@ -53,23 +59,26 @@ def student(
     check_output(Path(out), overwrite=overwrite)
     seed_everything(seed, verbose=False)
     tokenizer = load_tokenizer(teacher, revision=teacher_revision)
-    try:
-        source = Pretrained(teacher, revision=teacher_revision).build(vocabulary_of(tokenizer))
-    except ValueError as error:
-        raise ValueError(f"teacher: {error}") from error
+    vocabulary = vocabulary_of(tokenizer)
+    _check(teacher, teacher_revision, student, vocabulary, data, freeze_positions=freeze_positions)
+    source, has_head = load_teacher(teacher, teacher_revision, vocabulary, "masked_lm")
     made, records = student.build(source)
-    check_embedding(made, vocabulary_of(tokenizer))
+    check_embedding(made, vocabulary)
     networks = MaskedLMNetwork(source), MaskedLMNetwork(made)
+    if not has_head:
+        _refuse_comparison(teacher, data)
+        records = new_head(records, made)
+        freeze_head(made)
+        print(f"{teacher} has no trained masked-LM head, so the folder gets the encoder alone")
     if freeze_positions:
         freeze_position_embeddings(networks[1])
-        records = mark_frozen(records, made)
+    records = mark_frozen(records, made)
 
     if all_tensors:
         print(tensor_table(records), end="\n\n")
     print(describe(records), end="\n\n")
     print(f"student   {_size(made)}\nteacher   {_size(source)}\n{summarise(records)}")
     if data is not None:
-        data.check_same_vocabulary(teacher, teacher_revision)
         scores = _compare(*networks, data)
         print(
             f"right after initialisation, over {scores.num_masked:,} masked tokens:\n"
@@ -78,14 +87,52 @@ def student(
             f"teacher   {scores.teacher_loss:14.4f}  {scores.teacher_accuracy:6.2%}\n"
             f"they agree on {scores.agreement:.2%}; KL(teacher || student) {scores.kl:.4f} nats"
         )
-    write_export(made, tokenizer, Path(out))
+    write_export(made if has_head else made.base_model, tokenizer, Path(out))
     print(f"written: {out}")
 
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and make the student."""
-    transformers_logging.disable_progress_bar()
-    auto_cli(student, args=arguments, prog="lit-distil student", as_positional=False)
+    call_command(student, arguments, prog="lit-distil student")
+
+
+def _check(
+    teacher: str,
+    revision: str | None,
+    student: StudentInitialisation,
+    vocabulary: Vocabulary,
+    data: TextDataModule | None,
+    *,
+    freeze_positions: bool,
+) -> None:
+    """The checks that a distillation makes before work: without weights, and before a document is read."""
+    _, has_head = teacher_config(teacher, revision, "masked_lm")
+    if not has_head:
+        _refuse_comparison(teacher, data)
+    if data is not None:
+        data.check_before_work("validate")
+        data.check_same_vocabulary(teacher, revision)
+    sketch = sketch_teacher(teacher, revision, vocabulary, "masked_lm")
+    made = None if sketch is None else student.sketch(sketch)
+    if sketch is None or made is None:
+        return
+    networks = MaskedLMNetwork(made), MaskedLMNetwork(sketch)
+    if freeze_positions:
+        freeze_position_embeddings(networks[0])
+    check_embedding(made, vocabulary)
+    for role, network in zip(("student", "teacher"), networks, strict=True):
+        check_padding_id(role, network, vocabulary)
+    compared_entries(networks[0].num_logits, {"teacher": networks[1].num_logits}, vocabulary)
+    if data is not None:
+        check_pair(*networks, data)
+
+
+def _refuse_comparison(teacher: str, data: TextDataModule | None) -> None:
+    if data is not None:
+        raise ValueError(
+            f"data: {teacher!r} has no trained masked-LM head to compare on text; leave data out, or train a head "
+            f"first (`lit-distil pretrain TEXT --network {teacher} --out runs/adapted`)"
+        )
 
 
 def _compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataModule) -> PairScores:

@@ -28,11 +28,6 @@ class SequenceDataset(ABC):
     def lengths(self) -> Ints:
         """int64 `[N]`: tokens of each sample, special tokens included."""
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that the network will see."""
-        return int(self.lengths.max())
-
     @abstractmethod
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """Put samples together into a flat batch, in the given order.
@@ -190,11 +185,6 @@ class LabelledSequences(SequenceDataset):
     def lengths(self) -> Ints:
         """int64 `[N]`: tokens of each sample; all its choices together where it has several."""
         return self._lengths
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence; each choice of a sample is a sequence."""
-        return max(n for f in self.features for n in f.choices or (len(f.input_ids),))
 
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """Put the samples end to end. Nothing is random here, so `epochs` and `step` have no effect."""

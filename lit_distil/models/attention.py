@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_distil.models.layout import AttentionRecorder, SequenceLayout
+from lit_distil.trust import check_attention
 
 UNPADDED = "unpadded"
 """The name under which transformers knows the function."""
@@ -130,6 +131,7 @@ def choose_attention(model: PreTrainedModel, attention: str | None = None) -> No
     if attention is None and supports_unpadded(model):
         attention = UNPADDED
     if attention is not None:
+        check_attention(attention)
         model.set_attn_implementation(attention)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
@@ -33,8 +35,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from lit_distil.messages import missing_folder, one_line
 from lit_distil.models.attention import choose_attention
-from lit_distil.types import Vocabulary
+from lit_distil.trust import RemoteCodeError, load_pretrained, trusts_remote_code
+from lit_distil.types import Piece, Vocabulary, refuse_result
 
 Head = Literal[
     "masked_lm",
@@ -59,6 +63,8 @@ AUTO_MODELS: dict[str, Any] = {
 TASK_HEADS: tuple[Head, ...] = get_args(Head)[2:]
 """All but the two heads of language models."""
 
+_MOST = {"num_hidden_layers": 1000, "n_layers": 1000, "num_labels": 1_000_000}
+
 STAND_INS = {
     "bos_token_id": "cls_token_id",
     "eos_token_id": "sep_token_id",
@@ -68,7 +74,16 @@ STAND_INS = {
 """A tokenizer has [CLS] and [SEP], or a beginning and an end of text; each pair can stand in for the other."""
 
 
-class NetworkSource(ABC):
+def _hugging_face_model(source: NetworkSource, model: Any, *arguments: Any, **named: Any) -> PreTrainedModel:
+    if not isinstance(model, PreTrainedModel):
+        refuse_result(source, "load", "return a transformers model (PreTrainedModel)", model)
+    unset = next((name for name, value in model.state_dict().items() if value.is_meta), None)
+    if unset and torch.get_default_device().type != "meta":  # where sketches are made
+        refuse_result(source, "load", "set every tensor of the model", f"{unset} on the meta device")
+    return model
+
+
+class NetworkSource(Piece, ABC):
     """Builds a Hugging Face model with a head, in training mode.
 
     A subclass answers in `load`.
@@ -78,6 +93,7 @@ class NetworkSource(ABC):
     """
 
     attention: str | None = None
+    contracts = {"load": _hugging_face_model}
 
     def build(
         self,
@@ -105,6 +121,35 @@ class NetworkSource(ABC):
         check_embedding(model, vocabulary)
         choose_attention(model, self.attention)
         return model.train()
+
+    def sketch(self, vocabulary: Vocabulary | None, *, head: Head = "masked_lm") -> PreTrainedModel | None:
+        """What `build` would make, without weights: on the meta device, for checks before any work.
+
+        Returns:
+            The model; None if only building it can tell, as for a subclass that answers in `load` alone.
+
+        Raises:
+            ValueError: See `build`.
+        """
+        kind = next(kind for kind in type(self).__mro__ if "load" in vars(kind))
+        if "network_config" not in vars(kind):
+            return None
+        config = self.network_config(vocabulary, head, {})
+        with sketching():
+            try:
+                model = _from_config(head, config)
+            except RuntimeError:  # an architecture of the user's that computes with values when it is made
+                return None
+            choose_attention(model, self.attention)
+        check_embedding(model, vocabulary)
+        return model
+
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """The configuration of what `load`, which takes the same arguments, makes.
+
+        A subclass with a `load` of its own may answer here too, so that what does not fit is found before any work.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
@@ -148,22 +193,34 @@ class FromConfig(NetworkSource):
         self.overrides = dict(config or {})
         self.attention = attention
         _check_spelling(self.overrides, AutoConfig.for_model(model_type))
+        _check_sane(self.overrides)
+        self._config(self.overrides)
 
-    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
-        """See `NetworkSource.load`."""
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """See `NetworkSource.network_config`."""
         fields = dict(self.overrides)
         if vocabulary is not None:
             fields.setdefault("vocab_size", vocabulary.size)
             if fields["vocab_size"] < vocabulary.size:
                 raise ValueError(
-                    f"vocab_size={fields['vocab_size']} is smaller than the tokenizer's {vocabulary.size} entries; "
-                    "leave vocab_size out of config"
+                    f"config: vocab_size={fields['vocab_size']} is smaller than the tokenizer's {vocabulary.size} "
+                    "entries; leave vocab_size out of config"
                 )
             fields.update(_special_ids(vocabulary, AutoConfig.for_model(self.model_type)))
         fields.update(labels)
-        config = AutoConfig.for_model(self.model_type, **fields)
+        config = self._config(fields)
         _check_head(head, config)
-        return AUTO_MODELS[head].from_config(config)
+        return config
+
+    def _config(self, fields: dict[str, Any]) -> PretrainedConfig:
+        try:
+            return AutoConfig.for_model(self.model_type, **fields)
+        except Exception as error:  # an architecture refuses its fields in its own ways
+            raise ValueError(f"config: no {self.model_type} with these fields: {one_line(error)}") from error
+
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """See `NetworkSource.load`."""
+        return _from_config(head, self.network_config(vocabulary, head, labels))
 
 
 class Pretrained(NetworkSource):
@@ -192,22 +249,30 @@ class Pretrained(NetworkSource):
         parsed = getattr(torch, dtype, None)
         if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+        _check_sane(config or {})
         self.name_or_path = str(name_or_path)
         self.revision = revision
         self.overrides = dict(config or {})
         self.attention = attention
         self.dtype = parsed
+        self.new_tensors: set[str] = set()
+        """Names of the tensors that the files lack, once the model is built; not those of a task's new head."""
 
-    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
-        """See `NetworkSource.load`."""
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """See `NetworkSource.network_config`."""
         config = self._config()
         _check_spelling(self.overrides, config)
         _check_head(head, config)
         # read again, because other fields may follow from the changed ones
-        config = self._config(**{**self.overrides, **labels})
+        return self._config(**{**self.overrides, **labels})
+
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
+        """See `NetworkSource.load`."""
+        config = self.network_config(vocabulary, head, labels)
         try:
             with _quiet_transformers():
-                model, loaded = AUTO_MODELS[head].from_pretrained(
+                model, loaded = load_pretrained(
+                    AUTO_MODELS[head].from_pretrained,
                     self.name_or_path,
                     config=config,
                     dtype=self.dtype,
@@ -215,10 +280,18 @@ class Pretrained(NetworkSource):
                     ignore_mismatched_sizes=head in TASK_HEADS,
                     revision=self.revision or "main",
                 )
+        except RemoteCodeError as error:
+            raise ValueError(f"name_or_path: {error}") from error
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
+        except Exception as error:  # damaged files, and fields that an architecture refuses in its own ways
+            raise ValueError(
+                f"name_or_path={self.name_or_path!r} could not be loaded: {one_line(error)}; write the folder again "
+                "with save_pretrained, or fetch it again"
+            ) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
-        _warn_of_new_weights(model, set(loaded["missing_keys"]), self.name_or_path, head)
+        self.new_tensors = _new_tensors(model, set(loaded["missing_keys"]), head)
+        _warn_of_new_weights(self.new_tensors, self.name_or_path)
         return model
 
     def label_names(self, head: Head) -> list[str] | None:
@@ -232,11 +305,21 @@ class Pretrained(NetworkSource):
 
     def _config(self, **fields: Any) -> PretrainedConfig:
         try:
-            return AutoConfig.from_pretrained(self.name_or_path, revision=self.revision or "main", **fields)
+            revision = self.revision or "main"
+            return load_pretrained(AutoConfig.from_pretrained, self.name_or_path, revision=revision, **fields)
+        except RemoteCodeError as error:
+            raise ValueError(f"name_or_path: {error}") from error
         except (OSError, ValueError) as error:
             raise ValueError(self._not_found(error)) from error
+        except Exception as error:  # fields that an architecture refuses in its own ways
+            raise ValueError(
+                f"config: the configuration of {self.name_or_path!r} cannot be read with these fields: "
+                f"{one_line(error)}"
+            ) from error
 
     def _not_found(self, error: Exception) -> str:
+        if missing := missing_folder(self.name_or_path):
+            return f"name_or_path: {missing}"
         reason = str(error).strip().split("\n")[0]
         at = "" if self.revision is None else f" (revision={self.revision!r})"
         return (
@@ -257,34 +340,42 @@ class LiveModel(NetworkSource):
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
+    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
+        """See `NetworkSource.network_config`."""
+        config = copy.deepcopy(self.model.config)
+        _check_head(head, config)
+        config.update(labels)
+        return config
+
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
         """See `NetworkSource.load`."""
-        name, config = type(self.model).__name__, copy.deepcopy(self.model.config)
-        _check_head(head, config)
-        num_outputs = config.num_labels
-        config.update(labels)
-        if self._has(head) and (head not in TASK_HEADS or config.num_labels == num_outputs):
+        config = self.network_config(vocabulary, head, labels)
+        if self.has(head) and (head not in TASK_HEADS or config.num_labels == self.model.config.num_labels):
             model = copy.deepcopy(self.model)
             model.config.update(config.to_dict())
         else:
-            model = AUTO_MODELS[head].from_config(config)
+            model = _from_config(head, config)
             encoder: Any = self.model.base_model
             missing = model.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
-            new = {f"{model.base_model_prefix}.{key}" for key in missing}
-            _warn_of_new_weights(model, new | {f"the {head} head"}, name, head)
+            new = {f"{model.base_model_prefix}.{key}" for key in missing} | {f"the {head} head"}
+            _warn_of_new_weights(_new_tensors(model, new, head), type(self.model).__name__)
         return model
 
     def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
         """A copy for reading: its own modules and settings, on the memory of the original's weights.
 
+        A head that the model lacks is new, in memory of its own.
+
         Raises:
-            ValueError: The model lacks the head, or rows of the vocabulary.
+            ValueError: The model lacks rows of the vocabulary, or its architecture has no such head.
         """
-        if not self._has(head):
-            raise ValueError(f"{type(self.model).__name__} has no {head} head; a new one would give random answers")
         tensors = [*self.model.parameters(), *self.model.buffers()]
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
         model: PreTrainedModel = copy.deepcopy(self.model, same)
+        if not self.has(head):
+            encoder, model = model.base_model, _from_config(head, self.network_config(vocabulary, head, {}))
+            setattr(model, model.base_model_prefix, encoder)
+            model.tie_weights()
         model.config.architectures = [type(model).__name__]
         check_embedding(model, vocabulary)
         choose_attention(model)
@@ -293,10 +384,11 @@ class LiveModel(NetworkSource):
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
         names: Any = self.model.config.id2label
-        is_trained = head in TASK_HEADS and self._has(head)
+        is_trained = head in TASK_HEADS and self.has(head)
         return [str(names[index]) for index in sorted(names)] if is_trained else None
 
-    def _has(self, head: Head) -> bool:
+    def has(self, head: Head) -> bool:
+        """Whether the model carries this head."""
         return isinstance(self.model, classes_for(head, self.model.config))
 
 
@@ -325,6 +417,49 @@ def classes_for(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
 
+def lacks_head(config: PretrainedConfig, head: Head) -> bool:
+    """Whether the folder of a configuration was written by a class without this head, as its `architectures` say.
+
+    False where they say nothing, or name a class that is not known here: loading it will tell.
+    """
+    others: list[Head] = [other for other in get_args(Head) if other != head]
+    if head == "masked_lm":  # a pretraining head has a masked-LM part, unless it is ELECTRA's
+        others.remove("pretraining")
+    known = {kind.__name__ for other in others for kind in classes_for(other, config)}
+    encoder: Any = AutoModel._model_mapping.get(type(config), ())
+    known |= {kind.__name__ for kind in (encoder if isinstance(encoder, (list, tuple)) else (encoder,))}
+    known -= {kind.__name__ for kind in classes_for(head, config)}
+    return bool(config.architectures) and known.issuperset(config.architectures or ())
+
+
+@contextmanager
+def sketching() -> Iterator[None]:
+    """Make networks without weights, on the meta device; no random number is drawn and no line is logged."""
+    package = logging.getLogger("lit_distil")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings(), _quiet_transformers():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        package.setLevel(level)
+
+
+def _from_config(head: Head, config: PretrainedConfig) -> PreTrainedModel:
+    """A network with random weights.
+
+    Raises:
+        ValueError: Fields of the configuration contradict each other.
+    """
+    try:
+        return load_pretrained(AUTO_MODELS[head].from_config, config)
+    except RemoteCodeError as error:
+        raise ValueError(f"config: {error}") from error
+    except Exception as error:  # an architecture refuses its fields in its own ways
+        raise ValueError(f"config: no {config.model_type} with these fields: {one_line(error)}") from error
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Load without a progress bar, and without a report in which a new head looks like a mistake."""
@@ -339,11 +474,15 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _warn_of_new_weights(model: PreTrainedModel, missing: set[str], name: str, head: Head) -> None:
-    """Warn about weights that the folder lacks; a task's head is new by design, and the pooler belongs to it."""
-    if head in TASK_HEADS:
-        prefix = f"{model.base_model_prefix}."
-        missing = {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
+def _new_tensors(model: PreTrainedModel, missing: set[str], head: Head) -> set[str]:
+    """The tensors that files lack; a task's head is new by design, and the pooler belongs to it."""
+    if head not in TASK_HEADS:
+        return missing
+    prefix = f"{model.base_model_prefix}."
+    return {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
+
+
+def _warn_of_new_weights(missing: set[str], name: str) -> None:
     if missing:
         listed = ", ".join(sorted(missing)[:3])
         warnings.warn(f"{name!r} has no weights for {len(missing)} tensors ({listed}, ...): they are new", stacklevel=4)
@@ -390,6 +529,14 @@ def _label_fields(num_labels: int | None, id2label: dict[int, str] | None, probl
     return fields
 
 
+def _check_sane(fields: dict[str, Any]) -> None:
+    """Refuse sizes that nobody means, which would take hours to build, or the memory of the machine."""
+    for name, most in _MOST.items():
+        size = fields.get(name)
+        if size is not None and not (isinstance(size, int) and 1 <= size <= most):
+            raise ValueError(f"config: {name} must be a whole number from 1 to {most:,}, got {size!r}")
+
+
 def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:
     """Refuse a misspelt field: transformers would keep it, and use the default of the field that was meant."""
     known = [*vars(config), *config.attribute_map]
@@ -408,7 +555,8 @@ def _check_head(head: str, config: PretrainedConfig) -> None:
             f"head='pretraining': {config.model_type} has no next-sentence head; use a format without pairs, or one of "
             f"{list(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES)}"
         )
-    if type(config) not in AUTO_MODELS[head]._model_mapping:
+    is_remote = trusts_remote_code() and AUTO_MODELS[head].__name__ in (getattr(config, "auto_map", None) or {})
+    if type(config) not in AUTO_MODELS[head]._model_mapping and not is_remote:
         raise ValueError(
             f"head={head!r}: transformers has no such model for model_type={config.model_type!r}; if the architecture "
             f"is yours, {AUTO_MODELS[head].__name__}.register({type(config).__name__}, YourModel) adds one"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_distil.models import FlatNetwork, MaskedLMNetwork
 from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
 from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
+from lit_distil.objectives.base import Positions
 from lit_distil.objectives.terms import LossTerms
-from lit_distil.types import DataModule, Vocabulary
+from lit_distil.types import COUNTABLES, DataModule, Vocabulary
 
 _MOST_PADDING = 128
 """Rows that an embedding may have beyond its tokenizer if nothing else says whose it is, or 1 % of the entries."""
@@ -83,11 +84,40 @@ def compared_entries(
                 f"tokenizer's {vocabulary.size} entries, and the student has {student}; delete it and write it again, "
                 "and it holds the entries alone"
             )
-    rank_zero_info(
-        f"the student has {student} logits, the teacher {' and '.join(map(str, teachers.values()))}: distributions are "
-        f"compared over the tokenizer's {vocabulary.size} entries"
-    )
     return vocabulary.size
+
+
+def needs_head(terms: LossTerms) -> bool:
+    """Whether any objective looks at logits of the student's masked-LM or next-sentence head, and so trains it."""
+    return any(one.rows is not None or one.needs_next_sentence for one in terms.objectives.values())
+
+
+def check_headless(terms: LossTerms, name: str, teacher: Any) -> None:
+    """Refuse a teacher whose masked-LM head is new, if an objective compares with what it says.
+
+    Args:
+        terms: The objectives.
+        name: The teacher's name.
+        teacher: Its folder, name on the Hub, or model.
+    """
+    asking = [
+        f"model.objectives.{key} ({type(one).__name__})"
+        for key, one in terms.comparing_with(name).items()
+        if one.rows is not None or one.needs_next_sentence
+    ]
+    if asking:
+        network, compare = called(teacher), "compares" if len(asking) == 1 else "compare"
+        raise ValueError(
+            f"model.teacher: {network} has no trained masked-LM (or next-sentence) head, and {', '.join(asking)} "
+            f"{compare} with its predictions. Train a head first (`lit-distil pretrain TEXT --network {network} --out "
+            "runs/adapted`) and give that run's export as the teacher, or take objectives that need no head: "
+            "RelationLoss, AttentionLoss, HiddenMSELoss, HiddenCosineLoss"
+        )
+
+
+def called(network: Any) -> str:
+    """What messages call a network: its folder or name, or the class of a model in memory."""
+    return network if isinstance(network, str) else type(network).__name__
 
 
 def check_networks(
@@ -108,6 +138,7 @@ def check_networks(
     theirs = {name: capabilities_of(network) for name, network in teachers.items()}
     for name, objective in terms.objectives.items():
         compared = terms.teachers_of(name)
+        check_attributes(name, objective)
         try:
             for each in [theirs[teacher] for teacher in compared if teacher in theirs] if compared else [None]:
                 objective.check(ours, each)
@@ -119,6 +150,19 @@ def check_networks(
                 f"data.masking: model.objectives.{name} ({type(objective).__name__}) looks at {needs_masks.pop()} "
                 "tokens, and nothing is masked; give the data a masking strategy, such as lit_distil.data.TokenMasking"
             )
+
+
+def check_attributes(name: str, objective: Objective) -> None:
+    """Refuse an objective that does not say what its sum counts, or where it needs logits.
+
+    Raises:
+        ValueError: `Objective.counts` or `Objective.rows` is none of the words it may be.
+    """
+    field, counts = f"model.objectives.{name}: {type(objective).__name__}", getattr(objective, "counts", None)
+    if counts not in COUNTABLES:
+        raise ValueError(f"{field}.counts must be one of {list(COUNTABLES)}, what its sum is over, got {counts!r}")
+    if objective.rows not in (None, *get_args(Positions)):
+        raise ValueError(f"{field}.rows must be None or one of {list(get_args(Positions))}, got {objective.rows!r}")
 
 
 def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
@@ -159,14 +203,13 @@ def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) ->
 
 
 def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
-    """Refuse data with a sequence that is longer than the network's position table."""
-    for split, dataset in data.datasets.items():
-        if network.max_length is not None and dataset.longest > network.max_length:
-            raise ValueError(
-                f"data.max_length: the {split} split has a sequence of {dataset.longest} tokens and the position table "
-                f"of the {role} ({network.config.model_type}) room for {network.max_length}; set data.max_length to "
-                f"{network.max_length}, or give the network a larger max_position_embeddings"
-            )
+    """Refuse sequences that may be longer than the network's position table."""
+    if network.max_length is not None and data.max_length > network.max_length:
+        raise ValueError(
+            f"data.max_length: {data.max_length} tokens are more than the position table of the {role} "
+            f"({network.config.model_type}) has room for, which are {network.max_length}; set data.max_length to "
+            f"{network.max_length}, or give the network a larger max_position_embeddings"
+        )
 
 
 def check_comparisons(terms: LossTerms) -> None:
@@ -179,6 +222,8 @@ def check_comparisons(terms: LossTerms) -> None:
         raise ValueError("model.objectives: distillation needs at least one, such as {soft: SoftTargetLoss}")
     if not any(objective.heaviest > 0 for objective in objectives.values()):
         raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
+    for name, objective in objectives.items():
+        check_attributes(name, objective)
     for name, teacher in own_teacher.items():
         if name not in objectives or teacher not in teachers:
             raise ValueError(

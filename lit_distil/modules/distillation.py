@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_distil.models import NetworkSource, StudentInitialisation
+from lit_distil.models import MaskedLMNetwork, NetworkSource, StudentInitialisation
 from lit_distil.modules.base import LanguageModelModule
-from lit_distil.modules.cached_teacher import CachedTeacher, teacher_identity
+from lit_distil.modules.cached_teacher import CachedTeacher, read_manifest, teacher_identity
 from lit_distil.modules.checks import (
     cache_folders,
     check_for_text,
     check_network,
     check_networks,
     check_pair,
+    check_static_masks,
     compared_entries,
     open_cache,
 )
@@ -25,7 +29,7 @@ from lit_distil.objectives import Objective
 from lit_distil.objectives.functional import soft_target_kl
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
 
 
 class DistillationModule(StudentModule, LanguageModelModule):
@@ -106,6 +110,14 @@ class DistillationModule(StudentModule, LanguageModelModule):
         self.num_entries: int | None = None
         """Entries of the vocabulary that distributions are over; None for all logits (see `compared_entries`)."""
 
+    def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
+        """See `EncoderModule.sketch_networks`; also look at the caches' manifests."""
+        if self.teacher_cache:
+            check_static_masks(data)
+        for folder in self.teacher_cache.values():
+            read_manifest(Path(folder))
+        super().sketch_networks(data, vocabulary)
+
     def build_networks(self) -> None:
         """Load the teachers and make the student, unless they exist."""
         if self.teachers or self.cached_teachers:
@@ -114,22 +126,29 @@ class DistillationModule(StudentModule, LanguageModelModule):
         for name, folder in self.teacher_cache.items():
             identity = teacher_identity(str(self.teacher_sources[name]), self.teacher_revision, self.teacher_dtype)
             cached[name] = open_cache(folder, name, identity, self.data, self.terms)
-        self.build_student_and_teachers(cached=cached.keys())
+        self.build_student_and_teachers()
         assert self.network is not None
-        networks = {name: teacher.network for name, teacher in self.teachers.items()}
-        check_network("student", self.network, self.data)
-        for network in networks.values():
-            check_pair(self.network, network, self.data)
-        check_networks(self.terms, self.network, networks, self.data)
-        sizes = {name: network.num_logits for name, network in networks.items()}
-        sizes |= {name: each.vocabulary_size for name, each in cached.items()}
-        unnamed = [name for name in networks if not isinstance(self.teacher_sources[name], str)]
-        self.num_entries = compared_entries(
-            self.network.num_logits, sizes, self.vocabulary, unnamed=unnamed, cached=cached
-        )
+        self.cached_teachers = cached
+        self.check_networks(self.network, {name: each.network for name, each in self.teachers.items()}, self.data)
         if self.num_entries is not None:
             self.network.rule_out_beyond(self.num_entries)
-        self.cached_teachers = cached
+            rank_zero_info(
+                f"distributions are compared over the tokenizer's {self.num_entries} entries, without the rows beyond "
+                f"them; the student has {self.network.num_logits} logits"
+            )
+
+    def check_networks(self, student: MaskedLMNetwork, teachers: dict[str, MaskedLMNetwork], data: DataModule) -> None:
+        """See `StudentModule.check_networks`."""
+        check_network("student", student, data)
+        for network in teachers.values():
+            check_pair(student, network, data)
+        check_networks(self.terms, student, teachers, data)
+        sizes = {name: network.num_logits for name, network in teachers.items() if name not in self.headless}
+        sizes |= {name: each.vocabulary_size for name, each in self.cached_teachers.items()}
+        unnamed = [name for name in sizes if not isinstance(self.teacher_sources[name], str)]
+        self.num_entries = compared_entries(
+            student.num_logits, sizes, data.vocabulary, unnamed=unnamed, cached=self.cached_teachers
+        )
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of student and teachers on the same masked input, with logits where an objective needs them.
@@ -141,7 +160,9 @@ class DistillationModule(StudentModule, LanguageModelModule):
         terms = self.terms
         teachers: TeacherOutputs = {}
         has_all = all(cached.has_all for cached in self.cached_teachers.values())
-        rows = terms.rows(batch, all_rows=terms.need_teachers and not self.training and has_all)
+        with_logits = [name for name in self.teacher_sources if name not in self.headless]
+        compares = terms.need_teachers and bool(with_logits)
+        rows = terms.rows(batch, all_rows=compares and not self.training and has_all)
         ours, theirs = terms.requests(self.network.num_layers, self.teacher_depths)
         if terms.need_teachers:
             split = "train" if self.training else "validation"
@@ -149,9 +170,11 @@ class DistillationModule(StudentModule, LanguageModelModule):
                 if name in self.cached_teachers:
                     teachers[name] = self.cached_teachers[name](batch, split, rows)
                 else:
-                    teachers[name] = self.teachers[name](batch, rows=rows, project=False, **theirs[name])
+                    their_rows = rows if name in with_logits else None
+                    teachers[name] = self.teachers[name](batch, rows=their_rows, project=False, **theirs[name])
         teachers = {name: output.over(self.num_entries) for name, output in teachers.items()}
-        return self.network(batch, rows=rows, project=False, **ours).over(self.num_entries), teachers
+        our_rows = None if self.is_encoder_only else rows
+        return self.network(batch, rows=our_rows, project=False, **ours).over(self.num_entries), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
         """Accuracy, agreement with the teacher and, in evaluation, divergence and the teacher's entropy (T = 1)."""

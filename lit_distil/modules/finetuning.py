@@ -22,7 +22,7 @@ from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
 from lit_distil.tasks import Prediction, Task
 from lit_distil.tasks.base import unnamed_labels
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
 
 SPLITS = {"val": "validation", "test": "test"}
 SampleOutputs = list[tuple[int, Any]]
@@ -52,12 +52,16 @@ class TaskModule(EncoderModule):
     @property
     def task(self) -> Task:
         """The task of the data module; an error if it has none."""
-        if self.data.task is None:
+        return self.task_of(self.data)
+
+    def task_of(self, data: DataModule) -> Task:
+        """The task of a data module; an error if it has none."""
+        if data.task is None:
             raise ValueError(
                 f"data.task: {type(self).__name__} needs a task, such as "
                 "{class_path: lit_distil.tasks.TextClassification}"
             )
-        return self.data.task
+        return data.task
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also refuse a checkpoint that was trained for other labels, or for the same in another order."""
@@ -217,6 +221,15 @@ class FineTuningModule(TaskModule):
         self.layer_decay, self.freeze_layers = layer_decay, freeze_layers
         self.network_source = as_source(network)
 
+    def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
+        """See `EncoderModule.sketch_networks`."""
+        sketch = self.network_source.sketch(vocabulary, head=self.task_of(data).head)
+        if sketch is not None:
+            check_length("network", TaskNetwork(sketch), data)
+            self._freeze(sketch)
+            if self.layer_decay is not None:
+                layers_of_parameters(sketch, sketch.config.num_hidden_layers)
+
     def build_networks(self) -> None:
         """Build the network with the task's head, once the labels are known."""
         task = self.task
@@ -225,9 +238,12 @@ class FineTuningModule(TaskModule):
             model = self.network_source.build(self.vocabulary, head=self.head, **task.head_settings())
             self.network = TaskNetwork(model)
             check_length("network", self.network, self.data)
-        if self.freeze_layers is not None:
-            freeze_lowest(self.network.model, self.freeze_layers, self.config.num_hidden_layers)
+        self._freeze(self.network.model)
         self.objectives = nn.ModuleDict({"task": TaskLoss(**task.loss_settings())})
+
+    def _freeze(self, model: PreTrainedModel) -> None:
+        if self.freeze_layers is not None:
+            freeze_lowest(model, self.freeze_layers, model.config.num_hidden_layers)
 
     def on_train_start(self) -> None:
         """Also warn of a head that was trained for other labels; training starts from it all the same."""
@@ -236,6 +252,7 @@ class FineTuningModule(TaskModule):
 
     def on_validation_start(self) -> None:
         """Outside of `fit`, refuse a head that was trained for other labels, and warn of an untrained one."""
+        super().on_validation_start()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._check_trained_head()
 

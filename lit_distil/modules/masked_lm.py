@@ -13,7 +13,7 @@ from lit_distil.modules.checks import check_length, check_networks
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
 
 
 class MaskedLMModule(LanguageModelModule):
@@ -44,15 +44,28 @@ class MaskedLMModule(LanguageModelModule):
         self.objectives = nn.ModuleDict(objectives or {"masked_lm": MaskedLMLoss()})
         self._has_default_objectives = not objectives
 
+    def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
+        """See `EncoderModule.sketch_networks`."""
+        self._choose_head(data)
+        sketch = self.network_source.sketch(vocabulary, head=self.head)
+        if sketch is not None:
+            self._check(MaskedLMNetwork(sketch), data)
+
     def build_networks(self) -> None:
         """Build the network for the data's vocabulary."""
         if self.network is None:
-            self.head = "pretraining" if self.data.has_next_sentence else "masked_lm"
+            self._choose_head(self.data)
             self.network = MaskedLMNetwork(self.network_source.build(self.vocabulary, head=self.head))
-            if self.head == "pretraining" and self._has_default_objectives:
-                self.objectives["next_sentence"] = NextSentenceLoss()
-            check_length("network", self.network, self.data)
-            check_networks(self.terms, self.network, {}, self.data)
+            self._check(self.network, self.data)
+
+    def _choose_head(self, data: DataModule) -> None:
+        self.head = "pretraining" if data.has_next_sentence else "masked_lm"
+        if self.head == "pretraining" and self._has_default_objectives:
+            self.objectives["next_sentence"] = NextSentenceLoss()
+
+    def _check(self, network: MaskedLMNetwork, data: DataModule) -> None:
+        check_length("network", network, data)
+        check_networks(self.terms, network, {}, data)
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The network's output at the masked positions, with what else the objectives need."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models import NetworkSource, StudentInitialisation
-from lit_distil.modules.checks import check_for_task, check_length, check_networks, check_padding_id
+from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
+from lit_distil.models.sources import Head, classes_for
+from lit_distil.modules.checks import called, check_for_task, check_length, check_networks, check_padding_id
 from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
 from lit_distil.modules.meters import Stage
 from lit_distil.modules.teachers import StudentModule, Teacher
@@ -16,26 +17,30 @@ from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
 from lit_distil.tasks import Task
-from lit_distil.types import Batch, EncoderOutput
+from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
 
 
-def check_task_teacher(source: Teacher, teacher: PreTrainedModel, task: Task) -> None:
-    """Refuse a teacher whose head is new, or was trained for another problem or other labels."""
-    config: Any = teacher.config
-    folder = source if isinstance(source, str) else type(source).__name__
-    architecture, saved = type(teacher).__name__, config.architectures or []
-    if architecture not in saved:
+def check_task_teacher(source: Teacher, config: Any, head: Head) -> None:
+    """Refuse a teacher whose head is new, by the `architectures` of its configuration."""
+    needed, saved = [kind.__name__ for kind in classes_for(head, config)], config.architectures or []
+    if isinstance(source, PreTrainedModel):
+        saved = [type(source).__name__]
+    if not set(needed) & set(saved):
         raise ValueError(
-            f"model.teacher: {folder!r} holds {' or '.join(saved) or 'an unknown architecture'} and the task needs "
-            f"{architecture}: its head would be new and teach nothing. Fine-tune it on the task first "
+            f"model.teacher: {called(source)!r} holds {' or '.join(saved) or 'an unknown architecture'} and the task "
+            f"needs {' or '.join(needed)}: its head would be new and teach nothing. Fine-tune it on the task first "
             "(lit_distil.modules.FineTuningModule) and give that run's export"
         )
+
+
+def check_task_labels(source: Teacher, config: Any, task: Task) -> None:
+    """Refuse a teacher whose head was trained for another problem or other labels; the task knows its labels."""
     problem = task.head_settings().get("problem_type")
     if None not in (problem, config.problem_type) and config.problem_type != problem:
         raise ValueError(
-            f"model.teacher: {folder!r} was fine-tuned for {config.problem_type} and data.task is for {problem}"
+            f"model.teacher: {called(source)!r} was fine-tuned for {config.problem_type} and data.task is for {problem}"
         )
-    check_same_labels(f"model.teacher: {folder!r}", label_list(config.id2label), task, allow_unnamed=False)
+    check_same_labels(f"model.teacher: {called(source)!r}", label_list(config.id2label), task, allow_unnamed=False)
 
 
 class TaskDistillationModule(StudentModule, TaskModule):
@@ -102,6 +107,11 @@ class TaskDistillationModule(StudentModule, TaskModule):
         self._teacher_outputs: SampleOutputs = []
         self._teacher_is_scored = False
 
+    def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
+        """See `EncoderModule.sketch_networks`."""
+        self.head = self.task_of(data).head
+        super().sketch_networks(data, vocabulary)
+
     def build_networks(self) -> None:
         """Load the teachers and make the student, both with the task's head, unless they exist."""
         if self.teachers:
@@ -115,15 +125,23 @@ class TaskDistillationModule(StudentModule, TaskModule):
         assert self.network is not None
         if "problem_type" in settings:  # a teacher from elsewhere may not have it
             self.network.config.problem_type = settings["problem_type"]
-        for role, network in (("student", self.network), *((n, t.network) for n, t in self.teachers.items())):
-            check_padding_id(role, network, self.vocabulary)
-            check_length(role, network, self.data)
-        check_networks(self.terms, self.network, {name: each.network for name, each in self.teachers.items()})
+        self.check_networks(self.network, {name: each.network for name, each in self.teachers.items()}, self.data)
 
-    def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
+    def check_networks(self, student: TaskNetwork, teachers: dict[str, TaskNetwork], data: DataModule) -> None:
+        """See `StudentModule.check_networks`."""
+        for role, network in (("student", student), *teachers.items()):
+            check_padding_id(role, network, data.vocabulary)
+            check_length(role, network, data)
+        check_networks(self.terms, student, teachers)
+
+    def check_teacher(self, name: str, config: PretrainedConfig, *, has_head: bool) -> None:
+        """Refuse a teacher that was not fine-tuned on a task of this kind."""
+        check_task_teacher(self.teacher_sources[name], config, self.head)
+
+    def load_teacher(self, name: str) -> PreTrainedModel:
         """A network that was fine-tuned on the task, with its head."""
-        model = super().load_teacher(teacher)
-        check_task_teacher(teacher, model, self.task)
+        model = super().load_teacher(name)
+        check_task_labels(self.teacher_sources[name], model.config, self.task)
         return model
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:

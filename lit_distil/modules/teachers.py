@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
-from lit_distil.models.sources import Head, LiveModel, as_source, check_embedding
-from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise
+from lit_distil.models.sources import Head, LiveModel, as_source, check_embedding, lacks_head
+from lit_distil.models.students import CopyRecord, describe, mark_frozen, new_head, summarise
+from lit_distil.models.students.base import head_names
 from lit_distil.modules.base import EncoderModule
-from lit_distil.modules.checks import check_comparisons, check_settings, teacher_shares
+from lit_distil.modules.checks import check_comparisons, check_headless, check_settings, needs_head, teacher_shares
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule
-from lit_distil.types import Batch, DataModule, EncoderOutput
+from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
 
 Teacher = str | PreTrainedModel
 """A folder, a name on the Hub, or a model in memory."""
@@ -47,25 +49,67 @@ class FrozenTeacher:
         return self
 
 
-def load_teacher(teacher: Teacher, revision: str | None, data: DataModule, head: Head) -> PreTrainedModel:
-    """A teacher's network with its trained head; a model in memory is not copied, only its settings are.
+def load_teacher(
+    teacher: Teacher, revision: str | None, vocabulary: Vocabulary | None, head: Head
+) -> tuple[PreTrainedModel, bool]:
+    """A teacher's network, and whether its masked-LM or pretraining head is trained; a new head gives random answers.
+
+    A model in memory is not copied, only its settings are.
 
     Raises:
-        ValueError: It cannot be loaded, has another vocabulary than the data, or has no weights for some tensors, such
-            as those of the head.
+        ValueError: It cannot be loaded, is too small for the vocabulary, or has no weights for some of its encoder.
     """
-    if isinstance(teacher, str):  # of a model in memory only the sizes are known
-        data.check_same_vocabulary(teacher, revision)
     try:
         if isinstance(teacher, PreTrainedModel):
-            return LiveModel(teacher).shared(data.vocabulary, head)
+            live = LiveModel(teacher)
+            return live.shared(vocabulary, head), live.has(head)
+        source = Pretrained(teacher, revision=revision)
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".* has no weights for ")
-            return Pretrained(teacher, revision=revision).build(data.vocabulary, head=head)
+            warnings.filterwarnings("ignore", message=".* has no weights for ")  # told with what it means, below
+            model = source.build(vocabulary, head=head)
     except ValueError as error:
         raise ValueError(f"model.teacher: {error}") from error
-    except UserWarning as error:
-        raise ValueError(f"model.teacher: {error}, and random ones teach nothing; give a whole network") from error
+    prefix = f"{model.base_model_prefix}."
+    if missing := sorted(name for name in source.new_tensors if name.startswith(prefix) and ".pooler." not in name):
+        raise ValueError(
+            f"model.teacher: {teacher!r} has no weights for {len(missing)} tensors of its encoder "
+            f"({', '.join(missing[:3])}, ...), and random ones teach nothing; give a whole network"
+        )
+    return model, not source.new_tensors
+
+
+def teacher_config(teacher: Teacher, revision: str | None, head: Head) -> tuple[PretrainedConfig, bool]:
+    """A teacher's configuration, and whether its head is trained, as far as that tells.
+
+    Raises:
+        ValueError: There is no such folder or name, or its architecture has no such head.
+    """
+    try:
+        if isinstance(teacher, PreTrainedModel):
+            return teacher.config, LiveModel(teacher).has(head)
+        config = Pretrained(teacher, revision=revision).network_config(None, head, {})
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
+    return config, not lacks_head(config, head)
+
+
+def sketch_teacher(
+    teacher: Teacher, revision: str | None, vocabulary: Vocabulary | None, head: Head
+) -> PreTrainedModel | None:
+    """What `load_teacher` would give, without weights; see `NetworkSource.sketch`."""
+    source = LiveModel(teacher) if isinstance(teacher, PreTrainedModel) else Pretrained(teacher, revision=revision)
+    try:
+        return source.sketch(vocabulary, head=head)
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
+
+
+def freeze_head(model: PreTrainedModel) -> None:
+    """Take the head, except what is tied to the embeddings, out of training."""
+    names = head_names(model)
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
 
 
 def freeze_position_embeddings(network: FlatNetwork) -> None:
@@ -113,6 +157,10 @@ class StudentModule(EncoderModule):
         self.student_source = student if isinstance(student, StudentInitialisation) else as_source(student)
         self.freeze_positions = freeze_positions
         self.gradient_shares_every = gradient_shares_every
+        self.teacher_cache: dict[str, str] = {}
+        """Folders of the caches that stand for teachers, by the teachers' names."""
+        self.headless: set[str] = set()
+        """Names of the teachers whose head is new; no objective compares with their logits."""
         self.teachers: dict[str, FrozenTeacher] = {}
         """The teachers that run, by name; empty before the networks are built."""
 
@@ -127,30 +175,99 @@ class StudentModule(EncoderModule):
         """Blocks of each teacher that runs, by name."""
         return {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
 
-    def load_teacher(self, teacher: Teacher) -> PreTrainedModel:
-        """A teacher's network, with the head that this module compares with."""
-        return load_teacher(teacher, self.teacher_revision, self.data, self.head)
+    def load_teacher(self, name: str) -> PreTrainedModel:
+        """A teacher's network, with the head that this module compares with.
 
-    def build_student_and_teachers(
-        self, *, cached: Collection[str] = (), head_settings: dict[str, Any] | None = None
-    ) -> None:
-        """Load the teachers, make the student unless it exists, and freeze what does not train.
+        Raises:
+            ValueError: It cannot be loaded, or lacks a head that an objective needs.
+        """
+        teacher = self.teacher_sources[name]
+        if isinstance(teacher, str) and not self._is_checked:  # the network came from a checkpoint
+            self.data.check_same_vocabulary(teacher, self.teacher_revision)
+        model, has_head = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head)
+        self.check_teacher(name, model.config, has_head=has_head)
+        return model
+
+    def check_teacher(self, name: str, config: PretrainedConfig, *, has_head: bool) -> None:
+        """Refuse a teacher without a trained head if an objective compares with its logits."""
+        if not has_head:
+            check_headless(self.terms, name, self.teacher_sources[name])
+            self.headless.add(name)
+
+    def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
+        """See `EncoderModule.sketch_networks`."""
+        if vocabulary is None:  # its vocabulary is what teachers and student are compared with
+            return
+        sketches: dict[str, PreTrainedModel | None] = {}
+        first, makes_student = self._first_teacher()
+        for name, teacher in self.teacher_sources.items():
+            config, has_head = teacher_config(teacher, self.teacher_revision, self.head)
+            is_needed = name not in self.teacher_cache or (name == first and makes_student)
+            if is_needed:
+                self.check_teacher(name, config, has_head=has_head)
+            if isinstance(teacher, str):  # of a model in memory only the sizes are known
+                data.check_same_vocabulary(teacher, self.teacher_revision)
+            if is_needed:
+                sketches[name] = sketch_teacher(teacher, self.teacher_revision, vocabulary, self.head)
+        student, source = None, self.student_source
+        if isinstance(source, StudentInitialisation):
+            model = sketches[first]
+            student = None if model is None else source.sketch(model)
+        else:
+            if isinstance(source, Pretrained):  # a vocabulary of the same size may have other entries
+                data.check_same_vocabulary(source.name_or_path, source.revision, role="student")
+            student = source.sketch(vocabulary, head=self.head)
+        if student is None:
+            return
+        check_embedding(student, vocabulary)
+        network = self.network_class(student)
+        if self.freeze_positions:
+            freeze_position_embeddings(network)
+        teachers = {
+            name: self.network_class(sketch)
+            for name, sketch in sketches.items()
+            if sketch is not None and name not in self.teacher_cache
+        }
+        self.check_networks(network, teachers, data)
+
+    @abstractmethod
+    def check_networks(self, student: Any, teachers: dict[str, Any], data: DataModule) -> None:
+        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built.
 
         Args:
-            cached: Names of teachers that do not run; the first is loaded all the same if the student is made from it.
+            student: The student's network.
+            teachers: Networks of the teachers that run, by name.
+            data: The data module.
+        """
+
+    def _first_teacher(self) -> tuple[str, bool]:
+        """The first teacher's name, and whether the student is made from it."""
+        makes_student = self.network is None and isinstance(self.student_source, StudentInitialisation)
+        return next(iter(self.teacher_sources)), makes_student
+
+    def build_student_and_teachers(self, *, head_settings: dict[str, Any] | None = None) -> None:
+        """Load the teachers, make the student unless it exists, and freeze what does not train.
+
+        A teacher with a cache does not run; the first is loaded all the same if the student is made from it.
+
+        Args:
             head_settings: Arguments of `NetworkSource.build` for the student's head.
         """
-        first = next(iter(self.teacher_sources))
-        makes_student = self.network is None and isinstance(self.student_source, StudentInitialisation)
+        first, makes_student = self._first_teacher()
         loaded = {
-            name: self.load_teacher(source)
-            for name, source in self.teacher_sources.items()
-            if name not in cached or (name == first and makes_student)
+            name: self.load_teacher(name)
+            for name in self.teacher_sources
+            if name not in self.teacher_cache or (name == first and makes_student)
         }
         records: list[CopyRecord] = []
         if self.network is None:
             student, records = self._new_student(loaded.get(first), head_settings or {})
+            if makes_student and first in self.headless:
+                records = new_head(records, student)
+                self.is_encoder_only = self.is_encoder_only or not needs_head(self.terms)
             self.network = self.network_class(student)
+        if self.is_encoder_only:
+            freeze_head(self.network.model)
         if self.freeze_positions:
             freeze_position_embeddings(self.network)
         if records:
@@ -159,7 +276,7 @@ class StudentModule(EncoderModule):
             made_from = made_from if isinstance(made_from, str) else type(made_from).__name__
             rank_zero_info(f"student of {made_from}: {summarise(records)}\n{describe(records)}")
         for name, model in loaded.items():
-            if name not in cached:
+            if name not in self.teacher_cache:
                 if self.teacher_dtype is not None:
                     model = model.to(getattr(torch, self.teacher_dtype))
                 self.teachers[name] = FrozenTeacher(self.network_class(model))
@@ -174,8 +291,6 @@ class StudentModule(EncoderModule):
             made = source.build(teacher)
             check_embedding(made[0], self.vocabulary)
             return made
-        if isinstance(source, Pretrained):  # a vocabulary of the same size may still have other entries
-            self.data.check_same_vocabulary(source.name_or_path, source.revision, role="student")
         return source.build(self.vocabulary, head=self.head, **head_settings), []
 
     def observe_gradients(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:

@@ -1,9 +1,10 @@
-"""A tiny tokenizer, networks of two layers, and folders like those of finished runs."""
+"""A tiny tokenizer, networks of two layers, folders like those of finished runs, and a machine with its own clock."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -13,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     RobertaTokenizer,
 )
+
+from lit_distil.commands.benchmark.latency import TimedNetwork
 
 LINES = [
     "the cat sat on the mat with a dog",
@@ -88,3 +91,27 @@ def write_rows(folder: Path) -> dict[str, str]:
         path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
         files[split] = str(path)
     return files
+
+
+class Machine:
+    """A machine with a clock of its own, on which calls are slower for a while after another network ran.
+
+    Attributes:
+        milliseconds: Of a warm call with one sequence, by network; proportional to the sequences.
+    """
+
+    def __init__(self, milliseconds: dict[str, float], *, cold_seconds: float = 0.15, cold_factor: float = 1.7) -> None:
+        self.milliseconds, self.cold_seconds, self.cold_factor = milliseconds, cold_seconds, cold_factor
+        self.now, self._running, self._since = 0.0, "", 0.0
+
+    def open(self, name: str, *, length: int, device: str, threads: int) -> TimedNetwork:
+        """In place of `open_timed`."""
+
+        def call(input_ids: Any, **_: Any) -> None:
+            if name != self._running:
+                self._running, self._since = name, self.now
+            is_cold = self.now - self._since < self.cold_seconds
+            cost = self.milliseconds[name] * len(input_ids) * (self.cold_factor if is_cold else 1.0)
+            self.now += cost / 1000
+
+        return TimedNetwork(call, call, 2, 1, vocab_size=9, max_length=None, has_segments=False)

@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM
 
 from lit_distil.commands.benchmark import command, latency
 from lit_distil.commands.benchmark.latency import Quartiles, TimedNetwork, measure_networks
-from tests.commands.examples import finished_run, make_tokenizer
+from tests.commands.examples import Machine, finished_run, make_tokenizer
 
 WARM_UP_SECONDS = latency._WARM_UP_SECONDS
 
@@ -25,28 +25,6 @@ def networks(tmp_path_factory):
 def quick(monkeypatch):
     """Two calls warm a network up; the test of the warm-up sets the real time."""
     monkeypatch.setattr(latency, "_WARM_UP_SECONDS", 0.0)
-
-
-class Machine:
-    """A machine with a clock of its own, on which calls are slower for a while after another network ran.
-
-    Attributes:
-        milliseconds: Of a warm call with one sequence, by network; proportional to the sequences.
-    """
-
-    def __init__(self, milliseconds, *, cold_seconds=0.15, cold_factor=1.7):
-        self.milliseconds, self.cold_seconds, self.cold_factor = milliseconds, cold_seconds, cold_factor
-        self.now, self._running, self._since = 0.0, None, 0.0
-
-    def open(self, name, *, length, device, threads):
-        def call(input_ids, attention_mask):
-            if name != self._running:
-                self._running, self._since = name, self.now
-            is_cold = self.now - self._since < self.cold_seconds
-            cost = self.milliseconds[name] * len(input_ids) * (self.cold_factor if is_cold else 1.0)
-            self.now += cost / 1000
-
-        return TimedNetwork(call, call, 2, 1, vocab_size=9, max_length=None, has_segments=False)
 
 
 def measured_on(machine, networks, monkeypatch):

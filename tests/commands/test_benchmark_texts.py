@@ -10,8 +10,9 @@ from lit_distil.commands.benchmark import command, latency
 from lit_distil.commands.benchmark.command import read_pairs
 from lit_distil.commands.benchmark.latency import peak_memory_mb, time_texts
 from lit_distil.data import TableFiles
-from tests.commands.examples import finished_run, make_tokenizer
+from tests.commands.examples import Machine, finished_run, make_tokenizer
 
+WARM_UP_SECONDS = latency._WARM_UP_SECONDS
 PAIRS = [("the cat sat", "a dog ran"), ("birds fly in the sky", "the fish swims"), ("a", "b")]
 
 
@@ -61,6 +62,25 @@ def test_what_was_measured_is_written_beside_the_published_figures(
     assert [line.split("|")[5].strip() for line in ours] == ["1.00", f"{second / first:.2f}"]
     assert "BERT-base, published" in text and "668" in text and "table 3" in text
     assert all(row["peak_memory_mb"] is None for row in numbers["results"]) and "peak memory" not in text
+
+
+def test_a_pass_does_not_depend_on_which_networks_stand_beside_it(
+    networks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = networks
+    found = {}
+    for names in ([small], [small, large], [large, small]):
+        machine = Machine({small: 0.74, large: 0.74 * 16})
+        with monkeypatch.context() as patch:
+            patch.setattr(latency, "_WARM_UP_SECONDS", WARM_UP_SECONDS)
+            patch.setattr(latency, "open_timed", machine.open)
+            patch.setattr(latency, "perf_counter", lambda machine=machine: machine.now)
+            times = time_texts(names, PAIRS, rounds=3, threads=1, device="cpu", part="encoder")
+        found[tuple(names)] = dict(zip(names, times, strict=True))
+    for times_of in found.values():
+        assert times_of[small].text_ms.upper == pytest.approx(0.74)
+        assert times_of[small].seconds.median == pytest.approx(len(PAIRS) * 0.74 / 1000)
+    assert found[large, small][large].text_ms.lower == pytest.approx(0.74 * 16)
 
 
 def test_networks_take_turns_a_pass_each(networks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from lit_distil.commands.networks import (
     open_network,
     read_texts,
     short_names,
+    texts_in,
 )
 from tests.commands.examples import finished_run, make_tokenizer
 from tests.commands.test_export import masked_lm_module, save_checkpoint, write_config
@@ -73,7 +74,7 @@ def test_other_files_and_damaged_checkpoints_are_refused(tmp_path, tokenizer):
         load_checkpoint(tmp_path / "missing.ckpt")
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.ckpt' could not be read"):
+    with pytest.raises(ValueError, match=r"text\.ckpt' is not a checkpoint of lit_distil"):
         load_checkpoint(text)
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
@@ -103,3 +104,22 @@ def test_a_file_of_texts_is_read_line_by_line(tmp_path: Path) -> None:
     file.write_bytes(b"the model\na caf\xe9\n")
     with pytest.raises(ValueError, match=r"lines\.txt:2: .*UTF-8"):
         read_texts([], str(file))
+
+
+def test_a_table_is_read_by_its_column_and_never_as_prose(tmp_path: Path) -> None:
+    """Lines of JSON are no texts: braces and names of columns would be scored, or compared on, like words."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"body": "the  model\\nlearns", "label": 1}\n{"body": " ", "label": 0}\n{"body": "a loss", "label": 0}\n'
+    )
+    texts = [("the model learns", f"{file}:1"), ("a loss", f"{file}:3")]
+    assert texts_in(str(file), "body", field="check_on") == texts
+    with pytest.raises(ValueError, match=r"check_on: .*rows\.jsonl' is a table; .*--text_column \['body', 'label'\]"):
+        texts_in(str(file), None, field="check_on")
+    for column in ("boby", "label"):
+        with pytest.raises(ValueError, match=rf"text_column: .*rows\.jsonl:1: no text in column '{column}'; .*'body'"):
+            texts_in(str(file), column, field="check_on")
+    prose = tmp_path / "lines.txt"
+    prose.write_text("the model\n")
+    with pytest.raises(ValueError, match=r"text_column: .*lines\.txt' is a text file, which has no columns"):
+        read_texts([], str(prose), "body")

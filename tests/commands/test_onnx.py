@@ -143,7 +143,7 @@ def test_messages_name_what_is_wrong(
         ValueError, match=r"checkpoint: .* could not be loaded .*give a checkpoint .* a folder that a run exported"
     ):
         export.export(str(tmp_path / "absent"), str(tmp_path / "out"), onnx=True)
-    with pytest.raises(ValueError, match=r"check_on: .* has no texts"):
+    with pytest.raises(ValueError, match=r"check_on: no file at .*absent\.txt"):
         export.export(written[0], str(tmp_path / "out"), onnx=True, check_on=str(tmp_path / "absent.txt"))
     with pytest.raises(ValueError, match=r"no ONNX file at .*--onnx true"):
         OnnxNetwork(tmp_path / "absent.onnx")

@@ -47,6 +47,17 @@ def test_filters_and_a_format_can_come_from_a_file(arguments, tmp_path, capsys):
     assert len(list((folder / "tables").iterdir())) == 1
 
 
+def test_a_missing_file_or_tokenizer_is_found_before_the_first_split_is_tokenised(arguments, tmp_path):
+    absent = ["--source.validation", str(tmp_path / "nosuch.txt")]
+    with pytest.raises(ValueError, match=r"source\.validation: no file .*nosuch\.txt"):
+        run([*arguments, *absent])
+    with pytest.raises(ValueError, match=r"max_length must be at least 5 for SegmentPair, got 4"):
+        run([*arguments, "--format", "lit_distil.data.SegmentPair", "--max_length", "4"])
+    with pytest.raises(ValueError, match=r"no tokenizer|nosuch"):
+        run([*arguments, "--tokenizer", str(tmp_path / "nosuch")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_settings_are_refused_by_name(arguments, tmp_path):
     with pytest.raises(ValueError, match="splits: the test split of the source has no documents"):
         run([*arguments, "--splits", "[test]"])

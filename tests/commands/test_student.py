@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from lit_distil import cli
 from lit_distil.commands import student
 from lit_distil.data import DocSentences, TextDataModule, TextFiles, TokenMasking
 from lit_distil.models import CrossArchitecture, FirstLayers, FromConfig, Layers, Narrower
 from tests.commands.examples import finished_run, make_tokenizer, write_texts
+from tests.integration.probes import UnreadTexts
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,32 @@ def test_the_same_seed_gives_the_same_new_tensors(teacher: str, tmp_path: Path) 
         weights.append(AutoModelForMaskedLM.from_pretrained(tmp_path / folder).state_dict())
     name = "model.layers.0.attn.Wqkv.weight"
     assert torch.equal(weights[0][name], weights[1][name]) and not torch.equal(weights[0][name], weights[2][name])
+
+
+def test_what_a_distillation_refuses_is_refused_here_and_what_it_accepts_is_made(teacher: str, tmp_path: Path) -> None:
+    """A teacher without a head was given a random one in silence."""
+    headless = tmp_path / "headless"
+    AutoModel.from_pretrained(teacher).save_pretrained(headless)
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(headless)
+    student.student(str(headless), FirstLayers(2), str(tmp_path / "encoder"))
+    assert json.loads((tmp_path / "encoder" / "config.json").read_text())["architectures"] == ["RobertaModel"]
+    with pytest.raises(
+        ValueError, match=r"data: .*headless' has no trained masked-LM head to compare.*lit-distil pretrain"
+    ):
+        student.student(str(headless), FirstLayers(2), str(tmp_path / "out"), data=make_data(teacher, tmp_path))
+
+    padded = tmp_path / "padded"
+    shutil.copytree(teacher, padded)
+    config = json.loads((padded / "config.json").read_text())
+    (padded / "config.json").write_text(json.dumps({**config, "pad_token_id": config["pad_token_id"] + 3}))
+    with pytest.raises(ValueError, match=r"its config has pad_token_id=4 and the tokenizer pads with 1"):
+        student.student(str(padded), FirstLayers(2), str(tmp_path / "out"))
+
+    data = make_data(teacher, tmp_path)
+    data.source, data.max_length = UnreadTexts(**data.source.files), 65  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"data\.max_length: 65 tokens"):
+        student.student(teacher, FirstLayers(2), str(tmp_path / "out"), data=data)
+    assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_end_in_a_message_and_leave_no_folder(

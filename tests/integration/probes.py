@@ -1,4 +1,4 @@
-"""Callbacks that tests name in YAML, to look into a run or to interrupt it."""
+"""Callbacks and sources that tests name in YAML, to look into a run or to interrupt it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_distil.data import TableFiles, TextFiles
 
 
 class SaveGradients(Callback):
@@ -115,3 +117,38 @@ class SaveWeights(Callback):
         if trainer.is_global_zero:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(weights, self.file)
+
+
+class SaveSamples(Callback):
+    """Appends the sample ids of each step to a file for it, without accumulation; all ranks do.
+
+    Args:
+        folder: Where the files are.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with (self.folder / str(trainer.global_step - 1)).open("a") as file:
+            file.write(" ".join(map(str, batch.sample_ids.tolist())) + "\n")
+
+
+class DocumentReadError(Exception):
+    """A document or a row was asked for."""
+
+
+class UnreadTexts(TextFiles):
+    """Text files that nobody may read."""
+
+    def documents(self, split: Any) -> Any:
+        raise DocumentReadError(split)
+
+
+class UnreadRows(TableFiles):
+    """Tables that nobody may read."""
+
+    def rows(self, split: Any) -> Any:
+        raise DocumentReadError(split)

@@ -200,10 +200,13 @@ def test_another_text_or_tokenizer_is_refused(workspace: Workspace, full: Path, 
     first, second = (token for token, number in vocabulary.items() if number in (300, 301))
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     file.write_text(json.dumps(content))
-    changes = (("source", {"train": tmp_path / "train.txt"}), ("tokenizer", {"tokenizer": str(file.parent)}))
-    for name, change in changes:
+    changes: tuple[tuple[str, dict[str, Any]], ...] = (
+        (r"was written for something else: .*data\.train\.source\S* is ", {"train": tmp_path / "train.txt"}),
+        (r"data\.tokenizer: .* is not the teacher's vocabulary.* 2 tokens differ", {"tokenizer": str(file.parent)}),
+    )
+    for message, change in changes:
         module = make_module(workspace, full)
-        with pytest.raises(ValueError, match=rf"was written for something else: .*data\.train\.{name}\S* is "):
+        with pytest.raises(ValueError, match=message):
             make_trainer(tmp_path).fit(module, datamodule=make_data(workspace, **change))
         assert module.network is None
 
@@ -220,7 +223,7 @@ def test_another_teacher_is_refused(workspace: Workspace, full: Path, tmp_path: 
     for changes, message in (
         ({"teacher": str(other)}, r"teacher\.weights is \w+\.\.\. here and"),
         ({"teacher_dtype": "bfloat16"}, r"teacher\.dtype is bfloat16 here and null there"),
-        ({"teacher": "/nope/teacher"}, r"model\.teacher: '/nope/teacher' has no config\.json"),
+        ({"teacher": "/nope/teacher"}, r"model\.teacher: .*'/nope/teacher'"),
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(tmp_path).fit(make_module(workspace, full, **changes), datamodule=make_data(workspace))

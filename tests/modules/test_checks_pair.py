@@ -14,10 +14,10 @@ from lit_distil.types import Vocabulary
 from tests.models.helpers import VOCABULARY, make_model
 
 
-def make_data(longest: int = 20, *, pad: int = 0, has_segments: bool = False) -> Any:
-    dataset = SimpleNamespace(longest=longest, has_segments=has_segments)
+def make_data(max_length: int = 20, *, pad: int = 0, has_segments: bool = False) -> Any:
+    dataset = SimpleNamespace(has_segments=has_segments)
     vocabulary = Vocabulary(60, {**VOCABULARY.special_ids, "pad_token_id": pad})
-    return SimpleNamespace(datasets={"train": dataset}, vocabulary=vocabulary)
+    return SimpleNamespace(datasets={"train": dataset}, vocabulary=vocabulary, max_length=max_length)
 
 
 def networks(teacher_type: str, student: Any = None, **changes: Any) -> tuple[MaskedLMNetwork, MaskedLMNetwork]:
@@ -35,10 +35,15 @@ def test_a_pair_that_fits_is_let_through_without_a_word() -> None:
 
 
 def test_a_sequence_longer_than_either_position_table_is_refused_with_the_limit() -> None:
-    with pytest.raises(ValueError, match=r"train split has a sequence of 65 tokens.*student \(bert\) room for 64"):
+    with pytest.raises(
+        ValueError,
+        match=r"65 tokens are more than the position table of the student \(bert\) has room for, which are 64",
+    ):
         check_pair(*networks("bert"), make_data(65))
     longer = CrossArchitecture(FromConfig("bert", config={"max_position_embeddings": 128}))
-    with pytest.raises(ValueError, match=r"of the teacher \(roberta\) room for 64; set data.max_length to 64"):
+    with pytest.raises(
+        ValueError, match=r"of the teacher \(roberta\) has room for, which are 64; set data\.max_length to 64"
+    ):
         check_pair(*networks("roberta", longer), make_data(65, pad=1))
 
 

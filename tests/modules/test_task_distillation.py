@@ -16,7 +16,7 @@ from lit_distil.data import TableFiles, TextDataModule, load_tokenizer
 from lit_distil.models import CrossArchitecture, EveryOther, FromConfig, Pretrained
 from lit_distil.models.sources import AUTO_MODELS
 from lit_distil.modules import TaskDistillationModule
-from lit_distil.modules.task_distillation import check_task_teacher
+from lit_distil.modules.task_distillation import check_task_labels
 from lit_distil.objectives import HiddenCosineLoss, LabelKind, Objective, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss
 from lit_distil.tasks import ExtractiveQA, TextClassification, TextRegression
 from lit_distil.types import Batch, EncoderOutput
@@ -198,10 +198,10 @@ def test_a_teacher_of_another_kind_is_refused(workspace: Workspace, teacher: str
     assert "holds RobertaForMaskedLM and the task needs RobertaForSequenceClassification" in message
     model = Pretrained(teacher).build(None, head="sequence_classification")
     with pytest.raises(ValueError, match=r"for single_label_classification and data.task is for regression"):
-        check_task_teacher(teacher, model, TextRegression())
+        check_task_labels(teacher, model.config, TextRegression())
     model.config.problem_type = None
     with pytest.raises(ValueError, match=r"has 3 outputs .* and data.task needs 1"):
-        check_task_teacher(teacher, model, TextRegression())
+        check_task_labels(teacher, model.config, TextRegression())
 
 
 def test_objectives_that_a_task_has_no_use_for_are_refused(teacher: str) -> None:

@@ -76,7 +76,7 @@ def test_a_live_network_goes_on_in_pretraining_and_gets_a_new_head_in_fine_tunin
 
 def test_a_live_model_that_does_not_fit_is_refused_by_name(workspace: Workspace, tmp_path: Path) -> None:
     teacher = live(workspace.teacher)
-    with pytest.raises(ValueError, match=r"model\.teacher: RobertaModel has no masked_lm head"):
+    with pytest.raises(ValueError, match=r"model\.teacher: RobertaModel has no trained masked-LM"):
         make_trainer(tmp_path).fit(make_module(teacher.roberta), datamodule=make_data(workspace))
     teacher.resize_token_embeddings(300)
     with pytest.raises(ValueError, match=r"model\.teacher: vocabulary: the tokenizer has 320 entries .* 300 rows"):

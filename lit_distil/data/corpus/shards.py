@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ SETTINGS = "settings.json"
 CORPUS_FILES = (MANIFEST, TOKEN_COUNTS, "shard-*", ".lock")
 SEEN = "seen.sqlite"
 _COUNTED_AT_ONCE = 1_000_000
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.bin")  # of a file in the corpus's own folder, and nowhere else
 
 
 class ShardArrays(NamedTuple):
@@ -43,6 +45,10 @@ class ShardRecord:
     tokens: int
     characters: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.file, str) or not _SHARD_NAME.fullmatch(self.file):
+            raise ValueError(f"corpus: {self.file!r} is not the name of a shard (shard-00000.bin); prepare it again")
 
     def num_bytes(self, token_bytes: int) -> int:
         """Size of the file."""

@@ -187,7 +187,9 @@ def _reading_errors() -> tuple[type[Exception], ...]:
     import pyarrow
 
     of_datasets = datasets.exceptions.DatasetsError
-    return (of_datasets, pyarrow.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError, zlib.error)
+    # a RuntimeError for a data set with a script, which is not run
+    others = (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zlib.error)
+    return (of_datasets, pyarrow.ArrowException, *others)
 
 
 def name_classes(rows: Iterable[Row], features: Mapping[str, Any] | None) -> Iterator[Row]:

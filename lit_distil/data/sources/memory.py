@@ -124,6 +124,10 @@ class HeldOut(DocumentSource):
             if part := units[cut:] if is_held else units[:cut]:
                 yield part
 
+    def check(self, split: Split) -> None:
+        """See `DocumentSource.check`."""
+        self.source.check("train" if split == "validation" else split)
+
     def fingerprint(self, split: Split) -> str:
         """The source's, with the share."""
         if split not in ("train", "validation"):

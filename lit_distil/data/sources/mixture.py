@@ -103,6 +103,11 @@ class Mixture(DocumentSource):
             else:
                 parts.remove(part)
 
+    def check(self, split: Split) -> None:
+        """See `DocumentSource.check`."""
+        for source in self.sources.values():
+            source.check(split)
+
     def fingerprint(self, split: Split) -> str:
         """Hash of the sources' own and of the settings."""
         parts = [[name, source.fingerprint(split)] for name, source in self.sources.items()]

@@ -1,4 +1,4 @@
-"""A corpus that is already prepared, on local disk or at any address that fsspec reads."""
+"""A corpus that is already prepared, on local disk or on object storage, through fsspec."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.files import hash_of, is_whole, write_file
 
 _BLOCK_BYTES = 1 << 22
+# fsspec knows more kinds, and some of those run what an address says
+_KINDS = ("file", "memory", "http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hdfs")
 
 
 class PreparedCorpus(DocumentSource):
@@ -39,6 +41,10 @@ class PreparedCorpus(DocumentSource):
             f"source: {self.folder!r} is a prepared corpus, which holds tokens and no text: train on it "
             "(data.source), and give commands that need text the source that it was prepared from"
         )
+
+    def check(self, split: Split) -> None:
+        """See `DocumentSource.check`."""
+        self._read_manifest(split)
 
     def fingerprint(self, split: Split) -> str:
         """The sha256 of the split's manifest."""
@@ -112,6 +118,12 @@ class PreparedCorpus(DocumentSource):
         """The file system of an address, which may be a local path, and the path in it."""
         import fsspec
 
+        kind = address.partition("://")[0] if "://" in address else "file"
+        if "::" in address or kind not in _KINDS:
+            raise ValueError(
+                f"source.folder: {self.folder!r} is no address that a corpus is read from; give a local folder, or an "
+                f"address that begins with one of {', '.join(_KINDS)} and ://"
+            )
         try:
             return fsspec.core.url_to_fs(address)
         except (ValueError, ImportError) as error:

@@ -55,6 +55,10 @@ class Sentences(DocumentSource):
             message = f"source.language: pysbd failed on {num_failures} pieces of text, which are left uncut"
             warnings.warn(message, stacklevel=2)
 
+    def check(self, split: Split) -> None:
+        """See `DocumentSource.check`."""
+        self.source.check(split)
+
     def fingerprint(self, split: Split) -> str:
         """Hash of the source's own, the language and pysbd's version."""
         return hash_values([self.source.fingerprint(split), self.language, importlib.metadata.version("pysbd"), WINDOW])

@@ -33,9 +33,8 @@ def read_rows(path: Path, *, errors: Errors = "strict") -> Iterator[Row]:
     Raises:
         ValueError: The kind is unknown, or a row cannot be read; the message names file and line.
     """
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
-    kind = suffixes[-1].lower() if suffixes else ""
-    if kind not in KINDS:
+    kind = table_kind(path)
+    if kind is None:
         raise ValueError(f"{path}: unknown kind of table; supported are {', '.join(KINDS[:-1])} and {KINDS[-1]}")
     if kind in _JSON_LINES:
         rows = _read_json_lines(path, errors)
@@ -47,6 +46,12 @@ def read_rows(path: Path, *, errors: Errors = "strict") -> Iterator[Row]:
         rows = _read_columnar(path, is_parquet=kind == ".parquet")
     for row, place in rows:
         yield {**row, SOURCE_KEY: place}
+
+
+def table_kind(path: Path) -> str | None:
+    """The suffix that says which kind of table a file is, before `.gz` or `.zst`; None if it is no table."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix not in (".gz", ".zst")]
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
 def _read_delimited(path: Path, errors: Errors, *, is_tsv: bool) -> _Rows:

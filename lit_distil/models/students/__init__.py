@@ -10,6 +10,7 @@ from lit_distil.models.students.base import (
     StudentInitialisation,
     describe,
     mark_frozen,
+    new_head,
     summarise,
     tensor_table,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "StudentInitialisation",
     "describe",
     "mark_frozen",
+    "new_head",
     "summarise",
     "tensor_table",
 ]

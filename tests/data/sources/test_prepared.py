@@ -180,7 +180,10 @@ def test_a_folder_without_a_corpus_is_refused(made):
         with pytest.raises(ValueError, match=r"source\.folder: .*nowhere' holds no prepared corpus"):
             text_data(made, PreparedCorpus(folder)).prepare_data()
     with pytest.raises(ValueError, match=r"cannot be read \(.*install the fsspec package for its kind"):
-        text_data(made, PreparedCorpus("nosuch://a/b")).prepare_data()
+        text_data(made, PreparedCorpus("oss://a/b")).prepare_data()
+    for address in ("nosuch://a/b", "reference://::file:///a.json", "memory://a::file:///b"):
+        with pytest.raises(ValueError, match="is no address that a corpus is read from"):
+            text_data(made, PreparedCorpus(address)).prepare_data()
     with pytest.raises(ValueError, match="name the folder"):
         PreparedCorpus("")
     with pytest.raises(ValueError, match="holds tokens and no text"):

@@ -1,0 +1,151 @@
+"""Swapping a class in a configuration: which arguments of the old class the new one keeps.
+
+The parser would keep every argument whose name the new class has too, although `config` means one thing for
+`FromConfig` and another for `Pretrained`. Here an argument is kept only if a base class of both declares it, such as
+the `rate` of any masking strategy. What else was set for the old class is dropped, and a notice names it. What is given
+together with the new class, on the same command line or in the same section of a file, is for the new class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import Namespace, _typehints
+from jsonargparse._util import import_object
+from lightning.pytorch.utilities import rank_zero_info
+
+_CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An argument that was set for a class which another one replaced; the classes are given by their paths."""
+
+    old: str
+    new: str
+    name: str
+
+
+_swaps: ContextVar[list[Dropped] | None] = ContextVar("swaps", default=None)
+
+
+@contextmanager
+def swapping() -> Iterator[list[Dropped]]:
+    """Within the block the parser keeps of a replaced class's arguments only what means the same.
+
+    Yields:
+        What was dropped, for `tell_dropped`; filled in while the block runs.
+    """
+    dropped: list[Dropped] = []
+    token = _swaps.set(dropped)
+    try:
+        yield dropped
+    finally:
+        _swaps.reset(token)
+
+
+def tell_dropped(dropped: list[Dropped], config: Namespace) -> None:
+    """Say what was dropped, a line for each class that was replaced; not what the new class was given itself.
+
+    Args:
+        dropped: See `swapping`.
+        config: The configuration as it was parsed.
+    """
+    swaps: dict[tuple[str, str, str], list[str]] = {}
+    for one in dict.fromkeys(dropped):
+        places = list(_places(config, one.new))
+        if any(one.name in given and given[one.name] != _defaults(one.new).get(one.name) for _, given in places):
+            continue
+        swaps.setdefault((places[0][0] if places else "config", one.old, one.new), []).append(one.name)
+    for (key, old, new), names in swaps.items():
+        old_name, new_name = (path.rpartition(".")[2] for path in (old, new))
+        both = [name for name in names if name in _defaults(new)]
+        note = f" ({', '.join(both)} may mean something else there: give it again if you want it)" if both else ""
+        rank_zero_info(
+            f"{key}: {new_name} takes the place of {old_name}, and what was set for {old_name} is dropped: "
+            f"{', '.join(names)}{note}"
+        )
+
+
+def classes_first(arguments: list[str]) -> list[str]:
+    """A command line in which the option of a class stands before those of its arguments, which are for that class."""
+    options: list[list[str]] = []
+    for argument in arguments:
+        takes_value = options and len(options[-1]) == 1 and options[-1][0][:1] == "-" and "=" not in options[-1][0]
+        if takes_value and not argument.startswith("--"):
+            options[-1].append(argument)
+        else:
+            options.append([argument])
+    names = [option[0].partition("=")[0] for option in options]
+    for name in dict.fromkeys(names):
+        at = names.index(name)
+        value = options[at][-1].removeprefix(f"{name}=")
+        if name[:2] != "--" or names.count(name) > 1 or not _CLASS_PATH.fullmatch(value):
+            continue
+        early = [index for index in range(at) if names[index].startswith(f"{name}.")]
+        order = [index for index in range(at + 1) if index not in early] + early + list(range(at + 1, len(names)))
+        names, options = [names[index] for index in order], [options[index] for index in order]
+    return [word for option in options for word in option]
+
+
+def shared_arguments(old: Any, new: Any) -> set[str]:
+    """Names of the arguments that mean the same for both classes: the constructor of a base class of both has them."""
+    if not (isinstance(old, type) and isinstance(new, type)):
+        return set()
+    common = [kind for kind in new.__mro__ if kind in old.__mro__ and kind is not object and "__init__" in vars(kind)]
+    return {
+        name
+        for kind in common
+        for name, one in list(inspect.signature(kind.__init__).parameters.items())[1:]  # type: ignore[misc]
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    }
+
+
+def _defaults(class_path: str) -> dict[str, Any]:
+    return {name: one.default for name, one in inspect.signature(import_object(class_path)).parameters.items()}
+
+
+def _places(value: Any, class_path: str, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where a class stands in a configuration, and the arguments that it has there."""
+    if isinstance(value, list | tuple):
+        parts: dict[str, Any] = dict(enumerate(value))  # type: ignore[arg-type]
+    elif isinstance(value, Namespace | Mapping):
+        parts = {**(vars(value) if isinstance(value, Namespace) else value)}
+    else:
+        return
+    if "class_path" in parts:
+        given = parts.get("init_args") or {}
+        parts = {**(vars(given) if isinstance(given, Namespace) else given)}
+        if value["class_path"] == class_path:
+            yield key, parts
+    for name, part in parts.items():
+        yield from _places(part, class_path, f"{key}.{name}" if key else str(name))
+
+
+_keep_by_name = _typehints.discard_init_args_on_class_path_change
+
+
+def _keep_by_meaning(parser: Any, previous: Any, value: Any) -> None:
+    """What the parser calls where a value's class may differ from that of the value before it, which it changes."""
+    dropped = _swaps.get()
+    arguments = previous and "init_args" in previous and previous["init_args"]
+    if dropped is not None and arguments and previous["class_path"] != value["class_path"]:
+        old, new = previous["class_path"], value["class_path"]
+        kept, defaults = shared_arguments(import_object(old), import_object(new)), _defaults(old)
+        names = list(vars(arguments) if isinstance(arguments, Namespace) else arguments)
+        for name in names:
+            if name not in kept:
+                given = arguments.pop(name)
+                if given != defaults.get(name):  # a whole configuration, as runs keep it, has the defaults too
+                    dropped.append(Dropped(old, new, name))
+    _keep_by_name(parser, previous, value)
+
+
+# The parser has no setting for it. Outside of `swapping` this does what jsonargparse does.
+_typehints.discard_init_args_on_class_path_change = _keep_by_meaning
