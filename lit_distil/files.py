@@ -273,7 +273,7 @@ def _settle(folder: Path) -> None:
     Some writers, such as safetensors', make files that only their owner can read. The umask is read from a folder made
     for this purpose: asking for it means changing it, which other threads would notice.
     """
-    probe = staging_name(folder / "umask")
+    probe = _staging_name(folder / "umask")
     probe.mkdir()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.rmdir()

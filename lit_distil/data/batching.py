@@ -104,7 +104,11 @@ class TrainLoader:
             self.plan = TokenPlan(dataset.lengths, batch_tokens, order=order, num_shares=shares)
         self.accumulate = accumulate
         self.num_workers = num_workers
-        self._loading = {"num_workers": num_workers, "pin_memory": pin_memory, "timeout": worker_timeout}
+        self._loading: dict[str, Any] = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "timeout": worker_timeout,
+        }
         self._first_step = first_step
         self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate)
 
@@ -172,7 +176,11 @@ class EvalLoader:
         num_rounds = min(math.ceil(len(dataset) / (multiple * batch_size)), len(dataset) // multiple)
         self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size)
         self.num_workers = num_workers
-        self._loading = {"num_workers": num_workers, "pin_memory": pin_memory, "timeout": worker_timeout}
+        self._loading: dict[str, Any] = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "timeout": worker_timeout,
+        }
 
     def __len__(self) -> int:
         """Batches of this rank, the same number on every rank."""

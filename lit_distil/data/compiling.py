@@ -26,16 +26,17 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     `~/.cache/lit_distil`), and if that is read-only too, each process compiles for itself. `$NUMBA_CACHE_DIR` comes
     before both.
     """
-    dispatcher = njit(function, nogil=True)
-    given = config.CACHE_DIR
+    dispatcher: Any = njit(function, nogil=True)
+    settings: Any = config
+    given = settings.CACHE_DIR
     if not given and not os.access(Path(__file__).parent, os.W_OK):
-        config.CACHE_DIR = str(default_cache_dir() / "kernels")
+        settings.CACHE_DIR = str(default_cache_dir() / "kernels")
     try:
         dispatcher._cache = _Cache(function)
     except (RuntimeError, OSError):  # numba finds no folder that it can write to
         _Notice.keeps = False
     finally:
-        config.CACHE_DIR = given
+        settings.CACHE_DIR = given
     return dispatcher
 
 
