@@ -104,11 +104,7 @@ class TrainLoader:
             self.plan = TokenPlan(dataset.lengths, batch_tokens, order=order, num_shares=shares)
         self.accumulate = accumulate
         self.num_workers = num_workers
-        self._loading: dict[str, Any] = {
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "timeout": worker_timeout,
-        }
+        self._loading: dict[str, Any] = {"pin_memory": pin_memory, "timeout": worker_timeout}
         self._first_step = first_step
         self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate)
 
@@ -117,7 +113,7 @@ class TrainLoader:
         return self.plan.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        for batches in _load(self._steps, count(self._first_step()), **self._loading):
+        for batches in _load(self._steps, count(self._first_step()), num_workers=self.num_workers, **self._loading):
             yield from batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,18 +172,14 @@ class EvalLoader:
         num_rounds = min(math.ceil(len(dataset) / (multiple * batch_size)), len(dataset) // multiple)
         self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size)
         self.num_workers = num_workers
-        self._loading: dict[str, Any] = {
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "timeout": worker_timeout,
-        }
+        self._loading: dict[str, Any] = {"pin_memory": pin_memory, "timeout": worker_timeout}
 
     def __len__(self) -> int:
         """Batches of this rank, the same number on every rank."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _load(self._batches, range(len(self)), **self._loading)
+        return _load(self._batches, range(len(self)), num_workers=self.num_workers, **self._loading)
 
 
 class _Steps(Dataset):
