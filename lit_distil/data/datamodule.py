@@ -26,7 +26,7 @@ from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Spli
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
-from lit_distil.files import default_cache_dir, describe, hash_values
+from lit_distil.files import check_writable, default_cache_dir, describe, hash_values
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -96,8 +96,25 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"data.source: {type(source).__name__} gives documents, and data.task needs labelled rows")
         if max_length < 4:
             raise ValueError(f"data.max_length must be at least 4, got {max_length}")
-        if eval_batch_size < 1:
-            raise ValueError(f"data.eval_batch_size must be at least 1, got {eval_batch_size}")
+        counts = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "max_eval_sequences": max_eval_sequences,
+            "batch_tokens": batch_tokens,
+            "num_processes": num_processes,
+        }
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {count}")
+        most = 32 * (os.cpu_count() or 1)
+        if not 0 <= num_workers <= most:
+            raise ValueError(
+                f"data.num_workers must lie between 0 and {most}, 32 for each core of this machine, got {num_workers}"
+            )
+        if num_processes is not None and num_processes > most:
+            raise ValueError(
+                f"data.num_processes must be at most {most}, 32 for each core of this machine, got {num_processes}"
+            )
         if not 0 <= validation_share < 1:
             raise ValueError(f"data.validation_share must be 0 or more and less than 1, got {validation_share}")
         self.source, self.format, self.masking, self.task = source, format, masking, task
@@ -143,6 +160,8 @@ class TextDataModule(LightningDataModule):
             ValueError: A check before work fails (in the module of the trainer, too), the train split has no
                 documents, or a corpus cannot be prepared or fetched.
         """
+        if self.task is None and not isinstance(self.source, PreparedCorpus):
+            check_writable(default_cache_dir(self.cache_dir), "data.cache_dir")
         self.check_before_work()
         check_module = getattr(self.trainer and self.trainer.lightning_module, "check_before_work", None)
         if check_module is not None:

@@ -156,8 +156,8 @@ class _PairFormat(SequenceFormat):
     def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:
         if not 0 <= random_next_prob <= 1:
             raise ValueError(f"random_next_prob must lie in [0, 1], got {random_next_prob}")
-        if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+        if not 1 <= copies <= 1000:  # every copy has a table of its own
+            raise ValueError(f"copies must lie between 1 and 1000, got {copies}")
         self.random_next_prob = random_next_prob
         self.copies = copies
 

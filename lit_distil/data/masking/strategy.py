@@ -211,7 +211,7 @@ class MaskingStrategy(ABC):
             raise ValueError(f"rate must lie in (0, 1], got {given}")
         if most == 1:
             warnings.warn("rate 1 masks every token: nothing is left to predict them from", stacklevel=2)
-        if mask_share < 0 or random_share < 0 or mask_share + random_share > 1 + 1e-9:
+        if not (mask_share >= 0 and random_share >= 0 and mask_share + random_share <= 1 + 1e-9):
             raise ValueError(
                 "mask_share and random_share must not be negative and must not exceed 1 together (the rest keeps its "
                 f"id), got {mask_share} and {random_share}"
