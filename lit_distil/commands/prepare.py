@@ -105,7 +105,7 @@ def run(arguments: list[str]) -> None:
     def check(settings: Namespace) -> None:
         if settings.address and not any(argument.partition("=")[0] == "--address" for argument in arguments):
             raise ValueError(
-                f"address: {settings.address!r} is a cluster, whose processes exchange code with this one; name it on the "
+                f"address: {settings.address!r} is a cluster, which exchanges code with this process; name it on the "
                 "command line (--address), not in a configuration"
             )
 
