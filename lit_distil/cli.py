@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> None:
         with trust.guard(trusted, remote_code=runs_remote_code):
             _run(command, arguments)
     except Exception as error:
-        message = importlib.import_module("lit_distil.messages").users_mistake(error)
+        messages = importlib.import_module("lit_distil.messages")
+        message = messages.users_mistake(error) or messages.piece_that_raised(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
         _fail(message)

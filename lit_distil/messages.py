@@ -343,9 +343,11 @@ def users_mistake(error: BaseException) -> str | None:
     while reason is not None:
         frames = traceback.extract_tb(reason.__traceback__)
         is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        # a TypeError is a mistake of the user's only where a check raises it
-        is_check = isinstance(reason, TypeError) and bool(frames) and str(frames[-1].line).startswith("raise ")
-        if is_ours and (is_check or isinstance(reason, ValueError | OSError)):
+        # these two are a mistake of the user's only where a check raises them
+        is_check = bool(frames) and str(frames[-1].line).startswith("raise ")
+        if is_ours and isinstance(
+            reason, ValueError | OSError | TypeError | RuntimeError if is_check else ValueError | OSError
+        ):
             return str(reason)
         if isinstance(reason, OSError) and reason.filename and reason.strerror:  # the system says what it refuses
             return f"{reason.filename}: {reason.strerror}"
@@ -534,3 +536,37 @@ def call_command(
         before(parsed)
     with whole_paths(parsed):
         function(**parser.instantiate(parsed).as_dict())
+
+
+# A piece of a user's own that raises an error
+
+_BASES = ("lit_distil", "lightning", "torch", "transformers")
+
+
+def piece_that_raised(error: BaseException) -> str | None:
+    """What to say of an error in a class of a user's own (a loss, a mask, a callback): which, where, its contract.
+
+    Returns:
+        One sentence; None if no class that derives from one of this package or its libraries raised it, or if this
+        package was called by that class, so that the fault may be anywhere.
+    """
+    reason: BaseException | None = error
+    while reason is not None:
+        place = ""
+        for frame, line in reversed([*traceback.walk_tb(reason.__traceback__)]):
+            file, kind, method = Path(frame.f_code.co_filename), type(frame.f_locals.get("self")), frame.f_code.co_name
+            if file.is_relative_to(Path(__file__).parent):
+                break
+            base = next((one for one in kind.__mro__ if one.__module__.partition(".")[0] in _BASES), None)
+            if base is kind or base is None or not hasattr(base, method):
+                if not (file.is_relative_to(sys.prefix) or file.is_relative_to(sys.base_prefix)):
+                    place = place or f"{file.name}, line {line}"
+                continue
+            contract = (inspect.getdoc(getattr(base, method)) or "").partition("\n")[0]
+            told = f" ({base.__name__}.{method}: {contract})" if contract and method != "__init__" else ""
+            return (
+                f"{kind.__module__}.{kind.__qualname__}.{method} raised {type(reason).__name__}: {reason} in "
+                f"{place or f'{file.name}, line {line}'}{told}; LIT_DISTIL_TRACEBACK=1 shows the way there"
+            )
+        reason = reason.__cause__
+    return None

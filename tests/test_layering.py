@@ -12,7 +12,7 @@ LEAVES = {"types", "console", "schedules", "files", "messages", "swaps", "trust"
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
-    "schedules": set(),
+    "schedules": {"types"},
     "files": set(),
     "messages": {"trust"},
     "swaps": set(),

@@ -38,7 +38,7 @@ from transformers.utils import logging as transformers_logging
 from lit_distil.messages import missing_folder, one_line
 from lit_distil.models.attention import choose_attention
 from lit_distil.trust import RemoteCodeError, load_pretrained, trusts_remote_code
-from lit_distil.types import Vocabulary
+from lit_distil.types import Piece, Vocabulary, refuse_result
 
 Head = Literal[
     "masked_lm",
@@ -74,7 +74,16 @@ STAND_INS = {
 """A tokenizer has [CLS] and [SEP], or a beginning and an end of text; each pair can stand in for the other."""
 
 
-class NetworkSource(ABC):
+def _hugging_face_model(source: NetworkSource, model: Any, *arguments: Any, **named: Any) -> PreTrainedModel:
+    if not isinstance(model, PreTrainedModel):
+        refuse_result(source, "load", "return a transformers model (PreTrainedModel)", model)
+    unset = next((name for name, value in model.state_dict().items() if value.is_meta), None)
+    if unset and torch.get_default_device().type != "meta":  # where sketches are made
+        refuse_result(source, "load", "set every tensor of the model", f"{unset} on the meta device")
+    return model
+
+
+class NetworkSource(Piece, ABC):
     """Builds a Hugging Face model with a head, in training mode.
 
     A subclass answers in `load`.
@@ -84,6 +93,7 @@ class NetworkSource(ABC):
     """
 
     attention: str | None = None
+    contracts = {"load": _hugging_face_model}
 
     def build(
         self,

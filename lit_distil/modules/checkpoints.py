@@ -106,7 +106,14 @@ class SavedModule(LoggedModule):
             self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the network's configuration, so that loading needs neither teacher nor data."""
+        """Add the network's configuration, so that loading needs neither teacher nor data.
+
+        Raises:
+            DivergedError: The network has diverged; what was saved before stays.
+        """
+        if self.has_trainer:
+            self.guard.check_weights(self, self.trainer.global_step)
+            checkpoint["guard"] = self.guard.state()
         settings = self.network.config.to_dict()
         settings.pop("transformers_version", None)
         checkpoint["network"] = {"head": self.head, "config": json.dumps(settings, default=str)}
@@ -129,6 +136,8 @@ class SavedModule(LoggedModule):
             self._unfinished = checkpoint.get("unfinished", {})
             if self.trainer.strategy.restore_checkpoint_after_setup:  # `on_fit_start` was before
                 self.enter_last_step()
+        if self.has_trainer and "guard" in checkpoint:
+            self.guard.restore(checkpoint["guard"])
         states = checkpoint.get("optimizer_states") or []
         if all("param_groups" in state for state in states) and states:
             self.saved_groups = [[len(group["params"]) for group in state["param_groups"]] for state in states]
