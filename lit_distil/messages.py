@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, add_instantiator
 
+from lit_distil.swaps import classes_first, swapping, tell_dropped
 from lit_distil.trust import Parser, guard, imported, refusal
 
 _MAX_REASONS = 6
@@ -528,9 +529,11 @@ def call_command(
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skipped, sub_configs=True)
     names = list(inspect.signature(function).parameters)
     try:
-        parsed = parser.parse_args(arguments)
+        with swapping() as dropped:
+            parsed = parser.parse_args(classes_first(arguments))
     except ArgumentError as error:
         raise ValueError(broken_file(arguments) or shorten(error.message, names)) from error
+    tell_dropped(dropped, parsed)
     parsed.pop("config", None)
     if before is not None:
         before(parsed)
