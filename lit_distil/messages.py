@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, add_instantiator
+from jsonargparse import Namespace, add_instantiator
 
-from lit_distil.trust import imported, refusal
+from lit_distil.swaps import classes_first, swapping, tell_dropped
+from lit_distil.trust import Parser, guard, imported, refusal
 
 _MAX_REASONS = 6
 _NOISE = (
@@ -499,6 +500,7 @@ def _pieces(value: Any, path: str) -> Iterator[tuple[str, str | None, dict[str, 
 # Commands that are functions
 
 
+@guard()
 def call_command(
     function: Callable[..., None],
     arguments: list[str],
@@ -524,7 +526,7 @@ def call_command(
         ValueError: An option or a value is wrong.
     """
     description = str(function.__doc__).split("Args:")[0].strip()
-    parser: Any = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser: Any = Parser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=config_help)
     if words is not None:
         parser.add_argument(words, nargs="*", type=str, default=[], help=help)
@@ -532,9 +534,11 @@ def call_command(
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skipped, sub_configs=True)
     names = list(inspect.signature(function).parameters)
     try:
-        parsed = parser.parse_args(arguments)
+        with swapping() as dropped:
+            parsed = parser.parse_args(classes_first(arguments))
     except ArgumentError as error:
         raise ValueError(broken_file(arguments) or shorten(error.message, names)) from error
+    tell_dropped(dropped, parsed)
     parsed.pop("config", None)
     if before is not None:
         before(parsed)

@@ -14,7 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "console": set(),
     "schedules": {"types"},
     "files": set(),
-    "messages": {"trust"},
+    "messages": {"swaps", "trust"},
     "swaps": set(),
     "trust": set(),
     "tasks": LEAVES | {"objectives"},
