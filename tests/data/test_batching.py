@@ -34,7 +34,7 @@ def test_every_epoch_is_a_permutation_and_no_step_is_short(num_samples, batch_si
     assert all(len(step[0]) == batch_size for step in steps)
     assert np.array_equal(epochs, np.arange(len(epochs)) // num_samples)
     orders = set()
-    for epoch in range(2):
+    for epoch in range(3):
         order = samples[epochs == epoch]
         assert np.array_equal(np.sort(order), np.arange(num_samples))
         orders.add(tuple(order))
