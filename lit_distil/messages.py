@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, add_instantiator
+from jsonargparse import Namespace, add_instantiator
 
 from lit_distil.swaps import classes_first, swapping, tell_dropped
-from lit_distil.trust import imported, refusal
+from lit_distil.trust import Parser, guard, imported, refusal
 
 _MAX_REASONS = 6
 _NOISE = (
@@ -502,6 +502,7 @@ def _pieces(value: Any, path: str) -> Iterator[tuple[str, str | None, dict[str, 
 # Commands that are functions
 
 
+@guard()
 def call_command(
     function: Callable[..., None],
     arguments: list[str],
@@ -527,7 +528,7 @@ def call_command(
         ValueError: An option or a value is wrong.
     """
     description = str(function.__doc__).split("Args:")[0].strip()
-    parser: Any = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser: Any = Parser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=config_help)
     if words is not None:
         parser.add_argument(words, nargs="*", type=str, default=[], help=help)

@@ -34,6 +34,7 @@ def trainer_of(command="fit", rank=0, world_size=1, accumulate=1, step=0):
         global_rank=rank,
         world_size=world_size,
         accumulate_grad_batches=accumulate,
+        lightning_module=None,
         limit_train_batches=1.0,
         limit_val_batches=1.0,
         val_check_interval=1.0,
