@@ -56,7 +56,7 @@ class LongestField(Task):
 @pytest.fixture
 def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "pieces_of_a_user.py").write_text(OWN_FILE)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # own files are those of the working directory
     yield
     sys.modules.pop("pieces_of_a_user", None)
 
