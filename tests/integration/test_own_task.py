@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_distil.trust import guard
 from tests.integration.conftest import probe
 from tests.workspace import Workspace, fit, logged
 
@@ -56,8 +57,9 @@ class LongestField(Task):
 @pytest.fixture
 def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "pieces_of_a_user.py").write_text(OWN_FILE)
-    monkeypatch.chdir(tmp_path)  # own files are those of the working directory
-    yield
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with guard(["pieces_of_a_user"]):
+        yield
     sys.modules.pop("pieces_of_a_user", None)
 
 
