@@ -355,6 +355,11 @@ def users_mistake(error: BaseException) -> str | None:
         if isinstance(reason, MemoryError) or "not enough memory" in str(reason) or "out of memory" in str(reason):
             return f"not enough memory ({one_line(reason)}); make the batches, the sequences or the network smaller"
         reason = reason.__cause__
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised between any two lines
+        return (
+            f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
+            "0 to make batches in the training process"
+        )
     return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
 
 

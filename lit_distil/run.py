@@ -349,13 +349,14 @@ def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bo
     """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
 
     Args:
-        module: See `EncoderModule.check_before_work`.
+        module: See `EncoderModule.check_before_work`; None checks the data alone.
         data: See `TextDataModule.check_before_work`.
         command: `fit`, `validate`, `test` or `predict`.
         has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
     """
     data.check_before_work(command, has_tokenizer=has_tokenizer)
-    module.check_before_work(data, has_tokenizer=has_tokenizer)
+    if module is not None:  # `inspect` may have none
+        module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 
 @guard()
