@@ -41,12 +41,18 @@ setup-dev: $(VENV)/.dev  ## the same with what tests and linters need
 
 # Tests
 
-.PHONY: test test-slow test-gpu lint format
+.PHONY: test test-slow test-reliability test-gpu lint format
 test: $(VENV)/.dev  ## the tests (15 minutes at most on two cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu'
 
 test-slow: $(VENV)/.dev  ## the tests that take longer
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 3600
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not reliability' --timeout 3600
+
+test-reliability: $(VENV)/.dev  ## kills, faults and damage by the hundred; at most 30 minutes on two cores
+	@rm -rf results/reliability
+	@LIT_DISTIL_RESULTS=$(CURDIR)/results/reliability OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 --dist worksteal -m reliability --timeout 1500 tests/reliability; \
+		code=$$?; $(BIN)/python -m tests.reliability.harness; exit $$code
 
 test-gpu: $(VENV)/.dev  ## the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu

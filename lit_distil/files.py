@@ -1,22 +1,36 @@
 """Files and folders that are written whole or not at all, and hashes to tell whether they still are what was written.
 
 Everything here writes under another name beside the target, puts the data on disk, and renames it. Whoever looks at
-the target at any moment, even after a kill or a power cut, finds the old content or the new one.
+the target at any moment, even after a kill or a power cut, finds the old content or the new one. What a killed process
+left beside a target is removed by the next one that writes to the same folder.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|replaced)")
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_HERE = -100  # AT_FDCWD
 
 NETWORK_FILES = (
     *("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.onnx", "*.onnx_data", "*.onnx.data"),
@@ -33,13 +47,17 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
 
     The folder of `path` must exist. Until the end the data are in the file that the open file's `name` says.
     """
-    staging = staging_name(path)
+    remove_leftovers(path.parent)
+    file = _claimed_file(path)
+    staging = Path(file.name)
     try:
-        with staging.open("xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staging, path)
+            if fcntl is None:  # Windows renames no open file
+                file.close()
+            os.replace(staging, path)
         _sync(path.parent)
     finally:
         staging.unlink(missing_ok=True)
@@ -75,21 +93,24 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def staged_folder(folder: Path, replaces: Sequence[str] = NETWORK_FILES) -> Iterator[Path]:
+def staged_folder(folder: Path, replaces: Sequence[str] | None = NETWORK_FILES) -> Iterator[Path]:
     """Make a folder to fill, which takes the place of `folder` when the block ends; after an error it is removed.
 
     Args:
         folder: Where it goes.
         replaces: Glob patterns of the files that belong to what is written. Others, which somebody else put into
-            `folder`, move to the new one.
+            `folder`, are kept. None replaces nothing: OSError is raised if `folder` exists and is not empty.
     """
-    staging = staging_name(folder)
-    staging.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    staging, claim = _claimed_folder(folder)
     try:
         yield staging
         place_folder(staging, folder, replaces)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if claim is not None:
+            os.close(claim)
 
 
 def foreign_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -159,32 +180,105 @@ def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = N
     Raises:
         OSError: `folder` exists, is not empty, and nothing may be replaced.
     """
+    for path in [] if replaces is None else foreign_files(folder, replaces):
+        copy = staging / path.name
+        if not copy.exists():
+            shutil.copytree(path, copy, symlinks=True) if path.is_dir() else shutil.copy2(path, copy)
     _settle(staging)
-    old = staging_name(folder)
-    if replaces is not None and folder.exists():
-        os.rename(folder, old)
-    os.replace(staging, folder)
-    for path in foreign_files(old, replaces or ()):
-        if not (folder / path.name).exists():
-            os.rename(path, folder / path.name)
+    if replaces is None or not folder.exists():
+        os.replace(staging, folder)
+    elif not _exchange(staging, folder):
+        old = _staging_name(folder).with_suffix(".replaced")
+        os.rename(folder, old)  # after a kill between these two lines, `remove_leftovers` puts it back
+        os.replace(staging, folder)
+        shutil.rmtree(old, ignore_errors=True)
     _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
-def staging_name(path: Path) -> Path:
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of their unfinished files and folders in `folder`.
+
+    What a living process is writing stays: it holds a lock on it. Where the file system has no locks, all stays.
+    """
+    if fcntl is None:
+        return
+    with suppress(OSError):  # no such folder, or one that may not be listed
+        for name in os.listdir(folder):
+            if (found := _UNFINISHED.fullmatch(name)) is not None:
+                with suppress(OSError):  # it is locked, or was removed meanwhile
+                    _remove_leftover(folder / name, folder / found["name"] if found["kind"] == "replaced" else None)
+
+
+def _remove_leftover(path: Path, target: Path | None) -> None:
+    """Remove a path that nobody has locked, or put it back in the place of `target` if nothing is there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if target is not None and not target.exists():
+            os.rename(path, target)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _staging_name(path: Path) -> Path:
     """A hidden name beside a path, which no other process uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _claimed_file(path: Path) -> BinaryIO:
+    """A new file beside `path`, locked as long as it is open, so that nobody takes it for a leftover."""
+    while True:
+        file = _staging_name(path).open("xb")
+        _lock(file.fileno())
+        if Path(file.name).exists():
+            return file
+        file.close()  # it was removed before it was locked
+
+
+def _claimed_folder(folder: Path) -> tuple[Path, int | None]:
+    """A new folder beside `folder`, and an open descriptor that locks it."""
+    while True:
+        staging = _staging_name(folder)
+        staging.mkdir()
+        if fcntl is None:
+            return staging, None
+        with suppress(FileNotFoundError):  # it was removed before it was locked
+            descriptor = os.open(staging, os.O_RDONLY)
+            _lock(descriptor)
+            if staging.is_dir():
+                return staging, descriptor
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is not None:
+        with suppress(OSError):  # the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one operation, so that neither name is free for a moment; False if it cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None  # Linux has it
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _settle(folder: Path) -> None:
     """Put a folder's files on disk, with the permissions that the umask gives to new ones.
 
-    Some writers, such as safetensors', make files that only their owner can read.
+    Some writers, such as safetensors', make files that only their owner can read. The umask is read from a folder made
+    for this purpose: asking for it means changing it, which other threads would notice.
     """
-    umask = os.umask(0o077)
-    os.umask(umask)
+    probe = _staging_name(folder / "umask")
+    probe.mkdir()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        path.chmod(mode if path.is_dir() else mode & 0o666)
         _sync(path)
 
 
@@ -223,6 +317,28 @@ def short_hash(data: bytes, num_bytes: int) -> bytes:
 def is_whole(path: Path, sha256: str, num_bytes: int | None = None) -> bool:
     """Whether a file exists and has this size, if given, and this hash."""
     return path.is_file() and (num_bytes is None or path.stat().st_size == num_bytes) and hash_file(path) == sha256
+
+
+def check_writable(folder: Path, field: str) -> None:
+    """Refuse a folder that cannot be made or written to, before there is work to lose.
+
+    Args:
+        folder: The folder, which need not exist.
+        field: What messages call the setting that names it.
+
+    Raises:
+        ValueError: It is a file or below one, or the system refuses to write there.
+    """
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise ValueError(f"{field}: {nearest} is a file; give another folder")
+        with TemporaryDirectory(dir=nearest, prefix=".lit-distil-"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{field}: {folder} cannot be made or written to ({error.strerror}); give another folder"
+        ) from error
 
 
 def default_cache_dir(cache_dir: str | None = None) -> Path:

@@ -10,12 +10,12 @@ import atexit
 import inspect
 import json
 import logging
-import pickle
+import os
 import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary,
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import (
@@ -43,10 +42,11 @@ from lit_distil.callbacks import (
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import write_file
-from lit_distil.messages import broken_file, hint, known_options, shorten
+from lit_distil.messages import broken_file, hint, known_options, one_line, shorten, whole_paths
 from lit_distil.modules import EncoderModule
+from lit_distil.modules.checkpoints import reading_checkpoint
 from lit_distil.modules.finetuning import saved_labels
-from lit_distil.run_folder import SETTINGS_KEY, RunFolder
+from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
 from lit_distil.trust import Parser, guard, import_modules
 
@@ -104,7 +104,7 @@ def complete_trainer(
         (ProgressBar, StepProgressBar, settings.get("enable_progress_bar") is not False),
         (ModelSummary, RunSummary, is_fit and settings.get("enable_model_summary") is not False),
         (ModelCheckpoint, RunCheckpoint, is_fit and settings.get("enable_checkpointing") is not False),
-        (StopOnSignal, StopOnSignal, is_fit),
+        (StopOnSignal, StopOnSignal, True),
         (ExportCallback, ExportCallback, is_fit),
         (PredictionWriter, PredictionWriter, command == "predict"),
     ]
@@ -283,20 +283,15 @@ class TrainingCLI(LightningCLI):
             self._refusal = error
 
     def instantiate_classes(self) -> None:
-        """As LightningCLI does, with errors that name only their first cause.
+        """As LightningCLI does, with errors that name the whole path of their field.
 
         Raises:
             ValueError: A value, a combination of values, or a package that a class needs and is not installed.
         """
-        try:
+        with whole_paths(self.config[self.subcommand]):
             super().instantiate_classes()
             if "weights_only" in self.config_init[self.subcommand]:
                 self.config_init[self.subcommand].weights_only = True
-        except (ValueError, ImportError, MisconfigurationException) as error:
-            reason: BaseException = error
-            while reason.__cause__ is not None:  # the parser wraps it once for each level
-                reason = reason.__cause__
-            raise ValueError(str(reason)) from error
         if self.subcommand != "fit":
             self._hand_labels_on()
 
@@ -306,7 +301,18 @@ class TrainingCLI(LightningCLI):
         options: dict[str, Any] = {"is_call": self.is_call, "overwrite": self.overwrite, "kept": self.run_settings}
         for name, value in complete_trainer(str(self.subcommand), {**settings}, **options).items():
             settings[name] = value
-        return super().instantiate_trainer(**kwargs)
+        devices, most = settings.get("devices"), 32 * (os.cpu_count() or 1)
+        if isinstance(devices, int) and devices > most:  # each is a process
+            raise ValueError(f"trainer.devices must be at most {most}, 32 for each core of this machine, got {devices}")
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            raise ValueError(f"trainer: {one_line(error)}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As LightningCLI does, with errors that name the whole path of their field."""
+        with whole_paths(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Check before work, remove what the run replaces, and do what the caller wants done before it begins."""
@@ -343,13 +349,14 @@ def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bo
     """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
 
     Args:
-        module: See `EncoderModule.check_before_work`.
+        module: See `EncoderModule.check_before_work`; None checks the data alone.
         data: See `TextDataModule.check_before_work`.
         command: `fit`, `validate`, `test` or `predict`.
         has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
     """
     data.check_before_work(command, has_tokenizer=has_tokenizer)
-    module.check_before_work(data, has_tokenizer=has_tokenizer)
+    if module is not None:  # `inspect` may have none
+        module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 
 @guard()
@@ -433,17 +440,16 @@ def fit_objects(
 
 def _labels_in(checkpoint: str) -> list[str] | None:
     """The labels of the network in a checkpoint file; None where it cannot be read."""
-    try:
+    with suppress(ValueError), reading_checkpoint(checkpoint):
         return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-        return None  # loading it will say what is wrong
+    return None  # loading it will say what is wrong
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:
     """The checkpoint as a file that exists. Lightning would silently start anew if `last` found none."""
     if name is None:
         return None
-    path = Path(run, "checkpoints", "last.ckpt") if name == "last" else Path(name)
+    path = last_checkpoint(Path(run)) if name == "last" else Path(name)
     if not path.exists():
         raise ValueError(
             f"ckpt_path: no checkpoint {str(path)!r} (looked from {Path.cwd()}); give the file, or `last` for the one "

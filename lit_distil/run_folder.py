@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -22,7 +22,15 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_distil.console import text_table
-from lit_distil.files import NETWORK_FILES, Difference, default_cache_dir, differences, foreign_files, hash_of
+from lit_distil.files import (
+    NETWORK_FILES,
+    Difference,
+    check_writable,
+    default_cache_dir,
+    differences,
+    foreign_files,
+    hash_of,
+)
 
 RUN_FILES: dict[str, tuple[str, ...]] = {
     "metrics.csv": (),
@@ -54,6 +62,7 @@ _APPLIED = (
         "data.eval_batch_size",
         "data.max_eval_sequences",
         "data.num_workers",
+        "data.worker_timeout",
     ),
     *("data.num_processes", "data.cache_dir", "data.verify_corpus"),
 )
@@ -124,7 +133,7 @@ class RunFolder:
         """
         if getattr(rank_zero_only, "rank", 0) != 0 and overwrite:
             return checkpoint  # the first rank decides, and may be removing the old run already
-        self._check_place()
+        check_writable(self.path, self.field)
         if checkpoint is not None:
             is_own = self.path.resolve() in Path(checkpoint).resolve().parents
             if is_own and overwrite:
@@ -157,18 +166,6 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         self._to_remove = []
 
-    def _check_place(self) -> None:
-        folders = (self.path, *self.path.parents)
-        if file := next((path for path in folders if path.exists() and not path.is_dir()), None):
-            raise ValueError(f"{self.field}: {file} is a file; give another folder")
-        try:
-            with TemporaryDirectory(dir=next(path for path in folders if path.is_dir()), prefix=".lit-distil-"):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"{self.field}: {self.path} cannot be made or written to ({error.strerror}); give another folder"
-            ) from error
-
     def _refuse_foreign(self, names: set[str], *, overwrite: bool) -> None:
         """Files beside a run may stay there, but those in the places of its own may be somebody's work."""
         in_place = names & {"config.yaml", "metrics.csv", "checkpoints", "export"}
@@ -185,7 +182,7 @@ class RunFolder:
     def _continue(self, changes: list[Difference]) -> str | None:
         """The last checkpoint of the same call; an error unless the run that is there may be continued or repeated."""
         changes = [change for change in changes if change.name not in _FREE]
-        last = self.path / "checkpoints" / "last.ckpt"
+        last = last_checkpoint(self.path)
         is_finished = (self.path / "export" / "config.json").is_file()
         has_work = (self.path / "export").exists() or any(
             path for name in ("checkpoints", "tensorboard") for path in (self.path / name).rglob("*.ckpt")
@@ -223,6 +220,13 @@ class RunFolder:
         rank_zero_info(f"{self.path}: the run that is there was stopped before its first checkpoint; starting it again")
         self._to_remove = ["metrics.csv", "checkpoints", "tensorboard"]
         return None
+
+
+def last_checkpoint(run: Path) -> Path:
+    """`last.ckpt` of a run's folder; or the newest, if the run was killed before its first `last.ckpt` was written."""
+    last = run / "checkpoints" / "last.ckpt"
+    others = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return last if last.exists() or not others else others[-1]
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:

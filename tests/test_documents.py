@@ -26,6 +26,7 @@ from lit_distil.cli import (
     named_modules,
     split_overrides,
 )
+from tests.reliability.harness import RESULTS, WHAT, table, table_on_page
 from tests.workspace import Workspace, fit, logged
 
 ROOT = Path(__file__).parents[1]
@@ -224,7 +225,7 @@ def test_example_pieces_are_as_ruff_would_have_them(pieces: Path) -> None:
 def test_example_pieces_train_two_steps(
     pieces: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(pieces)
+    monkeypatch.chdir(pieces)
     config = workspace.distillation(objectives={"soft": {"class_path": "my_pieces.TotalVariationLoss"}})
     config["data"]["init_args"]["masking"] = {"class_path": "my_pieces.BlockMasking", "init_args": {"rate": 0.2}}
     run = fit(config, tmp_path / "run", max_steps=2)
@@ -271,3 +272,9 @@ def test_example_objective_is_half_the_l1_distance(pieces: Path, monkeypatch: py
         events = itertools.product((0.0, 1.0), repeat=5)
         expected += max(float((torch.tensor(event, dtype=torch.float64) * (p - q)).sum()) for event in events)
     assert float(loss.compare(student, teacher)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_page_on_reliability_shows_the_results_that_are_kept() -> None:
+    kept = {file.stem for file in RESULTS.glob("*.json")}
+    assert kept and kept <= WHAT.keys()
+    assert table_on_page() == table() and len(table().splitlines()) == 2 + len(kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lit_distil import files
+from lit_distil.commands import cache, export, prepare
+from lit_distil.commands.inspect import command as inspect
 from lit_distil.data import DocSentences, FullSentences, SpanMasking, TokenMasking
 from lit_distil.files import (
     check_output,
@@ -23,11 +27,13 @@ from lit_distil.files import (
     hash_values,
     is_whole,
     place_folder,
+    remove_leftovers,
     staged_file,
     staged_folder,
     write_file,
     write_json,
 )
+from tests.workspace import Workspace, fit, kept_environment, with_trainer
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077])
@@ -103,6 +109,40 @@ def test_a_failed_folder_keeps_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["b.json"] and list(folder.parent.iterdir()) == [folder]
 
 
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    for name in (".a.0123abcd.partial", ".b.0123abcd.replaced", ".mine.partial", ".a.0123abcd.partial.txt"):
+        (tmp_path / name).write_text("left")
+    (tmp_path / ".c.0123abcd.partial").mkdir()
+    (tmp_path / "b").touch()
+    with staged_file(tmp_path / "file") as file, staged_folder(tmp_path / "folder") as staging:
+        remove_leftovers(tmp_path)
+        assert Path(file.name).is_file() and staging.is_dir()
+        (staging / "x").touch()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".a.0123abcd.partial.txt", ".mine.partial", "b", "file", "folder"]
+    remove_leftovers(tmp_path / "nowhere")
+
+
+def test_a_folder_is_replaced_in_one_operation_or_put_back_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two names cannot be exchanged, a kill between the two renames leaves the folder under another name."""
+    folder, renamed = tmp_path / "export", os.rename
+    monkeypatch.setattr(os, "rename", lambda *names: pytest.fail("Linux can exchange"))
+    for content in ("old.json", "new.json"):
+        with staged_folder(folder) as staging:
+            (staging / content).touch()
+    assert [path.name for path in folder.iterdir()] == ["new.json"]
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    with staged_folder(folder) as staging:
+        (staging / "newer.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["newer.json"] and list(tmp_path.iterdir()) == [folder]
+    folder.rename(tmp_path / ".export.0123abcd.replaced")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["newer.json"] and list(tmp_path.iterdir()) == [folder]
+
+
 def test_place_folder_never_replaces_another_folder(tmp_path: Path) -> None:
     for name in ("work", "other"):
         (tmp_path / name).mkdir()
@@ -165,6 +205,60 @@ def test_a_class_of_the_package_is_described_by_where_it_is_named_from_not_by_it
 
     assert describe(FullSentences())["class"] == "lit_distil.data.FullSentences"
     assert describe(Own())["class"] == f"{__name__}.{Own.__qualname__}"
+
+
+def test_whatever_a_run_and_the_commands_leave_has_the_permissions_of_new_files(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Each writer in its own way once made files that colleagues and servers could not read."""
+    config = workspace.distillation()
+    del config["model"]["init_args"]["objectives"]["cosine"]
+    config["model"]["init_args"]["objectives"]["soft"]["init_args"]["positions"] = "masked"
+    data = config["data"]["init_args"]
+    data |= {"cache_dir": str(tmp_path / "cache")}
+    data["masking"]["init_args"]["patterns"] = 2
+    rows = with_trainer(workspace.finetuning(), tmp_path / "rows")
+    before = os.umask(0o027)
+    try:
+        run = fit(config, tmp_path / "run", val_check_interval=1)
+        fit(rows, tmp_path / "rows", command="predict")
+        with kept_environment():
+            cache.run(["--config", str(tmp_path / "run.fit.yaml"), "--out", str(tmp_path / "teacher"), "--k", "16"])
+            inspect.run(["--config", str(tmp_path / "run.fit.yaml"), "--out", str(tmp_path / "pages" / "batches.html")])
+        arguments = ["--source", "lit_distil.data.TextFiles", "--source.train", str(workspace.root / "train.txt")]
+        arguments += ["--out", str(tmp_path / "prepared"), "--tokenizer", workspace.byte_bpe]
+        prepare.run([*arguments, "--num_processes", "1"])
+        export.run(["--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "exported")])
+    finally:
+        os.umask(before)
+    found = {path.relative_to(tmp_path): mode_of(path) for path in tmp_path.rglob("*")}
+    expected = {path: 0o750 if (tmp_path / path).is_dir() else 0o640 for path in found}
+    assert {path: oct(mode) for path, mode in found.items() if mode != expected[path]} == {}
+    names = {path.name for path in found}
+    assert names > {"last.ckpt", "metrics.csv", "config.yaml", "model.safetensors", "tokenizer.json", "batches.html"}
+    assert names > {"predictions.jsonl", "manifest.json", "shard-00000.bin", "offsets.bin", "ids.npy"}
+
+
+def test_other_threads_do_not_notice_that_permissions_are_set(tmp_path: Path, umask: int) -> None:
+    """Asking for the umask means changing it, and a file that another thread made meanwhile was private."""
+    modes: set[int] = set()
+    done = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not done.is_set():
+            (file := tmp_path / str(number)).touch()
+            modes.add(mode_of(file))
+            number += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for _ in range(50):
+        with staged_folder(tmp_path / "folder") as staging:
+            (staging / "file").touch()
+    done.set()
+    thread.join()
+    assert modes == {0o666 & ~umask}
 
 
 # What may be replaced

@@ -22,7 +22,7 @@ def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> No
     assert {StopOnSignal, ExportCallback, RunSummary} <= set(kinds) and completed["devices"] == 1
     assert isinstance(completed["plugins"][0], WholeCheckpoints) and isinstance(completed["logger"][0], RunCSVLogger)
     evaluation = complete_trainer("validate", {"default_root_dir": str(tmp_path), "callbacks": [LearningRateMonitor()]})
-    assert len(evaluation["callbacks"]) == 2 and evaluation["logger"] is False
+    assert len(evaluation["callbacks"]) == 3 and evaluation["logger"] is False
 
 
 def test_the_arguments_of_a_callback_win_over_those_in_a_checkpoint(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_distil.files import hash_file, staged_file, write_file
+from lit_distil.files import hash_file, remove_leftovers, staged_file, write_file
 from lit_distil.modules.base import datamodule_of
+from lit_distil.modules.checkpoints import reading_checkpoint
 
 LAST = "last.ckpt"
 
@@ -67,7 +69,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         """
         if str(path).startswith(("http://", "https://")):
             raise ValueError(f"ckpt_path: {str(path)!r} is not loaded from the web; fetch the file first")
-        return super().load_checkpoint(self._sound(path), map_location, weights_only=True)
+        with reading_checkpoint(path):
+            checkpoint = super().load_checkpoint(self._sound(path), map_location, weights_only=True)
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise ValueError(
+                f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a "
+                "run keeps in <run>/checkpoints/last.ckpt"
+            )
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its hash."""
@@ -107,8 +116,19 @@ def _is_sound(path: Path) -> bool:
     return not known or hash_file(path) in known
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed run left beside its checkpoints: unfinished files, and hashes without their file."""
+    remove_leftovers(folder)
+    for hashes in folder.glob("*.ckpt.sha256"):
+        if not hashes.with_suffix("").exists():
+            hashes.unlink(missing_ok=True)
+
+
 class RunCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that writes to `checkpoints/` in the run's folder and always keeps `last.ckpt`.
+
+    After a validation in the middle of an optimizer step (`accumulate_grad_batches`), it is written at the step's end:
+    gradients are not kept, and the resumed run would take half a step.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints; None saves after each validation.
@@ -130,6 +150,7 @@ class RunCheckpoint(ModelCheckpoint):
         keep: int = 1,
     ) -> None:
         self._may_follow_task = monitor is None and not every_n_steps and not every_n_minutes
+        self._waits_for_step = False
         super().__init__(
             filename="step-{step}",
             auto_insert_metric_name=False,
@@ -141,6 +162,43 @@ class RunCheckpoint(ModelCheckpoint):
             train_time_interval=timedelta(minutes=every_n_minutes) if every_n_minutes else None,
             enable_version_counter=False,
         )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear up after a killed run, and refuse a disk that has no room for a checkpoint.
+
+        Raises:
+            ValueError: It has not.
+        """
+        super().on_train_start(trainer, pl_module)
+        folder = Path(str(self.dirpath))
+        if not trainer.is_global_zero or trainer.fast_dev_run or "://" in str(folder):  # type: ignore[attr-defined]
+            return
+        _remove_leftovers(folder)
+        # Adam keeps two numbers for each parameter that it trains
+        weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+        parent = next(place for place in (folder, *folder.parents) if place.is_dir())
+        free = shutil.disk_usage(parent).free
+        if free < 3 * weights:
+            raise ValueError(
+                f"trainer.default_root_dir: a checkpoint takes about {3 * weights / 1e6:,.0f} MB, and the disk of "
+                f"{folder} has {free / 1e6:,.0f} MB free; free some, or give another folder"
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Also save what waited for the end of the step."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._waits_for_step and not trainer.fit_loop._should_accumulate():
+            self._waits_for_step = False
+            super().on_validation_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, or wait for the end of the step."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit" and trainer.fit_loop._should_accumulate():
+            self._waits_for_step = True
+        else:
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run, so that `last.ckpt` holds the exported weights."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-from jsonargparse import auto_cli
+from jsonargparse import Namespace
 
 from lit_distil.data import (
     DocumentFilters,
@@ -21,6 +21,7 @@ from lit_distil.data.corpus.engine import Backend, workers
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS
 from lit_distil.data.corpus.shards import Manifest
 from lit_distil.data.sources.base import SPLITS
+from lit_distil.messages import call_command
 
 
 def prepare(
@@ -100,7 +101,15 @@ def prepare(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and prepare."""
-    auto_cli(prepare, args=arguments, prog="lit-distil prepare", as_positional=False)
+
+    def check(settings: Namespace) -> None:
+        if settings.address and not any(argument.partition("=")[0] == "--address" for argument in arguments):
+            raise ValueError(
+                f"address: {settings.address!r} is a cluster, which exchanges code with this process; name it on the "
+                "command line (--address), not in a configuration"
+            )
+
+    call_command(prepare, arguments, prog="lit-distil prepare", before=check)
 
 
 def _summary(folder: Path, filters: DocumentFilters) -> str:

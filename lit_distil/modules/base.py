@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from abc import abstractmethod
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
+from lit_distil.messages import PieceError, innermost, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import Head
 from lit_distil.modules.checkpoints import SavedModule
@@ -27,6 +29,9 @@ from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.types import COUNTABLES, Batch, Countable, DataModule, EncoderOutput, Vocabulary
+
+STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+"""Signals by which a run is told to stop."""
 
 
 def datamodule_of(trainer: Any) -> DataModule:
@@ -68,7 +73,7 @@ class EncoderModule(SavedModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.objectives: nn.ModuleDict = nn.ModuleDict()
-        self.stop_requested = self.stop_agreed = False  # on this rank; on all of them (`_count_globally`)
+        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`_count_globally`)
         self._global_counts: dict[Countable, int] = {}
         self._configured: list[dict[str, Any]] = []
         self._is_checked = False
@@ -204,10 +209,12 @@ class EncoderModule(SavedModule):
         local = batch.step_counts or batch.counts
         if self.trainer.world_size == 1:
             return local
-        counts = torch.tensor([*(local[kind] for kind in COUNTABLES), int(self.stop_requested)], device=self.device)
+        stops = [int(self.stop_requested == number) for number in STOP_SIGNALS]
+        counts = torch.tensor([*(local[kind] for kind in COUNTABLES), *stops], device=self.device)
         torch.distributed.all_reduce(counts)
-        *numbers, stops = counts.tolist()
-        self.stop_agreed = stops > 0
+        numbers = counts.tolist()
+        stops = numbers[len(COUNTABLES) :]
+        self.stop_agreed = next((number for number, count in zip(STOP_SIGNALS, stops) if count), 0)
         return dict(zip(COUNTABLES, numbers))
 
     def _seed_dropout(self, micro_step: int) -> None:
@@ -224,7 +231,14 @@ class EncoderModule(SavedModule):
         """The optimizer over the parameters that train, and the schedule by step."""
         if self.optimizer_factory is None:
             raise ValueError("model.optimizer: training needs one, such as {class_path: torch.optim.AdamW, ...}")
-        optimizer = self.optimizer_factory(self.optimizer_groups())
+        groups = self.optimizer_groups()
+        try:
+            optimizer = self.optimizer_factory(groups)
+        except (Exception, PieceError) as error:  # each optimizer refuses its settings in its own way
+            raise ValueError(
+                f"model.optimizer: it refuses its settings or these parameters: {one_line(innermost(error))}; it must "
+                "take parameters of any shape, in groups with a weight decay each, as torch.optim.AdamW does"
+            ) from error
         scale_learning_rates(optimizer.param_groups)
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.schedule is None:
@@ -243,6 +257,7 @@ class EncoderModule(SavedModule):
             ValueError: The optimizer of the checkpoint to continue from had other groups of parameters.
         """
         self.train()
+        super().on_fit_start()
         groups = [[len(group["params"]) for group in one.param_groups] for one in self.trainer.optimizers]
         if self.saved_groups not in (None, groups):
             raise ValueError(

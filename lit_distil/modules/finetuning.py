@@ -252,6 +252,7 @@ class FineTuningModule(TaskModule):
 
     def on_validation_start(self) -> None:
         """Outside of `fit`, refuse a head that was trained for other labels, and warn of an untrained one."""
+        super().on_validation_start()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._check_trained_head()
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -89,6 +90,22 @@ def add_size(meters: SumMeters, batch: Batch) -> None:
     meters.add("padding_share", float(num_slots - batch.num_tokens), num_slots)
 
 
+def warn_if_never_validated(trainer: Any) -> None:
+    """Warn of a run that ends before its first validation."""
+    interval, every, per_epoch = trainer.val_check_batch, trainer.check_val_every_n_epoch, trainer.num_training_batches
+    if not trainer.enable_validation or trainer.fast_dev_run or interval is None:  # None counts in time
+        return
+    first = interval if every is None else (every - 1) * per_epoch + min(interval, per_epoch)
+    ends = [trainer.max_steps * trainer.accumulate_grad_batches] if trainer.max_steps > 0 else []
+    ends += [trainer.max_epochs * per_epoch] if (trainer.max_epochs or -1) > 0 else []
+    if ends and first > min(ends):
+        rank_zero_warn(
+            f"trainer.val_check_interval: the run ends after {min(ends)} batches and the first validation comes after "
+            f"{first}, so nothing is validated; set it to at most {min(ends)}, and trainer.check_val_every_n_epoch to "
+            "null, or set trainer.limit_val_batches to 0"
+        )
+
+
 def step_size(tokens: float, trainer: Trainer, capacity: int) -> dict[str, float]:
     """The tokens of an optimizer step, and their share of what it may hold.
 
@@ -121,6 +138,10 @@ class LoggedModule(LightningModule):
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
         self._last_logged = (0, perf_counter())
         self._learning_rate = math.nan  # of the step that was taken last, of the first parameter group
+        self._row: dict[str, float] = {}  # of the current step, once its means are taken
+        self._unfinished: dict[str, Any] = {}  # what the step of a loaded checkpoint still has to do
+        self._is_entered = False  # whether `enter_last_step` had an effect
+        self._is_finishing = False  # whether a validation that was to come runs now
 
     @property
     @abstractmethod
@@ -136,30 +157,111 @@ class LoggedModule(LightningModule):
     def _log_every(self) -> int:
         return self.trainer.log_every_n_steps  # type: ignore[attr-defined]
 
+    @property
+    def _is_due(self) -> bool:
+        """Whether the step that was just taken is logged."""
+        step = self.trainer.global_step
+        return step % self._log_every == 0 or step == self.trainer.max_steps
+
     def on_train_start(self) -> None:
-        """Start the clock of the throughput."""
+        """Note the weights, finish the step of the checkpoint, start the clock, say so if nothing will be validated."""
+        self.guard.start(self)
+        self._finish_step()
         self._last_logged = (self.trainer.global_step, perf_counter())
+        if "validation" in self.data.datasets:
+            warn_if_never_validated(self.trainer)
+
+    def on_train_end(self) -> None:
+        """Refuse weights that are no numbers, of a run that writes no checkpoints too."""
+        self.guard.check_weights(self, self.trainer.global_step)
+        self.guard.finish(self.trainer.global_step)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Forget the row of the step before."""
+        self._row = {}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
-        trainer = self.trainer
-        is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        is_due = trainer.global_step % self._log_every == 0 or trainer.global_step == trainer.max_steps
-        if is_step_end and is_due:
+        is_step_end = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if is_step_end and self._is_due:
             self._log_training()
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the whole validation set."""
-        self.log_dict(self._evaluation_values("val"))
+        values = self._evaluation_values("val")
+        self.log_dict(values)
+        self.guard.note_validation(values.get("val/loss", 0.0))
 
     def on_test_epoch_end(self) -> None:
         """Log the means over the whole test set."""
         self.log_dict(self._evaluation_values("test"))
 
-    def on_validation_end(self) -> None:
-        """Leave the time of a validation out of the training throughput."""
-        self._last_logged = (self.trainer.global_step, perf_counter())
+    def on_validation_start(self) -> None:
+        """Leave the tokens before a validation out of the training throughput."""
         self._meters["train"].drop("tokens")
+
+    def on_validation_end(self) -> None:
+        """Leave the time of a validation out of the training throughput; end a run that has diverged."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.guard.check_weights(self, self.trainer.global_step)
+        self._last_logged = (self.trainer.global_step, perf_counter())
+
+    def on_fit_start(self) -> None:
+        """Open the last step again, if the checkpoint was written in it."""
+        self.enter_last_step()
+
+    def enter_last_step(self) -> None:
+        """Let Lightning enter its loop though all steps are taken, so that `_finish_step` can finish the last one."""
+        if self._unfinished.get("is_last") and not self._is_entered:
+            self._is_entered = True
+            self.trainer.fit_loop.epoch_loop.max_steps += 1
+
+    def unfinished_step(self) -> dict[str, Any]:
+        """What a step still has to do while a checkpoint is written, in plain types; called on all ranks.
+
+        Lightning writes the checkpoint of a step before it logs the step's row and validates. Without this, a run that
+        is killed in between would never do either.
+        """
+        trainer = self.trainer
+        loop = trainer.fit_loop.epoch_loop
+        trained: Any = loop.batch_progress.current
+        validated = loop.val_loop.batch_progress.current
+        # Lightning counts the step of a loaded checkpoint as completed when it begins the next one
+        is_open = trained.completed < trained.processed and not self._is_finishing
+        is_validating = trainer.validating and validated.completed < validated.ready
+        if not is_open and not is_validating:
+            return {}
+        if is_open and self._is_due and not self._row:
+            self._row = self._training_row()
+        fetcher = trainer.fit_loop._data_fetcher
+        return {
+            # Lightning passes the row of the last step to the loggers only if it comes after `log_every_n_steps`
+            "row": {} if trainer.global_step % self._log_every else {k: float(v) for k, v in self._row.items()},
+            "validate": is_validating or (fetcher is not None and loop._should_check_val_fx(fetcher)),
+            "is_last": 0 < trainer.max_steps <= trainer.global_step,
+        }
+
+    def _finish_step(self) -> None:
+        """Log the row of the step that a checkpoint was written in, and run its validation, if they were to come."""
+        trainer, unfinished = self.trainer, self._unfinished
+        self._unfinished = {}
+        loop = trainer.fit_loop.epoch_loop
+        if self._is_entered:
+            self._is_entered = False
+            loop.max_steps -= 1
+        if row := unfinished.get("row"):
+            values = {name: torch.tensor(value).item() for name, value in row.items()}  # in float32, as Lightning logs
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=loop._batches_that_stepped)
+        if unfinished.get("validate") and trainer.enable_validation:
+            self._row = row or {}  # if this validation is broken off, too
+            trainer.validating = True
+            loop.val_loop.restarting = False
+            self._is_finishing = True
+            loop.val_loop.run()
+            self._is_finishing = False
+            loop.val_loop._has_run = False  # so that Lightning still takes this epoch for a restarted one
+            trainer.training = True
 
     @torch.no_grad()
     def validate_before_training(self) -> None:
@@ -186,6 +288,13 @@ class LoggedModule(LightningModule):
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=0)
 
     def _log_training(self) -> None:
+        self._row = self._row or self._training_row()
+        values = {name: value for name, value in self._row.items() if name != "epoch"}  # which Lightning adds
+        self.latest.update(values)
+        self.log_dict(values)
+
+    def _training_row(self) -> dict[str, float]:
+        """The means since the last row, over all ranks; the meters are then empty."""
         trainer, step, now = self.trainer, self.trainer.global_step, perf_counter()
         means, totals = self._meters["train"].reduce(trainer)
         since_step, since = self._last_logged
@@ -200,9 +309,8 @@ class LoggedModule(LightningModule):
             values["train/skipped_steps"] = float(self.guard.num_skipped)
         for name, objective in self.terms.objectives.items():
             values.update({f"train/{setting}/{name}": value for setting, value in objective.current_values.items()})
-        self.latest.update(values)
-        self.log_dict(values)
         self._last_logged = (step, now)
+        return {**values, "epoch": float(trainer.current_epoch)}
 
     def _evaluation_values(self, stage: Stage) -> dict[str, float]:
         """The means of an evaluation, as they are logged; none if it had no batch."""
@@ -218,4 +326,6 @@ class LoggedModule(LightningModule):
 
     def _weighted_sum(self, means: dict[str, float]) -> float:
         terms = self.terms.objectives.items()
-        return sum(objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms)
+        return sum(
+            objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms if objective.weight
+        )  # a term that is only watched may be infinite

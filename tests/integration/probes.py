@@ -44,23 +44,6 @@ class SaveGradients(Callback):
             torch.save({"gradients": gradients, "micro_batches": sum(gathered, [])}, self.file)
 
 
-class KillAt(Callback):
-    """Kills the process after a step, like a machine that fails.
-
-    Args:
-        step: Optimizer steps done.
-    """
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 class SignalAt(Callback):
     """Sends this process a signal during a step.
 
@@ -117,6 +100,23 @@ class SaveWeights(Callback):
         if trainer.is_global_zero:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(weights, self.file)
+
+
+class SaveSamples(Callback):
+    """Appends the sample ids of each step to a file for it, without accumulation; all ranks do.
+
+    Args:
+        folder: Where the files are.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with (self.folder / str(trainer.global_step - 1)).open("a") as file:
+            file.write(" ".join(map(str, batch.sample_ids.tolist())) + "\n")
 
 
 class DocumentReadError(Exception):

@@ -14,6 +14,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ import pytest
 import torch
 import yaml
 
+from tests.reliability.harness import record
 from tests.workspace import REPOSITORY, TINY, Workspace, environment, fit, logged, with_trainer
 
 PROOF = "EXECUTED"
@@ -166,6 +168,11 @@ def config_cases(workspace: Workspace, root: Path) -> Iterator[Case]:
         "tokenizer": ["--out", "o"],
     }.items():
         yield Case(f"{command}: source", [command, "--source", "evil_installed.Piece", *options], "--trust evil_in")
+    cluster = root / "cluster.yaml"
+    source = {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": str(workspace.root / "train.txt")}}
+    settings = {"source": source, "tokenizer": workspace.byte_bpe, "out": "o", "backend": "dask"}
+    cluster.write_text(yaml.safe_dump({**settings, "address": "tcp://127.0.0.1:9"}))
+    yield Case("prepare: cluster", ["prepare", "--config", str(cluster)], "name it on the command line")
     student = ["student", "--teacher", workspace.teacher, "--out", "o", "--student", "evil_installed.Piece"]
     yield Case("student: student", student, "--trust evil_installed")
     config = placed(base("distillation"), "data.init_args.masking", "evil_installed.Piece")
@@ -408,6 +415,8 @@ def run_cases(file: str) -> None:
     for case in cases["cases"]:
         os.chdir(here)
         (here / PROOF).unlink(missing_ok=True)
+        for name in {name for name in sys.modules if name.partition(".")[0] in _HOSTILE_MODULES}:
+            del sys.modules[name]  # an import is seen again
         seen.clear()
         output, code = io.StringIO(), 0
         command, *rest = case["call"]
@@ -479,7 +488,7 @@ def test_a_sample_of_hostile_things_is_refused_and_nothing_runs(workspace: Works
     assert len(cases) >= 60 and len({case.name for case in cases}) == len(cases)
     names = ("objective installed", "optimizer function", "hook attribute", "mixture stdlib", "tag", "export zip.ckpt")
     names += ("restore class", "student unknown", "student kernel", "load run", "load tokenizer", "corpus: up")
-    names += ("load both", "trust", "whole checkpoint")
+    names += ("prepare: cluster", "export pickled", "fit zip.ckpt", "load both", "trust", "whole checkpoint")
     sample = [case for case in cases if case.name.partition(": ")[2] in names or case.name in names]
     assert len(sample) == len(names)
     check(sample, results_of(sample, tmp_path, here))
@@ -487,11 +496,13 @@ def test_a_sample_of_hostile_things_is_refused_and_nothing_runs(workspace: Works
 
 @pytest.mark.slow
 @pytest.mark.reliability
+@pytest.mark.timeout(1500)
 def test_nothing_hostile_runs(workspace: Workspace, tmp_path: Path) -> None:
+    start = time.monotonic()
     cases, here = made_cases(workspace, tmp_path)
     results = results_of(cases, tmp_path, here)
+    record("hostile", "all", start, cases=len(cases), executed=sum(bool(one["executed"]) for one in results.values()))
     check(cases, results)
-    print(f"hostile configurations, checkpoints and folders: {len(cases)}, executed: 0")
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import inspect
 import marshal
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.corpus.shards import MANIFEST
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import derive_seed
-from lit_distil.files import describe, hash_file, hash_of, hash_values, place_folder, staging_name
+from lit_distil.files import describe, hash_file, hash_of, hash_values, staged_folder
 
 _TABLE_VERSION = 2
 _LABELS = "next_sentence_labels"
@@ -79,16 +78,12 @@ def open_table(
             return MappedTable(folder)
     folder = own if os.access(corpus.folder, os.W_OK) else cached
     # processes that make the same table at the same time get the same bytes, and the first to finish wins
-    staging = staging_name(folder)
-    staging.mkdir(parents=True)
     try:
-        write_table(corpus, format, max_length, seed, staging, progress=progress)
-        place_folder(staging, folder)
+        with staged_folder(folder, replaces=None) as staging:
+            write_table(corpus, format, max_length, seed, staging, progress=progress)
     except OSError:
         if not folder.is_dir():
             raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return MappedTable(folder)
 
 
@@ -176,5 +171,5 @@ def _code_of(kind: type) -> str:
     try:
         return hash_of(inspect.getsource(sys.modules[kind.__module__]))
     except (OSError, TypeError):  # defined interactively
-        functions = [value.__code__ for value in vars(kind).values() if inspect.isfunction(value)]
+        functions = [inspect.unwrap(value).__code__ for value in vars(kind).values() if inspect.isfunction(value)]
         return hash_of(b"".join(marshal.dumps(code) for code in functions))
