@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentParser
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import write_export
 from lit_distil.commands.networks import open_network
@@ -18,10 +17,10 @@ from lit_distil.data import DocumentSource, TextFiles, vocabulary_of
 from lit_distil.data.sources.text import read_lines, resolve_files
 from lit_distil.data.trimming import Derived, TokenCounts, add_words, count_tokens, trim
 from lit_distil.files import check_output
+from lit_distil.messages import shorten
 from lit_distil.models.networks import position_range
-from lit_distil.models.vocabulary import with_vocabulary
-
-_PROG = "lit-distil vocabulary"
+from lit_distil.models.students.vocabulary import with_vocabulary
+from lit_distil.trust import Parser
 
 
 @dataclass(frozen=True)
@@ -107,40 +106,31 @@ def vocabulary(
             fit.
     """
     check_output(Path(out), overwrite=overwrite)
-    documents = _documents(keep_from)
-    words, places = _words(add)
+    documents, (words, places) = _documents(keep_from), _words(add)
     if documents is None and not words:
         raise ValueError(
             "keep_from: give text whose tokens stay (--keep_from FILE), words to add (--add FILE), or both"
         )
-    if size is not None and documents is None:
-        raise ValueError(
-            "size: it says how much of the vocabulary stays; give the text that decides (--keep_from FILE)"
-        )
+    if documents is None and size is not None:
+        raise ValueError("size: the text decides which entries stay; give it (--keep_from FILE), or leave out the size")
     model, old = open_network(network, field="network")
     counts = None if documents is None else _count(old, documents)
-    derived = Derived(old, [(index,) for index in range(len(old))])
-    if words:
-        derived = add_words(old, words, places=places)
-    num_added = len(derived.tokenizer) - len(old)
-    if documents is not None:
-        assert counts is not None
-        if num_added:
-            counts_with_words = _count(derived.tokenizer, documents).tokens
-        else:
-            counts_with_words = counts.tokens
-        derived = _trimmed(derived, counts_with_words, size, model, num_added)
-    made = with_vocabulary(model, vocabulary_of(derived.tokenizer), derived.sources)
-    write_export(made, derived.tokenizer, Path(out))
-    after = None if documents is None else _count(derived.tokenizer, documents)
-    return VocabularyChange(
-        Path(out), derived.sources, _size(model, old, counts), _size(made, derived.tokenizer, after), num_added
-    )
+    change = add_words(old, words, places=places) if words else Derived(old, [(index,) for index in range(len(old))])
+    num_added = len(change.sources) - len(old)
+    if documents is not None and counts is not None:
+        with_words = _count(change.tokenizer, documents) if num_added else counts
+        change = _trimmed(change, with_words, size, model)
+    made = with_vocabulary(model, vocabulary_of(change.tokenizer), change.sources)
+    after = None if documents is None else _count(change.tokenizer, documents)
+    write_export(made, change.tokenizer, Path(out))
+    sizes = _size(model, old, counts), _size(made, change.tokenizer, after)
+    return VocabularyChange(Path(out), change.sources, *sizes, num_added)
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The parser of the command line."""
-    parser = ArgumentParser(prog=_PROG, description=str(vocabulary.__doc__).split("\n")[0])
+    description = str(vocabulary.__doc__).split("Args:")[0].strip()
+    parser = Parser(prog="lit-distil vocabulary", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="A YAML file of these options.")
     parser.add_argument("network", type=str, help="Exported folder, run folder, checkpoint, or name on the Hub.")
     files = "Text files, folders or globs whose tokens stay."
@@ -152,8 +142,10 @@ def make_parser() -> ArgumentParser:
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments, change the vocabulary and print what it did."""
-    transformers_logging.disable_progress_bar()
-    settings = make_parser().parse_args(arguments).as_dict()
+    try:
+        settings = make_parser().parse_args(arguments).as_dict()
+    except ArgumentError as error:
+        raise ValueError(shorten(error.message, inspect.signature(vocabulary).parameters)) from error
     settings.pop("config")
     change = vocabulary(**{**settings, "add": settings["add"] or ()})
     if settings["add"]:
@@ -190,15 +182,13 @@ def _count(tokenizer: PreTrainedTokenizerBase, documents: DocumentSource) -> Tok
     return counts
 
 
-def _trimmed(derived: Derived, counts: Any, size: int | None, model: PreTrainedModel, num_added: int) -> Derived:
-    """Leave entries out, but neither the words that were added nor what the positions of the network depend on."""
-    size_before = len(derived.tokenizer)
-    new = [place for place, pieces in enumerate(derived.sources) if len(pieces) > 1]
+def _trimmed(change: Derived, counts: TokenCounts, size: int | None, model: PreTrainedModel) -> Derived:
+    """Leave entries out, but neither the words that were added nor what the network's positions depend on."""
+    new = [place for place, pieces in enumerate(change.sources) if len(pieces) > 1]
     # RoBERTa-like networks count their positions from the padding token's id, which moves with what is before it
     first, _ = position_range(model)
-    trimmed = trim(derived.tokenizer, counts, size=size, keep=[*range(first), *new])
-    assert num_added <= len(trimmed.tokenizer) <= size_before
-    return Derived(trimmed.tokenizer, [derived.sources[index] for (index,) in trimmed.sources])
+    trimmed = trim(change.tokenizer, counts.tokens, size=size, keep=[*range(first), *new])
+    return Derived(trimmed.tokenizer, [change.sources[index] for (index,) in trimmed.sources])
 
 
 def _size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, counts: TokenCounts | None) -> Size:

@@ -8,7 +8,9 @@ What is left out changes no token of a text whose tokens all stay:
   character.
 
 Single characters (in byte-level BPE: bytes) and all special and added tokens stay, so that other text is cut into
-smaller tokens and nothing becomes unknown that was not.
+smaller tokens and nothing becomes unknown that was not. (In WordPiece this supposes that every character has an entry
+of its own, and one that continues a word, as vocabularies that were trained have. In others, entries with a character
+that lacks one stay, but the pieces before them may end elsewhere.)
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentIni
 from lit_distil.models.sources import Head, LiveModel, as_source, check_embedding, lacks_head, sketching
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, new_head, summarise
 from lit_distil.models.students.base import head_names
-from lit_distil.models.vocabulary import with_vocabulary
+from lit_distil.models.students.vocabulary import with_vocabulary
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.checks import check_comparisons, check_headless, check_settings, needs_head, teacher_shares
 from lit_distil.objectives import Objective

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import sketching
-from lit_distil.models.vocabulary import with_vocabulary
+from lit_distil.models.students.vocabulary import with_vocabulary
 from lit_distil.types import Vocabulary
 
 from .helpers import ALL, make_batch, make_model
