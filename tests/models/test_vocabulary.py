@@ -98,9 +98,9 @@ def test_networks_without_a_masked_lm_head_are_cut_too(auto: type) -> None:
 
 def test_special_ids_follow_their_entries() -> None:
     model = make_model("bert", pad_token_id=9, sep_token_id=50, eos_token_id=3)
-    sources = [(index,) for index in (4, 9, 12, 50)]
+    sources = [(index,) for index in (4, 9, 12, 50, 9)]  # the last is a new word
     special = {"pad_token_id": 1, "eos_token_id": 3}
-    made = with_vocabulary(model, Vocabulary(4, special), sources)
+    made = with_vocabulary(model, Vocabulary(5, special), sources)
     assert made.config.pad_token_id == 1 and made.config.sep_token_id == 3
     assert made.config.eos_token_id == 3  # its entry is gone; the tokenizer says what takes its place
     assert made.get_input_embeddings().padding_idx == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import lit_distil
+from lit_distil.data import TableFiles, TextDataModule
 from lit_distil.models import EveryOther, FromConfig, MaskedLMNetwork, Pretrained
 from lit_distil.modules import DistillationModule
 from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, SoftTargetLoss
+from lit_distil.tasks import TextClassification
 from tests.modules.caches import make_data, make_module, make_trainer, write_cache
 from tests.modules.test_distillation_padding import objectives
+from tests.modules.test_task_distillation import make_module as make_task_module
+from tests.modules.test_task_distillation import make_teacher as make_task_teacher
 from tests.workspace import TINY, Workspace
 
 
@@ -133,3 +138,33 @@ def test_a_teacher_that_lacks_an_entry_is_refused(workspace: Workspace, trimmed:
     lit_distil.vocabulary(trimmed, add=["kubelet"], out=out)
     with pytest.raises(ValueError, match=r"is not the teacher's vocabulary .*words that it added must be added to the"):
         fitted(workspace, tmp_path, out)
+
+
+def test_a_tasks_teacher_reads_the_same_rows_through_the_shared_entries(workspace: Workspace, tmp_path: Path) -> None:
+    """A student that is its teacher, trimmed to what the rows need, gives the whole teacher's answers."""
+    teacher = make_task_teacher(workspace, tmp_path / "teacher")
+    texts = [row["text"] for split in ("train", "validation") for row in task_rows(workspace, split)]
+    (tmp_path / "rows.txt").write_text("\n".join(texts))
+    out, root = str(tmp_path / "trimmed"), workspace.root
+    change = lit_distil.vocabulary(teacher, keep_from=str(tmp_path / "rows.txt"), out=out)
+    assert change.after.entries < change.before.entries
+    found = []
+    for tokenizer, student in ((out, out), (workspace.byte_bpe, teacher)):
+        data = TextDataModule(
+            tokenizer,
+            TableFiles(str(root / "train.jsonl"), validation=str(root / "validation.jsonl")),
+            task=TextClassification(),
+            max_length=48,
+            batch_size=8,
+            eval_batch_size=4,
+        )
+        module = make_task_module(teacher, student=Pretrained(student))
+        make_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=data, verbose=False)
+        found.append(dict(module.latest))
+    assert found[0] == found[1] and found[0]["val/agreement_with_teacher"] == 1
+    assert abs(found[0]["val/kl_from_teacher"]) < 1e-9
+
+
+def task_rows(workspace: Workspace, split: str) -> list[dict[str, Any]]:
+    lines = (workspace.root / f"{split}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -57,7 +57,10 @@ def with_vocabulary(
 
 def _config_for(config: PretrainedConfig, vocabulary: Vocabulary, sources: Sequence[Sequence[int]]) -> PretrainedConfig:
     """The configuration with the new size, and each special id where its entry is now."""
-    places = {source[0]: place for place, source in enumerate(sources) if len(source) == 1}
+    places: dict[int, int] = {}
+    for place, source in enumerate(sources):
+        if len(source) == 1:  # a new word may have the unknown token as its only piece, and stands behind it
+            places.setdefault(source[0], place)
     changed = copy.deepcopy(config)
     changed.vocab_size = vocabulary.size
     theirs = special_ids(vocabulary, config)
