@@ -115,7 +115,7 @@ def complete_trainer(
         if is_call and isinstance(callback, StopOnSignal):
             callback.how_to_continue = "run the same command again to continue (in Python: call it again)"
         if isinstance(callback, ExportCallback | PredictionWriter):
-            callback.overwrite |= overwrite
+            callback.overwrite = callback.overwrite or overwrite
     if is_fit and kept is not None:
         callbacks.append(RunSettings(kept))
     strategy = settings.get("strategy")

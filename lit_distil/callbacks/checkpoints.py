@@ -149,6 +149,8 @@ class RunCheckpoint(ModelCheckpoint):
         mode: Literal["min", "max"] = "min",
         keep: int = 1,
     ) -> None:
+        if monitor == "":
+            raise ValueError("monitor must be the name of a metric, such as val/loss, or None")
         self._may_follow_task = monitor is None and not every_n_steps and not every_n_minutes
         self._waits_for_step = False
         super().__init__(
