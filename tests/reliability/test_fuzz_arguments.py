@@ -56,7 +56,7 @@ VALUES: dict[str, Any] = {  # those that do most harm first, since not all that 
     "negative": -1,
     "large": 100_000,
     "zero": 0,
-    "file": "/nope/missing.txt",
+    "file": "/proc/nope/missing.txt",
     "infinite": float("inf"),
     "half": 0.5,
     "empty": "",
@@ -480,8 +480,9 @@ def bench(workspace: Workspace, shared_root: Path) -> Bench:
 
 
 @pytest.fixture(autouse=True)
-def bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One parser for all tries, and a bound on memory, so that a huge setting does not stop the machine."""
+def bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """One parser, a folder for what a setting may name, and a bound on memory, so that no try harms the machine."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lit_distil.run.run", functools.partial(run_command, cli=OneParser))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)

@@ -187,5 +187,5 @@ def test_a_task_may_use_or_rename_the_classes_of_a_dataset(classes, names, expec
 
 
 def test_an_empty_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="source.name: give a name on the Hub, or a folder"):
+    with pytest.raises(ValueError, match=r"source\.name: give a name on the Hub, or a folder"):
         HubDataset("")
