@@ -48,7 +48,7 @@ from tests.workspace import TINY, Workspace, fit, kept_environment, shared, with
 
 Config = dict[str, Any]
 SECONDS = 60  # of computing, the longest that a try may take
-MEMORY = 3 << 30
+MEMORY = 6 << 30
 VALUES: dict[str, Any] = {  # those that do most harm first, since not all that pass are trained with
     "huge": 10**12,
     "not a number": float("nan"),
@@ -56,7 +56,7 @@ VALUES: dict[str, Any] = {  # those that do most harm first, since not all that 
     "negative": -1,
     "large": 100_000,
     "zero": 0,
-    "file": "/nope/missing.txt",
+    "file": "/proc/nope/missing.txt",
     "infinite": float("inf"),
     "half": 0.5,
     "empty": "",
@@ -221,7 +221,7 @@ class Bench:
             "PreparedCorpus": {"folder": str(self.prepared)},
             "Sentences": {"source": self.documents, "language": "en"},
             "HeldOut": {"source": self.documents, "share": 0.2},
-            "Docstrings": {"packages": ["wave", "this"], "cache_dir": str(self.folder / "docstrings")},
+            "Docstrings": {"packages": ["wave", "json"], "cache_dir": str(self.folder / "docstrings")},
             "InMemory": {"train": [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]},
             "MixedMasking": {"strategies": ["lit_distil.data.TokenMasking", "lit_distil.data.SpanMasking"]},
             "FromConfig": {"model_type": "roberta", "config": tiny},
@@ -371,6 +371,8 @@ def attempt(config: Config, folder: Path) -> Outcome:
     trainer |= config.pop("trainer", {})
     if any("RunCheckpoint" in str(callback) for callback in trainer.get("callbacks", [])):
         del trainer["enable_checkpointing"]
+    if any("StepProgressBar" in str(callback) for callback in trainer.get("callbacks", [])):
+        trainer["enable_progress_bar"] = True
     file = write_config(with_trainer(config, folder / "run", **trainer), folder / "config.yaml")
     errors = io.StringIO()
 
@@ -410,7 +412,7 @@ def fault(outcome: Outcome) -> str | None:
     if "Traceback" in message or len(message) > 1500 or len(message.splitlines()) > 7:
         return f"not one sentence: {message[:300]}"
     # what follows from all settings together, in a step or for the memory of the machine, names no field
-    of_all = re.match(r"\d+ of \d+ steps were skipped|step \d+: |not enough memory", message)
+    of_all = re.match(r"\d+ of \d+ steps were skipped|step \d+: |not enough memory|\w+ row \d+: ", message)
     if not of_all and not message.startswith(("data", "model", "trainer", "ckpt_path", "/")):
         return f"no whole path of a field: {message[:300]}"
     return None
@@ -478,8 +480,9 @@ def bench(workspace: Workspace, shared_root: Path) -> Bench:
 
 
 @pytest.fixture(autouse=True)
-def bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One parser for all tries, and a bound on memory, so that a huge setting does not stop the machine."""
+def bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """One parser, a folder for what a setting may name, and a bound on memory, so that no try harms the machine."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lit_distil.run.run", functools.partial(run_command, cli=OneParser))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
