@@ -26,6 +26,7 @@ from lit_distil.data.sources.base import Split
 from lit_distil.files import check_output, place_folder, write_json
 from lit_distil.messages import call_command
 from lit_distil.models import MaskedLMNetwork
+from lit_distil.models.teacher_sources import load_teacher
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cached_teacher import (
     CACHE_FILES,
@@ -46,7 +47,6 @@ from lit_distil.modules.checks import (
     check_static_masks,
     needs_of,
 )
-from lit_distil.modules.teachers import load_teacher
 from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.objectives.vocabulary import CHUNK_BYTES
 from lit_distil.types import Batch, EncoderOutput, Projection

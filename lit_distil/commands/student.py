@@ -18,14 +18,9 @@ from lit_distil.messages import call_command
 from lit_distil.models import MaskedLMNetwork, StudentInitialisation
 from lit_distil.models.sources import check_embedding
 from lit_distil.models.students import describe, mark_frozen, new_head, summarise, tensor_table
+from lit_distil.models.teacher_sources import load_teacher, sketch_teacher, teacher_config
 from lit_distil.modules.checks import check_padding_id, check_pair, compared_entries
-from lit_distil.modules.teachers import (
-    freeze_head,
-    freeze_position_embeddings,
-    load_teacher,
-    sketch_teacher,
-    teacher_config,
-)
+from lit_distil.modules.teachers import freeze_head, freeze_position_embeddings
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
 from lit_distil.types import Batch, Vocabulary
 

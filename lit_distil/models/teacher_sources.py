@@ -1,0 +1,103 @@
+"""A teacher's network: from a folder, the Hub or memory, with its weights or as a sketch without them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lit_distil.models.sources import Head, LiveModel, Pretrained, lacks_head, sketching
+from lit_distil.models.students.vocabulary import with_vocabulary
+from lit_distil.types import Vocabulary
+
+Teacher = str | PreTrainedModel
+"""A folder, a name on the Hub, or a model in memory."""
+
+
+def load_teacher(
+    teacher: Teacher,
+    revision: str | None,
+    vocabulary: Vocabulary | None,
+    head: Head,
+    *,
+    shared: Sequence[int] | None = None,
+) -> tuple[PreTrainedModel, bool]:
+    """A teacher's network, and whether its masked-LM or pretraining head is trained; a new head gives random answers.
+
+    A model in memory is not copied, only its settings are.
+
+    Args:
+        teacher: The teacher.
+        revision: Commit, tag or branch on the Hub.
+        vocabulary: The data's.
+        head: What it compares with.
+        shared: The teacher's id of each entry, if the data's vocabulary is a part of its own: it is cut to these.
+
+    Raises:
+        ValueError: It cannot be loaded, is too small for the vocabulary, or has no weights for some of its encoder.
+    """
+    try:
+        if isinstance(teacher, PreTrainedModel):
+            live = LiveModel(teacher)
+            return live.shared(vocabulary, head), live.has(head)
+        source = Pretrained(teacher, revision=revision)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* has no weights for ")  # told with what it means, below
+            model = source.build(vocabulary, head=head)
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
+    prefix = f"{model.base_model_prefix}."
+    if missing := sorted(name for name in source.new_tensors if name.startswith(prefix) and ".pooler." not in name):
+        raise ValueError(
+            f"model.teacher: {teacher!r} has no weights for {len(missing)} tensors of its encoder "
+            f"({', '.join(missing[:3])}, ...), and random ones teach nothing; give a whole network"
+        )
+    return _over_shared(model, vocabulary, shared), not source.new_tensors
+
+
+def _over_shared(
+    model: PreTrainedModel, vocabulary: Vocabulary | None, shared: Sequence[int] | None
+) -> PreTrainedModel:
+    """A teacher, cut to the entries that the data's vocabulary shares with its own."""
+    if vocabulary is None or shared is None:
+        return model
+    try:
+        return with_vocabulary(model, vocabulary, [(index,) for index in shared])
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
+
+
+def teacher_config(teacher: Teacher, revision: str | None, head: Head) -> tuple[PretrainedConfig, bool]:
+    """A teacher's configuration, and whether its head is trained, as far as that tells.
+
+    Raises:
+        ValueError: There is no such folder or name, or its architecture has no such head.
+    """
+    try:
+        if isinstance(teacher, PreTrainedModel):
+            return teacher.config, LiveModel(teacher).has(head)
+        config = Pretrained(teacher, revision=revision).network_config(None, head, {})
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
+    return config, not lacks_head(config, head)
+
+
+def sketch_teacher(
+    teacher: Teacher,
+    revision: str | None,
+    vocabulary: Vocabulary | None,
+    head: Head,
+    *,
+    shared: Sequence[int] | None = None,
+) -> PreTrainedModel | None:
+    """What `load_teacher` would give, without weights; see `NetworkSource.sketch`."""
+    source = LiveModel(teacher) if isinstance(teacher, PreTrainedModel) else Pretrained(teacher, revision=revision)
+    try:
+        sketch = source.sketch(vocabulary, head=head)
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
+    if sketch is None or shared is None:
+        return sketch
+    with sketching():
+        return _over_shared(sketch, vocabulary, shared)
