@@ -6,7 +6,6 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 import types
 from contextlib import suppress
 from pathlib import Path
@@ -122,7 +121,8 @@ def main(argv: list[str] | None = None) -> None:
         with trust.guard(trusted, remote_code=runs_remote_code):
             _run(command, arguments)
     except Exception as error:
-        message = _message(error)
+        messages = importlib.import_module("lit_distil.messages")
+        message = messages.users_mistake(error) or messages.piece_that_raised(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
         _fail(message)
@@ -139,7 +139,10 @@ def _run(command: str, arguments: list[str]) -> None:
     elif command in CALLS:
         _call(command, arguments)
     else:
-        command_module(command).run(arguments if command == "inspect" else _with_values(arguments))
+        module = command_module(command)
+        if "transformers" in sys.modules:  # loading weights is too quick for a progress bar
+            importlib.import_module("transformers.utils.logging").disable_progress_bar()
+        module.run(arguments if command == "inspect" else _with_values(arguments))
 
 
 def command_module(command: str) -> types.ModuleType:
@@ -216,7 +219,7 @@ def _call(command: str, arguments: list[str]) -> None:
     try:
         run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
     except ValueError as error:
-        option = "--" + (_message(error) or "")
+        option = "--" + (importlib.import_module("lit_distil.messages").users_mistake(error) or "")
         if option.split(" ")[0].rstrip(":") not in options:
             raise
         raise ValueError(option) from error  # the message begins with an argument, which is an option here
@@ -281,23 +284,6 @@ def _help() -> str:
         return "\n".join(f"  {name:<10} {text}" for name, text in commands.items())
 
     return HELP.format(calls=table(CALLS), trainer=table(TRAINER_COMMANDS), other=table(OTHER_COMMANDS))
-
-
-def _message(error: BaseException) -> str | None:
-    """The text of an error if it is a user's mistake that this package describes; otherwise None.
-
-    The parser wraps an error once for each level of the configuration. The outermost one of this package is shown.
-    """
-    reason: BaseException | None = error
-    while reason is not None:
-        frames = traceback.extract_tb(reason.__traceback__)
-        is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        # a TypeError is a mistake of the user's only where a check raises it
-        is_check = isinstance(reason, TypeError) and bool(frames) and str(frames[-1].line).startswith("raise ")
-        if is_ours and (is_check or isinstance(reason, ValueError | OSError)):
-            return str(reason)
-        reason = reason.__cause__
-    return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
 
 
 def _fail(message: str) -> None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 try:
@@ -312,6 +313,28 @@ def short_hash(data: bytes, num_bytes: int) -> bytes:
 def is_whole(path: Path, sha256: str, num_bytes: int | None = None) -> bool:
     """Whether a file exists and has this size, if given, and this hash."""
     return path.is_file() and (num_bytes is None or path.stat().st_size == num_bytes) and hash_file(path) == sha256
+
+
+def check_writable(folder: Path, field: str) -> None:
+    """Refuse a folder that cannot be made or written to, before there is work to lose.
+
+    Args:
+        folder: The folder, which need not exist.
+        field: What messages call the setting that names it.
+
+    Raises:
+        ValueError: It is a file or below one, or the system refuses to write there.
+    """
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise ValueError(f"{field}: {nearest} is a file; give another folder")
+        with TemporaryDirectory(dir=nearest, prefix=".lit-distil-"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{field}: {folder} cannot be made or written to ({error.strerror}); give another folder"
+        ) from error
 
 
 def default_cache_dir(cache_dir: str | None = None) -> Path:

@@ -10,12 +10,11 @@ import atexit
 import inspect
 import json
 import logging
-import pickle
 import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary,
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import (
@@ -43,8 +41,9 @@ from lit_distil.callbacks import (
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import write_file
-from lit_distil.messages import broken_file, hint, known_options, shorten
+from lit_distil.messages import broken_file, hint, known_options, one_line, shorten, whole_paths
 from lit_distil.modules import EncoderModule
+from lit_distil.modules.checkpoints import reading_checkpoint
 from lit_distil.modules.finetuning import saved_labels
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
@@ -283,20 +282,15 @@ class TrainingCLI(LightningCLI):
             self._refusal = error
 
     def instantiate_classes(self) -> None:
-        """As LightningCLI does, with errors that name only their first cause.
+        """As LightningCLI does, with errors that name the whole path of their field.
 
         Raises:
             ValueError: A value, a combination of values, or a package that a class needs and is not installed.
         """
-        try:
+        with whole_paths(self.config[self.subcommand]):
             super().instantiate_classes()
             if "weights_only" in self.config_init[self.subcommand]:
                 self.config_init[self.subcommand].weights_only = True
-        except (ValueError, ImportError, MisconfigurationException) as error:
-            reason: BaseException = error
-            while reason.__cause__ is not None:  # the parser wraps it once for each level
-                reason = reason.__cause__
-            raise ValueError(str(reason)) from error
         if self.subcommand != "fit":
             self._hand_labels_on()
 
@@ -306,7 +300,15 @@ class TrainingCLI(LightningCLI):
         options: dict[str, Any] = {"is_call": self.is_call, "overwrite": self.overwrite, "kept": self.run_settings}
         for name, value in complete_trainer(str(self.subcommand), {**settings}, **options).items():
             settings[name] = value
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            raise ValueError(f"trainer: {one_line(error)}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As LightningCLI does, with errors that name the whole path of their field."""
+        with whole_paths(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Check before work, remove what the run replaces, and do what the caller wants done before it begins."""
@@ -433,10 +435,9 @@ def fit_objects(
 
 def _labels_in(checkpoint: str) -> list[str] | None:
     """The labels of the network in a checkpoint file; None where it cannot be read."""
-    try:
+    with suppress(ValueError), reading_checkpoint(checkpoint):
         return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-        return None  # loading it will say what is wrong
+    return None  # loading it will say what is wrong
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:

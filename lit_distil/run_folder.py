@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -22,7 +22,15 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_distil.console import text_table
-from lit_distil.files import NETWORK_FILES, Difference, default_cache_dir, differences, foreign_files, hash_of
+from lit_distil.files import (
+    NETWORK_FILES,
+    Difference,
+    check_writable,
+    default_cache_dir,
+    differences,
+    foreign_files,
+    hash_of,
+)
 
 RUN_FILES: dict[str, tuple[str, ...]] = {
     "metrics.csv": (),
@@ -124,7 +132,7 @@ class RunFolder:
         """
         if getattr(rank_zero_only, "rank", 0) != 0 and overwrite:
             return checkpoint  # the first rank decides, and may be removing the old run already
-        self._check_place()
+        check_writable(self.path, self.field)
         if checkpoint is not None:
             is_own = self.path.resolve() in Path(checkpoint).resolve().parents
             if is_own and overwrite:
@@ -156,18 +164,6 @@ class RunFolder:
             else:
                 path.unlink(missing_ok=True)
         self._to_remove = []
-
-    def _check_place(self) -> None:
-        folders = (self.path, *self.path.parents)
-        if file := next((path for path in folders if path.exists() and not path.is_dir()), None):
-            raise ValueError(f"{self.field}: {file} is a file; give another folder")
-        try:
-            with TemporaryDirectory(dir=next(path for path in folders if path.is_dir()), prefix=".lit-distil-"):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"{self.field}: {self.path} cannot be made or written to ({error.strerror}); give another folder"
-            ) from error
 
     def _refuse_foreign(self, names: set[str], *, overwrite: bool) -> None:
         """Files beside a run may stay there, but those in the places of its own may be somebody's work."""

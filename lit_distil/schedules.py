@@ -7,13 +7,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from numbers import Real
+from typing import Any
+
+from lit_distil.types import Piece, refuse_result
 
 
-class StepValue(ABC):
+def _within_extremes(setting: StepValue, value: Any, step: int) -> float:
+    """A value that is a number, between the extremes that were checked before the first step."""
+    low, high = setting.extremes
+    slack = 1e-9 * max(abs(low), abs(high))  # for rounding
+    if not isinstance(value, Real) or not low - slack <= float(value) <= high + slack:
+        refuse_result(setting, "at", f"return a number between its extremes {low} and {high}", f"{value!r} at {step}")
+    return float(value)
+
+
+class StepValue(Piece, ABC):
     """A number that depends on the optimizer step.
 
     Where a setting is documented as `float | StepValue`, a plain number never changes.
     """
+
+    contracts = {"at": _within_extremes}
 
     @abstractmethod
     def at(self, step: int) -> float:

@@ -18,7 +18,6 @@ from typing import Any
 
 from jsonargparse import Namespace, _typehints
 from jsonargparse._util import import_object
-from lightning.pytorch.utilities import rank_zero_info
 
 _CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*")
 
@@ -57,6 +56,10 @@ def tell_dropped(dropped: list[Dropped], config: Namespace) -> None:
         dropped: See `swapping`.
         config: The configuration as it was parsed.
     """
+    if not dropped:
+        return
+    from lightning.pytorch.utilities import rank_zero_info  # takes seconds, and some commands need none
+
     swaps: dict[tuple[str, str, str], list[str]] = {}
     for one in dict.fromkeys(dropped):
         places = list(_places(config, one.new))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, get_args
 
 import numpy as np
 import torch
@@ -20,6 +21,50 @@ Countable = Literal["masked", "unmasked", "tokens", "sequences", "labels"]
 """What a loss can be a sum over: masked positions, the other tokens, all real tokens, sequences, a task's labels."""
 
 COUNTABLES: tuple[Countable, ...] = get_args(Countable)
+
+
+class Piece:
+    """Base of the pieces that a user may write: their base classes check what their methods return.
+
+    Attributes:
+        contracts: By name of a method, the check of its result: it takes the piece, the result and the arguments of the
+            call, and gives the result back.
+    """
+
+    contracts: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let the methods that a subclass overrides pass the checks of its base class."""
+        super().__init_subclass__(**settings)
+        for base in reversed(cls.__mro__):
+            for name in vars(base).get("contracts", {}).keys() & vars(cls).keys():
+                setattr(cls, name, _checked(vars(cls)[name], vars(base)["contracts"][name]))
+
+
+def _checked(method: Callable[..., Any], check: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *arguments: Any, **settings: Any) -> Any:
+        return check(self, method(self, *arguments, **settings), *arguments, **settings)
+
+    return call
+
+
+def refuse_result(piece: Any, method: str, contract: str, given: Any) -> NoReturn:
+    """Refuse what a method of a user's class returned.
+
+    Args:
+        piece: The object.
+        method: Name of the method.
+        contract: What it must do: `return a sum (a scalar)`.
+        given: What it did, in words; an object that is no text is named by its type.
+
+    Raises:
+        ValueError: Always; it names the class, the method and its contract.
+    """
+    if isinstance(given, Tensor | np.ndarray):
+        given = f"{type(given).__name__} of shape {[*given.shape]}"
+    given = given if isinstance(given, str) else type(given).__name__
+    raise ValueError(f"{type(piece).__name__}.{method} must {contract}, got {given}")
 
 
 @dataclass(frozen=True)

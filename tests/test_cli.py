@@ -200,6 +200,67 @@ def test_a_type_error_is_told_in_one_line_where_a_check_of_the_package_raises_it
     assert capsys.readouterr().err == "lit-distil: error: BadMask.select must return a Selection, got int\n"
 
 
+OWN_PIECES = """\
+from lightning.pytorch import Callback
+from lit_distil.data import MaskingStrategy
+from lit_distil.objectives import RowObjective
+
+class Lookup(Callback):
+    def on_train_batch_end(self, trainer, *arguments, **named):
+        self.settings = first_of({})
+
+def first_of(settings):
+    return settings["first"]
+
+class Endless(MaskingStrategy):
+    def select(self, view, draws):
+        return self.rate / 0
+
+class Wide(RowObjective):
+    def on_rows(self, rows):
+        return rows.student @ rows.student
+
+class Nothing(MaskingStrategy):
+    def select(self, view, draws):
+        from lit_distil.data.masking import Selection
+        return Selection(view.ids[:0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (
+            "--trainer.callbacks=[own_pieces.Lookup]",
+            ("Lookup.on_train_batch_end raised KeyError: 'first'", "line 10"),
+        ),
+        ("--data.masking=own_pieces.Endless", ("Endless.select raised ZeroDivisionError", "Choose the positions to")),
+        ("--model.objectives={own: own_pieces.Wide}", ("Wide.on_rows raised RuntimeError", "The sum over some rows")),
+        ("--data.masking=own_pieces.Nothing", ("Nothing.select must choose at least one position of a batch",)),
+        ("--model.optimizer.lr=1e30", ("step 2: the largest weight has grown from", "Lower the learning rate")),
+    ],
+)
+def test_a_piece_from_outside_that_fails_is_named_in_one_sentence(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    told: tuple[str, ...],
+) -> None:
+    own = tmp_path.name  # of its own, since modules are remembered
+    (tmp_path / f"{own}.py").write_text(OWN_PIECES)
+    monkeypatch.chdir(tmp_path)
+    config = workspace.pretraining()
+    config["model"]["init_args"].pop("schedule")
+    file = write_config(with_trainer(config, tmp_path / "run"), tmp_path / "run.yaml")
+    with kept_environment(), pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "--config", file, option.replace("own_pieces", own)])
+    *_, error = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and all(text in error for text in told), error
+    assert not (tmp_path / "run" / "export").exists()
+
+
 def test_traceback_is_shown_on_request(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_DISTIL_TRACEBACK", "1")
     file = write_config(with_trainer(workspace.pretraining(), tmp_path / "run"), tmp_path / "run.yaml")

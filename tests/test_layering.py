@@ -12,9 +12,9 @@ LEAVES = {"types", "console", "schedules", "files", "messages", "swaps", "trust"
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
-    "schedules": set(),
+    "schedules": {"types"},
     "files": set(),
-    "messages": {"trust"},
+    "messages": {"swaps", "trust"},
     "swaps": set(),
     "trust": set(),
     "tasks": LEAVES | {"objectives"},

@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     def refuse(**_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lit_distil.run_folder.TemporaryDirectory", refuse)
+    monkeypatch.setattr("lit_distil.files.TemporaryDirectory", refuse)
     with pytest.raises(
         ValueError, match=rf"^{field}: .*new/run cannot be made or written to \(Permission denied\); give"
     ):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_distil.schedules import CosineRamp, LinearRamp, Stages, extremes_of, value_at
+from lit_distil.schedules import CosineRamp, LinearRamp, Stages, StepValue, extremes_of, value_at
 
 
 def test_linear_ramp_passes_through_its_ends_and_middle():
@@ -59,3 +59,18 @@ def test_a_plain_number_never_changes():
 def test_mistakes_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.5, 3.0, None])
+def test_a_value_that_is_no_number_between_the_extremes_is_refused(value):
+    class Own(StepValue):
+        extremes, final = (1.0, 2.0), 2.0
+
+        def at(self, step):
+            return value if step == 3 else 1.5
+
+    assert value_at(Own(), 2) == 1.5
+    with pytest.raises(
+        ValueError, match=r"Own\.at must return a number between its extremes 1\.0 and 2\.0, got .* at 3"
+    ):
+        value_at(Own(), 3)

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from lit_distil import data, models, objectives
+from lit_distil.messages import call_command
 from lit_distil.swaps import classes_first, shared_arguments
 from tests.workspace import Workspace, fit, with_trainer, write_config
 
@@ -134,3 +135,20 @@ def test_options_of_arguments_stand_behind_that_of_their_class() -> None:
         [],
     ):
         assert classes_first(unchanged) == unchanged
+
+
+def test_the_other_commands_swap_by_the_same_rule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {}
+
+    def command(student: models.StudentInitialisation) -> None:
+        """A command."""
+        given["student"] = student
+
+    file = write_config({"student": named("lit_distil.models.FirstLayers", num_layers=3)}, tmp_path / "a.yaml")
+    words = ["--config", file, "--student.layers", "[0]", "--student", "lit_distil.models.Layers"]
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        call_command(command, words, prog="it")
+    assert isinstance(given["student"], models.Layers) and given["student"].layers == [0]
+    assert any("student: Layers takes the place of FirstLayers" in record.getMessage() for record in caplog.records)

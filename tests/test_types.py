@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from lit_distil.types import COUNTABLES, Batch
+from lit_distil.types import COUNTABLES, Batch, Piece, refuse_result
 
 
 def make_batch(**changes: object) -> Batch:
@@ -71,3 +71,30 @@ def test_moving_takes_every_tensor_along_and_loses_no_field(device: str) -> None
         else:
             assert after == before, field.name
     assert batch.input_ids.device.type == "cpu"
+
+
+def test_what_an_overridden_method_returns_passes_the_checks_of_all_its_bases() -> None:
+    def positive(piece: Piece, result: int, step: int) -> int:
+        return result if result > 0 else refuse_result(piece, "at", f"be positive at {step}", result)
+
+    class Counts(Piece):
+        contracts = {"at": positive}
+
+        def at(self, step: int) -> int:
+            return 1
+
+    class Named(Piece):
+        contracts = {"name": lambda piece, result: result.upper()}
+
+    class Own(Named, Counts):
+        def at(self, step: int) -> int:
+            """Down from 3."""
+            return 3 - step
+
+        def name(self) -> str:
+            return "own"
+
+    assert Own().at(step=2) == 1 and Own().name() == "OWN" and Own.at.__doc__ == "Down from 3."
+    assert Own.__new__(type("Deeper", (Own,), {})).at(0) == 3
+    with pytest.raises(ValueError, match=r"^Own\.at must be positive at 3, got int$"):
+        Own().at(3)

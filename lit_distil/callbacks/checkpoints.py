@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_distil.files import hash_file, remove_leftovers, staged_file, write_file
 from lit_distil.modules.base import datamodule_of
+from lit_distil.modules.checkpoints import reading_checkpoint
 
 LAST = "last.ckpt"
 
@@ -68,7 +69,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         """
         if str(path).startswith(("http://", "https://")):
             raise ValueError(f"ckpt_path: {str(path)!r} is not loaded from the web; fetch the file first")
-        return super().load_checkpoint(self._sound(path), map_location, weights_only=True)
+        with reading_checkpoint(path):
+            return super().load_checkpoint(self._sound(path), map_location, weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its hash."""

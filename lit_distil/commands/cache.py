@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import Namespace
 from lightning.pytorch import seed_everything as seed_all
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +24,7 @@ from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
 from lit_distil.data.sources.base import Split
 from lit_distil.files import check_output, place_folder, write_json
+from lit_distil.messages import call_command
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.modules import DistillationModule, FrozenTeacher
 from lit_distil.modules.cached_teacher import (
@@ -423,12 +424,11 @@ def _summary(writer: CacheWriter) -> str:
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the cache."""
-    parser = ArgumentParser(prog="lit-distil cache", description=(cache.__doc__ or "").split("Args:")[0])
-    parser.add_argument("--config", action="config", help="Configuration of a distillation, as fit takes it.")
-    parser.add_function_arguments(cache, as_group=False, as_positional=False, sub_configs=True)
-    parsed = parser.parse_args(arguments)
-    if parsed.seed_everything is not False:  # before the data is made, as fit does it
-        seed_all(None if parsed.seed_everything is True else parsed.seed_everything, verbose=False)
-    settings = parser.instantiate_classes(parsed)
-    settings.pop("config", None)
-    cache(**settings.as_dict())
+    help = "Configuration of a distillation, as fit takes it."
+    call_command(cache, arguments, prog="lit-distil cache", config_help=help, before=_seed)
+
+
+def _seed(settings: Namespace) -> None:
+    """Seed as `fit` does, before the data is made."""
+    if settings.seed_everything is not False:
+        seed_all(None if settings.seed_everything is True else settings.seed_everything, verbose=False)

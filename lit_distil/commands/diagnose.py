@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
 from lit_distil.data.sources.tables import read_rows
+from lit_distil.messages import call_command
 from lit_distil.tasks.base import SOURCE_KEY
 from lit_distil.tasks.question_answering import exact_match, f1
 
@@ -74,7 +74,7 @@ def diagnose(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the diagnosis."""
-    auto_cli(diagnose, args=arguments, prog="lit-distil diagnose", as_positional=False)
+    call_command(diagnose, arguments, prog="lit-distil diagnose")
 
 
 # Predictions of every task as one kind of row

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.commands.networks import open_network, texts_in
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.files import check_output, staged_folder, write_json
+from lit_distil.messages import call_command
 from lit_distil.models.networks import position_range
 
 
@@ -71,7 +71,7 @@ def export(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and export."""
-    auto_cli(export, args=arguments, prog="lit-distil export", as_positional=False)
+    call_command(export, arguments, prog="lit-distil export")
 
 
 def _write_onnx_files(

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.inspect.batches import TokenTexts
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_words,
     flat_batch,
     name_list,
     open_masked_lm,
@@ -21,6 +19,7 @@ from lit_distil.commands.networks import (
     short_names,
 )
 from lit_distil.console import markdown_table
+from lit_distil.messages import call_command
 
 _MASK_WORDS = re.compile(r"\[MASK\]|<mask>")
 _TEXTS_IN_A_BATCH = 32
@@ -61,8 +60,7 @@ def fill_mask(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and fill the masks."""
-    transformers_logging.disable_progress_bar()
-    call_with_words(fill_mask, arguments, prog="lit-distil fill-mask")
+    call_command(fill_mask, arguments, prog="lit-distil fill-mask", words="texts")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -13,15 +12,15 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from jsonargparse import ArgumentParser
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.data import LabelledSequences, load_tokenizer
 from lit_distil.data.sources.tables import read_rows, table_kind
 from lit_distil.data.sources.text import read_lines
+from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
-from lit_distil.modules.checkpoints import network_weights, saved_model
+from lit_distil.modules.checkpoints import network_weights, reading_checkpoint, saved_model
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 from lit_distil.trust import RemoteCodeError, load_pretrained
@@ -41,7 +40,7 @@ def open_network(
     network = load_network(name, field=field)
     if tokenizer is None and _is_checkpoint(Path(name)):
         return network, tokenizer_of_run(Path(name))
-    return network, load_tokenizer(tokenizer or _exported_folder(name))
+    return network, load_tokenizer(tokenizer or exported_folder(name))
 
 
 def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedModel:
@@ -56,16 +55,18 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
     """
     if _is_checkpoint(Path(name)):
         return load_checkpoint(name)
-    folder = _exported_folder(name)
+    folder = exported_folder(name)
+    if missing := missing_folder(folder):
+        raise ValueError(f"{field}: {missing}")
     try:
         config = load_pretrained(AutoConfig.from_pretrained, folder)
         kind = _class_that_wrote(config)
         network: PreTrainedModel | None = kind and kind.from_pretrained(folder, dtype=torch.float32)
     except RemoteCodeError as error:
         raise ValueError(f"{field}: {error}") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise any
         raise ValueError(
-            f"{field}: {folder!r} could not be loaded ({first_line(error)}); give a checkpoint "
+            f"{field}: {folder!r} could not be loaded ({one_line(error)}); give a checkpoint "
             "(<run>/checkpoints/last.ckpt), a folder that a run exported, or a name on the Hub"
         ) from error
     if network is None:
@@ -87,10 +88,8 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
     path = Path(checkpoint)
     if not path.is_file():
         raise ValueError(f"checkpoint: no file {str(path)!r}; a run keeps its own in <run>/checkpoints/last.ckpt")
-    try:
+    with reading_checkpoint(path, field="checkpoint"):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"checkpoint: {str(path)!r} could not be read as one ({first_line(error)})") from error
     saved = content.get("network") if isinstance(content, dict) else None
     if not isinstance(saved, dict) or saved.get("head") not in AUTO_MODELS:
         raise ValueError(
@@ -128,7 +127,7 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_file() or path.suffix == ".ckpt"
 
 
-def _exported_folder(name: str | Path) -> str:
+def exported_folder(name: str | Path) -> str:
     """The export of a run's folder; anything else is taken as it is."""
     export = Path(name, "export")
     return str(export if (export / "config.json").is_file() else name)
@@ -142,11 +141,6 @@ def _class_that_wrote(config: PretrainedConfig) -> Any | None:
             if kind is not None and kind.__name__ == name:
                 return kind
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -275,16 +269,3 @@ def texts_in(file: str, text_column: str | None, *, field: str) -> list[tuple[st
     if not found:
         raise ValueError(f"{field}: {file!r} has no texts; give a text file with one text a line, or a table")
     return found
-
-
-def call_with_words(
-    function: Callable[..., None], arguments: list[str], *, prog: str, words: str = "texts", help: str = "In quotes."
-) -> None:
-    """Call a command whose parameter `words` needs no option name: `lit-distil score --model M "A text."`."""
-    parser: Any = ArgumentParser(prog=prog, description=str(function.__doc__).split("\n")[0])
-    parser.add_argument("--config", action="config", help="A YAML file of these options.")
-    parser.add_argument(words, nargs="*", type=str, default=[], help=help)
-    parser.add_function_arguments(function, as_positional=False, skip={words})
-    settings = parser.parse_args(arguments)
-    settings.pop("config")
-    function(**parser.instantiate(settings).as_dict())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.commands.networks import first_line
+from lit_distil.messages import one_line
 from lit_distil.models.sources import head_of
 
 _METADATA = "lit_distil."  # prefix of our entries in a file's metadata
@@ -86,7 +86,7 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(
-                f"onnx: torch's exporter cannot write {kind} ({first_line(error)}); leave --onnx out"
+                f"onnx: torch's exporter cannot write {kind} ({one_line(error)}); leave --onnx out"
             ) from error
         assert program is not None
         program.save(str(path), external_data=num_bytes > _MOST_BYTES)
@@ -148,7 +148,7 @@ class OnnxNetwork:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
             raise ValueError(
-                f"{str(path)!r} is not an ONNX file that ONNX Runtime can run ({first_line(error)})"
+                f"{str(path)!r} is not an ONNX file that ONNX Runtime can run ({one_line(error)})"
             ) from error
         self.inputs = [node.name for node in self.session.get_inputs()]
         metadata = self.session.get_modelmeta().custom_metadata_map

@@ -6,8 +6,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-from jsonargparse import auto_cli
-
 from lit_distil.data import (
     DocumentFilters,
     DocumentSource,
@@ -21,6 +19,7 @@ from lit_distil.data.corpus.engine import Backend, workers
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS
 from lit_distil.data.corpus.shards import Manifest
 from lit_distil.data.sources.base import SPLITS
+from lit_distil.messages import call_command
 
 
 def prepare(
@@ -100,7 +99,7 @@ def prepare(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and prepare."""
-    auto_cli(prepare, args=arguments, prog="lit-distil prepare", as_positional=False)
+    call_command(prepare, arguments, prog="lit-distil prepare")
 
 
 def _summary(folder: Path, filters: DocumentFilters) -> str:

@@ -10,11 +10,7 @@ import difflib
 import re
 from pathlib import Path
 
-
-def recipes_folder() -> Path:
-    """Where the recipes are: in the package as it was installed, or in the checkout that it is used from."""
-    package = Path(__file__).parents[1]
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+from lit_distil.messages import recipes_folder
 
 
 def recipe_names() -> list[str]:

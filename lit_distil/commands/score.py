@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import (
     MaskedLM,
-    call_with_words,
     flat_batch,
     name_list,
     open_masked_lm,
@@ -27,6 +25,7 @@ from lit_distil.console import Table, bullets, markdown_table, progress_bar, sig
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import read_rows
 from lit_distil.files import check_output_files, write_file
+from lit_distil.messages import call_command
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY
 
@@ -96,8 +95,7 @@ def score(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and score."""
-    transformers_logging.disable_progress_bar()
-    call_with_words(score, arguments, prog="lit-distil score")
+    call_command(score, arguments, prog="lit-distil score", words="texts")
 
 
 # Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of what was masked

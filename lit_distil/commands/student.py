@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import write_export
 from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.files import check_output
+from lit_distil.messages import call_command
 from lit_distil.models import MaskedLMNetwork, StudentInitialisation
 from lit_distil.models.sources import check_embedding
 from lit_distil.models.students import describe, mark_frozen, new_head, summarise, tensor_table
@@ -94,8 +93,7 @@ def student(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and make the student."""
-    transformers_logging.disable_progress_bar()
-    auto_cli(student, args=arguments, prog="lit-distil student", as_positional=False)
+    call_command(student, arguments, prog="lit-distil student")
 
 
 def _check(

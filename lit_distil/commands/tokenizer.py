@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
 from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
 from lit_distil.console import progress_bar
 from lit_distil.data import DocumentSource
 from lit_distil.files import check_output, staged_folder, write_json
+from lit_distil.messages import call_command
 
 TRAINING_SETTINGS = "training.json"
 """File beside a tokenizer that says how it was trained."""
@@ -65,7 +65,7 @@ def tokenizer(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and train."""
-    auto_cli(tokenizer, args=arguments, prog="lit-distil tokenizer", as_positional=False)
+    call_command(tokenizer, arguments, prog="lit-distil tokenizer")
 
 
 def _texts(source: DocumentSource) -> Iterator[list[str]]:

@@ -26,9 +26,11 @@ from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Spli
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
-from lit_distil.files import default_cache_dir, describe, hash_values
+from lit_distil.files import check_writable, default_cache_dir, describe, hash_values
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
+
+_MOST_COMPARED = 100_000_000  # tokens; a second
 
 
 class TextDataModule(LightningDataModule):
@@ -96,8 +98,25 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"data.source: {type(source).__name__} gives documents, and data.task needs labelled rows")
         if max_length < 4:
             raise ValueError(f"data.max_length must be at least 4, got {max_length}")
-        if eval_batch_size < 1:
-            raise ValueError(f"data.eval_batch_size must be at least 1, got {eval_batch_size}")
+        counts = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "max_eval_sequences": max_eval_sequences,
+            "batch_tokens": batch_tokens,
+            "num_processes": num_processes,
+        }
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {count}")
+        most = 32 * (os.cpu_count() or 1)
+        if not 0 <= num_workers <= most:
+            raise ValueError(
+                f"data.num_workers must lie between 0 and {most}, 32 for each core of this machine, got {num_workers}"
+            )
+        if num_processes is not None and num_processes > most:
+            raise ValueError(
+                f"data.num_processes must be at most {most}, 32 for each core of this machine, got {num_processes}"
+            )
         if not 0 <= validation_share < 1:
             raise ValueError(f"data.validation_share must be 0 or more and less than 1, got {validation_share}")
         self.source, self.format, self.masking, self.task = source, format, masking, task
@@ -143,6 +162,8 @@ class TextDataModule(LightningDataModule):
             ValueError: A check before work fails (in the module of the trainer, too), the train split has no
                 documents, or a corpus cannot be prepared or fetched.
         """
+        if self.task is None and not isinstance(self.source, PreparedCorpus):
+            check_writable(default_cache_dir(self.cache_dir), "data.cache_dir")
         self.check_before_work()
         check_module = getattr(self.trainer and self.trainer.lightning_module, "check_before_work", None)
         if check_module is not None:
@@ -153,6 +174,8 @@ class TextDataModule(LightningDataModule):
             else:
                 assert isinstance(self.source, RowSource)
                 next(iter(self.source.rows(split)), None)  # a source that downloads rows does it here, once
+        if self.task is None:
+            self._warn_of_shared_documents()
 
     def _prepare_documents(self, split: Split) -> None:
         assert isinstance(self.source, DocumentSource)
@@ -169,6 +192,23 @@ class TextDataModule(LightningDataModule):
         if holds_corpus(folder):
             # makes the table of sequences and compiles the batching code, which the ranks then load
             self._sequences(split, TokenCorpus.load(folder, verify=self.verify_corpus))
+
+    def _warn_of_shared_documents(self) -> None:
+        """Warn of documents that are evaluated and trained on, in a corpus that is small enough to look at."""
+        folders = {split: self._corpus_folder(split, fetch=False) for split in self._splits()}
+        corpora = {split: TokenCorpus.load(at) for split, at in folders.items() if at is not None and holds_corpus(at)}
+        train = corpora.pop("train", None)
+        if train is None or sum(corpus.num_tokens for corpus in (train, *corpora.values())) > _MOST_COMPARED:
+            return
+        ours = set(train.document_hashes()) if corpora else set()
+        for split, corpus in corpora.items():
+            theirs = list(corpus.document_hashes())
+            shared = sum(map(ours.__contains__, theirs))
+            if shared:
+                rank_zero_warn(
+                    f"data.source: {shared:,} of {len(theirs):,} documents of the {split} split are in the training "
+                    "split too; the validation loss on them says little"
+                )
 
     # Set up: in each rank
 
@@ -252,7 +292,7 @@ class TextDataModule(LightningDataModule):
         """Batches from the trainer's current step on."""
         trainer = self.trainer
         assert trainer is not None
-        return TrainLoader(
+        loader = TrainLoader(
             self._dataset("train"),
             batch_size=self.batch_size,
             accumulate=trainer.accumulate_grad_batches,
@@ -262,6 +302,15 @@ class TextDataModule(LightningDataModule):
             length_window=self.length_window,
             **self._rank_settings(),
         )
+        limit = trainer.limit_train_batches
+        per_epoch = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
+        interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+        if trainer.limit_val_batches and every is not None and isinstance(interval, int) and interval > per_epoch:
+            raise ValueError(
+                f"trainer.val_check_interval: {interval} batches are more than an epoch has, which is {per_epoch}; set "
+                "trainer.check_val_every_n_epoch to null, so that they are counted from the start of the run"
+            )
+        return loader
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Every validation sample once; `fit` goes on without if the source has no validation split."""

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_distil.data.sequences import LabelledSequences, spread
 from lit_distil.data.sources.base import RowSource, Split
-from lit_distil.tasks.base import Row, Task
+from lit_distil.files import short_hash
+from lit_distil.tasks.base import Row, Task, place_of
 
 STAND_INS: tuple[Split, ...] = ("predict", "test", "validation")
 """`predict` uses the first of these splits that exists."""
@@ -78,7 +79,25 @@ def open_rows(
         datasets[name] = LabelledSequences(features, given, label_kind=task.label_kind)
         windows = f" as {len(features):,} windows" if len(features) > len(chosen) else ""
         rank_zero_info(f"{name}: {len(chosen):,} rows{windows}, {int(datasets[name].lengths.sum()):,} tokens")
+    if "train" in datasets:
+        for name in ("validation", "test"):
+            if name in datasets:
+                _warn_of_shared_rows(datasets["train"], datasets[name], name)
     return datasets
+
+
+def _warn_of_shared_rows(train: LabelledSequences, other: LabelledSequences, split: str) -> None:
+    """Warn of rows that are evaluated and trained on; the tokens are compared, not the labels or other columns."""
+    rows: dict[bytes, set[int]] = defaultdict(set)
+    for sample in other.features:
+        rows[short_hash(sample.input_ids.tobytes(), 16)].add(sample.row)
+    seen = {short_hash(sample.input_ids.tobytes(), 16) for sample in train.features} & rows.keys()
+    if seen:
+        shared, first = set().union(*(rows[key] for key in seen)), min(min(rows[key]) for key in seen)
+        rank_zero_warn(
+            f"data.source: {len(shared):,} of {len({sample.row for sample in other.features}):,} rows of the {split} "
+            f"split are training rows too, the first at {place_of(other.rows[first])}; scores on them say little"
+        )
 
 
 def hold_out(rows: list[Row], task: Task, *, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lit_distil.data.sources.text import near_names
 from lit_distil.files import hash_of
+from lit_distil.messages import missing_folder, near_names, one_line
 from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Vocabulary
 
@@ -146,13 +146,15 @@ def _load(name: str, revision: str | None) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"data.tokenizer: the folder {name!r} holds no tokenizer (tokenizer.json or vocab.txt), only {held[:8]}"
         )
+    if missing := missing_folder(name):
+        raise ValueError(f"data.tokenizer: {missing}. `lit-distil tokenizer --source SOURCE --out FOLDER` trains one")
     try:
         return load_pretrained(AutoTokenizer.from_pretrained, name, revision=revision)
     except RemoteCodeError as error:
         raise ValueError(f"data.tokenizer: {error}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged folder may raise any
         raise ValueError(
-            f"data.tokenizer: no tokenizer {name!r} ({str(error).splitlines()[0]}){near_names(folder)}. Give a folder "
+            f"data.tokenizer: no tokenizer {name!r} ({one_line(error)}){near_names(folder)}. Give a folder "
             "with a tokenizer.json or vocab.txt (`lit-distil tokenizer --source SOURCE --out FOLDER` trains one), or, "
             "when online, a name on the Hub"
         ) from error

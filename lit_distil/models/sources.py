@@ -35,9 +35,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from lit_distil.messages import missing_folder, one_line
 from lit_distil.models.attention import choose_attention
 from lit_distil.trust import RemoteCodeError, load_pretrained, trusts_remote_code
-from lit_distil.types import Vocabulary
+from lit_distil.types import Piece, Vocabulary, refuse_result
 
 Head = Literal[
     "masked_lm",
@@ -62,6 +63,8 @@ AUTO_MODELS: dict[str, Any] = {
 TASK_HEADS: tuple[Head, ...] = get_args(Head)[2:]
 """All but the two heads of language models."""
 
+_MOST = {"num_hidden_layers": 1000, "n_layers": 1000, "num_labels": 1_000_000}
+
 STAND_INS = {
     "bos_token_id": "cls_token_id",
     "eos_token_id": "sep_token_id",
@@ -71,7 +74,16 @@ STAND_INS = {
 """A tokenizer has [CLS] and [SEP], or a beginning and an end of text; each pair can stand in for the other."""
 
 
-class NetworkSource(ABC):
+def _hugging_face_model(source: NetworkSource, model: Any, *arguments: Any, **named: Any) -> PreTrainedModel:
+    if not isinstance(model, PreTrainedModel):
+        refuse_result(source, "load", "return a transformers model (PreTrainedModel)", model)
+    unset = next((name for name, value in model.state_dict().items() if value.is_meta), None)
+    if unset and torch.get_default_device().type != "meta":  # where sketches are made
+        refuse_result(source, "load", "set every tensor of the model", f"{unset} on the meta device")
+    return model
+
+
+class NetworkSource(Piece, ABC):
     """Builds a Hugging Face model with a head, in training mode.
 
     A subclass answers in `load`.
@@ -81,6 +93,7 @@ class NetworkSource(ABC):
     """
 
     attention: str | None = None
+    contracts = {"load": _hugging_face_model}
 
     def build(
         self,
@@ -180,6 +193,8 @@ class FromConfig(NetworkSource):
         self.overrides = dict(config or {})
         self.attention = attention
         _check_spelling(self.overrides, AutoConfig.for_model(model_type))
+        _check_sane(self.overrides)
+        self._config(self.overrides)
 
     def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
         """See `NetworkSource.network_config`."""
@@ -188,14 +203,20 @@ class FromConfig(NetworkSource):
             fields.setdefault("vocab_size", vocabulary.size)
             if fields["vocab_size"] < vocabulary.size:
                 raise ValueError(
-                    f"vocab_size={fields['vocab_size']} is smaller than the tokenizer's {vocabulary.size} entries; "
-                    "leave vocab_size out of config"
+                    f"config: vocab_size={fields['vocab_size']} is smaller than the tokenizer's {vocabulary.size} "
+                    "entries; leave vocab_size out of config"
                 )
             fields.update(_special_ids(vocabulary, AutoConfig.for_model(self.model_type)))
         fields.update(labels)
-        config = AutoConfig.for_model(self.model_type, **fields)
+        config = self._config(fields)
         _check_head(head, config)
         return config
+
+    def _config(self, fields: dict[str, Any]) -> PretrainedConfig:
+        try:
+            return AutoConfig.for_model(self.model_type, **fields)
+        except Exception as error:  # an architecture refuses its fields in its own ways
+            raise ValueError(f"config: no {self.model_type} with these fields: {one_line(error)}") from error
 
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
         """See `NetworkSource.load`."""
@@ -228,6 +249,7 @@ class Pretrained(NetworkSource):
         parsed = getattr(torch, dtype, None)
         if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+        _check_sane(config or {})
         self.name_or_path = str(name_or_path)
         self.revision = revision
         self.overrides = dict(config or {})
@@ -258,8 +280,15 @@ class Pretrained(NetworkSource):
                     ignore_mismatched_sizes=head in TASK_HEADS,
                     revision=self.revision or "main",
                 )
+        except RemoteCodeError as error:
+            raise ValueError(f"name_or_path: {error}") from error
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
+        except Exception as error:  # damaged files, and fields that an architecture refuses in its own ways
+            raise ValueError(
+                f"name_or_path={self.name_or_path!r} could not be loaded: {one_line(error)}; write the folder again "
+                "with save_pretrained, or fetch it again"
+            ) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
         self.new_tensors = _new_tensors(model, set(loaded["missing_keys"]), head)
         _warn_of_new_weights(self.new_tensors, self.name_or_path)
@@ -282,8 +311,15 @@ class Pretrained(NetworkSource):
             raise ValueError(f"name_or_path: {error}") from error
         except (OSError, ValueError) as error:
             raise ValueError(self._not_found(error)) from error
+        except Exception as error:  # fields that an architecture refuses in its own ways
+            raise ValueError(
+                f"config: the configuration of {self.name_or_path!r} cannot be read with these fields: "
+                f"{one_line(error)}"
+            ) from error
 
     def _not_found(self, error: Exception) -> str:
+        if missing := missing_folder(self.name_or_path):
+            return f"name_or_path: {missing}"
         reason = str(error).strip().split("\n")[0]
         at = "" if self.revision is None else f" (revision={self.revision!r})"
         return (
@@ -418,8 +454,10 @@ def _from_config(head: Head, config: PretrainedConfig) -> PreTrainedModel:
     """
     try:
         return load_pretrained(AUTO_MODELS[head].from_config, config)
-    except ValueError as error:
+    except RemoteCodeError as error:
         raise ValueError(f"config: {error}") from error
+    except Exception as error:  # an architecture refuses its fields in its own ways
+        raise ValueError(f"config: no {config.model_type} with these fields: {one_line(error)}") from error
 
 
 @contextmanager
@@ -489,6 +527,14 @@ def _label_fields(num_labels: int | None, id2label: dict[int, str] | None, probl
     if problem_type is not None:
         fields["problem_type"] = problem_type
     return fields
+
+
+def _check_sane(fields: dict[str, Any]) -> None:
+    """Refuse sizes that nobody means, which would take hours to build, or the memory of the machine."""
+    for name, most in _MOST.items():
+        size = fields.get(name)
+        if size is not None and not (isinstance(size, int) and 1 <= size <= most):
+            raise ValueError(f"config: {name} must be a whole number from 1 to {most:,}, got {size!r}")
 
 
 def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
+from lit_distil.messages import PieceError, innermost, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import Head
 from lit_distil.modules.checkpoints import SavedModule
@@ -230,7 +231,14 @@ class EncoderModule(SavedModule):
         """The optimizer over the parameters that train, and the schedule by step."""
         if self.optimizer_factory is None:
             raise ValueError("model.optimizer: training needs one, such as {class_path: torch.optim.AdamW, ...}")
-        optimizer = self.optimizer_factory(self.optimizer_groups())
+        groups = self.optimizer_groups()
+        try:
+            optimizer = self.optimizer_factory(groups)
+        except (Exception, PieceError) as error:  # each optimizer refuses its settings in its own way
+            raise ValueError(
+                f"model.optimizer: it refuses its settings or these parameters: {one_line(innermost(error))}; it must "
+                "take parameters of any shape, in groups with a weight decay each, as torch.optim.AdamW does"
+            ) from error
         scale_learning_rates(optimizer.param_groups)
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.schedule is None:

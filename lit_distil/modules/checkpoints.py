@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import fsspec
@@ -14,10 +17,42 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from lit_distil.messages import one_line
 from lit_distil.models import FlatNetwork, FromConfig
 from lit_distil.models.sources import AUTO_MODELS, Head
 from lit_distil.modules.meters import LoggedModule
 from lit_distil.trust import check_class_paths, guard, load_pretrained
+
+
+@contextmanager
+def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterator[None]:
+    """Say in one sentence why a checkpoint cannot be read within the block.
+
+    Args:
+        path: The file.
+        field: What messages call the argument that names it.
+
+    Raises:
+        ValueError: It is something else, damaged, or holds more than weights and plain values.
+    """
+    give = "give the one that a run keeps in <run>/checkpoints/last.ckpt"
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError("it is a folder")
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{field}: {str(path)!r} is not a checkpoint of lit_distil, or it holds Python objects, which could run "
+            f"code when they are read; {give}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        weights = Path(path).suffix in (".safetensors", ".bin")
+        hint = "; it holds weights alone: name its folder in model.network (lit_distil.models.Pretrained)"
+        raise ValueError(
+            f"{field}: {str(path)!r} could not be read as a checkpoint ({one_line(error)}){hint * weights}; {give}"
+        ) from error
 
 
 def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
@@ -71,7 +106,14 @@ class SavedModule(LoggedModule):
             self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the network's configuration, so that loading needs neither teacher nor data."""
+        """Add the network's configuration, so that loading needs neither teacher nor data.
+
+        Raises:
+            DivergedError: The network has diverged; what was saved before stays.
+        """
+        if self.has_trainer:
+            self.guard.check_weights(self, self.trainer.global_step)
+            checkpoint["guard"] = self.guard.state()
         settings = self.network.config.to_dict()
         settings.pop("transformers_version", None)
         checkpoint["network"] = {"head": self.head, "config": json.dumps(settings, default=str)}
@@ -84,7 +126,7 @@ class SavedModule(LoggedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network of the checkpoint, unless there is one."""
         if "network" not in checkpoint:
-            raise ValueError("this checkpoint was not written by a module of lit_distil: it names no network")
+            raise ValueError("ckpt_path: it was not written by a module of lit_distil, since it names no network")
         if self.network is None:
             self.head = checkpoint["network"]["head"]
             self.is_encoder_only = checkpoint["network"].get("is_encoder_only", False)
@@ -94,6 +136,8 @@ class SavedModule(LoggedModule):
             self._unfinished = checkpoint.get("unfinished", {})
             if self.trainer.strategy.restore_checkpoint_after_setup:  # `on_fit_start` was before
                 self.enter_last_step()
+        if self.has_trainer and "guard" in checkpoint:
+            self.guard.restore(checkpoint["guard"])
         states = checkpoint.get("optimizer_states") or []
         if all("param_groups" in state for state in states) and states:
             self.saved_groups = [[len(group["params"]) for group in state["param_groups"]] for state in states]
@@ -141,7 +185,7 @@ class SavedModule(LoggedModule):
         address = str(checkpoint_path)
         if address.startswith(("http://", "https://")) or "::" in address:
             raise ValueError(f"checkpoint_path: {address!r} is not loaded from the web; fetch the file first")
-        with fsspec.open(address, "rb") as stream:
+        with reading_checkpoint(address), fsspec.open(address, "rb") as stream:
             saved = torch.load(stream, map_location=map_location, weights_only=weights_only)
         known = {**saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **arguments}
         missing = [name for name in _required(cls) if name not in known]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_distil.models import FlatNetwork, MaskedLMNetwork
 from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
 from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
+from lit_distil.objectives.base import Positions
 from lit_distil.objectives.terms import LossTerms
-from lit_distil.types import DataModule, Vocabulary
+from lit_distil.types import COUNTABLES, DataModule, Vocabulary
 
 _MOST_PADDING = 128
 """Rows that an embedding may have beyond its tokenizer if nothing else says whose it is, or 1 % of the entries."""
@@ -137,6 +138,7 @@ def check_networks(
     theirs = {name: capabilities_of(network) for name, network in teachers.items()}
     for name, objective in terms.objectives.items():
         compared = terms.teachers_of(name)
+        check_attributes(name, objective)
         try:
             for each in [theirs[teacher] for teacher in compared if teacher in theirs] if compared else [None]:
                 objective.check(ours, each)
@@ -148,6 +150,19 @@ def check_networks(
                 f"data.masking: model.objectives.{name} ({type(objective).__name__}) looks at {needs_masks.pop()} "
                 "tokens, and nothing is masked; give the data a masking strategy, such as lit_distil.data.TokenMasking"
             )
+
+
+def check_attributes(name: str, objective: Objective) -> None:
+    """Refuse an objective that does not say what its sum counts, or where it needs logits.
+
+    Raises:
+        ValueError: `Objective.counts` or `Objective.rows` is none of the words it may be.
+    """
+    field, counts = f"model.objectives.{name}: {type(objective).__name__}", getattr(objective, "counts", None)
+    if counts not in COUNTABLES:
+        raise ValueError(f"{field}.counts must be one of {list(COUNTABLES)}, what its sum is over, got {counts!r}")
+    if objective.rows not in (None, *get_args(Positions)):
+        raise ValueError(f"{field}.rows must be None or one of {list(get_args(Positions))}, got {objective.rows!r}")
 
 
 def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
@@ -209,6 +224,8 @@ def check_comparisons(terms: LossTerms) -> None:
         raise ValueError("model.objectives: distillation needs at least one, such as {soft: SoftTargetLoss}")
     if not any(objective.heaviest > 0 for objective in objectives.values()):
         raise ValueError("model.objectives: every weight is 0, so there is nothing to train; give one a weight")
+    for name, objective in objectives.items():
+        check_attributes(name, objective)
     for name, teacher in own_teacher.items():
         if name not in objectives or teacher not in teachers:
             raise ValueError(

@@ -1,7 +1,11 @@
-"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if they are not finite."""
+"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if they are not finite.
+
+A run whose weights or validation loss are no numbers any more ends before it writes a checkpoint or an export.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,13 +23,22 @@ from lit_distil.objectives import Objective
 from lit_distil.types import EncoderOutput, Projection
 
 _PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
+_MOST_GROWTH = 1000.0  # of the largest weight, which is about 1 in an encoder; training moves it to 10 at most
+_ADVICE = (
+    "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or use a wider precision (trainer.precision)"
+)
+
+
+class DivergedError(RuntimeError):
+    """The weights or the validation loss of a run are no numbers any more, or far from where they began."""
 
 
 class StepGuard:
     """Skips optimizer steps with infinite or undefined gradients, counts them, and ends a run that takes no others.
 
-    The weights stay as the last finite step left them, so every checkpoint is finite. The gradients, and so the
-    decision, are the same on all ranks.
+    The weights stay as the last step with a finite gradient left them. Such a step may still be far too large, so the
+    weights are looked at whenever a checkpoint is written, and at the end of the run. The gradients and the weights,
+    and so the decisions, are the same on all ranks.
 
     Args:
         patience: How many steps in a row may be skipped; one more is an error. A loss scaler (`16-mixed`) skips some
@@ -40,12 +53,14 @@ class StepGuard:
         self.norm: Tensor | None = None
         """Of the current step's gradients, from `check` to `clip`."""
         self._in_a_row = 0
+        self._largest_at_start: float | None = None
+        self._validation_loss = 0.0
 
     def check(self, optimizer: torch.optim.Optimizer, step: int) -> Tensor | None:
         """The norm of the gradients before clipping; None if it is not finite, and the gradients are then removed.
 
         Raises:
-            RuntimeError: More steps in a row were skipped than the patience allows.
+            DivergedError: More steps in a row were skipped than the patience allows.
         """
         parameters = _with_gradient(optimizer)
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
@@ -61,11 +76,9 @@ class StepGuard:
         self.num_skipped += 1
         self._in_a_row += 1
         if self._in_a_row > self.patience:
-            raise RuntimeError(
+            raise DivergedError(
                 f"step {step}: the gradient was infinite or undefined in {self._in_a_row} steps in a row, so the run "
-                "ends here; weights and checkpoints are those of the last finite step. Lower the learning rate, clip "
-                "gradients (trainer.gradient_clip_val), use a wider precision (trainer.precision), or allow more "
-                "(model.max_skipped_steps)"
+                f"ends here; checkpoints are those of finite steps. {_ADVICE}, or allow more (model.max_skipped_steps)"
             )
         if self._in_a_row == 1:
             rank_zero_warn(f"step {step}: the gradient is infinite or undefined ({float(norm)}); the step is skipped")
@@ -83,6 +96,62 @@ class StepGuard:
         torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), max_norm, self.norm)
         self.norm = None
 
+    def start(self, module: nn.Module) -> None:
+        """Note the weights that a run starts from; a resumed run keeps those of its beginning."""
+        if self._largest_at_start is None:
+            self._largest_at_start = _largest(module)
+
+    def note_validation(self, loss: float) -> None:
+        """Take the loss of a validation; one that is no number is an error in the next `check_weights`."""
+        self._validation_loss = loss
+
+    def check_weights(self, module: nn.Module, step: int) -> None:
+        """Refuse to go on with a network that has diverged; it reads from the device, so not in every step.
+
+        Raises:
+            DivergedError: A weight is not finite, the largest is a thousand times that of the start (and of 1), or the
+                last validation loss is not finite.
+        """
+        largest, before = _largest(module), self._largest_at_start
+        if not math.isfinite(largest):
+            reason = "a weight is infinite or undefined"
+        elif before is not None and largest > _MOST_GROWTH * max(before, 1.0):
+            reason = f"the largest weight has grown from {before:.3g} to {largest:.3g}"
+        elif not math.isfinite(self._validation_loss):
+            reason = f"the validation loss is {self._validation_loss}"
+        else:
+            return
+        raise DivergedError(
+            f"step {step}: {reason}, so the run ends here and writes neither checkpoint nor export; those from before "
+            f"are untouched. {_ADVICE}"
+        )
+
+    def finish(self, step: int) -> None:
+        """Say at the end of a run how many steps were skipped.
+
+        Raises:
+            DivergedError: All of them were.
+        """
+        if not self.num_skipped:
+            return
+        told = f"{self.num_skipped} of {step} steps were skipped, because the gradient was infinite or undefined"
+        if self.num_skipped >= step:
+            raise DivergedError(f"{told}, so the weights are those from the start, and nothing is exported. {_ADVICE}")
+        rank_zero_warn(told)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run continues with, in plain numbers."""
+        return {
+            "num_skipped": self.num_skipped,
+            "in_a_row": self._in_a_row,
+            "largest_at_start": self._largest_at_start,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.num_skipped, self._in_a_row = state["num_skipped"], state["in_a_row"]
+        self._largest_at_start = state["largest_at_start"]
+
 
 def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torch.optim.Optimizer) -> bool:
     """Whether Lightning would call `torch.nn.utils.clip_grad_norm_` on these gradients, unchanged.
@@ -93,6 +162,19 @@ def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torc
     plugin = trainer.precision_plugin
     is_scaled = getattr(plugin, "scaler", None) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
     return algorithm in (None, "norm") and type(plugin) in _PLAIN_PLUGINS and not is_scaled
+
+
+def _largest(module: nn.Module) -> float:
+    """The largest magnitude among the weights that train, infinite if one is undefined; all ranks call it together."""
+    weights = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
+    if not weights:
+        return 0.0
+    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    norm = torch.nn.utils.get_total_norm([one for one in local if one.numel()], norm_type=math.inf)
+    largest = norm.to(local[0].device, torch.float32).nan_to_num(nan=math.inf, posinf=math.inf)
+    if any(isinstance(weight, DTensor) for weight in weights):  # a rank may hold no rows of a small tensor
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return float(largest)
 
 
 def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -89,6 +90,22 @@ def add_size(meters: SumMeters, batch: Batch) -> None:
     meters.add("padding_share", float(num_slots - batch.num_tokens), num_slots)
 
 
+def warn_if_never_validated(trainer: Any) -> None:
+    """Warn of a run that ends before its first validation."""
+    interval, every, per_epoch = trainer.val_check_batch, trainer.check_val_every_n_epoch, trainer.num_training_batches
+    if not trainer.enable_validation or trainer.fast_dev_run or interval is None:  # None counts in time
+        return
+    first = interval if every is None else (every - 1) * per_epoch + min(interval, per_epoch)
+    ends = [trainer.max_steps * trainer.accumulate_grad_batches] if trainer.max_steps > 0 else []
+    ends += [trainer.max_epochs * per_epoch] if (trainer.max_epochs or -1) > 0 else []
+    if ends and first > min(ends):
+        rank_zero_warn(
+            f"trainer.val_check_interval: the run ends after {min(ends)} batches and the first validation comes after "
+            f"{first}, so nothing is validated; set it to at most {min(ends)}, and trainer.check_val_every_n_epoch to "
+            "null, or set trainer.limit_val_batches to 0"
+        )
+
+
 def step_size(tokens: float, trainer: Trainer, capacity: int) -> dict[str, float]:
     """The tokens of an optimizer step, and their share of what it may hold.
 
@@ -146,9 +163,17 @@ class LoggedModule(LightningModule):
         return step % self._log_every == 0 or step == self.trainer.max_steps
 
     def on_train_start(self) -> None:
-        """Finish the step of the checkpoint, and start the clock of the throughput."""
+        """Note the weights, finish the step of the checkpoint, start the clock, say so if nothing will be validated."""
+        self.guard.start(self)
         self._finish_step()
         self._last_logged = (self.trainer.global_step, perf_counter())
+        if "validation" in self.data.datasets:
+            warn_if_never_validated(self.trainer)
+
+    def on_train_end(self) -> None:
+        """Refuse weights that are no numbers, of a run that writes no checkpoints too."""
+        self.guard.check_weights(self, self.trainer.global_step)
+        self.guard.finish(self.trainer.global_step)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Forget the row of the step before."""
@@ -162,7 +187,9 @@ class LoggedModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the whole validation set."""
-        self.log_dict(self._evaluation_values("val"))
+        values = self._evaluation_values("val")
+        self.log_dict(values)
+        self.guard.note_validation(values.get("val/loss", 0.0))
 
     def on_test_epoch_end(self) -> None:
         """Log the means over the whole test set."""
@@ -173,7 +200,9 @@ class LoggedModule(LightningModule):
         self._meters["train"].drop("tokens")
 
     def on_validation_end(self) -> None:
-        """Leave the time of a validation out of the training throughput."""
+        """Leave the time of a validation out of the training throughput; end a run that has diverged."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.guard.check_weights(self, self.trainer.global_step)
         self._last_logged = (self.trainer.global_step, perf_counter())
 
     def on_fit_start(self) -> None:
@@ -292,4 +321,6 @@ class LoggedModule(LightningModule):
 
     def _weighted_sum(self, means: dict[str, float]) -> float:
         terms = self.terms.objectives.items()
-        return sum(objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms)
+        return sum(
+            objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms if objective.weight
+        )  # a term that is only watched may be infinite

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from lit_distil.objectives.capabilities import NetworkCapabilities
 from lit_distil.objectives.functional import check_temperature
 from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.schedules import StepValue, extremes_of, value_at
-from lit_distil.types import Batch, Countable, EncoderOutput
+from lit_distil.types import Batch, Countable, EncoderOutput, Piece, refuse_result
 
 Positions = Literal["masked", "unmasked", "all"]
 """Where an objective compares: at the masked positions, at the other tokens (special ones included), or at all."""
@@ -27,7 +27,49 @@ Given = TypeVar("Given")
 _COUNTED: dict[Positions, Countable] = {"masked": "masked", "unmasked": "unmasked", "all": "tokens"}
 
 
-class Objective(nn.Module, ABC):
+def sum_of(method: str) -> Callable[..., Tensor]:
+    """The check of what a method of a loss returned: a scalar, and of an objective that trains, one with a graph."""
+
+    def check(piece: Any, value: Any, *arguments: Any, **named: Any) -> Tensor:
+        if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
+            is_scalar = isinstance(value, Tensor) and not value.dim()
+            given = f"a scalar of {value.dtype}" if is_scalar else value
+            refuse_result(piece, method, "return a sum over the counted items (a scalar tensor of floats)", given)
+        if torch.is_grad_enabled() and not value.requires_grad and _can_train(piece, *arguments, **named):
+            given = "one that trains nothing; is something detached, or chosen by argmax?"
+            refuse_result(piece, method, "return a sum with a graph to the student", given)
+        return value
+
+    return check
+
+
+def _one_output(objective: Objective, value: Any, *arguments: Any, **named: Any) -> EncoderOutput:
+    if not isinstance(value, EncoderOutput):
+        refuse_result(objective, "mix_teachers", "return an EncoderOutput that stands for all teachers", value)
+    return value
+
+
+def _two_lists(objective: Objective, value: Any, *arguments: Any, **named: Any) -> Any:
+    if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, Collection) for each in value)):
+        contract = "return the blocks of the student and those of the teacher, (numbers, numbers)"
+        refuse_result(objective, "attention_layers", contract, repr(value))
+    return value
+
+
+def _can_train(piece: Any, student: Any, *others: Any, **named: Any) -> bool:
+    """Whether a sum over these outputs, or over rows of logits, must have a graph."""
+    if not isinstance(piece, Objective) or not piece.weight:
+        return False
+    if isinstance(student, EncoderOutput):
+        batch = named.get("batch", others[-1] if others else None)
+        parts = [student.last_hidden_state, student.logits, getattr(student.projection, "features", None)]
+        has_graph = all(each.requires_grad for each in parts if each is not None)
+        return has_graph and isinstance(batch, Batch) and batch.counts[piece.counts] > 0
+    logits = student.student if isinstance(student, LogitRows) else student
+    return isinstance(logits, Tensor) and logits.requires_grad and len(logits) > 0
+
+
+class Objective(Piece, nn.Module, ABC):
     """One term of the loss.
 
     `forward` returns the **unweighted sum** over the counted items of this micro-batch, a scalar with a graph.
@@ -56,6 +98,11 @@ class Objective(nn.Module, ABC):
     needs_teacher: bool = False
     needs_hidden_states: bool = False
     needs_next_sentence: bool = False
+    contracts = {
+        **{name: sum_of(name) for name in ("forward", "on_rows", "compare")},
+        "mix_teachers": _one_output,
+        "attention_layers": _two_lists,
+    }
 
     def __init__(self, weight: float | StepValue = 1.0) -> None:
         super().__init__()

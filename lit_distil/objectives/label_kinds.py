@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lit_distil.objectives.base import sum_of
 from lit_distil.objectives.functional import logit_mse, soft_target_kl
 from lit_distil.objectives.metrics import (
     accuracy,
@@ -33,13 +34,31 @@ from lit_distil.objectives.metrics import (
     spearman,
 )
 from lit_distil.objectives.vocabulary import mix_logits
-from lit_distil.types import IGNORE_INDEX, Batch
+from lit_distil.types import IGNORE_INDEX, Batch, Piece, refuse_result
 
 _PADDING_LOGIT = -1e30
 """A probability of 0 at any temperature; unlike infinities, two of them can be subtracted."""
 
 
-class LabelKind(ABC):
+def _tensor_of_labels(kind: LabelKind, tensor: Any, labels: list[Any], starts: list[int]) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        refuse_result(kind, "to_tensor", "return the labels of a batch in one tensor", tensor)
+    return tensor
+
+
+def _rows_of_outcomes(kind: LabelKind, rows: Any, logits: Tensor, batch: Batch) -> list[Tensor]:
+    if not isinstance(rows, list) or not all(isinstance(each, Tensor) and each.dim() == 2 for each in rows):
+        refuse_result(kind, "softmax_rows", "return a list of tensors [items, outcomes]", rows)
+    return rows
+
+
+def _number_of_labels(kind: LabelKind, number: Any, labels: Tensor) -> int:
+    if not isinstance(number, int) or number < 0:
+        refuse_result(kind, "count", "return the number of labels as an int", repr(number))
+    return number
+
+
+class LabelKind(Piece, ABC):
     """One kind of labels.
 
     `to_tensor`, `loss`, `softmax_rows` and `from_softmax_rows` define a kind; the other methods have defaults.
@@ -50,6 +69,7 @@ class LabelKind(ABC):
         batch_field: The field of `Batch` that holds the labels.
         per_token: Whether `Batch.labels` has an entry for each token.
         takes_class_weights: Whether `TaskLoss` may weight the classes.
+        may_be_unknown: Whether a sample of labelled data may have None for a label, which then counts nothing.
         distance_name: The name under which the student's distance from its teacher is logged.
     """
 
@@ -58,7 +78,15 @@ class LabelKind(ABC):
     batch_field = "labels"
     per_token = False
     takes_class_weights = False
+    may_be_unknown = False
     distance_name = "kl_from_teacher"
+    contracts = {
+        "to_tensor": _tensor_of_labels,
+        "loss": sum_of("loss"),
+        "soft_target_loss": sum_of("soft_target_loss"),
+        "softmax_rows": _rows_of_outcomes,
+        "count": _number_of_labels,
+    }
 
     @abstractmethod
     def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
@@ -303,6 +331,7 @@ class SpanLabel(_OneOutcome):
 
     name = "span"
     batch_field = "answer_spans"
+    may_be_unknown = True
 
     def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 2}

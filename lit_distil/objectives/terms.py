@@ -126,11 +126,6 @@ class LossTerms:
                 in_pass[name] = RowTerm(objective, objective.weight / num_items, self.teachers_of(name))
                 continue
             value = objective(student, self._teacher(name, teachers, batch), batch)
-            if not isinstance(value, Tensor) or value.dim():
-                given = f"a tensor of shape {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"objectives.{name}: {type(objective).__name__}.forward must return a sum (a scalar), got {given}"
-                )
             sums[name] = value.detach()
             if objective.weight or objective.is_trained:  # what is trained needs a gradient in every step, for DDP
                 loss = loss + objective.weight * value / num_items

@@ -12,18 +12,32 @@ import functools
 import math
 import warnings
 from abc import ABC, abstractmethod
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_distil.types import Piece, refuse_result
 
-class Schedule(ABC):
+
+def _factor(schedule: Schedule, factor: Any, step: int, *arguments: int, **named: int) -> float:
+    """A factor of the learning rate: finite, and not negative, which would climb the loss."""
+    if not isinstance(factor, Real) or not 0 <= float(factor) < math.inf:
+        method = "multiplier" if "multiplier" in vars(type(schedule)) else "after_warmup"
+        contract = "return a factor of the learning rate, finite and not negative"
+        refuse_result(schedule, method, contract, f"{factor!r} at step {step}")
+    return float(factor)
+
+
+class Schedule(Piece, ABC):
     """A linear warm-up, then what the subclass defines.
 
     Args:
         warmup: Number of steps, or a share of all steps below 1 (rounded up).
     """
+
+    contracts = {"multiplier": _factor}
 
     def __init__(self, warmup: int | float = 0) -> None:
         self.warmup = _check_span("warmup", warmup)
@@ -59,6 +73,8 @@ class Schedule(ABC):
                 "the learning rate never reaches its peak",
                 stacklevel=2,
             )
+        for step in {0, 1, num_steps // 2, num_steps - 1, num_steps}:  # a wrong one is found before the first step
+            self.multiplier(step, int(num_steps))
         # LambdaLR saves the attributes of a callable object; a partial has none
         return LambdaLR(optimizer, functools.partial(self.multiplier, num_steps=int(num_steps)))
 

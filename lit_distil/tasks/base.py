@@ -8,15 +8,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Number
-from typing import Any, ClassVar, Literal, NamedTuple
+from numbers import Integral, Number
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.objectives.label_kinds import LabelKind
-from lit_distil.types import IGNORE_INDEX, Batch
+from lit_distil.types import IGNORE_INDEX, Batch, Piece, refuse_result
 
 Row = dict[str, Any]
 """A row of a source: columns by name."""
@@ -70,7 +70,47 @@ class Prediction(NamedTuple):
     output: Any
 
 
-class Task(ABC):
+def _whole_features(
+    task: Task,
+    samples: Any,
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    labelled: bool = True,
+    training: bool = False,
+) -> list[Features]:
+    """Samples whose fields fit each other, the tokenizer and the rows."""
+
+    def refuse(contract: str, given: Any) -> NoReturn:
+        refuse_result(task, "encode", contract, given)
+
+    if not isinstance(samples, list) or not all(isinstance(sample, Features) for sample in samples):
+        refuse("return a list of Features", samples if not isinstance(samples, list) else "a list of other things")
+    if not samples:
+        return samples
+    has_types, has_choices = samples[0].token_type_ids is not None, samples[0].choices is not None
+    for sample in samples:
+        at, ids, types = f" for the row {sample.row}", sample.input_ids, sample.token_type_ids
+        if not (isinstance(sample.row, Integral) and 0 <= int(sample.row) < len(rows)):
+            refuse(f"name the row of each sample, from 0 to {len(rows) - 1}", f"{sample.row!r}")
+        if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and len(ids) and np.issubdtype(ids.dtype, np.integer)):
+            refuse("give input_ids as a numpy array of whole numbers with one axis, not empty", f"{ids!r:.60}{at}")
+        if (types is not None) != has_types or (types is not None and np.shape(types) != ids.shape):
+            refuse("give each sample token_type_ids of the length of input_ids, or none of them", f"{types!r:.60}{at}")
+        if (sample.choices is not None) != has_choices or (has_choices and sum(sample.choices or ()) != len(ids)):
+            refuse("give each sample the lengths of its choices, or none of them", f"{sample.choices!r}{at}")
+        if (longest := max(sample.choices or (len(ids),))) > max_length:
+            refuse(f"make sequences of at most max_length {max_length} tokens", f"{longest}{at}")
+        if labelled and sample.label is None and not task.label_kind.may_be_unknown:
+            refuse("give each sample its label, since labels are needed", f"none{at}")
+    all_ids = np.concatenate([sample.input_ids for sample in samples])
+    if all_ids.min() < 0 or all_ids.max() >= len(tokenizer):
+        refuse(f"give ids of the tokenizer, 0 to {len(tokenizer) - 1}", f"{all_ids.min()} to {all_ids.max()}")
+    return samples
+
+
+class Task(Piece, ABC):
     """A fine-tuning task. The data module holds it; the module asks it for head, loss and metrics.
 
     A subclass sets the attributes and implements `encode` and `readable`; the label kind gives the rest. Metrics are
@@ -88,8 +128,9 @@ class Task(ABC):
     label_kind: LabelKind
     main_metric: str
     names: LabelNames | None = None
+    contracts = {"encode": _whole_features}
 
-    def learn_labels(self, rows: Iterable[Row]) -> None:  # noqa: B027
+    def learn_labels(self, rows: Iterable[Row]) -> None:
         """Learn from the training rows what the configuration leaves open, such as the names of the labels."""
 
     @property

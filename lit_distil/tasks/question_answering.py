@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import warnings
@@ -217,6 +218,8 @@ class ExtractiveQA(Task):
                 raise ValueError(f"task.{name} must be at least 1, got {value}")
         if stride is not None and stride < 0:
             raise ValueError(f"task.stride must be 0 or more, got {stride}")
+        if not math.isfinite(null_threshold):
+            raise ValueError(f"task.null_threshold must be finite, got {null_threshold}")
         self.question, self.context, self.answers, self.id = question, context, answers, id
         self.no_answer, self.null_threshold, self.stride = no_answer, null_threshold, stride
         self.max_question_length, self.max_answer_length, self.n_best = max_question_length, max_answer_length, n_best

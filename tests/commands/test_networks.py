@@ -74,7 +74,7 @@ def test_other_files_and_damaged_checkpoints_are_refused(tmp_path, tokenizer):
         load_checkpoint(tmp_path / "missing.ckpt")
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.ckpt' could not be read"):
+    with pytest.raises(ValueError, match=r"text\.ckpt' is not a checkpoint of lit_distil"):
         load_checkpoint(text)
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)

@@ -34,6 +34,10 @@ def trainer_of(command="fit", rank=0, world_size=1, accumulate=1, step=0):
         global_rank=rank,
         world_size=world_size,
         accumulate_grad_batches=accumulate,
+        limit_train_batches=1.0,
+        limit_val_batches=1.0,
+        val_check_interval=1.0,
+        check_val_every_n_epoch=1,
         global_step=step,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
@@ -371,3 +375,27 @@ def test_a_source_of_rows_is_made_ready_before_the_ranks_start(made, monkeypatch
     monkeypatch.setattr("lit_distil.data.sources.docstrings._read_files", None)  # would fail if called in a rank
     with pytest.raises(ValueError, match="two are needed"):  # one package is no task, but it was read
         data.setup("fit")
+
+
+def test_documents_that_are_evaluated_and_trained_on_are_counted(made):
+    train, validation = (made.root / f"{split}.txt" for split in ("train", "validation"))
+    shared = train.read_text().split("\n\n")[3:8]
+    validation.write_text("\n\n".join([validation.read_text(), *shared]))
+    data = text_data(made)
+    with pytest.warns(
+        UserWarning, match=r"data\.source: 5 of 25 documents of the validation split are in the training"
+    ):
+        data.prepare_data()
+
+
+def test_an_interval_of_validations_that_no_epoch_reaches_is_refused(made):
+    trainer = trainer_of()
+    trainer.val_check_interval = 1000
+    data = text_data(made, trainer=trainer)
+    data.prepare_data()
+    data.setup("fit")
+    batches = -(-len(data.datasets["train"]) // 8)
+    with pytest.raises(ValueError, match=rf"trainer\.val_check_interval: 1000 batches are more .* which is {batches};"):
+        data.train_dataloader()
+    trainer.check_val_every_n_epoch = None
+    assert len(data.train_dataloader()) == batches

@@ -48,13 +48,18 @@ def test_values_are_parted_without_strata_and_too_few_rows_not_at_all():
         assert hold_out(rows[:3], TextRegression(), share=0.1, seed=0) == ([0, 1, 2], [])
 
 
-def test_a_part_of_the_rows_keeps_their_numbers(tmp_path):
+@pytest.fixture(scope="module")
+def tokenizer_of_words():
+    return BertTokenizer(vocab={entry: n for n, entry in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "t", "u"])})
+
+
+def test_a_part_of_the_rows_keeps_their_numbers(tmp_path, tokenizer_of_words):
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t,{'xy'[n % 2]}\n" for n in range(8)))
     (tmp_path / "b.csv").write_text("text,label\n" + "t,x\n" * 5)
     opened = open_rows(
         TableFiles(str(tmp_path / "a.csv"), test=str(tmp_path / "b.csv")),
         TextClassification(),
-        BertTokenizer(vocab={entry: index for index, entry in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "t"])}),
+        tokenizer_of_words,
         ["train", "test"],
         max_length=8,
         labelled=True,
@@ -64,3 +69,13 @@ def test_a_part_of_the_rows_keeps_their_numbers(tmp_path):
     )
     assert [sample.row for sample in opened["test"].features] == [0, 2] and len(opened["test"].rows) == 5
     assert len(opened["train"]) == 8
+
+
+def test_rows_that_are_evaluated_and_trained_on_are_counted(tmp_path, tokenizer_of_words):
+    """Also if other columns differ, such as the row's number."""
+    (tmp_path / "a.csv").write_text("id,text,label\n1,t u,x\n2,u,y\n3,u u,x\n")
+    (tmp_path / "b.csv").write_text("id,text,label\n7,t t,x\n8,u,x\n9,t u,x\n")
+    source = TableFiles(str(tmp_path / "a.csv"), validation=str(tmp_path / "b.csv"))
+    settings = {"max_length": 8, "labelled": True, "max_eval_rows": None, "validation_share": 0.0, "seed": 0}
+    with pytest.warns(UserWarning, match=r"2 of 3 rows of the validation split are training rows too, .*b\.csv:3;"):
+        open_rows(source, TextClassification(), tokenizer_of_words, ["train", "validation"], **settings)

@@ -214,6 +214,18 @@ def test_the_checks_leave_the_random_numbers_and_the_models_in_memory_alone(work
     assert module.network is None and not module.teachers
 
 
+def test_a_wrong_setting_is_told_before_that_the_folder_holds_another_run(workspace: Workspace, tmp_path: Path) -> None:
+    """The folder holds another run because of the mistake."""
+    run = fit(workspace.distillation(), tmp_path / "run", max_steps=1)
+    config, model, _ = unread(workspace.distillation())
+    model["teacher"] = "runs/techer/export"
+    with pytest.raises(ValueError, match=r"model\.teacher: .*runs/techer/export"):
+        fit(config, run, max_steps=1)
+    model["teacher"] = workspace.teacher
+    with pytest.raises(ValueError, match=r"trainer\.default_root_dir: .* holds a finished run"):
+        fit(config, run, max_steps=1)
+
+
 # A teacher without a head
 
 

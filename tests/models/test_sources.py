@@ -121,7 +121,9 @@ def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
 
 def test_missing_folders_are_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for name in (str(tmp_path / "nowhere"), "nobody/nothing-of-that-name", str(tmp_path)):
+    with pytest.raises(ValueError, match=r"name_or_path: no folder .*nowhere' .*give a folder that is there"):
+        Pretrained(str(tmp_path / "nowhere")).build(VOCABULARY)
+    for name in ("nobody/nothing-of-that-name", str(tmp_path)):
         with pytest.raises(ValueError, match=r"name_or_path=.* is neither a folder .*HF_HUB_OFFLINE=1, fetch it"):
             Pretrained(name).build(VOCABULARY)
     make_model("bert").config.save_pretrained(tmp_path)

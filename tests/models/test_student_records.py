@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any
 
-from lit_distil.models import DistilBertFromBert, EveryOther, Narrower, RandomWeights
-from lit_distil.models.students import describe, mark_frozen, summarise, tensor_table
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lit_distil.models import DistilBertFromBert, EveryOther, Narrower, RandomWeights, StudentInitialisation
+from lit_distil.models.students import CopyRecord, describe, mark_frozen, summarise, tensor_table
 
 from .helpers import make_model
 
@@ -60,3 +65,43 @@ def test_full_table_names_every_tensor_with_origin_and_shapes() -> None:
     assert summarise(records) == f"{len(records)} tensors: {len(records)} new"
     assert all(torch.Size(record.shape).numel() > 0 for record in records)
     assert set(describe(records).splitlines()[1].split()) == {"embeddings", "-", "5", "new"}
+
+
+class Own(StudentInitialisation):
+    def __init__(self, answer: Callable[[PreTrainedModel, PreTrainedModel, list[CopyRecord]], Any]) -> None:
+        self.answer = answer
+
+    def build(self, teacher: PreTrainedModel) -> Any:
+        return self.answer(teacher, *EveryOther().build(teacher))
+
+
+def unset(teacher: PreTrainedModel, student: PreTrainedModel, records: list[CopyRecord]) -> Any:
+    student.get_input_embeddings().weight.data[3] = torch.nan
+    return student, records
+
+
+def shared(teacher: PreTrainedModel, student: PreTrainedModel, records: list[CopyRecord]) -> Any:
+    student.bert.embeddings = teacher.bert.embeddings
+    return student, records
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda teacher, student, records: None, "return a transformers model and the records of .*, got NoneType"),
+        (lambda teacher, student, records: student, "with a list of CopyRecord, .*, got a model alone"),
+        (lambda teacher, student, records: (student, None), "with a list of CopyRecord, .*, got NoneType"),
+        (
+            lambda teacher, student, records: (student, []),
+            "one record for each tensor .*, got none, or several, for bert",
+        ),
+        (lambda teacher, student, records: (student, records[1:]), "got none, or several, for bert"),
+        (lambda teacher, student, records: (student, [*records, CopyRecord("x", "new")]), "got one for x, which"),
+        (unset, r"set every tensor of the student, got no finite values in bert\.embeddings\.word_embeddings\.weight"),
+        (shared, r"copy the teacher's tensors, .*, got bert\.embeddings\.\w+\.weight in the teacher's memory"),
+    ],
+)
+def test_an_initialisation_that_breaks_its_contract_is_named(answer: Any, message: str) -> None:
+    """Without records a student says nothing of where it came from; with the teacher's memory it trains the teacher."""
+    with pytest.raises(ValueError, match=rf"^Own\.build must .*{message}"):
+        Own(answer).build(make_model("bert"))

@@ -257,3 +257,19 @@ def test_a_new_objective_states_what_it_needs_in_its_own_file() -> None:
 
     assert refusal(OnlyShallow(), "bert", "deep") is None
     assert refusal(OnlyShallow(), "deep", "deep") == "model.objectives.it: OnlyShallow: 4 layers; take a student of two"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({}, r"Own\.counts must be one of \['masked', .*, what its sum is over, got None"),
+        ({"counts": "rows"}, r"Own\.counts must be .* got 'rows'"),
+        ({"counts": "tokens", "rows": "some"}, r"Own\.rows must be None or one of .* got 'some'"),
+    ],
+)
+def test_an_objective_that_does_not_say_what_it_counts_is_refused(attributes: dict[str, str], message: str) -> None:
+    own = type("Own", (Objective,), {**attributes, "forward": lambda self, *outputs: None})()
+    with pytest.raises(ValueError, match=rf"^model\.objectives\.mine: {message}"):
+        check_networks(LossTerms({"mine": own}), network("bert"), {})
+    with pytest.raises(ValueError, match=rf"^model\.objectives\.mine: {message}"):
+        DistillationModule("teacher", FromConfig("bert"), {"mine": own})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lit_distil.modules.guards import StepGuard, with_all_outputs
+from lit_distil.modules.guards import DivergedError, StepGuard, with_all_outputs
 from lit_distil.objectives import HiddenCosineLoss
 from lit_distil.types import EncoderOutput, Projection
 from tests.modules.test_distillation import make_data, make_module, make_trainer
 from tests.objectives.examples import make_batch, make_output
-from tests.workspace import Workspace
+from tests.workspace import Workspace, fit
 
 
 def optimizer_with(gradient: float) -> torch.optim.Optimizer:
@@ -89,9 +91,89 @@ def test_a_poisoned_step_is_skipped_in_training_and_counted(workspace: Workspace
 def test_a_run_of_poisoned_steps_ends_with_finite_weights(workspace: Workspace, tmp_path: Path) -> None:
     module = make_module(workspace.teacher, max_skipped_steps=2)
     trainer = make_trainer(tmp_path, max_steps=9, callbacks=[Poison(set(range(1, 9)))])
-    with pytest.raises(RuntimeError, match="3 steps in a row"):
+    with pytest.raises(DivergedError, match="3 steps in a row"):
         trainer.fit(module, datamodule=make_data(workspace))
     assert trainer.global_step == 3 and all(p.isfinite().all() for p in module.network.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:step")
+def test_a_run_that_takes_no_step_at_all_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
+    """Its weights are finite: those that it began with."""
+    trainer = make_trainer(tmp_path, max_steps=4, callbacks=[Poison(set(range(4)))])
+    with pytest.raises(DivergedError, match=r"4 of 4 steps were skipped, .* the weights are those from the start"):
+        trainer.fit(make_module(workspace.teacher), datamodule=make_data(workspace))
+    trainer = make_trainer(tmp_path, max_steps=4, callbacks=[Poison({0, 1, 2})])
+    with pytest.warns(UserWarning, match="^3 of 4 steps were skipped"):
+        trainer.fit(make_module(workspace.teacher), datamodule=make_data(workspace))
+
+
+def far_away(value: float) -> tuple[StepGuard, nn.Module]:
+    guard, layer = StepGuard(0), nn.Linear(4, 4)
+    guard.start(layer)
+    with torch.no_grad():
+        layer.weight[1, 2] = value
+    return guard, layer
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "a weight is infinite or undefined"),
+        (-math.inf, "a weight is infinite or undefined"),
+        (-1001.0, r"the largest weight has grown from 0\.\d+ to 1e\+03"),
+    ],
+)
+def test_weights_that_are_no_numbers_or_far_away_end_the_run(value: float, message: str) -> None:
+    guard, layer = far_away(value)
+    with pytest.raises(DivergedError, match=rf"^step 7: {message}, so the run ends here and writes neither"):
+        guard.check_weights(layer, 7)
+
+
+def test_weights_are_compared_with_those_of_the_start_also_after_a_resume() -> None:
+    guard, layer = far_away(900.0)
+    guard.check_weights(layer, 7)
+    resumed = StepGuard(0)
+    resumed.restore(json.loads(json.dumps(guard.state())))
+    resumed.start(layer)
+    with torch.no_grad():
+        layer.weight *= 2
+    for each in (guard, resumed):
+        with pytest.raises(DivergedError, match="has grown from 0"):
+            each.check_weights(layer, 8)
+    large = StepGuard(0)
+    large.start(layer)  # a network that has such weights from the beginning
+    with torch.no_grad():
+        layer.weight *= 100
+    large.check_weights(layer, 8)
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_until_the_next_is_one() -> None:
+    guard, layer = far_away(0.5)
+    guard.note_validation(math.nan)
+    with pytest.raises(DivergedError, match=r"^step 3: the validation loss is nan"):
+        guard.check_weights(layer, 3)
+    guard.note_validation(2.0)
+    guard.check_weights(layer, 4)
+
+
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("every_n_steps", [1, None])
+def test_a_run_that_diverges_keeps_its_checkpoints_and_exports_nothing(
+    workspace: Workspace, tmp_path: Path, every_n_steps: int | None
+) -> None:
+    """A learning rate of 1e30 made weights of 1e30, a validation loss of NaN, and an export."""
+    saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": every_n_steps}}
+    settings = {"val_check_interval": 1, "check_val_every_n_epoch": None, "callbacks": [saving]}
+    config = workspace.pretraining()
+    config["model"]["init_args"].pop("schedule")
+    run = fit(config, tmp_path / "run", max_steps=2, **settings)
+    shutil.rmtree(run / "export")
+    before = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1e30
+    with pytest.raises(DivergedError, match=r"^step 3: the largest weight has grown from \d\S* to \d\S*e\+\d\d, so"):
+        fit(config, run, "--ckpt_path", "last", max_steps=4, **settings)
+    assert {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()} == before
+    assert not (run / "export").exists() and len(before) == 4
 
 
 class InfiniteLogits(Callback):

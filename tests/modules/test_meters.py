@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lit_distil.modules.meters import SumMeters, add_size, step_size
+from lit_distil.modules.meters import SumMeters, add_size, step_size, warn_if_never_validated
 from lit_distil.types import Batch
 
 
@@ -90,3 +91,41 @@ def test_a_step_is_all_ranks_and_micro_batches(world_size: int, accumulate: int)
     ranks: Any = SimpleNamespace(world_size=world_size, accumulate_grad_batches=accumulate)
     size = step_size(120 / world_size / accumulate, ranks, capacity=160)
     assert size == {"tokens_per_step": pytest.approx(120), "fill": pytest.approx(0.75)}
+
+
+@pytest.mark.parametrize(
+    ("interval", "every", "max_steps", "max_epochs", "first"),
+    [
+        (10, None, 9, -1, 20),  # 10 steps of 2 batches, and 9 of them are taken
+        (10, None, 10, -1, None),
+        (1.0, 1, 5, -1, 12),
+        (1.0, 3, 100, 2, 36),
+        (1.0, 2, 100, 2, None),
+        (4, 1, 2, -1, None),
+    ],
+)
+def test_a_run_that_ends_before_its_first_validation_is_warned_about(
+    interval: float, every: int | None, max_steps: int, max_epochs: int, first: int | None
+) -> None:
+    per_epoch = 12
+    run: Any = SimpleNamespace(
+        enable_validation=True,
+        fast_dev_run=False,
+        num_training_batches=per_epoch,
+        val_check_batch=int(per_epoch * interval)
+        if isinstance(interval, float)
+        else interval * (2 if every is None else 1),
+        check_val_every_n_epoch=every,
+        max_steps=max_steps,
+        max_epochs=max_epochs,
+        accumulate_grad_batches=2,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_if_never_validated(run)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == (first is not None)
+    if first is not None:
+        assert f"the first validation comes after {first}, so nothing is validated" in messages[0]
+    run.enable_validation = False
+    warn_if_never_validated(run)

@@ -75,3 +75,19 @@ def test_what_a_kind_does_not_have_names_the_way_out() -> None:
         SpanLabel().describe(None, [])
     with pytest.raises(ValueError, match=r"no groups of choices; the task is lit_distil\.tasks\.MultipleChoice"):
         ChoiceLabel().split(torch.zeros(3, 1), task_batch((1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "message"),
+    [
+        ("to_tensor", [1, 0], r"to_tensor must return the labels of a batch in one tensor, got list"),
+        ("loss", torch.ones(3), r"loss must return a sum over the counted items .*, got Tensor of shape \[3\]"),
+        ("count", 1.5, r"count must return the number of labels as an int, got 1\.5"),
+    ],
+)
+def test_a_kind_that_breaks_its_contract_is_named(method: str, result: Any, message: str) -> None:
+    own = type("Own", (ClassLabel,), {method: lambda self, *arguments: result})()
+    batch = task_batch((1, 1, 1), labels=torch.tensor([1, 0, 0]), num_labels=3)
+    arguments = (torch.zeros(3, 2), batch) if method == "loss" else ([1, 0, 0], [0, 1, 2])
+    with pytest.raises(ValueError, match=rf"^Own\.{message}"):
+        (own.loss if method == "loss" else own.batch_fields)(*arguments)

@@ -70,9 +70,53 @@ def test_a_loss_that_returns_no_sum_is_named() -> None:
             return student.last_hidden_state.square().mean(-1)
 
     batch = make_batch()
-    message = r"objectives.own: PerToken.forward must return a sum \(a scalar\), got a tensor of shape \[\d+"
+    message = r"PerToken\.forward must return a sum over the counted items \(a scalar .*\), got Tensor of shape \[\d+"
     with pytest.raises(ValueError, match=message):
         LossTerms({"own": PerToken()}).total(make_output(1), {}, batch, dict(batch.counts))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda s, t: (s - t).square().sum(-1),
+            r"a sum over the counted items \(a scalar .*, got Tensor of shape \[\d+\]",
+        ),
+        (lambda s, t: (s - t).square().sum().item(), "a sum over .* got float"),
+        (lambda s, t: (s > t).sum(), r"a sum over .* got a scalar of torch\.int64"),
+        (
+            lambda s, t: (s - t).detach().square().sum(),
+            "a sum with a graph to the student, got one that trains nothing",
+        ),
+    ],
+)
+def test_rows_of_logits_that_give_no_sum_are_named(answer: Any, message: str) -> None:
+    """In the pass over the vocabulary and outside of it."""
+
+    class Own(LogitObjective):
+        def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Any:
+            return answer(student_logits, teacher_logits)
+
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    terms = LossTerms({"own": Own()}, ONE)
+    for outputs in ((student, {"t": teacher}), (deferred(student, batch), {"t": deferred(teacher, batch)})):
+        with pytest.raises(ValueError, match=rf"^Own\.compare must return {message}"):
+            terms.total(*outputs, batch, batch.counts)
+
+
+def test_a_detached_loss_may_be_watched_and_may_be_evaluated() -> None:
+    class Own(Objective):
+        counts = "tokens"
+
+        def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
+            return student.last_hidden_state.detach().square().sum()
+
+    batch = make_batch()
+    with torch.no_grad():
+        assert LossTerms({"own": Own()}).total(make_output(1), {}, batch, batch.counts)[0] > 0
+    assert LossTerms({"own": Own(weight=0.0)}).total(make_output(1), {}, batch, batch.counts)[1]["own"] > 0
+    with pytest.raises(ValueError, match="trains nothing; is something detached"):
+        LossTerms({"own": Own()}).total(make_output(1), {}, batch, batch.counts)
 
 
 def test_an_objective_that_does_more_than_rows_is_called_itself() -> None:

@@ -197,3 +197,14 @@ def test_run_without_a_length_is_refused_with_the_fix(num_steps: float) -> None:
 def test_warm_up_longer_than_the_run_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="never reaches its peak"):
         LinearSchedule(50).build(optimizer(), STEPS)
+
+
+@pytest.mark.parametrize("factor", [math.nan, -0.1, math.inf, None])
+def test_a_factor_that_is_no_number_is_refused_before_the_first_step(factor: float) -> None:
+    class Own(Schedule):
+        def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
+            return factor if step == num_steps - 1 else 1.0
+
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match=r"Own\.after_warmup must return a factor .*, got .* at step 19"):
+        Own().build(optimizer, STEPS)

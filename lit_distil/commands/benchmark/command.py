@@ -8,9 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import auto_cli
-from transformers.utils import logging as transformers_logging
-
 from lit_distil.commands.benchmark.latency import (
     DISTILBERT_TABLE_3,
     NetworkBenchmark,
@@ -24,6 +21,7 @@ from lit_distil.commands.pages import Section, check_pages, to_markdown, write_p
 from lit_distil.console import Table, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
+from lit_distil.messages import call_command
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 
 Pair = tuple[str, str | None]
@@ -116,8 +114,7 @@ def benchmark(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and measure."""
-    transformers_logging.disable_progress_bar()
-    auto_cli(benchmark, args=arguments, prog="lit-distil benchmark", as_positional=False)
+    call_command(benchmark, arguments, prog="lit-distil benchmark")
 
 
 def read_pairs(

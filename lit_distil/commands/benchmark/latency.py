@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from lit_distil import __version__
-from lit_distil.commands.networks import load_network
+from lit_distil.commands.networks import exported_folder, load_network
 from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
@@ -364,7 +364,7 @@ def _encode(
 
 def _weights_on_disk(network: str) -> int:
     """Bytes of a network's weight files, or of an ONNX file."""
-    folder = Path(network)
+    folder = Path(exported_folder(network))
     if folder.suffix == ".onnx":
         return onnx_bytes(folder)
     if not folder.is_dir():

@@ -11,10 +11,8 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import seed_everything
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.benchmark.latency import describe_hardware
-from lit_distil.commands.networks import call_with_words
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.arms import (
     At,
@@ -30,6 +28,7 @@ from lit_distil.commands.report.measure import Entry, measure_entries
 from lit_distil.commands.report.results import Comparison, Results, findings
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
+from lit_distil.messages import call_command
 
 _HOW_TO_READ = (
     "± is half the 95 % interval of the mean (Student's t) or of the difference (Welch's t); a single run has none. "
@@ -124,9 +123,8 @@ def report(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and write the report."""
-    transformers_logging.disable_progress_bar()
     help = "Folders of runs, or globs in quotes."
-    call_with_words(report, arguments, prog="lit-distil report", words="runs", help=help)
+    call_command(report, arguments, prog="lit-distil report", words="runs", help=help)
 
 
 def _compare_runs(

@@ -6,6 +6,7 @@ index arithmetic alone, so a corpus never has to be prepared again for another i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.data.corpus.shards import MANIFEST, TOKEN_COUNTS, Manifest, ShardArrays, check_shards, map_shard
+from lit_distil.files import short_hash
 
 Ints = NDArray[np.int64]
 _MOST_MAPS = 768  # each holds a file open, and a process may often have no more than 1,024
@@ -131,6 +133,15 @@ class TokenCorpus:
             word_starts.append(arrays.word_starts[start:end])
         copied = _read_only(np.concatenate(tokens)), _read_only(np.concatenate(word_starts))
         return Pieces(*copied, np.cumsum(lengths) - lengths)
+
+    def document_hashes(self) -> Iterator[bytes]:
+        """A hash of the tokens of each document, which reads all of them."""
+        for number in range(len(self.shard_sizes)):
+            shard = self._shard(number)
+            start = 0
+            for end in np.asarray(shard.unit_ends)[np.asarray(shard.document_ends, dtype=np.int64) - 1].tolist():
+                yield short_hash(shard.tokens[start:end].tobytes(), 16)
+                start = end
 
     def part(self, first: int, end: int) -> TokenCorpus:
         """The shards from `first` to `end` (exclusive) as a corpus of one shard; tokens of one shard are not copied."""

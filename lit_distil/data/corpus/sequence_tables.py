@@ -171,5 +171,5 @@ def _code_of(kind: type) -> str:
     try:
         return hash_of(inspect.getsource(sys.modules[kind.__module__]))
     except (OSError, TypeError):  # defined interactively
-        functions = [value.__code__ for value in vars(kind).values() if inspect.isfunction(value)]
+        functions = [inspect.unwrap(value).__code__ for value in vars(kind).values() if inspect.isfunction(value)]
         return hash_of(b"".join(marshal.dumps(code) for code in functions))

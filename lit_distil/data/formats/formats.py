@@ -6,12 +6,14 @@ import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.randomness import Ints, hash_words
+from lit_distil.types import Piece, refuse_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +44,49 @@ class SequenceTable:
         return np.diff(before[self.offsets]) + 1
 
 
-class SequenceFormat(ABC):
+def _whole_table(format: SequenceFormat, table: Any, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
+    """A table that a format made, if every sequence is made of tokens of the corpus and has a possible length."""
+
+    def refuse(contract: str, given: Any) -> NoReturn:
+        refuse_result(format, "arrange", contract, given)
+
+    if not isinstance(table, SequenceTable):
+        refuse("return a SequenceTable", table)
+    starts, ends, offsets = table.piece_starts, table.piece_ends, table.offsets
+    if not all(each.ndim == 1 and np.issubdtype(each.dtype, np.integer) for each in (starts, ends, offsets)):
+        refuse("return arrays of whole numbers with one axis", f"{starts.dtype}, {ends.dtype} and {offsets.dtype}")
+    if len(starts) != len(ends) or offsets[:1].tolist() != [0] or offsets[-1] != len(starts):
+        refuse(
+            "let offsets begin with 0 and end with the number of pieces",
+            f"{len(starts)} starts, {len(ends)} ends and offsets {offsets[:1].tolist()} to {offsets[-1:].tolist()}",
+        )
+    if len(table) == 0:
+        return table
+    sizes = np.diff(offsets)
+    if sizes.min() < 1 or (format.has_segments and sizes.max() > 2):
+        most = "one or two pieces" if format.has_segments else "at least one piece"
+        refuse(f"give each sequence {most}", f"{sizes.min()} to {sizes.max()}")
+    if starts.min() < 0 or ends.max() > corpus.num_tokens or (starts >= ends).any():
+        number = int(np.flatnonzero((starts < 0) | (ends > corpus.num_tokens) | (starts >= ends))[0])
+        contract = f"make pieces of the corpus' {corpus.num_tokens:,} tokens, none empty"
+        refuse(contract, f"piece {number} from {starts[number]} to {ends[number]}")
+    if (longest := int(table.lengths.max())) > max_length:
+        refuse(
+            f"make sequences of at most max_length {max_length} tokens, special tokens included",
+            f"{int((table.lengths > max_length).sum()):,} longer ones, the longest of {longest}",
+        )
+    labels = table.next_sentence_labels
+    if format.has_next_sentence != (labels is not None):
+        refuse("give next_sentence_labels if has_next_sentence is True, and none otherwise", labels)
+    if labels is not None and (len(labels) != len(table) or not np.isin(labels, (0, 1)).all()):
+        refuse("label each sequence 0 (is next) or 1 (random)", f"{len(labels):,} labels for {len(table):,} sequences")
+    return table
+
+
+class SequenceFormat(Piece, ABC):
     """How documents become sequences.
 
-    A subclass decides in `arrange` which units go together; `build` checks the input and the result.
+    A subclass decides in `arrange` which units go together; `build` checks the input, and the class the result.
 
     Attributes:
         has_segments: Whether sequences have two pieces with token type ids 0 and 1.
@@ -56,6 +97,7 @@ class SequenceFormat(ABC):
     has_segments: bool = False
     has_next_sentence: bool = False
     num_special_tokens: int = 2
+    contracts = {"arrange": _whole_table}
 
     def build(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
         """The sequences of a corpus.
@@ -156,8 +198,8 @@ class _PairFormat(SequenceFormat):
     def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:
         if not 0 <= random_next_prob <= 1:
             raise ValueError(f"random_next_prob must lie in [0, 1], got {random_next_prob}")
-        if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+        if not 1 <= copies <= 1000:  # every copy has a table of its own
+            raise ValueError(f"copies must lie between 1 and 1000, got {copies}")
         self.random_next_prob = random_next_prob
         self.copies = copies
 

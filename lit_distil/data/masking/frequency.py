@@ -42,8 +42,8 @@ class FrequencyMasking(MaskingStrategy):
         smoothing: float = 0.7,
     ) -> None:
         super().__init__(rate, mask_share, random_share, count, patterns, max_predictions, random_from_special)
-        if smoothing < 0:
-            raise ValueError(f"smoothing must not be negative, got {smoothing}")
+        if not 0 <= smoothing <= 10:  # counts to a higher power are out of range
+            raise ValueError(f"smoothing must lie in [0, 10], got {smoothing}")
         self.smoothing = smoothing
         self._resistance: Floats | None = None
         self._deadlines: Floats = np.zeros(0)

@@ -387,7 +387,7 @@ def replace(
         int64 `[M]`: the positions, ascending.
 
     Raises:
-        IndexError: A position is outside the batch, not maskable or chosen twice, or a leader is outside the batch.
+        IndexError: A position is outside the batch, not maskable or chosen twice, or a leader is outside the sequence.
     """
     leader_of = np.full(len(view.ids), -1, dtype=np.int32)
     for number in range(len(chosen)):
@@ -406,7 +406,10 @@ def replace(
             positions[num] = start + index
             num += leader >= 0
         for position in positions[begin:num]:
-            fate = np.float64(draw_at(fates, leader_of[position] - start))
+            leader = leader_of[position]
+            if leader < start or leader >= start + view.lengths[sequence]:
+                raise IndexError
+            fate = np.float64(draw_at(fates, leader - start))
             if fate < mask_below:
                 ids[position] = mask_id
             elif fate < keep_from:

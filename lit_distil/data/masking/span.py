@@ -45,8 +45,8 @@ class SpanMasking(MaskingStrategy):
         super().__init__(rate, mask_share, random_share, count, patterns, max_predictions, random_from_special)
         if not 0 < geometric_p <= 1:
             raise ValueError(f"geometric_p must lie in (0, 1], got {geometric_p}")
-        if max_words < 1:
-            raise ValueError(f"max_words must be at least 1, got {max_words}")
+        if not 1 <= max_words <= 1000:
+            raise ValueError(f"max_words must lie between 1 and 1000, got {max_words}")
         self.geometric_p = geometric_p
         self.max_words = max_words
 

@@ -16,17 +16,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.data.randomness import Bools, Floats, Ints
 from lit_distil.schedules import StepValue, extremes_of, value_at
+from lit_distil.types import Piece, Vocabulary, refuse_result
 
 if TYPE_CHECKING:
     from lit_distil.data.masking.kernels import Arrays
-    from lit_distil.types import Vocabulary
 
 MAX_LENGTH = 1 << 16
 _RULES = ("exact", "stochastic", "independent")
@@ -174,7 +174,25 @@ class Masked(NamedTuple):
     labels: Ints
 
 
-class MaskingStrategy(ABC):
+def _plain_selection(strategy: MaskingStrategy, selection: Any, view: TokenView, draws: Draws) -> Selection:
+    """A selection of whole numbers, a leader for each position; `write` checks that the positions are allowed."""
+    if not isinstance(selection, Selection):
+        refuse_result(strategy, "select", "return a Selection", selection)
+    for name, given in selection._asdict().items():
+        numbers = np.asarray(given)
+        if given is not None and not (
+            numbers.ndim == 1 and (np.issubdtype(numbers.dtype, np.integer) or not numbers.size)
+        ):
+            what = f"{numbers.dtype} of shape {[*numbers.shape]}"
+            hint = "; np.flatnonzero makes positions of a mask" if numbers.dtype == np.bool_ else ""
+            refuse_result(strategy, "select", f"return {name} as one axis of whole numbers", what + hint)
+    if selection.leaders is not None and len(selection.leaders) != len(selection.positions):
+        given = f"{len(selection.positions)} positions with {len(selection.leaders)} leaders"
+        refuse_result(strategy, "select", "return a leader for each position", given)
+    return selection
+
+
+class MaskingStrategy(Piece, ABC):
     """Chooses the positions to predict. A subclass chooses in `select`; the base class replaces and labels.
 
     A sequence of n tokens ([CLS] and [SEP] counted, as in BERT) gets `min(max_predictions, max(1, count))` positions,
@@ -195,6 +213,8 @@ class MaskingStrategy(ABC):
             original implementations.
     """
 
+    contracts = {"select": _plain_selection}
+
     def __init__(
         self,
         rate: float | StepValue = 0.15,
@@ -211,7 +231,7 @@ class MaskingStrategy(ABC):
             raise ValueError(f"rate must lie in (0, 1], got {given}")
         if most == 1:
             warnings.warn("rate 1 masks every token: nothing is left to predict them from", stacklevel=2)
-        if mask_share < 0 or random_share < 0 or mask_share + random_share > 1 + 1e-9:
+        if not (mask_share >= 0 and random_share >= 0 and mask_share + random_share <= 1 + 1e-9):
             raise ValueError(
                 "mask_share and random_share must not be negative and must not exceed 1 together (the rest keeps its "
                 f"id), got {mask_share} and {random_share}"
@@ -265,7 +285,7 @@ class MaskingStrategy(ABC):
         """Whether a mask depends on the optimizer step, because the rate follows a schedule."""
         return isinstance(self.rate, StepValue)
 
-    def bind(self, token_counts: Ints) -> None:  # noqa: B027 (most strategies need no counts)
+    def bind(self, token_counts: Ints) -> None:
         """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
 
     @property
@@ -289,11 +309,10 @@ class MaskingStrategy(ABC):
         draws = Draws(seed, view, epochs if self.patterns is None else epochs % self.patterns, step)
         ids = view.ids.copy()
         positions = self.write(ids, view, draws)
-        if not len(positions) and view.maskable.any():
-            warnings.warn(
-                f"data.masking: {type(self).__name__} chose no position in a batch of {len(view.lengths)} sequences, "
-                "so nothing of it is predicted",
-                stacklevel=2,
+        if not len(positions) and view.maskable.any():  # the masked-LM term would be missing from the loss
+            raise ValueError(
+                f"data.masking: {type(self).__name__}.select must choose at least one position of a batch, and chose "
+                f"none of the {int(view.maskable.sum())} maskable ones in {len(view.lengths)} sequences"
             )
         return Masked(ids, positions, view.ids[positions])
 
@@ -304,14 +323,10 @@ class MaskingStrategy(ABC):
             int64 `[M]`: the chosen positions, ascending.
         """
         selection = self.select(view, draws)
-        if not isinstance(selection, tuple):
-            raise TypeError(f"{type(self).__name__}.select must return a Selection, got {type(selection).__name__}")
-        chosen = np.ascontiguousarray(selection[0], dtype=np.int64)
-        leaders = chosen if selection[1] is None else np.ascontiguousarray(selection[1], dtype=np.int64)
-        if leaders.shape != chosen.shape:
-            raise ValueError(
-                f"{type(self).__name__}.select chose {len(chosen)} positions with {len(leaders)} leaders: give one each"
-            )
+        chosen = np.ascontiguousarray(selection.positions, dtype=np.int64)
+        leaders = chosen if selection.leaders is None else np.ascontiguousarray(selection.leaders, dtype=np.int64)
+        if not np.array_equal(ids, view.ids):
+            refuse_result(self, "select", "leave view.ids as they are, which the labels are taken from", "other ids")
         special_ids = view.vocabulary.special_ids
         shifts = _shifts(() if self.random_from_special else tuple(special_ids.values()))
         try:
@@ -321,7 +336,7 @@ class MaskingStrategy(ABC):
                 draws.keys,
                 chosen,
                 leaders,
-                selection[1] is not None,
+                selection.leaders is not None,
                 self.mask_share * 2.0**32,
                 (self.mask_share + self.random_share) * 2.0**32,
                 special_ids["mask_token_id"],
@@ -352,4 +367,4 @@ def _fault(view: TokenView, chosen: Ints) -> str:
     if len(special):
         return f"position {special[0]}, which holds the special id {view.ids[special[0]]}"
     values, counts = np.unique(chosen, return_counts=True)
-    return f"position {values[counts > 1][0]} twice" if (counts > 1).any() else "a leader outside the batch"
+    return f"position {values[counts > 1][0]} twice" if (counts > 1).any() else "a leader outside its sequence"

@@ -24,6 +24,7 @@ from lit_distil.data.sources.text import (
     warn_of_shared_files,
 )
 from lit_distil.tasks.base import SOURCE_KEY, Row, place_of
+from lit_distil.types import Piece, refuse_result
 
 Split = Literal["train", "validation", "test", "predict"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -32,8 +33,40 @@ _LONGEST_DOCUMENT = 20_000_000  # characters
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
-class DocumentSource(ABC):
+def _texts(source: Any, documents: Iterable[Any], split: str) -> Iterator[list[str]]:
+    """The documents that a source gives, if each is a list of texts."""
+    try:
+        given = iter(documents)
+    except TypeError:
+        refuse_result(source, "documents", "give the documents of a split, one after another", documents)
+    for number, units in enumerate(given, start=1):
+        if not isinstance(units, list | tuple):  # the letters of a text would become units
+            contract = f"give each document as a list of texts (document {number} of {split})"
+            refuse_result(source, "documents", contract, f"a {type(units).__name__}")
+        for unit in units:
+            if not isinstance(unit, str):
+                contract = f"give lists of texts (document {number} of {split})"
+                refuse_result(source, "documents", contract, f"a list with a {type(unit).__name__}: {unit!r:.40}")
+        yield units  # type: ignore[misc]
+
+
+def _dictionaries(source: Any, rows: Iterable[Any], split: str) -> Iterator[Row]:
+    """The rows that a source gives, if each is a dictionary."""
+    try:
+        given = iter(rows)
+    except TypeError:
+        refuse_result(source, "rows", "give the rows of a split, one after another", rows)
+    for number, row in enumerate(given, start=1):
+        if not isinstance(row, dict):
+            contract = f"give each row as a dictionary, columns by name (row {number} of {split})"
+            refuse_result(source, "rows", contract, f"a {type(row).__name__}: {row!r:.40}")
+        yield row
+
+
+class DocumentSource(Piece, ABC):
     """Gives documents for pretraining and distillation."""
+
+    contracts = {"documents": _texts}
 
     @abstractmethod
     def documents(self, split: Split) -> Iterator[list[str]]:
@@ -43,7 +76,7 @@ class DocumentSource(ABC):
     def fingerprint(self, split: Split) -> str:
         """A string that changes whenever the documents of the split may have changed."""
 
-    def check(self, split: Split) -> None:  # noqa: B027  most sources have nothing to check
+    def check(self, split: Split) -> None:
         """Refuse what shows, without reading a document, that a split cannot be read; called before any work.
 
         Raises:
@@ -55,14 +88,16 @@ class DocumentSource(ABC):
         return None
 
 
-class RowSource(ABC):
+class RowSource(Piece, ABC):
     """Gives labelled rows for fine-tuning."""
+
+    contracts = {"rows": _dictionaries}
 
     @abstractmethod
     def rows(self, split: Split) -> Iterator[Row]:
         """The rows of a split as plain dictionaries, in an order that never changes."""
 
-    def check(self, split: Split) -> None:  # noqa: B027
+    def check(self, split: Split) -> None:
         """See `DocumentSource.check`."""
 
 

@@ -61,7 +61,7 @@ class Docstrings(DocumentSource, RowSource):
         min_characters: int = 80,
         cache_dir: str | None = None,
     ) -> None:
-        if validation_share < 0 or test_share < 0 or validation_share + test_share >= 1:
+        if not (validation_share >= 0 and test_share >= 0 and validation_share + test_share < 1):
             raise ValueError(
                 f"source.validation_share + source.test_share must lie in [0, 1), got {validation_share} + {test_share}"
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_distil.files import hash_of
+from lit_distil.messages import near_names
 
 Files = str | list[str] | None
 Errors = Literal["strict", "replace"]
@@ -235,13 +236,3 @@ def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:
     stats = ((path.resolve(), path.stat()) for path in paths)
     states = "".join(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0" for path, stat in stats)
     return hash_of(json.dumps(extra) + states)
-
-
-def near_names(path: Path) -> str:
-    """Names that are similar to a path that does not exist, as the end of a message."""
-    import difflib
-
-    if not path.parent.is_dir():
-        return f"; the folder {str(path.parent)!r} does not exist"
-    near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
-    return f"; near it: {near}" if near else ""

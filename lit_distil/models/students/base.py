@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.console import text_table
 from lit_distil.models.sources import sketching
+from lit_distil.types import Piece, refuse_result
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,41 @@ class CopyRecord:
     frozen: bool = False
 
 
-class StudentInitialisation(ABC):
+def _whole_student(
+    initialisation: Any, made: Any, teacher: PreTrainedModel
+) -> tuple[PreTrainedModel, list[CopyRecord]]:
+    """A student whose every tensor is set, is its own, and has a record."""
+    what = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    student, records = what
+    if not isinstance(student, PreTrainedModel):
+        refuse_result(initialisation, "build", "return a transformers model and the records of its tensors", student)
+    if not isinstance(records, list) or not all(isinstance(record, CopyRecord) for record in records):
+        given = "a model alone" if what is not made else records
+        contract = "return the student with a list of CopyRecord, one for each tensor of its state dict"
+        refuse_result(initialisation, "build", contract, given)
+    tensors, counts = student.state_dict(), Counter(record.name for record in records)
+    theirs = {value.untyped_storage().data_ptr() for value in teacher.state_dict().values() if value.numel()}
+    for name, value in tensors.items():
+        if counts.pop(name, 0) != 1:
+            contract = "return one record for each tensor of the student's state dict"
+            refuse_result(initialisation, "build", contract, f"none, or several, for {name}")
+        if teacher.device.type == "meta":  # a sketch, which has no values yet
+            continue
+        if value.is_meta or (value.is_floating_point() and not value.isfinite().all()):
+            refuse_result(initialisation, "build", "set every tensor of the student", f"no finite values in {name}")
+        if value.numel() and value.untyped_storage().data_ptr() in theirs:
+            contract = "copy the teacher's tensors, since training would change the teacher too"
+            refuse_result(initialisation, "build", contract, f"{name} in the teacher's memory")
+    if counts:
+        contract = "return records of the student's own tensors"
+        refuse_result(initialisation, "build", contract, f"one for {next(iter(counts))}, which it does not have")
+    return student, records
+
+
+class StudentInitialisation(Piece, ABC):
     """Makes a student from a teacher."""
+
+    contracts = {"build": _whole_student}
 
     @abstractmethod
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:

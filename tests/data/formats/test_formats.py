@@ -225,3 +225,39 @@ def test_impossible_settings_are_refused_by_name():
 
     with pytest.raises(ValueError, match="Nothing made no sequence"):
         Nothing().build(corpus, 10, 0)
+
+
+OFFSETS = np.array([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (([0, 4], [4, 8]), "return a SequenceTable, got tuple"),
+        (SequenceTable(np.array([0.0, 4]), np.array([4, 8]), OFFSETS), "arrays of whole numbers .* got float64"),
+        (SequenceTable(np.array([0, 4]), np.array([4, 8]), np.array([0, 1])), "let offsets .* 2 starts, 2 ends"),
+        (SequenceTable(np.array([0, 4]), np.array([4, 8]), np.array([0, 0, 2])), "at least one piece, got 0 to 2"),
+        (SequenceTable(np.array([0, 4]), np.array([4, 9]), OFFSETS), "8 tokens, none empty, got piece 1 from 4 to 9"),
+        (SequenceTable(np.array([0, 4]), np.array([4, 4]), OFFSETS), "8 tokens, none empty, got piece 1 from 4 to 4"),
+        (SequenceTable(np.array([0, 1]), np.array([8, 8]), OFFSETS), "at most max_length 9 tokens.* 1 longer .* of 10"),
+        (SequenceTable(np.array([0, 4]), np.array([4, 8]), OFFSETS, np.array([0, 1])), "next_sentence_labels if has_"),
+    ],
+)
+def test_a_table_that_breaks_the_contract_is_refused_with_its_class(table: object, message: str) -> None:
+    class Own(SequenceFormat):
+        def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
+            return table  # type: ignore[return-value]
+
+    with pytest.raises(ValueError, match=rf"^Own\.arrange must .*{message}"):
+        build(Own(), make_corpus([[3, 3], [2]]), 9)
+
+
+@pytest.mark.parametrize(("labels", "message"), [(None, "got NoneType"), ([0, 2], "2 labels for 2"), ([0], "1 labels")])
+def test_labels_of_pairs_that_break_the_contract_are_refused(labels: list[int] | None, message: str) -> None:
+    class Own(SentencePair):
+        def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
+            given = None if labels is None else np.array(labels, dtype=np.int8)
+            return SequenceTable(np.array([0, 2, 4, 6]), np.array([2, 4, 6, 8]), np.array([0, 2, 4]), given)
+
+    with pytest.raises(ValueError, match=rf"^Own\.arrange must .*{message}"):
+        build(Own(), make_corpus([[2, 2], [2, 2]]), 9)

@@ -102,8 +102,11 @@ def strategy_that_chooses(answer) -> MaskingStrategy:
             r"chose position 0, which holds the special id 0, .*\(0 to 29, where view\.maskable is",
         ),
         ([4, 3, 4], None, "chose position 4 twice, .* each at most once"),
-        ([1, 2], [1, 30], "chose a leader outside the batch"),
-        ([1, 2], [1], "chose 2 positions with 1 leaders: give one each"),
+        ([1, 2], [1, 30], "chose a leader outside its sequence"),
+        ([1, 2], [1], "must return a leader for each position, got 2 positions with 1 leaders"),
+        ([0.0, 1.0], None, r"must return positions as one axis of whole numbers, got float64 of shape \[2\]"),
+        ([True] * 30, None, r"got bool of shape \[30\]; np\.flatnonzero makes positions of a mask"),
+        ([[1, 2]], None, r"got int64 of shape \[1, 2\]"),
     ],
 )
 @pytest.mark.parametrize("inside", [False, True])
@@ -114,12 +117,36 @@ def test_a_wrong_selection_is_refused_by_class_and_contract(positions, leaders, 
 
 
 def test_an_answer_that_is_no_selection_is_refused():
-    with pytest.raises(TypeError, match=r"Careless\.select must return a Selection, got ndarray"):
+    with pytest.raises(ValueError, match=r"Careless\.select must return a Selection, got ndarray of shape \[1\]"):
         apply(strategy_that_chooses(np.array([3])), make_view([30]))
 
 
-def test_a_batch_without_a_chosen_position_is_a_warning():
+def test_a_leader_of_another_sequence_is_refused():
+    """The mask of a sequence would depend on what else is in the batch."""
+    strategy = strategy_that_chooses(Selection(np.array([2, 33]), np.array([2, 2])))
+    with pytest.raises(ValueError, match="chose a leader outside its sequence"):
+        apply(strategy, make_view([30, 30]))
+
+
+def test_a_strategy_that_writes_into_the_ids_is_refused():
+    """What it writes would become the labels."""
+
+    class Writing(MaskingStrategy):
+        def select(self, view, draws):
+            view.ids[3] = 7
+            return Selection(np.array([3]))
+
+    with pytest.raises(ValueError, match=r"Writing\.select must leave view\.ids as they are"):
+        apply(Writing(), make_view([30]))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_batch_without_a_chosen_position_is_refused(inside):
+    """It would train without the masked-LM term, and evaluate to a loss near 0."""
     strategy = strategy_that_chooses(Selection(np.zeros(0, dtype=np.int64)))
-    with pytest.warns(UserWarning, match=r"data\.masking: Careless chose no position in a batch of 2 sequences"):
-        masked = apply(strategy, make_view([30, 5]))
-    assert len(masked.positions) == 0 and np.array_equal(masked.ids, make_view([30, 5]).ids)
+    view = make_view([30, 5])
+    message = rf"data\.masking: \w+\.select must choose at least one .* none of the {view.maskable.sum()} maskable ones"
+    with pytest.raises(ValueError, match=message):
+        apply(MixedMasking([strategy]) if inside else strategy, view)
+    view.maskable[:] = False  # nothing can be chosen, which is no fault of the strategy
+    assert len(apply(strategy, view).positions) == 0

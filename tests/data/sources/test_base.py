@@ -8,7 +8,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from lit_distil.data import TableFiles, TextFiles
+from lit_distil.data import DocumentSource, Mixture, RowSource, TableFiles, TextFiles
 from lit_distil.tasks.base import SOURCE_KEY
 
 
@@ -182,3 +182,42 @@ def test_arrow_files_of_every_kind_give_the_rows_written(tmp_path, kind):
     found = list(TableFiles(str(path)).rows("train"))
     assert plain(found) == ARROW_ROWS
     assert found[-1][SOURCE_KEY] == f"{path}:row 2500"
+
+
+# Sources from outside
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        (None, r"Own\.documents must give the documents of a split, one after another, got NoneType"),
+        (["one text"], r"Own\.documents must give each document as a list of texts \(document 1 of train\), got a str"),
+        ([["a"], ["b", 3]], r"lists of texts \(document 2 of train\), got a list with a int: 3"),
+    ],
+)
+def test_a_source_of_something_else_than_lists_of_texts_is_refused(documents, message):
+    """The letters of a text would become its units."""
+
+    class Own(DocumentSource):
+        def documents(self, split):
+            return documents
+
+        def fingerprint(self, split):
+            return "x"
+
+    with pytest.raises(ValueError, match=message):
+        list(Own().documents("train"))
+    with pytest.raises(ValueError, match=message):
+        list(Mixture({"own": Own()}).documents("train"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [(3, "got int"), ([{"a": 1}, ("a", 1)], r"\(row 2 of test\), got a tuple: \('a', 1\)")]
+)
+def test_a_source_of_something_else_than_rows_is_refused(rows, message):
+    class Own(RowSource):
+        def rows(self, split):
+            return rows
+
+    with pytest.raises(ValueError, match=rf"Own\.rows must give .*{message}"):
+        list(Own().rows("test"))
