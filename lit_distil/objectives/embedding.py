@@ -108,7 +108,7 @@ def _json_beside(name_or_path: str, file: str, revision: str | None) -> Any | No
             return None
         try:
             path = cached_file(name_or_path, file, revision=revision)
-        except OSError:
+        except (OSError, ValueError):  # not there, or no name of the Hub's
             return None
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
