@@ -28,6 +28,7 @@ from lit_distil.commands.networks import open_network
 from lit_distil.commands.tokenizer import TRAINING_SETTINGS
 from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
 from lit_distil.data import DocumentSource, MaskingStrategy, SequenceFormat, TextDataModule
+from lit_distil.files import staged_folder
 from lit_distil.models import NetworkSource, StudentInitialisation
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule
@@ -599,7 +600,8 @@ def _train_objects(
 def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """An export has its tokenizer; a run that is interrupted needs one too."""
     if not folder.is_dir():
-        tokenizer.save_pretrained(folder)
+        with staged_folder(folder) as staging:
+            tokenizer.save_pretrained(staging)
 
 
 def _last_metrics(file: Path) -> dict[str, float]:

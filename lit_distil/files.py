@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -269,12 +270,15 @@ def _exchange(one: Path, other: Path) -> bool:
 def _settle(folder: Path) -> None:
     """Put a folder's files on disk, with the permissions that the umask gives to new ones.
 
-    Some writers, such as safetensors', make files that only their owner can read.
+    Some writers, such as safetensors', make files that only their owner can read. The umask is read from a folder made
+    for this purpose: asking for it means changing it, which other threads would notice.
     """
-    umask = os.umask(0o077)
-    os.umask(umask)
+    probe = _staging_name(folder / "umask")
+    probe.mkdir()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        path.chmod(mode if path.is_dir() else mode & 0o666)
         _sync(path)
 
 

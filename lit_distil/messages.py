@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, add_instantiator
+from jsonargparse import Namespace, add_instantiator
 
 from lit_distil.swaps import classes_first, swapping, tell_dropped
-from lit_distil.trust import imported, refusal
+from lit_distil.trust import Parser, guard, imported, refusal
 
 _MAX_REASONS = 6
 _NOISE = (
@@ -327,7 +327,7 @@ def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
         if message is None:
             message = _of_library_piece(error, config)
         elif isinstance(error, ValueError | OSError | TypeError):
-            message = _from_frames(message, innermost(error), config)
+            message = _from_frames(message, error, config)
         if message is None or message == str(error):
             raise
         raise ValueError(message) from error
@@ -355,12 +355,19 @@ def users_mistake(error: BaseException) -> str | None:
         if isinstance(reason, MemoryError) or "not enough memory" in str(reason) or "out of memory" in str(reason):
             return f"not enough memory ({one_line(reason)}); make the batches, the sequences or the network smaller"
         reason = reason.__cause__
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised between any two lines
+        return (
+            f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
+            "0 to make batches in the training process"
+        )
     return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
 
 
 def one_line(error: BaseException) -> str:
     """What a library says of an error, in one line of at most 300 characters; its name where it says nothing."""
     text = " ".join(str(error).split())
+    if "Weights only load failed" in text:  # torch's advice is to run what the file holds
+        return "a file of weights holds Python objects, which could run code when they are read"
     if isinstance(error, KeyError) or not text:
         text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= 300 else f"{text[:297]}..."
@@ -416,7 +423,11 @@ def _of_library_piece(error: Exception, config: Namespace | Mapping[str, Any]) -
 
 def _pieces_at_work(error: BaseException, config: Namespace | Mapping[str, Any]) -> Iterator[tuple[str, type]]:
     """Path and class of the pieces of a configuration whose methods an error came through, the innermost first."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = []
+    cause: BaseException | None = error
+    while cause is not None:  # the frames of a cause end where it was caught
+        frames += [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
+        cause = cause.__cause__
     for frame in reversed(frames):
         piece = frame.f_locals.get("self")
         if piece is None or type(piece).__module__ == "builtins":
@@ -434,7 +445,8 @@ def _first_word(message: str) -> str:
 
 def _begins_with_key(message: str, config: Namespace | Mapping[str, Any]) -> bool:
     word = _first_word(message)
-    return bool(word) and (word in _keys(config) or _as_given(message, config) != message)
+    is_key = word in _keys(config) and word != "config"  # which is an argument of networks, too
+    return bool(word) and (is_key or _as_given(message, config) != message)
 
 
 def _as_given(message: str, config: Namespace | Mapping[str, Any]) -> str:
@@ -495,6 +507,7 @@ def _pieces(value: Any, path: str) -> Iterator[tuple[str, str | None, dict[str, 
 # Commands that are functions
 
 
+@guard()
 def call_command(
     function: Callable[..., None],
     arguments: list[str],
@@ -520,7 +533,7 @@ def call_command(
         ValueError: An option or a value is wrong.
     """
     description = str(function.__doc__).split("Args:")[0].strip()
-    parser: Any = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser: Any = Parser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=config_help)
     if words is not None:
         parser.add_argument(words, nargs="*", type=str, default=[], help=help)

@@ -10,6 +10,7 @@ import atexit
 import inspect
 import json
 import logging
+import os
 import sys
 import warnings
 from argparse import ArgumentError
@@ -300,6 +301,9 @@ class TrainingCLI(LightningCLI):
         options: dict[str, Any] = {"is_call": self.is_call, "overwrite": self.overwrite, "kept": self.run_settings}
         for name, value in complete_trainer(str(self.subcommand), {**settings}, **options).items():
             settings[name] = value
+        devices, most = settings.get("devices"), 32 * (os.cpu_count() or 1)
+        if isinstance(devices, int) and devices > most:  # each is a process
+            raise ValueError(f"trainer.devices must be at most {most}, 32 for each core of this machine, got {devices}")
         try:
             return super().instantiate_trainer(**kwargs)
         except Exception as error:
@@ -345,13 +349,14 @@ def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bo
     """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
 
     Args:
-        module: See `EncoderModule.check_before_work`.
+        module: See `EncoderModule.check_before_work`; None checks the data alone.
         data: See `TextDataModule.check_before_work`.
         command: `fit`, `validate`, `test` or `predict`.
         has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
     """
     data.check_before_work(command, has_tokenizer=has_tokenizer)
-    module.check_before_work(data, has_tokenizer=has_tokenizer)
+    if module is not None:  # `inspect` may have none
+        module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 
 @guard()

@@ -62,6 +62,7 @@ _APPLIED = (
         "data.eval_batch_size",
         "data.max_eval_sequences",
         "data.num_workers",
+        "data.worker_timeout",
     ),
     *("data.num_processes", "data.cache_dir", "data.verify_corpus"),
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_distil import cli
 from lit_distil.messages import shorten
-from tests.workspace import Workspace, environment, fit, kept_environment, logged, metrics, with_trainer, write_config
+from tests.workspace import (
+    TINY,
+    Workspace,
+    environment,
+    fit,
+    kept_environment,
+    logged,
+    metrics,
+    with_trainer,
+    write_config,
+)
 
 HEAVY = ("torch", "transformers", "lightning", "numpy", "numba", "datasets", "jsonargparse")
 Config = dict[str, Any]
@@ -59,6 +72,22 @@ def edit(*path: str, value: Any) -> Callable[[Config], None]:
 
 
 INIT, DATA = ("model", "init_args"), ("data", "init_args")
+
+
+def optimizer(name: str, **settings: Any) -> Callable[[Config], None]:
+    return edit(*INIT, "optimizer", value={"class_path": f"torch.optim.{name}", "init_args": settings})
+
+
+def student(model_type: str, **fields: Any) -> Callable[[Config], None]:
+    settings = {"model_type": model_type, "config": {**TINY, **fields}}
+    return edit(*INIT, "student", value={"class_path": "lit_distil.models.FromConfig", "init_args": settings})
+
+
+def callback(name: str, **settings: Any) -> Callable[[Config], None]:
+    value = [{"class_path": name, "init_args": settings}]
+    return edit("trainer", "callbacks", value=value)
+
+
 MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     "top-level key": (edit("trainr", value={"max_steps": 2}), ["trainr.max_steps", "did you mean 'trainer.max_steps'"]),
     "trainer's key": (edit("trainer", "max_stepz", value=3), ["trainer.max_stepz", "did you mean 'trainer.max_steps'"]),
@@ -119,6 +148,26 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
         ["trainer.callbacks", "'keeep'", "did you mean 'keep'? (there are every_n_steps, every_n_minutes, monitor"],
     ),
     "accelerator": (["--trainer.accelerator", "gpuu"], ["gpuu"]),
+    "learning rate": (optimizer("AdamW", lr=-1.0), ["model.optimizer: ", "Invalid learning rate: -1.0"]),
+    "optimizer of matrices": (optimizer("Muon", lr=0.1), ["model.optimizer: ", "2D parameters", "torch.optim.AdamW"]),
+    "optimizer without groups": (optimizer("LBFGS", lr=0.1), ["model.optimizer: ", "parameter groups"]),
+    "optimizer that fails in a step": (
+        optimizer("SparseAdam", lr=0.1),
+        ["model.optimizer: SparseAdam failed"],
+    ),
+    "width": (student("roberta", hidden_size=33), ["model.student.config: no roberta", "not a multiple of the number"]),
+    "activation": (student("roberta", hidden_act="nope"), ["model.student.config: no roberta", "nope"]),
+    "layers": (student("bert", num_hidden_layers=10**9), ["model.student.config: num_hidden_layers must be"]),
+    "language": (student("xmod"), ["model: xmod needs a language", "default_language"]),
+    "callback of another kind": (callback("torch.nn.Linear"), ["trainer.callbacks: torch.nn.Linear is not a Callback"]),
+    "callback that fails": (
+        callback("lightning.pytorch.callbacks.EarlyStopping", monitor="val/nothing"),
+        ["trainer.callbacks[0]: EarlyStopping failed", "`val/nothing` which is not available"],
+    ),
+    "run's folder": (edit("trainer", "default_root_dir", value="/proc/x/y"), ["trainer.default_root_dir: /proc/x/y"]),
+    "cache": (edit(*DATA, "cache_dir", value="/proc/x"), ["data.cache_dir: /proc/x cannot be made or written to"]),
+    "devices": (["--trainer.devices", "1000000"], ["trainer.devices must be at most"]),
+    "workers": (edit(*DATA, "num_workers", value=10**6), ["data.num_workers must lie between 0 and"]),
     "package that is not there": (
         edit("trainer", "logger", value={"class_path": "lightning.pytorch.loggers.CometLogger"}),
         ["comet"],
@@ -146,6 +195,39 @@ def test_mistake_ends_in_one_short_message_that_names_it(
     for part in expected:
         assert part in message, message
     assert not (tmp_path / "run" / "export").exists()
+
+
+def foreign_checkpoints(folder: Path, workspace: Workspace) -> dict[str, str]:
+    """Files that are no checkpoint of a run, and what the message says of each."""
+    folder.mkdir()
+    (folder / "text.ckpt").write_text("not a checkpoint")
+    (folder / "empty.ckpt").write_bytes(b"")
+    (folder / "pickled.ckpt").write_bytes(pickle.dumps({"state_dict": print}))
+    torch.save({"state_dict": {}}, folder / "weights.ckpt")
+    torch.save([1], folder / "list.ckpt")
+    shutil.copy(Path(workspace.teacher, "model.safetensors"), folder)
+    return {
+        "text.ckpt": "could not be read as a checkpoint",
+        "empty.ckpt": "could not be read as a checkpoint",
+        "pickled.ckpt": "Python objects, which could run code",
+        "weights.ckpt": "was not written by a run",
+        "list.ckpt": "was not written by a run",
+        "model.safetensors": "it holds weights alone: name its folder as the network",
+    }
+
+
+def test_a_file_that_is_no_checkpoint_of_a_run_is_told_in_one_line(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, part in foreign_checkpoints(tmp_path / "files", workspace).items():
+        config = with_trainer(workspace.pretraining(), tmp_path / "run")
+        file = write_config({**config, "ckpt_path": str(tmp_path / "files" / name)}, tmp_path / "run.yaml")
+        with kept_environment(), pytest.raises(SystemExit) as stop:
+            cli.main(["fit", "--config", file])
+        error = capsys.readouterr().err
+        message = error[error.index("lit-distil: error: ") :]
+        assert stop.value.code == 2 and message.startswith("lit-distil: error: ckpt_path: "), message
+        assert part in message and len(message.splitlines()) == 1, message
 
 
 def test_missing_and_broken_config_files_are_named(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from lit_distil import files
+from lit_distil.commands import cache, export, prepare
+from lit_distil.commands.inspect import command as inspect
 from lit_distil.data import DocSentences, FullSentences, SpanMasking, TokenMasking
 from lit_distil.files import (
     check_output,
@@ -30,6 +33,7 @@ from lit_distil.files import (
     write_file,
     write_json,
 )
+from tests.workspace import Workspace, fit, kept_environment, with_trainer
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077])
@@ -201,6 +205,60 @@ def test_a_class_of_the_package_is_described_by_where_it_is_named_from_not_by_it
 
     assert describe(FullSentences())["class"] == "lit_distil.data.FullSentences"
     assert describe(Own())["class"] == f"{__name__}.{Own.__qualname__}"
+
+
+def test_whatever_a_run_and_the_commands_leave_has_the_permissions_of_new_files(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Each writer in its own way once made files that colleagues and servers could not read."""
+    config = workspace.distillation()
+    del config["model"]["init_args"]["objectives"]["cosine"]
+    config["model"]["init_args"]["objectives"]["soft"]["init_args"]["positions"] = "masked"
+    data = config["data"]["init_args"]
+    data |= {"cache_dir": str(tmp_path / "cache")}
+    data["masking"]["init_args"]["patterns"] = 2
+    rows = with_trainer(workspace.finetuning(), tmp_path / "rows")
+    before = os.umask(0o027)
+    try:
+        run = fit(config, tmp_path / "run", val_check_interval=1)
+        fit(rows, tmp_path / "rows", command="predict")
+        with kept_environment():
+            cache.run(["--config", str(tmp_path / "run.fit.yaml"), "--out", str(tmp_path / "teacher"), "--k", "16"])
+            inspect.run(["--config", str(tmp_path / "run.fit.yaml"), "--out", str(tmp_path / "pages" / "batches.html")])
+        arguments = ["--source", "lit_distil.data.TextFiles", "--source.train", str(workspace.root / "train.txt")]
+        arguments += ["--out", str(tmp_path / "prepared"), "--tokenizer", workspace.byte_bpe]
+        prepare.run([*arguments, "--num_processes", "1"])
+        export.run(["--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "exported")])
+    finally:
+        os.umask(before)
+    found = {path.relative_to(tmp_path): mode_of(path) for path in tmp_path.rglob("*")}
+    expected = {path: 0o750 if (tmp_path / path).is_dir() else 0o640 for path in found}
+    assert {path: oct(mode) for path, mode in found.items() if mode != expected[path]} == {}
+    names = {path.name for path in found}
+    assert names > {"last.ckpt", "metrics.csv", "config.yaml", "model.safetensors", "tokenizer.json", "batches.html"}
+    assert names > {"predictions.jsonl", "manifest.json", "shard-00000.bin", "offsets.bin", "ids.npy"}
+
+
+def test_other_threads_do_not_notice_that_permissions_are_set(tmp_path: Path, umask: int) -> None:
+    """Asking for the umask means changing it, and a file that another thread made meanwhile was private."""
+    modes: set[int] = set()
+    done = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not done.is_set():
+            (file := tmp_path / str(number)).touch()
+            modes.add(mode_of(file))
+            number += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for _ in range(50):
+        with staged_folder(tmp_path / "folder") as staging:
+            (staging / "file").touch()
+    done.set()
+    thread.join()
+    assert modes == {0o666 & ~umask}
 
 
 # What may be replaced

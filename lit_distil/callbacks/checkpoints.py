@@ -70,7 +70,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         if str(path).startswith(("http://", "https://")):
             raise ValueError(f"ckpt_path: {str(path)!r} is not loaded from the web; fetch the file first")
         with reading_checkpoint(path):
-            return super().load_checkpoint(self._sound(path), map_location, weights_only=True)
+            checkpoint = super().load_checkpoint(self._sound(path), map_location, weights_only=True)
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise ValueError(
+                f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a "
+                "run keeps in <run>/checkpoints/last.ckpt"
+            )
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its hash."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
+from jsonargparse import Namespace
+
 from lit_distil.data import (
     DocumentFilters,
     DocumentSource,
@@ -99,7 +101,15 @@ def prepare(
 
 def run(arguments: list[str]) -> None:
     """Parse the arguments and prepare."""
-    call_command(prepare, arguments, prog="lit-distil prepare")
+
+    def check(settings: Namespace) -> None:
+        if settings.address and not any(argument.partition("=")[0] == "--address" for argument in arguments):
+            raise ValueError(
+                f"address: {settings.address!r} is a cluster, which exchanges code with this process; name it on the "
+                "command line (--address), not in a configuration"
+            )
+
+    call_command(prepare, arguments, prog="lit-distil prepare", before=check)
 
 
 def _summary(folder: Path, filters: DocumentFilters) -> str:

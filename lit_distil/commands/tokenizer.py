@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
@@ -47,14 +47,14 @@ def tokenizer(
     if lowercase and kind == "byte_bpe":
         raise ValueError("lowercase: byte-level BPE keeps case, as RoBERTa's does; use kind: wordpiece")
     check_output(Path(out), overwrite=overwrite)
-    blank: PreTrainedTokenizerBase
+    settings = {"vocab_size": vocab_size, "min_frequency": min_frequency, "show_progress": False}
+    trained: PreTrainedTokenizerBase
     if kind == "byte_bpe":
-        blank = RobertaTokenizer(vocab=_ROBERTA_SPECIALS, merges=[], model_max_length=max_length)
+        trained = RobertaTokenizer(vocab=_ROBERTA_SPECIALS, merges=[]).train_new_from_iterator(
+            _texts(source), **settings
+        )
     else:
-        blank = BertTokenizer(do_lower_case=lowercase, model_max_length=max_length)
-    trained = blank.train_new_from_iterator(
-        _texts(source), vocab_size=vocab_size, show_progress=False, min_frequency=min_frequency
-    )
+        trained = _train_wordpiece(source, lowercase=lowercase, **settings)
     trained.model_max_length = max_length
     with staged_folder(Path(out)) as staging:
         trained.save_pretrained(staging)
@@ -68,10 +68,24 @@ def run(arguments: list[str]) -> None:
     call_command(tokenizer, arguments, prog="lit-distil tokenizer")
 
 
-def _texts(source: DocumentSource) -> Iterator[list[str]]:
+def _train_wordpiece(source: DocumentSource, *, lowercase: bool, **settings: Any) -> PreTrainedTokenizerBase:
+    """Train a WordPiece tokenizer that depends on the text alone.
+
+    The library's trainer numbers the letters within words (`##a`) as a hash table lists them, in another order in every
+    process, and of two pairs that are equally frequent it merges the one with the lower numbers first. So the letters
+    are collected first, and then come before it in their own order, as if they were special tokens.
+    """
+    blank = BertTokenizer(do_lower_case=lowercase)
+    letters = blank.train_new_from_iterator(_texts(source, "reading the letters"), **{**settings, "vocab_size": 0})
+    in_order = sorted(letters.get_vocab().keys() - blank.get_vocab().keys(), key=lambda entry: (len(entry), entry))
+    trained = blank.train_new_from_iterator(_texts(source), new_special_tokens=in_order, **settings)
+    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=lowercase)
+
+
+def _texts(source: DocumentSource, title: str = "reading") -> Iterator[list[str]]:
     """The units of each document, as a batch of texts."""
     count = 0
-    for units in progress_bar(source.documents("train"), desc="reading", unit="document"):
+    for units in progress_bar(source.documents("train"), desc=title, unit="document"):
         count += 1
         yield units
     if count == 0:

@@ -7,19 +7,36 @@ run resumed at any step continues as if it had never stopped, and another number
 
 from __future__ import annotations
 
+import errno
 import math
+import pickle
+import signal
+import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
 from itertools import count
+from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.randomness import Ints
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.types import Batch
+
+WORKER_TIMEOUT = 300.0
+"""Seconds that a run waits for its workers by default; a batch takes them milliseconds."""
+
+# what a system may have too little of, and how torch and Python say so where they give no number
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.ENOSYS}
+_SCARCE_TEXTS = ("Too many open files", "can't start new thread", "unable to")
 
 
 class TrainLoader:
@@ -37,6 +54,7 @@ class TrainLoader:
         seed: Seed of the order.
         num_workers: Processes that make batches ahead; 0 makes them in this process.
         pin_memory: Whether batches are put in page-locked memory.
+        worker_timeout: Seconds to wait for a step from the workers; 0 waits for ever.
         shuffle: Whether the order is random.
         first_step: Gives the number of optimizer steps done so far.
         batch_tokens: Tokens of one optimizer step, in place of `batch_size` sequences (`TokenPlan`).
@@ -55,6 +73,7 @@ class TrainLoader:
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        worker_timeout: float = WORKER_TIMEOUT,
         shuffle: bool = True,
         first_step: Callable[[], int] = lambda: 0,
         batch_tokens: int | None = None,
@@ -84,7 +103,8 @@ class TrainLoader:
         else:
             self.plan = TokenPlan(dataset.lengths, batch_tokens, order=order, num_shares=shares)
         self.accumulate = accumulate
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.num_workers = num_workers
+        self._loading: dict[str, Any] = {"pin_memory": pin_memory, "timeout": worker_timeout}
         self._first_step = first_step
         self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate)
 
@@ -93,7 +113,7 @@ class TrainLoader:
         return self.plan.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        for batches in _load(self._steps, count(self._first_step()), self.num_workers, self.pin_memory):
+        for batches in _load(self._steps, count(self._first_step()), num_workers=self.num_workers, **self._loading):
             yield from batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,6 +139,7 @@ class EvalLoader:
         world_size: Number of ranks.
         num_workers: Processes that make batches ahead; 0 makes them in this process.
         pin_memory: Whether batches are put in page-locked memory.
+        worker_timeout: Seconds to wait for a batch from the workers; 0 waits for ever.
         sort_by_length: Whether to sort by length, longest first, so that what does not fit in memory fails at once.
 
     Raises:
@@ -134,6 +155,7 @@ class EvalLoader:
         world_size: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
+        worker_timeout: float = WORKER_TIMEOUT,
         sort_by_length: bool = False,
     ) -> None:
         _check_rank(rank, world_size)
@@ -149,14 +171,15 @@ class EvalLoader:
         # at least one sample in every batch, and the same number of batches for every rank
         num_rounds = min(math.ceil(len(dataset) / (multiple * batch_size)), len(dataset) // multiple)
         self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size)
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.num_workers = num_workers
+        self._loading: dict[str, Any] = {"pin_memory": pin_memory, "timeout": worker_timeout}
 
     def __len__(self) -> int:
         """Batches of this rank, the same number on every rank."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _load(self._batches, range(len(self)), self.num_workers, self.pin_memory)
+        return _load(self._batches, range(len(self)), num_workers=self.num_workers, **self._loading)
 
 
 class _Steps(Dataset):
@@ -202,18 +225,149 @@ class _FixedBatches(Dataset):
         return self.dataset.collate(samples, np.zeros_like(samples))
 
 
-def _load(dataset: Dataset, indices: Iterable[int], num_workers: int, pin_memory: bool) -> Iterator[Any]:
-    """The items of a data set at these indices, in order, made by worker processes that end with the iteration."""
-    return iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=indices,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # a loader draws a seed; taken from the global one, it would change dropout
-        )
+@dataclass(frozen=True)
+class _Parcel:
+    """An item of a data set as bytes, or the error that came instead of it."""
+
+    content: bytes
+    error: Exception | None = None
+
+    def open(self) -> Any:
+        """The item."""
+        return pickle.loads(self.content)
+
+    def pin_memory(self) -> Any:
+        """The item in page-locked memory; the DataLoader calls it in a thread."""
+        if self.error is not None:
+            return self
+        item = self.open()
+        return [batch.pin_memory() for batch in item] if isinstance(item, list) else item.pin_memory()
+
+
+class _Packed(Dataset):
+    """A data set whose items are parcels.
+
+    A DataLoader would send every tensor through a shared memory file of its own. A container may have little shared
+    memory, and a process may have few files open. A worker that runs out of either sends nothing and goes on waiting.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> _Parcel:
+        try:
+            item = self.dataset[index]
+        except (ValueError, OSError) as error:
+            place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            if isinstance(error, ValueError) and not place.is_relative_to(Path(__file__).parents[1]):
+                raise  # not a message of this package: its traceback is needed
+            return _Parcel(b"", error)
+        stream = BytesIO()
+        _ByValue(stream, pickle.HIGHEST_PROTOCOL).dump(item)
+        return _Parcel(stream.getvalue())
+
+
+class _ByValue(pickle.Pickler):
+    """Writes tensors as arrays of numpy, which is many times faster than torch's own format."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:  # numpy has no such type
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
+
+
+class _Watchdog(threading.Thread):
+    """Kills the workers once the training process has waited `seconds` for them, which torch's handler then reports.
+
+    A DataLoader's own timeout ends no wait for the rest of an item of which a part has come.
+    """
+
+    def __init__(self, workers: list[Any], seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.workers, self.seconds = workers, seconds
+        self.waiting_since: float | None = None
+        self.has_bitten = False
+        self._is_over = threading.Event()
+
+    def run(self) -> None:
+        """Look now and then."""
+        while not self._is_over.wait(min(self.seconds / 4, 5.0)):
+            since = self.waiting_since
+            if since is not None and perf_counter() - since > self.seconds:
+                self.has_bitten = True
+                for worker in self.workers:
+                    worker.kill()  # one that hangs does not end when it is asked to
+                break
+        while self.has_bitten and not self._is_over.wait(1.0):  # the kernel may have told another thread
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._is_over.set()
+
+
+def _load(
+    dataset: Dataset, indices: Iterable[int], *, num_workers: int, pin_memory: bool, timeout: float
+) -> Iterator[Any]:
+    """The items of a data set at these indices, in order, made by worker processes that end with the iteration.
+
+    Raises:
+        OSError: The workers cannot be started, or send nothing for `timeout` seconds.
+    """
+    loader = DataLoader(
+        _Packed(dataset) if num_workers else dataset,
+        batch_size=None,
+        sampler=indices,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # a loader draws a seed; taken from the global one, it would change dropout
     )
+    if not num_workers:
+        yield from loader
+        return
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL:
+        # Lightning takes torch's handler away at the end of a run, and torch believes that it is still there
+        signal_handling._SIGCHLD_handler_set = False
+    iterator: Any = None
+    watchdog = _Watchdog([], timeout)
+    try:
+        while True:
+            try:
+                if iterator is None:
+                    iterator = iter(loader)
+                    watchdog.workers = iterator._workers
+                    if timeout:
+                        watchdog.start()
+                watchdog.waiting_since = perf_counter()
+                parcel = next(iterator, None)
+                watchdog.waiting_since = None
+                if parcel is not None and isinstance(parcel, _Parcel) and parcel.error is not None:
+                    raise parcel.error
+            except (RuntimeError, OSError) as error:
+                watchdog.waiting_since = None
+                if watchdog.has_bitten:
+                    raise OSError(
+                        f"data.worker_timeout: the {num_workers} worker processes made no batch in {timeout:g} s. Set "
+                        "data.num_workers: 0 to make batches in the training process, or, if the disk is that slow, "
+                        "raise data.worker_timeout"
+                    ) from error
+                if _is_scarcity(error):
+                    raise OSError(
+                        f"data.num_workers: {num_workers} worker processes need more than this system allows "
+                        f"({str(error).splitlines()[0]}). Set data.num_workers: 0, or allow more open files (`ulimit "
+                        "-n 4096`), processes (`ulimit -u`) or memory"
+                    ) from error
+                raise
+            if parcel is None:
+                return
+            yield parcel.open() if isinstance(parcel, _Parcel) else parcel
+    finally:
+        watchdog.stop()
+
+
+def _is_scarcity(error: Exception) -> bool:
+    """Whether the system has too little of what worker processes need."""
+    return getattr(error, "errno", None) in _SCARCE or str(error).startswith(_SCARCE_TEXTS)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

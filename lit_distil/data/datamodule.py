@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.data.batching import EvalLoader, TrainLoader
+from lit_distil.data.batching import WORKER_TIMEOUT, EvalLoader, TrainLoader
 from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS, prepare_corpus
 from lit_distil.data.corpus.reading import DocumentFilters
@@ -64,6 +65,8 @@ class TextDataModule(LightningDataModule):
         num_processes: Processes that tokenise a corpus which is not in the cache; None is one for each core.
         verify_corpus: Compare every file of a corpus with its sha256 before the run, which reads all of it. Otherwise
             only the sizes are compared.
+        worker_timeout: Seconds to wait for a batch from the processes of `num_workers`, after which the run ends; 0
+            waits for ever.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class TextDataModule(LightningDataModule):
         filters: DocumentFilters | None = None,
         num_processes: int | None = None,
         verify_corpus: bool = False,
+        worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
         super().__init__()
         if (format is None) == (task is None):
@@ -119,12 +123,14 @@ class TextDataModule(LightningDataModule):
             )
         if not 0 <= validation_share < 1:
             raise ValueError(f"data.validation_share must be 0 or more and less than 1, got {validation_share}")
+        if not 0 <= worker_timeout < math.inf:
+            raise ValueError(f"data.worker_timeout must be 0 or more seconds, got {worker_timeout}")
         self.source, self.format, self.masking, self.task = source, format, masking, task
         self.max_length, self.batch_size = max_length, batch_size
         self.batch_tokens, self.length_window = batch_tokens, length_window
         self.eval_batch_size, self.max_eval_sequences = eval_batch_size, max_eval_sequences
         self.validation_share = validation_share
-        self.num_workers, self.cache_dir = num_workers, cache_dir
+        self.num_workers, self.worker_timeout, self.cache_dir = num_workers, worker_timeout, cache_dir
         self.filters, self.num_processes, self.verify_corpus = filters, num_processes, verify_corpus
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
@@ -340,6 +346,7 @@ class TextDataModule(LightningDataModule):
             "rank": trainer.global_rank,
             "world_size": trainer.world_size,
             "num_workers": self.num_workers,
+            "worker_timeout": self.worker_timeout,
             "pin_memory": trainer.strategy.root_device.type == "cuda",
         }
 

@@ -588,6 +588,11 @@ def check_architecture(model: PreTrainedModel) -> None:
             f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
             "choose an encoder with attention, for example bert"
         )
+    if hasattr(model, "set_default_language") and getattr(model.config, "default_language", None) is None:
+        raise ValueError(
+            f"model: {model.config.model_type} needs a language for its adapters: give default_language in the "
+            "network's config, such as en_XX"
+        )
     name = type(model).__name__
     if model.base_model is model:
         raise ValueError(

@@ -36,6 +36,8 @@ def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterato
         ValueError: It is something else, damaged, or holds more than weights and plain values.
     """
     give = "give the one that a run keeps in <run>/checkpoints/last.ckpt"
+    if Path(path).suffix in (".safetensors", ".bin"):
+        give = "it holds weights alone: name its folder as the network (lit_distil.models.Pretrained)"
     try:
         if Path(path).is_dir():
             raise IsADirectoryError("it is a folder")
@@ -48,10 +50,8 @@ def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterato
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
-        weights = Path(path).suffix in (".safetensors", ".bin")
-        hint = "; it holds weights alone: name its folder in model.network (lit_distil.models.Pretrained)"
         raise ValueError(
-            f"{field}: {str(path)!r} could not be read as a checkpoint ({one_line(error)}){hint * weights}; {give}"
+            f"{field}: {str(path)!r} could not be read as a checkpoint ({one_line(error)}); {give}"
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -21,12 +22,19 @@ from lit_distil.objectives.label_kinds import SpanLabel
 from lit_distil.tasks.base import Features, Prediction, Row, Task, column_of, cut_into_windows, place_of, text_in
 from lit_distil.types import Batch
 
+_IS_BLANK = np.array([*(chr(code).isspace() for code in range(0x3001)), False])  # the last stands for all others
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_answer(text: str) -> str:
-    """The text in lower case, without punctuation, articles and extra spaces (SQuAD's official script)."""
+    """The text in lower case, without punctuation, articles and extra spaces (SQuAD's official script).
+
+    Invisible characters, such as zero-width spaces, are left out too: BERT's tokenizers drop them, so that no span of
+    tokens would equal an answer that ends in one.
+    """
+    if not text.isprintable():
+        text = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -100,6 +108,47 @@ class Answers:
         return self.null - self.scores[0] if self.scores else NO_SPAN_ODDS
 
 
+def places_of(offsets: np.ndarray, text: str) -> np.ndarray:
+    """The characters of tokens without blanks at their ends, and with the accents that belong to the last letter.
+
+    Byte-level tokenizers have tokens of blanks, which become empty, and uncased BERT drops the accents of decomposed
+    text, which then stand between two tokens.
+
+    Args:
+        offsets: int `[tokens, 2]`, characters of each token in the text, in order.
+        text: The text.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    solid = np.flatnonzero(~_IS_BLANK[np.minimum(codes, len(_IS_BLANK) - 1)])
+    first, end = np.searchsorted(solid, offsets[:, 0]), np.searchsorted(solid, offsets[:, 1])
+    places = np.repeat(offsets[:, 1:], 2, axis=1)
+    is_solid = first < end
+    places[is_solid] = np.stack([solid[first[is_solid]], solid[end[is_solid] - 1] + 1], axis=1)
+    if not text.isascii():
+        others = np.flatnonzero([unicodedata.category(letter) != "Mn" for letter in text])
+        after_accents = np.append(others, len(text))[np.searchsorted(others, places[:, 1])]
+        ends = np.minimum(after_accents, np.append(offsets[1:, 0], len(text)))
+        places[is_solid, 1] = np.maximum(places[:, 1], ends)[is_solid]
+    return places
+
+
+def shrink_to_tokens(answer: tuple[int, int], offsets: np.ndarray) -> tuple[int, int] | None:
+    """An answer without the characters at its ends that no token has; None if none of its characters has one.
+
+    Args:
+        answer: First character of the answer and the one after its last; negative if there is none.
+        offsets: int `[tokens, 2]`, characters of all tokens of the context.
+    """
+    start, end = answer
+    if start < 0:
+        return answer
+    starts, ends = offsets.T
+    touching = (ends > start) & (starts < end) & (starts < ends)
+    if not touching.any():
+        return None
+    return max(start, int(starts[touching].min())), min(end, int(ends[touching].max()))
+
+
 def tokens_of(answer: tuple[int, int], first: int, offsets: np.ndarray) -> tuple[int, int]:
     """First and last token of an answer in a window; (0, 0) if the window does not hold the whole answer.
 
@@ -124,7 +173,7 @@ def best_spans(
     Args:
         starts: float32 `[context]`, logits of the first token.
         ends: float32 `[context]`, logits of the last token.
-        offsets: int `[context, 2]`, characters of each token.
+        offsets: int `[context, 2]`, characters of each token; a span neither begins nor ends with an empty one.
         longest: Most tokens of a span.
         n_best: How many spans.
 
@@ -134,6 +183,8 @@ def best_spans(
     longest = min(longest, len(starts))
     if longest == 0:
         return np.zeros(0, np.float32), np.zeros((0, 2), np.int32)
+    is_empty = offsets[:, 0] >= offsets[:, 1]
+    starts, ends = np.where(is_empty, -np.inf, starts), np.where(is_empty, -np.inf, ends)
     padded = np.concatenate([ends, np.full(longest - 1, -np.inf, ends.dtype)])
     scores = (starts[:, None] + sliding_window_view(padded, longest)).ravel()  # [context, longest]
     best = np.arange(len(scores))
@@ -166,7 +217,7 @@ def merge_windows(predictions: list[Prediction], n_best: int) -> dict[int, Answe
 
 
 def text_of(context: Any, span: tuple[int, int]) -> str:
-    """The text of a span, without the space that some tokenizers count as part of a word."""
+    """The text of a span."""
     return str(context)[span[0] : span[1]].strip()
 
 
@@ -243,25 +294,33 @@ class ExtractiveQA(Task):
         """
         self._check_names(rows)
         answers = [self._span_of(row) if labelled else None for row in rows]
-        wrong = [n for n, span in enumerate(answers) if labelled and span is None]
-        if wrong:
-            fate = "they are left out" if training else "their loss is not counted, their scores are"
-            warnings.warn(
-                f"task.answers: {len(wrong):,} of {len(rows):,} rows have an answer that is not in its context, the "
-                f"first {place_of(rows[wrong[0]])}; {fate}",
-                stacklevel=2,
-            )
-        left_out = set(wrong) if training else set()
-        chosen = [n for n in range(len(rows)) if n not in left_out]
+        wrong = {n for n, span in enumerate(answers) if labelled and span is None}
+        chosen = [n for n in range(len(rows)) if not (training and n in wrong)]
         questions = self._questions([rows[n] for n in chosen], tokenizer)
         stride = self._stride(questions, tokenizer, max_length)
         contexts = [text_in(rows[n], self.context) for n in chosen]
         features: list[Features] = []
-        for window in cut_into_windows(tokenizer, contexts, questions=questions, max_length=max_length, stride=stride):
-            row, first = chosen[window.text], int(window.is_text.argmax())
-            offsets, answer = window.offsets[window.is_text], answers[row]
-            span = None if answer is None else tokens_of(answer, first, offsets)
-            features.append(Features(window.input_ids, window.token_type_ids, span, row=row, detail=(first, offsets)))
+        cut = cut_into_windows(tokenizer, contexts, questions=questions, max_length=max_length, stride=stride)
+        for text, group in groupby(cut, key=lambda window: window.text):
+            row, windows = chosen[text], [*group]
+            places = [places_of(window.offsets[window.is_text], contexts[text]) for window in windows]
+            answer = answers[row]
+            if answer is not None and (answer := shrink_to_tokens(answer, np.concatenate(places))) is None:
+                wrong.add(row)
+                if training:
+                    continue
+            for window, characters in zip(windows, places, strict=True):
+                first = int(window.is_text.argmax())
+                span = None if answer is None else tokens_of(answer, first, characters)
+                detail = (first, characters)
+                features.append(Features(window.input_ids, window.token_type_ids, span, row=row, detail=detail))
+        if wrong:
+            fate = "they are left out" if training else "their loss is not counted, their scores are"
+            warnings.warn(
+                f"task.answers: {len(wrong):,} of {len(rows):,} rows have an answer that is not in its context or has "
+                f"no token there, the first {place_of(rows[min(wrong)])}; {fate}",
+                stacklevel=2,
+            )
         return features
 
     def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
@@ -362,10 +421,7 @@ class ExtractiveQA(Task):
         return texts, starts
 
     def _span_of(self, row: Row) -> tuple[int, int] | None:
-        """The characters of the first answer that is in the context, or None; (-1, -1) for no answer.
-
-        Spaces around an answer are left out, because a tokenizer may have no token there.
-        """
+        """The characters of the first answer that is in the context, or None; (-1, -1) for no answer."""
         texts, starts = self._gold(row)
         if not any(texts):
             if not self.no_answer:
@@ -378,7 +434,7 @@ class ExtractiveQA(Task):
         for text, given in zip(texts, starts, strict=True):
             start = context.find(text) if given is None else _as_character(given, row)
             if text.strip() and start >= 0 and context.startswith(text, start):
-                return start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+                return start, start + len(text)
         return None
 
     def _questions(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -140,7 +140,7 @@ def test_messages_name_what_is_wrong(
     written: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"checkpoint: .* could not be loaded .*give a checkpoint .* a folder that a run exported"
+        ValueError, match=r"checkpoint: no folder .*absent.*; give a folder that is there, or a name on the Hub"
     ):
         export.export(str(tmp_path / "absent"), str(tmp_path / "out"), onnx=True)
     with pytest.raises(ValueError, match=r"check_on: no file at .*absent\.txt"):

@@ -1,4 +1,11 @@
+import ctypes
 import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 
 import numpy as np
@@ -15,6 +22,8 @@ from lit_distil.data.sequences import SequenceDataset
 from lit_distil.schedules import Stages
 from lit_distil.types import Batch
 from tests.data.batches import make_dataset, same, sequences_of, take
+
+CLONE_NEWNS = 0x00020000
 
 
 @pytest.mark.parametrize(("num_samples", "batch_size"), [(10, 4), (7, 7), (12, 4), (5, 3), (9, 1)])
@@ -92,6 +101,134 @@ def test_workers_change_nothing_and_end_with_the_iteration():
     evaluation = list(EvalLoader(dataset, batch_size=5, num_workers=2))
     assert all(same(a, b) for a, b in zip(evaluation, EvalLoader(dataset, batch_size=5), strict=True))
     assert len(evaluation) > 2 and not multiprocessing.active_children()
+
+
+class Large(SequenceDataset):
+    """Batches of 2 MB, more than a small shared memory holds."""
+
+    @property
+    def lengths(self):
+        return np.full(12, 1)
+
+    def collate(self, sample_ids, epochs, step=None):
+        values = torch.arange(1 << 17) + int(sample_ids[0])
+        bounds, lengths = torch.arange(3, dtype=torch.int32), (1,) * 2
+        return Batch(values[None], values[None] * 2, bounds, lengths, torch.from_numpy(sample_ids), labels=None)
+
+
+def compare_with_and_without_workers():
+    alone = EvalLoader(Large(), batch_size=2)
+    beside = list(EvalLoader(Large(), batch_size=2, num_workers=2, worker_timeout=60))
+    assert len(beside) == 8 and all(same(a, b) for a, b in zip(alone, beside, strict=True))
+
+
+def with_shared_memory_of(size):
+    """In a process with mounts of its own. Exit code 77: this is not allowed here."""
+    is_alone = ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"]
+    if not is_alone or subprocess.run(["mount", "--make-rprivate", "/"]).returncode or subprocess.run(mount).returncode:
+        os._exit(77)
+    compare_with_and_without_workers()
+
+
+@pytest.mark.parametrize("size", ["256k", "64m"])
+def test_workers_need_no_shared_memory(size):
+    """Docker gives 64 MB. A worker that could not have more went silent, and the run waited for ever."""
+    child = multiprocessing.get_context("fork").Process(target=with_shared_memory_of, args=(size,))
+    child.start()
+    child.join(240)
+    if child.exitcode == 77:
+        pytest.skip("this system does not let the tests make mounts of their own")
+    assert child.exitcode == 0
+
+
+@contextmanager
+def room_for_files(number):
+    """Let this process open so many more files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 1 + number
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(number):
+            os.close(taken.pop())
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_workers_need_few_open_files():
+    with room_for_files(40):  # 64 less what every process has
+        compare_with_and_without_workers()
+
+
+class Faulty(Large):
+    """Its third sample does something wrong in a worker."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def collate(self, sample_ids, epochs, step=None):
+        if 2 in sample_ids:
+            self.fault()
+        return super().collate(sample_ids, epochs, step)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("is_second", [False, True])
+@pytest.mark.parametrize("make", [TrainLoader, EvalLoader])
+def test_workers_that_hang_end_the_run_within_the_timeout(make, is_second):
+    """They hang while a batch is half sent; a run before may have taken torch's handler of signals away."""
+    if is_second:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    start = time.perf_counter()
+    message = r"data\.worker_timeout: the 2 worker processes made no batch in 0\.5 s\. Set data\.num_workers: 0"
+    with pytest.raises(OSError, match=message):
+        list(islice(make(Faulty(stop), batch_size=1, num_workers=2, worker_timeout=0.5), 12))
+    assert time.perf_counter() - start < 30
+    for child in multiprocessing.active_children():  # one that is only stopped would keep this process from ending
+        child.join(10)
+    assert not multiprocessing.active_children()
+
+
+def open_too_many():
+    with room_for_files(4), ExitStack() as stack:
+        while True:
+            stack.enter_context(open(os.devnull))
+
+
+def test_what_the_system_lacks_is_named_with_the_way_out():
+    """In a worker, and where the workers are to be started."""
+    message = r"data\.num_workers: 2 worker processes need more than .*Too many open files.*Set data\.num_workers: 0"
+    with pytest.raises(OSError, match=message):
+        list(EvalLoader(Faulty(open_too_many), batch_size=1, num_workers=2))
+    with room_for_files(4), pytest.raises(OSError, match=message):
+        list(EvalLoader(Large(), batch_size=1, num_workers=2))
+
+
+def refuse():
+    StepPlan(10, 0, seed=0)
+
+
+def divide():
+    raise ZeroDivisionError("of another library")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_worker_reads_like_one_of_the_training_process(num_workers):
+    with pytest.raises(ValueError) as caught:
+        list(EvalLoader(Faulty(refuse), batch_size=1, num_workers=num_workers))
+    assert str(caught.value) == "batch_size must be at least 1, got 0"
+    with pytest.raises(ZeroDivisionError, match="of another library"):  # with the traceback of the worker
+        list(EvalLoader(Faulty(divide), batch_size=1, num_workers=num_workers))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -1,5 +1,8 @@
 import json
+import multiprocessing
+import os
 import random
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
+from lit_distil import cli
 from lit_distil.data import (
     Docstrings,
     FullSentences,
@@ -21,6 +25,7 @@ from lit_distil.data import (
 from lit_distil.data.sequences import SpreadSequences
 from lit_distil.tasks import TextClassification, TextRegression
 from tests.data.batches import same
+from tests.workspace import kept_environment, with_trainer, write_config
 
 WORDS = ["the", "dog", "fox", "sleeps", "jumps", "over", "lazy", "quick", "brown", "and"]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -34,6 +39,7 @@ def trainer_of(command="fit", rank=0, world_size=1, accumulate=1, step=0):
         global_rank=rank,
         world_size=world_size,
         accumulate_grad_batches=accumulate,
+        lightning_module=None,
         limit_train_batches=1.0,
         limit_val_batches=1.0,
         val_check_interval=1.0,
@@ -375,6 +381,35 @@ def test_a_source_of_rows_is_made_ready_before_the_ranks_start(made, monkeypatch
     monkeypatch.setattr("lit_distil.data.sources.docstrings._read_files", None)  # would fail if called in a rank
     with pytest.raises(ValueError, match="two are needed"):  # one package is no task, but it was read
         data.setup("fit")
+
+
+class Hanging(TokenMasking):
+    """Stops the worker process that asks it."""
+
+    def select(self, view, draws):
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().select(view, draws)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_run_whose_workers_hang_ends_with_the_way_out(workspace, tmp_path, command, capsys):
+    """It used to wait for ever, behind an error of the worker's that nobody waited for."""
+    config = with_trainer(workspace.pretraining(), tmp_path / "run")
+    config["data"]["init_args"] |= {"num_workers": 1, "worker_timeout": 1.0}
+    config["data"]["init_args"]["masking"] = {"class_path": "tests.data.test_datamodule.Hanging"}
+    file = write_config(config, tmp_path / "config.yaml")
+    with kept_environment(), pytest.raises(SystemExit) as stop:
+        cli.main([command, "--config", file])
+    assert stop.value.code == 2
+    assert "error: data.worker_timeout: the 1 worker processes made no batch in 1 s. Set" in capsys.readouterr().err
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("timeout", [-1.0, float("inf"), float("nan")])
+def test_a_timeout_that_is_none_is_refused(made, timeout):
+    with pytest.raises(ValueError, match=r"data\.worker_timeout must be 0 or more seconds"):
+        text_data(made, worker_timeout=timeout)
 
 
 def test_documents_that_are_evaluated_and_trained_on_are_counted(made):

@@ -168,6 +168,11 @@ def config_cases(workspace: Workspace, root: Path) -> Iterator[Case]:
         "tokenizer": ["--out", "o"],
     }.items():
         yield Case(f"{command}: source", [command, "--source", "evil_installed.Piece", *options], "--trust evil_in")
+    cluster = root / "cluster.yaml"
+    source = {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": str(workspace.root / "train.txt")}}
+    settings = {"source": source, "tokenizer": workspace.byte_bpe, "out": "o", "backend": "dask"}
+    cluster.write_text(yaml.safe_dump({**settings, "address": "tcp://127.0.0.1:9"}))
+    yield Case("prepare: cluster", ["prepare", "--config", str(cluster)], "name it on the command line")
     student = ["student", "--teacher", workspace.teacher, "--out", "o", "--student", "evil_installed.Piece"]
     yield Case("student: student", student, "--trust evil_installed")
     config = placed(base("distillation"), "data.init_args.masking", "evil_installed.Piece")
@@ -483,7 +488,7 @@ def test_a_sample_of_hostile_things_is_refused_and_nothing_runs(workspace: Works
     assert len(cases) >= 60 and len({case.name for case in cases}) == len(cases)
     names = ("objective installed", "optimizer function", "hook attribute", "mixture stdlib", "tag", "export zip.ckpt")
     names += ("restore class", "student unknown", "student kernel", "load run", "load tokenizer", "corpus: up")
-    names += ("load both", "trust", "whole checkpoint")
+    names += ("prepare: cluster", "export pickled", "fit zip.ckpt", "load both", "trust", "whole checkpoint")
     sample = [case for case in cases if case.name.partition(": ")[2] in names or case.name in names]
     assert len(sample) == len(names)
     check(sample, results_of(sample, tmp_path, here))

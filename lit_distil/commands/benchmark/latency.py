@@ -397,8 +397,10 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
         ValueError: The process failed; the message has the last line that it printed.
     """
     settings = {"network": network, "length": length, "batch_size": batch_size, "device": device}
-    command = [sys.executable, "-m", "lit_distil.commands.benchmark.latency", json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    # with -P and our own path, so that no file in the working directory hides an installed package
+    command = [sys.executable, "-P", "-m", "lit_distil.commands.benchmark.latency", json.dumps(settings)]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=variables)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise ValueError(f"memory: measuring {network!r} failed ({said[-1]}); leave it out: --memory false")

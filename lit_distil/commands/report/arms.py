@@ -27,7 +27,7 @@ _SPEED = "train/tokens_per_second"
 _MAIN_METRICS = (("val/score",), ("val/loss/masked_lm", "val/loss"))  # the first of each that the runs have
 # settings that change where a run writes, what it shows or how fast it reads, and not what it computes
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
-_IRRELEVANT |= {"enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
+_IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
 _T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]

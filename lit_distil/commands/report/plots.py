@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from lit_distil.files import staged_file
+
 matplotlib.use("Agg")
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; they repeat after eight entries
@@ -173,7 +175,8 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        figure.savefig(path, dpi=150)
+        with staged_file(path) as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=150)
 
 
 def _look(index: int) -> dict[str, Any]:
