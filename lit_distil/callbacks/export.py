@@ -63,8 +63,8 @@ class ExportCallback(Callback):
         if pl_module.is_encoder_only:
             model = model.base_model
         folder = Path(self.folder or Path(trainer.default_root_dir, "export"))
-        embeddings = pl_module.terms.embeddings
-        sentences = None if embeddings is None else embeddings.format
+        terms: Any = pl_module.terms
+        sentences = None if terms.embeddings is None else terms.embeddings.format
         write_export(model, datamodule_of(trainer).tokenizer, folder, sentences=sentences)
         rank_zero_info(f"exported to {folder}")
 
