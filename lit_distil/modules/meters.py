@@ -141,6 +141,7 @@ class LoggedModule(LightningModule):
         self._row: dict[str, float] = {}  # of the current step, once its means are taken
         self._unfinished: dict[str, Any] = {}  # what the step of a loaded checkpoint still has to do
         self._is_entered = False  # whether `enter_last_step` had an effect
+        self._is_finishing = False  # whether a validation that was to come runs now
 
     @property
     @abstractmethod
@@ -225,7 +226,8 @@ class LoggedModule(LightningModule):
         loop = trainer.fit_loop.epoch_loop
         trained: Any = loop.batch_progress.current
         validated = loop.val_loop.batch_progress.current
-        is_open = trained.completed < trained.processed
+        # Lightning counts the step of a loaded checkpoint as completed when it begins the next one
+        is_open = trained.completed < trained.processed and not self._is_finishing
         is_validating = trainer.validating and validated.completed < validated.ready
         if not is_open and not is_validating:
             return {}
@@ -233,7 +235,8 @@ class LoggedModule(LightningModule):
             self._row = self._training_row()
         fetcher = trainer.fit_loop._data_fetcher
         return {
-            "row": {name: float(value) for name, value in self._row.items()},
+            # Lightning passes the row of the last step to the loggers only if it comes after `log_every_n_steps`
+            "row": {} if trainer.global_step % self._log_every else {k: float(v) for k, v in self._row.items()},
             "validate": is_validating or (fetcher is not None and loop._should_check_val_fx(fetcher)),
             "is_last": 0 < trainer.max_steps <= trainer.global_step,
         }
@@ -254,7 +257,9 @@ class LoggedModule(LightningModule):
             self._row = row or {}  # if this validation is broken off, too
             trainer.validating = True
             loop.val_loop.restarting = False
+            self._is_finishing = True
             loop.val_loop.run()
+            self._is_finishing = False
             loop.val_loop._has_run = False  # so that Lightning still takes this epoch for a restarted one
             trainer.training = True
 

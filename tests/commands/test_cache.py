@@ -148,7 +148,7 @@ def test_mistakes_end_in_a_message(workspace: Workspace, tmp_path: Path, capsys:
         ("dynamic", dynamic, out, "none comes twice. Give every sequence a fixed number of masks"),
         ("cosine", cosine, out, "cosine (HiddenCosineLoss) needs the teacher's hidden states"),
         ("k", configuration(workspace), [*out, "--k", "321"], "k must lie between 1 and the 320 entries"),
-        ("there", configuration(workspace), ["--out", str(tmp_path)], "is there already"),
+        ("there", configuration(workspace), ["--out", str(tmp_path)], "holds files that this command does not write"),
     ):
         file = write_config(with_trainer(config, tmp_path / "run"), tmp_path / f"{name}.yaml")
         with kept_environment(), pytest.raises(SystemExit) as stop:

@@ -44,23 +44,6 @@ class SaveGradients(Callback):
             torch.save({"gradients": gradients, "micro_batches": sum(gathered, [])}, self.file)
 
 
-class KillAt(Callback):
-    """Kills the process after a step, like a machine that fails.
-
-    Args:
-        step: Optimizer steps done.
-    """
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 class SignalAt(Callback):
     """Sends this process a signal during a step.
 

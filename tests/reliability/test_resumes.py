@@ -38,16 +38,25 @@ def resume_everywhere(workspace: Workspace, folder: Path, case: tuple[str, int, 
     for step in points:
         checkpoint = unbroken / "checkpoints" / f"step-{step}.ckpt"
         resumed = fit(config, folder / f"from-{step}", "--ckpt_path", str(checkpoint), **settings)
-        if found := difference(
-            resumed, unbroken, first_step=step - 1 if step % settings["log_every_n_steps"] == 0 else step
-        ):
+        if found := difference(resumed, unbroken, first_step=step - 1):
             unequal[step] = found
     record("resumes", "-".join(map(str, case)), start, cases=len(points), unequal=len(unequal))
     assert not unequal, unequal
 
 
 def test_a_run_resumes_from_a_step_with_a_validation_and_without(workspace: Workspace, tmp_path: Path) -> None:
-    resume_everywhere(workspace, tmp_path, ("pretraining", 0, 3), [3, 4, 9, 10])
+    resume_everywhere(workspace, tmp_path, ("distillation", 0, 3), [4, 9, 10])
+
+
+def test_the_learning_rate_on_the_command_line_wins_over_the_checkpoints(workspace: Workspace, tmp_path: Path) -> None:
+    """The saved state of an optimizer contains its learning rate."""
+    config, settings = workspace.finetuning(), {"max_steps": 4, "limit_val_batches": 0}
+    first = fit(config, tmp_path / "first", **settings, callbacks=[EVERY_STEP])
+    changes = ["--ckpt_path", str(first / "checkpoints" / "step-2.ckpt"), "--model.optimizer.init_args.lr", "5.0e-4"]
+    second = fit(config, tmp_path / "second", *changes, **settings)
+    expected, found = logged(first, "train/learning_rate"), logged(second, "train/learning_rate")
+    assert sorted(found) == [1, 2, 3] and found[1] == expected[1]  # what the step of the checkpoint had to log
+    assert found[2] == pytest.approx(expected[2] / 2) and expected[2] > 0
 
 
 @pytest.mark.slow

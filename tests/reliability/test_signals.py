@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lit_distil.callbacks import StopOnSignal
 from tests.reliability.harness import Command, difference, leftovers, ranks, record, run_configuration
 from tests.workspace import Workspace, free_port, shared, with_trainer, write_config
 
@@ -122,7 +123,7 @@ def configuration(workspace: Workspace, run: Path, *, is_single: bool, cache_dir
     return write_config(with_trainer(config, run, **settings), run.with_name(f"{run.name}.yaml"))
 
 
-def finish(commands: list[Command], seconds: float = 120) -> list[int]:
+def finish(commands: list[Command], seconds: float = 240) -> list[int]:
     return [command.finish(seconds) for command in commands]
 
 
@@ -202,6 +203,30 @@ def signalled(workspace: Workspace, root: Path, folder: Path, case: tuple[str, s
     assert in_time and right, f"{case}: codes {codes} after {time.monotonic() - sent:.1f} s\n{said}"
     assert not lost and not found, f"{case}: {found}\n{said}"
     assert not leftovers(folder)
+
+
+def test_a_second_interrupt_ends_the_process_at_once(workspace: Workspace, tmp_path: Path) -> None:
+    file = configuration(workspace, tmp_path / "run", is_single=True)
+    (tmp_path / "marks").mkdir()
+    before = partial(slow_down, "train", str(tmp_path / "marks"))
+    command = Command(["fit", "--config", file], tmp_path / "log", before=before)
+    assert command.wait_for(lambda: any((tmp_path / "marks").iterdir()))
+    command.send(signal.SIGINT)
+    command.wait(0.005)
+    command.send(signal.SIGINT)
+    assert command.finish() == -signal.SIGINT and "stopped by" not in command.output
+
+
+def test_a_process_started_after_training_began_is_not_taken_for_one_of_lightnings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise its rank would exit with 0 after a signal, and the job would look finished."""
+    monkeypatch.setenv("LIT_DISTIL_STARTER", "1")
+    callback = StopOnSignal()
+    assert os.environ["LIT_DISTIL_STARTER"] == str(os.getpid())  # for those that Lightning starts now
+    callback.on_train_start(None, None)
+    callback.on_train_end(None, None)
+    assert "LIT_DISTIL_STARTER" not in os.environ
 
 
 @pytest.mark.parametrize("case", [("SIGTERM", "single", "validate"), ("SIGINT", "rank 1", "train")], ids=str)
