@@ -134,10 +134,10 @@ def open_encoder(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    model, tokenizer = open_network(name, field="model")
     sentences = sentence_format_of(name, pooling)
     if sentences is None:
         raise ValueError(f"pooling: nothing says how {name!r} makes one vector of a text; give --pooling mean or cls")
-    model, tokenizer = open_network(name, field="model")
     limits = [position_range(model)[1], tokenizer.model_max_length, sentences.max_length]
     longest = min(int(limit) for limit in (*limits, 1_000_000) if limit is not None)
     encoder: Any = model.base_model

@@ -62,7 +62,13 @@ def export(
             f"tokenizer: it has {len(chosen)} entries and the network's embedding {num_rows} rows; give the tokenizer "
             "that the network was trained with: --tokenizer FOLDER_OR_NAME"
         )
-    sentences = sentence_format_of(checkpoint, pooling)
+    try:
+        sentences = sentence_format_of(checkpoint, pooling)
+    except ValueError as error:
+        if pooling is not None:
+            raise
+        sentences = None
+        print(f"without the files of sentence-transformers: {error}")
     with staged_folder(Path(out)) as staging:
         network.save_pretrained(staging)
         chosen.save_pretrained(staging)

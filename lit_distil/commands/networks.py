@@ -21,7 +21,7 @@ from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
 from lit_distil.modules.checkpoints import network_weights, reading_checkpoint, saved_model
-from lit_distil.objectives.embedding import Pooling, SentenceFormat, read_sentence_format
+from lit_distil.objectives.embedding import Pooling, SentenceFormat, read_max_length, read_sentence_format
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 from lit_distil.trust import RemoteCodeError, load_pretrained
@@ -132,10 +132,12 @@ def sentence_format_of(name: str | Path, pooling: str | None = None) -> Sentence
     """
     if pooling is not None and pooling not in get_args(Pooling):
         raise ValueError(f"pooling: {pooling!r} is not known; give mean or cls")
-    found = None if _is_checkpoint(Path(name)) else read_sentence_format(exported_folder(name))
+    if _is_checkpoint(Path(name)):
+        return None if pooling is None else SentenceFormat(pooling)  # type: ignore[arg-type]
+    folder = exported_folder(name)
     if pooling is None:
-        return found
-    return SentenceFormat(pooling, None if found is None else found.max_length)  # type: ignore[arg-type]
+        return read_sentence_format(folder)
+    return SentenceFormat(pooling, read_max_length(folder))  # type: ignore[arg-type]
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -96,12 +96,20 @@ def read_sentence_format(name_or_path: str, revision: str | None = None) -> Sent
         raise ValueError(
             f"{name_or_path!r} has {others[0]} among its modules, and its embeddings are more than pooled token states"
         )
-    length = (_json_beside(name_or_path, "sentence_bert_config.json", revision) or {}).get("max_seq_length")
-    return SentenceFormat(names[0], length)  # type: ignore[arg-type]
+    return SentenceFormat(names[0], read_max_length(name_or_path, revision))  # type: ignore[arg-type]
+
+
+def read_max_length(name_or_path: str, revision: str | None = None) -> int | None:
+    """The tokens after which a folder's sentence encoder cuts a text; None if it does not say."""
+    return (_json_beside(name_or_path, "sentence_bert_config.json", revision) or {}).get("max_seq_length")
 
 
 def _json_beside(name_or_path: str, file: str, revision: str | None) -> Any | None:
-    """A JSON file beside a network; None if there is none, or nothing can be fetched."""
+    """A JSON file beside a network; None if there is none, or nothing can be fetched.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
     path: Any = Path(name_or_path, file)
     if not path.is_file():
         if Path(name_or_path).exists() or name_or_path.count("/") > 1:
@@ -110,7 +118,10 @@ def _json_beside(name_or_path: str, file: str, revision: str | None) -> Any | No
             path = cached_file(name_or_path, file, revision=revision)
         except (OSError, ValueError):  # not there, or no name of the Hub's
             return None
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch the folder again") from error
 
 
 class EmbeddingObjective(Objective):
@@ -141,19 +152,19 @@ class EmbeddingObjective(Objective):
         """Check also that the way of pooling is given, or found beside the teacher."""
         super().check(student, teacher)
         assert teacher is not None
+        if self.pooling is not None:
+            length = read_max_length(teacher.name, teacher.revision) if teacher.name else None
+            self.format = SentenceFormat(self.pooling, length)
+            return
         try:
-            found = read_sentence_format(teacher.name, teacher.revision) if teacher.name else None
+            self.format = read_sentence_format(teacher.name, teacher.revision) if teacher.name else None
         except ValueError as error:
-            if self.pooling is None:
-                raise ValueError(f"pooling: {error}; set pooling to compare in another way") from error
-            found = None
-        if self.pooling is None and found is None:
+            raise ValueError(f"pooling: {error}; set pooling to mean or cls to compare in another way") from error
+        if self.format is None:
             raise ValueError(
                 f"pooling: nothing beside the teacher ({teacher.name or 'a model in memory'}) says how it makes one "
                 "vector of a text; set pooling to mean or cls"
             )
-        if found is not None:
-            self.format = SentenceFormat(self.pooling or found.pooling, found.max_length)
 
     def embeddings(self, output: EncoderOutput, batch: Batch) -> Tensor:
         """The pooled states `[S, width]`, not normalised, in float32 at least."""
