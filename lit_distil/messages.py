@@ -292,7 +292,20 @@ def _make(kind: type, /, *args: Any, **arguments: Any) -> Any:
     try:
         return kind(*args, **arguments)
     except Exception as error:
+        if not _takes(kind, *args, **arguments):
+            raise  # teachers by name are no arguments of a model: the parser tries the next type
         raise PieceError(kind, arguments) from error
+
+
+def _takes(kind: type, /, *args: Any, **arguments: Any) -> bool:
+    """Whether a class may be called so; True where Python cannot tell."""
+    try:
+        inspect.signature(kind).bind(*args, **arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 add_instantiator(_make, object)  # type: ignore[arg-type]  # a parameter's name would hide an argument of a class

@@ -115,7 +115,7 @@ def complete_trainer(
         if is_call and isinstance(callback, StopOnSignal):
             callback.how_to_continue = "run the same command again to continue (in Python: call it again)"
         if isinstance(callback, ExportCallback | PredictionWriter):
-            callback.overwrite |= overwrite
+            callback.overwrite = callback.overwrite or overwrite
     if is_fit and kept is not None:
         callbacks.append(RunSettings(kept))
     strategy = settings.get("strategy")
@@ -262,6 +262,7 @@ class TrainingCLI(LightningCLI):
         if trainer.default_root_dir is None:
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
+        _check_devices(trainer.get("devices"))
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), trainer.default_root_dir)
         self.overwrite = self.overwrite or config.overwrite
         if self.subcommand == "fit" and not trainer.fast_dev_run:
@@ -301,9 +302,6 @@ class TrainingCLI(LightningCLI):
         options: dict[str, Any] = {"is_call": self.is_call, "overwrite": self.overwrite, "kept": self.run_settings}
         for name, value in complete_trainer(str(self.subcommand), {**settings}, **options).items():
             settings[name] = value
-        devices, most = settings.get("devices"), 32 * (os.cpu_count() or 1)
-        if isinstance(devices, int) and devices > most:  # each is a process
-            raise ValueError(f"trainer.devices must be at most {most}, 32 for each core of this machine, got {devices}")
         try:
             return super().instantiate_trainer(**kwargs)
         except Exception as error:
@@ -445,6 +443,13 @@ def _labels_in(checkpoint: str) -> list[str] | None:
     return None  # loading it will say what is wrong
 
 
+def _check_devices(devices: Any) -> None:
+    """Refuse a number that would start more processes than the machine can bear; the parser may give it as a text."""
+    most = 32 * (os.cpu_count() or 1)
+    if str(devices).isdecimal() and int(devices) > most:
+        raise ValueError(f"trainer.devices must be at most {most}, 32 for each core of this machine, got {devices}")
+
+
 def _find_checkpoint(name: str | None, run: str) -> str | None:
     """The checkpoint as a file that exists. Lightning would silently start anew if `last` found none."""
     if name is None:
@@ -457,6 +462,14 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
         )
     if path.is_dir():
         raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
+    content: Any = {"state_dict": None, "pytorch-lightning_version": None}
+    with suppress(ValueError), reading_checkpoint(path):  # loading it will say what is wrong
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        raise ValueError(
+            f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a run "
+            "keeps in <run>/checkpoints/last.ckpt"
+        )
     return str(path)
 
 

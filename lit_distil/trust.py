@@ -62,8 +62,10 @@ def guard(trust: Sequence[str] = (), *, remote_code: bool = False) -> Iterator[N
         context = typeshed_client.get_search_context(search_path=[Path(place) for place in sys.path if place])
         resolver: Any = _stubs_resolver.StubsResolver(search_context=context)
         _stubs_resolver.stubs_resolver = resolver
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    here = os.getcwd()
+    is_new = here not in sys.path
+    if is_new:
+        sys.path.append(here)
     before = _allowed, _remote_code, dict(parsing_settings), "s" in _get_config_read_mode()
     _allowed = _allowed.union(LIBRARIES, trust, own_modules(), ["__main__"])
     _remote_code = _remote_code or remote_code
@@ -79,6 +81,8 @@ def guard(trust: Sequence[str] = (), *, remote_code: bool = False) -> Iterator[N
         _allowed, _remote_code = before[:2]
         parsing_settings.update(before[2])
         set_parsing_settings(config_read_mode_fsspec_enabled=before[3])
+        if is_new and here in sys.path:
+            sys.path.remove(here)
 
 
 def own_modules() -> list[str]:

@@ -166,8 +166,7 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     ),
     "run's folder": (edit("trainer", "default_root_dir", value="/proc/x/y"), ["trainer.default_root_dir: /proc/x/y"]),
     "cache": (edit(*DATA, "cache_dir", value="/proc/x"), ["data.cache_dir: /proc/x cannot be made or written to"]),
-    "devices": (["--trainer.devices", "1000000"], ["trainer.devices must be at most"]),
-    "workers": (edit(*DATA, "num_workers", value=10**6), ["data.num_workers must lie between 0 and"]),
+    "workers": (edit(*DATA, "num_workers", value=-1), ["data.num_workers must lie between 0 and"]),
     "package that is not there": (
         edit("trainer", "logger", value={"class_path": "lightning.pytorch.loggers.CometLogger"}),
         ["comet"],

@@ -225,7 +225,7 @@ def test_example_pieces_are_as_ruff_would_have_them(pieces: Path) -> None:
 def test_example_pieces_train_two_steps(
     pieces: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(pieces)
+    monkeypatch.chdir(pieces)
     config = workspace.distillation(objectives={"soft": {"class_path": "my_pieces.TotalVariationLoss"}})
     config["data"]["init_args"]["masking"] = {"class_path": "my_pieces.BlockMasking", "init_args": {"rate": 0.2}}
     run = fit(config, tmp_path / "run", max_steps=2)

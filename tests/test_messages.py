@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from lit_distil.data import DocumentSource, MaskingStrategy, RowSource, SequenceFormat, load_tokenizer
 from lit_distil.data.sources.base import Split
@@ -81,6 +82,18 @@ def test_an_error_of_a_librarys_class_names_the_setting_and_the_class(tmp_path: 
     arguments = ["--layer", "torch.nn.Dropout", "--layer.p", "2"]
     with pytest.raises(ValueError, match=r"^layer: Dropout refuses these arguments: dropout probability has to be"):
         call_command(command, arguments, prog="lit-distil try")
+
+
+def test_names_in_a_dictionary_are_not_taken_for_the_arguments_of_a_model() -> None:
+    """A union is tried from its first type on: teachers by name, where a model could stand too."""
+    seen = {}
+
+    def command(teacher: PreTrainedModel | dict[str, str]) -> None:
+        """Take teachers."""
+        seen["teacher"] = teacher
+
+    call_command(command, ["--teacher", '{"a": "x", "b": "y"}'], prog="lit-distil try")
+    assert seen == {"teacher": {"a": "x", "b": "y"}}
 
 
 def test_a_bug_of_ours_keeps_its_type(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from torch import nn
 
 from lit_distil.callbacks import ExportCallback, RunCheckpoint, RunCSVLogger, StopOnSignal, WholeCheckpoints
-from lit_distil.run import RunSettings, RunSummary, complete_trainer, leave_process_group
+from lit_distil.run import RunSettings, RunSummary, _check_devices, complete_trainer, leave_process_group
 
 
 def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> None:
@@ -58,3 +59,15 @@ def test_a_process_leaves_the_group_of_ranks_before_it_exits(tmp_path: Path) -> 
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     leave_process_group()
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("devices", [10**6, "1000000"])  # the parser gives a number on the command line as a text
+def test_more_devices_than_the_machine_can_bear_are_refused(devices: Any) -> None:
+    """Each is a process, and a slip of the hand started them until nothing else could."""
+    with pytest.raises(ValueError, match=r"trainer\.devices must be at most \d+, .* got 1000000"):
+        _check_devices(devices)
+
+
+@pytest.mark.parametrize("devices", [None, "auto", 1, "2", [0, 1], -1, "-1"])
+def test_other_devices_are_left_to_lightning(devices: Any) -> None:
+    _check_devices(devices)

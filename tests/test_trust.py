@@ -118,10 +118,10 @@ def test_trust_opens_one_package_and_only_within_its_guard(folder: Path) -> None
 
 
 def test_a_guard_leaves_the_parsers_of_others_as_they_were(folder: Path) -> None:
-    before = {**parsing_settings}
+    before, path = {**parsing_settings}, [*sys.path]
     with guard(["colorsys"]):
         assert parsing_settings != before
-    assert parsing_settings == before
+    assert parsing_settings == before and sys.path == path
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         if str(path).startswith(("http://", "https://")):
             raise ValueError(f"ckpt_path: {str(path)!r} is not loaded from the web; fetch the file first")
         with reading_checkpoint(path):
-            checkpoint = super().load_checkpoint(self._sound(path), map_location, weights_only=True)
-        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
-            raise ValueError(
-                f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a "
-                "run keeps in <run>/checkpoints/last.ckpt"
-            )
-        return checkpoint
+            return super().load_checkpoint(self._sound(path), map_location, weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its hash."""
@@ -149,6 +143,8 @@ class RunCheckpoint(ModelCheckpoint):
         mode: Literal["min", "max"] = "min",
         keep: int = 1,
     ) -> None:
+        if monitor == "":
+            raise ValueError("monitor must be the name of a metric, such as val/loss, or None")
         self._may_follow_task = monitor is None and not every_n_steps and not every_n_minutes
         self._waits_for_step = False
         super().__init__(

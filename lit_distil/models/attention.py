@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lit_distil.messages import one_line
 from lit_distil.models.layout import AttentionRecorder, SequenceLayout
 from lit_distil.trust import check_attention
 
@@ -132,7 +133,10 @@ def choose_attention(model: PreTrainedModel, attention: str | None = None) -> No
         attention = UNPADDED
     if attention is not None:
         check_attention(attention)
-        model.set_attn_implementation(attention)
+        try:
+            model.set_attn_implementation(attention)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"attention={attention!r}: {one_line(error)}") from error
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

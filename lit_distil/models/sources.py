@@ -10,6 +10,7 @@ import copy
 import difflib
 import inspect
 import logging
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -63,7 +64,8 @@ AUTO_MODELS: dict[str, Any] = {
 TASK_HEADS: tuple[Head, ...] = get_args(Head)[2:]
 """All but the two heads of language models."""
 
-_MOST = {"num_hidden_layers": 1000, "n_layers": 1000, "num_labels": 1_000_000}
+_WIDTHS = ("hidden_size", "dim", "embedding_size", "intermediate_size", "num_attention_heads", "n_heads")
+_MOST = {"num_hidden_layers": 1000, "n_layers": 1000, "num_labels": 50_000} | dict.fromkeys(_WIDTHS, 1_000_000)
 
 STAND_INS = {
     "bos_token_id": "cls_token_id",
@@ -530,11 +532,16 @@ def _label_fields(num_labels: int | None, id2label: dict[int, str] | None, probl
 
 
 def _check_sane(fields: dict[str, Any]) -> None:
-    """Refuse sizes that nobody means, which would take hours to build, or the memory of the machine."""
-    for name, most in _MOST.items():
-        size = fields.get(name)
-        if size is not None and not (isinstance(size, int) and 1 <= size <= most):
-            raise ValueError(f"config: {name} must be a whole number from 1 to {most:,}, got {size!r}")
+    """Refuse values that nobody means: they would take hours, or all memory, to build, or fail in a step."""
+    for name, value in fields.items():
+        most = _MOST.get(name)
+        if most is not None and value is not None and not (isinstance(value, int) and 1 <= value <= most):
+            raise ValueError(f"config: {name} must be a whole number from 1 to {most:,}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config: {name} must be finite, got {value}")
+        is_share = name.endswith(("dropout", "dropout_prob", "_dropout_rate"))
+        if is_share and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ValueError(f"config: {name} must lie in [0, 1], got {value}")
 
 
 def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:
@@ -582,7 +589,9 @@ def check_architecture(model: PreTrainedModel) -> None:
         ValueError: It does; the message names the one thing to add.
     """
     if getattr(model.config, "is_decoder", False):
-        raise ValueError("is_decoder=True: only encoders are trained here; set is_decoder to False in the config")
+        raise ValueError(
+            "model: is_decoder=True: only encoders are trained here; set is_decoder to False in the config"
+        )
     if "attention_mask" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_distil.trust import guard
 from tests.integration.conftest import probe
 from tests.workspace import Workspace, fit, logged
 
@@ -57,7 +58,8 @@ class LongestField(Task):
 def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "pieces_of_a_user.py").write_text(OWN_FILE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield
+    with guard(["pieces_of_a_user"]):
+        yield
     sys.modules.pop("pieces_of_a_user", None)
 
 

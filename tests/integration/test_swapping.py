@@ -224,7 +224,7 @@ class Shrinkage(Objective):
         return student.last_hidden_state.abs().pow(self.power).mean(-1).sum()
 '''
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     config = workspace.pretraining()
     config["data"]["init_args"]["masking"] = named("pieces_of_a_user.HalfMasking", share=0.4)
     config["model"]["init_args"]["objectives"] = {

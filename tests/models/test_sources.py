@@ -146,3 +146,29 @@ def test_a_field_given_on_the_command_line_keeps_its_type(name: str, first: str)
     options = [f"--network.config.{key}={value}" for key, value in fields.items()]
     parsed = parser.parse_args(["--network", f"lit_distil.models.{name}", f"--network.{first}", *options])
     assert parsed.network.init_args.config == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1,000"),
+        ({"num_labels": 10**12}, "num_labels must be a whole number from 1 to 50,000"),
+        ({"num_attention_heads": -1}, "num_attention_heads must be a whole number from 1"),
+        ({"hidden_dropout_prob": 1.5}, r"hidden_dropout_prob must lie in \[0, 1\]"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be finite"),
+        ({"num_hidden_layers": "two"}, "config: "),
+    ],
+)
+def test_fields_that_nobody_means_are_refused_before_a_network_is_built(fields: dict, message: str) -> None:
+    """A huge number of layers or labels took all memory or hours; a share above 1 failed in the first step."""
+    with pytest.raises(ValueError, match=message):
+        FromConfig("bert", config=fields)
+    with pytest.raises(ValueError, match=message):
+        Pretrained("somewhere", config=fields)
+
+
+def test_an_attention_that_transformers_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="attention='': "):
+        FromConfig(
+            "bert", config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, attention=""
+        ).build(None)

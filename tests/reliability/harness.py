@@ -114,6 +114,7 @@ def _run(arguments: list[str], log: str, before: Callable[[], None] | None, vari
         os.dup2(descriptor, number)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable(2)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that is not started by a server
     os.environ.update(variables)
     os.chdir(REPOSITORY)
     sys.argv = ["lit-distil", *arguments]

@@ -496,6 +496,7 @@ def test_a_sample_of_hostile_things_is_refused_and_nothing_runs(workspace: Works
 
 @pytest.mark.slow
 @pytest.mark.reliability
+@pytest.mark.timeout(1500)
 def test_nothing_hostile_runs(workspace: Workspace, tmp_path: Path) -> None:
     start = time.monotonic()
     cases, here = made_cases(workspace, tmp_path)

@@ -46,6 +46,8 @@ class HubDataset(RowSource, DocumentSource):
         text_column: str = "text",
         streaming: bool = False,
     ) -> None:
+        if not name.strip():
+            raise ValueError("source.name: give a name on the Hub, or a folder that `save_to_disk` wrote")
         self.name, self.config, self.revision = name, config, revision
         self.splits = splits or {}
         self.columns = columns

@@ -184,3 +184,8 @@ def test_a_task_may_use_or_rename_the_classes_of_a_dataset(classes, names, expec
         assert [feature.label for feature in task.encode(numbered, wordpiece, max_length=16)] == expected
     with pytest.raises(ValueError, match="label -1 marks an unlabelled split"):
         task.encode(list(HubDataset(classes).rows("test")), wordpiece, max_length=16)
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"source\.name: give a name on the Hub, or a folder"):
+        HubDataset("")
