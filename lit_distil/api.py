@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -41,6 +41,7 @@ from lit_distil.recipe import (
     described,
     distillation_objectives,
     has_objects,
+    last_of_each_two,
     learning_rate,
     linear,
     network_name,
@@ -141,6 +142,7 @@ def distil(
     data: Any,
     *,
     out: str | Path,
+    kind: Literal["masked_lm", "embedding"] = "masked_lm",
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     student: StudentInitialisation | NetworkSource | Piece = None,
     objectives: Mapping[str, Objective | Piece] | None = None,
@@ -163,10 +165,11 @@ def distil(
     trust: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> Run:
-    """Distil a masked language model into a student (DistilRoBERTa's recipe: Sanh et al. 2019, section 3).
+    """Distil a masked language model, or a sentence encoder, into a student.
 
-    Every piece may be an object or, as in YAML, a class path or `{class_path: ..., init_args: ...}`. Called again with
-    the same settings, it continues an interrupted run, or returns the run if it is finished.
+    A masked language model follows DistilRoBERTa's recipe (Sanh et al. 2019, section 3). Every piece may be an object
+    or, as in YAML, a class path or `{class_path: ..., init_args: ...}`. Called again with the same settings, it
+    continues an interrupted run, or returns the run if it is finished.
 
     Args:
         teacher: Name on the Hub, exported folder, run folder, or a model; or several of them by name.
@@ -174,6 +177,9 @@ def distil(
             the Hub, a list of strings, a `datasets.Dataset`, a dictionary of splits of these, a document source, or a
             `TextDataModule`.
         out: The run's folder; two processes cannot train in one.
+        kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. The defaults of a sentence encoder
+            are other ones: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
+            states, layers 1, 3, 5 of 6, batches of 64, one pass, and 1.5e-4 at width 768.
         tokenizer: Name, folder or object; by default the one beside the network.
         student: How the student is made; by default from every other layer of the teacher.
         objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
@@ -212,11 +218,18 @@ def distil(
     else:
         teachers = first = network_name(teacher)
     has_one = not isinstance(teacher, Mapping) or len(teacher) == 1
+    if kind not in ("masked_lm", "embedding"):
+        raise ValueError(f"kind: expected masked_lm or embedding, got {kind!r}")
+    is_embedding = kind == "embedding"
     config, chosen = config_of(first), tokenizer_beside(first, tokenizer, data)
-    lr = learning_rate(config, at_width_768=2e-4, power=1) if lr is None else lr
-    student = piece("lit_distil.models.EveryOther") if student is None else student
-    if objectives is None:
+    lr = learning_rate(config, at_width_768=1.5e-4 if is_embedding else 2e-4, power=1) if lr is None else lr
+    if student is None:
+        student = last_of_each_two(config) if is_embedding else piece("lit_distil.models.EveryOther")
+    if objectives is None and is_embedding:
+        objectives = {"cosine": piece("lit_distil.objectives.EmbeddingCosineLoss")}
+    elif objectives is None:
         objectives = distillation_objectives(student, has_one_teacher=has_one)
+    usual_masking = None if is_embedding else piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7)
     model = piece(
         "lit_distil.modules.DistillationModule",
         teacher=teachers,
@@ -231,16 +244,16 @@ def distil(
         validation=validation,
         text_column=text_column,
         settings={
-            "format": (format, "lit_distil.data.FullSentences"),
-            "masking": (masking, piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7)),
+            "format": (format, f"lit_distil.data.{'LinePerSequence' if is_embedding else 'FullSentences'}"),
+            "masking": (masking, usual_masking),
             "max_length": (max_length, room_for(config, chosen, wanted=128)),
-            "batch_size": (batch_size, 32),
+            "batch_size": (batch_size, 64 if is_embedding else 32),
         },
     )
     return _train(
         {"seed_everything": seed, "model": model, "data": text},
         out,
-        training_length(text, max_steps, passes=3),
+        training_length(text, max_steps, passes=1 if is_embedding else 3),
         clip=5.0,
         callbacks=callbacks,
         trainer=trainer,

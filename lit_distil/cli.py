@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 CALLS = {
     "pretrain": "pretrain an encoder on text",
-    "distil": "distil a masked language model into a smaller one",
+    "distil": "distil a masked language model or a sentence encoder into a smaller one",
     "finetune": "fine-tune an encoder on labelled rows",
 }
 TRAINER_COMMANDS = {
@@ -33,6 +33,7 @@ OTHER_COMMANDS = {
     "export": "turn a checkpoint into a folder that plain transformers loads",
     "fill-mask": "what masked language models put in the place of [MASK], side by side",
     "score": "sentences or minimal pairs (BLiMP) by pseudo-log-likelihood, side by side",
+    "embeddings": "sentence encoders side by side: similarity of pairs, retrieval, agreement with the teacher",
     "diagnose": "confusion matrix, reliability and worst examples of a file of predictions",
     "report": "finished runs side by side: tables with intervals, pictures, and what each run changed",
     "benchmark": "parameters, size, latency and throughput of exported networks",
@@ -82,6 +83,7 @@ EXAMPLES = {
   lit-distil distil FacebookAI/roberta-base corpus.txt --out runs/student
   lit-distil distil runs/teacher corpus.txt --student lit_distil.models.FirstLayers --model.student.num_layers 2 \\
     --out runs/student
+  lit-distil distil sentence-transformers/all-MiniLM-L6-v2 texts.txt --kind embedding --out runs/encoder
 """,
     "finetune": """\
   lit-distil finetune runs/student reviews.csv --text review --label stars --out runs/reviews

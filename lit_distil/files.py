@@ -34,7 +34,7 @@ _HERE = -100  # AT_FDCWD
 
 NETWORK_FILES = (
     *("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.onnx", "*.onnx_data", "*.onnx.data"),
-    *("vocab.txt", "merges.txt"),
+    *("vocab.txt", "merges.txt", "1_Pooling/", "2_Normalize/"),
 )
 """What a folder with a network, a tokenizer or both holds, as glob patterns."""
 MISSING: Any = object()

@@ -79,6 +79,12 @@ def distillation_objectives(student: Any, *, has_one_teacher: bool) -> dict[str,
     return terms
 
 
+def last_of_each_two(config: Any) -> Recipe:
+    """A student of half the layers that keeps the last one, which makes a sentence's embedding: 1, 3, 5 of 6."""
+    depth = int(getattr(config, "num_hidden_layers", 2))
+    return piece("lit_distil.models.Layers", layers=[*range((depth + 1) % 2, depth, 2)])
+
+
 def network_name(network: Any) -> Any:
     """A model as it is; of a run folder its export; else the name."""
     if isinstance(network, PreTrainedModel):

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoModel
 
 from lit_distil.data import SegmentPair, TextDataModule, TextFiles, TokenMasking, load_tokenizer
+from lit_distil.objectives.embedding import SentenceFormat, read_sentence_format
 from lit_distil.run import run as run_command
 from tests.workspace import REPOSITORY, Workspace, kept_environment, logged, write_config, write_model
 
@@ -161,6 +163,20 @@ def test_students_of_the_small_bert_with_another_width_run(name: str, workspace:
     )
     config = json.loads((student / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"], config["hidden_size"]) == ("bert", 2, 64)
+
+
+def test_a_sentence_encoder_of_half_the_layers_runs(workspace: Workspace, tmp_path: Path) -> None:
+    teacher, whole = tmp_path / "teacher", tmp_path / "whole"
+    write_model(str(whole), "bert", load_tokenizer(workspace.wordpiece), num_hidden_layers=6)
+    AutoModel.from_pretrained(whole).save_pretrained(teacher)
+    load_tokenizer(workspace.wordpiece).save_pretrained(teacher)
+    SentenceFormat("mean", 40).write(teacher, 32)
+    student = run_small(
+        "distill/sentence-encoder.yaml", workspace, tmp_path / "student", tokenizer=str(teacher), teacher=str(teacher)
+    )
+    config = json.loads((student / "config.json").read_text())
+    assert (config["architectures"], config["num_hidden_layers"]) == (["BertModel"], 3)
+    assert read_sentence_format(str(student)) == SentenceFormat("mean", 40)
 
 
 def test_the_stages_of_the_demo_run_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from torch.distributed.tensor import DTensor
 from lit_distil.files import check_output, check_output_files, staged_folder, write_file
 from lit_distil.modules.base import datamodule_of
 from lit_distil.modules.checkpoints import network_weights
+from lit_distil.objectives.embedding import SentenceFormat
 
 
 class ExportCallback(Callback):
     """Writes `export/` when training ends, from the last weights or from the best checkpoint.
 
-    The folder is written whole or not at all: if it exists, the run is finished.
+    The folder is written whole or not at all: if it exists, the run is finished. After distillation with a loss on
+    sentence embeddings, `SentenceTransformer(folder)` loads it too.
 
     Args:
         folder: Where to write; None takes `export` in the run's folder.
@@ -61,7 +63,9 @@ class ExportCallback(Callback):
         if pl_module.is_encoder_only:
             model = model.base_model
         folder = Path(self.folder or Path(trainer.default_root_dir, "export"))
-        write_export(model, datamodule_of(trainer).tokenizer, folder)
+        terms: Any = pl_module.terms
+        sentences = None if terms.embeddings is None else terms.embeddings.format
+        write_export(model, datamodule_of(trainer).tokenizer, folder, sentences=sentences)
         rank_zero_info(f"exported to {folder}")
 
     def _best_weights(self, trainer: Trainer) -> dict[str, Tensor] | None:
@@ -73,11 +77,20 @@ class ExportCallback(Callback):
         return network_weights(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def write_export(network: Any, tokenizer: Any, folder: Path) -> None:
-    """Write network and tokenizer to a folder that `from_pretrained` loads, whole or not at all."""
+def write_export(network: Any, tokenizer: Any, folder: Path, *, sentences: SentenceFormat | None = None) -> None:
+    """Write network and tokenizer to a folder that `from_pretrained` loads, whole or not at all.
+
+    Args:
+        network: A model of transformers.
+        tokenizer: Its tokenizer.
+        folder: Where to write.
+        sentences: Of a sentence encoder, so that `SentenceTransformer(folder)` loads the folder too.
+    """
     with staged_folder(folder) as staging:
         network.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        if sentences is not None:
+            sentences.write(staging, network.config.hidden_size)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -9,17 +9,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.commands.networks import open_network, texts_in
+from lit_distil.commands.networks import open_network, sentence_format_of, texts_in
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.files import check_output, staged_folder, write_json
 from lit_distil.messages import call_command
 from lit_distil.models.networks import position_range
+from lit_distil.objectives.embedding import Pooling
 
 
 def export(
     checkpoint: str,
     out: str,
     tokenizer: str | None = None,
+    pooling: str | None = None,
     onnx: bool = False,
     int8: bool = False,
     tolerance: float = 1.0e-3,
@@ -38,6 +40,8 @@ def export(
         out: Folder to write to.
         tokenizer: Folder or Hub name; None takes the exported folder's own, or the one that the run's config.yaml
             names.
+        pooling: Of a sentence encoder, mean or cls, so that SentenceTransformer(folder) loads it and the ONNX file has
+            its embeddings; None takes what an exported folder says.
         onnx: Write model.onnx too.
         int8: Write model.onnx and model_int8.onnx, with ONNX Runtime's dynamic quantisation.
         tolerance: Largest difference of a logit between torch and model.onnx, as a share of the largest logit.
@@ -58,14 +62,24 @@ def export(
             f"tokenizer: it has {len(chosen)} entries and the network's embedding {num_rows} rows; give the tokenizer "
             "that the network was trained with: --tokenizer FOLDER_OR_NAME"
         )
+    try:
+        sentences = sentence_format_of(checkpoint, pooling)
+    except ValueError as error:
+        if pooling is not None:
+            raise
+        sentences = None
+        print(f"without the files of sentence-transformers: {error}")
     with staged_folder(Path(out)) as staging:
         network.save_pretrained(staging)
         chosen.save_pretrained(staging)
+        if sentences is not None:
+            sentences.write(staging, network.config.hidden_size)
         if onnx or int8:
             if allow_disagreement:
                 min_agreement = 0.0
             limits = {"tolerance": tolerance, "min_agreement": min_agreement}
-            _write_onnx_files(network, chosen, staging, texts, int8=int8, **limits)
+            pooled = None if sentences is None else sentences.pooling
+            _write_onnx_files(network, chosen, staging, texts, int8=int8, pooling=pooled, **limits)
     print(f"{network.num_parameters():,} parameters in {out}")
 
 
@@ -81,6 +95,7 @@ def _write_onnx_files(
     texts: Sequence[str],
     *,
     int8: bool,
+    pooling: Pooling | None,
     tolerance: float,
     min_agreement: float,
 ) -> None:
@@ -88,8 +103,8 @@ def _write_onnx_files(
     plain, small = folder / "model.onnx", folder / "model_int8.onnx"
     limits = [position_range(network)[1], tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < 1_000_000]  # huge stands for no limit
-    write_onnx(network, plain, max_length=min(known, default=0))
-    agreement = compare_with_torch(network, OnnxNetwork(plain), tokenizer, texts=texts)
+    write_onnx(network, plain, max_length=min(known, default=0), pooling=pooling)
+    agreement = compare_with_torch(network, OnnxNetwork(plain), tokenizer, texts=texts, pooling=pooling)
     if agreement.largest_difference > tolerance * max(agreement.largest_logit, 1.0):
         raise ValueError(
             f"onnx: model.onnx is not the network: {agreement}; tolerance is {tolerance:g} of the largest logit"
@@ -99,7 +114,7 @@ def _write_onnx_files(
     print(f"model.onnx: {onnx_bytes(plain) / 1e6:.1f} MB (torch: {torch_mb:.1f} MB); {agreement}")
     if int8:
         quantise(plain, small)
-        agreement = compare_with_torch(network, OnnxNetwork(small), tokenizer, texts=texts)
+        agreement = compare_with_torch(network, OnnxNetwork(small), tokenizer, texts=texts, pooling=pooling)
         if agreement.top_agreement < min_agreement:
             raise ValueError(
                 f"int8: model_int8.onnx disagrees too often with the network: {agreement}; min_agreement is "

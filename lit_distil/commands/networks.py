@@ -21,6 +21,7 @@ from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
 from lit_distil.modules.checkpoints import network_weights, reading_checkpoint, saved_model
+from lit_distil.objectives.embedding import Pooling, SentenceFormat, read_max_length, read_sentence_format
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 from lit_distil.trust import RemoteCodeError, load_pretrained
@@ -121,6 +122,22 @@ def tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
     if not settings.get("tokenizer"):
         raise ValueError(f"tokenizer: {path} names none under data; name it: --tokenizer FOLDER_OR_NAME")
     return load_tokenizer(settings["tokenizer"], revision=settings.get("tokenizer_revision"))
+
+
+def sentence_format_of(name: str | Path, pooling: str | None = None) -> SentenceFormat | None:
+    """How a network makes sentence embeddings: what its folder says, with another `pooling` if one is given.
+
+    Raises:
+        ValueError: `pooling` is not known, or the folder pools in a way that is not.
+    """
+    if pooling is not None and pooling not in get_args(Pooling):
+        raise ValueError(f"pooling: {pooling!r} is not known; give mean or cls")
+    if _is_checkpoint(Path(name)):
+        return None if pooling is None else SentenceFormat(pooling)  # type: ignore[arg-type]
+    folder = exported_folder(name)
+    if pooling is None:
+        return read_sentence_format(folder)
+    return SentenceFormat(pooling, read_max_length(folder))  # type: ignore[arg-type]
 
 
 def _is_checkpoint(path: Path) -> bool:

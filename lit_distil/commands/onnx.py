@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.messages import one_line
 from lit_distil.models.sources import head_of
+from lit_distil.objectives.embedding import Pooling
 
 _METADATA = "lit_distil."  # prefix of our entries in a file's metadata
 _HEADS = ("masked_lm", "sequence_classification", "token_classification", "question_answering")
@@ -42,25 +43,46 @@ def import_extra(package: str) -> Any:
         raise ValueError(f"ONNX needs {package}, which is not installed: pip install 'lit-distil[onnx]'") from error
 
 
-class _TupleOfLogits(nn.Module):
-    """A network from named tensors to a tuple of logits, because a graph returns no dictionary."""
+class _TupleOfOutputs(nn.Module):
+    """A network from named tensors to a tuple of logits, because a graph returns no dictionary.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    An encoder without a head gives its token states and, if it pools them, unit vectors of the texts.
+    """
+
+    def __init__(self, model: PreTrainedModel, pooling: Pooling | None = None) -> None:
         super().__init__()
         self.model = model
+        self.pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
         segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return _logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **segments))
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        if not _is_headless(self.model):
+            return _logits_of(output)
+        states = output.last_hidden_state
+        if self.pooling is None:
+            return (states,)
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            mask = attention_mask[:, :, None].to(states.dtype)
+            pooled = (states * mask).sum(1) / mask.sum(1)
+        return states, nn.functional.normalize(pooled, dim=-1)
 
 
-def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
+def _is_headless(model: PreTrainedModel) -> bool:
+    return model.base_model is model
+
+
+def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int, pooling: Pooling | None = None) -> None:
     """Write a network as an ONNX file that takes any batch size and length.
 
     Args:
-        model: With a masked-LM, sequence-classification, token-classification or question-answering head.
+        model: With a masked-LM, sequence-classification, token-classification or question-answering head, or an
+            encoder without a head, whose file gives `last_hidden_state`.
         path: File to write.
         max_length: Tokens of the longest sequence, which the file's metadata keeps; 0 means no limit.
+        pooling: Of a sentence encoder, whose file gives `sentence_embedding` too, of length 1.
 
     Raises:
         ValueError: It has another head, or torch's exporter cannot write this architecture.
@@ -68,19 +90,22 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int) -> None:
     onnx = import_extra("onnx")
     import_extra("onnxscript")
     kind, head = type(model).__name__, head_of(model)
-    if head not in _HEADS:
-        raise ValueError(f"onnx: {kind} cannot be written; the heads that can are {', '.join(_HEADS)}")
+    if head not in _HEADS and not _is_headless(model):
+        raise ValueError(f"onnx: {kind} cannot be written; the heads that can are {', '.join(_HEADS)}, or none")
+    outputs = ["start_logits", "end_logits"] if head == "question_answering" else ["logits"]
+    if _is_headless(model):
+        outputs = ["last_hidden_state"] + (["sentence_embedding"] if pooling is not None else [])
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if takes_segments(model) else [])
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     num_bytes = model.get_memory_footprint(return_buffers=False)
     with _quiet_exporter():
         try:
             program = torch.onnx.export(
-                _TupleOfLogits(model).eval(),
+                _TupleOfOutputs(model, pooling).eval(),
                 tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names),
                 dynamo=True,
                 input_names=names,
-                output_names=["start_logits", "end_logits"] if head == "question_answering" else ["logits"],
+                output_names=outputs,
                 dynamic_shapes=tuple(free for _ in names),
                 verbose=False,
             )
@@ -207,9 +232,10 @@ class Agreement:
     """How two networks compare on the same texts.
 
     Attributes:
-        largest_difference: The largest difference of two logits, padding aside.
+        largest_difference: The largest difference of two logits (or states, without a head), padding aside.
         largest_logit: The largest absolute logit of torch, to compare the difference with.
-        top_agreement: Share of the choices (masked tokens, labels, starts and ends of spans) that are the same.
+        top_agreement: Share of the choices (masked tokens, labels, starts and ends of spans; without a head the largest
+            component of each state and embedding) that are the same.
         num_choices: How many choices there were.
         shapes: (texts, tokens) of each batch.
     """
@@ -235,6 +261,7 @@ def compare_with_torch(
     tokenizer: PreTrainedTokenizerBase,
     *,
     texts: Sequence[str] = (),
+    pooling: Pooling | None = None,
 ) -> Agreement:
     """Compare logits on batches of several shapes, with padding in them.
 
@@ -245,21 +272,24 @@ def compare_with_torch(
         candidate: The file that was written from it.
         tokenizer: The network's.
         texts: What to compare on; none takes paragraphs of the standard library's documentation.
+        pooling: That of `write_onnx`.
     """
+    outputs = _TupleOfOutputs(model, pooling)
     longest = candidate.properties.get("max_length") or _SHAPES[-1][1]
     head = head_of(model)
     differences, sizes, same, shapes = [], [], [], []
     for inputs in _batches(model, tokenizer, list(texts) or sample_texts(), longest):
         mask = inputs["attention_mask"].bool()
         shapes.append((int(mask.shape[0]), int(mask.shape[1])))
-        for expected, found in zip(_logits_of(model(**inputs)), candidate(**inputs), strict=True):
-            real = slice(None) if head == "sequence_classification" else mask  # the logits of padding mean nothing
+        for expected, found in zip(outputs(**inputs), candidate(**inputs), strict=True):
+            is_of_text = head == "sequence_classification" or (head is None and expected.dim() == 2)
+            real = slice(None) if is_of_text else mask  # the logits of padding mean nothing
             differences.append(float((expected[real] - found[real]).abs().max()))
             sizes.append(float(expected[real].abs().max()))
             choosers: Any = slice(None)  # every sequence makes a choice, unless tokens or masks do
             if head == "masked_lm":
                 choosers = inputs["input_ids"] == tokenizer.mask_token_id
-            elif head == "token_classification":
+            elif head == "token_classification" or (head is None and expected.dim() == 3):
                 choosers = mask
             elif head == "question_answering":  # a start or an end is one of the real tokens
                 floor = torch.finfo(expected.dtype).min

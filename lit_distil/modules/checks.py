@@ -111,7 +111,7 @@ def check_headless(terms: LossTerms, name: str, teacher: Any) -> None:
             f"model.teacher: {network} has no trained masked-LM (or next-sentence) head, and {', '.join(asking)} "
             f"{compare} with its predictions. Train a head first (`lit-distil pretrain TEXT --network {network} --out "
             "runs/adapted`) and give that run's export as the teacher, or take objectives that need no head: "
-            "RelationLoss, AttentionLoss, HiddenMSELoss, HiddenCosineLoss"
+            "EmbeddingCosineLoss, RelationLoss, AttentionLoss, HiddenMSELoss, HiddenCosineLoss"
         )
 
 
@@ -183,6 +183,8 @@ def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
         windows=windows,
         no_attention=network.no_attention,
         has_next_sentence=any(name.endswith("seq_relationship") for name, _ in network.named_modules()),
+        name=str(getattr(config, "_name_or_path", "") or ""),
+        revision=getattr(config, "_commit_hash", None),
     )
 
 

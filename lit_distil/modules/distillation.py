@@ -21,6 +21,7 @@ from lit_distil.modules.checks import (
     check_pair,
     check_static_masks,
     compared_entries,
+    needs_head,
     open_cache,
 )
 from lit_distil.modules.meters import Stage
@@ -126,6 +127,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
         for name, folder in self.teacher_cache.items():
             identity = teacher_identity(str(self.teacher_sources[name]), self.teacher_revision, self.teacher_dtype)
             cached[name] = open_cache(folder, name, identity, self.data, self.terms)
+        if self.terms.embeddings is not None and not needs_head(self.terms):
+            self.is_encoder_only = True
         self.build_student_and_teachers()
         assert self.network is not None
         self.cached_teachers = cached
@@ -160,7 +163,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
         terms = self.terms
         teachers: TeacherOutputs = {}
         has_all = all(cached.has_all for cached in self.cached_teachers.values())
-        with_logits = [name for name in self.teacher_sources if name not in self.headless]
+        has_logits = not self.is_encoder_only or batch.masked_positions is not None
+        with_logits = [name for name in self.teacher_sources if has_logits and name not in self.headless]
         compares = terms.need_teachers and bool(with_logits)
         rows = terms.rows(batch, all_rows=compares and not self.training and has_all)
         ours, theirs = terms.requests(self.network.num_layers, self.teacher_depths)
@@ -173,7 +177,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
                     their_rows = rows if name in with_logits else None
                     teachers[name] = self.teachers[name](batch, rows=their_rows, project=False, **theirs[name])
         teachers = {name: output.over(self.num_entries) for name, output in teachers.items()}
-        our_rows = None if self.is_encoder_only else rows
+        our_rows = rows if has_logits and not self.is_encoder_only else None
         return self.network(batch, rows=our_rows, project=False, **ours).over(self.num_entries), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:

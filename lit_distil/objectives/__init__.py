@@ -11,6 +11,7 @@ from lit_distil.objectives.base import (
     logits_at,
 )
 from lit_distil.objectives.capabilities import NetworkCapabilities
+from lit_distil.objectives.embedding import EmbeddingCosineLoss, EmbeddingObjective, EmbeddingRelationLoss
 from lit_distil.objectives.hidden import HiddenCosineLoss, HiddenMSELoss
 from lit_distil.objectives.label_kinds import (
     ChoiceLabel,
@@ -39,6 +40,9 @@ __all__ = [
     "AttentionLoss",
     "ChoiceLabel",
     "ClassLabel",
+    "EmbeddingCosineLoss",
+    "EmbeddingObjective",
+    "EmbeddingRelationLoss",
     "HiddenCosineLoss",
     "HiddenMSELoss",
     "JensenShannonLoss",

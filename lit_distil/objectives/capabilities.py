@@ -19,6 +19,8 @@ class NetworkCapabilities:
         windows: For each block: tokens i and j see each other if |i − j| < window; None means all tokens do.
         no_attention: Why it cannot give queries, keys and values, and what to do; None if it can.
         has_next_sentence: Whether it has a next-sentence head.
+        name: Folder, or name on the Hub, that it was loaded from; empty for none.
+        revision: Its commit on the Hub, if it came from there.
     """
 
     model_type: str
@@ -30,6 +32,8 @@ class NetworkCapabilities:
     windows: tuple[int | None, ...] = ()
     no_attention: str | None = None
     has_next_sentence: bool = False
+    name: str = ""
+    revision: str | None = None
 
     def check_for(self, objective: str, *, next_sentence: bool, attention: bool) -> None:
         """Refuse the network if an objective needs a next-sentence head or attention states that it does not have."""

@@ -108,6 +108,47 @@ def hidden_mse_sum(student_hidden: Tensor, teacher_hidden: Tensor, *, normalise:
     return (student - teacher).square().mean(dim=-1).sum()
 
 
+def pool_sequences(states: Tensor, cu_seq_lens: Tensor, pooling: str) -> Tensor:
+    """One vector for each of S sequences, `[S, width]`, of their token states end to end, `[T, width]`.
+
+    Args:
+        states: Of real tokens only.
+        cu_seq_lens: int32 `[S + 1]`, where each sequence begins; the last is T.
+        pooling: "mean" of a sequence's tokens, special ones included, or "cls" for its first one.
+    """
+    if pooling == "cls":
+        return _at_least_float32(states.index_select(0, cu_seq_lens[:-1].long()))
+    # unlike index_add, it adds in the same order on every device; `unsafe` leaves out checks that wait for the device
+    lengths = cu_seq_lens.long().diff()
+    return torch.segment_reduce(_at_least_float32(states), "mean", lengths=lengths, unsafe=True)
+
+
+def embedding_relation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`Σ_i KL(p_t(· | i) ‖ p_s(· | i))` with `p(j | i) = softmax_j(cos(e_i, e_j) / T)` over j ≠ i.
+
+    Args:
+        student: Embeddings `[S, width]`.
+        teacher: Embeddings `[S, another width]`.
+        temperature: T; no T² multiplies the divergence.
+    """
+    check_temperature(temperature)
+    # products in half precision would lose differences of cosines that T magnifies
+    with torch.autocast(student.device.type, enabled=False):
+        ours, theirs = (_others(F.normalize(_at_least_float32(one), dim=-1)) for one in (student, teacher.detach()))
+        log_p, log_q = (torch.log_softmax(one / temperature, dim=-1) for one in (theirs, ours))
+        return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+
+def _others(embeddings: Tensor) -> Tensor:
+    """Cosines of each of S unit vectors with the others, `[S, S - 1]`."""
+    size = len(embeddings)
+    cosines = embeddings @ embeddings.T
+    if size < 2:
+        return cosines[:, :0]
+    # in the flat matrix without its first entry, every (S + 1)-th is the next one of the diagonal
+    return cosines.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
+
+
 def check_temperature(temperature: float) -> float:
     """`temperature` as a float if it is positive and finite, an error otherwise."""
     if not (temperature > 0 and math.isfinite(temperature)):

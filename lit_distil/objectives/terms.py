@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distil.objectives.base import Objective, RowObjective, logits_at, masked_positions
+from lit_distil.objectives.embedding import EmbeddingObjective
 from lit_distil.objectives.vocabulary import Observer, RowTerm, VocabularyPass
 from lit_distil.types import Batch, Countable, EncoderOutput, Projection
 
@@ -83,6 +84,11 @@ class LossTerms:
 
         teachers = {name: request(self.comparing_with(name), blocks) for name, blocks in teacher_blocks.items()}
         return request(self.objectives, student_blocks), teachers
+
+    @property
+    def embeddings(self) -> EmbeddingObjective | None:
+        """The first term on sentence embeddings, which says how the student makes them; None without one."""
+        return next((one for one in self.objectives.values() if isinstance(one, EmbeddingObjective)), None)
 
     def set_step(self, step: int | None) -> None:
         """See `Objective.set_step`."""

@@ -1,0 +1,318 @@
+"""`lit-distil embeddings`: what sentence encoders are good for, side by side.
+
+Similarity of pairs (STS: Spearman's correlation of cosines with people's scores), retrieval (question to paragraph:
+nDCG and MRR of the first ten), and how far each encoder agrees with the first one, its teacher.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from lit_distil.commands.networks import name_list, open_network, sentence_format_of, short_names
+from lit_distil.console import markdown_table, progress_bar
+from lit_distil.data import SquadFiles
+from lit_distil.data.sources.tables import read_rows
+from lit_distil.files import check_output_files, write_file
+from lit_distil.models.networks import position_range
+from lit_distil.objectives.embedding import SentenceFormat, unit_embeddings
+from lit_distil.objectives.metrics import spearman
+from lit_distil.tasks.base import SOURCE_KEY, place_of
+
+Floats = NDArray[np.float64]
+_CUTOFF = 10
+_HEADLINE = "# Sentence embeddings"
+
+
+def embeddings(
+    model: list[str] | str,
+    pairs: str | None = None,
+    columns: list[str] | None = None,
+    questions: str | None = None,
+    pooling: str | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+    out: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Compare sentence encoders: similarity of pairs, retrieval, and agreement with the first of them.
+
+    Args:
+        model: Exported folder, Hub name or checkpoint; several as [runs/minilm,runs/sentence-encoder/export], the
+            teacher first.
+        pairs: Table (JSONL, CSV, Parquet, ...) of two texts and how similar they are, such as STS-B's test split.
+        columns: Its columns; by default [sentence1, sentence2, label].
+        questions: File in SQuAD's format. Each question is to find its paragraph among all of the file.
+        pooling: mean or cls; None takes what the folder says (1_Pooling/config.json).
+        batch_size: Texts of a batch; it changes the speed, not the embeddings.
+        device: Where to run, such as cpu or cuda.
+        out: Folder to write embeddings.md and embeddings.json to; None only prints.
+        overwrite: Replace files of these names that this command did not write; its own may always be written again.
+    """
+    names = name_list(model)
+    if out is not None:
+        files = [Path(out, "embeddings.md"), Path(out, "embeddings.json")]
+        is_ours = files[0].is_file() and files[0].read_text(errors="replace").startswith(_HEADLINE)
+        check_output_files(files, are_ours=is_ours, overwrite=overwrite)
+    if pairs is None and questions is None:
+        raise ValueError("pairs: give pairs with scores (--pairs FILE), questions (--questions FILE), or both")
+    scored = None if pairs is None else read_scored_pairs(pairs, columns or ["sentence1", "sentence2", "label"])
+    searched = None if questions is None else read_questions(questions)
+    results: list[EncoderResult] = []
+    cosines: list[Floats] = []
+    for name in names:
+        encoder = open_encoder(name, pooling=pooling, batch_size=batch_size, device=device)
+        result, found = evaluate(encoder, scored, searched, reference=cosines[0] if cosines else None)
+        results.append(result)
+        cosines.append(found)
+    report = _report(short_names(names), results)
+    print(report)
+    if out is not None:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        write_file(files[0], f"{_HEADLINE}\n\n{report}\n")
+        numbers = {name: asdict(result) for name, result in zip(names, results, strict=True)}
+        write_file(files[1], json.dumps(numbers, indent=2) + "\n")
+        print(f"written: {files[0]}")
+
+
+def run(arguments: list[str]) -> None:
+    """Parse the arguments and compare."""
+    transformers_logging.disable_progress_bar()
+    auto_cli(embeddings, args=arguments, prog="lit-distil embeddings", as_positional=False)
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A network in eval mode that makes unit vectors of texts; sorted by length, padded, and pooled by its format."""
+
+    network: Any
+    tokenizer: PreTrainedTokenizerBase
+    format: SentenceFormat
+    max_length: int
+    batch_size: int = 64
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """`[texts, width]`, each of length 1; a text is cut after `max_length` tokens."""
+        device = next(self.network.parameters()).device
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)
+        order = sorted(range(len(texts)), key=lambda number: -len(encoded["input_ids"][number]))
+        parts = []
+        starts = range(0, len(texts), self.batch_size)
+        for start in progress_bar(starts, desc="encoding", unit="batch", leave=False):
+            chosen = order[start : start + self.batch_size]
+            rows = {name: [values[number] for number in chosen] for name, values in encoded.items()}
+            inputs = self.tokenizer.pad(rows, return_tensors="pt", padding_side="right").to(device)
+            states = self.network(**inputs).last_hidden_state
+            mask = inputs["attention_mask"].bool()
+            cu_seq_lens = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
+            parts.append(unit_embeddings(states[mask], cu_seq_lens, self.format.pooling).cpu())
+        found = torch.cat(parts)
+        return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+
+
+def open_encoder(
+    name: str, *, pooling: str | None = None, batch_size: int = 64, device: str = "cpu"
+) -> SentenceEncoder:
+    """Load a sentence encoder from whatever `open_network` takes; a head on it is left out.
+
+    Raises:
+        ValueError: It cannot be loaded, or nothing says how it pools.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    model, tokenizer = open_network(name, field="model")
+    sentences = sentence_format_of(name, pooling)
+    if sentences is None:
+        raise ValueError(f"pooling: nothing says how {name!r} makes one vector of a text; give --pooling mean or cls")
+    limits = [position_range(model)[1], tokenizer.model_max_length, sentences.max_length]
+    longest = min(int(limit) for limit in (*limits, 1_000_000) if limit is not None)
+    encoder: Any = model.base_model
+    return SentenceEncoder(encoder.eval().to(device), tokenizer, sentences, longest, batch_size)
+
+
+# What they are measured on
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Pairs of texts, and how similar people found them."""
+
+    left: list[str]
+    right: list[str]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions, paragraphs, and for each question the number of its paragraph."""
+
+    questions: list[str]
+    paragraphs: list[str]
+    answers: list[int]
+
+
+def read_scored_pairs(file: str, columns: Sequence[str]) -> ScoredPairs:
+    """Read a table of two texts and a score.
+
+    Raises:
+        ValueError: The file is missing or has fewer than three rows, or a row lacks a text or a number.
+    """
+    if len(columns) != 3:
+        raise ValueError(f"columns: give those of both texts and of the score, three in all, got {list(columns)}")
+    if not Path(file).is_file():
+        raise ValueError(f"pairs: no file at {file!r}; give a table of two texts and a score (JSONL, CSV, ...)")
+    found = ScoredPairs([], [], [])
+    for row in read_rows(Path(file)):
+        left, right, score = (row.get(column) for column in columns)
+        if not (isinstance(left, str) and isinstance(right, str) and left.strip() and right.strip()):
+            found_columns = sorted(name for name in row if name != SOURCE_KEY)
+            raise ValueError(
+                f"columns: {place_of(row)}: no text in {columns[0]!r} or {columns[1]!r}; there are {found_columns}"
+            )
+        try:
+            number = float(score)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"columns: {place_of(row)}: {columns[2]!r} is no number, got {score!r}") from error
+        if not math.isfinite(number):
+            raise ValueError(f"columns: {place_of(row)}: {columns[2]!r} must be finite, got {score!r}")
+        found.left.append(left)
+        found.right.append(right)
+        found.scores.append(number)
+    if len(set(found.scores)) < 2:
+        raise ValueError(f"pairs: {file!r} has {len(found.scores)} rows, all of one score, so nothing can be ranked")
+    return found
+
+
+def read_questions(file: str) -> Questions:
+    """Read a file in SQuAD's format; each paragraph is there once, whatever the number of its questions."""
+    if not Path(file).is_file():
+        raise ValueError(f"questions: no file at {file!r}; give one in SQuAD's format")
+    numbers: dict[str, int] = {}
+    asked, answers = [], []
+    for row in SquadFiles(test=file).rows("test"):
+        asked.append(str(row["question"]))
+        answers.append(numbers.setdefault(str(row["context"]), len(numbers)))
+    if len(numbers) < 2:
+        raise ValueError(f"questions: {file!r} has {len(numbers)} paragraphs, and a choice needs two at least")
+    return Questions(asked, list(numbers), answers)
+
+
+# Measures
+
+
+@dataclass(frozen=True)
+class EncoderResult:
+    """What one encoder reached; None for what was not measured.
+
+    Attributes:
+        parameters: Of the encoder.
+        spearman: Of the pairs' cosines with their scores.
+        ndcg: Mean over the questions of `1 / log2(1 + rank)` of their paragraph, 0 beyond the tenth.
+        mrr: The same of `1 / rank`.
+        first: Share of the questions whose paragraph comes first.
+        agreement: Spearman's correlation of all cosines (of pairs, and of questions with paragraphs) with the first
+            encoder's.
+        texts_per_second: Texts encoded in a second, tokenisation included.
+    """
+
+    parameters: int
+    spearman: float | None = None
+    ndcg: float | None = None
+    mrr: float | None = None
+    first: float | None = None
+    agreement: float | None = None
+    texts_per_second: float = math.nan
+
+
+def evaluate(
+    encoder: SentenceEncoder, pairs: ScoredPairs | None, questions: Questions | None, *, reference: Floats | None = None
+) -> tuple[EncoderResult, Floats]:
+    """What an encoder reaches, and its cosines of pairs and of questions with paragraphs, in one row.
+
+    Args:
+        encoder: The encoder.
+        pairs: Pairs with scores, or None.
+        questions: Questions with their paragraphs, or None.
+        reference: The cosines of the encoder that it is compared with.
+    """
+    found: dict[str, Any] = {}
+    cosines: list[Floats] = []
+    num_texts, start = 0, perf_counter()
+    if pairs is not None:
+        texts = [*pairs.left, *pairs.right]
+        left, right = encoder(texts).double().chunk(2)
+        cosines.append((left * right).sum(1).numpy())
+        found["spearman"] = spearman(cosines[-1], pairs.scores)
+        num_texts += len(texts)
+    if questions is not None:
+        texts = [*questions.questions, *questions.paragraphs]
+        asked, paragraphs = encoder(texts).double().split([len(questions.questions), len(questions.paragraphs)])
+        similarities = (asked @ paragraphs.T).numpy()
+        found |= retrieval(similarities, questions.answers)
+        cosines.append(similarities.ravel())
+        num_texts += len(texts)
+    seconds = perf_counter() - start
+    together = np.concatenate(cosines)
+    if reference is not None:
+        found["agreement"] = spearman(together, reference)
+    parameters = sum(parameter.numel() for parameter in encoder.network.parameters())
+    return EncoderResult(parameters, texts_per_second=num_texts / seconds, **found), together
+
+
+def retrieval(similarities: Floats, answers: Sequence[int]) -> dict[str, float]:
+    """Measure nDCG and MRR of the first ten, and the share of questions answered by the first.
+
+    Each question has one right paragraph. It comes after all others of the same similarity, so that an encoder for
+    which everything is alike finds nothing.
+
+    Args:
+        similarities: `[questions, paragraphs]`.
+        answers: The number of each question's paragraph.
+    """
+    right = similarities[np.arange(len(answers)), answers]
+    ranks = (similarities >= right[:, None]).sum(axis=1)
+    is_found = ranks <= _CUTOFF
+    return {
+        "ndcg": float((is_found / np.log2(1 + ranks)).mean()),
+        "mrr": float((is_found / ranks).mean()),
+        "first": float((ranks == 1).mean()),
+    }
+
+
+def _report(names: Sequence[str], results: Sequence[EncoderResult]) -> str:
+    columns = {
+        "Spearman": "spearman",
+        f"nDCG@{_CUTOFF}": "ndcg",
+        f"MRR@{_CUTOFF}": "mrr",
+        "first": "first",
+        "agreement": "agreement",
+    }
+    measured = {title: key for title, key in columns.items() if any(getattr(one, key) is not None for one in results)}
+    kept = [key for key in ("spearman", "ndcg") if key in measured.values() and len(results) > 1]
+    titles = {"spearman": "Spearman kept %", "ndcg": "nDCG kept %"}
+    table = [["network", "parameters", *measured, *(titles[key] for key in kept), "texts/s"]]
+    for name, one in zip(names, results, strict=True):
+        values = [getattr(one, key) for key in measured.values()]
+        whole = [getattr(results[0], key) for key in kept]
+        shares = [100 * getattr(one, key) / of if of > 0 else None for key, of in zip(kept, whole, strict=True)]
+        table.append(
+            [name, f"{one.parameters:,}"]
+            + ["–" if value is None else f"{value:.4f}" for value in values]
+            + ["–" if share is None else f"{share:.1f}" for share in shares]
+            + [f"{one.texts_per_second:,.0f}"]
+        )
+    return markdown_table(table)
