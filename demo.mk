@@ -105,7 +105,7 @@ $(DEMO)/student-hard-seed%/export/config.json: $(DEMO)/teacher/export/config.jso
 # The same with a real network: half of all-MiniLM-L6-v2, on sentences of REAL_DATA, measured on STS-B and XQuAD.
 
 REAL := runs/demo-real
-REAL_DATA ?= ../shared/data
+REAL_DATA ?=
 REAL_TEXTS := small/train.sents.txt tech/rust_book.train.txt tech/eips.train.txt wikitext2/wiki.valid.detok.txt wikitext2/wiki.test.detok.txt
 comma := ,
 quoted = $(subst $() ,$(comma),$(foreach name,$(1),"$(REAL_DATA)/pretrain/$(name)"))
@@ -114,8 +114,8 @@ REAL_SOURCE = {"class_path": "lit_distil.data.Sentences", "init_args": {"languag
 	"validation": $(call quoted,small/valid.sents.txt)}}}}
 
 .PHONY: demo-real
-demo-real: runs/minilm/config.json  ## a real sentence encoder, halved and measured (25 minutes on two cores)
-	@test -d "$(REAL_DATA)/pretrain" || { echo "no data in $(REAL_DATA): make demo-real REAL_DATA=folder" >&2; exit 2; }
+demo-real: runs/minilm/config.json  ## a real sentence encoder, halved and measured (REAL_DATA=folder of texts and test sets)
+	@test -d "$(REAL_DATA)/pretrain" || { echo "give the folder of data, with pretrain/, finetune/stsb/ and qa/xquad_en/: make demo-real REAL_DATA=folder" >&2; exit 2; }
 	@$(MAKE) -s --no-print-directory $(REAL)/student/export/config.json
 	@$(RUN) embeddings --model [runs/minilm,$(REAL)/student/export] --pairs $(REAL_DATA)/finetune/stsb/test.jsonl \
 		--questions $(REAL_DATA)/qa/xquad_en/validation.json --out $(REAL)/report
