@@ -1,7 +1,7 @@
 """lit_distil: pretrain a BERT-family encoder, distil it into a smaller one, fine-tune either.
 
-From Python: `pretrain`, `distil`, `finetune` and `load`, and the pieces to give them. Nothing is imported before it is
-used, since torch and transformers take seconds.
+From Python: `pretrain`, `distil`, `finetune`, `vocabulary` and `load`, and the pieces to give them. Nothing is imported
+before it is used, since torch and transformers take seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # around it. Flat batches bring a new shape in every step: within some hundred steps it would be gigabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
-_CALLS = ("Run", "distil", "finetune", "load", "pretrain")
+_CALLS = ("Run", "distil", "finetune", "load", "pretrain", "vocabulary")
 _ROOMS = ("data", "models", "objectives", "modules", "tasks", "callbacks", "optim")
 
 

@@ -1,4 +1,4 @@
-"""The calls of the Python API: pretrain, distil, fine-tune, and load what came of it.
+"""The calls of the Python API: pretrain, distil, fine-tune, change a vocabulary, and load what came of it.
 
 A call fills a recipe, which is what a YAML file of `fit` holds (`recipe.py`), and trains it as `fit` does (`run.py`).
 A recipe of class paths and plain values goes through the parser of `fit`, which could read the run's `config.yaml`
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_distil.commands.networks import open_network
 from lit_distil.commands.tokenizer import TRAINING_SETTINGS
 from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
+from lit_distil.commands.vocabulary import vocabulary as vocabulary
 from lit_distil.data import DocumentSource, MaskingStrategy, SequenceFormat, TextDataModule
 from lit_distil.files import staged_folder
 from lit_distil.models import NetworkSource, StudentInitialisation

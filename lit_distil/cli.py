@@ -25,6 +25,7 @@ TRAINER_COMMANDS = {
 OTHER_COMMANDS = {
     "recipes": "list the configurations that come with the package, or print one",
     "tokenizer": "train a tokenizer on a source of text",
+    "vocabulary": "trim a network's vocabulary to what a text needs, or add words to it",
     "prepare": "turn a source of text into shards of tokens, once for many runs",
     "inspect": "show batches of a configuration: tokens, masks, segments, labels; in the terminal and as a page",
     "student": "make a student out of its teacher, and say where each of its tensors came from",

@@ -135,6 +135,12 @@ class DataModule(Protocol):
     def check_same_vocabulary(self, name: str, revision: str | None = None, *, role: str = "teacher") -> None:
         """Raise a `ValueError` if the tokenizer in a folder or on the Hub has other entries than the data's."""
 
+    def shared_entries(self, teacher: str, revision: str | None = None) -> Sequence[int] | None:
+        """A teacher's id of each of the data's entries, if the data's tokenizer is a part of the teacher's; else None.
+
+        Raises a `ValueError` if the two vocabularies are neither the same nor one a part of the other.
+        """
+
     def val_dataloader(self) -> Any:
         """Batches of the validation split; an empty list if there is none."""
 

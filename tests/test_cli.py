@@ -206,7 +206,7 @@ def foreign_checkpoints(folder: Path, workspace: Workspace) -> dict[str, str]:
     torch.save([1], folder / "list.ckpt")
     shutil.copy(Path(workspace.teacher, "model.safetensors"), folder)
     return {
-        "text.ckpt": "could not be read as a checkpoint",
+        "text.ckpt": "is not a checkpoint of lit_distil",
         "empty.ckpt": "could not be read as a checkpoint",
         "pickled.ckpt": "Python objects, which could run code",
         "weights.ckpt": "was not written by a run",

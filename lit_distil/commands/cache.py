@@ -377,7 +377,8 @@ def _choose_teacher(requested: str | None, names: list[str]) -> str:
 
 def _load_teacher(model: DistillationModule, data: TextDataModule, role: str) -> MaskedLMNetwork:
     name = model.teacher_sources[role]
-    loaded, has_head = load_teacher(name, model.teacher_revision, data.vocabulary, model.head)
+    shared = model.shared_entries.get(role)
+    loaded, has_head = load_teacher(name, model.teacher_revision, data.vocabulary, model.head, shared=shared)
     if not has_head:
         check_headless(model.terms, role, name)
         raise ValueError(f"model.teacher: {name!r} has no trained masked-LM head, so there is nothing to cache")

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Spli
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
+from lit_distil.data.trimming import shared_entries
 from lit_distil.files import check_writable, default_cache_dir, describe, hash_values
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
@@ -409,9 +411,40 @@ class TextDataModule(LightningDataModule):
         Raises:
             ValueError: They differ; the message names the first difference.
         """
+        theirs = self._tokenizer_of(other, revision, role)
+        if theirs is not None:
+            check_same_vocabulary(self.tokenizer, theirs, role=role)
+
+    def shared_entries(
+        self, teacher: str | PreTrainedTokenizerBase, revision: str | None = None
+    ) -> Sequence[int] | None:
+        """Compare the vocabulary with that of a teacher, of which it may be a part.
+
+        Args:
+            teacher: Its tokenizer, or the folder or Hub name where it is.
+            revision: Commit, tag or branch on the Hub.
+
+        Returns:
+            None if they are the same. If the data's tokenizer is the teacher's with entries left out
+            (`lit-distil vocabulary`), the teacher's id of each of the data's entries.
+
+        Raises:
+            ValueError: The vocabularies differ in another way; the message names the first difference.
+        """
+        theirs = self._tokenizer_of(teacher, revision, "teacher")
+        if theirs is None:
+            return None
+        shared = shared_entries(self.tokenizer, theirs)
+        if shared is None:
+            check_same_vocabulary(self.tokenizer, theirs, role="teacher")
+        return shared
+
+    def _tokenizer_of(
+        self, network: str | PreTrainedTokenizerBase, revision: str | None, role: str
+    ) -> PreTrainedTokenizerBase | None:
+        """The tokenizer beside a network; None, with a warning, if there is none."""
         try:
-            theirs = load_tokenizer(other, revision=revision)
+            return load_tokenizer(network, revision=revision)
         except ValueError:
-            rank_zero_warn(f"the {role} {other!r} has no tokenizer beside it: its vocabulary could not be compared")
-            return
-        check_same_vocabulary(self.tokenizer, theirs, role=role)
+            rank_zero_warn(f"the {role} {network!r} has no tokenizer beside it: its vocabulary could not be compared")
+            return None

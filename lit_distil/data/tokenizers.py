@@ -111,7 +111,10 @@ def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedToken
     """
     our_name, their_name = _name_of(ours), _name_of(theirs)
     if role == "teacher":
-        way_out = f"Use the teacher's tokenizer: tokenizer: {their_name}"
+        way_out = (
+            f"Use the teacher's tokenizer: tokenizer: {their_name}; or the same with entries left out, which "
+            "`lit-distil vocabulary` makes (words that it added must be added to the teacher too)"
+        )
     else:
         way_out = f"Use a {role} that was trained with the teacher's tokenizer, or build one from the teacher's layers"
     our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()

@@ -208,7 +208,7 @@ class FromConfig(NetworkSource):
                     f"config: vocab_size={fields['vocab_size']} is smaller than the tokenizer's {vocabulary.size} "
                     "entries; leave vocab_size out of config"
                 )
-            fields.update(_special_ids(vocabulary, AutoConfig.for_model(self.model_type)))
+            fields.update(special_ids(vocabulary, AutoConfig.for_model(self.model_type)))
         fields.update(labels)
         config = self._config(fields)
         _check_head(head, config)
@@ -504,7 +504,7 @@ def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], 
         warnings.warn(f"{name!r} has a head for other labels ({listed}): this part of it is new", stacklevel=4)
 
 
-def _special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:
+def special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:
     """The special ids that the configuration has fields for.
 
     A field with a default that the tokenizer has no id for gets the id of its stand-in.

@@ -37,7 +37,10 @@ def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterato
     """
     give = "give the one that a run keeps in <run>/checkpoints/last.ckpt"
     if Path(path).suffix in (".safetensors", ".bin"):
-        give = "it holds weights alone: name its folder as the network (lit_distil.models.Pretrained)"
+        raise ValueError(
+            f"{field}: {str(path)!r} is not a checkpoint of a run, it holds weights alone: name its folder as the "
+            "network (lit_distil.models.Pretrained)"
+        )
     try:
         if Path(path).is_dir():
             raise IsADirectoryError("it is a folder")

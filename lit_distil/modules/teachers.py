@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
-from lit_distil.models.sources import Head, LiveModel, as_source, check_embedding, lacks_head
+from lit_distil.models.sources import Head, LiveModel, as_source, check_embedding, lacks_head, sketching
 from lit_distil.models.students import CopyRecord, describe, mark_frozen, new_head, summarise
 from lit_distil.models.students.base import head_names
+from lit_distil.models.students.vocabulary import with_vocabulary
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.checks import check_comparisons, check_headless, check_settings, needs_head, teacher_shares
 from lit_distil.objectives import Objective
@@ -50,11 +51,23 @@ class FrozenTeacher:
 
 
 def load_teacher(
-    teacher: Teacher, revision: str | None, vocabulary: Vocabulary | None, head: Head
+    teacher: Teacher,
+    revision: str | None,
+    vocabulary: Vocabulary | None,
+    head: Head,
+    *,
+    shared: Sequence[int] | None = None,
 ) -> tuple[PreTrainedModel, bool]:
     """A teacher's network, and whether its masked-LM or pretraining head is trained; a new head gives random answers.
 
     A model in memory is not copied, only its settings are.
+
+    Args:
+        teacher: The teacher.
+        revision: Commit, tag or branch on the Hub.
+        vocabulary: The data's.
+        head: What it compares with.
+        shared: The teacher's id of each entry, if the data's vocabulary is a part of its own: it is cut to these.
 
     Raises:
         ValueError: It cannot be loaded, is too small for the vocabulary, or has no weights for some of its encoder.
@@ -75,7 +88,19 @@ def load_teacher(
             f"model.teacher: {teacher!r} has no weights for {len(missing)} tensors of its encoder "
             f"({', '.join(missing[:3])}, ...), and random ones teach nothing; give a whole network"
         )
-    return model, not source.new_tensors
+    return _over_shared(model, vocabulary, shared), not source.new_tensors
+
+
+def _over_shared(
+    model: PreTrainedModel, vocabulary: Vocabulary | None, shared: Sequence[int] | None
+) -> PreTrainedModel:
+    """A teacher, cut to the entries that the data's vocabulary shares with its own."""
+    if vocabulary is None or shared is None:
+        return model
+    try:
+        return with_vocabulary(model, vocabulary, [(index,) for index in shared])
+    except ValueError as error:
+        raise ValueError(f"model.teacher: {error}") from error
 
 
 def teacher_config(teacher: Teacher, revision: str | None, head: Head) -> tuple[PretrainedConfig, bool]:
@@ -94,14 +119,23 @@ def teacher_config(teacher: Teacher, revision: str | None, head: Head) -> tuple[
 
 
 def sketch_teacher(
-    teacher: Teacher, revision: str | None, vocabulary: Vocabulary | None, head: Head
+    teacher: Teacher,
+    revision: str | None,
+    vocabulary: Vocabulary | None,
+    head: Head,
+    *,
+    shared: Sequence[int] | None = None,
 ) -> PreTrainedModel | None:
     """What `load_teacher` would give, without weights; see `NetworkSource.sketch`."""
     source = LiveModel(teacher) if isinstance(teacher, PreTrainedModel) else Pretrained(teacher, revision=revision)
     try:
-        return source.sketch(vocabulary, head=head)
+        sketch = source.sketch(vocabulary, head=head)
     except ValueError as error:
         raise ValueError(f"model.teacher: {error}") from error
+    if sketch is None or shared is None:
+        return sketch
+    with sketching():
+        return _over_shared(sketch, vocabulary, shared)
 
 
 def freeze_head(model: PreTrainedModel) -> None:
@@ -161,6 +195,8 @@ class StudentModule(EncoderModule):
         """Folders of the caches that stand for teachers, by the teachers' names."""
         self.headless: set[str] = set()
         """Names of the teachers whose head is new; no objective compares with their logits."""
+        self.shared_entries: dict[str, Sequence[int]] = {}
+        """By teachers' names, their ids of the data's entries, if the data's vocabulary is a part of theirs."""
         self.teachers: dict[str, FrozenTeacher] = {}
         """The teachers that run, by name; empty before the networks are built."""
 
@@ -182,11 +218,24 @@ class StudentModule(EncoderModule):
             ValueError: It cannot be loaded, or lacks a head that an objective needs.
         """
         teacher = self.teacher_sources[name]
-        if isinstance(teacher, str) and not self._is_checked:  # the network came from a checkpoint
-            self.data.check_same_vocabulary(teacher, self.teacher_revision)
-        model, has_head = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head)
+        if not self._is_checked:  # the network came from a checkpoint
+            self._compare_vocabulary(name, self.data)
+        shared = self.shared_entries.get(name)
+        model, has_head = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head, shared=shared)
+        if shared is not None:
+            rank_zero_info(
+                f"{name}: the tokenizer has {len(shared)} of the teacher's entries; it reads text in these, and its "
+                "distributions are over these alone"
+            )
         self.check_teacher(name, model.config, has_head=has_head)
         return model
+
+    def _compare_vocabulary(self, name: str, data: DataModule) -> None:
+        teacher = self.teacher_sources[name]
+        if isinstance(teacher, str):  # of a model in memory only the sizes are known
+            shared = data.shared_entries(teacher, self.teacher_revision)
+            if shared is not None:
+                self.shared_entries[name] = shared
 
     def check_teacher(self, name: str, config: PretrainedConfig, *, has_head: bool) -> None:
         """Refuse a teacher without a trained head if an objective compares with its logits."""
@@ -205,10 +254,10 @@ class StudentModule(EncoderModule):
             is_needed = name not in self.teacher_cache or (name == first and makes_student)
             if is_needed:
                 self.check_teacher(name, config, has_head=has_head)
-            if isinstance(teacher, str):  # of a model in memory only the sizes are known
-                data.check_same_vocabulary(teacher, self.teacher_revision)
+            self._compare_vocabulary(name, data)
             if is_needed:
-                sketches[name] = sketch_teacher(teacher, self.teacher_revision, vocabulary, self.head)
+                shared = self.shared_entries.get(name)
+                sketches[name] = sketch_teacher(teacher, self.teacher_revision, vocabulary, self.head, shared=shared)
         student, source = None, self.student_source
         if isinstance(source, StudentInitialisation):
             model = sketches[first]

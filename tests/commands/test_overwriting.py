@@ -40,6 +40,7 @@ def runs(root: Path) -> str:
 COMMANDS: dict[str, tuple[Arguments, str]] = {
     "tokenizer": (lambda w, root: [*text(w), "--vocab_size", "300"], "tokenizer.json"),
     "student": (lambda w, root: ["--teacher", w.teacher, "--student", "lit_distil.models.EveryOther"], "config.json"),
+    "vocabulary": (lambda w, root: [w.teacher, "--keep-from", str(w.root / "train.txt")], "config.json"),
     "export": (lambda w, root: ["--checkpoint", w.teacher], "model.safetensors"),
     "cache": (lambda w, root: ["--config", distillation(w, root), "--k", "4"], "manifest.json"),
     "prepare": (lambda w, root: [*text(w), "--tokenizer", w.byte_bpe, "--num_processes", "1"], "train/thesis.txt"),
@@ -53,7 +54,7 @@ COMMANDS: dict[str, tuple[Arguments, str]] = {
     ),
     "inspect": (lambda w, root: ["--config", distillation(w, root)], "page.html"),
 }
-ONCE = ("tokenizer", "student", "export", "cache", "predict")
+ONCE = ("tokenizer", "vocabulary", "student", "export", "cache", "predict")
 """Commands that refuse what they wrote themselves; the others write it again, or find that it is done."""
 
 
@@ -100,7 +101,7 @@ def test_what_a_command_wrote_is_replaced_when_it_is_told_to(
     assert again.keys() == first.keys()
     # a corpus is the same to the last byte, so that there is nothing to replace
     assert (again == first) == (command == "prepare")
-    if command in ("tokenizer", "student", "export", "cache"):
+    if command in ("tokenizer", "vocabulary", "student", "export", "cache"):
         (tmp_path / "out" / "thesis.txt").write_text("mine")
         assert "thesis.txt" in refuse(command, workspace, tmp_path, capsys, "--overwrite")
 

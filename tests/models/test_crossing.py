@@ -179,7 +179,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     untied = make_model("roberta", tie_word_embeddings=False)
     with pytest.raises(ValueError, match="tie_word_embeddings=True, and the teacher's head has weights of its own"):
         CrossArchitecture(FromConfig("bert", config={"tie_word_embeddings": True})).build(untied)
-    with pytest.raises(ValueError, match="num_hidden_layers=0 must be at least 1"):
+    with pytest.raises(ValueError, match="num_hidden_layers must be a whole number from 1 to 1,000, got 0"):
         CrossArchitecture(FromConfig("modernbert", config={"num_hidden_layers": 0})).build(teacher)
     with pytest.raises(ValueError, match="only the layers are taken; set head: new beside layers"):
         CrossArchitecture(FromConfig("bert"), layers=EveryOther(head="new"))

@@ -92,7 +92,9 @@ def test_learned_projection_is_optimized_and_checkpointed_and_not_exported(
         objective = HiddenMSELoss(student_width=16, teacher_width=32)
         module = make_module(workspace.teacher, student=narrow_student(), objectives={"hidden": objective})
         before.append(objective.projection.weight.detach().clone())
-        trainer = make_trainer(tmp_path, max_steps, callbacks=[ExportCallback(str(tmp_path / "export"))])
+        trainer = make_trainer(
+            tmp_path, max_steps, callbacks=[ExportCallback(str(tmp_path / "export"), overwrite=True)]
+        )
         trainer.fit(module, datamodule=make_data(workspace), ckpt_path=checkpoint, weights_only=True)
         return module, trainer
 

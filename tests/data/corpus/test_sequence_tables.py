@@ -146,4 +146,4 @@ def test_a_piece_across_two_shards_is_refused(wordpiece, tmp_path):
 
     corpus = write_corpus([LINES] * 2, wordpiece, tmp_path / "corpus", False, shard_characters=1)
     with pytest.raises(ValueError, match="Joined made a piece of several documents"):
-        open_table(corpus, Joined(), 24, 0, cache_dir=tmp_path)
+        open_table(corpus, Joined(), corpus.num_tokens + 2, 0, cache_dir=tmp_path)

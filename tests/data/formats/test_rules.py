@@ -171,7 +171,7 @@ def test_each_copy_has_cuts_of_its_own():
     found, _, _ = read_off(SegmentPair(copies=3), make_corpus(lengths), 20, 5)
     assert found[: len(once)] == once and len(found) > 2.5 * len(once)
     assert len({tuple(sequence) for sequence in found}) > 2 * len(once)
-    with pytest.raises(ValueError, match="copies must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="copies must lie between 1 and 1000, got 0"):
         SentencePair(copies=0)
 
 

@@ -115,5 +115,5 @@ def test_each_token_of_an_ngram_has_a_fate_of_its_own():
 
 
 def test_ngrams_of_no_words_are_refused():
-    with pytest.raises(ValueError, match="max_words must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_words must lie between 1 and 1000, got 0"):
         NgramMasking(max_words=0)
