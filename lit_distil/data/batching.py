@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
+from lit_distil.data.corpus.engine import end_with_parent
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.randomness import Ints
 from lit_distil.data.sequences import SequenceDataset
@@ -320,6 +321,7 @@ def _load(
         sampler=indices,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=end_with_parent,
         generator=torch.Generator(),  # a loader draws a seed; taken from the global one, it would change dropout
     )
     if not num_workers:

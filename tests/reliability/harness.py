@@ -82,6 +82,15 @@ class Command:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.join()
 
+    def survivors(self, seconds: float = 10) -> list[int]:
+        """Processes that it started and that still run after this time."""
+        until = time.monotonic() + seconds
+        while found := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == self.pid]:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.1)
+        return found
+
     @property
     def is_running(self) -> bool:
         return self._process.exitcode is None
@@ -104,6 +113,14 @@ class Command:
             assert time.monotonic() < deadline, f"waited for {seconds} s\n{self.output[-3000:]}"
             time.sleep(pause)
         return True
+
+
+def _session(pid: int) -> int:
+    """The session of a process; 0 if it has ended."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def _run(arguments: list[str], log: str, before: Callable[[], None] | None, variables: dict[str, str]) -> None:

@@ -35,9 +35,10 @@ def configuration(workspace: Workspace, kind: str, workers: int, accumulate: int
     return write_config(with_trainer(config, run, **settings), run.with_name(f"{run.name}.yaml"))
 
 
-def kill_until_done(file: str, run: Path, kills: int, draw: random.Random, seconds: float) -> int:
-    """Start the run again and again, and kill it; after the last kill it may end. Returns the number of kills."""
-    done, last = 0, run / "checkpoints" / "last.ckpt"
+def kill_until_done(file: str, run: Path, kills: int, draw: random.Random, seconds: float) -> list[Command]:
+    """Start the run again and again, and kill it; after the last kill it may end. Returns those that were killed."""
+    killed: list[Command] = []
+    last = run / "checkpoints" / "last.ckpt"
 
     def saved() -> int:
         return last.stat().st_mtime_ns if last.is_file() else 0
@@ -45,7 +46,7 @@ def kill_until_done(file: str, run: Path, kills: int, draw: random.Random, secon
     for attempt in range(4 * kills + 4):
         resume = ["--ckpt_path", "last"] if any(run.glob("checkpoints/*.ckpt")) else []
         command = Command(["fit", "--config", file, *resume], run.with_name(f"{run.name}-{attempt}.log"))
-        if done < kills:
+        if len(killed) < kills:
             moment = draw.choice(["anywhere", "training", "training", "writing"])
             if moment == "anywhere":
                 command.wait(draw.uniform(0, seconds))
@@ -58,10 +59,10 @@ def kill_until_done(file: str, run: Path, kills: int, draw: random.Random, secon
             command.send(signal.SIGKILL)
         code = command.finish()
         assert code in (0, -signal.SIGKILL), command.output[-3000:]
-        if code == 0 and done >= kills:
-            return done
+        if code == 0 and len(killed) >= kills:
+            return killed
         if code != 0:
-            done += 1
+            killed.append(command)
         else:  # it ended before the kill: begin anew
             shutil.rmtree(run)
     raise AssertionError("the run ends before it can be killed")
@@ -74,13 +75,16 @@ def killed_runs(workspace: Workspace, folder: Path, case: tuple[str, int, int], 
     assert whole.finish() == 0, whole.output[-3000:]
     seconds = time.monotonic() - start
     file = configuration(workspace, *case, folder / "killed")
-    done = kill_until_done(file, folder / "killed", kills, random.Random(seed), seconds)
+    killed = kill_until_done(file, folder / "killed", kills, random.Random(seed), seconds)
     found = difference(folder / "killed", folder / "unbroken")
     left = leftovers(folder / "killed")
     exported = [(folder / run / "export" / "model.safetensors").read_bytes() for run in ("killed", "unbroken")]
     unequal = int(bool(found) or exported[0] != exported[1])
-    record("kills", "-".join(map(str, case)), start, cases=done, unequal=unequal, leftovers=len(left))
-    assert done == kills and not found and exported[0] == exported[1], f"seed {seed!r}: {found}"
+    # a worker looks once a second whether its parent lives
+    orphans = [pid for command in killed for pid in command.survivors()]
+    wrong = {"unequal": unequal, "leftovers": len(left), "orphans": len(orphans)}
+    record("kills", "-".join(map(str, case)), start, cases=len(killed), **wrong)
+    assert len(killed) == kills and not orphans and not found and exported[0] == exported[1], f"seed {seed!r}: {found}"
     assert not left, left
 
 

@@ -143,7 +143,7 @@ def _work(make_work: Callable[[str], Work], key: str, shared: Any, payload: Any)
     if key not in _work_of:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share out the cores, not their threads
         if current_process().name.startswith("Loky") and not _work_of:
-            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+            end_with_parent()
         if not isinstance(shared, np.ndarray):
             import ray
 
@@ -152,11 +152,19 @@ def _work(make_work: Callable[[str], Work], key: str, shared: Any, payload: Any)
     return _work_of[key](payload)
 
 
-def _end_with_parent(parent: int) -> None:
-    """End a worker process soon after the one that started it was killed; loky would keep it for minutes."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+def end_with_parent(*_: Any) -> None:
+    """In a worker process: end it soon after the one that started it was killed.
+
+    Loky would keep it for minutes, and torch for ever, if it waits for room in a pipe that nobody reads any more.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStack) -> int:
