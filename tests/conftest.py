@@ -31,6 +31,12 @@ def exact_products() -> None:
     _multiply_exactly()
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test() -> None:
+    """Forget the seed that a run in this process has left in the environment: data and modules take it as theirs."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
 @pytest.fixture(scope="session")
 def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all processes of this test run share."""
