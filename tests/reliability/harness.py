@@ -135,13 +135,19 @@ def _run(arguments: list[str], log: str, before: Callable[[], None] | None, vari
     os.environ.update(variables)
     os.chdir(REPOSITORY)
     sys.argv = ["lit-distil", *arguments]
-    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
-
-    rank_zero_only.rank = _get_rank() or 0  # the server, which imported it, has no rank
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     if before is not None:
         before()
+    run_command_line()
+
+
+def run_command_line() -> None:
+    """Run `sys.argv` as the installed command does."""
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
     from lit_distil.cli import main
 
+    rank_zero_only.rank = _get_rank() or 0  # the server, which imported it, has no rank
     main()
 
 

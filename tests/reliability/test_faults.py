@@ -28,7 +28,7 @@ from tests.workspace import Workspace, environment, with_trainer, write_config
 
 FAULTS = {"kill": None, "disk full": errno.ENOSPC, "I/O error": errno.EIO, "no permission": errno.EACCES}
 PLACES = 6
-FOLDERS = {"checkpoint": r"/checkpoints/", "export": r"/\.?export", "cache": r"/cache", "corpus": r"/corpus"}
+FOLDERS = {"checkpoint": r"/checkpoints/", "export": r"/\.?export", "cache": r"/cache-out", "corpus": r"/corpus"}
 """For each kind of write, a pattern of the paths in whose operations the faults are."""
 
 
@@ -150,7 +150,7 @@ class Case:
         if self.kind == "cache":
             config = with_trainer(distillation_for_cache(workspace), folder / "run")
             file = write_config(config, folder / "config.yaml")
-            return ["cache", "--config", file, "--k", "8", "--device", "cpu", "--out", str(folder / "cache")]
+            return ["cache", "--config", file, "--k", "8", "--device", "cpu", "--out", str(folder / "cache-out")]
         config = run_configuration(workspace, "pretraining", 0)
         saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1}}
         settings = {"max_steps": 4, "limit_val_batches": 0, "callbacks": [saving]}
@@ -170,15 +170,15 @@ class Case:
         if (folder / "run" / "export").exists():
             weights = folder / "run" / "export" / "model.safetensors"
             found += [] if is_good(lambda: load_file(weights)) else ["export"]
-        if (folder / "cache").exists():
-            found += [] if is_good(lambda: read_manifest(folder / "cache")) else ["cache"]
+        if (folder / "cache-out").exists():
+            found += [] if is_good(lambda: read_manifest(folder / "cache-out")) else ["cache"]
         if (folder / "corpus" / "train").exists():
             found += [] if is_good(lambda: TokenCorpus.load(folder / "corpus" / "train", verify=True)) else ["corpus"]
         return found
 
     def content(self, folder: Path) -> dict[str, bytes]:
         """What the command made."""
-        names = {"cache": "cache", "corpus": "corpus"}.get(self.kind, "run/export")
+        names = {"cache": "cache-out", "corpus": "corpus"}.get(self.kind, "run/export")
         return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / names).rglob("*")) if p.is_file()}
 
 
@@ -257,10 +257,10 @@ def test_faults_in_writes(kind: str, workspace: Workspace, tmp_path: Path) -> No
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte."""
+    """A file system of three megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lit_distil.callbacks import StopOnSignal
-from tests.reliability.harness import Command, difference, leftovers, ranks, record, run_configuration
+from tests.reliability.harness import Command, difference, leftovers, ranks, record, run_command_line, run_configuration
 from tests.workspace import Workspace, free_port, shared, with_trainer, write_config
 
 STEPS, SECONDS = 10, 10.0
@@ -94,11 +94,9 @@ def launch(arguments: list[str], port: int, stage: str, marks: str) -> None:
 
 
 def _worker(arguments: list[str], stage: str, marks: str) -> None:
-    from lit_distil.cli import main
-
     slow_down(stage, marks)
     sys.argv = ["lit-distil", *arguments]
-    main()
+    run_command_line()
 
 
 def as_installed(stage: str, marks: str) -> None:
