@@ -124,8 +124,8 @@ def main(argv: list[str] | None = None) -> None:
         with trust.guard(trusted, remote_code=runs_remote_code):
             _run(command, arguments)
     except Exception as error:
-        messages = importlib.import_module("lit_distil.messages")
-        message = messages.users_mistake(error) or messages.piece_that_raised(error)
+        pieces = importlib.import_module("lit_distil.pieces")
+        message = pieces.users_mistake(error) or pieces.piece_that_raised(error)
         if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
             raise
         _fail(message)
@@ -222,7 +222,7 @@ def _call(command: str, arguments: list[str]) -> None:
     try:
         run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
     except ValueError as error:
-        option = "--" + (importlib.import_module("lit_distil.messages").users_mistake(error) or "")
+        option = "--" + (importlib.import_module("lit_distil.pieces").users_mistake(error) or "")
         if option.split(" ")[0].rstrip(":") not in options:
             raise
         raise ValueError(option) from error  # the message begins with an argument, which is an option here

@@ -42,10 +42,11 @@ from lit_distil.callbacks import (
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import write_file
-from lit_distil.messages import broken_file, hint, known_options, one_line, shorten, whole_paths
+from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
 from lit_distil.modules import EncoderModule
-from lit_distil.modules.checkpoints import reading_checkpoint
+from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.modules.finetuning import saved_labels
+from lit_distil.pieces import whole_paths
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
 from lit_distil.trust import Parser, guard, import_modules

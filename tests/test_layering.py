@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lit_distil"
-LEAVES = {"types", "console", "schedules", "files", "messages", "swaps", "trust"}
+LEAVES = {"types", "console", "schedules", "files", "messages", "pieces", "swaps", "trust"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
     "schedules": {"types"},
     "files": set(),
-    "messages": {"swaps", "trust"},
+    "messages": {"trust"},
+    "pieces": {"messages", "swaps", "trust"},
     "swaps": set(),
     "trust": set(),
     "tasks": LEAVES | {"objectives"},

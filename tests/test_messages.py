@@ -1,110 +1,12 @@
-"""Messages: the whole path of a setting, and what is said of files that are not there."""
+"""Messages: what is said of files and folders that are not there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import PreTrainedModel
 
-from lit_distil.data import DocumentSource, MaskingStrategy, RowSource, SequenceFormat, load_tokenizer
-from lit_distil.data.sources.base import Split
-from lit_distil.messages import broken_file, call_command, missing_folder
-from lit_distil.objectives import Objective
-
-
-def _command(
-    source: DocumentSource | RowSource,
-    masking: MaskingStrategy | None = None,
-    format: SequenceFormat | None = None,
-    objectives: dict[str, Objective] | None = None,
-    maskings: list[MaskingStrategy] | None = None,
-    split: Split = "train",
-    tokenizer: str = "x",
-) -> None:
-    """A command that reads a source.
-
-    Args:
-        source: What it reads.
-    """
-    if tokenizer != "x":
-        load_tokenizer(tokenizer)
-    next(iter(source.documents(split)))  # type: ignore[union-attr]
-
-
-def message_of(*arguments: str) -> str:
-    with pytest.raises(ValueError) as error:
-        call_command(_command, ["--source", "lit_distil.data.TextFiles", *arguments], prog="lit-distil try")
-    return str(error.value)
-
-
-MASK = '{"class_path": "lit_distil.data.TokenMasking", "init_args": {"rate": %s}}'
-SOFT = '{"class_path": "lit_distil.objectives.SoftTargetLoss", "init_args": {"temperature": %s}}'
-CASES: dict[str, tuple[list[str], str]] = {
-    "argument": (
-        ["--masking", "lit_distil.data.TokenMasking", "--masking.rate", "3"],
-        "masking.rate must lie in (0, 1]",
-    ),
-    "one of a list": (["--maskings", f"[{MASK % 0.5}, {MASK % 0.0}, {MASK % 0.5}]"], "maskings[1].rate must lie in"),
-    "one of a dictionary": (
-        ["--objectives", f'{{"a": {SOFT % 1.0}, "b": {SOFT % -1.0}, "c": {SOFT % 1.0}}}'],
-        "objectives.b.temperature must be",
-    ),
-    "piece in a piece": (
-        [
-            '--source={"class_path": "lit_distil.data.Mixture", "init_args": {"sources": {"one": {"class_path":'
-            '"lit_distil.data.TextFiles", "init_args": {"errors": "replace"}}, "other": {"class_path":'
-            '"lit_distil.data.TableFiles", "init_args": {"train": "/nope/a.jsonl"}}}}}'
-        ],
-        "source.sources.other.train: no file '/nope/a.jsonl'",
-    ),
-    "class of a union's second type": (
-        ["--source", "lit_distil.data.TableFiles", "--source.errors", "replace", "--source.train", "/nope/a.jsonl"],
-        "source.train: no file '/nope/a.jsonl'",
-    ),
-    "later": (["--source.train", "/nope/missing.txt"], "source.train: no file '/nope/missing.txt'"),
-    "key of a recipe in a command": (["--tokenizer", "/nope/tokenizer"], "tokenizer: no folder '/nope/tokenizer'"),
-    "unknown option": (["--tokeniser", "x"], "no option --tokeniser; did you mean 'tokenizer'?"),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_an_error_names_the_whole_path_of_its_setting(name: str) -> None:
-    arguments, expected = CASES[name]
-    assert message_of(*arguments).startswith(expected)
-
-
-def test_an_error_of_a_librarys_class_names_the_setting_and_the_class(tmp_path: Path) -> None:
-    def command(layer: torch.nn.Module) -> None:
-        """Take a layer."""
-
-    arguments = ["--layer", "torch.nn.Dropout", "--layer.p", "2"]
-    with pytest.raises(ValueError, match=r"^layer: Dropout refuses these arguments: dropout probability has to be"):
-        call_command(command, arguments, prog="lit-distil try")
-
-
-def test_names_in_a_dictionary_are_not_taken_for_the_arguments_of_a_model() -> None:
-    """A union is tried from its first type on: teachers by name, where a model could stand too."""
-    seen = {}
-
-    def command(teacher: PreTrainedModel | dict[str, str]) -> None:
-        """Take teachers."""
-        seen["teacher"] = teacher
-
-    call_command(command, ["--teacher", '{"a": "x", "b": "y"}'], prog="lit-distil try")
-    assert seen == {"teacher": {"a": "x", "b": "y"}}
-
-
-def test_a_bug_of_ours_keeps_its_type(tmp_path: Path) -> None:
-    """Nobody put it into words, so it is no mistake of the user's."""
-
-    def command(number: int) -> None:
-        """Divide."""
-        1 / number
-
-    with pytest.raises(ZeroDivisionError):
-        call_command(command, ["--number", "0"], prog="lit-distil try")
+from lit_distil.messages import broken_file, missing_folder
 
 
 def test_a_missing_configuration_file_is_told_with_near_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

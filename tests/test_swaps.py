@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lit_distil import data, models, objectives
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 from lit_distil.swaps import classes_first, shared_arguments
 from tests.workspace import Workspace, fit, with_trainer, write_config
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_distil.files import hash_file, remove_leftovers, staged_file, write_file
 from lit_distil.modules.base import datamodule_of
-from lit_distil.modules.checkpoints import reading_checkpoint
+from lit_distil.modules.checks import reading_checkpoint
 
 LAST = "last.ckpt"
 

@@ -24,7 +24,6 @@ from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
 from lit_distil.data.sources.base import Split
 from lit_distil.files import check_output, place_folder, write_json
-from lit_distil.messages import call_command
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.teacher_sources import load_teacher
 from lit_distil.modules import DistillationModule, FrozenTeacher
@@ -49,6 +48,7 @@ from lit_distil.modules.checks import (
 )
 from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.objectives.vocabulary import CHUNK_BYTES
+from lit_distil.pieces import call_command
 from lit_distil.types import Batch, EncoderOutput, Projection
 
 _PROGRESS = "progress.json"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
 from lit_distil.data.sources.tables import read_rows
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY
 from lit_distil.tasks.question_answering import exact_match, f1
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_distil.commands.networks import open_network, sentence_format_of, texts_in
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.files import check_output, staged_folder, write_json
-from lit_distil.messages import call_command
 from lit_distil.models.networks import position_range
 from lit_distil.objectives.embedding import Pooling
+from lit_distil.pieces import call_command
 
 
 def export(

@@ -19,7 +19,7 @@ from lit_distil.commands.networks import (
     short_names,
 )
 from lit_distil.console import markdown_table
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 
 _MASK_WORDS = re.compile(r"\[MASK\]|<mask>")
 _TEXTS_IN_A_BATCH = 32

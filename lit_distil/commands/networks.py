@@ -20,7 +20,8 @@ from lit_distil.data.sources.text import read_lines
 from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
-from lit_distil.modules.checkpoints import network_weights, reading_checkpoint, saved_model
+from lit_distil.modules.checkpoints import network_weights, saved_model
+from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.objectives.embedding import Pooling, SentenceFormat, read_max_length, read_sentence_format
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY, place_of

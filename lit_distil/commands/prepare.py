@@ -21,7 +21,7 @@ from lit_distil.data.corpus.engine import Backend, workers
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS
 from lit_distil.data.corpus.shards import Manifest
 from lit_distil.data.sources.base import SPLITS
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 
 
 def prepare(

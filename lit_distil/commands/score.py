@@ -25,7 +25,7 @@ from lit_distil.console import Table, bullets, markdown_table, progress_bar, sig
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import read_rows
 from lit_distil.files import check_output_files, write_file
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY
 

@@ -14,7 +14,6 @@ from lit_distil.callbacks import write_export
 from lit_distil.console import progress_bar
 from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabulary_of
 from lit_distil.files import check_output
-from lit_distil.messages import call_command
 from lit_distil.models import MaskedLMNetwork, StudentInitialisation
 from lit_distil.models.sources import check_embedding
 from lit_distil.models.students import describe, mark_frozen, new_head, summarise, tensor_table
@@ -22,6 +21,7 @@ from lit_distil.models.teacher_sources import load_teacher, sketch_teacher, teac
 from lit_distil.modules.checks import check_padding_id, check_pair, compared_entries
 from lit_distil.modules.teachers import freeze_head, freeze_position_embeddings
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
+from lit_distil.pieces import call_command
 from lit_distil.types import Batch, Vocabulary
 
 

@@ -11,7 +11,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenize
 from lit_distil.console import progress_bar
 from lit_distil.data import DocumentSource
 from lit_distil.files import check_output, staged_folder, write_json
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 
 TRAINING_SETTINGS = "training.json"
 """File beside a tokenizer that says how it was trained."""

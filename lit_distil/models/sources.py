@@ -134,9 +134,10 @@ class NetworkSource(Piece, ABC):
             ValueError: See `build`.
         """
         kind = next(kind for kind in type(self).__mro__ if "load" in vars(kind))
-        if "network_config" not in vars(kind):
+        answers = "network_config" in vars(kind)  # an inherited answer need not be about this `load`
+        config = self.network_config(vocabulary, head, {}) if answers else None
+        if config is None:
             return None
-        config = self.network_config(vocabulary, head, {})
         with sketching():
             try:
                 model = _from_config(head, config)
@@ -146,12 +147,14 @@ class NetworkSource(Piece, ABC):
         check_embedding(model, vocabulary)
         return model
 
-    def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
-        """The configuration of what `load`, which takes the same arguments, makes.
+    def network_config(
+        self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]
+    ) -> PretrainedConfig | None:
+        """The configuration of what `load`, which takes the same arguments, makes; None if only `load` can tell.
 
         A subclass with a `load` of its own may answer here too, so that what does not fit is found before any work.
         """
-        raise NotImplementedError
+        return None
 
     @abstractmethod
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
-from lit_distil.messages import PieceError, innermost, one_line
+from lit_distil.messages import innermost, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import Head
 from lit_distil.modules.checkpoints import SavedModule
@@ -28,6 +28,7 @@ from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
+from lit_distil.pieces import PieceError
 from lit_distil.types import COUNTABLES, Batch, Countable, DataModule, EncoderOutput, Vocabulary
 
 STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]

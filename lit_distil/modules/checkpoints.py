@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import fsspec
@@ -17,45 +14,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from lit_distil.messages import one_line
 from lit_distil.models import FlatNetwork, FromConfig
 from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.modules.meters import LoggedModule
 from lit_distil.trust import check_class_paths, guard, load_pretrained
-
-
-@contextmanager
-def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterator[None]:
-    """Say in one sentence why a checkpoint cannot be read within the block.
-
-    Args:
-        path: The file.
-        field: What messages call the argument that names it.
-
-    Raises:
-        ValueError: It is something else, damaged, or holds more than weights and plain values.
-    """
-    give = "give the one that a run keeps in <run>/checkpoints/last.ckpt"
-    if Path(path).suffix in (".safetensors", ".bin"):
-        raise ValueError(
-            f"{field}: {str(path)!r} is not a checkpoint of a run, it holds weights alone: name its folder as the "
-            "network (lit_distil.models.Pretrained)"
-        )
-    try:
-        if Path(path).is_dir():
-            raise IsADirectoryError("it is a folder")
-        yield
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{field}: {str(path)!r} is not a checkpoint of lit_distil, or it holds Python objects, which could run "
-            f"code when they are read; {give}"
-        ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise
-        raise ValueError(
-            f"{field}: {str(path)!r} could not be read as a checkpoint ({one_line(error)}); {give}"
-        ) from error
 
 
 def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:

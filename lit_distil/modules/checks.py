@@ -1,14 +1,18 @@
-"""Networks, objectives, data and caches that do not fit together are refused before the first step."""
+"""Networks, objectives, data, caches and checkpoints that do not fit are refused before the first step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+import pickle
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_distil.messages import one_line
 from lit_distil.models import FlatNetwork, MaskedLMNetwork
 from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
 from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
@@ -421,3 +425,37 @@ def check_smaller(terms: LossTerms, teacher: str, changing: list[str], k: int, v
             f"their mean is not known; give it one teacher (model.objective_teachers: {{{mixing[0]}: {teacher}}}), "
             f"or cache the whole vocabulary (--k {vocabulary_size})"
         )
+
+
+@contextmanager
+def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterator[None]:
+    """Say in one sentence why a checkpoint cannot be read within the block.
+
+    Args:
+        path: The file.
+        field: What messages call the argument that names it.
+
+    Raises:
+        ValueError: It is something else, damaged, or holds more than weights and plain values.
+    """
+    give = "give the one that a run keeps in <run>/checkpoints/last.ckpt"
+    if Path(path).suffix in (".safetensors", ".bin"):
+        raise ValueError(
+            f"{field}: {str(path)!r} is not a checkpoint of a run, it holds weights alone: name its folder as the "
+            "network (lit_distil.models.Pretrained)"
+        )
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError("it is a folder")
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{field}: {str(path)!r} is not a checkpoint of lit_distil, or it holds Python objects, which could run "
+            f"code when they are read; {give}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"{field}: {str(path)!r} could not be read as a checkpoint ({one_line(error)}); {give}"
+        ) from error

@@ -58,6 +58,15 @@ class NetworkCapabilities:
         return {"qk": queries, "qq": queries, "kk": keys, "vv": keys}
 
 
+def check_equal_widths(student: NetworkCapabilities, teacher: NetworkCapabilities | None, instead: str) -> None:
+    """Refuse a cosine between hidden states of different widths; `instead` names the objective that allows them."""
+    if teacher is not None and student.width != teacher.width:
+        raise ValueError(
+            f"the cosine needs equal widths, the student's is {student.width} and the teacher's {teacher.width}; "
+            f"give the student the teacher's width, or use {instead}"
+        )
+
+
 def check_layer_map(layer_map: list[list[int]] | None) -> None:
     """Refuse a layer map that is not a list of pairs."""
     if layer_map is not None and (not layer_map or any(len(pair) != 2 for pair in layer_map)):

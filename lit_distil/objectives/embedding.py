@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from lit_distil.objectives.base import Objective, require_teacher
-from lit_distil.objectives.capabilities import NetworkCapabilities
+from lit_distil.objectives.capabilities import NetworkCapabilities, check_equal_widths
 from lit_distil.objectives.functional import cosine_distance_sum, embedding_relation_kl, pool_sequences
 from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.types import Batch, EncoderOutput
@@ -183,12 +183,7 @@ class EmbeddingCosineLoss(EmbeddingObjective):
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Check also that the widths are equal."""
         super().check(student, teacher)
-        assert teacher is not None
-        if student.width != teacher.width:
-            raise ValueError(
-                f"the cosine needs equal widths, the student's is {student.width} and the teacher's {teacher.width}; "
-                "give the student the teacher's width, or use EmbeddingRelationLoss, which compares similarities"
-            )
+        check_equal_widths(student, teacher, "EmbeddingRelationLoss, which compares similarities")
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the cosine distances, summed over the sequences."""

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from lit_distil.objectives.base import Objective, Positions, count_of, hidden_at, require_teacher
-from lit_distil.objectives.capabilities import NetworkCapabilities, check_layer_map, mapped_layers
+from lit_distil.objectives.capabilities import NetworkCapabilities, check_equal_widths, check_layer_map, mapped_layers
 from lit_distil.objectives.functional import cosine_distance_sum, hidden_mse_sum
 from lit_distil.schedules import StepValue
 from lit_distil.types import Batch, EncoderOutput
@@ -32,12 +32,7 @@ class HiddenCosineLoss(Objective):
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
         """Check also that the widths are equal."""
         super().check(student, teacher)
-        assert teacher is not None
-        if student.width != teacher.width:
-            raise ValueError(
-                f"the cosine needs equal widths, the student's is {student.width} and the teacher's {teacher.width}; "
-                "give the student the teacher's width, or use HiddenMSELoss with a projection"
-            )
+        check_equal_widths(student, teacher, "HiddenMSELoss with a projection")
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
         """Return the cosine distances, summed over the positions."""

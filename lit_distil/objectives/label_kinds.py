@@ -113,11 +113,17 @@ class LabelKind(Piece, ABC):
         One tensor, or one for each part of a label: a span has a first and a last token. Soft targets and the mean of
         several teachers use them; a kind without distributions overrides `soft_target_loss`, `num_agreeing` and `mix`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no distributions")
+        raise ValueError(self._without_distributions())
 
     def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
         """The inverse of `softmax_rows`: logits in the shape of the head's."""
-        raise NotImplementedError(f"{type(self).__name__} has no distributions")
+        raise ValueError(self._without_distributions())
+
+    def _without_distributions(self) -> str:
+        return (
+            f"{type(self).__name__} has no distributions to compare with a teacher's: define softmax_rows and "
+            "from_softmax_rows, or override soft_target_loss, num_agreeing and mix"
+        )
 
     def head_settings(self, names: list[str]) -> dict[str, Any]:
         """Settings of the head's Hugging Face configuration; `names` are those of the task's labels, if it has any."""
@@ -138,7 +144,7 @@ class LabelKind(Piece, ABC):
             output: The sample's part of `split`, as a numpy array.
             names: The names of the task's labels; empty if they have none.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no readable form; override the task's `readable`")
+        raise ValueError(f"{type(self).__name__} has no readable form; override the task's `readable`")
 
     def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """The usual metrics of a data set, by name; shares are fractions of 1.
@@ -148,7 +154,7 @@ class LabelKind(Piece, ABC):
             labels: `Features.label` of each sample.
             names: The names of the task's labels; empty if they have none.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no usual metrics; override the task's `score`")
+        raise ValueError(f"{type(self).__name__} has no usual metrics; override the task's `score`")
 
     def batch_fields(self, labels: list[Any], starts: list[int]) -> dict[str, Any]:
         """The fields of a `Batch` that hold its labels; the arguments are those of `to_tensor`."""
@@ -333,6 +339,12 @@ class SpanLabel(_OneOutcome):
     batch_field = "answer_spans"
     may_be_unknown = True
 
+    def _without_distributions(self) -> str:
+        return (
+            f"{type(self).__name__} has no distributions to compare with a teacher's: define softmax_rows and "
+            "from_softmax_rows, or override soft_target_loss, num_agreeing and mix"
+        )
+
     def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 2}
 
@@ -425,6 +437,12 @@ class ValueLabel(LabelKind):
     name = "value"
     problem_type = "regression"
     distance_name = "squared_distance_from_teacher"
+
+    def _without_distributions(self) -> str:
+        return (
+            f"{type(self).__name__} has no distributions to compare with a teacher's: define softmax_rows and "
+            "from_softmax_rows, or override soft_target_loss, num_agreeing and mix"
+        )
 
     def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 1}

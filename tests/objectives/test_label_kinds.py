@@ -69,9 +69,9 @@ def test_right_predictions_are_counted_where_one_outcome_is_right() -> None:
 
 
 def test_what_a_kind_does_not_have_names_the_way_out() -> None:
-    with pytest.raises(NotImplementedError, match="SpanLabel has no usual metrics; override the task's `score`"):
+    with pytest.raises(ValueError, match="SpanLabel has no usual metrics; override the task's `score`"):
         SpanLabel().metrics([], [], [])
-    with pytest.raises(NotImplementedError, match="SpanLabel has no readable form; override the task's `readable`"):
+    with pytest.raises(ValueError, match="SpanLabel has no readable form; override the task's `readable`"):
         SpanLabel().describe(None, [])
     with pytest.raises(ValueError, match=r"no groups of choices; the task is lit_distil\.tasks\.MultipleChoice"):
         ChoiceLabel().split(torch.zeros(3, 1), task_batch((1, 1, 1)))

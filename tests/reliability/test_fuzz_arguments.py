@@ -34,11 +34,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lit_distil import cli
 from lit_distil.callbacks import ExportCallback, PredictionWriter, RunCheckpoint, StepProgressBar, StopOnSignal
 from lit_distil.data import DocumentSource, MaskingStrategy, RowSource, SequenceFormat, load_tokenizer, prepare_corpus
-from lit_distil.messages import _arguments, shorten, users_mistake, whole_paths
+from lit_distil.messages import _arguments, shorten
 from lit_distil.models import NetworkSource, StudentInitialisation
 from lit_distil.modules import EncoderModule
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule
+from lit_distil.pieces import users_mistake, whole_paths
 from lit_distil.run import TrainingCLI
 from lit_distil.run import run as run_command
 from lit_distil.tasks import Task

@@ -21,7 +21,7 @@ from lit_distil.commands.pages import Section, check_pages, to_markdown, write_p
 from lit_distil.console import Table, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 
 Pair = tuple[str, str | None]

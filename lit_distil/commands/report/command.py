@@ -28,7 +28,7 @@ from lit_distil.commands.report.measure import Entry, measure_entries
 from lit_distil.commands.report.results import Comparison, Results, findings
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
-from lit_distil.messages import call_command
+from lit_distil.pieces import call_command
 
 _HOW_TO_READ = (
     "± is half the 95 % interval of the mean (Student's t) or of the difference (Welch's t); a single run has none. "

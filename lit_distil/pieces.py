@@ -1,0 +1,342 @@
+"""From an error in a piece of a configuration to a sentence that names the setting.
+
+A piece such as a masking strategy does not know where it stands in a configuration, so its errors begin with the name
+of its own argument: `rate must lie in (0, 1]`. `whole_paths` puts the rest before it: `data.masking.rate must ...`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import traceback
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace, add_instantiator
+
+from lit_distil.messages import broken_file, one_line, shorten
+from lit_distil.swaps import classes_first, swapping, tell_dropped
+from lit_distil.trust import Parser, guard
+
+_SECTIONS = ("source", "task", "filters")
+
+
+class PieceError(BaseException):
+    """A piece of a configuration could not be made; `__cause__` says why.
+
+    Not an `Exception`, since the parser would take it for a sign that the value is of another type.
+
+    Args:
+        kind: Class of the piece.
+        arguments: What it was given.
+    """
+
+    def __init__(self, kind: type, arguments: Mapping[str, Any]) -> None:
+        super().__init__(f"{kind.__name__} cannot be made")
+        self.kind, self.arguments = kind, arguments
+
+
+_paths_are_wanted: ContextVar[bool] = ContextVar("paths_are_wanted", default=False)
+
+
+def _make(kind: type, /, *args: Any, **arguments: Any) -> Any:
+    """Make a piece as the parser does; within `whole_paths` its errors say which one it is."""
+    if not _paths_are_wanted.get():
+        return kind(*args, **arguments)
+    try:
+        return kind(*args, **arguments)
+    except Exception as error:
+        if not _takes(kind, *args, **arguments):
+            raise  # teachers by name are no arguments of a model: the parser tries the next type
+        raise PieceError(kind, arguments) from error
+
+
+def _takes(kind: type, /, *args: Any, **arguments: Any) -> bool:
+    """Whether a class may be called so; True where Python cannot tell."""
+    try:
+        inspect.signature(kind).bind(*args, **arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+add_instantiator(_make, object)  # type: ignore[arg-type]  # a parameter's name would hide an argument of a class
+
+
+@contextmanager
+def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
+    """Let errors within the block name the whole path of the setting that is wrong.
+
+    An error of a constructor is a mistake in the configuration, whatever its type. Of other errors, those that this
+    package raises in a method of a piece are told with the path of the piece.
+
+    Args:
+        config: The configuration as it was parsed.
+
+    Raises:
+        ValueError: An error within the block, in one sentence.
+    """
+    token = _paths_are_wanted.set(True)
+    try:
+        yield
+    except PieceError as failure:
+        reason = failure.__cause__
+        assert reason is not None
+        message = users_mistake(reason)
+        if message is None:  # of a library, which names no field of the configuration
+            message = f"{failure.kind.__name__} refuses these arguments: {one_line(reason)}"
+        path = _path_of(failure.kind, failure.arguments, config) or failure.kind.__name__
+        raise ValueError(_with_path(message, path, failure.kind, config)) from reason
+    except Exception as error:
+        message = users_mistake(error)
+        if message is None:
+            message = _of_library_piece(error, config)
+        elif isinstance(error, ValueError | OSError | TypeError):
+            message = _from_frames(message, error, config)
+        if message is None or message == str(error):
+            raise
+        raise ValueError(message) from error
+    finally:
+        _paths_are_wanted.reset(token)
+
+
+def users_mistake(error: BaseException) -> str | None:
+    """The text of an error if it is a user's mistake that this package describes; otherwise None.
+
+    The parser wraps an error once for each level of the configuration. The outermost one of this package is shown.
+    """
+    reason: BaseException | None = error
+    while reason is not None:
+        frames = traceback.extract_tb(reason.__traceback__)
+        is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+        # these two are a mistake of the user's only where a check raises them
+        is_check = bool(frames) and str(frames[-1].line).startswith("raise ")
+        if is_ours and isinstance(
+            reason, ValueError | OSError | TypeError | RuntimeError if is_check else ValueError | OSError
+        ):
+            return str(reason)
+        if isinstance(reason, OSError) and reason.filename and reason.strerror:  # the system says what it refuses
+            return f"{reason.filename}: {reason.strerror}"
+        if isinstance(reason, MemoryError) or "not enough memory" in str(reason) or "out of memory" in str(reason):
+            return f"not enough memory ({one_line(reason)}); make the batches, the sequences or the network smaller"
+        reason = reason.__cause__
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised between any two lines
+        return (
+            f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
+            "0 to make batches in the training process"
+        )
+    return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
+
+
+def _with_path(message: str, path: str, kind: type, config: Namespace | Mapping[str, Any]) -> str:
+    """A piece's message with its path: before the argument that the message begins with, or before all of it."""
+    if told := _argument_of(message, kind):
+        return f"{path}.{told}"
+    return _as_given(message, config) if _begins_with_key(message, config) else f"{path}: {message}"
+
+
+def _argument_of(message: str, kind: type) -> str | None:
+    """A message that begins with an argument of a class: `train: ...`, or `source.train: ...` without its section."""
+    section, _, rest = message.partition(".")
+    for text in (message, rest if section in _SECTIONS else ""):
+        if _first_word(text) in _parameters(kind):
+            return text
+    return None
+
+
+def _from_frames(message: str, error: BaseException, config: Namespace | Mapping[str, Any]) -> str:
+    """A message with the path of the innermost piece whose method raised it."""
+    pieces = list(_pieces_at_work(error, config))
+    for path, kind in pieces:
+        if told := _argument_of(message, kind):
+            return f"{path}.{told}"
+    if _begins_with_key(message, config):
+        return _as_given(message, config)
+    path = next((path for path, _ in pieces if "." in path), "")
+    return f"{path}: {message}" if path else message
+
+
+def _of_library_piece(error: Exception, config: Namespace | Mapping[str, Any]) -> str | None:
+    """What to say of an error in a piece of a library, such as an optimizer; None if it arose elsewhere."""
+    path, kind = next(_pieces_at_work(error, config), ("", object))
+    if "." not in path or kind.__module__.partition(".")[0] not in (
+        "torch",
+        "lightning",
+        "transformers",
+        "torchmetrics",
+    ):
+        return None
+    return f"{path}: {kind.__name__} failed with these arguments: {one_line(error)}"
+
+
+def _pieces_at_work(error: BaseException, config: Namespace | Mapping[str, Any]) -> Iterator[tuple[str, type]]:
+    """Path and class of the pieces of a configuration whose methods an error came through, the innermost first."""
+    frames = []
+    cause: BaseException | None = error
+    while cause is not None:  # the frames of a cause end where it was caught
+        frames += [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
+        cause = cause.__cause__
+    for frame in reversed(frames):
+        piece = frame.f_locals.get("self")
+        if piece is None or type(piece).__module__ == "builtins":
+            continue
+        arguments = frame.f_locals if frame.f_code.co_name == "__init__" else getattr(piece, "__dict__", {})
+        if path := _path_of(type(piece), arguments, config):
+            yield path, type(piece)
+
+
+def _first_word(message: str) -> str:
+    """The name that a message begins with, if it is followed as a field is: `rate must`, `train: no`, `final=2`."""
+    match = re.match(r"([A-Za-z_]\w*)(?=[ .:=\[])", message)
+    return match[1] if match else ""
+
+
+def _begins_with_key(message: str, config: Namespace | Mapping[str, Any]) -> bool:
+    word = _first_word(message)
+    is_key = word in _keys(config) and word != "config"  # which is an argument of networks, too
+    return bool(word) and (is_key or _as_given(message, config) != message)
+
+
+def _as_given(message: str, config: Namespace | Mapping[str, Any]) -> str:
+    """`data.tokenizer: ...` for a command whose option is `--tokenizer`."""
+    section, _, rest = message.partition(".")
+    keys = _keys(config)
+    is_outside = section in ("data", "model") and section not in keys and _first_word(rest) in keys
+    return rest if is_outside else message
+
+
+def _keys(config: Namespace | Mapping[str, Any]) -> Iterable[str]:
+    return vars(config) if isinstance(config, Namespace) else config
+
+
+def _path_of(kind: type, arguments: Mapping[str, Any], config: Namespace | Mapping[str, Any]) -> str | None:
+    """Where a piece stands in a configuration; of several of a class, the one whose settings are most like its own."""
+    best, most = None, -1
+    for path, name, settings in _pieces(config, ""):
+        if name is None:  # a dataclass has no class path
+            is_kind = bool(settings) and settings.keys() == _parameters(kind).keys()
+        else:
+            is_kind = name.rpartition(".")[2] == kind.__name__
+        if is_kind:
+            missing = object()
+            num_equal = sum(_is_same(arguments.get(key, missing), value) for key, value in settings.items())
+            if num_equal > most:
+                best, most = path, num_equal
+    return best
+
+
+def _parameters(kind: type) -> Mapping[str, Any]:
+    try:
+        return inspect.signature(kind).parameters
+    except (TypeError, ValueError):  # some classes written in C have none
+        return {}
+
+
+def _is_same(ours: Any, theirs: Any) -> bool:
+    return isinstance(ours, str | int | float | None) and type(ours) is type(theirs) and ours == theirs
+
+
+def _pieces(value: Any, path: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """Path, class path and arguments of every piece of a configuration; of a dictionary without class, None for it."""
+    if isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _pieces(part, f"{path}[{index}]")
+    elif isinstance(value, Namespace | Mapping):
+        settings = vars(value) if isinstance(value, Namespace) else dict(value)
+        name = settings.get("class_path")
+        if isinstance(name, str):
+            arguments = settings.get("init_args")
+            settings = vars(arguments) if isinstance(arguments, Namespace) else dict(arguments or {})
+        yield path, name if isinstance(name, str) else None, settings
+        for key, part in settings.items():
+            yield from _pieces(part, f"{path}.{key}" if path else str(key))
+
+
+# Commands that are functions
+
+
+@guard()
+def call_command(
+    function: Callable[..., None],
+    arguments: list[str],
+    *,
+    prog: str,
+    words: str | None = None,
+    help: str = "In quotes.",
+    config_help: str = "A YAML file of these options.",
+    before: Callable[[Namespace], None] | None = None,
+) -> None:
+    """Call a function whose parameters are the options of a command.
+
+    Args:
+        function: The command.
+        arguments: The command line.
+        prog: What the command is called.
+        words: The parameter that needs no option name: `lit-distil score --model M "A text."`.
+        help: Its description.
+        config_help: Description of `--config`.
+        before: Called with what was parsed, before any piece is made.
+
+    Raises:
+        ValueError: An option or a value is wrong.
+    """
+    description = str(function.__doc__).split("Args:")[0].strip()
+    parser: Any = Parser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help=config_help)
+    if words is not None:
+        parser.add_argument(words, nargs="*", type=str, default=[], help=help)
+    skipped = set() if words is None else {words}
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skipped, sub_configs=True)
+    names = list(inspect.signature(function).parameters)
+    try:
+        with swapping() as dropped:
+            parsed = parser.parse_args(classes_first(arguments))
+    except ArgumentError as error:
+        raise ValueError(broken_file(arguments) or shorten(error.message, names)) from error
+    tell_dropped(dropped, parsed)
+    parsed.pop("config", None)
+    if before is not None:
+        before(parsed)
+    with whole_paths(parsed):
+        function(**parser.instantiate(parsed).as_dict())
+
+
+# A piece of a user's own that raises an error
+
+_BASES = ("lit_distil", "lightning", "torch", "transformers")
+
+
+def piece_that_raised(error: BaseException) -> str | None:
+    """What to say of an error in a class of a user's own (a loss, a mask, a callback): which, where, its contract.
+
+    Returns:
+        One sentence; None if no class that derives from one of this package or its libraries raised it, or if this
+        package was called by that class, so that the fault may be anywhere.
+    """
+    reason: BaseException | None = error
+    while reason is not None:
+        place = ""
+        for frame, line in reversed([*traceback.walk_tb(reason.__traceback__)]):
+            file, kind, method = Path(frame.f_code.co_filename), type(frame.f_locals.get("self")), frame.f_code.co_name
+            if file.is_relative_to(Path(__file__).parent):
+                break
+            base = next((one for one in kind.__mro__ if one.__module__.partition(".")[0] in _BASES), None)
+            if base is kind or base is None or not hasattr(base, method):
+                if not (file.is_relative_to(sys.prefix) or file.is_relative_to(sys.base_prefix)):
+                    place = place or f"{file.name}, line {line}"
+                continue
+            contract = (inspect.getdoc(getattr(base, method)) or "").partition("\n")[0]
+            told = f" ({base.__name__}.{method}: {contract})" if contract and method != "__init__" else ""
+            return (
+                f"{kind.__module__}.{kind.__qualname__}.{method} raised {type(reason).__name__}: {reason} in "
+                f"{place or f'{file.name}, line {line}'}{told}; LIT_DISTIL_TRACEBACK=1 shows the way there"
+            )
+        reason = reason.__cause__
+    return None
