@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -267,31 +267,34 @@ def call_command(
     function: Callable[..., None],
     arguments: list[str],
     *,
-    prog: str,
     words: str | None = None,
     help: str = "In quotes.",
     config_help: str = "A YAML file of these options.",
+    unused: Sequence[str] = (),
     before: Callable[[Namespace], None] | None = None,
 ) -> None:
     """Call a function whose parameters are the options of a command.
 
     Args:
-        function: The command.
+        function: The command, which is called as its function is.
         arguments: The command line.
-        prog: What the command is called.
         words: The parameter that needs no option name: `lit-distil score --model M "A text."`.
         help: Its description.
         config_help: Description of `--config`.
+        unused: Further keys that a configuration may have, which the function does not take.
         before: Called with what was parsed, before any piece is made.
 
     Raises:
         ValueError: An option or a value is wrong.
     """
     description = str(function.__doc__).split("Args:")[0].strip()
+    prog = f"lit-distil {function.__name__.replace('_', '-')}"
     parser: Any = Parser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=config_help)
     if words is not None:
         parser.add_argument(words, nargs="*", type=str, default=[], help=help)
+    for name in unused:
+        parser.add_argument(f"--{name}", type=Any, default=None, help="Part of the configuration of a run.")
     skipped = set() if words is None else {words}
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skipped, sub_configs=True)
     names = list(inspect.signature(function).parameters)
@@ -301,9 +304,10 @@ def call_command(
     except ArgumentError as error:
         raise ValueError(broken_file(arguments) or shorten(error.message, names)) from error
     tell_dropped(dropped, parsed)
-    parsed.pop("config", None)
     if before is not None:
         before(parsed)
+    for name in ("config", *unused):
+        parsed.pop(name, None)
     with whole_paths(parsed):
         function(**parser.instantiate(parsed).as_dict())
 

@@ -25,6 +25,7 @@ from lit_distil import models
 from lit_distil.data import DocumentSource, HeldOut, InMemory, RowSource, TextDataModule, load_tokenizer
 from lit_distil.files import describe, hash_of
 from lit_distil.messages import shorten
+from lit_distil.models.networks import room_of
 from lit_distil.trust import Parser, RemoteCodeError, find_class, guard, load_pretrained
 
 Recipe = dict[str, Any]
@@ -144,10 +145,8 @@ def room_for(config: Any, tokenizer: Any, wanted: int) -> int:
     """The tokens wanted, or as many as the network has positions for."""
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
-    # RoBERTa-likes begin their positions after that of the padding
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    padding = getattr(config, "pad_token_id", None) or 0
-    return min(wanted, tokenizer.model_max_length, positions - padding - 1 if positions > padding + 1 else positions)
+    room = None if config is None else room_of(config)
+    return min(wanted, tokenizer.model_max_length, wanted if room is None else room)
 
 
 def text_data(

@@ -2,8 +2,7 @@
 
 from lit_distil.callbacks.checkpoints import RunCheckpoint, WholeCheckpoints
 from lit_distil.callbacks.export import ExportCallback, PredictionWriter, write_export
-from lit_distil.callbacks.logs import RunCSVLogger
-from lit_distil.callbacks.progress import StepProgressBar
+from lit_distil.callbacks.logs import RunCSVLogger, StepProgressBar
 from lit_distil.callbacks.signals import StopOnSignal
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from lit_distil.models.attention import choose_attention, register, supports_unpadded
 from lit_distil.models.layout import SequenceLayout
-from lit_distil.models.networks import FlatNetwork, MaskedLMNetwork
+from lit_distil.models.networks import FlatNetwork, MaskedLMNetwork, TaskNetwork
 from lit_distil.models.sources import FromConfig, NetworkSource, Pretrained
 from lit_distil.models.students import (
     CopyRecord,
@@ -18,7 +18,6 @@ from lit_distil.models.students import (
     RandomWeights,
     StudentInitialisation,
 )
-from lit_distil.models.task_network import TaskNetwork
 
 register()
 
