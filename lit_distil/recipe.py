@@ -19,14 +19,15 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil import models
 from lit_distil.data import DocumentSource, HeldOut, InMemory, RowSource, TextDataModule, load_tokenizer
 from lit_distil.files import describe, hash_of
 from lit_distil.messages import shorten
 from lit_distil.models.networks import room_of
-from lit_distil.trust import Parser, RemoteCodeError, find_class, guard, load_pretrained
+from lit_distil.models.sources import without_argument
+from lit_distil.trust import Parser, find_class, guard
 
 Recipe = dict[str, Any]
 PRETRAINED = "lit_distil.models.Pretrained"
@@ -125,14 +126,9 @@ def config_of(network: Any) -> Any:
     if not isinstance(network, str):
         return getattr(network, "config", None)
     try:
-        return load_pretrained(AutoConfig.from_pretrained, network)
-    except RemoteCodeError as error:
-        raise ValueError(f"network: {error}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
+        return models.Pretrained(network).read_config()
+    except ValueError as error:
+        raise ValueError(without_argument(error)) from error
 
 
 def learning_rate(config: Any, *, at_width_768: float, power: int) -> float:

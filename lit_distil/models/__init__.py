@@ -1,5 +1,6 @@
 """Networks: building them, running them on flat batches, making a student out of its teacher."""
 
+from lit_distil.models.architectures import Head
 from lit_distil.models.attention import choose_attention, register, supports_unpadded
 from lit_distil.models.layout import SequenceLayout
 from lit_distil.models.networks import FlatNetwork, MaskedLMNetwork, TaskNetwork
@@ -30,6 +31,7 @@ __all__ = [
     "FirstLayers",
     "FlatNetwork",
     "FromConfig",
+    "Head",
     "LastLayers",
     "LayerPick",
     "Layers",

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lit_distil.models.architectures import TASK_HEADS, Head, check_architecture, classes_for, head_of
 from lit_distil.models.attention import UNPADDED, choose_attention, supports_unpadded
 from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout
-from lit_distil.models.sources import TASK_HEADS, Head, check_architecture, classes_for, head_of, sketching
+from lit_distil.models.sources import sketching
 from lit_distil.types import Batch, EncoderOutput, Projection
 
 _RULED_OUT = -30.0

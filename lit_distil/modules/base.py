@@ -20,8 +20,7 @@ from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
 from lit_distil.messages import innermost, one_line
-from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import Head
+from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
-from lit_distil.models.sources import Head, classes_for
+from lit_distil.models.architectures import Head, classes_for
 from lit_distil.modules.checks import called, check_for_task, check_length, check_networks, check_padding_id
 from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
 from lit_distil.modules.meters import Stage
