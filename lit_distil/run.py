@@ -325,8 +325,14 @@ class TrainingCLI(LightningCLI):
 
     def check_before_work(self) -> None:
         """See the function of this name."""
-        has_tokenizer = self.before_training is None  # which may train one
-        check_before_work(self.model, self.datamodule, str(self.subcommand), has_tokenizer=has_tokenizer)
+        check_before_work(
+            self.model,
+            self.datamodule,
+            self.trainer,
+            str(self.subcommand),
+            is_resumed=bool(self.config[self.subcommand].get("ckpt_path")),
+            has_tokenizer=self.before_training is None,  # which may train one
+        )
 
     before_validate = before_test = before_predict = check_before_work
 
@@ -344,15 +350,22 @@ class TrainingCLI(LightningCLI):
         """Nothing: settings in a checkpoint never win over the files and the command line."""
 
 
-def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bool = True) -> None:
+def check_before_work(
+    module: Any, data: Any, trainer: Trainer, command: str, *, is_resumed: bool, has_tokenizer: bool
+) -> None:
     """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
 
     Args:
         module: See `EncoderModule.check_before_work`; None checks the data alone.
         data: See `TextDataModule.check_before_work`.
+        trainer: Its callbacks look at what they would replace.
         command: `fit`, `validate`, `test` or `predict`.
+        is_resumed: Whether the run continues from a checkpoint.
         has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ExportCallback if command == "fit" else PredictionWriter):
+            callback.check_before_work(trainer, data, is_resumed=is_resumed)
     data.check_before_work(command, has_tokenizer=has_tokenizer)
     if module is not None:  # `inspect` may have none
         module.check_before_work(data, has_tokenizer=has_tokenizer)
@@ -424,7 +437,8 @@ def fit_objects(
             raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
         settings = {"use_distributed_sampler": False, **settings}
         trainer = Trainer(**complete_trainer("fit", settings, is_call=True, overwrite=overwrite, kept=config))
-        check_before_work(module, data, "fit", has_tokenizer=before_training is None)
+        is_resumed, has_tokenizer = checkpoint is not None, before_training is None
+        check_before_work(module, data, trainer, "fit", is_resumed=is_resumed, has_tokenizer=has_tokenizer)
         if refusal is not None:
             raise refusal
         run_folder.clear()
