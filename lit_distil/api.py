@@ -40,11 +40,11 @@ from lit_distil.recipe import (
     config_of,
     described,
     distillation_objectives,
-    has_objects,
     last_of_each_two,
     learning_rate,
     linear,
     network_name,
+    objects_in,
     override,
     piece,
     pretrained,
@@ -487,7 +487,7 @@ def _train(
         recipe["trainer"]["callbacks"] = list(callbacks)
     products = torch.get_float32_matmul_precision()
     try:
-        if not has_objects(recipe):
+        if not objects_in(recipe):
             options = ["--config", json.dumps(recipe), *overrides]
             run(["fit", *options], is_call=True, overwrite=overwrite, before_training=before_training)
         else:

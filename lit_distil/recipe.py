@@ -330,7 +330,7 @@ def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
     Raises:
         ValueError: An option is no `--key=value`, or leads into an object.
     """
-    recipe = copy.deepcopy(recipe, {id(one): one for one in _objects(recipe)})
+    recipe = copy.deepcopy(recipe, {id(one): one for one in objects_in(recipe)})
     words = iter(options)
     for option in words:
         name, found, value = option.removeprefix("--").partition("=")
@@ -353,10 +353,10 @@ def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _objects(value: Any) -> list[Any]:
-    """The Python objects in a recipe."""
+def objects_in(value: Any) -> list[Any]:
+    """The Python objects in a recipe, which YAML cannot hold."""
     if isinstance(value, Mapping | list | tuple):
-        return [found for one in (value.values() if isinstance(value, Mapping) else value) for found in _objects(one)]
+        return [found for one in (value.values() if isinstance(value, Mapping) else value) for found in objects_in(one)]
     return [] if value is None or isinstance(value, str | int | float | bool) else [value]
 
 
@@ -374,11 +374,6 @@ def refuse_classes(value: Any, name: str = "") -> None:
     elif isinstance(value, list | tuple):
         for one in value:
             refuse_classes(one, name)
-
-
-def has_objects(value: Any) -> bool:
-    """Whether a recipe holds something that YAML cannot."""
-    return bool(_objects(value))
 
 
 def build(given: Any) -> Any:
@@ -402,7 +397,7 @@ def _build_class(given: Mapping[str, Any]) -> Any:
     if isinstance(arguments.get("optimizer"), Optimizer):
         raise ValueError("optimizer: give a function that makes it, such as functools.partial(torch.optim.SGD, lr=0.1)")
     parser = Parser(exit_on_error=False)
-    parser.given = _objects(arguments)
+    parser.given = objects_in(arguments)
     parser.add_class_arguments(kind, "piece", instantiate=False)
     try:
         made = parser.instantiate_classes(parser.parse_object({"piece": arguments}))
@@ -413,7 +408,7 @@ def _build_class(given: Mapping[str, Any]) -> Any:
 
 def _build_objects(value: Any) -> Any:
     """Build an argument as far as it holds objects; the parser builds what is plain."""
-    if not has_objects(value):
+    if not objects_in(value):
         return value
     if isinstance(value, Mapping) and "class_path" not in value:
         return {name: _build_objects(one) for name, one in value.items()}

@@ -342,7 +342,10 @@ class TrainingCLI(LightningCLI):
         if task is None or task.knows_labels:
             return
         checkpoint = self.config_init[self.subcommand].ckpt_path
-        names = _labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)
+        names = source and source.label_names(task.head)
+        if checkpoint:
+            content = _content_of(checkpoint, "cpu")
+            names = None if content is None else saved_labels(content)
         if names:
             task.take_labels(names)
 
@@ -451,11 +454,11 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def _labels_in(checkpoint: str) -> list[str] | None:
-    """The labels of the network in a checkpoint file; None where it cannot be read."""
+def _content_of(checkpoint: str, device: str) -> Any:
+    """What a checkpoint file holds; None where it cannot be read, since loading it will say what is wrong."""
     with suppress(ValueError), reading_checkpoint(checkpoint):
-        return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-    return None  # loading it will say what is wrong
+        return torch.load(checkpoint, map_location=device, weights_only=True, mmap=True)
+    return None
 
 
 def _check_devices(devices: Any) -> None:
@@ -477,10 +480,9 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
         )
     if path.is_dir():
         raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
-    content: Any = {"state_dict": None, "pytorch-lightning_version": None}
-    with suppress(ValueError), reading_checkpoint(path):  # loading it will say what is wrong
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+    content = _content_of(str(path), "meta")
+    keys = content.keys() if isinstance(content, dict) else ()
+    if content is not None and not {"state_dict", "pytorch-lightning_version"}.issubset(keys):
         raise ValueError(
             f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a run "
             "keeps in <run>/checkpoints/last.ckpt"

@@ -264,6 +264,10 @@ def _own_values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 # Code in the folder of a network or tokenizer
 
+_UNLESS_TRUSTED = (
+    "which does not run unless you trust it; read it, and add --trust_remote_code (trust_remote_code=True in Python)"
+)
+
 
 class RemoteCodeError(ValueError):
     """A folder or a name on the Hub brings code of its own, which nobody trusted."""
@@ -292,10 +296,7 @@ def load_pretrained(load: Callable[..., Any], name: Any, **settings: Any) -> Any
         if "trust_remote_code" not in str(error):
             raise
         called = name if isinstance(name, str) else getattr(name, "name_or_path", "") or type(name).__name__
-        raise RemoteCodeError(
-            f"{called!r} brings code of its own, which does not run unless you trust it; read it, and add "
-            "--trust_remote_code (trust_remote_code=True in Python)"
-        ) from error
+        raise RemoteCodeError(f"{called!r} brings code of its own, {_UNLESS_TRUSTED}") from error
     check_attention(getattr(loaded, "_attn_implementation", None))
     return loaded
 
@@ -311,7 +312,4 @@ def check_attention(names: Any) -> None:
     """
     for one in names.values() if isinstance(names, Mapping) else [names]:
         if isinstance(one, str) and "/" in one and not _remote_code:
-            raise RemoteCodeError(
-                f"attention: {one!r} is code from the Hub, which does not run unless you trust it; read it, and add "
-                "--trust_remote_code (trust_remote_code=True in Python)"
-            )
+            raise RemoteCodeError(f"attention: {one!r} is code from the Hub, {_UNLESS_TRUSTED}")

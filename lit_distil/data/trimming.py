@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,7 +79,8 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, documents: Iterable[list[st
     """
     encoder = TextEncoder(_json_of(tokenizer))
     counts, num_words = np.zeros(len(tokenizer), dtype=np.int64), 0
-    for texts in _groups(chain.from_iterable(documents)):
+    all_texts = chain.from_iterable(documents)
+    while texts := list(islice(all_texts, _TEXTS_AT_A_TIME)):
         num_words += sum(len(text.split()) for text in texts)
         counts += np.bincount(encoder(texts).tokens, minlength=len(counts))
     unknown: Any = tokenizer.unk_token_id
@@ -165,12 +166,7 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, place
         made = copy.deepcopy(tokenizer)
         made.add_tokens([AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in new])
         return Derived(made, [*sources, *new.values()])
-    vocabulary = state["model"]["vocab"]
-    entries = list(zip(names, sources, strict=True))
-    own = [entry for entry in entries if entry[0] in vocabulary]
-    return _with_entries(
-        tokenizer, state, [*own, *new.items(), *(entry for entry in entries if entry[0] not in vocabulary)], new=new
-    )
+    return _with_entries(tokenizer, state, [*zip(names, sources, strict=True), *new.items()], new=new)
 
 
 def shared_entries(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[int] | None:
@@ -203,17 +199,6 @@ def _json_of(tokenizer: PreTrainedTokenizerBase) -> str:
 def _entries(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """All entries by id."""
     return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    for text in texts:
-        group.append(text)
-        if len(group) == _TEXTS_AT_A_TIME:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _kind(state: dict[str, Any]) -> str:
