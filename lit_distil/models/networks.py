@@ -321,7 +321,6 @@ class TaskNetwork(FlatNetwork):
     Args:
         model: The encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
             `...ForQuestionAnswering` or `...ForMultipleChoice`, or a class registered for one of these.
-        attention: See `FlatNetwork`.
 
     Raises:
         ValueError: The model has another head, or pools its sequences in an unknown way.

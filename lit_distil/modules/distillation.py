@@ -64,9 +64,6 @@ class DistillationModule(StudentModule, LanguageModelModule):
             costs one more backward pass for each term; 0 for never.
         evaluate_at_start: Validate before the first step too, so that the curves of `val/` begin with the untrained
             student at step 0.
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
-        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(

@@ -67,9 +67,6 @@ class TaskDistillationModule(StudentModule, TaskModule):
         freeze_positions: Leave the student's position embeddings as they are.
         gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
             one more backward pass for each term; 0 never does.
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
-        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(

@@ -107,8 +107,6 @@ class TextClassification(TextTask):
     Metrics: accuracy, macro-F1, Matthews' correlation, and for two classes the F1 of the second.
 
     Args:
-        text: Column of the (first) text.
-        pair: Column of the second text, for pairs.
         label: Column of the label, a name or a class index.
         labels: Names of the classes in the order of their indices; None takes the sorted ones of the training rows.
         class_weights: Factors of the classes in the loss, in the order of `labels`; `balanced` makes them inversely
@@ -184,8 +182,6 @@ class MultiLabelClassification(TextTask):
     share of rows with every label right.
 
     Args:
-        text: Column of the (first) text.
-        pair: Column of the second text, for pairs.
         label: Column of the labels: a list of names or indices, or a text in which `separator` stands between them.
             A row without labels has an empty list or text.
         labels: Names of the labels in the order of their indices; None takes the sorted ones of the training rows.

@@ -16,8 +16,6 @@ class TextRegression(TextTask):
     Metrics: Pearson's and Spearman's correlation, and the mean squared error.
 
     Args:
-        text: Column of the (first) text.
-        pair: Column of the second text, for pairs.
         label: Column of the value.
     """
 
