@@ -30,10 +30,6 @@ class PieceError(BaseException):
     """A piece of a configuration could not be made; `__cause__` says why.
 
     Not an `Exception`, since the parser would take it for a sign that the value is of another type.
-
-    Args:
-        kind: Class of the piece.
-        arguments: What it was given.
     """
 
     def __init__(self, kind: type, arguments: Mapping[str, Any]) -> None:
@@ -74,9 +70,6 @@ def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
 
     An error of a constructor is a mistake in the configuration, whatever its type. Of other errors, those that this
     package raises in a method of a piece are told with the path of the piece.
-
-    Args:
-        config: The configuration as it was parsed.
 
     Raises:
         ValueError: An error within the block, in one sentence.

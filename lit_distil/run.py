@@ -141,11 +141,7 @@ def _loggers(command: str, given: Any, folder: str) -> Any:
 
 
 class RunSettings(Callback):
-    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`).
-
-    Args:
-        settings: The configuration, in plain values.
-    """
+    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -376,13 +372,7 @@ def check_before_work(
 
 @guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
-    """Parse and run one of the trainer's commands, or with another `cli` a command that reads the same configuration.
-
-    Args:
-        arguments: The command and its options.
-        cli: The class that runs it.
-        settings: Further arguments of `cli`.
-    """
+    """Parse and run one of the trainer's commands, or by another `cli` a command that reads the same configuration."""
     _quieten()
     _let_null_reach_its_key()
     cli(

@@ -50,12 +50,7 @@ def swapping() -> Iterator[list[Dropped]]:
 
 
 def tell_dropped(dropped: list[Dropped], config: Namespace) -> None:
-    """Say what was dropped, a line for each class that was replaced; not what the new class was given itself.
-
-    Args:
-        dropped: See `swapping`.
-        config: The configuration as it was parsed.
-    """
+    """Say what was dropped, a line for each class that was replaced; not what the new class was given itself."""
     if not dropped:
         return
     from lightning.pytorch.utilities import rank_zero_info  # takes seconds, and some commands need none

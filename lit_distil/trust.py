@@ -281,11 +281,6 @@ def trusts_remote_code() -> bool:
 def load_pretrained(load: Callable[..., Any], name: Any, **settings: Any) -> Any:
     """Call `from_pretrained` or `from_config` of an auto class of transformers; it never asks whether to run code.
 
-    Args:
-        load: The method.
-        name: Folder, name on the Hub, or configuration.
-        settings: Further arguments of the method.
-
     Raises:
         RemoteCodeError: It needs code that the folder brings, and `guard` does not trust it.
     """

@@ -82,14 +82,7 @@ class ExportCallback(Callback):
 
 
 def write_export(network: Any, tokenizer: Any, folder: Path, *, sentences: SentenceFormat | None = None) -> None:
-    """Write network and tokenizer to a folder that `from_pretrained` loads, whole or not at all.
-
-    Args:
-        network: A model of transformers.
-        tokenizer: Its tokenizer.
-        folder: Where to write.
-        sentences: Of a sentence encoder, so that `SentenceTransformer(folder)` loads the folder too.
-    """
+    """Write a folder that `from_pretrained`, and with `sentences` `SentenceTransformer`, loads: whole or not at all."""
     with staged_folder(folder) as staging:
         network.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

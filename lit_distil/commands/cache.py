@@ -112,15 +112,7 @@ def plan_split(dataset: SequenceDataset, patterns: int, *, positions: str, name:
 
 
 class CacheWriter:
-    """Runs a teacher over masked sequences and writes its rows.
-
-    Args:
-        teacher: The teacher.
-        manifest: What the cache depends on, and its settings.
-        plans: The work for each split.
-        batch_size: Masked sequences at a time.
-        device: Where the teacher runs.
-    """
+    """Runs a teacher over masked sequences and writes its rows."""
 
     def __init__(
         self,

@@ -233,14 +233,7 @@ class EncoderResult:
 def evaluate(
     encoder: SentenceEncoder, pairs: ScoredPairs | None, questions: Questions | None, *, reference: Floats | None = None
 ) -> tuple[EncoderResult, Floats]:
-    """What an encoder reaches, and its cosines of pairs and of questions with paragraphs, in one row.
-
-    Args:
-        encoder: The encoder.
-        pairs: Pairs with scores, or None.
-        questions: Questions with their paragraphs, or None.
-        reference: The cosines of the encoder that it is compared with.
-    """
+    """What an encoder reaches beside a reference, and its cosines of pairs and of questions with paragraphs, in one row."""
     found: dict[str, Any] = {}
     cosines: list[Floats] = []
     num_texts, start = 0, perf_counter()

@@ -287,13 +287,7 @@ def read_pairs(path: str) -> list[MinimalPair]:
 
 
 def score_pairs(model: MaskedLM, pairs: Sequence[MinimalPair], **options: Any) -> Bools:
-    """Bool `[N]`: whether the good sentence of each pair has the higher score.
-
-    Args:
-        model: The model that scores them.
-        pairs: A sentence that is in several pairs is scored once.
-        options: Further arguments of `pseudo_likelihoods`.
-    """
+    """Bool `[N]`: whether the good sentence of each pair scores higher; one that is in several pairs is scored once."""
     place_of: dict[str, str] = {}
     for sentence, place in [(pair.good, pair.place) for pair in pairs] + [(pair.bad, pair.place) for pair in pairs]:
         place_of.setdefault(sentence, place)
@@ -330,12 +324,7 @@ class PairsResult:
 
 
 def judge(paradigms: Sequence[str], right: Bools) -> PairsResult:
-    """Accuracies with standard errors.
-
-    Args:
-        paradigms: Of each pair.
-        right: Bool `[N]`, whether its good sentence scored higher.
-    """
+    """Accuracies with standard errors, from whether the good sentence of each pair scored higher (bool `[N]`)."""
 
     def accuracy_of(chosen: Bools) -> Accuracy:
         share = float(chosen.mean())

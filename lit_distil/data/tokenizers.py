@@ -101,11 +101,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, *, role: str) -> None:
     """Check that two tokenizers have the same entries and the same special tokens.
 
-    Args:
-        ours: The data's tokenizer.
-        theirs: The tokenizer of a network.
-        role: What that network is, "teacher" or "student".
-
     Raises:
         ValueError: They differ; the message names the first difference and a way out.
     """

@@ -172,10 +172,6 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, place
 def shared_entries(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[int] | None:
     """Say for each entry of a tokenizer which id it has in a larger one that cuts text by the same rules.
 
-    Args:
-        ours: The smaller tokenizer.
-        theirs: The larger one.
-
     Returns:
         Ids of `theirs` in the order of ours; None if ours is not theirs with entries left out.
     """

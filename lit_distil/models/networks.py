@@ -341,11 +341,6 @@ class TaskNetwork(FlatNetwork):
     ) -> EncoderOutput:
         """Run a flat batch.
 
-        Args:
-            batch: T tokens of S sequences.
-            output_hidden_states: See `MaskedLMNetwork`.
-            attention_layers: See `MaskedLMNetwork`.
-
         Returns:
             Logits `[S, labels]` for each sequence (`[S, 1]` for choices, a score each) or `[T, labels]` for each token
             (`[T, 2]` for answers, as the first and the last token of one).

@@ -189,13 +189,7 @@ class StudentModule(EncoderModule):
 
     @abstractmethod
     def check_networks(self, student: Any, teachers: dict[str, Any], data: DataModule) -> None:
-        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built.
-
-        Args:
-            student: The student's network.
-            teachers: Networks of the teachers that run, by name.
-            data: The data module.
-        """
+        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built."""
 
     def _first_teacher(self) -> tuple[str, bool]:
         """The first teacher's name, and whether the student is made from it."""
