@@ -233,7 +233,7 @@ class EncoderResult:
 def evaluate(
     encoder: SentenceEncoder, pairs: ScoredPairs | None, questions: Questions | None, *, reference: Floats | None = None
 ) -> tuple[EncoderResult, Floats]:
-    """What an encoder reaches beside a reference, and its cosines of pairs and of questions with paragraphs, in one row."""
+    """What an encoder reaches, and its cosines (pairs, then questions with paragraphs), as the reference has them."""
     found: dict[str, Any] = {}
     cosines: list[Floats] = []
     num_texts, start = 0, perf_counter()

@@ -85,7 +85,7 @@ class StepGuard:
         return None
 
     def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-        """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took; the device is not waited for."""
+        """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took: nothing waits."""
         if self.norm is None:
             raise RuntimeError("clip() has no norm to clip by: call check() of this step first")
         torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), max_norm, self.norm)
