@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from lit_distil.data.corpus.encoding import TextEncoder
+from lit_distil.data.tokenizers import entries_of
 
 _TEXTS_AT_A_TIME = 1000
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -110,7 +111,7 @@ def trim(
         ValueError: The model is of another kind, or the size is too small or not smaller.
     """
     state = json.loads(_json_of(tokenizer))
-    names = _entries(tokenizer)
+    names = entries_of(tokenizer)
     if size is not None and size >= len(names):
         raise ValueError(f"size={size}: the tokenizer has {len(names)} entries; give a smaller size, or leave it out")
     ids = {name: index for index, name in enumerate(names)}
@@ -149,7 +150,7 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, place
         ValueError: The model is of another kind, or a word is empty or can be no entry.
     """
     state = json.loads(_json_of(tokenizer))
-    backend, names = tokenizer.backend_tokenizer, _entries(tokenizer)
+    backend, names = tokenizer.backend_tokenizer, entries_of(tokenizer)
     is_entry = _kind(state) == "WordPiece"
     new: dict[str, tuple[int, ...]] = {}
     known = set(names)
@@ -190,11 +191,6 @@ def shared_entries(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBas
 
 def _json_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.backend_tokenizer.to_str())
-
-
-def _entries(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """All entries by id."""
-    return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
 def _kind(state: dict[str, Any]) -> str:
@@ -321,7 +317,7 @@ def _with_entries(
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         made = type(tokenizer).from_pretrained(folder)
     made.name_or_path = tokenizer.name_or_path
-    if _entries(made) != [name for name, _ in entries]:
+    if entries_of(made) != [name for name, _ in entries]:
         raise ValueError(
             f"network: {type(tokenizer).__name__} does not take another vocabulary: of {len(entries)} entries it gives "
             f"{len(made)}, or another order"
