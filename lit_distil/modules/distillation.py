@@ -44,7 +44,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
     entries: as if both networks were cut to them.
 
     If the data's format draws pairs, next-sentence prediction is ignored, as in DistilBERT, unless an objective uses it
-    (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`). The arguments that are not listed are those of `StudentModule`.
+    (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`). Arguments that are not listed are those of `StudentModule`.
 
     Args:
         student: Made from the first teacher's layers (`EveryOther`, `Layers`, ...), from a configuration

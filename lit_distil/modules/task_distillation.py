@@ -51,7 +51,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
     and how far it is from it; the first one logs the teacher's own metrics (`val/teacher/`).
 
     Several teachers, by name, act as one: `TaskSoftTargetLoss` compares with the weighted mean of their distributions.
-    A term named in `objective_teachers` compares with that teacher alone. The arguments that are not listed are those of
+    A term named in `objective_teachers` compares with that teacher alone. Arguments that are not listed are those of
     `StudentModule`.
 
     Args:
