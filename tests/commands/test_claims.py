@@ -164,7 +164,9 @@ def write_claim(root: Path, *, margin: float = 0.0, **changes: Any) -> Path:
         "keys": ["model.network"],
     }
     (root / "size").mkdir(parents=True)
-    (root / "size" / CLAIM).write_text(yaml.safe_dump({**content, "arms": arms, "effects": effects, **changes}))
+    (root / "size" / CLAIM).write_text(
+        yaml.safe_dump({**content, "arms": arms, "effects": effects, **changes}, sort_keys=False)
+    )
     (root / "size/large.yaml").write_text(
         yaml.safe_dump({"model": {"init_args": {"network": {"init_args": {"seed": 1}}}}})
     )

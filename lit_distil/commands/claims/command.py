@@ -6,6 +6,7 @@ on from its last checkpoint, so the command can be stopped at any moment and giv
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import subprocess
@@ -212,7 +213,6 @@ def _write_result(file: Path, claim: str, arm: str, result: dict[str, Any]) -> N
     write_json(file, {"claim": claim, "arm": arm, **result, "made_with": hardware})
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and run the claims."""
-    help = "Claims, by the names of their folders; none for all."
-    call_command(claims, arguments, prog="lit-distil claims", words="names", help=help)
+run = functools.partial(
+    call_command, claims, words="names", help="Claims, by the names of their folders; none for all."
+)

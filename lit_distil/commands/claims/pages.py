@@ -86,7 +86,7 @@ def _arms_table(measured: Measured) -> Table:
         values = measured.values(metric)
         for arm in claim.arms:
             if by_seed := values.get(arm):
-                mean = with_interval(fmean(by_seed.values()), half_width([*by_seed.values()]))
+                mean = _number(fmean(by_seed.values()), half_width([*by_seed.values()]))
                 table.append([arm, metric, mean, ", ".join(f"{value:.4g}" for value in by_seed.values())])
     return table
 
@@ -105,11 +105,13 @@ def _minutes(measured: Measured) -> float:
 
 
 def _effect(one: Estimate) -> str:
-    if one.mean is None:
-        return "–"
-    if one.half is not None and max(abs(one.mean), one.half) < 1e-6:  # rounding, of a claim that is exact
-        return f"{one.mean:.0e} ± {one.half:.0e}"
-    return with_interval(one.mean, one.half, sign=True)
+    return "–" if one.mean is None else _number(one.mean, one.half, sign=True)
+
+
+def _number(mean: float, half: float | None, *, sign: bool = False) -> str:
+    if half is not None and max(abs(mean), half) < 1e-6:  # rounding, of a claim that is exact
+        return f"{mean:.0e} ± {half:.0e}"
+    return with_interval(mean, half, sign=sign)
 
 
 def _shown(measured: Measured) -> list[tuple[Effect, Estimate]]:
