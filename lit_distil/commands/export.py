@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.commands.networks import open_network, sentence_format_of, texts_in
+from lit_distil.commands.networks import open_network, texts_in, writable_sentence_format
 from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
 from lit_distil.files import check_output, staged_folder, write_json
 from lit_distil.models.networks import position_range
@@ -62,13 +62,7 @@ def export(
             f"tokenizer: it has {len(chosen)} entries and the network's embedding {num_rows} rows; give the tokenizer "
             "that the network was trained with: --tokenizer FOLDER_OR_NAME"
         )
-    try:
-        sentences = sentence_format_of(checkpoint, pooling)
-    except ValueError as error:
-        if pooling is not None:
-            raise
-        sentences = None
-        print(f"without the files of sentence-transformers: {error}")
+    sentences = writable_sentence_format(checkpoint, pooling)
     with staged_folder(Path(out)) as staging:
         network.save_pretrained(staging)
         chosen.save_pretrained(staging)
