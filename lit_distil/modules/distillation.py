@@ -60,6 +60,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
             for that alone), and objectives use its cached distribution. Needs static masks. The logged divergence and
             entropy of such a teacher are a little too large: they spread the mass of uncached tokens evenly.
         freeze_positions: Keep the student's position embeddings as they were copied, as DistilBERT's authors do.
+        student_dropout: Whether the student's dropout is on in training. The teacher's never is, and a student made of
+            its layers comes closer in few steps without.
         gradient_shares_every: Log every this many steps the share of each term in the norm of the gradient, which
             costs one more backward pass for each term; 0 for never.
         evaluate_at_start: Validate before the first step too, so that the curves of `val/` begin with the untrained
@@ -81,6 +83,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         teacher_dtype: str | None = None,
         teacher_cache: str | dict[str, str] | None = None,
         freeze_positions: bool = False,
+        student_dropout: bool = True,
         gradient_shares_every: int = 500,
         evaluate_at_start: bool = False,
         optimizer: OptimizerCallable | None = None,
@@ -96,6 +99,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
             teacher_revision=teacher_revision,
             teacher_dtype=teacher_dtype,
             freeze_positions=freeze_positions,
+            student_dropout=student_dropout,
             gradient_shares_every=gradient_shares_every,
             optimizer=optimizer,
             schedule=schedule,

@@ -65,6 +65,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
         teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
         freeze_positions: Leave the student's position embeddings as they are.
+        student_dropout: Whether the student's dropout is on in training.
         gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
             one more backward pass for each term; 0 never does.
         optimizer: See `EncoderModule`.
@@ -83,6 +84,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
         freeze_positions: bool = False,
+        student_dropout: bool = True,
         gradient_shares_every: int = 500,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
@@ -97,6 +99,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
             teacher_revision=teacher_revision,
             teacher_dtype=teacher_dtype,
             freeze_positions=freeze_positions,
+            student_dropout=student_dropout,
             gradient_shares_every=gradient_shares_every,
             optimizer=optimizer,
             schedule=schedule,
@@ -149,7 +152,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         assert self.network is not None
         ours, theirs = self.terms.requests(self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
-        if not self.training or self.terms.need_teachers:
+        if self.exported is None and (not self.training or self.terms.need_teachers):
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, **ours), teachers
 
