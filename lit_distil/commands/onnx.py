@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.messages import one_line
+from lit_distil.models.architectures import head_of
 from lit_distil.models.exported import METADATA, ExportedNetwork, OnnxNetwork, import_extra, weights_file
-from lit_distil.models.sources import head_of
 from lit_distil.objectives.embedding import Pooling
 
 _HEADS = ("masked_lm", "sequence_classification", "token_classification", "question_answering")

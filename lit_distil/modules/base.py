@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
-from lit_distil.messages import innermost, one_line
-from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import Head
+from lit_distil.messages import causes, one_line
+from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
@@ -196,9 +195,12 @@ class EncoderModule(SavedModule):
         """The weighted loss; every term's sum goes to the meters."""
         meters, local_counts = self._meters[stage], batch.counts
         observer = functools.partial(self.observe_rows, stage)
-        loss, sums = self.terms.total(student, teachers, batch, counts, observer=observer)
+        terms = self.terms if stage == "train" else self.terms.with_masked_lm(student, batch)
+        loss, sums = terms.total(student, teachers, batch, counts, observer=observer)
         for name, objective in self.terms.objectives.items():
             meters.add(f"loss/{name}", sums[name], local_counts[objective.counts])
+        if stage != "train" and terms.masked_lm is not None:  # whatever the loss is, so that any two runs compare
+            meters.add("masked_lm_loss", sums[terms.masked_lm], local_counts["masked"])
         with torch.no_grad():
             self.observe(stage, student, teachers, batch)
         if stage == "train":  # an evaluation is about the student, not about its batches
@@ -236,8 +238,9 @@ class EncoderModule(SavedModule):
         try:
             optimizer = self.optimizer_factory(groups)
         except (Exception, PieceError) as error:  # each optimizer refuses its settings in its own way
+            reason = one_line([*causes(error)][-1])
             raise ValueError(
-                f"model.optimizer: it refuses its settings or these parameters: {one_line(innermost(error))}; it must "
+                f"model.optimizer: it refuses its settings or these parameters: {reason}; it must "
                 "take parameters of any shape, in groups with a weight decay each, as torch.optim.AdamW does"
             ) from error
         scale_learning_rates(optimizer.param_groups)
