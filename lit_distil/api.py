@@ -182,7 +182,7 @@ def distil(
         out: The run's folder; two processes cannot train in one.
         kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. The defaults of a sentence encoder
             are other ones: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
-            states, layers 1, 3, 5 of 6, batches of 64, one pass, and 1.5e-4 at width 768.
+            states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, and 1.5e-4 at width 768.
         tokenizer: Name, folder or object; by default the one beside the network.
         student: How the student is made; by default from every other layer of the teacher.
         objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
@@ -236,6 +236,7 @@ def distil(
         objectives=dict(objectives),
         optimizer=adamw(lr, 0.0) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
+        **({"student_dropout": False} if is_embedding else {}),
     )
     text = text_data(
         data,
@@ -246,7 +247,7 @@ def distil(
             "format": (format, f"lit_distil.data.{'LinePerSequence' if is_embedding else 'FullSentences'}"),
             "masking": (masking, usual_masking),
             "max_length": (max_length, room_for(config, chosen, wanted=128)),
-            "batch_size": (batch_size, 64 if is_embedding else 32),
+            "batch_size": (batch_size, 32),
         },
     )
     return _train(

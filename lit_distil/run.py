@@ -43,9 +43,10 @@ from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import write_file
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
+from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.checks import reading_checkpoint
-from lit_distil.modules.finetuning import saved_labels
+from lit_distil.modules.finetuning import TaskModule, saved_labels
 from lit_distil.pieces import whole_paths
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
@@ -209,6 +210,13 @@ class TrainingCLI(LightningCLI):
         """A parser that raises its errors; printing the usage of fifty options would hide them."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test", "predict"):
+            text = "evaluate this file of `export` (ONNX, or OpenVINO's .xml) in place of the network of a task"
+            parser.add_argument("--onnx", type=str | None, default=None, help=text)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As LightningCLI does, with errors that fit a screen.
 
@@ -330,7 +338,18 @@ class TrainingCLI(LightningCLI):
             has_tokenizer=self.before_training is None,  # which may train one
         )
 
-    before_validate = before_test = before_predict = check_before_work
+    def before_test(self) -> None:
+        """Check before work, and open the exported file that is evaluated, if there is one."""
+        self.check_before_work()
+        if (file := self.config[self.subcommand].onnx) is None:
+            return
+        if not isinstance(self.model, TaskModule):
+            raise ValueError(
+                f"onnx: {type(self.model).__name__} has no task; give the configuration of a fine-tuning run"
+            )
+        self.model.exported = open_exported(file, threads=torch.get_num_threads())
+
+    before_validate = before_predict = before_test
 
     def _hand_labels_on(self) -> None:
         """Tell the task the labels of the head that is evaluated, where nothing else names them."""
@@ -521,6 +540,9 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has options too
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
+    warnings.filterwarnings(
+        "ignore", message="Found .* in eval mode at the start of training"
+    )  # student_dropout: false
     # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")

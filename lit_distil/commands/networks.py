@@ -141,6 +141,21 @@ def sentence_format_of(name: str | Path, pooling: str | None = None) -> Sentence
     return SentenceFormat(pooling, read_max_length(folder))  # type: ignore[arg-type]
 
 
+def writable_sentence_format(name: str | Path, pooling: str | None = None) -> SentenceFormat | None:
+    """`sentence_format_of` for a folder to write; what is not known here is left out, and a line says so.
+
+    Raises:
+        ValueError: `pooling` is not known.
+    """
+    try:
+        return sentence_format_of(name, pooling)
+    except ValueError as error:
+        if pooling is not None:
+            raise
+        print(f"without the files of sentence-transformers: {error}")
+        return None
+
+
 def _is_checkpoint(path: Path) -> bool:
     return path.is_file() or path.suffix == ".ckpt"
 
