@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import os
@@ -49,7 +50,7 @@ _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
 _BESIDE_THE_POINT = re.compile(
     r"Expected a <class 'list'>|Expected a dot import path string|does not correspond to a subclass of"
 )
-_MOST_NAMES = 25
+_MOST_NAMES, _LONGEST = 25, 120
 """What messages of some classes begin with, though the class may stand elsewhere."""
 
 
@@ -103,13 +104,23 @@ def _reasons(message: str, options: list[str]) -> list[str]:
         (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
     found = reasons or [reason for reason in others if "Expected a <class 'list'>" not in reason] or others
     if not found and values:
-        return [
-            f"{key}: expected {' or '.join(dict.fromkeys(kinds))}, got {values[0]}" for key, kinds in expected.items()
-        ]
+        return [f"{key}: {_not_of(dict.fromkeys(kinds), values[0])}" for key, kinds in expected.items()]
     given = values[-1] if values else ""
     if match := _NESTED.search(given):
         given = match[1]
     return [_with_value(reason, given) for reason in found]
+
+
+def _not_of(kinds: Iterable[str], given: str) -> str:
+    """What is wrong with a value that is of none of these classes."""
+    try:
+        value = ast.literal_eval(given)
+    except (ValueError, SyntaxError):  # it holds something that is not plain
+        value = None
+    if isinstance(value, dict) and "class_path" in value:
+        for name in value.keys() - {"class_path", "init_args", "dict_kwargs"}:
+            return f"{name!r} stands beside class_path; arguments of {value['class_path']} go into init_args"
+    return f"expected {' or '.join(kinds)}, got {given if len(given) <= _LONGEST else given[: _LONGEST - 3] + '...'}"
 
 
 def _with_value(reason: str, given: str) -> str:
