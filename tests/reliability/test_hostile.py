@@ -14,7 +14,6 @@ import pickle
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ import pytest
 import torch
 import yaml
 
-from tests.reliability.harness import record
+from tests.reliability.harness import cpu_seconds, record
 from tests.workspace import REPOSITORY, TINY, Workspace, environment, fit, logged, with_trainer
 
 PROOF = "EXECUTED"
@@ -498,7 +497,7 @@ def test_a_sample_of_hostile_things_is_refused_and_nothing_runs(workspace: Works
 @pytest.mark.reliability
 @pytest.mark.timeout(1500)
 def test_nothing_hostile_runs(workspace: Workspace, tmp_path: Path) -> None:
-    start = time.monotonic()
+    start = cpu_seconds()
     cases, here = made_cases(workspace, tmp_path)
     results = results_of(cases, tmp_path, here)
     record("hostile", "all", start, cases=len(cases), executed=sum(bool(one["executed"]) for one in results.values()))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.reliability.harness import difference, ranks, record, run_configuration
+from tests.reliability.harness import cpu_seconds, difference, keep_parser, ranks, record, run_configuration
 from tests.workspace import KINDS, Workspace, fit, ignore_rounding, logged, with_trainer, write_config
 
 EVERY_STEP = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1, "keep": -1}}
@@ -53,9 +52,10 @@ def test_a_run_resumes_from_a_step_with_a_validation_and_without(workspace: Work
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "workers", "accumulate"), CASES)
 def test_runs_resume_from_every_step(
-    kind: str, workers: int, accumulate: int, workspace: Workspace, tmp_path: Path
+    kind: str, workers: int, accumulate: int, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, start, unequal, cases = (kind, workers, accumulate), time.monotonic(), {}, 0
+    keep_parser(monkeypatch.setattr)
+    case, start, unequal, cases = (kind, workers, accumulate), cpu_seconds(), {}, 0
     for rhythm in RHYTHMS:
         points = list(range(1, LENGTH + 1))
         if CASES.index(case) >= 8 and rhythm == RHYTHMS[-1]:
@@ -88,24 +88,30 @@ def run_on(number: int, config: dict[str, Any], run: Path, *more: str, code: int
 
 def change_ranks(workspace: Workspace, folder: Path, changes: list[tuple[str, int, int]]) -> None:
     """Half of the steps on so many ranks and the rest on others, without dropout, which is drawn for each rank."""
+
+    def samples_of(run: Path) -> tuple[Path, dict[str, Any]]:
+        samples = run.with_name(f"{run.name}-samples")
+        samples.mkdir(parents=True)
+        return samples, probe("SaveSamples", folder=str(samples))
+
+    unbroken: dict[str, tuple[Path, Path]] = {}  # the run and the samples of its steps
+    settings = {"limit_val_batches": 4, "max_steps": STEPS}
     for kind, first, second in changes:
-        start, place = time.monotonic(), folder / f"{kind}-{first}-{second}"
+        start, run = cpu_seconds(), folder / f"{kind}-{first}-{second}"
         config = workspace.configuration(kind)
         ignore_rounding(config)
-        settings = {"limit_val_batches": 4, "max_steps": STEPS}
-        for name in ("unbroken", "changed"):
-            (place / f"{name}-samples").mkdir(parents=True)
-        samples, changed = (
-            probe("SaveSamples", folder=str(place / f"{name}-samples")) for name in ("unbroken", "changed")
-        )
-        run_on(1, config, place / "unbroken", **settings, callbacks=[samples])
+        if kind not in unbroken:
+            whole = folder / f"{kind}-unbroken"
+            samples, saving = samples_of(whole)
+            unbroken[kind] = run_on(1, config, whole, **settings, callbacks=[saving]), samples
+        samples, saving = samples_of(run)
         stop = probe("SignalAt", step=3, name="SIGTERM")
-        run_on(first, config, place / "changed", code=143, **settings, callbacks=[changed, stop])
-        run_on(second, config, place / "changed", "--ckpt_path", "last", **settings, callbacks=[changed])
-        expected, found = (logged(place / name, "train/loss") for name in ("unbroken", "changed"))
+        run_on(first, config, run, code=143, **settings, callbacks=[saving, stop])
+        run_on(second, config, run, "--ckpt_path", "last", **settings, callbacks=[saving])
+        expected, found = (logged(each, "train/loss") for each in (unbroken[kind][0], run))
         seen = [
-            {file.name: sorted(file.read_text().split()) for file in (place / f"{name}-samples").iterdir()}
-            for name in ("unbroken", "changed")
+            {file.name: sorted(file.read_text().split()) for file in each.iterdir()}
+            for each in (unbroken[kind][1], samples)
         ]
         is_equal = found == pytest.approx(expected, rel=2e-6) and list(found) == list(range(STEPS))
         wrong = {"other_batches": int(seen[0] != seen[1]), "other_losses": int(not is_equal)}
