@@ -253,6 +253,7 @@ def record(kind: str, part: str, start: float, **counts: int) -> None:
 WHAT = {
     "kills": "SIGKILL at a random moment; three modules, 0 and 2 workers, 1 and 3 micro-batches",
     "faults": "fault in a write of a checkpoint, export, cache or corpus: kill, full disk, I/O error, no permission",
+    "full-disk": "a file system that is really full",
     "resumes": "resume from a step of a short run; three modules, 0 and 2 workers, 1 and 3 micro-batches",
     "world-sizes": "resume on another number of ranks (1, 2, 4)",
     "signals": "SIGTERM, SIGINT or SIGUSR1 to a process, a rank, all ranks or the launcher, in each stage of a run",

@@ -278,11 +278,12 @@ def test_a_full_disk_costs_the_new_checkpoint_and_nothing_else(
     saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1, "keep": -1}}
     settings = {"max_steps": 30, "limit_val_batches": 0, "callbacks": [saving]}
     file = write_config(with_trainer(config, small_disk / "run", **settings), tmp_path / "config.yaml")
+    start, case = cpu_seconds(), Case(workspace, "checkpoint")
     done = Command(["fit", "--config", file], tmp_path / "log")
-    assert done.finish() == 2, done.output[-3000:]
-    assert (
-        re.search(r"error: .*could not be written .*(No space|enforce fail)", done.output)
-        and "Traceback" not in done.output
-    )
-    assert not Case(workspace, "checkpoint").damaged(small_disk) and not leftovers(small_disk)
+    code = done.finish()
+    damaged, left = case.damaged(small_disk), leftovers(small_disk)
+    record("full-disk", "checkpoints", start, cases=1, damaged=len(damaged), leftovers=len(left))
+    assert code == 2 and not damaged and not left, done.output[-3000:]
+    assert re.search(r"error: .*could not be written .*(No space|enforce fail)", done.output)
+    assert "Traceback" not in done.output
     assert WholeCheckpoints().load_checkpoint(small_disk / "run" / "checkpoints" / "last.ckpt", weights_only=True)
