@@ -140,9 +140,9 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
         edit("model", "lr", value={"a": 1}),
         ["model: 'lr' stands beside class_path; arguments of lit_distil.modules.DistillationModule go into init_args"],
     ),
-    "long value without a class": (
-        edit("model", value={"a": "x" * 999}),
-        ["model: expected EncoderModule, got {", "x..."],
+    "long value": (
+        edit(*DATA, "masking", value=["x" * 999]),
+        ["data.masking: expected MaskingStrategy, got ['x", "..."],
     ),
     "trainer's type": (["--trainer.max_steps", "abc"], ["trainer.max_steps", "abc"]),
     "value": (edit(*DATA, "masking", "init_args", "rate", value=7.0), ["rate must lie in (0, 1], got 7.0"]),

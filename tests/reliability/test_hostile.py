@@ -485,9 +485,8 @@ def check(cases: list[Case], results: dict[str, dict[str, Any]]) -> None:
 def test_a_sample_of_hostile_things_is_refused_and_nothing_runs(workspace: Workspace, tmp_path: Path) -> None:
     cases, here = made_cases(workspace, tmp_path)
     assert len(cases) >= 60 and len({case.name for case in cases}) == len(cases)
-    names = ("objective installed", "optimizer function", "hook attribute", "mixture stdlib", "tag", "export zip.ckpt")
-    names += ("restore class", "student unknown", "student kernel", "load run", "load tokenizer", "corpus: up")
-    names += ("prepare: cluster", "export pickled", "fit zip.ckpt", "load both", "trust", "whole checkpoint")
+    names = ("objective installed", "optimizer function", "hook attribute", "tag", "export zip.ckpt", "restore class")
+    names += ("student unknown", "load tokenizer", "corpus: up", "trust", "whole checkpoint")
     sample = [case for case in cases if case.name.partition(": ")[2] in names or case.name in names]
     assert len(sample) == len(names)
     check(sample, results_of(sample, tmp_path, here))

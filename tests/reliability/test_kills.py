@@ -89,7 +89,7 @@ def killed_runs(workspace: Workspace, folder: Path, case: tuple[str, int, int], 
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(workspace: Workspace, tmp_path: Path) -> None:
-    killed_runs(workspace, tmp_path, ("finetuning", 2, 1), 2, "sample")
+    killed_runs(workspace, tmp_path, ("finetuning", 2, 1), 1, "sample")
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def mutate_configs(
 def test_mutated_configs_are_refused_in_a_sentence(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mutate_configs(workspace, tmp_path, monkeypatch, "distillation", 0, 12)
+    mutate_configs(workspace, tmp_path, monkeypatch, "pretraining", 0, 12)
 
 
 @pytest.mark.slow
