@@ -262,7 +262,6 @@ WHAT = {
     "bit-flips": "one flipped bit in a checkpoint or a shard",
     "corpora": "a mangled corpus",
     "configs": "a mutated configuration",
-    "arguments": "a wrong argument of a class that YAML can name",
 }
 """What the page calls each kind, in its order."""
 
