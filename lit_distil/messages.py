@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,7 +51,6 @@ _BESIDE_THE_POINT = re.compile(
     r"Expected a <class 'list'>|Expected a dot import path string|does not correspond to a subclass of"
 )
 _MOST_NAMES, _LONGEST = 25, 120
-"""What messages of some classes begin with, though the class may stand elsewhere."""
 
 
 def shorten(message: str, options: Iterable[str] = ()) -> str:
@@ -273,8 +272,8 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def innermost(error: BaseException) -> BaseException:
-    """The first cause of an error."""
-    while error.__cause__ is not None:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause of that, and so on."""
+    while error is not None:
+        yield error
         error = error.__cause__
-    return error

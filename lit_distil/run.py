@@ -141,11 +141,7 @@ def _loggers(command: str, given: Any, folder: str) -> Any:
 
 
 class RunSettings(Callback):
-    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`).
-
-    Args:
-        settings: The configuration, in plain values.
-    """
+    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -327,8 +323,14 @@ class TrainingCLI(LightningCLI):
 
     def check_before_work(self) -> None:
         """See the function of this name."""
-        has_tokenizer = self.before_training is None  # which may train one
-        check_before_work(self.model, self.datamodule, str(self.subcommand), has_tokenizer=has_tokenizer)
+        check_before_work(
+            self.model,
+            self.datamodule,
+            self.trainer,
+            str(self.subcommand),
+            is_resumed=bool(self.config[self.subcommand].get("ckpt_path")),
+            has_tokenizer=self.before_training is None,  # which may train one
+        )
 
     before_validate = before_test = before_predict = check_before_work
 
@@ -338,7 +340,10 @@ class TrainingCLI(LightningCLI):
         if task is None or task.knows_labels:
             return
         checkpoint = self.config_init[self.subcommand].ckpt_path
-        names = _labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)
+        names = source and source.label_names(task.head)
+        if checkpoint:
+            content = _content_of(checkpoint, "cpu")
+            names = None if content is None else saved_labels(content)
         if names:
             task.take_labels(names)
 
@@ -353,15 +358,22 @@ class TrainingCLI(LightningCLI):
         """Nothing: settings in a checkpoint never win over the files and the command line."""
 
 
-def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bool = True) -> None:
+def check_before_work(
+    module: Any, data: Any, trainer: Trainer, command: str, *, is_resumed: bool, has_tokenizer: bool
+) -> None:
     """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
 
     Args:
         module: See `EncoderModule.check_before_work`; None checks the data alone.
         data: See `TextDataModule.check_before_work`.
+        trainer: Its callbacks look at what they would replace.
         command: `fit`, `validate`, `test` or `predict`.
+        is_resumed: Whether the run continues from a checkpoint.
         has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ExportCallback if command == "fit" else PredictionWriter):
+            callback.check_before_work(trainer, data, is_resumed=is_resumed)
     data.check_before_work(command, has_tokenizer=has_tokenizer)
     if module is not None:  # `inspect` may have none
         module.check_before_work(data, has_tokenizer=has_tokenizer)
@@ -369,13 +381,7 @@ def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bo
 
 @guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
-    """Parse and run one of the trainer's commands, or with another `cli` a command that reads the same configuration.
-
-    Args:
-        arguments: The command and its options.
-        cli: The class that runs it.
-        settings: Further arguments of `cli`.
-    """
+    """Parse and run one of the trainer's commands, or by another `cli` a command that reads the same configuration."""
     _quieten()
     _let_null_reach_its_key()
     cli(
@@ -433,7 +439,8 @@ def fit_objects(
             raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
         settings = {"use_distributed_sampler": False, **settings}
         trainer = Trainer(**complete_trainer("fit", settings, is_call=True, overwrite=overwrite, kept=config))
-        check_before_work(module, data, "fit", has_tokenizer=before_training is None)
+        is_resumed, has_tokenizer = checkpoint is not None, before_training is None
+        check_before_work(module, data, trainer, "fit", is_resumed=is_resumed, has_tokenizer=has_tokenizer)
         if refusal is not None:
             raise refusal
         run_folder.clear()
@@ -446,11 +453,11 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def _labels_in(checkpoint: str) -> list[str] | None:
-    """The labels of the network in a checkpoint file; None where it cannot be read."""
+def _content_of(checkpoint: str, device: str) -> Any:
+    """What a checkpoint file holds; None where it cannot be read, since loading it will say what is wrong."""
     with suppress(ValueError), reading_checkpoint(checkpoint):
-        return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-    return None  # loading it will say what is wrong
+        return torch.load(checkpoint, map_location=device, weights_only=True, mmap=True)
+    return None
 
 
 def _check_devices(devices: Any) -> None:
@@ -472,10 +479,9 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
         )
     if path.is_dir():
         raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
-    content: Any = {"state_dict": None, "pytorch-lightning_version": None}
-    with suppress(ValueError), reading_checkpoint(path):  # loading it will say what is wrong
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+    content = _content_of(str(path), "meta")
+    keys = content.keys() if isinstance(content, dict) else ()
+    if content is not None and not {"state_dict", "pytorch-lightning_version"}.issubset(keys):
         raise ValueError(
             f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a run "
             "keeps in <run>/checkpoints/last.ckpt"

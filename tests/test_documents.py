@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import docstring_parser
 import numpy as np
 import pytest
 import torch
@@ -179,6 +181,22 @@ def test_the_reference_has_every_public_class(package: str) -> None:
     assert len(classes) > 5
     missing = sorted(name for name in classes if name.rpartition(".")[2] not in known)
     assert not missing, f"docs/reference lacks {missing}"
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "optim"])
+def test_an_argument_is_described_by_its_class_or_by_a_base_of_it(package: str) -> None:
+    """What a base class says of an argument holds for the classes below it, here and in the help of the commands."""
+    module = importlib.import_module(f"lit_distil.{package}")
+    named = [getattr(module, name) for name in dir(module)]
+    kinds = [kind for kind in named if inspect.isclass(kind) and not inspect.isabstract(kind)]
+    num_described = 0
+    for kind in kinds:
+        texts = [vars(base).get("__doc__") or "" for base in kind.__mro__ if base.__module__.startswith("lit_distil")]
+        described = {argument.arg_name for text in texts for argument in docstring_parser.parse(text).params}
+        names = {name for name in inspect.signature(kind).parameters if name[0] != "_"}
+        assert not described or names <= described, f"{kind.__name__}: {sorted(names - described)}"
+        num_described += len(names & described)
+    assert num_described > 5
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,9 +84,7 @@ def export(
     print(f"{network.num_parameters():,} parameters in {out}")
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and export."""
-    call_command(export, arguments, prog="lit-distil export")
+run = functools.partial(call_command, export)
 
 
 def _write_onnx_files(

@@ -19,7 +19,7 @@ from lit_distil.data.sources.tables import read_rows, table_kind
 from lit_distil.data.sources.text import read_lines
 from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
+from lit_distil.models.architectures import AUTO_MODELS, Head, classes_for, head_of
 from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.objectives.embedding import Pooling, SentenceFormat, read_max_length, read_sentence_format

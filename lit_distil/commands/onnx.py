@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.messages import one_line
-from lit_distil.models.sources import head_of
+from lit_distil.models.architectures import head_of
 from lit_distil.objectives.embedding import Pooling
 
 _METADATA = "lit_distil."  # prefix of our entries in a file's metadata

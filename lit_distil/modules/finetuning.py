@@ -194,14 +194,11 @@ class FineTuningModule(TaskModule):
     Args:
         network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for random weights, or a
             model in memory, which is copied.
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
         layer_decay: Factor of the learning rate from each layer to the one below, from the head down to the embeddings
             (ELECTRA: 0.8 to 0.9, and the factor twice below the head, as in its code); None gives all the same
             learning rate.
         freeze_layers: Freeze the embeddings and this many of the lowest blocks; 0 freezes only the embeddings, None or
             -1 nothing. Their dropout stays on in training.
-        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(

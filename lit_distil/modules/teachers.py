@@ -68,7 +68,20 @@ def freeze_position_embeddings(network: FlatNetwork) -> None:
 
 
 class StudentModule(EncoderModule):
-    """Base of the modules whose network, the student, learns from teachers; arguments as in `DistillationModule`."""
+    """Base of the modules whose network, the student, learns from teachers.
+
+    Args:
+        teacher: Name on the Hub, an exported folder, or a model in memory; or several of them, by names of your choice.
+        student: What makes the student.
+        objectives: Named objectives with their weights; each is logged unweighted under its name.
+        teacher_weights: The share of each teacher in their mean, by name; None weighs them alike.
+        objective_teachers: Names of objectives to the name of the one teacher they compare with.
+        teacher_revision: Commit, tag or branch of the teacher on the Hub.
+        teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
+        freeze_positions: Keep the student's position embeddings as they were copied, as DistilBERT's authors do.
+        gradient_shares_every: Log every this many steps the share of each term in the norm of the gradient, which
+            costs one more backward pass for each term; 0 for never.
+    """
 
     def __init__(
         self,
@@ -189,13 +202,7 @@ class StudentModule(EncoderModule):
 
     @abstractmethod
     def check_networks(self, student: Any, teachers: dict[str, Any], data: DataModule) -> None:
-        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built.
-
-        Args:
-            student: The student's network.
-            teachers: Networks of the teachers that run, by name.
-            data: The data module.
-        """
+        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built."""
 
     def _first_teacher(self) -> tuple[str, bool]:
         """The first teacher's name, and whether the student is made from it."""

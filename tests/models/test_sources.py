@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from transformers import BertForPreTraining
+from transformers import BertForPreTraining, PreTrainedModel
 
-from lit_distil.models import FromConfig, MaskedLMNetwork, NetworkSource, Pretrained, TaskNetwork
+from lit_distil.models import FromConfig, Head, MaskedLMNetwork, NetworkSource, Pretrained, TaskNetwork
 from lit_distil.types import Vocabulary
 
 from .helpers import ALL, FLAT, VOCABULARY, make_batch, make_model
@@ -117,6 +117,28 @@ def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     make_model("bert").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"the tokenizer has 61 entries and the embedding of .* has 60"):
         Pretrained(str(tmp_path)).build(Vocabulary(size=61, special_ids={}))
+
+
+class Own(NetworkSource):
+    """A source of the user's own, which gives whatever it was made with."""
+
+    def __init__(self, made: object) -> None:
+        self.made = made
+
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict) -> PreTrainedModel:
+        return self.made  # type: ignore[return-value]
+
+
+def test_a_source_that_gives_no_network_is_named() -> None:
+    model = make_model("bert")
+    assert Own(model).build(None) is model and model.training
+    for given, told in ((None, "NoneType"), (torch.nn.Linear(2, 2), "Linear"), (type(model), "type")):
+        with pytest.raises(ValueError, match=rf"^Own\.load must return a transformers model .*, got {told}$"):
+            Own(given).build(None)
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    with pytest.raises(ValueError, match=r"^Own\.load must set every tensor of the model, got .* on the meta device$"):
+        Own(empty).build(None)
 
 
 def test_missing_folders_are_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -112,9 +113,7 @@ def benchmark(
         write_pages(Path(out, "latency"), _TITLE, sections, {**numbers, "published": published})
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and measure."""
-    call_command(benchmark, arguments, prog="lit-distil benchmark")
+run = functools.partial(call_command, benchmark)
 
 
 def read_pairs(
