@@ -496,7 +496,8 @@ def test_no_class_meets_a_wrong_argument_with_a_traceback(kind: str, bench: Benc
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("kind", "class_path"), CLASSES, ids=lambda value: value.rpartition(".")[2])
 def test_no_value_of_an_argument_ends_in_a_traceback(kind: str, class_path: str, bench: Bench, tmp_path: Path) -> None:
-    outcome = attempt(bench.config(kind, class_path, bench.arguments(class_path)), tmp_path)
+    folder = tmp_path / "try"  # emptied before each; the working directory stays
+    outcome = attempt(bench.config(kind, class_path, bench.arguments(class_path)), folder)
     assert outcome.code == 0, f"the class does not run as it should: {outcome.message}"
-    faults = faults_of(bench, kind, class_path, tmp_path)
+    faults = faults_of(bench, kind, class_path, folder)
     assert not faults, f"{len(faults)} of {len(tries_of(kind, class_path))}:\n" + "\n".join(faults)
