@@ -97,6 +97,8 @@ def _guarded(call: Callable[..., Run]) -> Callable[..., Run]:
     @functools.wraps(call)
     def guarded(*args: Any, **settings: Any) -> Run:
         _check_kinds(settings)
+        if "out" in settings:
+            settings["out"] = Path(settings["out"]).expanduser()
         with guard(settings.get("trust", ()), remote_code=settings.get("trust_remote_code", False)):
             return call(*args, **settings)
 
@@ -182,7 +184,7 @@ def distil(
         out: The run's folder; two processes cannot train in one.
         kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. The defaults of a sentence encoder
             are other ones: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
-            states, layers 1, 3, 5 of 6, batches of 64, one pass, and 1.5e-4 at width 768.
+            states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, and 1.5e-4 at width 768.
         tokenizer: Name, folder or object; by default the one beside the network.
         student: How the student is made; by default from every other layer of the teacher.
         objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
@@ -218,9 +220,10 @@ def distil(
     if teacher == {}:
         raise ValueError("teacher: the dictionary of teachers is empty")
     named = teacher if isinstance(teacher, Mapping) else {"teacher": teacher}
-    teachers = {name: network_name(one) for name, one in named.items()}
+    places = {name: f"teacher.{name}" if isinstance(teacher, Mapping) else name for name in named}
+    teachers = {name: network_name(one, places[name]) for name, one in named.items()}
     first = next(iter(teachers.values()))
-    config, chosen = config_of(first), tokenizer_beside(first, tokenizer, data)
+    config, chosen = config_of(first, "teacher"), tokenizer_beside(first, tokenizer, data)
     lr = learning_rate(config, at_width_768=1.5e-4 if is_embedding else 2e-4, power=1) if lr is None else lr
     if student is None:
         student = last_of_each_two(config) if is_embedding else piece("lit_distil.models.EveryOther")
@@ -236,6 +239,7 @@ def distil(
         objectives=dict(objectives),
         optimizer=adamw(lr, 0.0) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
+        **({"student_dropout": False} if is_embedding else {}),
     )
     text = text_data(
         data,
@@ -246,7 +250,7 @@ def distil(
             "format": (format, f"lit_distil.data.{'LinePerSequence' if is_embedding else 'FullSentences'}"),
             "masking": (masking, usual_masking),
             "max_length": (max_length, room_for(config, chosen, wanted=128)),
-            "batch_size": (batch_size, 64 if is_embedding else 32),
+            "batch_size": (batch_size, 32),
         },
     )
     return _train(

@@ -13,9 +13,10 @@ import logging
 import os
 import sys
 import warnings
+import zipfile
 from argparse import ArgumentError
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,12 @@ from lit_distil.callbacks import (
 )
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
-from lit_distil.files import write_file
+from lit_distil.files import check_local, write_file
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
+from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.checks import reading_checkpoint
-from lit_distil.modules.finetuning import saved_labels
+from lit_distil.modules.finetuning import TaskModule, saved_labels
 from lit_distil.pieces import whole_paths
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
@@ -209,6 +211,13 @@ class TrainingCLI(LightningCLI):
         """A parser that raises its errors; printing the usage of fifty options would hide them."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test", "predict"):
+            text = "evaluate this file of `export` (ONNX, or OpenVINO's .xml) in place of the network of a task"
+            parser.add_argument("--onnx", type=str | None, default=None, help=text)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As LightningCLI does, with errors that fit a screen.
 
@@ -261,6 +270,8 @@ class TrainingCLI(LightningCLI):
         if trainer.default_root_dir is None:
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
+        trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
+        check_local(Path(trainer.default_root_dir), "trainer.default_root_dir")
         _check_devices(trainer.get("devices"))
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), trainer.default_root_dir)
         self.overwrite = self.overwrite or config.overwrite
@@ -318,6 +329,7 @@ class TrainingCLI(LightningCLI):
             raise self._refusal
         if self.run_folder is not None:
             self.run_folder.clear()
+        self.datamodule.allows_other_data = bool(self.config[str(self.subcommand)].get("allow_changes"))
         if self.before_training is not None:
             self.before_training(self.datamodule)
 
@@ -332,7 +344,18 @@ class TrainingCLI(LightningCLI):
             has_tokenizer=self.before_training is None,  # which may train one
         )
 
-    before_validate = before_test = before_predict = check_before_work
+    def before_test(self) -> None:
+        """Check before work, and open the exported file that is evaluated, if there is one."""
+        self.check_before_work()
+        if (file := self.config[self.subcommand].onnx) is None:
+            return
+        if not isinstance(self.model, TaskModule):
+            raise ValueError(
+                f"onnx: {type(self.model).__name__} has no task; give the configuration of a fine-tuning run"
+            )
+        self.model.exported = open_exported(file, threads=torch.get_num_threads())
+
+    before_validate = before_predict = before_test
 
     def _hand_labels_on(self) -> None:
         """Tell the task the labels of the head that is evaluated, where nothing else names them."""
@@ -453,10 +476,11 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def _content_of(checkpoint: str, device: str) -> Any:
-    """What a checkpoint file holds; None where it cannot be read, since loading it will say what is wrong."""
-    with suppress(ValueError), reading_checkpoint(checkpoint):
-        return torch.load(checkpoint, map_location=device, weights_only=True, mmap=True)
+def _content_of(checkpoint: str, device: str, *, is_needed: bool = False) -> Any:
+    """What a checkpoint file holds; None where it cannot be read but need not, since loading it will say why."""
+    with nullcontext() if is_needed else suppress(ValueError), reading_checkpoint(checkpoint):
+        is_zip = zipfile.is_zipfile(checkpoint)  # other files cannot be mapped, and torch says no more than that
+        return torch.load(checkpoint, map_location=device, weights_only=True, mmap=is_zip)
     return None
 
 
@@ -479,9 +503,10 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
         )
     if path.is_dir():
         raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
-    content = _content_of(str(path), "meta")
-    keys = content.keys() if isinstance(content, dict) else ()
-    if content is not None and not {"state_dict", "pytorch-lightning_version"}.issubset(keys):
+    has_hash = path.with_name(f"{path.name}.sha256").is_file()  # for a damaged file, another may be loaded
+    content = _content_of(str(path), "meta", is_needed=not has_hash)
+    is_whole = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
+    if content is not None and not (is_whole and all(isinstance(content.get(part, {}), dict) for part in _STATES)):
         raise ValueError(
             f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a run "
             "keeps in <run>/checkpoints/last.ckpt"
@@ -489,6 +514,8 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
     return str(path)
 
 
+_STATES = ("state_dict", "loops", "callbacks", "network", "guard", "unfinished")
+"""What a checkpoint keeps as dictionaries."""
 _NO_SHARDS = (
     "a sharded checkpoint is not read, since its files may run code; give the strategy save_distributed_checkpoint: "
     "false (ModelParallelStrategy) or state_dict_type: full (FSDPStrategy), which write one file"
@@ -530,6 +557,9 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has options too
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
+    warnings.filterwarnings(
+        "ignore", message="Found .* in eval mode at the start of training"
+    )  # student_dropout: false
     # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")

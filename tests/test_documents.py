@@ -96,7 +96,8 @@ def test_command_line_parses(
     _, arguments = named_modules("--imports", arguments)
     _, arguments = named_modules("--trust", arguments)
     # the configuration that a run of the page leaves is of the kind of one that ships
-    recipes = {"runs/encoder": "configs/pretrain/roberta-small.yaml", "runs/reviews": "configs/finetune/own-files.yaml"}
+    recipes = {"runs/encoder": "configs/pretrain/roberta-small.yaml"}
+    recipes |= dict.fromkeys(("runs/reviews", "runs/classifier"), "configs/finetune/own-files.yaml")
     arguments = [recipes.get(one.removesuffix("/config.yaml"), one) for one in arguments]
     # a line that does not parse ends in SystemExit, and pytest shows the parser's message
     under = {"inspect": ["fit"]} | {name: [name] for name in TRAINER_COMMANDS}  # the trainer's parser has commands

@@ -335,6 +335,8 @@ class TaskNetwork(FlatNetwork):
         self._pooling = getattr(model.config, "classifier_pooling", "cls")
         if self._pooling not in ("cls", "mean"):
             raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
+        self.exported: Callable[..., tuple[Tensor, ...]] | None = None
+        """A file that was exported from the network, and gives the logits in its place; of padded inputs by name."""
 
     def forward(
         self, batch: Batch, *, output_hidden_states: bool = False, attention_layers: Collection[int] = ()
@@ -349,6 +351,9 @@ class TaskNetwork(FlatNetwork):
             ValueError: A sequence is longer than the position table, or the network cannot give the
                 `attention_layers`.
         """
+
+        if self.exported is not None:
+            return self._exported_output(batch, self.exported)
 
         def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, T, hidden] or [S, 1, hidden]
             if self.is_token_level:
@@ -365,6 +370,20 @@ class TaskNetwork(FlatNetwork):
         else:
             result.logits = output.logits[0] if self.is_token_level else output.logits
         return result
+
+    def _exported_output(self, batch: Batch, exported: Callable[..., tuple[Tensor, ...]]) -> EncoderOutput:
+        """The file's logits alone: it has no states."""
+        if self._head == "multiple_choice":
+            raise ValueError("multiple choice has no exported file to score")
+        inputs, flatten = self._padded_inputs(batch)
+        found = exported(**{name: value.cpu() for name, value in inputs.items()})
+        logits = torch.stack(found, dim=-1) if self._head == "question_answering" else found[0]
+        if self.is_token_level and logits.dim() == 3:
+            logits = flatten(logits)
+        expected = (batch.num_tokens if self.is_token_level else batch.num_sequences, self.model.config.num_labels)
+        if logits.shape != expected:
+            raise ValueError(f"the file gives logits {list(found[0].shape)} and the task needs {list(expected)}")
+        return EncoderOutput(last_hidden_state=logits.new_empty(batch.num_tokens, 0), logits=logits)
 
     def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
         return self._as_choices(*super()._flat_inputs(batch))

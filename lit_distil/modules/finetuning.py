@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class TaskModule(EncoderModule):
         self.predictions: dict[str, list[Prediction]] = {"val": [], "test": []}
         """For all samples of the last evaluation, in their order and from all ranks."""
         self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
+        self.exported: Callable[..., tuple[torch.Tensor, ...]] | None = None
+        """An exported file that is evaluated in place of the network (`TaskNetwork.exported`)."""
 
     @property
     def task(self) -> Task:
@@ -69,6 +72,13 @@ class TaskModule(EncoderModule):
         self.from_checkpoint = True
         if self.has_trainer:
             check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self.task)
+
+    def configure_model(self) -> None:
+        """Also let the exported file answer, if there is one; its loss is that of the labels, without teachers."""
+        super().configure_model()
+        if self.exported is not None and self.network is not None:
+            self.network.exported = self.exported
+            self.objectives = nn.ModuleDict({"task": TaskLoss(**self.task.loss_settings())})
 
     # Predictions and metrics
 
@@ -256,7 +266,7 @@ class FineTuningModule(TaskModule):
     on_test_start = on_predict_start = on_validation_start
 
     def _check_trained_head(self) -> None:
-        if self.from_checkpoint:  # its labels were compared when it was loaded
+        if self.from_checkpoint or self.exported is not None:  # compared when it was loaded; in a file without names
             return
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         names = self.network_source.label_names(self.head)

@@ -74,6 +74,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
         freeze_positions: bool = False,
+        student_dropout: bool = True,
         gradient_shares_every: int = 500,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
@@ -88,6 +89,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
             teacher_revision=teacher_revision,
             teacher_dtype=teacher_dtype,
             freeze_positions=freeze_positions,
+            student_dropout=student_dropout,
             gradient_shares_every=gradient_shares_every,
             optimizer=optimizer,
             schedule=schedule,
@@ -140,7 +142,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         assert self.network is not None
         ours, theirs = self.terms.requests(self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
-        if not self.training or self.terms.need_teachers:
+        if self.exported is None and (not self.training or self.terms.need_teachers):
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, **ours), teachers
 
