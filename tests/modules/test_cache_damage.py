@@ -38,7 +38,7 @@ def widen(file: Path) -> None:
 
 
 def open_header(file: Path) -> None:
-    """One bit that leaves the dictionary in the header without its end; numpy's parser has an error of its own for it."""
+    """One bit that leaves the dictionary in the header without its end, which is an error of its own in numpy."""
     content = file.read_bytes()
     file.write_bytes(content.replace(b"), }", b"), u", 1))
 
