@@ -97,6 +97,8 @@ def _guarded(call: Callable[..., Run]) -> Callable[..., Run]:
     @functools.wraps(call)
     def guarded(*args: Any, **settings: Any) -> Run:
         _check_kinds(settings)
+        if "out" in settings:
+            settings["out"] = Path(settings["out"]).expanduser()
         with guard(settings.get("trust", ()), remote_code=settings.get("trust_remote_code", False)):
             return call(*args, **settings)
 
@@ -218,9 +220,10 @@ def distil(
     if teacher == {}:
         raise ValueError("teacher: the dictionary of teachers is empty")
     named = teacher if isinstance(teacher, Mapping) else {"teacher": teacher}
-    teachers = {name: network_name(one) for name, one in named.items()}
+    places = {name: f"teacher.{name}" if isinstance(teacher, Mapping) else name for name in named}
+    teachers = {name: network_name(one, places[name]) for name, one in named.items()}
     first = next(iter(teachers.values()))
-    config, chosen = config_of(first), tokenizer_beside(first, tokenizer, data)
+    config, chosen = config_of(first, "teacher"), tokenizer_beside(first, tokenizer, data)
     lr = learning_rate(config, at_width_768=1.5e-4 if is_embedding else 2e-4, power=1) if lr is None else lr
     if student is None:
         student = last_of_each_two(config) if is_embedding else piece("lit_distil.models.EveryOther")

@@ -114,12 +114,21 @@ def users_mistake(error: BaseException) -> str | None:
             return str(reason)
         if isinstance(reason, OSError) and reason.filename and reason.strerror:  # the system says what it refuses
             return f"{reason.filename}: {reason.strerror}"
-        if isinstance(reason, MemoryError) or "not enough memory" in str(reason) or "out of memory" in str(reason):
+        if isinstance(reason, MemoryError) or re.search("not enough memory|out of memory|allocate memory", str(reason)):
             return f"not enough memory ({one_line(reason)}); make the batches, the sequences or the network smaller"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised between any two lines
         return (
             f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
             "0 to make batches in the training process"
+        )
+    is_restored = any(
+        frame.filename.endswith("checkpoint_connector.py") and frame.name.startswith(("restore", "resume"))
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+    if is_restored and piece_that_raised(error) is None:
+        return (
+            f"ckpt_path: the state of the run in the checkpoint is damaged, or of another version ({one_line(error)}); "
+            "give a checkpoint that this version wrote, or begin a new run from the export (model.network)"
         )
     return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
 

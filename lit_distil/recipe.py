@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_distil import models
 from lit_distil.data import DocumentSource, HeldOut, InMemory, RowSource, TextDataModule, load_tokenizer
 from lit_distil.files import describe, hash_of
-from lit_distil.messages import shorten
+from lit_distil.messages import missing_folder, shorten
 from lit_distil.models.networks import room_of
 from lit_distil.models.sources import without_argument
 from lit_distil.trust import Parser, find_class, guard
@@ -87,16 +87,20 @@ def last_of_each_two(config: Any) -> Recipe:
     return piece("lit_distil.models.Layers", layers=[*range((depth + 1) % 2, depth, 2)])
 
 
-def network_name(network: Any) -> Any:
+def network_name(network: Any, field: str = "network") -> Any:
     """A model as it is; of a run folder its export; else the name."""
     if isinstance(network, PreTrainedModel):
         return network
     if not isinstance(network, str | Path):
-        raise ValueError(f"a network is a name on the Hub, a folder or a model, got {type(network).__name__}")
+        raise ValueError(f"{field}: expected a name on the Hub, a folder or a model, got {type(network).__name__}")
+    if missing := missing_folder(str(network)):
+        raise ValueError(f"{field}: {missing}")
     folder = Path(network)
     if str(network) and folder.is_dir() and not (folder / "config.json").is_file():
         if not (folder / "export" / "config.json").is_file():
-            raise ValueError(f"{folder}: the folder holds no network, and no run that came to its end (export/)")
+            raise ValueError(
+                f"{field}: the folder {str(folder)!r} holds no network, and no run that came to its end (export/)"
+            )
         return str(folder / "export")
     return str(network)
 
@@ -117,7 +121,7 @@ def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
     return name
 
 
-def config_of(network: Any) -> Any:
+def config_of(network: Any, field: str = "network") -> Any:
     """The Hugging Face configuration of a name, folder or model; None for other pieces.
 
     Raises:
@@ -128,7 +132,7 @@ def config_of(network: Any) -> Any:
     try:
         return models.Pretrained(network).read_config()
     except ValueError as error:
-        raise ValueError(without_argument(error)) from error
+        raise ValueError(f"{field}: {without_argument(error)}") from error
 
 
 def learning_rate(config: Any, *, at_width_768: float, power: int) -> float:

@@ -13,15 +13,16 @@ import logging
 import os
 import sys
 import warnings
+import zipfile
 from argparse import ArgumentError
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
@@ -41,7 +42,7 @@ from lit_distil.callbacks import (
 )
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
-from lit_distil.files import write_file
+from lit_distil.files import check_local, write_file
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
 from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
@@ -230,6 +231,8 @@ class TrainingCLI(LightningCLI):
         except ArgumentError as error:
             raise ValueError(broken_file(arguments) or shorten(error.message, known_options())) from error
         config = self.config[self.config.subcommand]
+        if not isinstance(config.trainer, Namespace):
+            raise ValueError(f"trainer: expected settings by name, such as max_steps: 100, got {config.trainer!r}")
         tell_dropped(dropped, config)
         for name in ("overwrite", "allow_changes"):
             if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in arguments):
@@ -267,6 +270,8 @@ class TrainingCLI(LightningCLI):
         if trainer.default_root_dir is None:
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
+        trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
+        check_local(Path(trainer.default_root_dir), "trainer.default_root_dir")
         _check_devices(trainer.get("devices"))
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), trainer.default_root_dir)
         self.overwrite = self.overwrite or config.overwrite
@@ -324,6 +329,7 @@ class TrainingCLI(LightningCLI):
             raise self._refusal
         if self.run_folder is not None:
             self.run_folder.clear()
+        self.datamodule.allows_other_data = bool(self.config[str(self.subcommand)].get("allow_changes"))
         if self.before_training is not None:
             self.before_training(self.datamodule)
 
@@ -363,6 +369,13 @@ class TrainingCLI(LightningCLI):
             names = None if content is None else saved_labels(content)
         if names:
             task.take_labels(names)
+
+    def _set_seed(self) -> None:
+        """As LightningCLI does, with an error that names the field."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: settings in a checkpoint never win over the files and the command line."""
@@ -463,10 +476,11 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def _content_of(checkpoint: str, device: str) -> Any:
-    """What a checkpoint file holds; None where it cannot be read, since loading it will say what is wrong."""
-    with suppress(ValueError), reading_checkpoint(checkpoint):
-        return torch.load(checkpoint, map_location=device, weights_only=True, mmap=True)
+def _content_of(checkpoint: str, device: str, *, is_needed: bool = False) -> Any:
+    """What a checkpoint file holds; None where it cannot be read but need not, since loading it will say why."""
+    with nullcontext() if is_needed else suppress(ValueError), reading_checkpoint(checkpoint):
+        is_zip = zipfile.is_zipfile(checkpoint)  # other files cannot be mapped, and torch says no more than that
+        return torch.load(checkpoint, map_location=device, weights_only=True, mmap=is_zip)
     return None
 
 
@@ -489,9 +503,10 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
         )
     if path.is_dir():
         raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
-    content = _content_of(str(path), "meta")
-    keys = content.keys() if isinstance(content, dict) else ()
-    if content is not None and not {"state_dict", "pytorch-lightning_version"}.issubset(keys):
+    has_hash = path.with_name(f"{path.name}.sha256").is_file()  # for a damaged file, another may be loaded
+    content = _content_of(str(path), "meta", is_needed=not has_hash)
+    is_whole = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
+    if content is not None and not (is_whole and all(isinstance(content.get(part, {}), dict) for part in _STATES)):
         raise ValueError(
             f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a run "
             "keeps in <run>/checkpoints/last.ckpt"
@@ -499,6 +514,8 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
     return str(path)
 
 
+_STATES = ("state_dict", "loops", "callbacks", "network", "guard", "unfinished")
+"""What a checkpoint keeps as dictionaries."""
 _NO_SHARDS = (
     "a sharded checkpoint is not read, since its files may run code; give the strategy save_distributed_checkpoint: "
     "false (ModelParallelStrategy) or state_dict_type: full (FSDPStrategy), which write one file"

@@ -410,8 +410,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "rate as text": ({**A, "lr": "1e-3"}, "lr: expected a number such as 0.001, got '1e-3'"),
     "folder as a number": ({**A, "out": 3}, "out: expected the path of the run's folder, got 3"),
     "share": ({**A, "validation": 1.5}, "validation must be a file or a share up to 0.5, got 1.5"),
-    "name": ({**A, "teacher": "nobody/nothing"}, "'nobody/nothing' is neither a folder"),
-    "network": ({**A, "teacher": 3}, "a name on the Hub, a folder or a model, got int"),
+    "name": ({**A, "teacher": "nobody/nothing"}, "teacher: 'nobody/nothing' is neither a folder"),
+    "network": ({**A, "teacher": 3}, "teacher: expected a name on the Hub, a folder or a model, got int"),
+    "folder of a network": ({**A, "teacher": "runs/nothing"}, "teacher: no folder 'runs/nothing'"),
+    "address": ({**A, "out": "s3://bucket/run"}, "out: 's3:/bucket/run' is an address"),
     "no teachers": ({**A, "teacher": {}}, "dictionary of teachers is empty"),
     "tokenizer": ({**A, "tokenizer": 3}, "tokenizer: expected a name, a folder or a tokenizer, got 3"),
 }

@@ -90,6 +90,7 @@ class NetworkSource(Piece, ABC):
         """
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
         check_embedding(model, vocabulary)
+        check_finite(model)
         choose_attention(model, self.attention)
         return model.train()
 
@@ -401,6 +402,7 @@ def random_network(head: Head, config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         ValueError: Fields of the configuration contradict each other.
     """
+    check_sane(config.to_dict())
     with _naming_fields(config.model_type):
         return load_pretrained(AUTO_MODELS[head].from_config, config)
 
@@ -492,3 +494,13 @@ def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> No
             f"{model.name_or_path or type(model).__name__!r} has {num_rows} rows; use the tokenizer that the model was "
             "trained with, or leave vocab_size out of a student's config"
         )
+
+
+def check_finite(model: PreTrainedModel, field: str = "network") -> None:
+    """Refuse weights that are infinite or undefined, which a run that diverged may have left."""
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise ValueError(
+                f"{field}: {model.name_or_path or type(model).__name__!r} has infinite or undefined weights in {name}; "
+                "give one that did not diverge"
+            )

@@ -189,6 +189,16 @@ def test_fields_that_nobody_means_are_refused_before_a_network_is_built(fields: 
         Pretrained("somewhere", config=fields)
 
 
+def test_a_folder_with_fields_that_nobody_means_is_refused(tmp_path: Path) -> None:
+    FromConfig("bert", config={"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}).build(
+        None
+    ).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": -2'))
+    with pytest.raises(ValueError, match="num_attention_heads must be a whole number from 1"):
+        Pretrained(str(tmp_path)).sketch(None)
+
+
 def test_an_attention_that_transformers_does_not_know_is_named() -> None:
     with pytest.raises(ValueError, match="attention='': "):
         FromConfig(
