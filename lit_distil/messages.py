@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import os
@@ -49,7 +50,7 @@ _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
 _BESIDE_THE_POINT = re.compile(
     r"Expected a <class 'list'>|Expected a dot import path string|does not correspond to a subclass of"
 )
-_MOST_NAMES = 25
+_MOST_NAMES, _LONGEST = 25, 120
 
 
 def shorten(message: str, options: Iterable[str] = ()) -> str:
@@ -103,7 +104,7 @@ def _reasons(message: str, options: list[str]) -> list[str]:
     if found or not any(given for _, given in expected):
         return found
     kinds = {each: " or ".join(dict.fromkeys(names)) for each, names in expected.items()}
-    return [f"{key}: expected {kind}, got {given}" for (key, given), kind in kinds.items()]
+    return [f"{key}: {_not_of(kind, given)}" for (key, given), kind in kinds.items()]
 
 
 def _given(lines: list[str], column: int) -> str:
@@ -112,6 +113,18 @@ def _given(lines: list[str], column: int) -> str:
     value = next(told, "").partition(_GIVEN)[2].partition(". Got value: Namespace(")[0]
     match = _NESTED.fullmatch(value)
     return match[1].strip("'") if match else value
+
+
+def _not_of(kinds: str, given: str) -> str:
+    """What is wrong with a value that is of none of these classes."""
+    try:
+        value = ast.literal_eval(given)
+    except (ValueError, SyntaxError):  # it holds something that is not plain
+        value = None
+    if isinstance(value, dict) and "class_path" in value:
+        for name in value.keys() - {"class_path", "init_args", "dict_kwargs"}:
+            return f"{name!r} stands beside class_path; arguments of {value['class_path']} go into init_args"
+    return f"expected {kinds}, got {given if len(given) <= _LONGEST else given[: _LONGEST - 3] + '...'}"
 
 
 def _with_value(reason: str, given: str) -> str:

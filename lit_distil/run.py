@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
@@ -231,6 +231,8 @@ class TrainingCLI(LightningCLI):
         except ArgumentError as error:
             raise ValueError(broken_file(arguments) or shorten(error.message, known_options())) from error
         config = self.config[self.config.subcommand]
+        if not isinstance(config.trainer, Namespace):
+            raise ValueError(f"trainer: expected settings by name, such as max_steps: 100, got {config.trainer!r}")
         tell_dropped(dropped, config)
         for name in ("overwrite", "allow_changes"):
             if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in arguments):
@@ -367,6 +369,13 @@ class TrainingCLI(LightningCLI):
             names = None if content is None else saved_labels(content)
         if names:
             task.take_labels(names)
+
+    def _set_seed(self) -> None:
+        """As LightningCLI does, with an error that names the field."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: settings in a checkpoint never win over the files and the command line."""

@@ -135,6 +135,16 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     ),
     "no class": (edit(*DATA, "masking", value=0.3), ["data.masking: expected MaskingStrategy, got 0.3"]),
     "type": (edit(*DATA, "batch_size", value="many"), ["data.batch_size", "many", "int"]),
+    "trainer that is a list": (edit("trainer", value=[]), ["trainer: expected settings by name", "got []"]),
+    "seed out of range": (["--seed_everything", "-1"], ["seed_everything: -1"]),
+    "argument beside the class": (
+        edit("model", "lr", value={"a": 1}),
+        ["model: 'lr' stands beside class_path; arguments of lit_distil.modules.DistillationModule go into init_args"],
+    ),
+    "long value": (
+        edit(*DATA, "masking", value=["x" * 999]),
+        ["data.masking: expected MaskingStrategy, got ['x", "..."],
+    ),
     "trainer's type": (["--trainer.max_steps", "abc"], ["trainer.max_steps", "abc"]),
     "value": (edit(*DATA, "masking", "init_args", "rate", value=7.0), ["rate must lie in (0, 1], got 7.0"]),
     "precision": (["--matmul_precision", "highst"], ["matmul_precision", "'highst'"]),
