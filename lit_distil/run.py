@@ -11,6 +11,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -51,7 +52,7 @@ from lit_distil.modules.finetuning import TaskModule, saved_labels
 from lit_distil.pieces import whole_paths
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
-from lit_distil.trust import Parser, guard, import_modules
+from lit_distil.trust import Parser, guard, import_modules, imported
 
 
 class RunSummary(ModelSummary):
@@ -299,6 +300,8 @@ class TrainingCLI(LightningCLI):
         Raises:
             ValueError: A value, a combination of values, or a package that a class needs and is not installed.
         """
+        for name in ("model", "data"):
+            _refuse_null(name, self.config[self.subcommand].get(name))
         with whole_paths(self.config[self.subcommand]):
             super().instantiate_classes()
             if "weights_only" in self.config_init[self.subcommand]:
@@ -482,6 +485,18 @@ def _content_of(checkpoint: str, device: str, *, is_needed: bool = False) -> Any
         is_zip = zipfile.is_zipfile(checkpoint)  # other files cannot be mapped, and torch says no more than that
         return torch.load(checkpoint, map_location=device, weights_only=True, mmap=is_zip)
     return None
+
+
+def _refuse_null(name: str, piece: Any) -> None:
+    """Refuse null for an argument that takes none: the parser accepts it for all, and the class would fail on it."""
+    kind = imported(piece.class_path) if piece is not None else None
+    for base in getattr(kind, "__mro__", ()):
+        parameters = inspect.signature(base.__init__).parameters if "__init__" in vars(base) else {}
+        for argument, parameter in parameters.items():
+            type_name = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+            takes_null = parameter.default is None or re.search("None|Optional|Any|_empty", type_name)
+            if piece.init_args.get(argument, 0) is None and not takes_null:
+                raise ValueError(f"{name}.{argument}: expected {type_name}, got null")
 
 
 def _check_devices(devices: Any) -> None:

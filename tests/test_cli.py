@@ -141,6 +141,7 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
         edit("model", "lr", value={"a": 1}),
         ["model: 'lr' stands beside class_path; arguments of lit_distil.modules.DistillationModule go into init_args"],
     ),
+    "null": (edit(*DATA, "max_length", value=None), ["data.max_length: expected int, got null"]),
     "long value": (
         edit(*DATA, "masking", value=["x" * 999]),
         ["data.masking: expected MaskingStrategy, got ['x", "..."],

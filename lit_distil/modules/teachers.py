@@ -128,7 +128,7 @@ class StudentModule(EncoderModule):
     def train(self, mode: bool = True) -> Self:
         """Put the module in training mode; the student stays in eval mode if its dropout is off."""
         super().train(mode)
-        if not self.student_dropout and self.network is not None:
+        if mode and self.network is not None and not (self.has_network_only or self.student_dropout):
             self.network.eval()
         return self
 
