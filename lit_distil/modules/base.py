@@ -11,8 +11,10 @@ import functools
 import os
 import signal
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from lit_distil.messages import innermost, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.sources import Head
 from lit_distil.modules.checkpoints import SavedModule
-from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, shard, with_all_outputs
+from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, host_group, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
@@ -74,7 +76,7 @@ class EncoderModule(SavedModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.objectives: nn.ModuleDict = nn.ModuleDict()
-        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`_count_globally`)
+        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`_begin_counting`)
         self._global_counts: dict[Countable, int] = {}
         self._configured: list[dict[str, Any]] = []
         self._is_checked = False
@@ -160,11 +162,11 @@ class EncoderModule(SavedModule):
         accumulate = trainer.accumulate_grad_batches
         is_first = batch_idx % accumulate == 0
         self._seed_dropout(trainer.global_step * accumulate + batch_idx % accumulate)
-        if is_first:
-            self._global_counts = self._count_globally(batch)
+        counting = self._begin_counting(batch) if is_first else None
         self.terms.set_step(trainer.global_step)
         student, teachers = self.outputs(batch)
-        if is_first:
+        if counting is not None:
+            self._global_counts = counting()
             self.observe_gradients(student, teachers, batch)
         loss = self._combine("train", student, teachers, batch, self._global_counts)
         if trainer.world_size > 1 and self.device_mesh is None:
@@ -205,18 +207,26 @@ class EncoderModule(SavedModule):
             add_size(meters, batch)
         return loss
 
-    def _count_globally(self, batch: Batch) -> dict[Countable, int]:
-        """Items of each kind in the global batch: one small reduction in each optimizer step."""
+    def _begin_counting(self, batch: Batch) -> Callable[[], dict[Countable, int]]:
+        """Begin to add up the items of each kind in the global batch; the function that it gives waits for the sums.
+
+        The ranks' hosts exchange them, while the networks run, so nothing waits for the devices.
+        """
         local = batch.step_counts or batch.counts
         if self.trainer.world_size == 1:
-            return local
+            return lambda: local
         stops = [int(self.stop_requested == number) for number in STOP_SIGNALS]
-        counts = torch.tensor([*(local[kind] for kind in COUNTABLES), *stops], device=self.device)
-        torch.distributed.all_reduce(counts)
-        numbers = counts.tolist()
-        stops = numbers[len(COUNTABLES) :]
-        self.stop_agreed = next((number for number, count in zip(STOP_SIGNALS, stops) if count), 0)
-        return dict(zip(COUNTABLES, numbers))
+        sums = np.array([*(local[kind] for kind in COUNTABLES), *stops])
+        group = host_group(torch.distributed.group.WORLD)
+        sending = torch.distributed.all_reduce(torch.from_numpy(sums), group=group, async_op=True)
+
+        def finish() -> dict[Countable, int]:
+            sending.wait()
+            stopped = zip(STOP_SIGNALS, sums[len(COUNTABLES) :])
+            self.stop_agreed = next((number for number, count in stopped if count), 0)
+            return dict(zip(COUNTABLES, sums.tolist()))
+
+        return finish
 
     def _seed_dropout(self, micro_step: int) -> None:
         """Make dropout a function of (seed, micro-step, rank), so that a resumed run repeats the unbroken one."""
@@ -276,7 +286,7 @@ class EncoderModule(SavedModule):
         """Skip a step whose gradient is not finite; note its learning rate and, if it will be logged, its norm."""
         self._learning_rate = optimizer.param_groups[0]["lr"]  # the scheduler moves on before the step is logged
         norm = self.guard.check(optimizer, self.trainer.global_step)
-        if norm is not None and (self.trainer.global_step + 1) % self._log_every == 0:
+        if (self.trainer.global_step + 1) % self._log_every == 0 and norm.isfinite():
             self._meters["train"].add("grad_norm", norm, 1)
 
     def configure_gradient_clipping(

@@ -3,7 +3,8 @@
 The logits of a batch are by far its largest tensor (2,048 tokens by 30,522 entries are 250 MB), and plain autograd
 keeps about eight of that size. Here the hidden states of student and teachers are multiplied out for a few rows. Every
 term looks at these logits and adds its gradient, which goes straight back to the hidden states and to the embedding
-matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network.
+matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network on a CPU. On an accelerator,
+where each operation is a launch, there are few pieces instead.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_distil.objectives.base import LogitRows, RowObjective
-from lit_distil.objectives.functional import row_chunks, working_dtype
+from lit_distil.objectives.functional import working_dtype
 from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.types import DeferredLogits, Projection
 
 CHUNK_BYTES = 48 * 2**20
 """Size of the logits of one piece: many rows for the matrix products, and little beside a batch's."""
 
-_CPU_COLUMNS = 1024
+_CACHE_BYTES = 8 * 2**20  # of the rows of a piece that terms look at together on a CPU: four buffers stay in its cache
+_CPU_COLUMNS = 1024  # of the vocabulary: blocks are a third faster than the whole of a wide matrix
+_LAUNCH_BYTES = 256 * 2**20  # at least in a piece on an accelerator ...
+_MOST_PIECES = 3  # ... which has no more of them than this, whatever the rows
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """Is shown some rows at a time: the student's logits, the mean teacher's, and labels (None where not masked)."""
@@ -77,15 +81,28 @@ class VocabularyPass:
         total, sums = _Pass.apply(student.features, student.weight, student.bias, self, torch.is_grad_enabled())
         return total, list(sums.unbind())
 
-    def pieces(self, num_rows: int, vocabulary_size: int, itemsize: int) -> Iterator[tuple[slice, bool]]:
-        """Slices of rows, and whether they are masked; no piece has rows of both kinds."""
-        step = max(1, CHUNK_BYTES // (vocabulary_size * itemsize))
+    def pieces(self, num_rows: int, step: int) -> Iterator[tuple[slice, bool]]:
+        """Slices of at most `step` rows, and whether they are masked; no piece has rows of both kinds."""
         num_masked = 0 if self.labels is None else len(self.labels)
         if self.labels is not None and num_masked == 0:
             yield slice(0, 0), True  # so that every rank counts the same things, with masked rows or without
         for start, end, is_masked in ((0, num_masked, True), (num_masked, num_rows, False)):
             for first in range(start, end, step):
                 yield slice(first, min(first + step, end)), is_masked
+
+
+def rows_at_once(num_rows: int, row_bytes: int, device_type: str) -> tuple[int, int]:
+    """How many rows are multiplied out together, and at how many of these the terms look together.
+
+    Args:
+        num_rows: Rows of the pass.
+        row_bytes: Size of a row of logits.
+        device_type: "cpu", where time depends on the cache, or another, where it depends on the number of operations.
+    """
+    if device_type == "cpu":
+        return max(1, CHUNK_BYTES // row_bytes), max(1, _CACHE_BYTES // row_bytes)
+    step = max(1, _LAUNCH_BYTES // row_bytes, math.ceil(num_rows / _MOST_PIECES))
+    return step, step
 
 
 class _Pass(torch.autograd.Function):
@@ -105,10 +122,11 @@ class _Pass(torch.autograd.Function):
             weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
             bias=torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None,
         )
-        sums = torch.zeros(len(work.terms), dtype=exact, device=features.device)
+        sums: list[Tensor] = [features.new_zeros((), dtype=exact)] * len(work.terms)
+        step, part = rows_at_once(len(features), len(weight) * exact.itemsize, features.device.type)
 
         with torch.autocast(features.device.type, enabled=False):  # the projectors set the precision
-            for rows, is_masked in work.pieces(len(features), len(weight), exact.itemsize):
+            for rows, is_masked in work.pieces(len(features), step):
                 covering = [(i, one) for i, one in enumerate(work.terms) if one.objective.covers(is_masked=is_masked)]
                 if not covering and work.observer is None:
                     continue
@@ -117,27 +135,31 @@ class _Pass(torch.autograd.Function):
                 logits = student(rows)
                 teachers.move_to(rows)
                 magnitudes = logits.new_ones(len(logits), 1, dtype=exact) if logits.dtype == torch.float16 else None
-                for few in row_chunks(logits, exact) or [slice(0, 0)]:
-                    gradient = torch.zeros_like(logits[few], dtype=exact) if adds_gradient else None
+                for index, ours in enumerate(logits.split(part)):
+                    few = slice(index * part, index * part + len(ours))
+                    gradient = torch.zeros_like(ours, dtype=exact) if adds_gradient else None
                     few_labels = None if labels is None else labels[few]
                     for i, term in covering:
-                        theirs = teachers.compared_with(term, few, logits[few])
-                        those = LogitRows(logits[few], theirs, few_labels)
-                        sums[i] += term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
+                        those = LogitRows(ours, teachers.compared_with(term, few, ours), few_labels)
+                        value = term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
+                        sums[i] = sums[i] + value.to(exact)
                     if work.observer is not None:
-                        work.observer(logits[few], teachers.mean(few), few_labels)
+                        work.observer(ours, teachers.mean(few), few_labels)
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
-                        logits[few] = gradient  # these logits are not needed any more
+                        ours.copy_(gradient)  # these logits are not needed any more
                 if adds_gradient and len(logits):
                     gradients.add(rows, logits, magnitudes, student)
 
         ctx.gradients = (gradients.features, gradients.weight, gradients.bias)
         ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(sums)
-        scales = torch.tensor([term.scale for term in work.terms], dtype=exact, device=features.device)
-        return (scales * sums).sum(), sums
+        total = features.new_zeros((), dtype=exact)
+        for term, value in zip(work.terms, sums, strict=True):
+            total.add_(value, alpha=term.scale)
+        stacked = torch.stack(sums) if sums else total.new_zeros(0)
+        ctx.mark_non_differentiable(stacked)
+        return total, stacked
 
     @staticmethod
     @once_differentiable
@@ -180,7 +202,9 @@ class _Gradients:
             if self.bias is not None:
                 self.bias += (of_logits.t() @ shares).squeeze(-1).to(exact) * largest
             return
-        if self.features is not None:
+        if self.features is not None and of_logits.dtype == exact:
+            torch.mm(of_logits, student.weight, out=self.features[rows])
+        elif self.features is not None:
             self.features[rows] = of_logits @ student.weight
         if self.weight is not None and of_logits.dtype == exact:
             self.weight.addmm_(of_logits.t(), features)
@@ -213,6 +237,16 @@ class _Projector:
         self.weight = projection.weight.detach().to(self.dtype)
         self.bias = None if projection.bias is None else projection.bias.detach().to(self.dtype)
         self._buffer: Tensor | None = None
+        # blocks of columns, and the rest: [blocks, width, columns] each
+        size = len(self.weight)
+        width = min(size, _CPU_COLUMNS) if device == "cpu" else size
+        edges = (slice(0, size - size % width), slice(size - size % width, size)) if size else ()
+        self._columns = [edge for edge in edges if edge.stop > edge.start]
+        self._weights = [self.weight[c].unflatten(0, (-1, min(width, c.stop - c.start))).mT for c in self._columns]
+        self._biases = [
+            None if self.bias is None else self.bias[c].view(len(weight), 1, -1)
+            for c, weight in zip(self._columns, self._weights, strict=True)
+        ]
 
     def __call__(self, rows: slice) -> Tensor:
         """The logits of these rows; the next call writes over them."""
@@ -221,14 +255,10 @@ class _Projector:
             self._buffer = self.features.new_empty(num_rows, len(self.weight))
         logits = self._buffer[:num_rows]
         features = self.features[rows]
-        # on a CPU, blocks of columns are a third faster than the whole of a wide matrix
-        step = _CPU_COLUMNS if logits.device.type == "cpu" else len(self.weight)
-        for start in range(0, len(self.weight), step):
-            block = slice(start, start + step)
-            if self.bias is None:
-                torch.mm(features, self.weight[block].t(), out=logits[:, block])
-            else:
-                torch.addmm(self.bias[block], features, self.weight[block].t(), out=logits[:, block])
+        for columns, weight, bias in zip(self._columns, self._weights, self._biases, strict=True):
+            out = logits[:, columns].unflatten(1, (len(weight), -1)).transpose(0, 1)
+            start, beta = (out, 0) if bias is None else (bias, 1)
+            torch.baddbmm(start, features.expand(len(weight), -1, -1), weight, beta=beta, out=out)
         return logits
 
 
