@@ -88,7 +88,7 @@ SEED_RUNS = $(foreach kind,$(KINDS),$(foreach seed,$(DEMO_SEEDS),$(kind)-seed$(s
 demo-seeds: $(VENV)/.core  ## soft targets, no teacher and hard labels with two more seeds: intervals for the demo's table
 	@$(MAKE) -s --no-print-directory $(call exports,teacher $(KINDS))
 	@OMP_NUM_THREADS=$(THREADS) $(MAKE) -s --no-print-directory -j2 $(call exports,$(SEED_RUNS))
-	@$(RUN) report $(addprefix $(DEMO)/,$(KINDS) $(SEED_RUNS)) --metrics val/loss/masked_lm --out $(DEMO)/seeds
+	@$(RUN) report $(addprefix $(DEMO)/,$(KINDS) $(SEED_RUNS)) --metrics val/masked_lm_loss --out $(DEMO)/seeds
 
 $(DEMO)/student-soft-seed%/export/config.json: $(DEMO)/teacher/export/config.json
 	@echo "== student, soft targets, seed $*"

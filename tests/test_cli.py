@@ -417,7 +417,7 @@ def test_distillation_validates_predicts_and_obeys_the_command_line_over_its_che
     at_the_end = logged(run, "val/loss/soft")[1]
     assert found["2.0"]["val/loss/soft"] == pytest.approx(at_the_end, rel=1e-5)
     assert found["4.0"]["val/loss/soft"] != pytest.approx(at_the_end, rel=1e-2)
-    assert found["4.0"]["val/loss/masked_lm"] == pytest.approx(found["2.0"]["val/loss/masked_lm"], rel=1e-6)
+    assert found["4.0"]["val/masked_lm_loss"] == pytest.approx(found["2.0"]["val/masked_lm_loss"], rel=1e-6)
     predicted = fit(config, tmp_path / "predict", *checkpoint, command="predict")
     rows = [json.loads(line) for line in (predicted / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) > 10

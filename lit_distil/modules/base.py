@@ -198,9 +198,12 @@ class EncoderModule(SavedModule):
         """The weighted loss; every term's sum goes to the meters."""
         meters, local_counts = self._meters[stage], batch.counts
         observer = functools.partial(self.observe_rows, stage)
-        loss, sums = self.terms.total(student, teachers, batch, counts, observer=observer)
+        terms = self.terms if stage == "train" else self.terms.with_masked_lm(student, batch)
+        loss, sums = terms.total(student, teachers, batch, counts, observer=observer)
         for name, objective in self.terms.objectives.items():
             meters.add(f"loss/{name}", sums[name], local_counts[objective.counts])
+        if stage != "train" and terms.masked_lm is not None:  # whatever the loss is, so that any two runs compare
+            meters.add("masked_lm_loss", sums[terms.masked_lm], local_counts["masked"])
         with torch.no_grad():
             self.observe(stage, student, teachers, batch)
         if stage == "train":  # an evaluation is about the student, not about its batches

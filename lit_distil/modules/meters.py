@@ -320,8 +320,8 @@ class LoggedModule(LightningModule):
             return {}
         values = {f"{stage}/{name}": value for name, value in means.items()}
         values[f"{stage}/loss"] = self._weighted_sum(means)
-        if "loss/masked_lm" in means:
-            values[f"{stage}/perplexity"] = math.exp(min(means["loss/masked_lm"], 700.0))
+        if "masked_lm_loss" in means:
+            values[f"{stage}/perplexity"] = math.exp(min(means["masked_lm_loss"], 700.0))
         self.latest.update(values)
         return values
 

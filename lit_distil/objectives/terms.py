@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_distil.objectives.base import Objective, RowObjective, logits_at, masked_positions
 from lit_distil.objectives.embedding import EmbeddingObjective
+from lit_distil.objectives.logits import MaskedLMLoss
 from lit_distil.objectives.vocabulary import Observer, RowTerm, VocabularyPass
 from lit_distil.types import Batch, Countable, EncoderOutput, Projection
 
@@ -89,6 +90,22 @@ class LossTerms:
     def embeddings(self) -> EmbeddingObjective | None:
         """The first term on sentence embeddings, which says how the student makes them; None without one."""
         return next((one for one in self.objectives.values() if isinstance(one, EmbeddingObjective)), None)
+
+    @property
+    def masked_lm(self) -> str | None:
+        """Name of the first term that is the masked-LM loss; None without one."""
+        return next((name for name, one in self.objectives.items() if type(one) is MaskedLMLoss), None)
+
+    def with_masked_lm(self, student: EncoderOutput, batch: Batch) -> LossTerms:
+        """These terms and, unless it is one of them, the masked-LM loss with weight 0; unchanged without masked logits.
+
+        It shares the pass over the vocabulary, so its sum has the same bits whether it is part of the loss or not.
+        """
+        has_logits = student.logits is not None or student.projection is not None
+        if self.masked_lm is not None or batch.masked_labels is None or not has_logits:
+            return self
+        # no configuration can name a term with a dot
+        return dataclasses.replace(self, objectives={**self.objectives, "masked_lm.measured": MaskedLMLoss(weight=0.0)})
 
     def set_step(self, step: int | None) -> None:
         """See `Objective.set_step`."""

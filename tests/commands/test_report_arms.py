@@ -223,9 +223,11 @@ def test_the_command_writes_means_changes_and_every_run(tmp_path: Path, capsys: 
 
 def test_main_metrics_are_the_score_and_a_loss_that_objectives_share(tmp_path: Path) -> None:
     task = write_run(tmp_path / "task", [1.0], val_score=[0.5], val_accuracy=[0.5])
-    distilled = write_run(tmp_path / "distilled", [1.0], **{"val_loss/masked_lm": [2.0]})
+    older = write_run(tmp_path / "older", [1.0], **{"val_loss/masked_lm": [2.0]})
+    distilled = write_run(tmp_path / "distilled", [1.0], **{"val_loss/masked_lm": [2.0], "val_masked_lm_loss": [2.0]})
     assert arms.main_metrics(arms.open_runs([task])) == ["val/score", "val/loss"]
-    assert arms.main_metrics(arms.open_runs([distilled])) == ["val/loss/masked_lm"]
+    assert arms.main_metrics(arms.open_runs([distilled])) == ["val/masked_lm_loss"]
+    assert arms.main_metrics(arms.open_runs([distilled, older])) == ["val/loss/masked_lm"]
     assert arms.main_metrics(arms.open_runs([task, distilled])) == ["val/loss"]
 
 

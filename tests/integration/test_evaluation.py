@@ -19,7 +19,7 @@ from lit_distil.objectives import MaskedLMLoss
 from tests.integration.conftest import TWO_RANKS, evaluation_of_teacher, probe
 from tests.workspace import Workspace, fit, run_on_two_ranks, shared, with_trainer, write_config
 
-NAMES = ("test/loss", "test/loss/masked_lm", "test/perplexity", "test/masked_accuracy")
+NAMES = ("test/loss", "test/masked_lm_loss", "test/perplexity", "test/masked_accuracy")
 
 
 def opened_data(workspace: Workspace, format: Any = None, batch_size: int = 4) -> TextDataModule:

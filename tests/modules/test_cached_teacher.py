@@ -71,6 +71,7 @@ def test_a_cache_of_all_tokens_trains_as_the_live_teacher_does(
         "val/kl_from_teacher_unmasked",
         "val/teacher_entropy_masked",
         "val/agreement_with_teacher",
+        "val/masked_lm_loss",
     ):
         assert expected[name] > 0
         assert found[name] == pytest.approx(expected[name], rel=1e-5), name

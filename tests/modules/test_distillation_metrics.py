@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from lit_distil.data import EvalLoader
+from lit_distil.modules import MaskedLMModule
+from lit_distil.objectives import HiddenMSELoss, MaskedLMLoss, SoftTargetLoss
 from lit_distil.objectives.terms import LossTerms
+from lit_distil.objectives.vocabulary import VocabularyPass
 from tests.modules.test_distillation import make_data, make_module, make_trainer, teacher_of
 from tests.workspace import Workspace
 
@@ -68,3 +72,55 @@ def test_shares_of_the_gradient_are_measured_every_so_many_steps(
     assert len(measured) in (2, 3) and {b - a for a, b in pairwise(measured)} == {3}
     shares = [module.latest[f"train/gradient_share/{name}"] for name in module.objectives]
     assert sum(shares) == pytest.approx(1.0) and min(shares) > 0
+
+
+OBJECTIVES: dict[str, Any] = {
+    "soft targets": lambda: {"soft": SoftTargetLoss()},
+    "soft targets at all tokens": lambda: {"soft": SoftTargetLoss(positions="all")},
+    "hidden states": lambda: {"hidden": HiddenMSELoss()},
+    "the masked-LM loss": lambda: {"any_name": MaskedLMLoss(weight=2.0)},
+    "a misleading name": lambda: {"masked_lm": SoftTargetLoss()},
+    "soft targets and the masked-LM loss": lambda: {"soft": SoftTargetLoss(), "mlm": MaskedLMLoss(weight=0.5)},
+}
+
+
+def test_every_validation_measures_the_masked_lm_loss_whatever_the_objectives(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One number for one student, with one run of the network and one pass over the vocabulary a batch."""
+    passes: list[int] = []
+    run = VocabularyPass.__call__
+    monkeypatch.setattr(VocabularyPass, "__call__", lambda self, student: [passes.append(1), run(self, student)][1])
+    data = make_data(workspace)
+    trainer = make_trainer(tmp_path, limit_val_batches=1.0)
+    found: dict[str, dict[str, float]] = {}
+    for name, make in OBJECTIVES.items():
+        torch.manual_seed(0)
+        module, runs = make_module(workspace.teacher, objectives=make()), []
+        trainer.validate(module, datamodule=data, verbose=False)  # builds the networks
+        module.network.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        passes.clear()
+        trainer.validate(module, datamodule=data, verbose=False)
+        assert len(runs) == len(passes) == len(data.val_dataloader()) > 1
+        found[name] = dict(module.latest)
+    alone = MaskedLMModule(module.network.model)
+    trainer.validate(alone, datamodule=data, verbose=False)
+    losses = []
+    network = alone.network.double().eval()
+    for batch in EvalLoader(data.datasets["validation"], batch_size=5):
+        with torch.no_grad():
+            logits = network(batch, rows="all").logits[batch.masked_positions]
+        losses.append(F.cross_entropy(logits, batch.masked_labels, reduction="none"))
+    expected = float(torch.cat(losses).mean())
+    for name, values in {**found, "pretraining": alone.latest}.items():
+        assert values["val/masked_lm_loss"] == pytest.approx(expected, rel=2e-6), name
+        assert values["val/perplexity"] == math.exp(values["val/masked_lm_loss"]), name
+        assert values["val/masked_accuracy"] == found["soft targets"]["val/masked_accuracy"], name
+    # the term of the loss is this very number, and so is what stands beside other terms
+    both = found["soft targets and the masked-LM loss"]
+    assert both["val/masked_lm_loss"] == both["val/loss/mlm"] == found["soft targets"]["val/masked_lm_loss"]
+    assert found["the masked-LM loss"]["val/masked_lm_loss"] == found["the masked-LM loss"]["val/loss/any_name"]
+    assert found["a misleading name"]["val/loss/masked_lm"] != found["a misleading name"]["val/masked_lm_loss"]
+    # it is measured, and is no part of the loss
+    assert found["soft targets"]["val/loss"] == found["soft targets"]["val/loss/soft"]
+    assert not any("measured" in name for values in found.values() for name in values)

@@ -24,7 +24,8 @@ At = Literal["end", "best"]
 """Which validation counts: the last one, or the best one (highest `val/score`, without a task lowest `val/loss`)."""
 
 _SPEED = "train/tokens_per_second"
-_MAIN_METRICS = (("val/score",), ("val/loss/masked_lm", "val/loss"))  # the first of each that the runs have
+_MASKED_LM = ("val/masked_lm_loss", "val/loss/masked_lm")  # the second of older runs
+_MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # the first of each that the runs have
 # settings that change where a run writes, what it shows or how fast it reads, and not what it computes
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}

@@ -129,7 +129,7 @@ def unigram_loss(token_counts: np.ndarray, labels: np.ndarray, *, vocabulary_siz
 def _test_masked_lm(export: str, data: TextDataModule, device: str) -> MaskedLMScore:
     data.check_same_vocabulary(export)
     values = _test(MaskedLMModule(Pretrained(export)), data, device)
-    return MaskedLMScore(values["test/loss/masked_lm"], values["test/perplexity"], values["test/masked_accuracy"])
+    return MaskedLMScore(values["test/masked_lm_loss"], values["test/perplexity"], values["test/masked_accuracy"])
 
 
 def _test_task(export: str, data: TextDataModule, device: str) -> TaskScore:
@@ -197,4 +197,5 @@ def _curve(folder: str | None) -> list[tuple[int, float]]:
     """Validation loss by step; empty without metrics, as for an export from elsewhere."""
     if folder is None or not Path(folder, "metrics.csv").is_file():
         return []
-    return sorted(read_metrics(folder).get("val/loss/masked_lm", {}).items())
+    metrics = read_metrics(folder)
+    return sorted(metrics.get("val/masked_lm_loss", metrics.get("val/loss/masked_lm", {})).items())

@@ -185,7 +185,7 @@ def notes(results: Results) -> list[str]:
     )
     missing = [entry.label for entry in results.entries.values() if entry.masked_lm and not entry.curve]
     if missing:
-        lines.append(f"no curve, because val/loss/masked_lm was not logged: {'; '.join(missing)}.")
+        lines.append(f"no curve, because val/masked_lm_loss was not logged: {'; '.join(missing)}.")
     return lines
 
 
