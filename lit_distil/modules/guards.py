@@ -181,8 +181,11 @@ class StepGuard:
 
 def _skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it leaves everything as it is where its attribute `found_inf` is 1: torch's fused ones do."""
+    groups = optimizer.param_groups
+    if isinstance(optimizer, torch.optim.SGD) and not optimizer.state and any(group["momentum"] for group in groups):
+        return False  # in its first step, taken or not, the kernel leaves a momentum
     kinds = (torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
-    return isinstance(optimizer, kinds) and all(group.get("fused") for group in optimizer.param_groups)
+    return isinstance(optimizer, kinds) and all(group.get("fused") for group in groups)
 
 
 def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torch.optim.Optimizer) -> bool:

@@ -220,10 +220,10 @@ def add_soft_target_gradient(
     buffer = student / temperature
     p_student = buffer.softmax(dim=-1)
     p_teacher = torch.div(teacher, temperature, out=buffer).softmax(dim=-1)
-    # the largest probability is 1 / Σ exp(z − largest); small numbers alone are subtracted, for high temperatures
-    ratio = (p_teacher.amax(dim=-1) / p_student.amax(dim=-1)).log_()
+    # the largest probability is 1 / Σ exp(z − largest); only small numbers are subtracted, for high temperatures
+    ratio = p_teacher.amax(dim=-1).div_(p_student.amax(dim=-1)).log_()
     cross = torch.sub(teacher, student, out=buffer).mul_(p_teacher).sum(dim=-1)
-    divergence = cross.sub_(teacher.amax(dim=-1) - student.amax(dim=-1)).div_(temperature).add_(ratio)
+    divergence = cross.sub_(teacher.amax(dim=-1)).add_(student.amax(dim=-1)).div_(temperature).add_(ratio)
     if gradient is not None:
         gradient.add_(p_student.sub_(p_teacher), alpha=scale * temperature)
     return divergence.sum() * temperature**2
@@ -238,7 +238,9 @@ def add_cross_entropy_gradient(gradient: Tensor | None, scale: float, logits: Te
     is_counted = (labels != IGNORE_INDEX)[:, None]
     chosen = labels.clamp_min(0)[:, None]
     p = logits.softmax(dim=-1)
-    total = (logits.amax(-1, keepdim=True) - logits.gather(-1, chosen) - p.amax(-1, keepdim=True).log_()).mul_(is_counted)
+    total = (logits.amax(-1, keepdim=True) - logits.gather(-1, chosen) - p.amax(-1, keepdim=True).log_()).mul_(
+        is_counted
+    )
     if gradient is not None:
         factor = is_counted.to(gradient.dtype).mul_(scale)
         gradient.addcmul_(p.to(gradient.dtype), factor).scatter_add_(-1, chosen, -factor)
@@ -279,11 +281,16 @@ def working_dtype(logits: Tensor, temperature: float) -> torch.dtype:
     """The precision for these logits: float32 at least, float64 at high temperatures."""
     if temperature > DOUBLE_ABOVE_TEMPERATURE:
         return torch.float64
-    return torch.promote_types(logits.dtype, torch.float32)
+    return wide(logits.dtype)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide(tensor.dtype))
 
 
 def _check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:

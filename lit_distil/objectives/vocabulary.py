@@ -10,26 +10,27 @@ where each operation is a launch, there are few pieces instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_distil.objectives.base import LogitRows, RowObjective
-from lit_distil.objectives.functional import working_dtype
+from lit_distil.objectives.base import LogitRows, Positions, RowObjective
+from lit_distil.objectives.functional import wide, working_dtype
 from lit_distil.objectives.top_logits import TopLogits
-from lit_distil.types import DeferredLogits, Projection
+from lit_distil.types import IGNORE_INDEX, DeferredLogits, Projection
 
-CHUNK_BYTES = 48 * 2**20
+CHUNK_BYTES = 44 * 2**20
 """Size of the logits of one piece: many rows for the matrix products, and little beside a batch's."""
 
 _CACHE_BYTES = 8 * 2**20  # of the rows of a piece that terms look at together on a CPU: four buffers stay in its cache
 _CPU_COLUMNS = 1024  # of the vocabulary: blocks are a third faster than the whole of a wide matrix
 _LAUNCH_BYTES = 256 * 2**20  # at least in a piece on an accelerator ...
-_MOST_PIECES = 3  # ... which has no more of them than this, whatever the rows
+_MOST_PIECES = 2  # ... which has no more of them than this, whatever the rows
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """Is shown some rows at a time: the student's logits, the mean teacher's, and labels (None where not masked)."""
@@ -81,14 +82,17 @@ class VocabularyPass:
         total, sums = _Pass.apply(student.features, student.weight, student.bias, self, torch.is_grad_enabled())
         return total, list(sums.unbind())
 
-    def pieces(self, num_rows: int, step: int) -> Iterator[tuple[slice, bool]]:
-        """Slices of at most `step` rows, and whether they are masked; no piece has rows of both kinds."""
+    def spans(self, start: int, end: int) -> dict[Positions, slice]:
+        """Where the masked ones of rows `start` to `end`, the others, and all of them are, counted from `start`."""
         num_masked = 0 if self.labels is None else len(self.labels)
-        if self.labels is not None and num_masked == 0:
-            yield slice(0, 0), True  # so that every rank counts the same things, with masked rows or without
-        for start, end, is_masked in ((0, num_masked, True), (num_masked, num_rows, False)):
-            for first in range(start, end, step):
-                yield slice(first, min(first + step, end)), is_masked
+        middle = min(max(num_masked, start), end) - start
+        return {"masked": slice(0, middle), "unmasked": slice(middle, end - start), "all": slice(0, end - start)}
+
+    def needed(self, num_rows: int) -> tuple[int, int]:
+        """The first and the last of the rows that a term or the observer looks at."""
+        masked = self.spans(0, num_rows)["masked"].stop
+        looked_at = {term.objective.positions for term in self.terms} | ({"all"} if self.observer else set())
+        return 0 if looked_at - {"unmasked"} else masked, num_rows if looked_at - {"masked"} else masked
 
 
 def rows_at_once(num_rows: int, row_bytes: int, device_type: str) -> tuple[int, int]:
@@ -114,37 +118,32 @@ class _Pass(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wants_features, wants_weight, wants_bias = (need and has_graph for need in ctx.needs_input_grad[:3])
         with_gradient = wants_features or wants_weight or wants_bias
-        exact = torch.promote_types(features.dtype, torch.float32)
-        student = _Projector(Projection(features, weight, bias))
-        teachers = _TeacherLogits(work)
+        exact = wide(features.dtype)
+        begin, stop = work.needed(len(features))
+        step, part = rows_at_once(stop - begin, len(weight) * exact.itemsize, features.device.type)
+        student = _Projector(Projection(features, weight, bias), min(step, stop - begin))
+        teachers = _TeacherLogits(work, min(step, stop - begin))
         gradients = _Gradients(
             features=torch.zeros_like(features, dtype=exact) if wants_features else None,
             weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
             bias=torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None,
         )
-        sums: list[Tensor] = [features.new_zeros((), dtype=exact)] * len(work.terms)
-        step, part = rows_at_once(len(features), len(weight) * exact.itemsize, features.device.type)
-
+        buffer = features.new_empty(min(part, stop - begin) if with_gradient else 0, len(weight), dtype=exact)
+        sums: dict[int, Tensor] = {}
         with torch.autocast(features.device.type, enabled=False):  # the projectors set the precision
-            for rows, is_masked in work.pieces(len(features), step):
-                covering = [(i, one) for i, one in enumerate(work.terms) if one.objective.covers(is_masked=is_masked)]
-                if not covering and work.observer is None:
-                    continue
-                adds_gradient = with_gradient and any(term.scale for _, term in covering)
-                labels = work.labels[rows] if is_masked and work.labels is not None else None
+            for start in range(begin, max(stop, begin + 1), step):
+                rows = slice(start, min(start + step, stop))
+                spans = work.spans(rows.start, rows.stop)
                 logits = student(rows)
                 teachers.move_to(rows)
+                used = [spans[term.objective.positions] for term in work.terms if term.scale]
+                adds_gradient = with_gradient and any(span.start < span.stop for span in used)
                 magnitudes = logits.new_ones(len(logits), 1, dtype=exact) if logits.dtype == torch.float16 else None
-                for index, ours in enumerate(logits.split(part)):
-                    few = slice(index * part, index * part + len(ours))
-                    gradient = torch.zeros_like(ours, dtype=exact) if adds_gradient else None
-                    few_labels = None if labels is None else labels[few]
-                    for i, term in covering:
-                        those = LogitRows(ours, teachers.compared_with(term, few, ours), few_labels)
-                        value = term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
-                        sums[i] = sums[i] + value.to(exact)
-                    if work.observer is not None:
-                        work.observer(ours, teachers.mean(few), few_labels)
+                for first in range(0, max(len(logits), 1), part):
+                    few = slice(first, min(first + part, len(logits)))
+                    ours = _cut(logits, few)
+                    gradient = _cut(buffer, slice(0, len(ours))).zero_() if adds_gradient else None
+                    _look(work, teachers, ours, start + first, first, gradient, sums)
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
@@ -155,9 +154,10 @@ class _Pass(torch.autograd.Function):
         ctx.gradients = (gradients.features, gradients.weight, gradients.bias)
         ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)
         total = features.new_zeros((), dtype=exact)
-        for term, value in zip(work.terms, sums, strict=True):
-            total.add_(value, alpha=term.scale)
-        stacked = torch.stack(sums) if sums else total.new_zeros(0)
+        values = [sums.get(i, total).to(exact) for i in range(len(work.terms))]
+        stacked = torch.stack(values) if values else total.new_zeros(0)
+        for i, value in enumerate(values):
+            total = total.add(value, alpha=work.terms[i].scale)
         ctx.mark_non_differentiable(stacked)
         return total, stacked
 
@@ -171,6 +171,46 @@ class _Pass(torch.autograd.Function):
         scaled = (None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients)
         # rounded last: a loss scaler (float16) makes them large enough for it
         return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None, None)
+
+
+def _look(
+    work: VocabularyPass,
+    teachers: _TeacherLogits,
+    logits: Tensor,
+    start: int,
+    first: int,
+    gradient: Tensor | None,
+    sums: dict[int, Tensor],
+) -> None:
+    """Let terms and observer look at a few rows, which are rows `start` on of the pass and `first` on of its piece."""
+    spans = work.spans(start, start + len(logits))
+    masked, num_rows = spans["masked"].stop, len(logits)
+    labels = None if work.labels is None or not masked else _cut(work.labels, slice(start, start + masked))
+    padded = (
+        labels if labels is None or masked == num_rows else F.pad(labels, (0, num_rows - masked), value=IGNORE_INDEX)
+    )
+    for i, term in enumerate(work.terms):
+        span = spans[term.objective.positions]
+        if span.start < span.stop:
+            ours = _cut(logits, span)
+            theirs = teachers.compared_with(term, slice(first + span.start, first + span.stop), ours)
+            given = {"masked": labels, "unmasked": None, "all": padded}[term.objective.positions]
+            into = _cut(gradient, span) if gradient is not None and term.scale else None
+            value = term.objective.add_gradient(LogitRows(ours, theirs, given), into, term.scale)
+            sums[i] = sums[i] + value if i in sums else value
+    if work.observer is not None:
+        if work.labels is not None and (masked or not len(work.labels)):
+            # without a masked row, too, so that every rank counts the same things
+            shown = work.labels[:0] if labels is None else labels
+            work.observer(_cut(logits, spans["masked"]), teachers.mean(slice(first, first + masked)), shown)
+        if masked < num_rows:
+            rest = spans["unmasked"]
+            work.observer(_cut(logits, rest), teachers.mean(slice(first + masked, first + num_rows)), None)
+
+
+def _cut(tensor: Tensor, rows: slice) -> Tensor:
+    """Some rows; the tensor itself where that is all of them."""
+    return tensor if rows == slice(0, len(tensor)) else tensor[rows]
 
 
 @dataclass
@@ -191,7 +231,7 @@ class _Gradients:
             student: The projector that gave the logits.
         """
         features = student.features[rows]
-        exact = torch.promote_types(of_logits.dtype, torch.float32)
+        exact = wide(of_logits.dtype)
         if magnitudes is not None:
             largest = magnitudes.amax()
             shares = (magnitudes / largest).to(features.dtype)
@@ -227,48 +267,46 @@ def _measure(gradient: Tensor, out: Tensor) -> Tensor:
 class _Projector:
     """Multiplies out a few rows at a time, into one buffer; under autocast at its precision."""
 
-    def __init__(self, projection: Projection) -> None:
+    def __init__(self, projection: Projection, most_rows: int) -> None:
         dtype = projection.features.dtype
         device = projection.features.device.type
         if torch.is_autocast_enabled(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         self.dtype = dtype
-        self.features = projection.features.detach().to(self.dtype)
-        self.weight = projection.weight.detach().to(self.dtype)
-        self.bias = None if projection.bias is None else projection.bias.detach().to(self.dtype)
-        self._buffer: Tensor | None = None
+        self.features = projection.features.to(dtype)
+        self.weight = projection.weight.to(dtype).contiguous()
+        bias = None if projection.bias is None else projection.bias.to(dtype)
+        self._buffer = self.features.new_empty(most_rows, len(self.weight))
         # blocks of columns, and the rest: [blocks, width, columns] each
-        size = len(self.weight)
-        width = min(size, _CPU_COLUMNS) if device == "cpu" else size
-        edges = (slice(0, size - size % width), slice(size - size % width, size)) if size else ()
-        self._columns = [edge for edge in edges if edge.stop > edge.start]
-        self._weights = [self.weight[c].unflatten(0, (-1, min(width, c.stop - c.start))).mT for c in self._columns]
-        self._biases = [
-            None if self.bias is None else self.bias[c].view(len(weight), 1, -1)
-            for c, weight in zip(self._columns, self._weights, strict=True)
-        ]
+        size, width = self.weight.shape
+        columns = _CPU_COLUMNS if device == "cpu" else max(size, 1)
+        self._blocks: list[tuple[int, Tensor, Tensor | None]] = []
+        for first, count, wide_ in ((0, size // columns, columns), (size - size % columns, 1, size % columns)):
+            if count and wide_:
+                at = self.weight.storage_offset() + first * width
+                block = self.weight.as_strided((count, width, wide_), (wide_ * width, 1, width), at)
+                at_bias = None if bias is None else bias[first : first + count * wide_].view(count, 1, wide_)
+                self._blocks.append((first, block, at_bias))
 
     def __call__(self, rows: slice) -> Tensor:
         """The logits of these rows; the next call writes over them."""
-        num_rows = rows.stop - rows.start
-        if self._buffer is None or len(self._buffer) < num_rows:
-            self._buffer = self.features.new_empty(num_rows, len(self.weight))
-        logits = self._buffer[:num_rows]
-        features = self.features[rows]
-        for columns, weight, bias in zip(self._columns, self._weights, self._biases, strict=True):
-            out = logits[:, columns].unflatten(1, (len(weight), -1)).transpose(0, 1)
+        logits, features = _cut(self._buffer, slice(0, rows.stop - rows.start)), _cut(self.features, rows)
+        for first, weight, bias in self._blocks:
+            count, _, columns = weight.shape
+            out = logits.as_strided((count, len(logits), columns), (columns, logits.stride(0), 1), first)
             start, beta = (out, 0) if bias is None else (bias, 1)
-            torch.baddbmm(start, features.expand(len(weight), -1, -1), weight, beta=beta, out=out)
+            torch.baddbmm(start, features.expand(count, -1, -1), weight, beta=beta, out=out)
         return logits
 
 
 class _TeacherLogits:
     """The teachers' logits of one piece, each multiplied out when it is first asked for."""
 
-    def __init__(self, work: VocabularyPass) -> None:
+    def __init__(self, work: VocabularyPass, most_rows: int) -> None:
         self._shares = work.shares
         self._sources = {
-            name: _Projector(one) if isinstance(one, Projection) else one for name, one in work.teachers.items()
+            name: _Projector(one, most_rows) if isinstance(one, Projection) else one
+            for name, one in work.teachers.items()
         }
         self._rows = slice(0, 0)
         self._logits: dict[str, Tensor] = {}
@@ -301,7 +339,7 @@ class _TeacherLogits:
         if isinstance(source, _Projector):
             if name not in self._logits:
                 self._logits[name] = source(self._rows)
-            return self._logits[name][few]
+            return _cut(self._logits[name], few)
         assert isinstance(source, TopLogits)
         rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
         return source.logits(temperature, rows=rows, student=student)

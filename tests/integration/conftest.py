@@ -22,6 +22,7 @@ SHARDED = {
 def probe(name: str, file: Path) -> dict[str, Any]:
     return {"class_path": f"tests.integration.probes.{name}", "init_args": {"file": str(file)}}
 
+
 QUIET = {"max_steps": 9, "log_every_n_steps": 4, "limit_val_batches": 0, "gradient_clip_val": 1.0}
 
 
@@ -63,7 +64,10 @@ def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
         for kind in KINDS:
             for accumulate in (1, 2):
                 name = f"{kind}-{accumulate}"
-                callbacks = [probe("SaveGradients", folder / f"{name}.pt"), probe("SaveReads", folder / f"{name}-reads")]
+                callbacks = [
+                    probe("SaveGradients", folder / f"{name}.pt"),
+                    probe("SaveReads", folder / f"{name}-reads"),
+                ]
                 config = fused(workspace.configuration(kind))
                 add("fit", name, config, callbacks=callbacks, accumulate_grad_batches=accumulate, **QUIET)
             metrics = [probe("SaveMetrics", folder / f"{kind}-val.json")]

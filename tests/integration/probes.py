@@ -134,8 +134,10 @@ class _Dispatched(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.num_operations += 1
         name = func.__name__.split(".")[0]
-        by_mask = name.startswith("index") and isinstance(args[1], (list, tuple)) and any(
-            one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
+        by_mask = (
+            name.startswith("index")
+            and isinstance(args[1], (list, tuple))
+            and any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
         )
         if name in self.READS or by_mask or (name == "repeat_interleave" and not (kwargs or {}).get("output_size")):
             self.note(name)

@@ -23,7 +23,6 @@ from tests.modules.test_distillation import make_data, make_module, make_trainer
 from tests.objectives.examples import make_batch, make_output
 from tests.workspace import Workspace, fit
 
-
 KERNELS: dict[str, Any] = {
     "AdamW": partial(torch.optim.AdamW, lr=0.1),
     "fused AdamW": partial(torch.optim.AdamW, lr=0.1, fused=True),

@@ -165,7 +165,9 @@ def test_terms_share_the_pass_however_it_is_cut(
 def num_operations(rows: int, size: int, observer: Any = None) -> int:
     """How many operations a pass of DistilBERT's terms dispatches, forward and backward."""
     num_masked = rows * 15 // 100
-    student = Projection(torch.randn(rows, 8).requires_grad_(), torch.randn(size, 8).requires_grad_(), torch.zeros(size))
+    student = Projection(
+        torch.randn(rows, 8).requires_grad_(), torch.randn(size, 8).requires_grad_(), torch.zeros(size)
+    )
     teacher = Projection(torch.randn(rows, 8), torch.randn(size, 8), torch.zeros(size))
     terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 5 / rows), RowTerm(MaskedLMLoss(), 2 / num_masked)]
     given_labels = torch.randint(0, size, (num_masked,))
