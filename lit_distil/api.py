@@ -7,7 +7,6 @@ again. Python objects take the same defaults and skip the parser.
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.commands.networks import open_network
+from lit_distil.commands.report.arms import read_metrics
 from lit_distil.commands.tokenizer import TRAINING_SETTINGS
 from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
 from lit_distil.commands.vocabulary import vocabulary as vocabulary
@@ -40,11 +40,11 @@ from lit_distil.recipe import (
     config_of,
     described,
     distillation_objectives,
-    has_objects,
     last_of_each_two,
     learning_rate,
     linear,
     network_name,
+    objects_in,
     override,
     piece,
     pretrained,
@@ -92,10 +92,13 @@ class Run:
 
 
 def _guarded(call: Callable[..., Run]) -> Callable[..., Run]:
-    """A call within the guard that its arguments ask for."""
+    """A call within the guard that its arguments ask for, once these are of the right kind."""
 
     @functools.wraps(call)
     def guarded(*args: Any, **settings: Any) -> Run:
+        _check_kinds(settings)
+        if "out" in settings:
+            settings["out"] = Path(settings["out"]).expanduser()
         with guard(settings.get("trust", ()), remote_code=settings.get("trust_remote_code", False)):
             return call(*args, **settings)
 
@@ -133,7 +136,9 @@ def load(path: str | Path, *, trust: Sequence[str] = (), trust_remote_code: bool
         if network.is_file() and (folder / "tokenizer").is_dir():
             tokenizer = str(folder / "tokenizer")
     model, chosen = open_network(network, tokenizer)
-    return Run(given, model, chosen, {} if folder is None else _last_metrics(folder / "metrics.csv"))
+    logged = {} if folder is None or not (folder / "metrics.csv").is_file() else read_metrics(folder)
+    metrics = {name: values[max(values)] for name, values in logged.items() if name != "epoch"}
+    return Run(given, model, chosen, metrics)
 
 
 @_guarded
@@ -179,7 +184,7 @@ def distil(
         out: The run's folder; two processes cannot train in one.
         kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. The defaults of a sentence encoder
             are other ones: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
-            states, layers 1, 3, 5 of 6, batches of 64, one pass, and 1.5e-4 at width 768.
+            states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, and 1.5e-4 at width 768.
         tokenizer: Name, folder or object; by default the one beside the network.
         student: How the student is made; by default from every other layer of the teacher.
         objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
@@ -209,34 +214,32 @@ def distil(
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
-    _check_sizes(out, max_steps=max_steps, max_length=max_length, batch_size=batch_size, lr=lr, warmup=warmup)
-    if isinstance(teacher, Mapping):
-        if not teacher:
-            raise ValueError("teacher: the dictionary of teachers is empty")
-        teachers: Any = {name: network_name(one) for name, one in teacher.items()}
-        first = next(iter(teachers.values()))
-    else:
-        teachers = first = network_name(teacher)
-    has_one = not isinstance(teacher, Mapping) or len(teacher) == 1
     if kind not in ("masked_lm", "embedding"):
         raise ValueError(f"kind: expected masked_lm or embedding, got {kind!r}")
     is_embedding = kind == "embedding"
-    config, chosen = config_of(first), tokenizer_beside(first, tokenizer, data)
+    if teacher == {}:
+        raise ValueError("teacher: the dictionary of teachers is empty")
+    named = teacher if isinstance(teacher, Mapping) else {"teacher": teacher}
+    places = {name: f"teacher.{name}" if isinstance(teacher, Mapping) else name for name in named}
+    teachers = {name: network_name(one, places[name]) for name, one in named.items()}
+    first = next(iter(teachers.values()))
+    config, chosen = config_of(first, "teacher"), tokenizer_beside(first, tokenizer, data)
     lr = learning_rate(config, at_width_768=1.5e-4 if is_embedding else 2e-4, power=1) if lr is None else lr
     if student is None:
         student = last_of_each_two(config) if is_embedding else piece("lit_distil.models.EveryOther")
     if objectives is None and is_embedding:
         objectives = {"cosine": piece("lit_distil.objectives.EmbeddingCosineLoss")}
     elif objectives is None:
-        objectives = distillation_objectives(student, has_one_teacher=has_one)
+        objectives = distillation_objectives(student, has_one_teacher=len(teachers) == 1)
     usual_masking = None if is_embedding else piece("lit_distil.data.FrequencyMasking", rate=0.15, smoothing=0.7)
     model = piece(
         "lit_distil.modules.DistillationModule",
-        teacher=teachers,
+        teacher=teachers if isinstance(teacher, Mapping) else first,
         student=student,
-        objectives=_checked_objectives(objectives),
+        objectives=dict(objectives),
         optimizer=adamw(lr, 0.0) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
+        **({"student_dropout": False} if is_embedding else {}),
     )
     text = text_data(
         data,
@@ -247,7 +250,7 @@ def distil(
             "format": (format, f"lit_distil.data.{'LinePerSequence' if is_embedding else 'FullSentences'}"),
             "masking": (masking, usual_masking),
             "max_length": (max_length, room_for(config, chosen, wanted=128)),
-            "batch_size": (batch_size, 64 if is_embedding else 32),
+            "batch_size": (batch_size, 32),
         },
     )
     return _train(
@@ -311,8 +314,6 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
-    _check_sizes(out, max_steps=max_steps, max_length=max_length, batch_size=batch_size, lr=lr, warmup=warmup)
-    _check_whole(vocab_size=vocab_size)
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
     is_new = tokenizer is None and weights is None and not isinstance(data, TextDataModule)
     chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer, data)
@@ -326,7 +327,7 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
         network=small_modernbert(length) if network is None else network,
         optimizer=adamw(lr, 0.01) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
-        **({} if objectives is None else {"objectives": _checked_objectives(objectives)}),
+        **({} if objectives is None else {"objectives": dict(objectives)}),
     )
     text = text_data(
         data,
@@ -414,7 +415,6 @@ def finetune(  # noqa: D417  the other arguments are described in distil
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
-    _check_sizes(out, max_steps=max_steps, max_length=max_length, batch_size=batch_size, lr=lr, warmup=warmup)
     weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
     config, chosen = config_of(weights), tokenizer_beside(weights, tokenizer, data)
     lr = learning_rate(config, at_width_768=3e-5, power=2) if lr is None else lr
@@ -460,19 +460,13 @@ def _train(
     before_training: Callable[[LightningDataModule], None] | None = None,
 ) -> Run:
     """Complete a recipe and train it, unless the folder holds the finished run."""
-    _check_kind("trainer", trainer, Mapping | None, 'a dictionary such as {"devices": 2}')
-    _check_kind("callbacks", callbacks, Sequence, "a list of callbacks")
-    _check_kind("overrides", overrides, Sequence, 'a list such as ["--model.freeze_positions=true"]')
-    _check_kind("seed", recipe["seed_everything"], int, "a whole number")
-    if not str(out):
-        raise ValueError("out: give the run's folder")
     folder, given = Path(out), {**(trainer or {}), **_length_options(overrides)}
     if "default_root_dir" in given or any(one.startswith("--trainer.default_root_dir") for one in overrides):
         raise ValueError("trainer.default_root_dir: give the run's folder as `out`")
     steps |= {name: given[name] for name in ("max_steps", "max_epochs") if given.get(name) is not None}
     if steps.get("max_steps") == -1 and "max_epochs" in given:
         del steps["max_steps"]
-    _check_whole(**steps)
+    _check_sizes(steps)
     settings: Recipe = {
         "default_root_dir": str(folder),
         **steps,
@@ -497,7 +491,7 @@ def _train(
         recipe["trainer"]["callbacks"] = list(callbacks)
     products = torch.get_float32_matmul_precision()
     try:
-        if not has_objects(recipe):
+        if not objects_in(recipe):
             options = ["--config", json.dumps(recipe), *overrides]
             run(["fit", *options], is_call=True, overwrite=overwrite, before_training=before_training)
         else:
@@ -530,19 +524,35 @@ def _length_options(overrides: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _check_sizes(out: Any, *, lr: Any, warmup: Any, **sizes: Any) -> None:
-    if not isinstance(out, str | Path):
+_KINDS: dict[str, tuple[Any, str]] = {
+    "lr": (Real | None, "a number such as 0.001"),
+    "warmup": (Real, "a number such as 0.1"),
+    "seed": (Integral, "a whole number"),
+    "objectives": (Mapping | None, 'a dictionary of losses such as {"soft": SoftTargetLoss()}'),
+    "callbacks": (Sequence, "a list of callbacks"),
+    "trainer": (Mapping | None, 'a dictionary such as {"devices": 2}'),
+    "overrides": (Sequence, 'a list such as ["--model.freeze_positions=true"]'),
+}
+_SIZES = ("vocab_size", "max_steps", "max_epochs", "max_length", "batch_size")
+
+
+def _check_kinds(settings: Mapping[str, Any]) -> None:
+    """Refuse arguments of a call that are of another kind."""
+    out = settings.get("out", "-")
+    if not isinstance(out, str | Path) or not str(out):
         raise ValueError(f"out: expected the path of the run's folder, got {out!r}")
-    for name, value in {"lr": lr, "warmup": warmup}.items():
-        if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
-            raise ValueError(f"{name}: expected a number such as 0.001, got {value!r}")
-    _check_whole(**sizes)
+    for name, (kind, expected) in _KINDS.items():
+        if name in settings:
+            _check_kind(name, settings[name], kind, expected)
+    for name in settings.get("objectives") or ():
+        if not isinstance(name, str) or "." in name:
+            raise ValueError(f"objectives: a name is a text without dots, got {name!r}")
+    _check_sizes({name: settings[name] for name in _SIZES if name in settings})
 
 
-def _check_whole(**values: Any) -> None:
-    for name, value in values.items():
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
-            raise ValueError(f"{name}: expected a whole number such as 100, got {value!r}")
+def _check_sizes(sizes: Mapping[str, Any]) -> None:
+    for name, value in sizes.items():
+        _check_kind(name, value, Integral | None, "a whole number such as 100")
         if value is not None and value < 1 and (name, value) != ("max_epochs", -1):
             raise ValueError(f"{name} must be 1 or more, got {value}")
 
@@ -561,16 +571,9 @@ def _check_vocabulary(folder: Path, vocab_size: int) -> None:
 
 
 def _check_kind(name: str, value: Any, kind: Any, expected: str) -> None:
-    if isinstance(value, str) or not isinstance(value, kind):
-        raise ValueError(f"{name}: expected {expected}, got {type(value).__name__}")
-
-
-def _checked_objectives(objectives: Any) -> dict[str, Any]:
-    _check_kind("objectives", objectives, Mapping, 'a dictionary of losses such as {"soft": SoftTargetLoss()}')
-    for name in objectives:
-        if not isinstance(name, str) or "." in name:
-            raise ValueError(f"objectives: a name is a text without dots, got {name!r}")
-    return dict(objectives)
+    if isinstance(value, str | bool) or not isinstance(value, kind):
+        given = repr(value) if isinstance(value, str | Real | None) else type(value).__name__
+        raise ValueError(f"{name}: expected {expected}, got {given}")
 
 
 def _train_objects(
@@ -603,13 +606,3 @@ def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if not folder.is_dir():
         with staged_folder(folder) as staging:
             tokenizer.save_pretrained(staging)
-
-
-def _last_metrics(file: Path) -> dict[str, float]:
-    """The last value of each column of `metrics.csv`."""
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    found = {name: float(value) for row in rows for name, value in row.items() if value}
-    return {name: value for name, value in found.items() if name not in ("step", "epoch")}

@@ -132,6 +132,7 @@ def check_output(out: Path, *, overwrite: bool, replaces: Sequence[str] = NETWOR
     Raises:
         ValueError: It is a file, or holds something that may not be replaced.
     """
+    check_local(out, field)
     if file := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
         raise ValueError(f"{field}: {file} is a file; give another folder")
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
@@ -159,6 +160,8 @@ def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool
     Raises:
         ValueError: A file is there and may not be replaced, or a folder is in its place.
     """
+    for file in files:
+        check_local(file, field)
     there = [file for file in files if file.exists()]
     if folder := next((file for file in there if file.is_dir()), None):
         raise ValueError(f"{field}: {folder} is a folder, and a file would be written there; give another path")
@@ -329,6 +332,7 @@ def check_writable(folder: Path, field: str) -> None:
     Raises:
         ValueError: It is a file or below one, or the system refuses to write there.
     """
+    check_local(folder, field)
     try:
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not nearest.is_dir():
@@ -339,6 +343,22 @@ def check_writable(folder: Path, field: str) -> None:
         raise ValueError(
             f"{field}: {folder} cannot be made or written to ({error.strerror}); give another folder"
         ) from error
+
+
+def check_local(path: Path, field: str) -> None:
+    """Refuse what is no path of this machine but would be written to as one.
+
+    Args:
+        path: Where something is to be written.
+        field: What messages call the setting that names it.
+
+    Raises:
+        ValueError: It is an address such as `s3://bucket/run`, or begins with `~`, which only a shell replaces.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", path.as_posix()):
+        raise ValueError(f"{field}: {path.as_posix()!r} is an address; give a path on this machine")
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise ValueError(f"{field}: only a shell replaces the ~ in {str(path)!r}; give the whole path")
 
 
 def default_cache_dir(cache_dir: str | None = None) -> Path:

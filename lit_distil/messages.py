@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +33,7 @@ _NOISE = (
 )
 _GIVEN = "Given value: "
 _NOT_OF_CLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: (.*))?")
-_NESTED = re.compile(r"NestedArg\(key='[^']*', val='(.*)'\)")
+_NESTED = re.compile(r"NestedArg\(key='[^']*', val=(.*)\)")
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
 _NOT_ACCEPTED = re.compile(r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'")
@@ -49,8 +50,7 @@ _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
 _BESIDE_THE_POINT = re.compile(
     r"Expected a <class 'list'>|Expected a dot import path string|does not correspond to a subclass of"
 )
-_MOST_NAMES = 25
-"""What messages of some classes begin with, though the class may stand elsewhere."""
+_MOST_NAMES, _LONGEST = 25, 120
 
 
 def shorten(message: str, options: Iterable[str] = ()) -> str:
@@ -77,39 +77,54 @@ def _reasons(message: str, options: list[str]) -> list[str]:
     classes: list[tuple[int, str]] = []
     reasons: list[str] = []
     others: list[str] = []
-    expected: dict[str, list[str]] = {}  # the classes that a key takes, where its value is of none of them
-    values: list[str] = []  # the innermost first
-    for line in filter(str.strip, message.splitlines()):
+    expected: dict[tuple[str, str], list[str]] = {}  # the classes that a key takes, where its value is of none of them
+    lines = [line for line in message.splitlines() if line.strip()]
+    for index, line in enumerate(lines):
         text = line.lstrip().removeprefix("- ")
         column = len(line) - len(text)
         keys = [(at, key) for at, key in keys if at < column]
         classes = [(at, name) for at, name in classes if at < column]
+        if _KEY.match(within := _CALLABLE.sub("", text)):
+            text = within
         if match := _KEY.match(text):
             keys.append((column, match[1]))
             text = text[match.end() :]
         if match := _CLASS.match(text):
             classes.append((column, match[1]))
             text = text[match.end() :]
-        if text.startswith(_GIVEN):
-            values.append(text.removeprefix(_GIVEN))
         if not text or text.startswith(_NOISE):
             continue
-        key = ".".join(key for _, key in keys)
+        key, given = ".".join(key for _, key in keys), _given(lines[index + 1 :], column)
         if match := _NOT_OF_CLASS.match(text):
-            expected.setdefault(key, []).append(match[1])
-            values += [match[2]] if match[2] else []
+            expected.setdefault((key, match[2] or given), []).append(match[1])
             continue
-        reason = _reason(text, classes[-1][1] if classes else None, options)
+        reason = _with_value(_reason(text, classes[-1][1] if classes else None, options), given)
         (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
-    found = reasons or [reason for reason in others if "Expected a <class 'list'>" not in reason] or others
-    if not found and values:
-        return [
-            f"{key}: expected {' or '.join(dict.fromkeys(kinds))}, got {values[0]}" for key, kinds in expected.items()
-        ]
-    given = values[-1] if values else ""
-    if match := _NESTED.search(given):
-        given = match[1]
-    return [_with_value(reason, given) for reason in found]
+    found = reasons or [reason for reason in others if "expected list" not in reason] or others
+    if found or not any(given for _, given in expected):
+        return found
+    kinds = {each: " or ".join(dict.fromkeys(names)) for each, names in expected.items()}
+    return [f"{key}: {_not_of(kind, given)}" for (key, given), kind in kinds.items()]
+
+
+def _given(lines: list[str], column: int) -> str:
+    """The value that a reason at this column is about: the first one that is told further left."""
+    told = (line for line in lines if line.lstrip().startswith(_GIVEN) and len(line) - len(line.lstrip()) < column)
+    value = next(told, "").partition(_GIVEN)[2].partition(". Got value: Namespace(")[0]
+    match = _NESTED.fullmatch(value)
+    return match[1].strip("'") if match else value
+
+
+def _not_of(kinds: str, given: str) -> str:
+    """What is wrong with a value that is of none of these classes."""
+    try:
+        value = ast.literal_eval(given)
+    except (ValueError, SyntaxError):  # it holds something that is not plain
+        value = None
+    if isinstance(value, dict) and "class_path" in value:
+        for name in value.keys() - {"class_path", "init_args", "dict_kwargs"}:
+            return f"{name!r} stands beside class_path; arguments of {value['class_path']} go into init_args"
+    return f"expected {kinds}, got {given if len(given) <= _LONGEST else given[: _LONGEST - 3] + '...'}"
 
 
 def _with_value(reason: str, given: str) -> str:
@@ -226,7 +241,8 @@ def near_names(path: Path) -> str:
 def missing_folder(name: str) -> str | None:
     """What to say of a folder of a network or tokenizer that is not there; None if it may be a name on the Hub."""
     path = Path(name).expanduser()
-    is_path = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
+    is_below = "/" in name and path.parent.is_dir()  # of a folder here, and then no name on the Hub
+    is_path = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or is_below
     if path.exists() or not is_path:
         return None
     maker = _maker_of(path)
@@ -255,15 +271,15 @@ def _maker_of(folder: Path) -> str | None:
 def one_line(error: BaseException) -> str:
     """What a library says of an error, in one line of at most 300 characters; its name where it says nothing."""
     text = " ".join(str(error).split())
-    if "Weights only load failed" in text:  # torch's advice is to run what the file holds
+    if "Weights only load failed" in text or "weights_only" in text:  # torch's advice is to run what the file holds
         return "a file of weights holds Python objects, which could run code when they are read"
     if isinstance(error, KeyError) or not text:
         text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def innermost(error: BaseException) -> BaseException:
-    """The first cause of an error."""
-    while error.__cause__ is not None:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause of that, and so on."""
+    while error is not None:
+        yield error
         error = error.__cause__
-    return error

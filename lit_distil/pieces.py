@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Any
 
 from jsonargparse import Namespace, add_instantiator
 
-from lit_distil.messages import broken_file, one_line, shorten
-from lit_distil.swaps import classes_first, swapping, tell_dropped
-from lit_distil.trust import Parser, guard
+from lit_distil.messages import broken_file, causes, one_line, shorten
+from lit_distil.swaps import classes_first, pieces_in, swapping, tell_dropped
+from lit_distil.trust import LIBRARIES, Parser, guard
 
 _SECTIONS = ("source", "task", "filters")
 
@@ -30,10 +30,6 @@ class PieceError(BaseException):
     """A piece of a configuration could not be made; `__cause__` says why.
 
     Not an `Exception`, since the parser would take it for a sign that the value is of another type.
-
-    Args:
-        kind: Class of the piece.
-        arguments: What it was given.
     """
 
     def __init__(self, kind: type, arguments: Mapping[str, Any]) -> None:
@@ -60,10 +56,8 @@ def _takes(kind: type, /, *args: Any, **arguments: Any) -> bool:
     """Whether a class may be called so; True where Python cannot tell."""
     try:
         inspect.signature(kind).bind(*args, **arguments)
-    except TypeError:
-        return False
-    except ValueError:
-        return True
+    except (TypeError, ValueError) as error:
+        return isinstance(error, ValueError)
     return True
 
 
@@ -76,9 +70,6 @@ def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
 
     An error of a constructor is a mistake in the configuration, whatever its type. Of other errors, those that this
     package raises in a method of a piece are told with the path of the piece.
-
-    Args:
-        config: The configuration as it was parsed.
 
     Raises:
         ValueError: An error within the block, in one sentence.
@@ -112,8 +103,7 @@ def users_mistake(error: BaseException) -> str | None:
 
     The parser wraps an error once for each level of the configuration. The outermost one of this package is shown.
     """
-    reason: BaseException | None = error
-    while reason is not None:
+    for reason in causes(error):
         frames = traceback.extract_tb(reason.__traceback__)
         is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
         # these two are a mistake of the user's only where a check raises them
@@ -124,13 +114,21 @@ def users_mistake(error: BaseException) -> str | None:
             return str(reason)
         if isinstance(reason, OSError) and reason.filename and reason.strerror:  # the system says what it refuses
             return f"{reason.filename}: {reason.strerror}"
-        if isinstance(reason, MemoryError) or "not enough memory" in str(reason) or "out of memory" in str(reason):
+        if isinstance(reason, MemoryError) or re.search("not enough memory|out of memory|allocate memory", str(reason)):
             return f"not enough memory ({one_line(reason)}); make the batches, the sequences or the network smaller"
-        reason = reason.__cause__
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised between any two lines
         return (
             f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
             "0 to make batches in the training process"
+        )
+    is_restored = any(
+        frame.filename.endswith("checkpoint_connector.py") and frame.name.startswith(("restore", "resume"))
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+    if is_restored and piece_that_raised(error) is None:
+        return (
+            f"ckpt_path: the state of the run in the checkpoint is damaged, or of another version ({one_line(error)}); "
+            "give a checkpoint that this version wrote, or begin a new run from the export (model.network)"
         )
     return str(error) if type(error).__name__ == "MisconfigurationException" else None  # Lightning's own checks
 
@@ -166,23 +164,15 @@ def _from_frames(message: str, error: BaseException, config: Namespace | Mapping
 def _of_library_piece(error: Exception, config: Namespace | Mapping[str, Any]) -> str | None:
     """What to say of an error in a piece of a library, such as an optimizer; None if it arose elsewhere."""
     path, kind = next(_pieces_at_work(error, config), ("", object))
-    if "." not in path or kind.__module__.partition(".")[0] not in (
-        "torch",
-        "lightning",
-        "transformers",
-        "torchmetrics",
-    ):
+    if "." not in path or kind.__module__.partition(".")[0] not in LIBRARIES[1:]:
         return None
     return f"{path}: {kind.__name__} failed with these arguments: {one_line(error)}"
 
 
 def _pieces_at_work(error: BaseException, config: Namespace | Mapping[str, Any]) -> Iterator[tuple[str, type]]:
     """Path and class of the pieces of a configuration whose methods an error came through, the innermost first."""
-    frames = []
-    cause: BaseException | None = error
-    while cause is not None:  # the frames of a cause end where it was caught
-        frames += [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
-        cause = cause.__cause__
+    # the frames of a cause end where it was caught
+    frames = [frame for cause in causes(error) for frame, _ in traceback.walk_tb(cause.__traceback__)]
     for frame in reversed(frames):
         piece = frame.f_locals.get("self")
         if piece is None or type(piece).__module__ == "builtins":
@@ -200,26 +190,21 @@ def _first_word(message: str) -> str:
 
 def _begins_with_key(message: str, config: Namespace | Mapping[str, Any]) -> bool:
     word = _first_word(message)
-    is_key = word in _keys(config) and word != "config"  # which is an argument of networks, too
+    is_key = word in config and word != "config"  # which is an argument of networks, too
     return bool(word) and (is_key or _as_given(message, config) != message)
 
 
 def _as_given(message: str, config: Namespace | Mapping[str, Any]) -> str:
     """`data.tokenizer: ...` for a command whose option is `--tokenizer`."""
     section, _, rest = message.partition(".")
-    keys = _keys(config)
-    is_outside = section in ("data", "model") and section not in keys and _first_word(rest) in keys
+    is_outside = section in ("data", "model") and section not in config and _first_word(rest) in config
     return rest if is_outside else message
-
-
-def _keys(config: Namespace | Mapping[str, Any]) -> Iterable[str]:
-    return vars(config) if isinstance(config, Namespace) else config
 
 
 def _path_of(kind: type, arguments: Mapping[str, Any], config: Namespace | Mapping[str, Any]) -> str | None:
     """Where a piece stands in a configuration; of several of a class, the one whose settings are most like its own."""
     best, most = None, -1
-    for path, name, settings in _pieces(config, ""):
+    for path, name, settings in pieces_in(config):
         if name is None:  # a dataclass has no class path
             is_kind = bool(settings) and settings.keys() == _parameters(kind).keys()
         else:
@@ -243,22 +228,6 @@ def _is_same(ours: Any, theirs: Any) -> bool:
     return isinstance(ours, str | int | float | None) and type(ours) is type(theirs) and ours == theirs
 
 
-def _pieces(value: Any, path: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
-    """Path, class path and arguments of every piece of a configuration; of a dictionary without class, None for it."""
-    if isinstance(value, list | tuple):
-        for index, part in enumerate(value):
-            yield from _pieces(part, f"{path}[{index}]")
-    elif isinstance(value, Namespace | Mapping):
-        settings = vars(value) if isinstance(value, Namespace) else dict(value)
-        name = settings.get("class_path")
-        if isinstance(name, str):
-            arguments = settings.get("init_args")
-            settings = vars(arguments) if isinstance(arguments, Namespace) else dict(arguments or {})
-        yield path, name if isinstance(name, str) else None, settings
-        for key, part in settings.items():
-            yield from _pieces(part, f"{path}.{key}" if path else str(key))
-
-
 # Commands that are functions
 
 
@@ -267,31 +236,34 @@ def call_command(
     function: Callable[..., None],
     arguments: list[str],
     *,
-    prog: str,
     words: str | None = None,
     help: str = "In quotes.",
     config_help: str = "A YAML file of these options.",
+    unused: Sequence[str] = (),
     before: Callable[[Namespace], None] | None = None,
 ) -> None:
     """Call a function whose parameters are the options of a command.
 
     Args:
-        function: The command.
+        function: The command, which is called as its function is.
         arguments: The command line.
-        prog: What the command is called.
         words: The parameter that needs no option name: `lit-distil score --model M "A text."`.
         help: Its description.
         config_help: Description of `--config`.
+        unused: Further keys that a configuration may have, which the function does not take.
         before: Called with what was parsed, before any piece is made.
 
     Raises:
         ValueError: An option or a value is wrong.
     """
     description = str(function.__doc__).split("Args:")[0].strip()
+    prog = f"lit-distil {function.__name__.replace('_', '-')}"
     parser: Any = Parser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=config_help)
     if words is not None:
         parser.add_argument(words, nargs="*", type=str, default=[], help=help)
+    for name in unused:
+        parser.add_argument(f"--{name}", type=Any, default=None, help="Part of the configuration of a run.")
     skipped = set() if words is None else {words}
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skipped, sub_configs=True)
     names = list(inspect.signature(function).parameters)
@@ -301,16 +273,15 @@ def call_command(
     except ArgumentError as error:
         raise ValueError(broken_file(arguments) or shorten(error.message, names)) from error
     tell_dropped(dropped, parsed)
-    parsed.pop("config", None)
     if before is not None:
         before(parsed)
+    for name in ("config", *unused):
+        parsed.pop(name, None)
     with whole_paths(parsed):
         function(**parser.instantiate(parsed).as_dict())
 
 
 # A piece of a user's own that raises an error
-
-_BASES = ("lit_distil", "lightning", "torch", "transformers")
 
 
 def piece_that_raised(error: BaseException) -> str | None:
@@ -320,14 +291,13 @@ def piece_that_raised(error: BaseException) -> str | None:
         One sentence; None if no class that derives from one of this package or its libraries raised it, or if this
         package was called by that class, so that the fault may be anywhere.
     """
-    reason: BaseException | None = error
-    while reason is not None:
+    for reason in causes(error):
         place = ""
         for frame, line in reversed([*traceback.walk_tb(reason.__traceback__)]):
             file, kind, method = Path(frame.f_code.co_filename), type(frame.f_locals.get("self")), frame.f_code.co_name
             if file.is_relative_to(Path(__file__).parent):
                 break
-            base = next((one for one in kind.__mro__ if one.__module__.partition(".")[0] in _BASES), None)
+            base = next((one for one in kind.__mro__ if one.__module__.partition(".")[0] in LIBRARIES), None)
             if base is kind or base is None or not hasattr(base, method):
                 if not (file.is_relative_to(sys.prefix) or file.is_relative_to(sys.base_prefix)):
                     place = place or f"{file.name}, line {line}"
@@ -338,5 +308,4 @@ def piece_that_raised(error: BaseException) -> str | None:
                 f"{kind.__module__}.{kind.__qualname__}.{method} raised {type(reason).__name__}: {reason} in "
                 f"{place or f'{file.name}, line {line}'}{told}; LIT_DISTIL_TRACEBACK=1 shows the way there"
             )
-        reason = reason.__cause__
     return None

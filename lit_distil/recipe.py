@@ -19,13 +19,15 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil import models
 from lit_distil.data import DocumentSource, HeldOut, InMemory, RowSource, TextDataModule, load_tokenizer
 from lit_distil.files import describe, hash_of
-from lit_distil.messages import shorten
-from lit_distil.trust import Parser, RemoteCodeError, find_class, guard, load_pretrained
+from lit_distil.messages import missing_folder, shorten
+from lit_distil.models.networks import room_of
+from lit_distil.models.sources import without_argument
+from lit_distil.trust import Parser, find_class, guard
 
 Recipe = dict[str, Any]
 PRETRAINED = "lit_distil.models.Pretrained"
@@ -85,16 +87,20 @@ def last_of_each_two(config: Any) -> Recipe:
     return piece("lit_distil.models.Layers", layers=[*range((depth + 1) % 2, depth, 2)])
 
 
-def network_name(network: Any) -> Any:
+def network_name(network: Any, field: str = "network") -> Any:
     """A model as it is; of a run folder its export; else the name."""
     if isinstance(network, PreTrainedModel):
         return network
     if not isinstance(network, str | Path):
-        raise ValueError(f"a network is a name on the Hub, a folder or a model, got {type(network).__name__}")
+        raise ValueError(f"{field}: expected a name on the Hub, a folder or a model, got {type(network).__name__}")
+    if missing := missing_folder(str(network)):
+        raise ValueError(f"{field}: {missing}")
     folder = Path(network)
     if str(network) and folder.is_dir() and not (folder / "config.json").is_file():
         if not (folder / "export" / "config.json").is_file():
-            raise ValueError(f"{folder}: the folder holds no network, and no run that came to its end (export/)")
+            raise ValueError(
+                f"{field}: the folder {str(folder)!r} holds no network, and no run that came to its end (export/)"
+            )
         return str(folder / "export")
     return str(network)
 
@@ -115,7 +121,7 @@ def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
     return name
 
 
-def config_of(network: Any) -> Any:
+def config_of(network: Any, field: str = "network") -> Any:
     """The Hugging Face configuration of a name, folder or model; None for other pieces.
 
     Raises:
@@ -124,14 +130,9 @@ def config_of(network: Any) -> Any:
     if not isinstance(network, str):
         return getattr(network, "config", None)
     try:
-        return load_pretrained(AutoConfig.from_pretrained, network)
-    except RemoteCodeError as error:
-        raise ValueError(f"network: {error}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{network!r} is neither a folder with a network nor a model on the Hub that could be fetched "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
+        return models.Pretrained(network).read_config()
+    except ValueError as error:
+        raise ValueError(f"{field}: {without_argument(error)}") from error
 
 
 def learning_rate(config: Any, *, at_width_768: float, power: int) -> float:
@@ -144,10 +145,8 @@ def room_for(config: Any, tokenizer: Any, wanted: int) -> int:
     """The tokens wanted, or as many as the network has positions for."""
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
-    # RoBERTa-likes begin their positions after that of the padding
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    padding = getattr(config, "pad_token_id", None) or 0
-    return min(wanted, tokenizer.model_max_length, positions - padding - 1 if positions > padding + 1 else positions)
+    room = None if config is None else room_of(config)
+    return min(wanted, tokenizer.model_max_length, wanted if room is None else room)
 
 
 def text_data(
@@ -335,7 +334,7 @@ def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
     Raises:
         ValueError: An option is no `--key=value`, or leads into an object.
     """
-    recipe = copy.deepcopy(recipe, {id(one): one for one in _objects(recipe)})
+    recipe = copy.deepcopy(recipe, {id(one): one for one in objects_in(recipe)})
     words = iter(options)
     for option in words:
         name, found, value = option.removeprefix("--").partition("=")
@@ -358,10 +357,10 @@ def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _objects(value: Any) -> list[Any]:
-    """The Python objects in a recipe."""
+def objects_in(value: Any) -> list[Any]:
+    """The Python objects in a recipe, which YAML cannot hold."""
     if isinstance(value, Mapping | list | tuple):
-        return [found for one in (value.values() if isinstance(value, Mapping) else value) for found in _objects(one)]
+        return [found for one in (value.values() if isinstance(value, Mapping) else value) for found in objects_in(one)]
     return [] if value is None or isinstance(value, str | int | float | bool) else [value]
 
 
@@ -379,11 +378,6 @@ def refuse_classes(value: Any, name: str = "") -> None:
     elif isinstance(value, list | tuple):
         for one in value:
             refuse_classes(one, name)
-
-
-def has_objects(value: Any) -> bool:
-    """Whether a recipe holds something that YAML cannot."""
-    return bool(_objects(value))
 
 
 def build(given: Any) -> Any:
@@ -407,7 +401,7 @@ def _build_class(given: Mapping[str, Any]) -> Any:
     if isinstance(arguments.get("optimizer"), Optimizer):
         raise ValueError("optimizer: give a function that makes it, such as functools.partial(torch.optim.SGD, lr=0.1)")
     parser = Parser(exit_on_error=False)
-    parser.given = _objects(arguments)
+    parser.given = objects_in(arguments)
     parser.add_class_arguments(kind, "piece", instantiate=False)
     try:
         made = parser.instantiate_classes(parser.parse_object({"piece": arguments}))
@@ -418,7 +412,7 @@ def _build_class(given: Mapping[str, Any]) -> Any:
 
 def _build_objects(value: Any) -> Any:
     """Build an argument as far as it holds objects; the parser builds what is plain."""
-    if not has_objects(value):
+    if not objects_in(value):
         return value
     if isinstance(value, Mapping) and "class_path" not in value:
         return {name: _build_objects(one) for name, one in value.items()}

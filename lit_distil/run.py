@@ -13,15 +13,16 @@ import logging
 import os
 import sys
 import warnings
+import zipfile
 from argparse import ArgumentError
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
@@ -41,11 +42,12 @@ from lit_distil.callbacks import (
 )
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
-from lit_distil.files import write_file
+from lit_distil.files import check_local, write_file
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
+from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.checks import reading_checkpoint
-from lit_distil.modules.finetuning import saved_labels
+from lit_distil.modules.finetuning import TaskModule, saved_labels
 from lit_distil.pieces import whole_paths
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
@@ -141,11 +143,7 @@ def _loggers(command: str, given: Any, folder: str) -> Any:
 
 
 class RunSettings(Callback):
-    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`).
-
-    Args:
-        settings: The configuration, in plain values.
-    """
+    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -213,6 +211,13 @@ class TrainingCLI(LightningCLI):
         """A parser that raises its errors; printing the usage of fifty options would hide them."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test", "predict"):
+            text = "evaluate this file of `export` (ONNX, or OpenVINO's .xml) in place of the network of a task"
+            parser.add_argument("--onnx", type=str | None, default=None, help=text)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As LightningCLI does, with errors that fit a screen.
 
@@ -226,6 +231,8 @@ class TrainingCLI(LightningCLI):
         except ArgumentError as error:
             raise ValueError(broken_file(arguments) or shorten(error.message, known_options())) from error
         config = self.config[self.config.subcommand]
+        if not isinstance(config.trainer, Namespace):
+            raise ValueError(f"trainer: expected settings by name, such as max_steps: 100, got {config.trainer!r}")
         tell_dropped(dropped, config)
         for name in ("overwrite", "allow_changes"):
             if config[name] and not any(argument.split("=")[0] == f"--{name}" for argument in arguments):
@@ -263,6 +270,8 @@ class TrainingCLI(LightningCLI):
         if trainer.default_root_dir is None:
             files = config.get("config") or []
             trainer.default_root_dir = f"runs/{Path(str(files[0])).stem if files else self.subcommand}"
+        trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
+        check_local(Path(trainer.default_root_dir), "trainer.default_root_dir")
         _check_devices(trainer.get("devices"))
         config.ckpt_path = _find_checkpoint(config.get("ckpt_path"), trainer.default_root_dir)
         self.overwrite = self.overwrite or config.overwrite
@@ -320,15 +329,33 @@ class TrainingCLI(LightningCLI):
             raise self._refusal
         if self.run_folder is not None:
             self.run_folder.clear()
+        self.datamodule.allows_other_data = bool(self.config[str(self.subcommand)].get("allow_changes"))
         if self.before_training is not None:
             self.before_training(self.datamodule)
 
     def check_before_work(self) -> None:
         """See the function of this name."""
-        has_tokenizer = self.before_training is None  # which may train one
-        check_before_work(self.model, self.datamodule, str(self.subcommand), has_tokenizer=has_tokenizer)
+        check_before_work(
+            self.model,
+            self.datamodule,
+            self.trainer,
+            str(self.subcommand),
+            is_resumed=bool(self.config[self.subcommand].get("ckpt_path")),
+            has_tokenizer=self.before_training is None,  # which may train one
+        )
 
-    before_validate = before_test = before_predict = check_before_work
+    def before_test(self) -> None:
+        """Check before work, and open the exported file that is evaluated, if there is one."""
+        self.check_before_work()
+        if (file := self.config[self.subcommand].onnx) is None:
+            return
+        if not isinstance(self.model, TaskModule):
+            raise ValueError(
+                f"onnx: {type(self.model).__name__} has no task; give the configuration of a fine-tuning run"
+            )
+        self.model.exported = open_exported(file, threads=torch.get_num_threads())
+
+    before_validate = before_predict = before_test
 
     def _hand_labels_on(self) -> None:
         """Tell the task the labels of the head that is evaluated, where nothing else names them."""
@@ -336,23 +363,40 @@ class TrainingCLI(LightningCLI):
         if task is None or task.knows_labels:
             return
         checkpoint = self.config_init[self.subcommand].ckpt_path
-        names = _labels_in(checkpoint) if checkpoint else source and source.label_names(task.head)
+        names = source and source.label_names(task.head)
+        if checkpoint:
+            content = _content_of(checkpoint, "cpu")
+            names = None if content is None else saved_labels(content)
         if names:
             task.take_labels(names)
+
+    def _set_seed(self) -> None:
+        """As LightningCLI does, with an error that names the field."""
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: settings in a checkpoint never win over the files and the command line."""
 
 
-def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bool = True) -> None:
+def check_before_work(
+    module: Any, data: Any, trainer: Trainer, command: str, *, is_resumed: bool, has_tokenizer: bool
+) -> None:
     """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
 
     Args:
         module: See `EncoderModule.check_before_work`; None checks the data alone.
         data: See `TextDataModule.check_before_work`.
+        trainer: Its callbacks look at what they would replace.
         command: `fit`, `validate`, `test` or `predict`.
+        is_resumed: Whether the run continues from a checkpoint.
         has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ExportCallback if command == "fit" else PredictionWriter):
+            callback.check_before_work(trainer, data, is_resumed=is_resumed)
     data.check_before_work(command, has_tokenizer=has_tokenizer)
     if module is not None:  # `inspect` may have none
         module.check_before_work(data, has_tokenizer=has_tokenizer)
@@ -360,13 +404,7 @@ def check_before_work(module: Any, data: Any, command: str, *, has_tokenizer: bo
 
 @guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
-    """Parse and run one of the trainer's commands, or with another `cli` a command that reads the same configuration.
-
-    Args:
-        arguments: The command and its options.
-        cli: The class that runs it.
-        settings: Further arguments of `cli`.
-    """
+    """Parse and run one of the trainer's commands, or by another `cli` a command that reads the same configuration."""
     _quieten()
     _let_null_reach_its_key()
     cli(
@@ -424,7 +462,8 @@ def fit_objects(
             raise ValueError(f"trainer: no argument {unknown!r}{hint(unknown, names)}")
         settings = {"use_distributed_sampler": False, **settings}
         trainer = Trainer(**complete_trainer("fit", settings, is_call=True, overwrite=overwrite, kept=config))
-        check_before_work(module, data, "fit", has_tokenizer=before_training is None)
+        is_resumed, has_tokenizer = checkpoint is not None, before_training is None
+        check_before_work(module, data, trainer, "fit", is_resumed=is_resumed, has_tokenizer=has_tokenizer)
         if refusal is not None:
             raise refusal
         run_folder.clear()
@@ -437,11 +476,12 @@ def fit_objects(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
 
 
-def _labels_in(checkpoint: str) -> list[str] | None:
-    """The labels of the network in a checkpoint file; None where it cannot be read."""
-    with suppress(ValueError), reading_checkpoint(checkpoint):
-        return saved_labels(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-    return None  # loading it will say what is wrong
+def _content_of(checkpoint: str, device: str, *, is_needed: bool = False) -> Any:
+    """What a checkpoint file holds; None where it cannot be read but need not, since loading it will say why."""
+    with nullcontext() if is_needed else suppress(ValueError), reading_checkpoint(checkpoint):
+        is_zip = zipfile.is_zipfile(checkpoint)  # other files cannot be mapped, and torch says no more than that
+        return torch.load(checkpoint, map_location=device, weights_only=True, mmap=is_zip)
+    return None
 
 
 def _check_devices(devices: Any) -> None:
@@ -463,10 +503,10 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
         )
     if path.is_dir():
         raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
-    content: Any = {"state_dict": None, "pytorch-lightning_version": None}
-    with suppress(ValueError), reading_checkpoint(path):  # loading it will say what is wrong
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+    has_hash = path.with_name(f"{path.name}.sha256").is_file()  # for a damaged file, another may be loaded
+    content = _content_of(str(path), "meta", is_needed=not has_hash)
+    is_whole = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
+    if content is not None and not (is_whole and all(isinstance(content.get(part, {}), dict) for part in _STATES)):
         raise ValueError(
             f"ckpt_path: {str(path)!r} was not written by a run, so nothing can go on from it; give the one that a run "
             "keeps in <run>/checkpoints/last.ckpt"
@@ -474,6 +514,8 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
     return str(path)
 
 
+_STATES = ("state_dict", "loops", "callbacks", "network", "guard", "unfinished")
+"""What a checkpoint keeps as dictionaries."""
 _NO_SHARDS = (
     "a sharded checkpoint is not read, since its files may run code; give the strategy save_distributed_checkpoint: "
     "false (ModelParallelStrategy) or state_dict_type: full (FSDPStrategy), which write one file"
@@ -515,6 +557,9 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has options too
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
+    warnings.filterwarnings(
+        "ignore", message="Found .* in eval mode at the start of training"
+    )  # student_dropout: false
     # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")

@@ -50,19 +50,14 @@ def swapping() -> Iterator[list[Dropped]]:
 
 
 def tell_dropped(dropped: list[Dropped], config: Namespace) -> None:
-    """Say what was dropped, a line for each class that was replaced; not what the new class was given itself.
-
-    Args:
-        dropped: See `swapping`.
-        config: The configuration as it was parsed.
-    """
+    """Say what was dropped, a line for each class that was replaced; not what the new class was given itself."""
     if not dropped:
         return
     from lightning.pytorch.utilities import rank_zero_info  # takes seconds, and some commands need none
 
     swaps: dict[tuple[str, str, str], list[str]] = {}
     for one in dict.fromkeys(dropped):
-        places = list(_places(config, one.new))
+        places = [(path, given) for path, name, given in pieces_in(config) if name == one.new]
         if any(one.name in given and given[one.name] != _defaults(one.new).get(one.name) for _, given in places):
             continue
         swaps.setdefault((places[0][0] if places else "config", one.old, one.new), []).append(one.name)
@@ -114,21 +109,23 @@ def _defaults(class_path: str) -> dict[str, Any]:
     return {name: one.default for name, one in inspect.signature(import_object(class_path)).parameters.items()}
 
 
-def _places(value: Any, class_path: str, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where a class stands in a configuration, and the arguments that it has there."""
+def pieces_in(value: Any, path: str = "") -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """Path, class path and arguments of every piece of a configuration; of a dictionary without class, None for it."""
     if isinstance(value, list | tuple):
-        parts: dict[str, Any] = dict(enumerate(value))  # type: ignore[arg-type]
+        for index, part in enumerate(value):
+            yield from pieces_in(part, f"{path}[{index}]")
     elif isinstance(value, Namespace | Mapping):
-        parts = {**(vars(value) if isinstance(value, Namespace) else value)}
-    else:
-        return
-    if "class_path" in parts:
-        given = parts.get("init_args") or {}
-        parts = {**(vars(given) if isinstance(given, Namespace) else given)}
-        if value["class_path"] == class_path:
-            yield key, parts
-    for name, part in parts.items():
-        yield from _places(part, class_path, f"{key}.{name}" if key else str(name))
+        settings = _dict_of(value)
+        name = settings.get("class_path")
+        if isinstance(name, str):
+            settings = _dict_of(settings.get("init_args") or {})
+        yield path, name if isinstance(name, str) else None, settings
+        for key, part in settings.items():
+            yield from pieces_in(part, f"{path}.{key}" if path else str(key))
+
+
+def _dict_of(settings: Namespace | Mapping[str, Any]) -> dict[str, Any]:
+    return vars(settings) if isinstance(settings, Namespace) else dict(settings)
 
 
 _keep_by_name = _typehints.discard_init_args_on_class_path_change
@@ -141,8 +138,7 @@ def _keep_by_meaning(parser: Any, previous: Any, value: Any) -> None:
     if dropped is not None and arguments and previous["class_path"] != value["class_path"]:
         old, new = previous["class_path"], value["class_path"]
         kept, defaults = shared_arguments(import_object(old), import_object(new)), _defaults(old)
-        names = list(vars(arguments) if isinstance(arguments, Namespace) else arguments)
-        for name in names:
+        for name in list(_dict_of(arguments)):
             if name not in kept:
                 given = arguments.pop(name)
                 if given != defaults.get(name):  # a whole configuration, as runs keep it, has the defaults too

@@ -264,6 +264,10 @@ def _own_values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 # Code in the folder of a network or tokenizer
 
+_UNLESS_TRUSTED = (
+    "which does not run unless you trust it; read it, and add --trust_remote_code (trust_remote_code=True in Python)"
+)
+
 
 class RemoteCodeError(ValueError):
     """A folder or a name on the Hub brings code of its own, which nobody trusted."""
@@ -277,11 +281,6 @@ def trusts_remote_code() -> bool:
 def load_pretrained(load: Callable[..., Any], name: Any, **settings: Any) -> Any:
     """Call `from_pretrained` or `from_config` of an auto class of transformers; it never asks whether to run code.
 
-    Args:
-        load: The method.
-        name: Folder, name on the Hub, or configuration.
-        settings: Further arguments of the method.
-
     Raises:
         RemoteCodeError: It needs code that the folder brings, and `guard` does not trust it.
     """
@@ -292,10 +291,7 @@ def load_pretrained(load: Callable[..., Any], name: Any, **settings: Any) -> Any
         if "trust_remote_code" not in str(error):
             raise
         called = name if isinstance(name, str) else getattr(name, "name_or_path", "") or type(name).__name__
-        raise RemoteCodeError(
-            f"{called!r} brings code of its own, which does not run unless you trust it; read it, and add "
-            "--trust_remote_code (trust_remote_code=True in Python)"
-        ) from error
+        raise RemoteCodeError(f"{called!r} brings code of its own, {_UNLESS_TRUSTED}") from error
     check_attention(getattr(loaded, "_attn_implementation", None))
     return loaded
 
@@ -311,7 +307,4 @@ def check_attention(names: Any) -> None:
     """
     for one in names.values() if isinstance(names, Mapping) else [names]:
         if isinstance(one, str) and "/" in one and not _remote_code:
-            raise RemoteCodeError(
-                f"attention: {one!r} is code from the Hub, which does not run unless you trust it; read it, and add "
-                "--trust_remote_code (trust_remote_code=True in Python)"
-            )
+            raise RemoteCodeError(f"attention: {one!r} is code from the Hub, {_UNLESS_TRUSTED}")

@@ -324,6 +324,9 @@ def test_default_length_and_learning_rate_follow_the_network(workspace: Workspac
     assert room_for(config, workspace.teacher, wanted=16) == 16
     tokenizer.model_max_length = 10**30
     assert room_for(config, tokenizer, wanted=128) == 66 - 2  # RoBERTa's positions begin at 2
+    bert = AutoConfig.for_model("bert", hidden_size=32, num_attention_heads=4, max_position_embeddings=100)
+    assert room_for(bert, tokenizer, wanted=128) == 100  # BERT's at 0
+    assert room_for(None, tokenizer, wanted=128) == 128
     for width, rate in ((1024, 1.5e-4), (768, 2e-4), (256, 6e-4), (32, 1e-3)):
         assert learning_rate(AutoConfig.for_model("bert", hidden_size=width), at_width_768=2e-4, power=1) == rate
 
@@ -391,11 +394,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "loss without name": ({**A, "objectives": [lit_distil.SoftTargetLoss()]}, "expected a dictionary of losses .*list"),
     "name of a loss": ({**A, "objectives": {"a.b": lit_distil.SoftTargetLoss()}}, "without dots, got 'a.b'"),
     "override": ({**A, "overrides": ["--data.source.share=0.2"]}, "'--data.source.share=0.2' cannot be set"),
-    "overrides": ({**A, "overrides": "--trainer.max_steps=1"}, "overrides: expected a list such as .*, got str"),
+    "overrides": ({**A, "overrides": "--trainer.max_steps=1"}, "overrides: expected a list such as .*, got '--trainer"),
     "callbacks": ({**A, "callbacks": lit_distil.StopOnSignal()}, "expected a list of callbacks, got StopOnSignal"),
     "class of a callback": ({**A, "callbacks": [lit_distil.StopOnSignal]}, "callbacks: expected an object, got the cl"),
-    "seed": ({**A, "seed": "a"}, "seed: expected a whole number, got str"),
-    "callback": ({**A, "callbacks": [3]}, "expected callbacks, got int"),
+    "seed": ({**A, "seed": "a"}, "seed: expected a whole number, got 'a'"),
+    "callback": ({**A, "callbacks": [3]}, "expected callbacks, got 3"),
     "trainer": ({**A, "trainer": {"max_stepz": 3}}, "no argument 'max_stepz'; did you mean 'max_steps'"),
     "folder": ({**A, "trainer": {"default_root_dir": "x"}}, "give the run's folder as `out`"),
     "learning rate": ({**A, "lr": -1.0}, "lr must be 0 or more, got -1.0"),
@@ -407,8 +410,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "rate as text": ({**A, "lr": "1e-3"}, "lr: expected a number such as 0.001, got '1e-3'"),
     "folder as a number": ({**A, "out": 3}, "out: expected the path of the run's folder, got 3"),
     "share": ({**A, "validation": 1.5}, "validation must be a file or a share up to 0.5, got 1.5"),
-    "name": ({**A, "teacher": "nobody/nothing"}, "'nobody/nothing' is neither a folder"),
-    "network": ({**A, "teacher": 3}, "a name on the Hub, a folder or a model, got int"),
+    "name": ({**A, "teacher": "nobody/nothing"}, "teacher: 'nobody/nothing' is neither a folder"),
+    "network": ({**A, "teacher": 3}, "teacher: expected a name on the Hub, a folder or a model, got int"),
+    "folder of a network": ({**A, "teacher": "runs/nothing"}, "teacher: no folder 'runs/nothing'"),
+    "address": ({**A, "out": "s3://bucket/run"}, "out: 's3:/bucket/run' is an address"),
     "no teachers": ({**A, "teacher": {}}, "dictionary of teachers is empty"),
     "tokenizer": ({**A, "tokenizer": 3}, "tokenizer: expected a name, a folder or a tokenizer, got 3"),
 }

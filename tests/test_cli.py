@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,16 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     ),
     "no class": (edit(*DATA, "masking", value=0.3), ["data.masking: expected MaskingStrategy, got 0.3"]),
     "type": (edit(*DATA, "batch_size", value="many"), ["data.batch_size", "many", "int"]),
+    "trainer that is a list": (edit("trainer", value=[]), ["trainer: expected settings by name", "got []"]),
+    "seed out of range": (["--seed_everything", "-1"], ["seed_everything: -1"]),
+    "argument beside the class": (
+        edit("model", "lr", value={"a": 1}),
+        ["model: 'lr' stands beside class_path; arguments of lit_distil.modules.DistillationModule go into init_args"],
+    ),
+    "long value": (
+        edit(*DATA, "masking", value=["x" * 999]),
+        ["data.masking: expected MaskingStrategy, got ['x", "..."],
+    ),
     "trainer's type": (["--trainer.max_steps", "abc"], ["trainer.max_steps", "abc"]),
     "value": (edit(*DATA, "masking", "init_args", "rate", value=7.0), ["rate must lie in (0, 1], got 7.0"]),
     "precision": (["--matmul_precision", "highst"], ["matmul_precision", "'highst'"]),
@@ -316,6 +327,10 @@ class Nothing(MaskingStrategy):
             ("Lookup.on_train_batch_end raised KeyError: 'first'", "line 10"),
         ),
         ("--data.masking=own_pieces.Endless", ("Endless.select raised ZeroDivisionError", "Choose the positions to")),
+        (
+            "--data.masking=own_pieces.Endless --data.num_workers=1",
+            ("Endless.select raised ZeroDivisionError", "Choose the positions to"),
+        ),
         ("--model.objectives={own: own_pieces.Wide}", ("Wide.on_rows raised RuntimeError", "The sum over some rows")),
         ("--data.masking=own_pieces.Nothing", ("Nothing.select must choose at least one position of a batch",)),
         ("--model.optimizer.lr=1e30", ("step 2: the largest weight has grown from", "Lower the learning rate")),
@@ -336,7 +351,7 @@ def test_a_piece_from_outside_that_fails_is_named_in_one_sentence(
     config["model"]["init_args"].pop("schedule")
     file = write_config(with_trainer(config, tmp_path / "run"), tmp_path / "run.yaml")
     with kept_environment(), pytest.raises(SystemExit) as stop:
-        cli.main(["fit", "--config", file, option.replace("own_pieces", own)])
+        cli.main(["fit", "--config", file, *re.split(" (?=--)", option.replace("own_pieces", own))])
     *_, error = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and all(text in error for text in told), error
     assert not (tmp_path / "run" / "export").exists()

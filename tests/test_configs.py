@@ -179,6 +179,15 @@ def test_a_sentence_encoder_of_half_the_layers_runs(workspace: Workspace, tmp_pa
     assert read_sentence_format(str(student)) == SentenceFormat("mean", 40)
 
 
+def test_a_headless_network_is_adapted_and_gets_a_head(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    AutoModel.from_pretrained(workspace.bert_teacher).save_pretrained(folder)
+    load_tokenizer(workspace.bert_teacher).save_pretrained(folder)
+    settings = {"tokenizer": str(folder), "network__name_or_path": str(folder), "more": ["--data.max_length", "48"]}
+    adapted = run_small("pretrain/adapt.yaml", workspace, tmp_path / "adapted", **settings)
+    assert json.loads((adapted / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+
+
 def test_the_stages_of_the_demo_run_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:
     teacher = run_small("demo/teacher.yaml", workspace, tmp_path / "teacher")
     student = run_small(

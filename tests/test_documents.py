@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import docstring_parser
 import numpy as np
 import pytest
 import torch
@@ -94,7 +96,8 @@ def test_command_line_parses(
     _, arguments = named_modules("--imports", arguments)
     _, arguments = named_modules("--trust", arguments)
     # the configuration that a run of the page leaves is of the kind of one that ships
-    recipes = {"runs/encoder": "configs/pretrain/roberta-small.yaml", "runs/reviews": "configs/finetune/own-files.yaml"}
+    recipes = {"runs/encoder": "configs/pretrain/roberta-small.yaml"}
+    recipes |= dict.fromkeys(("runs/reviews", "runs/classifier"), "configs/finetune/own-files.yaml")
     arguments = [recipes.get(one.removesuffix("/config.yaml"), one) for one in arguments]
     # a line that does not parse ends in SystemExit, and pytest shows the parser's message
     under = {"inspect": ["fit"]} | {name: [name] for name in TRAINER_COMMANDS}  # the trainer's parser has commands
@@ -179,6 +182,22 @@ def test_the_reference_has_every_public_class(package: str) -> None:
     assert len(classes) > 5
     missing = sorted(name for name in classes if name.rpartition(".")[2] not in known)
     assert not missing, f"docs/reference lacks {missing}"
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "optim"])
+def test_an_argument_is_described_by_its_class_or_by_a_base_of_it(package: str) -> None:
+    """What a base class says of an argument holds for the classes below it, here and in the help of the commands."""
+    module = importlib.import_module(f"lit_distil.{package}")
+    named = [getattr(module, name) for name in dir(module)]
+    kinds = [kind for kind in named if inspect.isclass(kind) and not inspect.isabstract(kind)]
+    num_described = 0
+    for kind in kinds:
+        texts = [vars(base).get("__doc__") or "" for base in kind.__mro__ if base.__module__.startswith("lit_distil")]
+        described = {argument.arg_name for text in texts for argument in docstring_parser.parse(text).params}
+        names = {name for name in inspect.signature(kind).parameters if name[0] != "_"}
+        assert not described or names <= described, f"{kind.__name__}: {sorted(names - described)}"
+        num_described += len(names & described)
+    assert num_described > 5
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

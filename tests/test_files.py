@@ -20,6 +20,7 @@ from lit_distil.data import DocSentences, FullSentences, SpanMasking, TokenMaski
 from lit_distil.files import (
     check_output,
     check_output_files,
+    check_writable,
     describe,
     differences,
     hash_file,
@@ -282,6 +283,18 @@ def test_a_folder_to_write_to_may_hold_nothing_or_what_a_command_wrote(tmp_path:
         (out / name).unlink()
     with pytest.raises(ValueError, match=r"out: .*config\.json is a file"):
         check_output(out / "config.json" / "below", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/run", "http://host/run", "file:///tmp/run", "~/run", "~somebody/run"])
+def test_what_is_no_path_of_this_machine_is_not_written_to_as_one(name: str) -> None:
+    """An address became folders such as `s3:`, and ~ one of that name, beside which half of a run went to the home."""
+    for check in (
+        lambda: check_output(Path(name), overwrite=True),
+        lambda: check_output_files([Path(name)], are_ours=True, overwrite=True),
+        lambda: check_writable(Path(name), "out"),
+    ):
+        with pytest.raises(ValueError, match=r"^out: .*(is an address|only a shell replaces the ~)"):
+            check()
 
 
 @pytest.mark.parametrize(("are_ours", "overwrite"), [(False, False), (True, False), (False, True)])

@@ -40,6 +40,13 @@ def test_a_missing_folder_of_a_recipe_is_told_with_the_command_that_makes_it(
     assert told is not None and f"no folder {name!r}" in told and command in told, told
 
 
+def test_a_folder_of_a_folder_here_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub was asked for it, which takes half a minute without a network."""
+    monkeypatch.chdir(tmp_path)
+    Path("models/roberta").mkdir(parents=True)
+    assert "no folder 'models/robrta'" in str(missing_folder("models/robrta"))
+
+
 def test_a_name_on_the_hub_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert missing_folder("FacebookAI/roberta-base") is None and missing_folder("bert-base-uncased") is None

@@ -35,7 +35,7 @@ def _command(
 
 def message_of(*arguments: str) -> str:
     with pytest.raises(ValueError) as error:
-        call_command(_command, ["--source", "lit_distil.data.TextFiles", *arguments], prog="lit-distil try")
+        call_command(_command, ["--source", "lit_distil.data.TextFiles", *arguments])
     return str(error.value)
 
 
@@ -81,7 +81,7 @@ def test_an_error_of_a_librarys_class_names_the_setting_and_the_class(tmp_path: 
 
     arguments = ["--layer", "torch.nn.Dropout", "--layer.p", "2"]
     with pytest.raises(ValueError, match=r"^layer: Dropout refuses these arguments: dropout probability has to be"):
-        call_command(command, arguments, prog="lit-distil try")
+        call_command(command, arguments)
 
 
 def test_names_in_a_dictionary_are_not_taken_for_the_arguments_of_a_model() -> None:
@@ -92,7 +92,7 @@ def test_names_in_a_dictionary_are_not_taken_for_the_arguments_of_a_model() -> N
         """Take teachers."""
         seen["teacher"] = teacher
 
-    call_command(command, ["--teacher", '{"a": "x", "b": "y"}'], prog="lit-distil try")
+    call_command(command, ["--teacher", '{"a": "x", "b": "y"}'])
     assert seen == {"teacher": {"a": "x", "b": "y"}}
 
 
@@ -104,4 +104,4 @@ def test_a_bug_of_ours_keeps_its_type(tmp_path: Path) -> None:
         1 / number
 
     with pytest.raises(ZeroDivisionError):
-        call_command(command, ["--number", "0"], prog="lit-distil try")
+        call_command(command, ["--number", "0"])

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from torch import nn
 
 from lit_distil.callbacks import ExportCallback, RunCheckpoint, RunCSVLogger, StopOnSignal, WholeCheckpoints
-from lit_distil.run import RunSettings, RunSummary, _check_devices, complete_trainer, leave_process_group
+from lit_distil.run import RunSettings, RunSummary, _check_devices, complete_trainer, leave_process_group, run
+from tests.workspace import Workspace, with_trainer, write_config
 
 
 def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> None:
@@ -71,3 +72,27 @@ def test_more_devices_than_the_machine_can_bear_are_refused(devices: Any) -> Non
 @pytest.mark.parametrize("devices", [None, "auto", 1, "2", [0, 1], -1, "-1"])
 def test_other_devices_are_left_to_lightning(devices: Any) -> None:
     _check_devices(devices)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("model.init_args.optimizer.init_args.lr", "fast", "model.optimizer.lr: expected float, got 'fast'"),
+        ("data.init_args.masking.init_args.rate", [1], r"data.masking.rate: expected float.*, got '?\[1\]'?$"),
+        ("data.init_args.source.init_args.train", 0.2, "data.source.train: expected str, got '0.2'"),
+        ("data.init_args.max_length", "long", "data.max_length: expected int, got 'long'"),
+        ("trainer.max_steps", "many", "trainer.max_steps: expected int, got 'many'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_told_with_its_whole_path_and_itself(
+    place: str, value: Any, message: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    """In a file, the whole section that the value stands in was told in its place."""
+    config = with_trainer(workspace.pretraining(), tmp_path / "run")
+    *path, last = place.split(".")
+    target: Any = config
+    for key in path:
+        target = target[key]
+    target[last] = value
+    with pytest.raises(ValueError, match=f"^{message}"):
+        run(["fit", "--config", write_config(config, tmp_path / "run.yaml")])

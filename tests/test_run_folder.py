@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lit_distil import cli
@@ -231,6 +232,40 @@ def test_fit_again_is_refused_goes_on_or_starts_anew_as_it_is_told(
     fit(config, run, "--ckpt_path", "last", max_steps=2)
     assert list(logged(run, "train/loss")) == [0, 1]
     assert logged(run, "train/loss") == logged(finished, "train/loss")
+
+
+def test_the_home_folder_is_one_place_for_all_of_a_run(
+    finished: Path,
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`~/run` in a file was a folder of that name for some parts of a run, and so replaced the run in the home."""
+    shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--trainer.default_root_dir"]
+    told = refused(workspace.distillation(), tmp_path / "run", *options, "~/run", capsys=capsys)
+    assert f"{tmp_path / 'run'} holds a finished run" in told
+    told = refused(workspace.distillation(), tmp_path / "run", *options, "s3://bucket/run", capsys=capsys)
+    assert "trainer.default_root_dir: 's3:/bucket/run' is an address" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("text", ""), ("guard", "x"), ("loops", {"fit_loop": "x"}), ("pytorch-lightning_version", "x")],
+)
+def test_a_checkpoint_that_no_run_wrote_is_refused_in_one_sentence(
+    name: str, value: Any, finished: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    """The first two before any work; the others ended in a traceback of Lightning's."""
+    file = tmp_path / "other.ckpt"
+    torch.save({**torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True), name: value}, file)
+    if name == "text":
+        file.write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"^ckpt_path: "):
+        fit(workspace.distillation(), tmp_path / "run", "--ckpt_path", str(file), max_steps=3)
+    assert (tmp_path / "run").exists() == (name not in ("text", "guard"))
 
 
 def test_a_mistake_that_is_found_late_leaves_the_run_that_was_to_be_replaced(

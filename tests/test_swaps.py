@@ -149,6 +149,6 @@ def test_the_other_commands_swap_by_the_same_rule(
     file = write_config({"student": named("lit_distil.models.FirstLayers", num_layers=3)}, tmp_path / "a.yaml")
     words = ["--config", file, "--student.layers", "[0]", "--student", "lit_distil.models.Layers"]
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
-        call_command(command, words, prog="it")
+        call_command(command, words)
     assert isinstance(given["student"], models.Layers) and given["student"].layers == [0]
     assert any("student: Layers takes the place of FirstLayers" in record.getMessage() for record in caplog.records)

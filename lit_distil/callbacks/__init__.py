@@ -1,18 +1,10 @@
 """Callbacks and logs of a run."""
 
-from lit_distil.callbacks.checkpoints import RunCheckpoint, WholeCheckpoints
-from lit_distil.callbacks.export import ExportCallback, PredictionWriter, write_export
-from lit_distil.callbacks.logs import RunCSVLogger
-from lit_distil.callbacks.progress import StepProgressBar
-from lit_distil.callbacks.signals import StopOnSignal
-
-__all__ = [
-    "ExportCallback",
-    "PredictionWriter",
-    "RunCSVLogger",
-    "RunCheckpoint",
-    "StepProgressBar",
-    "StopOnSignal",
-    "WholeCheckpoints",
-    "write_export",
-]
+from lit_distil.callbacks.checkpoints import RunCheckpoint as RunCheckpoint
+from lit_distil.callbacks.checkpoints import WholeCheckpoints as WholeCheckpoints
+from lit_distil.callbacks.export import ExportCallback as ExportCallback
+from lit_distil.callbacks.export import PredictionWriter as PredictionWriter
+from lit_distil.callbacks.export import write_export as write_export
+from lit_distil.callbacks.logs import RunCSVLogger as RunCSVLogger
+from lit_distil.callbacks.logs import StepProgressBar as StepProgressBar
+from lit_distil.callbacks.signals import StopOnSignal as StopOnSignal

@@ -212,6 +212,21 @@ class RunCheckpoint(ModelCheckpoint):
             self.dirpath = f"{trainer.default_root_dir}/checkpoints"
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As Lightning does, and a run whose folder was moved still knows its best checkpoints."""
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        best = state_dict.get("best_k_models", {})
+        old = [path for path in (*best, *(state_dict.get(name) for name in names)) if path]
+        new = {path: str(Path(str(self.dirpath), Path(path).name)) for path in old}
+        if all(Path(path).is_file() for path in new.values()):
+            state_dict = {
+                **state_dict,
+                **{name: new.get(state_dict.get(name, ""), "") for name in names},
+                "best_k_models": {new[path]: score for path, score in best.items()},
+                "dirpath": self.dirpath,
+            }
+        super().load_state_dict(state_dict)
+
     def _follow_task(self, trainer: Trainer) -> None:
         """Monitor the task's main metric, if there are validation rows, which the data module knows by now."""
         data = datamodule_of(trainer)

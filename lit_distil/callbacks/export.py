@@ -38,9 +38,13 @@ class ExportCallback(Callback):
         self.overwrite = overwrite
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a folder that holds something else, before the run begins."""
-        if stage == "fit" and self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            is_resumed = trainer.ckpt_path is not None
+        """See `check_before_work`, for a trainer that was made by hand."""
+        if stage == "fit":
+            self.check_before_work(trainer, None, is_resumed=trainer.ckpt_path is not None)
+
+    def check_before_work(self, trainer: Trainer, data: Any, *, is_resumed: bool) -> None:
+        """Refuse a folder that holds something else."""
+        if self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_output(Path(self.folder), overwrite=self.overwrite or is_resumed, field="ExportCallback.folder")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,14 +82,7 @@ class ExportCallback(Callback):
 
 
 def write_export(network: Any, tokenizer: Any, folder: Path, *, sentences: SentenceFormat | None = None) -> None:
-    """Write network and tokenizer to a folder that `from_pretrained` loads, whole or not at all.
-
-    Args:
-        network: A model of transformers.
-        tokenizer: Its tokenizer.
-        folder: Where to write.
-        sentences: Of a sentence encoder, so that `SentenceTransformer(folder)` loads the folder too.
-    """
+    """Write a folder that `from_pretrained`, and with `sentences` `SentenceTransformer`, loads: whole or not at all."""
     with staged_folder(folder) as staging:
         network.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
@@ -102,7 +99,7 @@ class PredictionWriter(BasePredictionWriter):
 
     Args:
         file: Where to write; None takes `predictions.jsonl` in the run's folder.
-        overwrite: Whether the file may be there already.
+        overwrite: Whether the files may be there already.
     """
 
     def __init__(self, file: str | None = None, *, overwrite: bool = False) -> None:
@@ -111,10 +108,16 @@ class PredictionWriter(BasePredictionWriter):
         self.overwrite = overwrite
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to replace a file, before anything is predicted."""
+        """See `check_before_work`, for a trainer that was made by hand."""
         super().setup(trainer, pl_module, stage)
         if stage == "predict":
-            check_output_files([self._path(trainer)], are_ours=False, overwrite=self.overwrite, field="predictions")
+            self.check_before_work(trainer, datamodule_of(trainer))
+
+    def check_before_work(self, trainer: Trainer, data: Any, *, is_resumed: bool = False) -> None:
+        """Refuse to replace the file, or one of those that the task writes beside it."""
+        path = self._path(trainer)
+        files = [path, *(path.with_name(name) for name in (data.task.file_names if data.task else ()))]
+        check_output_files(files, are_ours=False, overwrite=self.overwrite, field="predictions")
 
     def write_on_epoch_end(
         self,

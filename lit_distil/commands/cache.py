@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -49,6 +50,7 @@ from lit_distil.modules.checks import (
 from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.objectives.vocabulary import CHUNK_BYTES
 from lit_distil.pieces import call_command
+from lit_distil.trust import import_modules
 from lit_distil.types import Batch, EncoderOutput, Projection
 
 _PROGRESS = "progress.json"
@@ -110,15 +112,7 @@ def plan_split(dataset: SequenceDataset, patterns: int, *, positions: str, name:
 
 
 class CacheWriter:
-    """Runs a teacher over masked sequences and writes its rows.
-
-    Args:
-        teacher: The teacher.
-        manifest: What the cache depends on, and its settings.
-        plans: The work for each split.
-        batch_size: Masked sequences at a time.
-        device: Where the teacher runs.
-    """
+    """Runs a teacher over masked sequences and writes its rows."""
 
     def __init__(
         self,
@@ -278,11 +272,8 @@ def cache(
     estimate: bool = False,
     teacher: str | None = None,
     seed_everything: bool | int = 42,
-    trainer: dict[str, Any] | None = None,
     matmul_precision: str = "medium",
-    ckpt_path: str | None = None,
     overwrite: bool = False,
-    allow_changes: bool = False,
 ) -> None:
     """Run the teacher of a distillation once over its data, and keep its most likely tokens and the mass of the others.
 
@@ -312,11 +303,8 @@ def cache(
         teacher: Name of the teacher to run, if model.teacher has several; train with
             --model.teacher_cache '{NAME: FOLDER}', and those without a cache run.
         seed_everything: As for fit; the masks follow from it.
-        trainer: Part of the configuration; not used.
         matmul_precision: As for fit.
-        ckpt_path: Part of the configuration; not used.
         overwrite: Replace the cache that is in the folder, and nothing else.
-        allow_changes: Part of the configuration; not used.
     """
     check_output(Path(out), overwrite=overwrite, replaces=CACHE_FILES)
     if batch_size < 1:
@@ -423,13 +411,17 @@ def _summary(writer: CacheWriter) -> str:
     return "\n".join(lines)
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and write the cache."""
-    help = "Configuration of a distillation, as fit takes it."
-    call_command(cache, arguments, prog="lit-distil cache", config_help=help, before=_seed)
-
-
-def _seed(settings: Namespace) -> None:
-    """Seed as `fit` does, before the data is made."""
+def _begin(settings: Namespace) -> None:
+    """Import and seed as `fit` does, before the data is made."""
+    import_modules(settings.imports or [])
     if settings.seed_everything is not False:
         seed_all(None if settings.seed_everything is True else settings.seed_everything, verbose=False)
+
+
+run = functools.partial(
+    call_command,
+    cache,
+    config_help="Configuration of a distillation, as fit takes it.",
+    unused=("trainer", "ckpt_path", "weights_only", "imports", "allow_changes"),
+    before=_begin,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,9 +73,7 @@ def diagnose(
     write_pages(folder / "diagnosis", title or f"Predictions of {predictions}", sections, numbers)
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and write the diagnosis."""
-    call_command(diagnose, arguments, prog="lit-distil diagnose")
+run = functools.partial(call_command, diagnose)
 
 
 # Predictions of every task as one kind of row

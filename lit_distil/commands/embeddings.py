@@ -6,7 +6,7 @@ nDCG and MRR of the first ten), and how far each encoder agrees with the first o
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,20 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from lit_distil.commands.networks import name_list, open_network, sentence_format_of, short_names
+from lit_distil.commands.pages import check_pages, write_report
 from lit_distil.console import markdown_table, progress_bar
 from lit_distil.data import SquadFiles
 from lit_distil.data.sources.tables import read_rows
-from lit_distil.files import check_output_files, write_file
 from lit_distil.models.networks import position_range
 from lit_distil.objectives.embedding import SentenceFormat, unit_embeddings
 from lit_distil.objectives.metrics import spearman
+from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 
 Floats = NDArray[np.float64]
@@ -64,9 +63,7 @@ def embeddings(
     """
     names = name_list(model)
     if out is not None:
-        files = [Path(out, "embeddings.md"), Path(out, "embeddings.json")]
-        is_ours = files[0].is_file() and files[0].read_text(errors="replace").startswith(_HEADLINE)
-        check_output_files(files, are_ours=is_ours, overwrite=overwrite)
+        check_pages(Path(out, "embeddings.md"), [".json"], overwrite=overwrite, mark=_HEADLINE)
     if pairs is None and questions is None:
         raise ValueError("pairs: give pairs with scores (--pairs FILE), questions (--questions FILE), or both")
     scored = None if pairs is None else read_scored_pairs(pairs, columns or ["sentence1", "sentence2", "label"])
@@ -81,17 +78,12 @@ def embeddings(
     report = _report(short_names(names), results)
     print(report)
     if out is not None:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        write_file(files[0], f"{_HEADLINE}\n\n{report}\n")
         numbers = {name: asdict(result) for name, result in zip(names, results, strict=True)}
-        write_file(files[1], json.dumps(numbers, indent=2) + "\n")
-        print(f"written: {files[0]}")
+        write_report(Path(out, "embeddings"), f"{_HEADLINE}\n\n{report}\n", numbers)
+        print(f"written: {Path(out, 'embeddings.md')}")
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and compare."""
-    transformers_logging.disable_progress_bar()
-    auto_cli(embeddings, args=arguments, prog="lit-distil embeddings", as_positional=False)
+run = functools.partial(call_command, embeddings)
 
 
 @dataclass(frozen=True)
@@ -241,14 +233,7 @@ class EncoderResult:
 def evaluate(
     encoder: SentenceEncoder, pairs: ScoredPairs | None, questions: Questions | None, *, reference: Floats | None = None
 ) -> tuple[EncoderResult, Floats]:
-    """What an encoder reaches, and its cosines of pairs and of questions with paragraphs, in one row.
-
-    Args:
-        encoder: The encoder.
-        pairs: Pairs with scores, or None.
-        questions: Questions with their paragraphs, or None.
-        reference: The cosines of the encoder that it is compared with.
-    """
+    """What an encoder reaches, and its cosines (pairs, then questions with paragraphs), as the reference has them."""
     found: dict[str, Any] = {}
     cosines: list[Floats] = []
     num_texts, start = 0, perf_counter()

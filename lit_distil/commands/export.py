@@ -1,17 +1,19 @@
-"""`lit-distil export`: a checkpoint as a folder that plain transformers loads, with ONNX files if asked for."""
+"""`lit-distil export`: a checkpoint as a folder that plain transformers loads, with ONNX and OpenVINO files too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_distil.commands.networks import open_network, sentence_format_of, texts_in
-from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, onnx_bytes, quantise, write_onnx
+from lit_distil.commands.networks import open_network, texts_in, writable_sentence_format
+from lit_distil.commands.onnx import Agreement, compare_with_torch, quantise, write_onnx, write_openvino
 from lit_distil.files import check_output, staged_folder, write_json
+from lit_distil.models.exported import exported_bytes, import_extra, open_exported
 from lit_distil.models.networks import position_range
 from lit_distil.objectives.embedding import Pooling
 from lit_distil.pieces import call_command
@@ -24,6 +26,7 @@ def export(
     pooling: str | None = None,
     onnx: bool = False,
     int8: bool = False,
+    openvino: bool = False,
     tolerance: float = 1.0e-3,
     min_agreement: float = 0.9,
     check_on: str | None = None,
@@ -31,9 +34,9 @@ def export(
     allow_disagreement: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Turn a checkpoint into a folder that plain transformers loads, with ONNX files if asked for.
+    """Turn a checkpoint into a folder that plain transformers loads, with ONNX and OpenVINO files on request.
 
-    ONNX files are compared with the torch network before the folder appears; onnx.json keeps the result.
+    These files are compared with the torch network before the folder appears; onnx.json keeps the result.
 
     Args:
         checkpoint: File that a run wrote, such as runs/demo/teacher/checkpoints/last.ckpt, or an exported folder.
@@ -44,7 +47,8 @@ def export(
             its embeddings; None takes what an exported folder says.
         onnx: Write model.onnx too.
         int8: Write model.onnx and model_int8.onnx, with ONNX Runtime's dynamic quantisation.
-        tolerance: Largest difference of a logit between torch and model.onnx, as a share of the largest logit.
+        openvino: Write model.onnx, and openvino_model.xml with its .bin, which Intel's OpenVINO runs.
+        tolerance: Largest difference of a logit between torch and a float32 file, as a share of the largest logit.
         min_agreement: Smallest share of choices (at masks, of labels, of spans) that int8 and torch share.
         check_on: Texts to compare on: a text file with one a line, or a table (JSONL, CSV, Parquet, ...) with
             text_column; None takes paragraphs of the standard library's documentation.
@@ -62,30 +66,23 @@ def export(
             f"tokenizer: it has {len(chosen)} entries and the network's embedding {num_rows} rows; give the tokenizer "
             "that the network was trained with: --tokenizer FOLDER_OR_NAME"
         )
-    try:
-        sentences = sentence_format_of(checkpoint, pooling)
-    except ValueError as error:
-        if pooling is not None:
-            raise
-        sentences = None
-        print(f"without the files of sentence-transformers: {error}")
+    sentences = writable_sentence_format(checkpoint, pooling)
     with staged_folder(Path(out)) as staging:
         network.save_pretrained(staging)
         chosen.save_pretrained(staging)
         if sentences is not None:
             sentences.write(staging, network.config.hidden_size)
-        if onnx or int8:
+        if onnx or int8 or openvino:
             if allow_disagreement:
                 min_agreement = 0.0
             limits = {"tolerance": tolerance, "min_agreement": min_agreement}
             pooled = None if sentences is None else sentences.pooling
-            _write_onnx_files(network, chosen, staging, texts, int8=int8, pooling=pooled, **limits)
+            kinds = [name for name, is_wanted in (("openvino", openvino), ("int8", int8)) if is_wanted]
+            _write_onnx_files(network, chosen, staging, texts, kinds=kinds, pooling=pooled, **limits)
     print(f"{network.num_parameters():,} parameters in {out}")
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and export."""
-    call_command(export, arguments, prog="lit-distil export")
+run = functools.partial(call_command, export)
 
 
 def _write_onnx_files(
@@ -94,32 +91,45 @@ def _write_onnx_files(
     folder: Path,
     texts: Sequence[str],
     *,
-    int8: bool,
+    kinds: Collection[str],
     pooling: Pooling | None,
     tolerance: float,
     min_agreement: float,
 ) -> None:
-    """Write model.onnx, perhaps model_int8.onnx, and onnx.json with how they compare with torch."""
-    plain, small = folder / "model.onnx", folder / "model_int8.onnx"
+    """Write model.onnx, what is made of it (`kinds`: openvino, int8), and onnx.json with the comparisons."""
+    if "openvino" in kinds:
+        import_extra("openvino", "openvino")  # before the work
     limits = [position_range(network)[1], tokenizer.model_max_length]
     known = [int(limit) for limit in limits if limit is not None and limit < 1_000_000]  # huge stands for no limit
-    write_onnx(network, plain, max_length=min(known, default=0), pooling=pooling)
-    agreement = compare_with_torch(network, OnnxNetwork(plain), tokenizer, texts=texts, pooling=pooling)
-    if agreement.largest_difference > tolerance * max(agreement.largest_logit, 1.0):
-        raise ValueError(
-            f"onnx: model.onnx is not the network: {agreement}; tolerance is {tolerance:g} of the largest logit"
-        )
     torch_mb = network.get_memory_footprint(return_buffers=False) / 1e6
-    results: dict[str, Any] = {"torch_mb": torch_mb, plain.name: {"mb": onnx_bytes(plain) / 1e6, **asdict(agreement)}}
-    print(f"model.onnx: {onnx_bytes(plain) / 1e6:.1f} MB (torch: {torch_mb:.1f} MB); {agreement}")
-    if int8:
+    results: dict[str, Any] = {"torch_mb": torch_mb}
+    print(f"torch: {torch_mb:.1f} MB")
+
+    def compare(path: Path) -> Agreement:
+        agreement = compare_with_torch(network, open_exported(path), tokenizer, texts=texts, pooling=pooling)
+        results[path.name] = {"mb": exported_bytes(path) / 1e6, **asdict(agreement)}
+        print(f"{path.name}: {exported_bytes(path) / 1e6:.1f} MB; {agreement}")
+        return agreement
+
+    def check(path: Path, field: str) -> None:
+        agreement = compare(path)
+        if agreement.largest_difference > tolerance * max(agreement.largest_logit, 1.0):
+            raise ValueError(
+                f"{field}: {path.name} is not the network: {agreement}; tolerance is {tolerance:g} of the largest logit"
+            )
+
+    plain, small, vino = folder / "model.onnx", folder / "model_int8.onnx", folder / "openvino_model.xml"
+    write_onnx(network, plain, max_length=min(known, default=0), pooling=pooling)
+    check(plain, "onnx")
+    if "openvino" in kinds:
+        write_openvino(plain, vino)
+        check(vino, "openvino")
+    if "int8" in kinds:
         quantise(plain, small)
-        agreement = compare_with_torch(network, OnnxNetwork(small), tokenizer, texts=texts, pooling=pooling)
+        agreement = compare(small)
         if agreement.top_agreement < min_agreement:
             raise ValueError(
                 f"int8: model_int8.onnx disagrees too often with the network: {agreement}; min_agreement is "
                 f"{min_agreement:g}. Lower it, or write the file anyway: --allow_disagreement true"
             )
-        results[small.name] = {"mb": onnx_bytes(small) / 1e6, **asdict(agreement)}
-        print(f"model_int8.onnx: {onnx_bytes(small) / 1e6:.1f} MB; {agreement}")
     write_json(folder / "onnx.json", results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,9 +59,7 @@ def fill_mask(
             print(markdown_table(table))
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and fill the masks."""
-    call_command(fill_mask, arguments, prog="lit-distil fill-mask", words="texts")
+run = functools.partial(call_command, fill_mask, words="texts")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from lit_distil.data.sources.tables import read_rows, table_kind
 from lit_distil.data.sources.text import read_lines
 from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import AUTO_MODELS, Head, classes_for, head_of
+from lit_distil.models.architectures import AUTO_MODELS, Head, classes_for, head_of
+from lit_distil.models.sources import check_finite
 from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.objectives.embedding import Pooling, SentenceFormat, read_max_length, read_sentence_format
@@ -76,6 +77,7 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
             f"{field}: the config.json of {folder!r} names the architectures {config.architectures}, and transformers "
             "has none of them; if it is your own class, import the module that registers it first"
         )
+    check_finite(network, field)
     return network.eval()
 
 
@@ -105,6 +107,7 @@ def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint: the weights in {str(path)!r} do not fit its network: {reason}") from error
     trained: Any = model.base_model if saved.get("is_encoder_only") else model
+    check_finite(trained, "checkpoint")
     return trained.eval()
 
 
@@ -139,6 +142,21 @@ def sentence_format_of(name: str | Path, pooling: str | None = None) -> Sentence
     if pooling is None:
         return read_sentence_format(folder)
     return SentenceFormat(pooling, read_max_length(folder))  # type: ignore[arg-type]
+
+
+def writable_sentence_format(name: str | Path, pooling: str | None = None) -> SentenceFormat | None:
+    """`sentence_format_of` for a folder to write; what is not known here is left out, and a line says so.
+
+    Raises:
+        ValueError: `pooling` is not known.
+    """
+    try:
+        return sentence_format_of(name, pooling)
+    except ValueError as error:
+        if pooling is not None:
+            raise
+        print(f"without the files of sentence-transformers: {error}")
+        return None
 
 
 def _is_checkpoint(path: Path) -> bool:

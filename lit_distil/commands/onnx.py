@@ -1,4 +1,4 @@
-"""ONNX files: writing and quantising them, running them, and comparing what they say with the torch network."""
+"""ONNX and OpenVINO files: writing and quantising them, and comparing what they say with the torch network."""
 
 from __future__ import annotations
 
@@ -21,26 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.messages import one_line
-from lit_distil.models.sources import head_of
+from lit_distil.models.architectures import head_of
+from lit_distil.models.exported import METADATA, ExportedNetwork, OnnxNetwork, import_extra, weights_file
 from lit_distil.objectives.embedding import Pooling
 
-_METADATA = "lit_distil."  # prefix of our entries in a file's metadata
 _HEADS = ("masked_lm", "sequence_classification", "token_classification", "question_answering")
 _MOST_BYTES = 1_900_000_000  # in one protobuf; larger weights go to a file of their own
 _SHAPES = ((1, 6), (1, 16), (2, 33), (3, 64), (5, 120))  # (texts, tokens) of the batches that are compared
 _MASK_EVERY = 7
-
-
-def import_extra(package: str) -> Any:
-    """Import a package of the extra `onnx`.
-
-    Raises:
-        ValueError: It is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ValueError(f"ONNX needs {package}, which is not installed: pip install 'lit-distil[onnx]'") from error
 
 
 class _TupleOfOutputs(nn.Module):
@@ -123,7 +111,7 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int, pooling: 
         "vocab_size": model.config.vocab_size,
         "max_length": max_length,
     }
-    onnx.helper.set_model_props(written, {f"{_METADATA}{name}": str(value) for name, value in properties.items()})
+    onnx.helper.set_model_props(written, {f"{METADATA}{name}": str(value) for name, value in properties.items()})
     # nobody needs the shapes that the exporter infers for values in between, and wrong ones make quantisation fail
     del written.graph.value_info[:]
     onnx.save(written, str(path))
@@ -144,64 +132,29 @@ def quantise(path: Path, out: Path) -> None:
             per_channel=True,
             reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=_weights_file(path).is_file(),
+            use_external_data_format=weights_file(path).is_file(),
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
 
 
-class OnnxNetwork:
-    """An ONNX file in ONNX Runtime, called like the torch network.
+def write_openvino(path: Path, out: Path) -> None:
+    """Write OpenVINO's two files of one that `write_onnx` wrote; the weights stay in float32.
 
     Args:
-        path: File that `write_onnx` or `quantise` wrote.
-        threads: Threads within an operator; None leaves it to ONNX Runtime.
-
-    Raises:
-        ValueError: There is no such file, it cannot be read, or ONNX Runtime is not installed.
+        path: The ONNX file.
+        out: The `.xml` file to write; the weights go to a `.bin` beside it.
     """
-
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        runtime = import_extra("onnxruntime")
-        if not Path(path).is_file():
-            raise ValueError(f"no ONNX file at {str(path)!r}; `lit-distil export --onnx true` writes one")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        errors = runtime.capi.onnxruntime_pybind11_state
-        try:
-            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
-            raise ValueError(
-                f"{str(path)!r} is not an ONNX file that ONNX Runtime can run ({one_line(error)})"
-            ) from error
-        self.inputs = [node.name for node in self.session.get_inputs()]
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        self.properties = {
-            name.removeprefix(_METADATA): int(value) for name, value in metadata.items() if name.startswith(_METADATA)
-        }
-        """What `write_onnx` kept: `parameters`, `encoder_parameters`, `vocab_size`, `max_length` (0: no limit)."""
-
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """The logits, on the CPU; without token_type_ids all tokens are in the first segment."""
-        inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
-        outputs = self.session.run(None, {name: inputs[name].numpy() for name in self.inputs})
-        return tuple(torch.from_numpy(output) for output in outputs)
+    openvino = import_extra("openvino", "openvino")
+    network = openvino.convert_model(str(path))
+    for name, value in OnnxNetwork(path).properties.items():
+        network.set_rt_info(str(value), [METADATA.rstrip("."), name])
+    openvino.save_model(network, str(out), compress_to_fp16=False)
 
 
 def takes_segments(model: PreTrainedModel) -> bool:
     """Whether the network tells the two segments of a pair apart."""
     accepted = "token_type_ids" in inspect.signature(model.forward).parameters
     return accepted and (getattr(model.config, "type_vocab_size", None) or 0) > 1
-
-
-def onnx_bytes(path: Path) -> int:
-    """Size of an ONNX file, with the file of its weights if there is one."""
-    return sum(file.stat().st_size for file in (path, _weights_file(path)) if file.is_file())
-
-
-def _weights_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
 
 
 def _logits_of(output: Any) -> tuple[Tensor, ...]:
@@ -257,7 +210,7 @@ class Agreement:
 @torch.inference_mode()
 def compare_with_torch(
     model: PreTrainedModel,
-    candidate: OnnxNetwork,
+    candidate: ExportedNetwork,
     tokenizer: PreTrainedTokenizerBase,
     *,
     texts: Sequence[str] = (),

@@ -52,30 +52,36 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def check_pages(page: Path, others: Sequence[str] = (".md", ".json"), *, overwrite: bool, field: str = "out") -> None:
+def check_pages(page: Path, others: Sequence[str] = (".md", ".json"), *, overwrite: bool, mark: str = _OURS) -> None:
     """Refuse to replace a page that no command wrote; one that a command wrote may be written again.
 
     Args:
-        page: The HTML file.
-        others: What is written beside it: endings that take the place of `.html`, or names of files.
+        page: The page, HTML or Markdown.
+        others: What is written beside it: endings that take the place of its own, or names of files.
         overwrite: Replace the files whoever wrote them.
-        field: Name of the argument, for the message.
+        mark: What stands at the beginning of the pages that the command writes.
 
     Raises:
         ValueError: One of the files is there, and the page was not written by a command.
     """
-    is_ours = page.is_file() and _OURS in page.read_text(encoding="utf-8", errors="replace")[:1000]
+    is_ours = page.is_file() and mark in page.read_text(encoding="utf-8", errors="replace")[:1000]
     beside = [page.with_suffix(name) if name[0] == "." else page.with_name(name) for name in others]
-    check_output_files([page, *beside], are_ours=is_ours, overwrite=overwrite, field=field)
+    check_output_files([page, *beside], are_ours=is_ours, overwrite=overwrite)
 
 
 def write_pages(file: Path, title: str, sections: Sequence[Section], numbers: Mapping[str, Any]) -> None:
     """Write the page as `<file>.md` and `<file>.html`, and what it tells as `<file>.json`; the folder is made."""
+    page, html = render("sections.html.jinja", title=title, sections=sections), file.with_suffix(".html")
+    write_report(file, to_markdown(title, sections), numbers)
+    write_file(html, page)
+    print(f"written: {html}")
+
+
+def write_report(file: Path, markdown: str, numbers: Mapping[str, Any]) -> None:
+    """Write a text as `<file>.md`, and what it tells as `<file>.json`; the folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file.with_suffix(".md"), to_markdown(title, sections))
-    write_file(file.with_suffix(".html"), render("sections.html.jinja", title=title, sections=sections))
+    write_file(file.with_suffix(".md"), markdown)
     write_file(file.with_suffix(".json"), json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
-    print(f"written: {file.with_suffix('.html')}")
 
 
 def render(template: str, **values: Any) -> str:

@@ -109,7 +109,7 @@ def run(arguments: list[str]) -> None:
                 "command line (--address), not in a configuration"
             )
 
-    call_command(prepare, arguments, prog="lit-distil prepare", before=check)
+    call_command(prepare, arguments, before=check)
 
 
 def _summary(folder: Path, filters: DocumentFilters) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,10 +21,10 @@ from lit_distil.commands.networks import (
     read_texts,
     short_names,
 )
+from lit_distil.commands.pages import check_pages, write_report
 from lit_distil.console import Table, bullets, markdown_table, progress_bar, signed
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import read_rows
-from lit_distil.files import check_output_files, write_file
 from lit_distil.pieces import call_command
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY
@@ -64,9 +64,7 @@ def score(
     """
     names = name_list(model)
     if out is not None:
-        report_file, numbers_file = Path(out, "scores.md"), Path(out, "scores.json")
-        is_ours = report_file.is_file() and report_file.read_text(errors="replace").startswith(_HEADLINE)
-        check_output_files([report_file, numbers_file], are_ours=is_ours, overwrite=overwrite)
+        check_pages(Path(out, "scores.md"), [".json"], overwrite=overwrite, mark=_HEADLINE)
     if pairs is not None and (texts or file is not None):
         raise ValueError("pairs: score pairs or sentences (texts, file), not both in one call")
     options: dict[str, Any] = {"within_word": within_word, "tokens_per_batch": tokens_per_batch}
@@ -86,16 +84,11 @@ def score(
     report += f"\n\nScores: {method}, in nats; special tokens are not scored."
     print(report)
     if out is not None:
-        report_file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(report_file, f"{_HEADLINE}\n\n{report}\n")
-        content = json.dumps({"method": method, "models": numbers}, indent=2, ensure_ascii=False)
-        write_file(numbers_file, content + "\n")
-        print(f"written: {report_file}")
+        write_report(Path(out, "scores"), f"{_HEADLINE}\n\n{report}\n", {"method": method, "models": numbers})
+        print(f"written: {Path(out, 'scores.md')}")
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and score."""
-    call_command(score, arguments, prog="lit-distil score", words="texts")
+run = functools.partial(call_command, score, words="texts")
 
 
 # Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of what was masked
@@ -294,13 +287,7 @@ def read_pairs(path: str) -> list[MinimalPair]:
 
 
 def score_pairs(model: MaskedLM, pairs: Sequence[MinimalPair], **options: Any) -> Bools:
-    """Bool `[N]`: whether the good sentence of each pair has the higher score.
-
-    Args:
-        model: The model that scores them.
-        pairs: A sentence that is in several pairs is scored once.
-        options: Further arguments of `pseudo_likelihoods`.
-    """
+    """Bool `[N]`: whether the good sentence of each pair scores higher; one that is in several pairs is scored once."""
     place_of: dict[str, str] = {}
     for sentence, place in [(pair.good, pair.place) for pair in pairs] + [(pair.bad, pair.place) for pair in pairs]:
         place_of.setdefault(sentence, place)
@@ -337,12 +324,7 @@ class PairsResult:
 
 
 def judge(paradigms: Sequence[str], right: Bools) -> PairsResult:
-    """Accuracies with standard errors.
-
-    Args:
-        paradigms: Of each pair.
-        right: Bool `[N]`, whether its good sentence scored higher.
-    """
+    """Accuracies with standard errors, from whether the good sentence of each pair scored higher (bool `[N]`)."""
 
     def accuracy_of(chosen: Bools) -> Accuracy:
         share = float(chosen.mean())

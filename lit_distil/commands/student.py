@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,7 @@ def student(
     print(f"written: {out}")
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and make the student."""
-    call_command(student, arguments, prog="lit-distil student")
+run = functools.partial(call_command, student)
 
 
 def _check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -63,9 +64,7 @@ def tokenizer(
     print(f"{len(trained):,} entries in {out}")
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and train."""
-    call_command(tokenizer, arguments, prog="lit-distil tokenizer")
+run = functools.partial(call_command, tokenizer)
 
 
 def _train_wordpiece(source: DocumentSource, *, lowercase: bool, **settings: Any) -> PreTrainedTokenizerBase:

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.callbacks import write_export
-from lit_distil.commands.networks import open_network
+from lit_distil.commands.networks import open_network, writable_sentence_format
 from lit_distil.console import progress_bar, text_table
 from lit_distil.data import DocumentSource, TextFiles, vocabulary_of
 from lit_distil.data.sources.text import read_lines, resolve_files
@@ -122,7 +122,7 @@ def vocabulary(
         change = _trimmed(change, with_words, size, model)
     made = with_vocabulary(model, vocabulary_of(change.tokenizer), change.sources)
     after = None if documents is None else _count(change.tokenizer, documents)
-    write_export(made, change.tokenizer, Path(out))
+    write_export(made, change.tokenizer, Path(out), sentences=writable_sentence_format(network))
     sizes = _size(model, old, counts), _size(made, change.tokenizer, after)
     return VocabularyChange(Path(out), change.sources, *sizes, num_added)
 

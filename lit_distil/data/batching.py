@@ -30,6 +30,7 @@ from lit_distil.data.corpus.engine import end_with_parent
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.randomness import Ints
 from lit_distil.data.sequences import SequenceDataset
+from lit_distil.pieces import piece_that_raised
 from lit_distil.types import Batch
 
 WORKER_TIMEOUT = 300.0
@@ -258,11 +259,16 @@ class _Packed(Dataset):
     def __getitem__(self, index: int) -> _Parcel:
         try:
             item = self.dataset[index]
-        except (ValueError, OSError) as error:
+        except Exception as error:
             place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-            if isinstance(error, ValueError) and not place.is_relative_to(Path(__file__).parents[1]):
-                raise  # not a message of this package: its traceback is needed
-            return _Parcel(b"", error)
+            is_ours = isinstance(error, ValueError) and place.is_relative_to(Path(__file__).parents[1])
+            if is_ours or isinstance(error, OSError):
+                return _Parcel(b"", error)
+            if (told := piece_that_raised(error)) is None:
+                raise  # torch sends its traceback, which is needed
+            refusal = ValueError(told)
+            refusal.add_note("".join(traceback.format_exception(error)))
+            return _Parcel(b"", refusal)
         stream = BytesIO()
         _ByValue(stream, pickle.HIGHEST_PROTOCOL).dump(item)
         return _Parcel(stream.getvalue())

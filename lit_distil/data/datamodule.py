@@ -20,16 +20,16 @@ from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.preparation import SHARD_CHARACTERS, prepare_corpus
 from lit_distil.data.corpus.reading import DocumentFilters
 from lit_distil.data.corpus.sequence_tables import open_table
-from lit_distil.data.corpus.shards import CORPUS_VERSION
+from lit_distil.data.corpus.shards import CORPUS_VERSION, Manifest
 from lit_distil.data.formats import SequenceFormat
 from lit_distil.data.masking import MaskingStrategy
-from lit_distil.data.sequences import MaskedSequences, SequenceDataset, SpreadSequences
+from lit_distil.data.sequences import LabelledSequences, MaskedSequences, SequenceDataset, SpreadSequences
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.data.trimming import shared_entries
-from lit_distil.files import check_writable, default_cache_dir, describe, hash_values
+from lit_distil.files import check_writable, default_cache_dir, describe, hash_of, hash_values
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -136,6 +136,9 @@ class TextDataModule(LightningDataModule):
         self.filters, self.num_processes, self.verify_corpus = filters, num_processes, verify_corpus
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
+        self.allows_other_data = False
+        """Whether a run may go on from a checkpoint of a run on other training data (`--allow_changes`)."""
+        self._content: str | None = None
         self._tokenizer, self._tokenizer_revision = tokenizer, tokenizer_revision
 
     # Checks before work
@@ -240,6 +243,25 @@ class TextDataModule(LightningDataModule):
                 seed=self.seed,
             )
             self.datasets = {**opened, **self.datasets}
+        if "train" in missing and "train" in self.datasets:
+            self._content = _content_of(self.datasets["train"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: a hash of the training data."""
+        return {} if self._content is None else {"train": self._content}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the training data with that of the checkpoint's run.
+
+        Raises:
+            ValueError: It is not the same, although its settings are.
+        """
+        if not self.allows_other_data and self._content not in (None, state_dict.get("train", self._content)):
+            raise ValueError(
+                "data.source: the training data has changed since the checkpoint was written, so the run would not be "
+                "continued but become another one; restore the data, begin anew in another folder, or with `fit` add "
+                "--allow_changes"
+            )
 
     def _open_documents(self, split: Split) -> None:
         folder = self._corpus_folder(split, fetch=False)
@@ -448,3 +470,13 @@ class TextDataModule(LightningDataModule):
         except ValueError:
             rank_zero_warn(f"the {role} {network!r} has no tokenizer beside it: its vocabulary could not be compared")
             return None
+
+
+def _content_of(dataset: SequenceDataset) -> str:
+    """A hash of the tokens and labels of a data set; that of a corpus is taken from its manifest."""
+    if isinstance(dataset, MaskedSequences):
+        assert dataset.corpus.folder is not None
+        return hash_values([shard.sha256 for shard in Manifest.read(dataset.corpus.folder).shards])
+    assert isinstance(dataset, LabelledSequences)
+    rows = (f"{row.input_ids.tolist()} {describe(row.label)}" for row in dataset.features)
+    return hash_values([hash_of(row) for row in rows])

@@ -44,8 +44,6 @@ class LengthGroupedOrder(EpochOrder):
         lengths: int64 `[N]`, tokens of each sample.
         group_size: Samples in a group: those of a step.
         window_groups: Groups in a window.
-        seed: Seed of the order.
-        shuffle: Whether epochs are permuted.
     """
 
     def __init__(self, lengths: Ints, *, group_size: int, window_groups: int, seed: int, shuffle: bool = True) -> None:

@@ -106,12 +106,6 @@ def hold_out(rows: list[Row], task: Task, *, share: float, seed: int) -> tuple[l
     Each stratum of the task (a class) gives its share, so that the total is as large as requested, and keeps at least
     one row to train on. Rows of a group (questions about one context) stay together.
 
-    Args:
-        rows: The training rows.
-        task: Knows strata and groups.
-        share: Share to hold out, between 0 and 1.
-        seed: Decides which rows.
-
     Returns:
         Indices of the rows to train on and of those held out, each ascending.
     """

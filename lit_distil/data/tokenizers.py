@@ -82,11 +82,12 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     return Vocabulary(
         size=len(tokenizer),
         special_ids={name: value for name, value in ids.items() if value is not None},
-        read_tokens=partial(_read_tokens, tokenizer),
+        read_tokens=partial(entries_of, tokenizer),
     )
 
 
-def _read_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def entries_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """All entries of a tokenizer, by id."""
     return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
@@ -100,11 +101,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, *, role: str) -> None:
     """Check that two tokenizers have the same entries and the same special tokens.
-
-    Args:
-        ours: The data's tokenizer.
-        theirs: The tokenizer of a network.
-        role: What that network is, "teacher" or "student".
 
     Raises:
         ValueError: They differ; the message names the first difference and a way out.

@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from lit_distil.data.corpus.encoding import TextEncoder
+from lit_distil.data.tokenizers import entries_of
 
 _TEXTS_AT_A_TIME = 1000
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -79,7 +80,8 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, documents: Iterable[list[st
     """
     encoder = TextEncoder(_json_of(tokenizer))
     counts, num_words = np.zeros(len(tokenizer), dtype=np.int64), 0
-    for texts in _groups(chain.from_iterable(documents)):
+    all_texts = chain.from_iterable(documents)
+    while texts := list(islice(all_texts, _TEXTS_AT_A_TIME)):
         num_words += sum(len(text.split()) for text in texts)
         counts += np.bincount(encoder(texts).tokens, minlength=len(counts))
     unknown: Any = tokenizer.unk_token_id
@@ -109,7 +111,7 @@ def trim(
         ValueError: The model is of another kind, or the size is too small or not smaller.
     """
     state = json.loads(_json_of(tokenizer))
-    names = _entries(tokenizer)
+    names = entries_of(tokenizer)
     if size is not None and size >= len(names):
         raise ValueError(f"size={size}: the tokenizer has {len(names)} entries; give a smaller size, or leave it out")
     ids = {name: index for index, name in enumerate(names)}
@@ -148,7 +150,7 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, place
         ValueError: The model is of another kind, or a word is empty or can be no entry.
     """
     state = json.loads(_json_of(tokenizer))
-    backend, names = tokenizer.backend_tokenizer, _entries(tokenizer)
+    backend, names = tokenizer.backend_tokenizer, entries_of(tokenizer)
     is_entry = _kind(state) == "WordPiece"
     new: dict[str, tuple[int, ...]] = {}
     known = set(names)
@@ -165,20 +167,11 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, place
         made = copy.deepcopy(tokenizer)
         made.add_tokens([AddedToken(word, single_word=True, lstrip=True, normalized=False) for word in new])
         return Derived(made, [*sources, *new.values()])
-    vocabulary = state["model"]["vocab"]
-    entries = list(zip(names, sources, strict=True))
-    own = [entry for entry in entries if entry[0] in vocabulary]
-    return _with_entries(
-        tokenizer, state, [*own, *new.items(), *(entry for entry in entries if entry[0] not in vocabulary)], new=new
-    )
+    return _with_entries(tokenizer, state, [*zip(names, sources, strict=True), *new.items()], new=new)
 
 
 def shared_entries(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[int] | None:
     """Say for each entry of a tokenizer which id it has in a larger one that cuts text by the same rules.
-
-    Args:
-        ours: The smaller tokenizer.
-        theirs: The larger one.
 
     Returns:
         Ids of `theirs` in the order of ours; None if ours is not theirs with entries left out.
@@ -198,22 +191,6 @@ def shared_entries(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBas
 
 def _json_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.backend_tokenizer.to_str())
-
-
-def _entries(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """All entries by id."""
-    return list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    for text in texts:
-        group.append(text)
-        if len(group) == _TEXTS_AT_A_TIME:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _kind(state: dict[str, Any]) -> str:
@@ -340,7 +317,7 @@ def _with_entries(
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         made = type(tokenizer).from_pretrained(folder)
     made.name_or_path = tokenizer.name_or_path
-    if _entries(made) != [name for name, _ in entries]:
+    if entries_of(made) != [name for name, _ in entries]:
         raise ValueError(
             f"network: {type(tokenizer).__name__} does not take another vocabulary: of {len(entries)} entries it gives "
             f"{len(made)}, or another order"

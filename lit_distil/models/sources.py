@@ -8,64 +8,33 @@ from __future__ import annotations
 
 import copy
 import difflib
-import inspect
 import logging
-import math
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForNextSentencePrediction,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.messages import missing_folder, one_line
+from lit_distil.models.architectures import (
+    AUTO_MODELS,
+    TASK_HEADS,
+    Head,
+    check_head,
+    check_sane,
+    check_spelling,
+    classes_for,
+)
 from lit_distil.models.attention import choose_attention
-from lit_distil.trust import RemoteCodeError, load_pretrained, trusts_remote_code
+from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Piece, Vocabulary, refuse_result
-
-Head = Literal[
-    "masked_lm",
-    "pretraining",
-    "sequence_classification",
-    "token_classification",
-    "question_answering",
-    "multiple_choice",
-]
-"""What stands on the encoder. `pretraining` is masked-LM and next-sentence prediction."""
-
-AUTO_MODELS: dict[str, Any] = {
-    "masked_lm": AutoModelForMaskedLM,
-    "pretraining": AutoModelForPreTraining,
-    "sequence_classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-    "multiple_choice": AutoModelForMultipleChoice,
-}
-"""The class of transformers that builds and loads each head."""
-
-TASK_HEADS: tuple[Head, ...] = get_args(Head)[2:]
-"""All but the two heads of language models."""
-
-_WIDTHS = ("hidden_size", "dim", "embedding_size", "intermediate_size", "num_attention_heads", "n_heads")
-_MOST = {"num_hidden_layers": 1000, "n_layers": 1000, "num_labels": 50_000} | dict.fromkeys(_WIDTHS, 1_000_000)
 
 STAND_INS = {
     "bos_token_id": "cls_token_id",
@@ -121,6 +90,7 @@ class NetworkSource(Piece, ABC):
         """
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
         check_embedding(model, vocabulary)
+        check_finite(model)
         choose_attention(model, self.attention)
         return model.train()
 
@@ -140,7 +110,7 @@ class NetworkSource(Piece, ABC):
             return None
         with sketching():
             try:
-                model = _from_config(head, config)
+                model = random_network(head, config)
             except RuntimeError:  # an architecture of the user's that computes with values when it is made
                 return None
             choose_attention(model, self.attention)
@@ -197,8 +167,8 @@ class FromConfig(NetworkSource):
         self.model_type = model_type
         self.overrides = dict(config or {})
         self.attention = attention
-        _check_spelling(self.overrides, AutoConfig.for_model(model_type))
-        _check_sane(self.overrides)
+        check_spelling(self.overrides, AutoConfig.for_model(model_type))
+        check_sane(self.overrides)
         self._config(self.overrides)
 
     def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
@@ -214,18 +184,16 @@ class FromConfig(NetworkSource):
             fields.update(special_ids(vocabulary, AutoConfig.for_model(self.model_type)))
         fields.update(labels)
         config = self._config(fields)
-        _check_head(head, config)
+        check_head(head, config)
         return config
 
     def _config(self, fields: dict[str, Any]) -> PretrainedConfig:
-        try:
+        with _naming_fields(self.model_type):
             return AutoConfig.for_model(self.model_type, **fields)
-        except Exception as error:  # an architecture refuses its fields in its own ways
-            raise ValueError(f"config: no {self.model_type} with these fields: {one_line(error)}") from error
 
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
         """See `NetworkSource.load`."""
-        return _from_config(head, self.network_config(vocabulary, head, labels))
+        return random_network(head, self.network_config(vocabulary, head, labels))
 
 
 class Pretrained(NetworkSource):
@@ -254,7 +222,7 @@ class Pretrained(NetworkSource):
         parsed = getattr(torch, dtype, None)
         if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
-        _check_sane(config or {})
+        check_sane(config or {})
         self.name_or_path = str(name_or_path)
         self.revision = revision
         self.overrides = dict(config or {})
@@ -265,11 +233,11 @@ class Pretrained(NetworkSource):
 
     def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
         """See `NetworkSource.network_config`."""
-        config = self._config()
-        _check_spelling(self.overrides, config)
-        _check_head(head, config)
+        config = self.read_config()
+        check_spelling(self.overrides, config)
+        check_head(head, config)
         # read again, because other fields may follow from the changed ones
-        return self._config(**{**self.overrides, **labels})
+        return self.read_config(**{**self.overrides, **labels})
 
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
         """See `NetworkSource.load`."""
@@ -295,20 +263,26 @@ class Pretrained(NetworkSource):
                 "with save_pretrained, or fetch it again"
             ) from error
         _check_sizes(model, loaded["mismatched_keys"], self.name_or_path)
-        self.new_tensors = _new_tensors(model, set(loaded["missing_keys"]), head)
+        missing = set(loaded["missing_keys"])
+        self.new_tensors = new_encoder_tensors(model, missing) if head in TASK_HEADS else missing
         _warn_of_new_weights(self.new_tensors, self.name_or_path)
         return model
 
     def label_names(self, head: Head) -> list[str] | None:
         """See `NetworkSource.label_names`."""
-        config: Any = self._config()
+        config: Any = self.read_config()
         names = {model_class.__name__ for model_class in classes_for(head, config)}
         if head not in TASK_HEADS or names.isdisjoint(config.architectures or []):
             return None
         labels: Any = config.id2label
         return [str(labels[index]) for index in sorted(labels)]
 
-    def _config(self, **fields: Any) -> PretrainedConfig:
+    def read_config(self, **fields: Any) -> PretrainedConfig:
+        """The configuration of the folder or name, with other values of these fields.
+
+        Raises:
+            ValueError: There is none, it needs code that is not trusted, or the architecture refuses the fields.
+        """
         try:
             revision = self.revision or "main"
             return load_pretrained(AutoConfig.from_pretrained, self.name_or_path, revision=revision, **fields)
@@ -348,7 +322,7 @@ class LiveModel(NetworkSource):
     def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
         """See `NetworkSource.network_config`."""
         config = copy.deepcopy(self.model.config)
-        _check_head(head, config)
+        check_head(head, config)
         config.update(labels)
         return config
 
@@ -359,11 +333,12 @@ class LiveModel(NetworkSource):
             model = copy.deepcopy(self.model)
             model.config.update(config.to_dict())
         else:
-            model = _from_config(head, config)
+            model = random_network(head, config)
             encoder: Any = self.model.base_model
             missing = model.base_model.load_state_dict(encoder.state_dict(), strict=False).missing_keys
-            new = {f"{model.base_model_prefix}.{key}" for key in missing} | {f"the {head} head"}
-            _warn_of_new_weights(_new_tensors(model, new, head), type(self.model).__name__)
+            new = {f"{model.base_model_prefix}.{key}" for key in missing}
+            new = new_encoder_tensors(model, new) if head in TASK_HEADS else new | {f"the {head} head"}
+            _warn_of_new_weights(new, type(self.model).__name__)
         return model
 
     def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
@@ -378,7 +353,7 @@ class LiveModel(NetworkSource):
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
         model: PreTrainedModel = copy.deepcopy(self.model, same)
         if not self.has(head):
-            encoder, model = model.base_model, _from_config(head, self.network_config(vocabulary, head, {}))
+            encoder, model = model.base_model, random_network(head, self.network_config(vocabulary, head, {}))
             setattr(model, model.base_model_prefix, encoder)
             model.tie_weights()
         model.config.architectures = [type(model).__name__]
@@ -397,44 +372,14 @@ class LiveModel(NetworkSource):
         return isinstance(self.model, classes_for(head, self.model.config))
 
 
+def without_argument(error: ValueError) -> str:
+    """What `Pretrained` refuses, for a caller whose argument has another name than `name_or_path`."""
+    return re.sub("^name_or_path(: |=)", "", str(error))
+
+
 def as_source(network: NetworkSource | PreTrainedModel) -> NetworkSource:
     """A source as it is, and a model in memory as a source."""
     return LiveModel(network) if isinstance(network, PreTrainedModel) else network
-
-
-def head_of(model: PreTrainedModel) -> Head | None:
-    """Return the head that a model carries: the one that its class is registered for, or else that its name ends in.
-
-    A model with a pretraining head counts as `masked_lm`. None means a head that is not known here.
-    """
-    name = type(model).__name__
-    heads: tuple[Head, ...] = ("masked_lm", *TASK_HEADS)
-    for head in heads:
-        suffix = "ForMaskedLM" if head == "masked_lm" else f"For{head.title().replace('_', '')}"
-        if type(model) in classes_for(head, model.config) or name.endswith(suffix):
-            return head
-    return "masked_lm" if name.endswith("ForPreTraining") else None
-
-
-def classes_for(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
-    """The classes that transformers knows for a head of this architecture; mostly one, or none."""
-    found = AUTO_MODELS[head]._model_mapping.get(type(config), ())
-    return tuple(found) if isinstance(found, (list, tuple)) else (found,)
-
-
-def lacks_head(config: PretrainedConfig, head: Head) -> bool:
-    """Whether the folder of a configuration was written by a class without this head, as its `architectures` say.
-
-    False where they say nothing, or name a class that is not known here: loading it will tell.
-    """
-    others: list[Head] = [other for other in get_args(Head) if other != head]
-    if head == "masked_lm":  # a pretraining head has a masked-LM part, unless it is ELECTRA's
-        others.remove("pretraining")
-    known = {kind.__name__ for other in others for kind in classes_for(other, config)}
-    encoder: Any = AutoModel._model_mapping.get(type(config), ())
-    known |= {kind.__name__ for kind in (encoder if isinstance(encoder, (list, tuple)) else (encoder,))}
-    known -= {kind.__name__ for kind in classes_for(head, config)}
-    return bool(config.architectures) and known.issuperset(config.architectures or ())
 
 
 @contextmanager
@@ -451,18 +396,25 @@ def sketching() -> Iterator[None]:
         package.setLevel(level)
 
 
-def _from_config(head: Head, config: PretrainedConfig) -> PreTrainedModel:
+def random_network(head: Head, config: PretrainedConfig) -> PreTrainedModel:
     """A network with random weights.
 
     Raises:
         ValueError: Fields of the configuration contradict each other.
     """
-    try:
+    check_sane(config.to_dict())
+    with _naming_fields(config.model_type):
         return load_pretrained(AUTO_MODELS[head].from_config, config)
+
+
+@contextmanager
+def _naming_fields(model_type: str) -> Iterator[None]:
+    try:
+        yield
     except RemoteCodeError as error:
         raise ValueError(f"config: {error}") from error
     except Exception as error:  # an architecture refuses its fields in its own ways
-        raise ValueError(f"config: no {config.model_type} with these fields: {one_line(error)}") from error
+        raise ValueError(f"config: no {model_type} with these fields: {one_line(error)}") from error
 
 
 @contextmanager
@@ -479,10 +431,8 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _new_tensors(model: PreTrainedModel, missing: set[str], head: Head) -> set[str]:
-    """The tensors that files lack; a task's head is new by design, and the pooler belongs to it."""
-    if head not in TASK_HEADS:
-        return missing
+def new_encoder_tensors(model: PreTrainedModel, missing: set[str]) -> set[str]:
+    """The tensors of the encoder among those that files lack; the pooler counts as part of the head."""
     prefix = f"{model.base_model_prefix}."
     return {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
 
@@ -534,45 +484,6 @@ def _label_fields(num_labels: int | None, id2label: dict[int, str] | None, probl
     return fields
 
 
-def _check_sane(fields: dict[str, Any]) -> None:
-    """Refuse values that nobody means: they would take hours, or all memory, to build, or fail in a step."""
-    for name, value in fields.items():
-        most = _MOST.get(name)
-        if most is not None and value is not None and not (isinstance(value, int) and 1 <= value <= most):
-            raise ValueError(f"config: {name} must be a whole number from 1 to {most:,}, got {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"config: {name} must be finite, got {value}")
-        is_share = name.endswith(("dropout", "dropout_prob", "_dropout_rate"))
-        if is_share and isinstance(value, int | float) and not 0 <= value <= 1:
-            raise ValueError(f"config: {name} must lie in [0, 1], got {value}")
-
-
-def _check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:
-    """Refuse a misspelt field: transformers would keep it, and use the default of the field that was meant."""
-    known = [*vars(config), *config.attribute_map]
-    for name in overrides:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        if not hasattr(config, name) and near:
-            raise ValueError(f"config: {config.model_type} has no field {name!r}; did you mean {near[0]!r}?")
-
-
-def _check_head(head: str, config: PretrainedConfig) -> None:
-    if head not in AUTO_MODELS:
-        raise ValueError(f"head must be one of {list(get_args(Head))}, got {head!r}")
-    # most architectures have a pretraining class, but without the next-sentence part
-    if head == "pretraining" and type(config) not in AutoModelForNextSentencePrediction._model_mapping:
-        raise ValueError(
-            f"head='pretraining': {config.model_type} has no next-sentence head; use a format without pairs, or one of "
-            f"{list(MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES)}"
-        )
-    is_remote = trusts_remote_code() and AUTO_MODELS[head].__name__ in (getattr(config, "auto_map", None) or {})
-    if type(config) not in AUTO_MODELS[head]._model_mapping and not is_remote:
-        raise ValueError(
-            f"head={head!r}: transformers has no such model for model_type={config.model_type!r}; if the architecture "
-            f"is yours, {AUTO_MODELS[head].__name__}.register({type(config).__name__}, YourModel) adds one"
-        )
-
-
 def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
     """Refuse a model with fewer rows in its embedding than the tokenizer has entries; more are padding."""
     embedding: Any = model.get_input_embeddings()
@@ -585,38 +496,11 @@ def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> No
         )
 
 
-def check_architecture(model: PreTrainedModel) -> None:
-    """Refuse a decoder, and an architecture that lacks what batches, students and exports need.
-
-    Raises:
-        ValueError: It does; the message names the one thing to add.
-    """
-    if getattr(model.config, "is_decoder", False):
-        raise ValueError(
-            "model: is_decoder=True: only encoders are trained here; set is_decoder to False in the config"
-        )
-    if "attention_mask" not in inspect.signature(model.forward).parameters:
-        raise ValueError(
-            f"model_type={model.config.model_type!r} takes no attention_mask, so padding could not be kept out; "
-            "choose an encoder with attention, for example bert"
-        )
-    if hasattr(model, "set_default_language") and getattr(model.config, "default_language", None) is None:
-        raise ValueError(
-            f"model: {model.config.model_type} needs a language for its adapters: give default_language in the "
-            "network's config, such as en_XX"
-        )
-    name = type(model).__name__
-    if model.base_model is model:
-        raise ValueError(
-            f"{name} has no encoder under base_model_prefix={model.base_model_prefix!r}: set base_model_prefix to the "
-            "name of the attribute that holds the encoder, and let the head read that one's output"
-        )
-    for field in ("num_hidden_layers", "hidden_size"):
-        if not isinstance(getattr(model.config, field, None), int):
+def check_finite(model: PreTrainedModel, field: str = "network") -> None:
+    """Refuse weights that are infinite or undefined, which a run that diverged may have left."""
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
             raise ValueError(
-                f"{type(model.config).__name__} has no {field}: add it, or name your own field for it in attribute_map"
+                f"{field}: {model.name_or_path or type(model).__name__!r} has infinite or undefined weights in {name}; "
+                "give one that did not diverge"
             )
-    try:
-        model.get_input_embeddings()
-    except NotImplementedError as error:
-        raise ValueError(f"{name} must define get_input_embeddings, which returns its table of tokens") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.sources import Head, LiveModel, Pretrained, lacks_head, sketching
+from lit_distil.models.architectures import Head, lacks_head
+from lit_distil.models.sources import LiveModel, Pretrained, new_encoder_tensors, sketching, without_argument
 from lit_distil.models.students.vocabulary import with_vocabulary
 from lit_distil.types import Vocabulary
 
@@ -37,7 +39,7 @@ def load_teacher(
     Raises:
         ValueError: It cannot be loaded, is too small for the vocabulary, or has no weights for some of its encoder.
     """
-    try:
+    with _naming_the_teacher():
         if isinstance(teacher, PreTrainedModel):
             live = LiveModel(teacher)
             return live.shared(vocabulary, head), live.has(head)
@@ -45,15 +47,12 @@ def load_teacher(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* has no weights for ")  # told with what it means, below
             model = source.build(vocabulary, head=head)
-    except ValueError as error:
-        raise ValueError(f"model.teacher: {error}") from error
-    prefix = f"{model.base_model_prefix}."
-    if missing := sorted(name for name in source.new_tensors if name.startswith(prefix) and ".pooler." not in name):
-        raise ValueError(
-            f"model.teacher: {teacher!r} has no weights for {len(missing)} tensors of its encoder "
-            f"({', '.join(missing[:3])}, ...), and random ones teach nothing; give a whole network"
-        )
-    return _over_shared(model, vocabulary, shared), not source.new_tensors
+        if missing := sorted(new_encoder_tensors(model, source.new_tensors)):
+            raise ValueError(
+                f"{teacher!r} has no weights for {len(missing)} tensors of its encoder ({', '.join(missing[:3])}, "
+                "...), and random ones teach nothing; give a whole network"
+            )
+        return _over_shared(model, vocabulary, shared), not source.new_tensors
 
 
 def _over_shared(
@@ -62,10 +61,16 @@ def _over_shared(
     """A teacher, cut to the entries that the data's vocabulary shares with its own."""
     if vocabulary is None or shared is None:
         return model
+    return with_vocabulary(model, vocabulary, [(index,) for index in shared])
+
+
+@contextmanager
+def _naming_the_teacher() -> Iterator[None]:
+    """Let errors begin with the field of the teacher, in place of the argument of the source that reads it."""
     try:
-        return with_vocabulary(model, vocabulary, [(index,) for index in shared])
+        yield
     except ValueError as error:
-        raise ValueError(f"model.teacher: {error}") from error
+        raise ValueError(f"model.teacher: {without_argument(error)}") from error
 
 
 def teacher_config(teacher: Teacher, revision: str | None, head: Head) -> tuple[PretrainedConfig, bool]:
@@ -74,13 +79,11 @@ def teacher_config(teacher: Teacher, revision: str | None, head: Head) -> tuple[
     Raises:
         ValueError: There is no such folder or name, or its architecture has no such head.
     """
-    try:
+    with _naming_the_teacher():
         if isinstance(teacher, PreTrainedModel):
             return teacher.config, LiveModel(teacher).has(head)
         config = Pretrained(teacher, revision=revision).network_config(None, head, {})
-    except ValueError as error:
-        raise ValueError(f"model.teacher: {error}") from error
-    return config, not lacks_head(config, head)
+        return config, not lacks_head(config, head)
 
 
 def sketch_teacher(
@@ -93,11 +96,9 @@ def sketch_teacher(
 ) -> PreTrainedModel | None:
     """What `load_teacher` would give, without weights; see `NetworkSource.sketch`."""
     source = LiveModel(teacher) if isinstance(teacher, PreTrainedModel) else Pretrained(teacher, revision=revision)
-    try:
+    with _naming_the_teacher():
         sketch = source.sketch(vocabulary, head=head)
-    except ValueError as error:
-        raise ValueError(f"model.teacher: {error}") from error
-    if sketch is None or shared is None:
-        return sketch
-    with sketching():
-        return _over_shared(sketch, vocabulary, shared)
+        if sketch is None or shared is None:
+            return sketch
+        with sketching():
+            return _over_shared(sketch, vocabulary, shared)

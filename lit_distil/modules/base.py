@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
-from lit_distil.messages import innermost, one_line
-from lit_distil.models import MaskedLMNetwork
-from lit_distil.models.sources import Head
+from lit_distil.messages import causes, one_line
+from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
 from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, host_group, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
@@ -249,8 +248,9 @@ class EncoderModule(SavedModule):
         try:
             optimizer = self.optimizer_factory(groups)
         except (Exception, PieceError) as error:  # each optimizer refuses its settings in its own way
+            reason = one_line([*causes(error)][-1])
             raise ValueError(
-                f"model.optimizer: it refuses its settings or these parameters: {one_line(innermost(error))}; it must "
+                f"model.optimizer: it refuses its settings or these parameters: {reason}; it must "
                 "take parameters of any shape, in groups with a weight decay each, as torch.optim.AdamW does"
             ) from error
         scale_learning_rates(optimizer.param_groups)

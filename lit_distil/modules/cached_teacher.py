@@ -84,14 +84,16 @@ class SplitArrays:
             ValueError: One is missing or damaged.
         """
         arrays = {}
-        for name, (_, shape) in array_types(manifest, split).items():
+        for name, (dtype, shape) in array_types(manifest, split).items():
             path = folder / f"{name}.npy"
             try:
                 mapped = np.load(path, mmap_mode="r+" if writable else "r")
-            except (OSError, ValueError) as error:
+            except Exception as error:  # the header is Python, and a damaged one fails as Python's parser does
                 raise _damaged(path, error) from error
             if mapped.shape != shape:
                 raise _damaged(path, f"its shape is {list(mapped.shape)}, and the manifest says {list(shape)}")
+            if mapped.dtype != dtype:
+                raise _damaged(path, f"it holds {mapped.dtype}, and the manifest says {dtype}")
             # a plain view of the map, unless it will be flushed: slices of np.memmap itself are slow to make
             arrays[name] = mapped if writable else np.asarray(mapped)
         offsets, num_rows = arrays["offsets"], len(arrays["ids"])

@@ -14,17 +14,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from lit_distil.models import FlatNetwork, FromConfig
-from lit_distil.models.sources import AUTO_MODELS, Head
+from lit_distil.models import FlatNetwork, FromConfig, Head
+from lit_distil.models.sources import random_network
 from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.modules.meters import LoggedModule
-from lit_distil.trust import check_class_paths, guard, load_pretrained
+from lit_distil.trust import check_class_paths, guard
 
 
 def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
     """The model that a checkpoint describes, with its head and random weights."""
-    config = AutoConfig.for_model(**json.loads(checkpoint["network"]["config"]))
-    return load_pretrained(AUTO_MODELS[checkpoint["network"]["head"]].from_config, config)
+    network = checkpoint["network"]
+    return random_network(network["head"], AutoConfig.for_model(**json.loads(network["config"])))
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

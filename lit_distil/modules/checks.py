@@ -97,13 +97,7 @@ def needs_head(terms: LossTerms) -> bool:
 
 
 def check_headless(terms: LossTerms, name: str, teacher: Any) -> None:
-    """Refuse a teacher whose masked-LM head is new, if an objective compares with what it says.
-
-    Args:
-        terms: The objectives.
-        name: The teacher's name.
-        teacher: Its folder, name on the Hub, or model.
-    """
+    """Refuse a teacher whose masked-LM head is new, if an objective compares with what it says."""
     asking = [
         f"model.objectives.{key} ({type(one).__name__})"
         for key, one in terms.comparing_with(name).items()

@@ -44,29 +44,17 @@ class DistillationModule(StudentModule, LanguageModelModule):
     entries: as if both networks were cut to them.
 
     If the data's format draws pairs, next-sentence prediction is ignored, as in DistilBERT, unless an objective uses it
-    (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`).
+    (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`). Arguments that are not listed are those of `StudentModule`.
 
     Args:
-        teacher: Name on the Hub, an exported folder, or a model in memory; or several of them, by names of your choice.
         student: Made from the first teacher's layers (`EveryOther`, `Layers`, ...), from a configuration
             (`FromConfig`), from pretrained weights (`Pretrained`), or a copy of a model in memory.
-        objectives: Named objectives with their weights; each is logged unweighted under its name.
-        teacher_weights: The share of each teacher in their mean, by name; None weighs them alike.
-        objective_teachers: Names of objectives to the name of the one teacher they compare with.
-        teacher_revision: Commit, tag or branch of the teacher on the Hub.
-        teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
         teacher_cache: Folder that `lit-distil cache` wrote for this teacher and this data; with several teachers,
             folders by name. A teacher with a cache does not run (if the student is made from its layers, it is loaded
             for that alone), and objectives use its cached distribution. Needs static masks. The logged divergence and
             entropy of such a teacher are a little too large: they spread the mass of uncached tokens evenly.
-        freeze_positions: Keep the student's position embeddings as they were copied, as DistilBERT's authors do.
-        gradient_shares_every: Log every this many steps the share of each term in the norm of the gradient, which
-            costs one more backward pass for each term; 0 for never.
         evaluate_at_start: Validate before the first step too, so that the curves of `val/` begin with the untrained
             student at step 0.
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
-        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(
@@ -81,6 +69,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         teacher_dtype: str | None = None,
         teacher_cache: str | dict[str, str] | None = None,
         freeze_positions: bool = False,
+        student_dropout: bool = True,
         gradient_shares_every: int = 500,
         evaluate_at_start: bool = False,
         optimizer: OptimizerCallable | None = None,
@@ -96,6 +85,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
             teacher_revision=teacher_revision,
             teacher_dtype=teacher_dtype,
             freeze_positions=freeze_positions,
+            student_dropout=student_dropout,
             gradient_shares_every=gradient_shares_every,
             optimizer=optimizer,
             schedule=schedule,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class TaskModule(EncoderModule):
         self.predictions: dict[str, list[Prediction]] = {"val": [], "test": []}
         """For all samples of the last evaluation, in their order and from all ranks."""
         self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
+        self.exported: Callable[..., tuple[torch.Tensor, ...]] | None = None
+        """An exported file that is evaluated in place of the network (`TaskNetwork.exported`)."""
 
     @property
     def task(self) -> Task:
@@ -69,6 +72,13 @@ class TaskModule(EncoderModule):
         self.from_checkpoint = True
         if self.has_trainer:
             check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self.task)
+
+    def configure_model(self) -> None:
+        """Also let the exported file answer, if there is one; its loss is that of the labels, without teachers."""
+        super().configure_model()
+        if self.exported is not None and self.network is not None:
+            self.network.exported = self.exported
+            self.objectives = nn.ModuleDict({"task": TaskLoss(**self.task.loss_settings())})
 
     # Predictions and metrics
 
@@ -194,14 +204,11 @@ class FineTuningModule(TaskModule):
     Args:
         network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for random weights, or a
             model in memory, which is copied.
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
         layer_decay: Factor of the learning rate from each layer to the one below, from the head down to the embeddings
             (ELECTRA: 0.8 to 0.9, and the factor twice below the head, as in its code); None gives all the same
             learning rate.
         freeze_layers: Freeze the embeddings and this many of the lowest blocks; 0 freezes only the embeddings, None or
             -1 nothing. Their dropout stays on in training.
-        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(
@@ -259,7 +266,7 @@ class FineTuningModule(TaskModule):
     on_test_start = on_predict_start = on_validation_start
 
     def _check_trained_head(self) -> None:
-        if self.from_checkpoint:  # its labels were compared when it was loaded
+        if self.from_checkpoint or self.exported is not None:  # compared when it was loaded; in a file without names
             return
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         names = self.network_source.label_names(self.head)

@@ -111,12 +111,7 @@ class StepGuard:
             )
 
     def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-        """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took; nothing waits for the device.
-
-        Args:
-            optimizer: The one that `check` has just looked at.
-            max_norm: Positive.
-        """
+        """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took: nothing waits."""
         if self.norm is None:
             raise RuntimeError("clip() has no norm to clip by: call check() of this step first")
         torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), max_norm, self.norm)
@@ -248,10 +243,6 @@ def with_all_outputs(loss: Tensor, student: EncoderOutput) -> Tensor:
     DDP waits for a gradient of every parameter that trains. Losses on hidden states or attention alone give none to
     the head, nor to the blocks above the last one they compare. DDP's own search for such parameters
     (`find_unused_parameters`) would walk the graph in every step.
-
-    Args:
-        loss: Of a micro-batch, with a graph.
-        student: The trained network's output.
     """
     projection = student.projection
     outputs = [student.last_hidden_state, student.logits, student.next_sentence_logits]

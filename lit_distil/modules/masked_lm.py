@@ -22,11 +22,8 @@ class MaskedLMModule(LanguageModelModule):
     Args:
         network: The architecture with fresh weights (`FromConfig`), one to go on with (`Pretrained`), or a model in
             memory, which is copied.
-        optimizer: See `EncoderModule`; needed for training only.
-        schedule: See `EncoderModule`.
         objectives: Named objectives; the default is `masked_lm`, with `next_sentence` beside it if the format labels
             pairs, both with weight 1, as BERT adds them.
-        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
-from lit_distil.models.sources import Head, classes_for
+from lit_distil.models.architectures import Head, classes_for
 from lit_distil.modules.checks import called, check_for_task, check_length, check_networks, check_padding_id
 from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
 from lit_distil.modules.meters import Stage
@@ -51,7 +51,8 @@ class TaskDistillationModule(StudentModule, TaskModule):
     and how far it is from it; the first one logs the teacher's own metrics (`val/teacher/`).
 
     Several teachers, by name, act as one: `TaskSoftTargetLoss` compares with the weighted mean of their distributions.
-    A term named in `objective_teachers` compares with that teacher alone.
+    A term named in `objective_teachers` compares with that teacher alone. Arguments that are not listed are those of
+    `StudentModule`.
 
     Args:
         teacher: An exported folder of a network that is fine-tuned on this task, a name on the Hub, or a model in
@@ -60,16 +61,6 @@ class TaskDistillationModule(StudentModule, TaskModule):
             from a pretrained or distilled export with a new head (`Pretrained`).
         objectives: Named objectives: `TaskLoss`, `TaskSoftTargetLoss`, and those on hidden states or attention at all
             tokens; each is logged unweighted under its name.
-        teacher_weights: Share of each teacher in their mean, by name; None gives all the same.
-        objective_teachers: The one teacher that an objective compares with, by the name of the objective.
-        teacher_revision: Commit, tag or branch of the teacher on the Hub.
-        teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
-        freeze_positions: Leave the student's position embeddings as they are.
-        gradient_shares_every: Every so many steps, log the share of each term in the norm of the gradient, which costs
-            one more backward pass for each term; 0 never does.
-        optimizer: See `EncoderModule`.
-        schedule: See `EncoderModule`.
-        max_skipped_steps: See `EncoderModule`.
     """
 
     def __init__(
@@ -83,6 +74,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         teacher_revision: str | None = None,
         teacher_dtype: str | None = None,
         freeze_positions: bool = False,
+        student_dropout: bool = True,
         gradient_shares_every: int = 500,
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
@@ -97,6 +89,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
             teacher_revision=teacher_revision,
             teacher_dtype=teacher_dtype,
             freeze_positions=freeze_positions,
+            student_dropout=student_dropout,
             gradient_shares_every=gradient_shares_every,
             optimizer=optimizer,
             schedule=schedule,
@@ -149,7 +142,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         assert self.network is not None
         ours, theirs = self.terms.requests(self.network.num_layers, self.teacher_depths)
         teachers: TeacherOutputs = {}
-        if not self.training or self.terms.need_teachers:
+        if self.exported is None and (not self.training or self.terms.need_teachers):
             teachers = {name: teacher(batch, **theirs[name]) for name, teacher in self.teachers.items()}
         return self.network(batch, **ours), teachers
 

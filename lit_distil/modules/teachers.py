@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -68,7 +68,22 @@ def freeze_position_embeddings(network: FlatNetwork) -> None:
 
 
 class StudentModule(EncoderModule):
-    """Base of the modules whose network, the student, learns from teachers; arguments as in `DistillationModule`."""
+    """Base of the modules whose network, the student, learns from teachers.
+
+    Args:
+        teacher: Name on the Hub, an exported folder, or a model in memory; or several of them, by names of your choice.
+        student: What makes the student.
+        objectives: Named objectives with their weights; each is logged unweighted under its name.
+        teacher_weights: The share of each teacher in their mean, by name; None weighs them alike.
+        objective_teachers: Names of objectives to the name of the one teacher they compare with.
+        teacher_revision: Commit, tag or branch of the teacher on the Hub.
+        teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
+        freeze_positions: Keep the student's position embeddings as they were copied, as DistilBERT's authors do.
+        student_dropout: Whether the student's dropout is on in training. The teacher's never is, and a student made of
+            its layers comes closer in few steps without.
+        gradient_shares_every: Log every this many steps the share of each term in the norm of the gradient, which
+            costs one more backward pass for each term; 0 for never.
+    """
 
     def __init__(
         self,
@@ -81,6 +96,7 @@ class StudentModule(EncoderModule):
         teacher_revision: str | None,
         teacher_dtype: str | None,
         freeze_positions: bool,
+        student_dropout: bool,
         gradient_shares_every: int,
         optimizer: OptimizerCallable | None,
         schedule: Schedule | None,
@@ -98,6 +114,7 @@ class StudentModule(EncoderModule):
         self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
         self.student_source = student if isinstance(student, StudentInitialisation) else as_source(student)
         self.freeze_positions = freeze_positions
+        self.student_dropout = student_dropout
         self.gradient_shares_every = gradient_shares_every
         self.teacher_cache: dict[str, str] = {}
         """Folders of the caches that stand for teachers, by the teachers' names."""
@@ -107,6 +124,13 @@ class StudentModule(EncoderModule):
         """By teachers' names, their ids of the data's entries, if the data's vocabulary is a part of theirs."""
         self.teachers: dict[str, FrozenTeacher] = {}
         """The teachers that run, by name; empty before the networks are built."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the module in training mode; the student stays in eval mode if its dropout is off."""
+        super().train(mode)
+        if not self.student_dropout and self.network is not None:
+            self.network.eval()
+        return self
 
     @property
     def terms(self) -> LossTerms:
@@ -189,13 +213,7 @@ class StudentModule(EncoderModule):
 
     @abstractmethod
     def check_networks(self, student: Any, teachers: dict[str, Any], data: DataModule) -> None:
-        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built.
-
-        Args:
-            student: The student's network.
-            teachers: Networks of the teachers that run, by name.
-            data: The data module.
-        """
+        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built."""
 
     def _first_teacher(self) -> tuple[str, bool]:
         """The first teacher's name, and whether the student is made from it."""

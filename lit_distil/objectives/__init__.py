@@ -1,76 +1,38 @@
 """The terms of the loss: pure functions in `functional`, and a small configurable class around each."""
 
-from lit_distil.objectives.attention import AttentionLoss, RelationLoss
-from lit_distil.objectives.base import (
-    LogitObjective,
-    LogitRows,
-    Objective,
-    Positions,
-    RowObjective,
-    hidden_at,
-    logits_at,
-)
-from lit_distil.objectives.capabilities import NetworkCapabilities
-from lit_distil.objectives.embedding import EmbeddingCosineLoss, EmbeddingObjective, EmbeddingRelationLoss
-from lit_distil.objectives.hidden import HiddenCosineLoss, HiddenMSELoss
-from lit_distil.objectives.label_kinds import (
-    ChoiceLabel,
-    ClassLabel,
-    LabelKind,
-    MultiLabel,
-    SpanLabel,
-    ValueLabel,
-)
-from lit_distil.objectives.logits import (
-    JensenShannonLoss,
-    LogitMSELoss,
-    MaskedLMLoss,
-    NextSentenceLoss,
-    NextSentenceSoftTargetLoss,
-    ReverseKLLoss,
-    SoftTargetLoss,
-    TeacherLabelLoss,
-)
-from lit_distil.objectives.task import TaskLoss, TaskSoftTargetLoss
-from lit_distil.objectives.terms import LossTerms
-from lit_distil.objectives.top_logits import TopLogits
-from lit_distil.objectives.vocabulary import RowTerm, VocabularyPass, mix_logits
-
-__all__ = [
-    "AttentionLoss",
-    "ChoiceLabel",
-    "ClassLabel",
-    "EmbeddingCosineLoss",
-    "EmbeddingObjective",
-    "EmbeddingRelationLoss",
-    "HiddenCosineLoss",
-    "HiddenMSELoss",
-    "JensenShannonLoss",
-    "LabelKind",
-    "LogitMSELoss",
-    "LogitObjective",
-    "LogitRows",
-    "LossTerms",
-    "MaskedLMLoss",
-    "MultiLabel",
-    "NetworkCapabilities",
-    "NextSentenceLoss",
-    "NextSentenceSoftTargetLoss",
-    "Objective",
-    "Positions",
-    "RelationLoss",
-    "ReverseKLLoss",
-    "RowObjective",
-    "RowTerm",
-    "SoftTargetLoss",
-    "SpanLabel",
-    "TaskLoss",
-    "TaskSoftTargetLoss",
-    "TeacherLabelLoss",
-    "TopLogits",
-    "ValueLabel",
-    "VocabularyPass",
-    "hidden_at",
-    "logits_at",
-    "mix_logits",
-]
+from lit_distil.objectives.attention import AttentionLoss as AttentionLoss
+from lit_distil.objectives.attention import RelationLoss as RelationLoss
+from lit_distil.objectives.base import LogitObjective as LogitObjective
+from lit_distil.objectives.base import LogitRows as LogitRows
+from lit_distil.objectives.base import Objective as Objective
+from lit_distil.objectives.base import Positions as Positions
+from lit_distil.objectives.base import RowObjective as RowObjective
+from lit_distil.objectives.base import hidden_at as hidden_at
+from lit_distil.objectives.base import logits_at as logits_at
+from lit_distil.objectives.capabilities import NetworkCapabilities as NetworkCapabilities
+from lit_distil.objectives.embedding import EmbeddingCosineLoss as EmbeddingCosineLoss
+from lit_distil.objectives.embedding import EmbeddingObjective as EmbeddingObjective
+from lit_distil.objectives.embedding import EmbeddingRelationLoss as EmbeddingRelationLoss
+from lit_distil.objectives.hidden import HiddenCosineLoss as HiddenCosineLoss
+from lit_distil.objectives.hidden import HiddenMSELoss as HiddenMSELoss
+from lit_distil.objectives.label_kinds import ChoiceLabel as ChoiceLabel
+from lit_distil.objectives.label_kinds import ClassLabel as ClassLabel
+from lit_distil.objectives.label_kinds import LabelKind as LabelKind
+from lit_distil.objectives.label_kinds import MultiLabel as MultiLabel
+from lit_distil.objectives.label_kinds import SpanLabel as SpanLabel
+from lit_distil.objectives.label_kinds import ValueLabel as ValueLabel
+from lit_distil.objectives.logits import JensenShannonLoss as JensenShannonLoss
+from lit_distil.objectives.logits import LogitMSELoss as LogitMSELoss
+from lit_distil.objectives.logits import MaskedLMLoss as MaskedLMLoss
+from lit_distil.objectives.logits import NextSentenceLoss as NextSentenceLoss
+from lit_distil.objectives.logits import NextSentenceSoftTargetLoss as NextSentenceSoftTargetLoss
+from lit_distil.objectives.logits import ReverseKLLoss as ReverseKLLoss
+from lit_distil.objectives.logits import SoftTargetLoss as SoftTargetLoss
+from lit_distil.objectives.logits import TeacherLabelLoss as TeacherLabelLoss
+from lit_distil.objectives.task import TaskLoss as TaskLoss
+from lit_distil.objectives.task import TaskSoftTargetLoss as TaskSoftTargetLoss
+from lit_distil.objectives.terms import LossTerms as LossTerms
+from lit_distil.objectives.top_logits import TopLogits as TopLogits
+from lit_distil.objectives.vocabulary import RowTerm as RowTerm
+from lit_distil.objectives.vocabulary import VocabularyPass as VocabularyPass
+from lit_distil.objectives.vocabulary import mix_logits as mix_logits

@@ -38,7 +38,6 @@ class AttentionLoss(Objective):
         layer_map: Pairs `[student block, teacher block]`. None is TinyBERT's uniform map: student block i with teacher
             block i · L_t / L_s; the teacher's depth must then be a multiple of the student's.
         kind: "scores" or "distributions".
-        weight: Factor of this term in the total loss.
     """
 
     counts = "tokens"
@@ -116,7 +115,6 @@ class RelationLoss(Objective):
         student_layer: The student's block. MiniLM's student has its last.
         teacher_layer: The teacher's block: the last in MiniLM, 21 of a large teacher's 24 in MiniLMv2.
         relation_weights: α of each relation, in their order; None is 1 each.
-        weight: Factor of this term in the total loss.
     """
 
     counts = "tokens"

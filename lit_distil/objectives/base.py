@@ -81,10 +81,9 @@ class Objective(Piece, nn.Module, ABC):
 
     Args:
         weight: Factor of this term in the total loss, 0 or more; a number, or a `StepValue` that changes over the
-            optimizer steps.
+            optimizer steps. The attribute is the value of the current one.
 
     Attributes:
-        weight: The factor in the current step.
         counts: What the sum is over, the key of `Batch.counts` that it is divided by.
         rows: Where it needs logits of the masked-LM head; None for nowhere. An objective that needs the masked rows
             also accepts outputs with all rows.
@@ -212,7 +211,6 @@ class RowObjective(Objective):
 
     Args:
         positions: Which rows it sums over.
-        weight: See `Objective`.
 
     Attributes:
         mixing_temperature: The temperature at which the distributions of several teachers are averaged.
@@ -278,7 +276,6 @@ class LogitObjective(RowObjective):
     Args:
         positions: "masked" compares at the masked tokens; "unmasked" at the others, special ones included; "all" at
             both. The last two need logits (and time) at all tokens.
-        weight: Factor of this term in the total loss.
     """
 
     needs_teacher = True

@@ -64,7 +64,6 @@ class HiddenMSELoss(Objective):
         teacher_width: Hidden size of the teacher; give both or neither. Without them the widths must be equal.
         positions: "all" (every real token), "masked", or "first" (the [CLS] or `<s>` of each sequence; the sum is
             then over sequences).
-        weight: Factor of this term in the total loss.
     """
 
     needs_teacher = True

@@ -339,12 +339,6 @@ class SpanLabel(_OneOutcome):
     batch_field = "answer_spans"
     may_be_unknown = True
 
-    def _without_distributions(self) -> str:
-        return (
-            f"{type(self).__name__} has no distributions to compare with a teacher's: define softmax_rows and "
-            "from_softmax_rows, or override soft_target_loss, num_agreeing and mix"
-        )
-
     def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 2}
 
@@ -437,12 +431,6 @@ class ValueLabel(LabelKind):
     name = "value"
     problem_type = "regression"
     distance_name = "squared_distance_from_teacher"
-
-    def _without_distributions(self) -> str:
-        return (
-            f"{type(self).__name__} has no distributions to compare with a teacher's: define softmax_rows and "
-            "from_softmax_rows, or override soft_target_loss, num_agreeing and mix"
-        )
 
     def head_settings(self, names: list[str]) -> dict[str, Any]:
         return {"num_labels": 1}

@@ -86,8 +86,6 @@ class ReverseKLLoss(_SoftenedLoss):
 
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
-        positions: "masked" or "all" (every real token).
-        weight: Factor of this term in the total loss.
     """
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -104,8 +102,6 @@ class JensenShannonLoss(_SoftenedLoss):
     Args:
         beta: The teacher's share of the mixture, between 0 and 1 (both excluded).
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
-        positions: "masked" or "all" (every real token).
-        weight: Factor of this term in the total loss.
     """
 
     def __init__(
@@ -129,10 +125,6 @@ class TeacherLabelLoss(LogitObjective):
 
     The limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Beside
     `SoftTargetLoss` it shows what the rest of the teacher's distribution is worth.
-
-    Args:
-        positions: "masked" or "all" (every real token).
-        weight: Factor of this term in the total loss.
     """
 
     tail = "even"
@@ -153,10 +145,6 @@ class LogitMSELoss(LogitObjective):
     The `alpha_mse` term of DistilBERT's code (weight 0 by default there). It is a sum over the vocabulary: choose a
     small weight, or divide by its size. With logits of zero mean, soft targets tend to `1 / (2 · vocabulary)` of this
     as T grows (Hinton et al. 2015, section 2.1).
-
-    Args:
-        positions: "masked" or "all" (every real token).
-        weight: Factor of this term in the total loss.
     """
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -169,9 +157,6 @@ class MaskedLMLoss(RowObjective):
 
     The temperature is always 1. Divided by the number of masked positions it is the loss of BERT and RoBERTa, and the
     masked-LM term of DistilBERT.
-
-    Args:
-        weight: Factor of this term in the total loss.
     """
 
     def __init__(self, weight: float | StepValue = 1.0) -> None:
@@ -192,9 +177,6 @@ class NextSentenceLoss(Objective):
     """`Σ_sequences −log p_s(is next or random)`, in nats (BERT, section 3.1, task 2); label 0 is next, 1 random.
 
     It needs a network with a next-sentence head, and a data format that draws pairs.
-
-    Args:
-        weight: Factor of this term in the total loss.
     """
 
     counts = "sequences"
@@ -216,7 +198,6 @@ class NextSentenceSoftTargetLoss(Objective):
 
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.
-        weight: Factor of this term in the total loss.
     """
 
     counts = "sequences"

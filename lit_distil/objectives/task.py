@@ -19,7 +19,6 @@ class TaskLoss(Objective):
             an object. A module that knows the task sets it.
         class_weights: Factor of each class, for `class`. The sum is still divided by the number of labels, so weights
             with mean 1 over the data keep the scale of the loss.
-        weight: Factor of this term in the total loss.
     """
 
     counts: Countable = "labels"

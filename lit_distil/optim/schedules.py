@@ -91,7 +91,6 @@ class LinearSchedule(Schedule):
     """Straight down to 0 (BERT, appendix A.2; RoBERTa; DistilBERT).
 
     Args:
-        warmup: Number of steps, or a share of all steps below 1.
         decay_from_start: Fall as if from step 0, as BERT's code does: after the warm-up, step s of N is taken at
             (N − s) / N. The rate then jumps down at the end of the warm-up, by the share of it in the run. Otherwise it
             falls from the peak, at the end of the warm-up, as in transformers and fairseq.
@@ -111,7 +110,6 @@ class CosineSchedule(Schedule):
     """Half a cosine from the peak to `final` (SGDR, Loshchilov and Hutter 2017, equation 5, without restarts).
 
     Args:
-        warmup: Number of steps, or a share of all steps below 1.
         final: Factor at the end, from 0 to 1.
     """
 
@@ -131,7 +129,6 @@ class WarmupStableDecaySchedule(Schedule):
     A run can be continued from any checkpoint of the stable part, whatever length was planned.
 
     Args:
-        warmup: Number of steps, or a share of all steps below 1.
         decay: Number of steps of the decay, or a share of all steps below 1, at the end of the run.
         shape: "linear", or "1-sqrt" (ModernBERT), which falls faster at first.
         final: Factor at the end, from 0 to 1.

@@ -211,6 +211,11 @@ class Task(Piece, ABC):
         """More files of predictions, name to JSON content, for a benchmark with a format of its own."""
         return {}
 
+    @property
+    def file_names(self) -> list[str]:
+        """The names of `files`, which must not depend on the predictions."""
+        return list(self.files([], []))
+
     def stratum(self, row: Row) -> Hashable:
         """The stratum of a training row, such as its class; a validation split that is held out keeps the shares."""
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_distil.callbacks import WholeCheckpoints
+from lit_distil.callbacks import RunCheckpoint, WholeCheckpoints
 from lit_distil.callbacks import checkpoints as files
 from lit_distil.files import hash_file
 
@@ -106,3 +106,31 @@ def test_a_damaged_checkpoint_without_another_is_reported(path: Path) -> None:
 def test_a_checkpoint_without_a_hash_is_loaded(tmp_path: Path) -> None:
     torch.save(OLD, tmp_path / "other.ckpt")
     assert step_of(tmp_path / "other.ckpt") == 1
+
+
+def test_a_run_whose_folder_moved_still_knows_its_best_checkpoint(tmp_path: Path) -> None:
+    """Else the resumed run would export its last weights, or the best of those after the move."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    for name in ("step-4.ckpt", "last.ckpt"):
+        (before / name).write_text("")
+
+    def keeping(folder: Path) -> RunCheckpoint:
+        callback = RunCheckpoint(monitor="val/loss")
+        callback.dirpath = str(folder)
+        return callback
+
+    old = keeping(before)
+    old.best_model_path = old.kth_best_model_path = str(before / "step-4.ckpt")
+    old.last_model_path, old.best_model_score = str(before / "last.ckpt"), torch.tensor(0.5)
+    old.kth_value, old.best_k_models = old.best_model_score, {old.best_model_path: old.best_model_score}
+    before.rename(after)
+    new = keeping(after)
+    new.load_state_dict(old.state_dict())
+    best = str(after / "step-4.ckpt")
+    assert (new.best_model_path, new.kth_best_model_path, new.best_k_models) == (best, best, {best: torch.tensor(0.5)})
+    assert new.last_model_path == str(after / "last.ckpt") and new.best_model_score == 0.5
+    elsewhere = keeping(tmp_path / "elsewhere")  # a run that goes on from a checkpoint of another
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        elsewhere.load_state_dict(old.state_dict())
+    assert elsewhere.best_k_models == {}

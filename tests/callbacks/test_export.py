@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
+from lit_distil.callbacks import PredictionWriter
+from lit_distil.tasks import ExtractiveQA
 from tests.workspace import Workspace, fit, logged, network_weights
 
 
@@ -26,6 +31,30 @@ def test_the_best_weights_are_exported_if_a_metric_is_monitored(workspace: Works
         weights = network_weights(run / "checkpoints" / name)
         exported = AutoModelForMaskedLM.from_pretrained(run / "export").state_dict()
         assert all(torch.equal(weights[f"network.model.{key}"], value) for key, value in exported.items())
+
+
+def test_files_that_would_be_replaced_are_refused_before_any_work(workspace: Workspace, tmp_path: Path) -> None:
+    config = workspace.pretraining()
+    config["data"]["init_args"]["source"]["init_args"]["train"] = str(tmp_path / "nosuch.txt")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine")
+    exporting = {"class_path": "lit_distil.callbacks.ExportCallback", "init_args": {"folder": str(tmp_path / "there")}}
+    with pytest.raises(ValueError, match=r"ExportCallback\.folder: .*notes\.txt"):
+        fit(config, tmp_path / "run", callbacks=[exporting])
+
+
+@pytest.mark.parametrize("name", ["predictions.jsonl", "predictions.json", "null_odds.json"])
+def test_no_file_of_predictions_is_replaced(name: str, tmp_path: Path) -> None:
+    """Those that a task writes beside the rows are as much somebody's work as the rows."""
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path))
+    data = SimpleNamespace(task=ExtractiveQA(no_answer=True))
+    PredictionWriter().check_before_work(trainer, data)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"predictions: .*{name} is there already"):
+        PredictionWriter().check_before_work(trainer, data)
+    PredictionWriter(overwrite=True).check_before_work(trainer, data)
+    if name != "predictions.jsonl":
+        PredictionWriter().check_before_work(trainer, SimpleNamespace(task=None))
 
 
 def test_fast_dev_run_exports_and_saves_nothing(workspace: Workspace, tmp_path: Path) -> None:

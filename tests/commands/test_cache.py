@@ -40,9 +40,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_a_distillation_trains_from_the_cache_that_its_configuration_gives(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The seed of the run is the seed of the masks, here as in fit."""
+    """The seed of the run is the seed of the masks, here as in fit; a file that a run kept has further keys."""
     out, config = tmp_path / "cache", configuration(workspace)
-    file = write_config(with_trainer(config, tmp_path / "run"), tmp_path / "config.yaml")
+    kept = {"imports": None, "weights_only": None, "ckpt_path": None, "allow_changes": False}
+    file = write_config({**with_trainer(config, tmp_path / "run"), **kept}, tmp_path / "config.yaml")
     with kept_environment():
         run(["--config", file, "--out", str(out), "--k", "16"])
     printed = capsys.readouterr().out

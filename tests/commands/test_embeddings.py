@@ -110,7 +110,7 @@ def test_the_exported_folder_is_a_sentence_transformer(run: lit_distil.Run) -> N
 def test_onnx_gives_the_same_embeddings(run: lit_distil.Run, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from lit_distil.commands.export import export
-    from lit_distil.commands.onnx import OnnxNetwork
+    from lit_distil.models.exported import OnnxNetwork
 
     export(str(run.folder / "export"), str(tmp_path / "out"), onnx=True)
     assert read_sentence_format(str(tmp_path / "out")) == SentenceFormat("mean", 24)

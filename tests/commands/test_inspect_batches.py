@@ -12,8 +12,16 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from lit_distil.commands.inspect.batches import Reader, TokenTexts, printable, summary, totals_of
-from lit_distil.commands.inspect.text import Painter, batches_page, sequence_text
+from lit_distil.commands.inspect.batches import (
+    Painter,
+    Reader,
+    TokenTexts,
+    batches_page,
+    printable,
+    sequence_text,
+    summary,
+    totals_of,
+)
 from lit_distil.commands.pages import Section, render
 from lit_distil.data import vocabulary_of
 from lit_distil.objectives import ChoiceLabel, ClassLabel, LabelKind, MultiLabel, SpanLabel, ValueLabel

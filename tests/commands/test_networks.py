@@ -18,6 +18,7 @@ from lit_distil.commands.networks import (
     short_names,
     texts_in,
 )
+from lit_distil.models import Pretrained
 from tests.commands.examples import finished_run, make_tokenizer
 from tests.commands.test_export import masked_lm_module, save_checkpoint, write_config
 
@@ -85,6 +86,18 @@ def test_other_files_and_damaged_checkpoints_are_refused(tmp_path, tokenizer):
     torch.save(content, tmp_path / "torn.ckpt")
     with pytest.raises(ValueError, match=r"torn\.ckpt' do not fit its network"):
         load_checkpoint(tmp_path / "torn.ckpt")
+
+
+def test_a_network_that_diverged_is_refused(tmp_path, tokenizer):
+    module = masked_lm_module(tokenizer)
+    next(iter(module.network.model.parameters())).data[0] = float("nan")
+    checkpoint = save_checkpoint(tmp_path, module)
+    module.network.model.save_pretrained(tmp_path / "export")
+    for name, field in ((checkpoint, "checkpoint"), (tmp_path / "export", "model")):
+        with pytest.raises(ValueError, match=f"^{field}: .* has infinite or undefined weights in "):
+            load_network(name, field="model")
+    with pytest.raises(ValueError, match="has infinite or undefined weights in "):
+        Pretrained(str(tmp_path / "export")).build(None)
 
 
 def test_short_names_still_tell_networks_apart(tmp_path: Path) -> None:

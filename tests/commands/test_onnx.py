@@ -20,7 +20,8 @@ from transformers import (
 from lit_distil.commands import export
 from lit_distil.commands.benchmark.command import time_texts
 from lit_distil.commands.benchmark.latency import measure_networks
-from lit_distil.commands.onnx import OnnxNetwork, compare_with_torch, import_extra, sample_texts, write_onnx
+from lit_distil.commands.onnx import compare_with_torch, sample_texts, write_onnx
+from lit_distil.models.exported import OnnxNetwork, import_extra
 from tests.commands.examples import finished_run, make_tokenizer, tiny_config
 from tests.workspace import TINY, Workspace
 
@@ -128,11 +129,11 @@ def test_onnx_files_are_timed_beside_torch(written: tuple[str, Path]) -> None:
     assert results[2].size_mb * 1e6 == (out / "model_int8.onnx").stat().st_size
     passes = time_texts(networks, [("the cat", None)], rounds=2, threads=1, device="cpu", part="whole")
     assert len({of_network.num_tokens for of_network in passes}) == 1
-    with pytest.raises(ValueError, match=r"an ONNX file, whose encoder cannot be timed alone; give part: whole"):
+    with pytest.raises(ValueError, match=r"an exported file, whose encoder cannot be timed alone; give part: whole"):
         measure_networks(networks)
     with pytest.raises(ValueError, match=r"length 65 does not fit .*room for 64"):
         measure_networks(networks[1:], length=65, part="whole")
-    with pytest.raises(ValueError, match=r"device: .*ONNX Runtime on the CPU"):
+    with pytest.raises(ValueError, match=r"device: .*is an exported file, which runs on the CPU"):
         measure_networks(networks[1:], device="cuda", part="whole")
 
 
@@ -158,7 +159,7 @@ def test_messages_name_what_is_wrong(
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(ValueError, match=r"needs onnxscript, which is not installed: pip install 'lit-distil\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"onnxscript is needed and not installed: pip install 'lit-distil\[onnx\]'"):
         import_extra("onnxscript")
 
 

@@ -18,8 +18,17 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from lit_distil.commands.benchmark.latency import NetworkBenchmark, Quartiles
 from lit_distil.commands.pages import to_markdown
 from lit_distil.commands.report import command
-from lit_distil.commands.report.measure import Entry, EntryResult, Floors, MaskedLMScore, TaskScore, unigram_loss
-from lit_distil.commands.report.results import Comparison, Results, findings
+from lit_distil.commands.report.entries import (
+    Comparison,
+    Entry,
+    EntryResult,
+    Floors,
+    MaskedLMScore,
+    Results,
+    TaskScore,
+    findings,
+    unigram_loss,
+)
 from lit_distil.data import FullSentences, TextDataModule, TextFiles, TokenMasking
 from tests.commands.examples import LABELS, finished_run, make_tokenizer, write_rows, write_texts
 

@@ -11,7 +11,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrai
 
 import lit_distil
 from lit_distil import cli
+from lit_distil.commands.embeddings import open_encoder
 from lit_distil.data import TextFiles
+from lit_distil.objectives.embedding import SentenceFormat, read_sentence_format
 from tests.workspace import Workspace, kept_environment, write_model
 
 
@@ -79,6 +81,25 @@ def test_a_network_without_a_head_keeps_none(workspace: Workspace, text: Path, t
     assert [(index,) for (index,) in change.sources] == change.sources
     table = encoder.get_input_embeddings().weight
     assert torch.equal(loaded.get_input_embeddings().weight, table[[index for (index,) in change.sources]])
+
+
+def test_a_sentence_encoder_stays_one(
+    workspace: Workspace, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "encoder"
+    AutoModel.from_pretrained(workspace.bert_teacher).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(workspace.bert_teacher).save_pretrained(folder)
+    SentenceFormat("mean", 24).write(folder, 32)
+    lit_distil.vocabulary(str(folder), keep_from=str(text), out=str(tmp_path / "out"))
+    assert read_sentence_format(str(tmp_path / "out")) == SentenceFormat("mean", 24)
+    lines = text.read_text().splitlines()[:3]
+    assert torch.equal(open_encoder(str(tmp_path / "out"))(lines), open_encoder(str(folder))(lines))
+    # a way of pooling that is not known here is left out, as `export` does
+    settings = folder / "1_Pooling/config.json"
+    settings.write_text(settings.read_text().replace('mean_tokens": true', 'max_tokens": true'))
+    lit_distil.vocabulary(str(folder), keep_from=str(text), out=str(tmp_path / "other"))
+    assert "without the files of sentence-transformers" in capsys.readouterr().out
+    assert read_sentence_format(str(tmp_path / "other")) is None
 
 
 def test_words_of_a_file_start_as_the_mean_of_their_pieces(

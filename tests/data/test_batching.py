@@ -227,8 +227,16 @@ def test_an_error_of_a_worker_reads_like_one_of_the_training_process(num_workers
     with pytest.raises(ValueError) as caught:
         list(EvalLoader(Faulty(refuse), batch_size=1, num_workers=num_workers))
     assert str(caught.value) == "batch_size must be at least 1, got 0"
-    with pytest.raises(ZeroDivisionError, match="of another library"):  # with the traceback of the worker
-        list(EvalLoader(Faulty(divide), batch_size=1, num_workers=num_workers))
+
+
+def test_a_class_that_raises_in_a_worker_is_named_in_one_sentence_and_its_traceback_is_kept():
+    with pytest.raises(ZeroDivisionError, match="of another library"):
+        list(EvalLoader(Faulty(divide), batch_size=1, num_workers=0))
+    with pytest.raises(ValueError) as caught:
+        list(EvalLoader(Faulty(divide), batch_size=1, num_workers=1))
+    told, note = str(caught.value), "".join(caught.value.__notes__)
+    assert "Faulty.collate raised ZeroDivisionError: of another library in test_batching.py, line " in told
+    assert "\n" not in told and "in divide" in note and "Traceback" in note
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

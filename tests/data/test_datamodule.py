@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import random
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,6 +128,27 @@ def test_a_run_resumes_at_its_step(made):
     resumed = first_batches(ready(text_data(made, trainer=trainer_of(step=4))), 2)
     for before, after in zip(batches[4:], resumed, strict=True):
         assert torch.equal(before.input_ids, after.input_ids)
+
+
+@pytest.mark.parametrize("kind", ["documents", "rows"])
+def test_a_run_does_not_go_on_with_other_training_data(made, tables, kind):
+    """The settings name the same files, whatever is in them."""
+
+    def opened():
+        return ready(text_data(made) if kind == "documents" else row_data(made, tables))
+
+    file = made.root / "train.txt" if kind == "documents" else Path(tables.files["train"])
+    kept = opened().state_dict()
+    text = file.read_text()
+    file.write_text(text)  # another time, and the same content
+    opened().load_state_dict(kept)
+    opened().load_state_dict({})  # of an earlier version
+    file.write_text(text.replace("dog", "fox", 1))
+    data = opened()
+    with pytest.raises(ValueError, match=r"data\.source: the training data has changed .* --allow_changes"):
+        data.load_state_dict(kept)
+    data.allows_other_data = True
+    data.load_state_dict(kept)
 
 
 def test_validation_masks_are_the_same_in_every_epoch_and_for_every_seed(made):

@@ -93,7 +93,7 @@ def unread(config: Config, kind: str = "UnreadTexts") -> tuple[Config, Config, C
 
 
 DISTILLATION: dict[str, tuple[Change, str]] = {
-    "teacher": (setting("model", "teacher", "runs/techer/export"), r"model\.teacher.*runs/techer/export"),
+    "teacher": (setting("model", "teacher", "runs/techer/export"), r"^model\.teacher: no folder 'runs/techer/export'"),
     "max_length": (
         setting("data", "max_length", 65),
         r"data\.max_length: 65 tokens .*(teacher|student) .*set data\.max_length to 64",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from lit_distil.commands.report.measure import _test_masked_lm
+from lit_distil.commands.report.entries import _test_masked_lm
 from lit_distil.data import DocSentences, FullSentences, TextDataModule, TextFiles, TokenMasking
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.objectives import MaskedLMLoss

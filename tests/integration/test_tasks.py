@@ -152,6 +152,31 @@ def test_a_task_trains_and_its_export_loads_with_its_auto_class(
     assert json.loads(file.read_text())["test/loss"] > 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["classes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("values", "labels", "tags", "answers"))],
+)
+def test_an_exported_file_is_scored_like_the_network_that_it_is_of(
+    name: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from lit_distil.commands.export import export
+
+    config = configuration(workspace, tmp_path / "rows", name)
+    run = fit(config, tmp_path / "run", max_steps=3, check_val_every_n_epoch=1)
+    export(str(run / "export"), str(tmp_path / "onnx"), onnx=True)
+    found = {}
+    trained = ("--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    for kind, options in (("torch", trained), ("onnx", ("--onnx", str(tmp_path / "onnx/model.onnx")))):
+        file = tmp_path / f"{kind}.json"
+        fit(config, tmp_path / kind, *options, command="test", callbacks=[probe("SaveMetrics", file)])
+        found[kind] = json.loads(file.read_text())
+    assert len(found["torch"]) > 2
+    assert found["onnx"] == pytest.approx(found["torch"], rel=1e-4, abs=1e-5)
+    with pytest.raises(ValueError, match="onnx: MaskedLMModule has no task; give the configuration of"):
+        fit(workspace.pretraining(), tmp_path / "text", "--onnx", str(tmp_path / "onnx/model.onnx"), command="test")
+
+
 def test_files_for_the_official_script_are_written_beside_the_predictions(two: Path) -> None:
     answers = json.loads((two / "answers-predict" / "predictions.json").read_text())
     odds = json.loads((two / "answers-predict" / "null_odds.json").read_text())

@@ -24,7 +24,7 @@ from lit_distil.models import (
     Pretrained,
     TaskNetwork,
 )
-from lit_distil.models.sources import head_of
+from lit_distil.models.architectures import head_of
 from lit_distil.models.students import describe
 from lit_distil.optim import layers_of_parameters
 from tests.workspace import REPOSITORY, Workspace, environment, fit, logged

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from transformers import BertForPreTraining
+from transformers import BertForPreTraining, PreTrainedModel
 
-from lit_distil.models import FromConfig, MaskedLMNetwork, NetworkSource, Pretrained, TaskNetwork
+from lit_distil.models import FromConfig, Head, MaskedLMNetwork, NetworkSource, Pretrained, TaskNetwork
 from lit_distil.types import Vocabulary
 
 from .helpers import ALL, FLAT, VOCABULARY, make_batch, make_model
@@ -119,6 +119,28 @@ def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
         Pretrained(str(tmp_path)).build(Vocabulary(size=61, special_ids={}))
 
 
+class Own(NetworkSource):
+    """A source of the user's own, which gives whatever it was made with."""
+
+    def __init__(self, made: object) -> None:
+        self.made = made
+
+    def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict) -> PreTrainedModel:
+        return self.made  # type: ignore[return-value]
+
+
+def test_a_source_that_gives_no_network_is_named() -> None:
+    model = make_model("bert")
+    assert Own(model).build(None) is model and model.training
+    for given, told in ((None, "NoneType"), (torch.nn.Linear(2, 2), "Linear"), (type(model), "type")):
+        with pytest.raises(ValueError, match=rf"^Own\.load must return a transformers model .*, got {told}$"):
+            Own(given).build(None)
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    with pytest.raises(ValueError, match=r"^Own\.load must set every tensor of the model, got .* on the meta device$"):
+        Own(empty).build(None)
+
+
 def test_missing_folders_are_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"name_or_path: no folder .*nowhere' .*give a folder that is there"):
@@ -165,6 +187,16 @@ def test_fields_that_nobody_means_are_refused_before_a_network_is_built(fields: 
         FromConfig("bert", config=fields)
     with pytest.raises(ValueError, match=message):
         Pretrained("somewhere", config=fields)
+
+
+def test_a_folder_with_fields_that_nobody_means_is_refused(tmp_path: Path) -> None:
+    FromConfig("bert", config={"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}).build(
+        None
+    ).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": -2'))
+    with pytest.raises(ValueError, match="num_attention_heads must be a whole number from 1"):
+        Pretrained(str(tmp_path)).sketch(None)
 
 
 def test_an_attention_that_transformers_does_not_know_is_named() -> None:

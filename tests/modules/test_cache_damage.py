@@ -37,6 +37,16 @@ def widen(file: Path) -> None:
     np.save(file, np.concatenate([array, array[:, :1]], axis=1))
 
 
+def open_header(file: Path) -> None:
+    """One bit that leaves the dictionary in the header without its end, which is an error of its own in numpy."""
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"), }", b"), u", 1))
+
+
+def retype(file: Path) -> None:
+    np.save(file, np.load(file).view(np.int16))
+
+
 def disorder(file: Path) -> None:
     array = np.load(file)
     array[5] = array[-1] + 7
@@ -51,6 +61,8 @@ def disorder(file: Path) -> None:
         ("validation/rests.npy", lambda file: file.write_text("?"), r"validation/rests\.npy is damaged"),
         ("train/scores.npy", shorten, r"scores\.npy is damaged \(its shape is \[\d+, 16\], and the manifest says \["),
         ("train/ids.npy", widen, r"train/ids\.npy is damaged \(its shape is \[\d+, 17\]"),
+        ("train/ids.npy", open_header, r"train/ids\.npy is damaged"),
+        ("train/scores.npy", retype, r"train/scores\.npy is damaged \(it holds int16, and the manifest says float16"),
         ("train/offsets.npy", disorder, r"train/offsets\.npy is damaged"),
         ("manifest.json", lambda file: file.write_text("{"), r"manifest\.json is damaged"),
         (

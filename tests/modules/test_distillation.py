@@ -249,6 +249,24 @@ def test_frozen_positions_do_not_move(workspace: Workspace, tmp_path: Path) -> N
     assert not torch.equal(embeddings.word_embeddings.weight, original.word_embeddings.weight)
 
 
+@pytest.mark.parametrize("has_dropout", [True, False])
+def test_a_copy_of_the_teacher_equals_it_in_training_if_its_dropout_is_off(
+    has_dropout: bool, workspace: Workspace, tmp_path: Path
+) -> None:
+    """In every step, also after a validation, which puts all modules in eval mode and back."""
+    student = {"name_or_path": workspace.teacher, "config": {"hidden_dropout_prob": 0.3}}
+    config = workspace.distillation(
+        student={"class_path": "lit_distil.models.Pretrained", "init_args": student},
+        objectives={"soft": {"class_path": "lit_distil.objectives.SoftTargetLoss"}},
+        optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}},
+        student_dropout=has_dropout,
+    )
+    run = fit(config, tmp_path / "run", max_steps=3, val_check_interval=1, check_val_every_n_epoch=None)
+    losses = list(logged(run, "train/loss/soft").values())
+    assert len(losses) == 3
+    assert all((value > 1e-4) is has_dropout for value in losses)
+
+
 def test_the_student_is_evaluated_as_it_was_initialised(
     workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

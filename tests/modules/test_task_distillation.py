@@ -14,7 +14,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from lit_distil.data import TableFiles, TextDataModule, load_tokenizer
 from lit_distil.models import CrossArchitecture, EveryOther, FromConfig, Pretrained
-from lit_distil.models.sources import AUTO_MODELS
+from lit_distil.models.architectures import AUTO_MODELS
 from lit_distil.modules import TaskDistillationModule
 from lit_distil.modules.task_distillation import check_task_labels
 from lit_distil.objectives import HiddenCosineLoss, LabelKind, Objective, SoftTargetLoss, TaskLoss, TaskSoftTargetLoss

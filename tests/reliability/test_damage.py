@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lit_distil.data import EvalLoader, TextFiles, TokenCorpus, load_tokenizer
 from lit_distil.data.corpus.preparation import prepare_corpus
 from tests.modules.caches import make_module, write_cache
 from tests.modules.test_cached_teacher import open_cache
-from tests.reliability.harness import record, run_configuration
+from tests.reliability.harness import cpu_seconds, record, run_configuration
 from tests.workspace import Workspace, fit
 
 
@@ -44,7 +43,7 @@ def flip_bits(files: list[Path], load: Callable[[Path], Any], num_flips: int, se
 
 
 def flips(workspace: Workspace, folder: Path, kind: str, num_flips: int) -> None:
-    start = time.monotonic()
+    start = cpu_seconds()
     if kind == "checkpoint":
         run = fit(run_configuration(workspace, "pretraining", 0), folder / "run", limit_val_batches=0)
         files = [run / "checkpoints" / "step-2.ckpt"]

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from lit_distil.callbacks import WholeCheckpoints
 from lit_distil.data import TokenCorpus
 from lit_distil.modules.cached_teacher import read_manifest
 from tests.commands.test_cache import configuration as distillation_for_cache
-from tests.reliability.harness import Command, leftovers, record, run_configuration
+from tests.reliability.harness import Command, cpu_seconds, leftovers, record, run_configuration
 from tests.workspace import Workspace, environment, with_trainer, write_config
 
 FAULTS = {"kill": None, "disk full": errno.ENOSPC, "I/O error": errno.EIO, "no permission": errno.EACCES}
@@ -34,6 +33,8 @@ FOLDERS = {"checkpoint": r"/checkpoints/", "export": r"/\.?export", "cache": r"/
 
 class Shim:
     """Counts the operations that change files whose path has a pattern, and lets one of them fail.
+
+    Making a folder that is there, or removing a file that is not, changes nothing and is not counted.
 
     Args:
         pattern: Of the paths.
@@ -70,7 +71,8 @@ class Shim:
                 place = arguments[0] if operation == "replace" else path
                 if isinstance(path, int):
                     place = os.readlink(f"/proc/self/fd/{path}")
-                if self.fails(operation, place):
+                changes = {"mkdir": not os.path.lexists(place), "unlink": os.path.lexists(place)}.get(operation, True)
+                if changes and self.fails(operation, place):
                     self.strike()
                 return function(path, *arguments, **settings)
 
@@ -207,7 +209,7 @@ def places_of(journal: Path, kind: str) -> list[int]:
 
 
 def inject(workspace: Workspace, folder: Path, kind: str, faults: list[str], num_places: int) -> None:
-    case, start = Case(workspace, kind), time.monotonic()
+    case, start = Case(workspace, kind), cpu_seconds()
     journal = folder / "journal"
     whole = Command(
         case.arguments(folder / "whole"),
@@ -276,11 +278,12 @@ def test_a_full_disk_costs_the_new_checkpoint_and_nothing_else(
     saving = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1, "keep": -1}}
     settings = {"max_steps": 30, "limit_val_batches": 0, "callbacks": [saving]}
     file = write_config(with_trainer(config, small_disk / "run", **settings), tmp_path / "config.yaml")
+    start, case = cpu_seconds(), Case(workspace, "checkpoint")
     done = Command(["fit", "--config", file], tmp_path / "log")
-    assert done.finish() == 2, done.output[-3000:]
-    assert (
-        re.search(r"error: .*could not be written .*(No space|enforce fail)", done.output)
-        and "Traceback" not in done.output
-    )
-    assert not Case(workspace, "checkpoint").damaged(small_disk) and not leftovers(small_disk)
+    code = done.finish()
+    damaged, left = case.damaged(small_disk), leftovers(small_disk)
+    record("full-disk", "checkpoints", start, cases=1, damaged=len(damaged), leftovers=len(left))
+    assert code == 2 and not damaged and not left, done.output[-3000:]
+    assert re.search(r"error: .*could not be written .*(No space|enforce fail)", done.output)
+    assert "Traceback" not in done.output
     assert WholeCheckpoints().load_checkpoint(small_disk / "run" / "checkpoints" / "last.ckpt", weights_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.reliability.harness import Command, difference, leftovers, record, run_configuration
+from tests.reliability.harness import Command, cpu_seconds, difference, leftovers, record, run_configuration
 from tests.workspace import KINDS, Workspace, with_trainer, write_config
 
 STEPS = 16
@@ -69,11 +69,11 @@ def kill_until_done(file: str, run: Path, kills: int, draw: random.Random, secon
 
 
 def killed_runs(workspace: Workspace, folder: Path, case: tuple[str, int, int], kills: int, seed: str) -> None:
-    start = time.monotonic()
+    start, begin = cpu_seconds(), time.monotonic()
     file = configuration(workspace, *case, folder / "unbroken")
     whole = Command(["fit", "--config", file], folder / "unbroken.log")
     assert whole.finish() == 0, whole.output[-3000:]
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - begin
     file = configuration(workspace, *case, folder / "killed")
     killed = kill_until_done(file, folder / "killed", kills, random.Random(seed), seconds)
     found = difference(folder / "killed", folder / "unbroken")
@@ -89,7 +89,7 @@ def killed_runs(workspace: Workspace, folder: Path, case: tuple[str, int, int], 
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(workspace: Workspace, tmp_path: Path) -> None:
-    killed_runs(workspace, tmp_path, ("finetuning", 2, 1), 2, "sample")
+    killed_runs(workspace, tmp_path, ("finetuning", 2, 1), 1, "sample")
 
 
 @pytest.mark.slow

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.reliability.harness import difference, ranks, record, run_configuration
+from tests.reliability.harness import cpu_seconds, difference, keep_parser, ranks, record, run_configuration
 from tests.workspace import KINDS, Workspace, fit, ignore_rounding, logged, with_trainer, write_config
 
 EVERY_STEP = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1, "keep": -1}}
 CASES = [(kind, workers, accumulate) for kind in KINDS for workers in (0, 2) for accumulate in (1, 3)]
 LENGTH = 14
-# steps between two rows, and between two validations; epochs have 2 to 4 steps
-RHYTHMS = ((1, 2), (3, 4), (2, 3))
+# steps between two rows, and between two validations; the last step has both, epochs have 2 to 4 steps
+RHYTHMS = ((1, 2), (7, 2), (2, 7))
 
 
 def resume_everywhere(
-    workspace: Workspace, folder: Path, case: tuple[str, int, int], rhythm: tuple[int, int], points: list[int]
+    workspace: Workspace,
+    folder: Path,
+    case: tuple[str, int, int],
+    rhythm: tuple[int, int],
+    points: list[int],
+    length: int = LENGTH,
 ) -> dict[int, str]:
     """Resume from checkpoints written in the middle of their step, before its row was logged and it was validated."""
     kind, workers, accumulate = case
     config = run_configuration(workspace, kind, workers)
     settings: dict[str, Any] = {
-        "max_steps": LENGTH,
+        "max_steps": length,
         "accumulate_grad_batches": accumulate,
         "val_check_interval": rhythm[1] * accumulate,
         "check_val_every_n_epoch": None,
@@ -44,8 +48,11 @@ def resume_everywhere(
     return unequal
 
 
-def test_a_run_resumes_from_a_step_with_a_validation_and_without(workspace: Workspace, tmp_path: Path) -> None:
-    assert not resume_everywhere(workspace, tmp_path, ("distillation", 0, 3), (3, 2), [4, 9, 14])
+def test_a_run_resumes_from_a_step_with_a_validation_and_without(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_parser(monkeypatch.setattr)
+    assert not resume_everywhere(workspace, tmp_path, ("distillation", 0, 3), (3, 2), [3, 4], length=6)
 
 
 @pytest.mark.slow
@@ -53,9 +60,10 @@ def test_a_run_resumes_from_a_step_with_a_validation_and_without(workspace: Work
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "workers", "accumulate"), CASES)
 def test_runs_resume_from_every_step(
-    kind: str, workers: int, accumulate: int, workspace: Workspace, tmp_path: Path
+    kind: str, workers: int, accumulate: int, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, start, unequal, cases = (kind, workers, accumulate), time.monotonic(), {}, 0
+    keep_parser(monkeypatch.setattr)
+    case, start, unequal, cases = (kind, workers, accumulate), cpu_seconds(), {}, 0
     for rhythm in RHYTHMS:
         points = list(range(1, LENGTH + 1))
         if CASES.index(case) >= 8 and rhythm == RHYTHMS[-1]:
@@ -88,24 +96,30 @@ def run_on(number: int, config: dict[str, Any], run: Path, *more: str, code: int
 
 def change_ranks(workspace: Workspace, folder: Path, changes: list[tuple[str, int, int]]) -> None:
     """Half of the steps on so many ranks and the rest on others, without dropout, which is drawn for each rank."""
+
+    def samples_of(run: Path) -> tuple[Path, dict[str, Any]]:
+        samples = run.with_name(f"{run.name}-samples")
+        samples.mkdir(parents=True)
+        return samples, probe("SaveSamples", folder=str(samples))
+
+    unbroken: dict[str, tuple[Path, Path]] = {}  # the run and the samples of its steps
+    settings = {"limit_val_batches": 4, "max_steps": STEPS}
     for kind, first, second in changes:
-        start, place = time.monotonic(), folder / f"{kind}-{first}-{second}"
+        start, run = cpu_seconds(), folder / f"{kind}-{first}-{second}"
         config = workspace.configuration(kind)
         ignore_rounding(config)
-        settings = {"limit_val_batches": 4, "max_steps": STEPS}
-        for name in ("unbroken", "changed"):
-            (place / f"{name}-samples").mkdir(parents=True)
-        samples, changed = (
-            probe("SaveSamples", folder=str(place / f"{name}-samples")) for name in ("unbroken", "changed")
-        )
-        run_on(1, config, place / "unbroken", **settings, callbacks=[samples])
+        if kind not in unbroken:
+            whole = folder / f"{kind}-unbroken"
+            samples, saving = samples_of(whole)
+            unbroken[kind] = run_on(1, config, whole, **settings, callbacks=[saving]), samples
+        samples, saving = samples_of(run)
         stop = probe("SignalAt", step=3, name="SIGTERM")
-        run_on(first, config, place / "changed", code=143, **settings, callbacks=[changed, stop])
-        run_on(second, config, place / "changed", "--ckpt_path", "last", **settings, callbacks=[changed])
-        expected, found = (logged(place / name, "train/loss") for name in ("unbroken", "changed"))
+        run_on(first, config, run, code=143, **settings, callbacks=[saving, stop])
+        run_on(second, config, run, "--ckpt_path", "last", **settings, callbacks=[saving])
+        expected, found = (logged(each, "train/loss") for each in (unbroken[kind][0], run))
         seen = [
-            {file.name: sorted(file.read_text().split()) for file in (place / f"{name}-samples").iterdir()}
-            for name in ("unbroken", "changed")
+            {file.name: sorted(file.read_text().split()) for file in each.iterdir()}
+            for each in (unbroken[kind][1], samples)
         ]
         is_equal = found == pytest.approx(expected, rel=2e-6) and list(found) == list(range(STEPS))
         wrong = {"other_batches": int(seen[0] != seen[1]), "other_losses": int(not is_equal)}

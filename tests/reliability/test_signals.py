@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from lit_distil.callbacks import StopOnSignal
-from tests.reliability.harness import Command, difference, leftovers, ranks, record, run_command_line, run_configuration
+from tests.reliability.harness import (
+    Command,
+    cpu_seconds,
+    difference,
+    leftovers,
+    ranks,
+    record,
+    run_command_line,
+    run_configuration,
+)
 from tests.workspace import Workspace, free_port, shared, with_trainer, write_config
 
 STEPS, SECONDS = 10, 10.0
@@ -139,7 +148,7 @@ def unbroken_run(workspace: Workspace, root: Path, *, is_single: bool) -> Path:
 def signalled(workspace: Workspace, root: Path, folder: Path, case: tuple[str, str, str]) -> None:
     """Send the signal once the stage has begun; all must end in time, and the resumed run be the unbroken one."""
     name, whom, stage = case
-    start, number = time.monotonic(), int(getattr(signal, name))
+    start, number = cpu_seconds(), int(getattr(signal, name))
     is_single, run, marks = whom == "single", folder / "run", folder / "marks"
     marks.mkdir(parents=True)
     unbroken = unbroken_run(workspace, root, is_single=is_single)
@@ -269,7 +278,7 @@ LOST += [("dies", 1, 0), ("freezes", 1, 0)]  # 8
 
 
 def lost_rank(workspace: Workspace, folder: Path, how: str, rank: int, step: int) -> None:
-    start = time.monotonic()
+    start = cpu_seconds()
     timeout = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": f"0:00:{TIMEOUT}"}}
     config = with_trainer(workspace.pretraining(), folder / "run", max_steps=200, devices=2, strategy=timeout)
     file = write_config(config, folder / "run.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -59,13 +60,13 @@ def benchmark(
     3: seconds for a whole evaluation set, one text at a time.
 
     Args:
-        networks: Folders that transformers loads, names on the Hub, or ONNX files; ratios are to the first.
+        networks: Folders that transformers loads, names on the Hub, or exported files; ratios are to the first.
         length: Tokens of every sequence.
         batch_size: Sequences in a batch for the throughput; the latency is at 1.
         repeats: Timed calls for the latency; the throughput gets a third as many.
-        threads: Threads of torch and of ONNX Runtime.
+        threads: Threads of torch, ONNX Runtime and OpenVINO.
         device: Where to run, such as cpu or cuda.
-        part: Time the encoder without its head, or the whole network, which is what ONNX files have.
+        part: Time the encoder without its head, or the whole network, which is what exported files have.
         texts: File of rows (JSONL, CSV, TSV, Parquet) to time a pass over, one text at a time.
         source: The same from any source of rows, such as lit_distil.data.HubDataset.
         split: Which split of the source.
@@ -112,9 +113,7 @@ def benchmark(
         write_pages(Path(out, "latency"), _TITLE, sections, {**numbers, "published": published})
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and measure."""
-    call_command(benchmark, arguments, prog="lit-distil benchmark")
+run = functools.partial(call_command, benchmark)
 
 
 def read_pairs(

@@ -1,4 +1,4 @@
-"""Parameters, size, latency, throughput and peak memory of exported networks and ONNX files.
+"""Parameters, size, latency, throughput and peak memory of exported networks, ONNX and OpenVINO files.
 
 A network is timed on its own, in blocks of calls after a warm-up, so that its figure does not depend on which networks
 stand beside it. The networks take turns with their blocks, so that whatever slows the machine down affects all of them.
@@ -28,9 +28,10 @@ from transformers.utils import cached_file
 
 from lit_distil import __version__
 from lit_distil.commands.networks import exported_folder, load_network
-from lit_distil.commands.onnx import OnnxNetwork, onnx_bytes, takes_segments
+from lit_distil.commands.onnx import takes_segments
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
+from lit_distil.models.exported import EXPORTED, exported_bytes, open_exported
 from lit_distil.models.networks import position_range
 
 DISTILBERT_TABLE_3 = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT": (66, 410)}
@@ -115,7 +116,7 @@ class TimedNetwork:
 
     Attributes:
         whole: The network with its head, called with input_ids, attention_mask and perhaps token_type_ids.
-        encoder: The network without its head; None for an ONNX file, which has no such part.
+        encoder: The network without its head; None for an exported file, which has no such part.
         parameters: Of the whole network; tied ones count once.
         encoder_parameters: Of the encoder.
         vocab_size: Ids are smaller than it.
@@ -188,7 +189,7 @@ def time_texts(
 ) -> list[TextsTime]:
     """Time passes over texts at batch 1; the networks take turns, a pass each. Tokenising is not timed.
 
-    A text that is too long for a network is cut. An ONNX file's tokenizer is the one in its folder.
+    A text that is too long for a network is cut. An exported file's tokenizer is the one in its folder.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
@@ -216,12 +217,12 @@ def time_texts(
 
 
 def open_timed(name: str, *, length: int, device: str, threads: int | None = None) -> TimedNetwork:
-    """Load a network or an ONNX file.
+    """Load a network or an exported file.
 
     Raises:
         ValueError: It cannot be loaded, has no room for `length` tokens, or cannot run on `device`.
     """
-    if Path(name).suffix != ".onnx":
+    if Path(name).suffix not in EXPORTED:
         model = load_network(name, field="networks")
         nn.Module.to(model, device)
         encoder: Any = model.base_model
@@ -236,10 +237,12 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
         )
     else:
         if device != "cpu":
-            raise ValueError(f"device: {name!r} is run by ONNX Runtime on the CPU; give device cpu, got {device!r}")
-        whole = OnnxNetwork(name, threads=threads)
+            raise ValueError(
+                f"device: {name!r} is an exported file, which runs on the CPU; give device cpu, got {device!r}"
+            )
+        whole = open_exported(name, threads=threads)
         if "parameters" not in whole.properties:
-            raise ValueError(f"networks: `lit-distil export --onnx true` did not write {name!r}; export it again")
+            raise ValueError(f"networks: `lit-distil export` did not write {name!r}; export it again")
         network = TimedNetwork(
             whole=whole,
             encoder=None,
@@ -267,7 +270,9 @@ def _open_all(
     for name, network in zip(networks, opened, strict=True):
         call = network.whole if part == "whole" else network.encoder
         if call is None:
-            raise ValueError(f"part: {name!r} is an ONNX file, whose encoder cannot be timed alone; give part: whole")
+            raise ValueError(
+                f"part: {name!r} is an exported file, whose encoder cannot be timed alone; give part: whole"
+            )
         calls.append(call)
     return opened, calls
 
@@ -352,7 +357,7 @@ def _encode(
     name: str, network: TimedNetwork, pairs: Sequence[tuple[str, str | None]], device: str
 ) -> list[dict[str, Tensor]]:
     """Each text as a batch of one, by the network's own tokenizer."""
-    tokenizer = load_tokenizer(str(Path(name).parent) if Path(name).suffix == ".onnx" else name)
+    tokenizer = load_tokenizer(str(Path(name).parent) if Path(name).suffix in EXPORTED else name)
     limits = [limit for limit in (network.max_length, tokenizer.model_max_length) if limit]
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if network.has_segments else ()))
     encoded = []
@@ -363,10 +368,10 @@ def _encode(
 
 
 def _weights_on_disk(network: str) -> int:
-    """Bytes of a network's weight files, or of an ONNX file."""
+    """Bytes of a network's weight files, or of an exported file."""
     folder = Path(exported_folder(network))
-    if folder.suffix == ".onnx":
-        return onnx_bytes(folder)
+    if folder.suffix in EXPORTED:
+        return exported_bytes(folder)
     if not folder.is_dir():
         folder = Path(str(cached_file(network, "config.json"))).parent
     files = list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))

@@ -16,8 +16,17 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_distil.commands.inspect.batches import Reader, TokenTexts, summary, totals_of
-from lit_distil.commands.inspect.text import Painter, batches_page, legend, sequence_text, totals_text
+from lit_distil.commands.inspect.batches import (
+    Painter,
+    Reader,
+    TokenTexts,
+    batches_page,
+    legend,
+    sequence_text,
+    summary,
+    totals_of,
+    totals_text,
+)
 from lit_distil.commands.pages import check_pages
 from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
 from lit_distil.files import write_file

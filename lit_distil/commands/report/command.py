@@ -5,6 +5,7 @@ Runs are compared by what they logged (`runs`), or their exported networks are m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ from lit_distil.commands.report.arms import (
     open_runs,
     runs_table,
 )
-from lit_distil.commands.report.measure import Entry, measure_entries
-from lit_distil.commands.report.results import Comparison, Results, findings
+from lit_distil.commands.report.entries import Comparison, Entry, Results, findings, measure_entries
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
 from lit_distil.pieces import call_command
@@ -121,10 +121,7 @@ def report(
         write_pages(Path(out, "report"), title, sections, numbers)
 
 
-def run(arguments: list[str]) -> None:
-    """Parse the arguments and write the report."""
-    help = "Folders of runs, or globs in quotes."
-    call_command(report, arguments, prog="lit-distil report", words="runs", help=help)
+run = functools.partial(call_command, report, words="runs", help="Folders of runs, or globs in quotes.")
 
 
 def _compare_runs(

@@ -20,13 +20,6 @@ class FrequencyMasking(MaskingStrategy):
     mask does not depend on the batch.
 
     Args:
-        rate: Share of the tokens to predict, in (0, 1], or a schedule of it.
-        mask_share: Share of the chosen tokens that become [MASK].
-        random_share: Share of the chosen tokens that become random ids.
-        count: "exact", "stochastic" or "independent", as in `MaskingStrategy`.
-        patterns: Different masks of a sequence before they repeat; None draws a new one every epoch.
-        max_predictions: Most positions of a sequence; None sets no limit.
-        random_from_special: Whether random ids come from the whole vocabulary, special ids included.
         smoothing: DistilBERT's `mlm_smoothing`, 0.7 there and in XLM; 0 makes all tokens equally likely.
     """
 

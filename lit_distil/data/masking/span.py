@@ -19,13 +19,8 @@ class SpanMasking(MaskingStrategy):
     are equally likely. The 80/10/10 is drawn once for each span.
 
     Args:
-        rate: Share of the tokens to predict, in (0, 1], or a schedule of it.
         mask_share: Share of the spans that become [MASK].
         random_share: Share of the spans that become random ids.
-        count: "exact", "stochastic" or "independent", as in `MaskingStrategy`.
-        patterns: Different masks of a sequence before they repeat; None draws a new one every epoch.
-        max_predictions: Most positions of a sequence; None sets no limit.
-        random_from_special: Whether random ids come from the whole vocabulary, special ids included.
         geometric_p: Parameter of the law, in (0, 1]; the paper's 0.2 gives 3.8 words on average.
         max_words: Longest span, in words.
     """
@@ -73,13 +68,8 @@ class NgramMasking(SpanMasking):
     each token by itself.
 
     Args:
-        rate: Share of the tokens to predict, in (0, 1], or a schedule of it.
         mask_share: Share of the chosen tokens that become [MASK].
         random_share: Share of the chosen tokens that become random ids.
-        count: "exact", "stochastic" or "independent", as in `MaskingStrategy`.
-        patterns: Different masks of a sequence before they repeat; None draws a new one every epoch.
-        max_predictions: Most positions of a sequence; None sets no limit.
-        random_from_special: Whether random ids come from the whole vocabulary, special ids included.
         max_words: Longest n-gram, in words; 3 in ALBERT.
     """
 

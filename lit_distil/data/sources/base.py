@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_distil.data.sources.tables import read_rows
+from lit_distil.data.sources.tables import read_rows, table_kind
 from lit_distil.data.sources.text import (
     Errors,
     Files,
@@ -159,6 +159,20 @@ class TextFiles(LocalFiles, DocumentSource):
         errors: Errors = "strict",
     ) -> None:
         super().__init__({"train": train, "validation": validation, "test": test}, errors)
+
+    def paths(self, split: Split) -> list[Path]:
+        """See `LocalFiles.paths`.
+
+        Raises:
+            ValueError: A file does not exist, or is a table, which would be read as prose.
+        """
+        paths = super().paths(split)
+        if table := next(filter(table_kind, paths), None):
+            raise ValueError(
+                f"source.{split}: {str(table)!r} is a table and would be read as prose; read a column of it with "
+                "lit_distil.data.TableFiles (text_column)"
+            )
+        return paths
 
     def documents(self, split: Split) -> Iterator[list[str]]:
         """Each run of non-blank lines is a document.

@@ -29,10 +29,6 @@ _ZSTD_BYTES = 1 << 6  # few, since nothing else bounds the output: 4 bytes can u
 def resolve_files(files: Files, *, field: str) -> list[Path]:
     """Expand files, folders and globs to a list of files, sorted within each entry.
 
-    Args:
-        files: The names; None gives no files.
-        field: Name of the configuration field, for messages.
-
     Raises:
         ValueError: A file is missing (the message gives similar names), a glob matches nothing, or a folder is empty.
     """

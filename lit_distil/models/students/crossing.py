@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.sources import AUTO_MODELS, STAND_INS, FromConfig, Head, head_of
+from lit_distil.models.architectures import AUTO_MODELS, Head, head_of
+from lit_distil.models.sources import STAND_INS, FromConfig
 from lit_distil.models.students.base import (
     CopyRecord,
     Filling,

@@ -59,11 +59,7 @@ def check_head(head: HeadChoice, layers: LayerPick | None = None) -> HeadChoice:
 
 
 class EveryOther(LayerPick):
-    """Every second layer, starting with the first: 0, 2, 4 of 6.
-
-    Args:
-        head: See `LayerPick`.
-    """
+    """Every second layer, starting with the first: 0, 2, 4 of 6."""
 
     def pick(self, num_layers: int) -> list[int]:
         """See `LayerPick.pick`."""
@@ -75,7 +71,6 @@ class Layers(LayerPick):
 
     Args:
         layers: Indices into the teacher's layers; negative ones count from the end, as in Python.
-        head: See `LayerPick`.
 
     Raises:
         ValueError: The list is empty.
@@ -126,7 +121,6 @@ class EvenlySpaced(_SomeLayers):
 
     Args:
         num_layers: How many.
-        head: See `LayerPick`.
     """
 
     def choose(self, wanted: int, available: int) -> list[int]:
@@ -140,7 +134,6 @@ class FirstLayers(_SomeLayers):
 
     Args:
         num_layers: How many.
-        head: See `LayerPick`.
     """
 
     def choose(self, wanted: int, available: int) -> list[int]:
@@ -153,7 +146,6 @@ class LastLayers(_SomeLayers):
 
     Args:
         num_layers: How many.
-        head: See `LayerPick`.
     """
 
     def choose(self, wanted: int, available: int) -> list[int]:

@@ -45,6 +45,17 @@ def test_the_fingerprint_follows_files_and_settings(tmp_path):
     assert TextFiles(path).fingerprint("train") != before
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.CSV", "a.parquet", "a.json.gz"])
+def test_a_table_is_not_read_as_prose(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "a"}')
+    (tmp_path / "a.txt").write_text("a")
+    for files in (str(tmp_path / name), str(tmp_path)):
+        source = TextFiles(str(tmp_path / "a.txt"), validation=files)
+        source.check("train")
+        with pytest.raises(ValueError, match=r"^source\.validation: .* is a table .*TableFiles \(text_column\)"):
+            source.check("validation")
+
+
 def test_a_wrong_errors_setting_is_refused():
     with pytest.raises(ValueError, match=r"source\.errors must be 'strict' or 'replace', got 'ignore'"):
         TextFiles("a.txt", errors="ignore")

@@ -1,4 +1,4 @@
-"""Classification of texts and pairs of texts: one class for each, or any number of labels."""
+"""Tasks on texts and pairs of texts: one class for each, any number of labels, or a number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lit_distil.objectives.label_kinds import ClassLabel, MultiLabel
+from lit_distil.objectives.label_kinds import ClassLabel, MultiLabel, ValueLabel
 from lit_distil.tasks.base import (
     Features,
     LabelNames,
@@ -107,8 +107,6 @@ class TextClassification(TextTask):
     Metrics: accuracy, macro-F1, Matthews' correlation, and for two classes the F1 of the second.
 
     Args:
-        text: Column of the (first) text.
-        pair: Column of the second text, for pairs.
         label: Column of the label, a name or a class index.
         labels: Names of the classes in the order of their indices; None takes the sorted ones of the training rows.
         class_weights: Factors of the classes in the loss, in the order of `labels`; `balanced` makes them inversely
@@ -184,8 +182,6 @@ class MultiLabelClassification(TextTask):
     share of rows with every label right.
 
     Args:
-        text: Column of the (first) text.
-        pair: Column of the second text, for pairs.
         label: Column of the labels: a list of names or indices, or a text in which `separator` stands between them.
             A row without labels has an empty list or text.
         labels: Names of the labels in the order of their indices; None takes the sorted ones of the training rows.
@@ -245,3 +241,42 @@ class MultiLabelClassification(TextTask):
         if isinstance(value, str):
             return [part for part in value.split(self.separator) if part.strip()]
         return list(value) if isinstance(value, list | tuple) else [value]
+
+
+class TextRegression(TextTask):
+    """One number for each text or pair of texts, such as a similarity (STS-B).
+
+    Metrics: Pearson's and Spearman's correlation, and the mean squared error.
+
+    Args:
+        label: Column of the value.
+    """
+
+    label_kind = ValueLabel()
+    main_metric = "pearson"
+
+    def label_of(self, row: Row) -> float:
+        """The value."""
+        value = column_of(row, self.label)
+        number = _number(value)
+        if not math.isfinite(number):
+            raise ValueError(f"{place_of(row)}: label {value!r} is no number (task.label)")
+        return number
+
+    def readable_label(self, row: Row) -> float | None:
+        """The value, if it is a number."""
+        number = _number(row.get(self.label))
+        return number if math.isfinite(number) else None
+
+    def check_labels(self, rows: list[Row], labels: list[Any]) -> None:
+        """Refuse a split whose values are all -1, as in GLUE's test splits: it has no labels."""
+        if len(rows) > 1 and all(label == -1 for label in labels):
+            raise unlabelled(rows[0])
+
+
+def _number(value: Any) -> float:
+    """The value as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

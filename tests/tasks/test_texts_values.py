@@ -4,7 +4,7 @@ import scipy.stats
 import sklearn.metrics
 
 from lit_distil.tasks import Features, TextRegression
-from tests.tasks.test_classification import rows_of
+from tests.tasks.test_texts import rows_of
 
 
 def test_values_are_parsed_and_what_is_none_names_its_row(tokenizer):
