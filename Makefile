@@ -125,6 +125,15 @@ glue: $(VENV)/.core  ## fine-tune MODEL on TASKS of GLUE with SEEDS, beside the 
 		|| failed="$$failed report"; \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
+# The papers' claims: a run whose result is in results/claims is not repeated. make claim-soft-targets SEEDS="5" JOBS=2
+
+.PHONY: claims
+claims: $(VENV)/.core  ## run the papers' claims on small networks (some 5 hours on two cores), and write docs/claims.md
+	@$(RUN) claims --seeds $(or $(SEEDS),3) --jobs $(or $(JOBS),2) --docs docs
+
+claim-%: $(VENV)/.core
+	@$(RUN) claims $* --seeds $(or $(SEEDS),3) --jobs $(or $(JOBS),2) && $(RUN) claims --only_pages true --docs docs
+
 .PHONY: clean
 clean:  ## remove the virtual environment and all runs
 	rm -rf $(VENV) runs

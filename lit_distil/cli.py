@@ -36,6 +36,7 @@ OTHER_COMMANDS = {
     "embeddings": "sentence encoders side by side: similarity of pairs, retrieval, agreement with the teacher",
     "diagnose": "confusion matrix, reliability and worst examples of a file of predictions",
     "report": "finished runs side by side: tables with intervals, pictures, and what each run changed",
+    "claims": "the papers' claims as experiments on small networks: run them, judge them, write their pages",
     "benchmark": "parameters, size, latency and throughput of exported networks",
 }
 COMMANDS = {**CALLS, **TRAINER_COMMANDS, **OTHER_COMMANDS}

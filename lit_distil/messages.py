@@ -271,7 +271,8 @@ def _maker_of(folder: Path) -> str | None:
 def one_line(error: BaseException) -> str:
     """What a library says of an error, in one line of at most 300 characters; its name where it says nothing."""
     text = " ".join(str(error).split())
-    if "Weights only load failed" in text or "weights_only" in text:  # torch's advice is to run what the file holds
+    # torch's advice is to run what the file holds
+    if "Weights only load failed" in text or "weights_only=True" in text:
         return "a file of weights holds Python objects, which could run code when they are read"
     if isinstance(error, KeyError) or not text:
         text = f"{type(error).__name__} {text}".strip()

@@ -61,6 +61,7 @@ _APPLIED = (
         "model.evaluate_at_start",
         "data.eval_batch_size",
         "data.max_eval_sequences",
+        "data.eval_masking*",
         "data.num_workers",
         "data.worker_timeout",
     ),

@@ -152,6 +152,7 @@ def test_make_targets_exist(document: str) -> None:
 def test_every_configuration_has_a_row() -> None:
     text = text_of("configs/README.md")
     files = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+    files = [file for file in files if not re.match(r"claims/.*/", file)]  # a claim's arms stand in its claim.yaml
     assert files
     missing = [file for file in files if f"`{file}`" not in text]
     assert not missing, f"configs/README.md has no row for {missing}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_distil.messages import broken_file, missing_folder
+from lit_distil.messages import broken_file, missing_folder, one_line
 
 
 def test_a_missing_configuration_file_is_told_with_near_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +57,12 @@ def test_the_recipes_commands_are_those_of_the_recipes_folder() -> None:
     """The commands of the messages come from the recipes, so they cannot be wrong for long."""
     assert missing_folder("runs/nothing/export") is not None
     assert "lit-distil fit" not in str(missing_folder("runs/nothing/export"))
+
+
+@pytest.mark.parametrize(
+    "text", ["Weights only load failed. Set weights_only=False", "Cannot use ``weights_only=True``"]
+)
+def test_torchs_advice_to_run_what_a_file_holds_is_not_passed_on(text: str) -> None:
+    assert "weights_only" not in one_line(ValueError(text)) and "could run code" in one_line(ValueError(text))
+    kept = "the checkpoint holds no optimizer: ModelCheckpoint.save_weights_only is True"
+    assert one_line(ValueError(kept)) == kept

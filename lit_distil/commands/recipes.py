@@ -16,7 +16,8 @@ from lit_distil.messages import recipes_folder
 def recipe_names() -> list[str]:
     """All recipes and overlays, such as `distill/distilroberta-small`."""
     folder = recipes_folder()
-    files = (path for path in folder.rglob("*.yaml") if path.stem != "papers")  # which holds published scores
+    # not the published scores, nor the arms of a claim, which `lit-distil claims` puts together
+    files = (path for path in folder.rglob("*.yaml") if path.stem != "papers" and path.parent.parent.name != "claims")
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -22,7 +22,7 @@ from lit_distil.data.corpus.reading import DocumentFilters
 from lit_distil.data.corpus.sequence_tables import open_table
 from lit_distil.data.corpus.shards import CORPUS_VERSION, Manifest
 from lit_distil.data.formats import SequenceFormat
-from lit_distil.data.masking import MaskingStrategy
+from lit_distil.data.masking import MaskingStrategy, TokenMasking
 from lit_distil.data.sequences import LabelledSequences, MaskedSequences, SequenceDataset, SpreadSequences
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.sources.prepared import PreparedCorpus
@@ -69,6 +69,8 @@ class TextDataModule(LightningDataModule):
             only the sizes are compared.
         worker_timeout: Seconds to wait for a batch from the processes of `num_workers`, after which the run ends; 0
             waits for ever.
+        eval_masking: Which positions to predict in evaluation, the same for all recipes unless it is set: None is 15 %
+            of the tokens, all equally likely, 80/10/10; "as_training" takes `masking`. Without `masking` none are.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class TextDataModule(LightningDataModule):
         num_processes: int | None = None,
         verify_corpus: bool = False,
         worker_timeout: float = WORKER_TIMEOUT,
+        eval_masking: MaskingStrategy | Literal["as_training"] | None = None,
     ) -> None:
         super().__init__()
         if (format is None) == (task is None):
@@ -127,7 +130,8 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"data.validation_share must be 0 or more and less than 1, got {validation_share}")
         if not 0 <= worker_timeout < math.inf:
             raise ValueError(f"data.worker_timeout must be 0 or more seconds, got {worker_timeout}")
-        self.source, self.format, self.masking, self.task = source, format, masking, task
+        self.source, self.format, self.task = source, format, task
+        self.masking, self.eval_masking = masking, eval_masking
         self.max_length, self.batch_size = max_length, batch_size
         self.batch_tokens, self.length_window = batch_tokens, length_window
         self.eval_batch_size, self.max_eval_sequences = eval_batch_size, max_eval_sequences
@@ -276,9 +280,11 @@ class TextDataModule(LightningDataModule):
     def _sequences(self, split: Split, corpus: TokenCorpus) -> MaskedSequences:
         assert self.format is not None
         seed = self.seed if split == "train" else 0
-        masking = copy.deepcopy(self.masking)  # each split binds its own token counts
+        masking = copy.deepcopy(self._masking(split))  # each split binds its own token counts
         if masking is not None:
             masking.bind(corpus.token_counts)
+            if split != "train" and masking.patterns is None:
+                masking.patterns = 1  # evaluation has the masks of epoch 0 only, which a cached teacher is asked for
         dataset = MaskedSequences(
             corpus,
             open_table(corpus, self.format, self.max_length, seed, cache_dir=default_cache_dir(self.cache_dir)),
@@ -289,6 +295,12 @@ class TextDataModule(LightningDataModule):
         )
         dataset.compile()
         return dataset
+
+    def _masking(self, split: Split) -> MaskingStrategy | None:
+        """The masking of a split; None if nothing is masked."""
+        if split == "train" or self.masking is None or self.eval_masking == "as_training":
+            return self.masking
+        return self.eval_masking or TokenMasking()
 
     def _corpus_folder(self, split: Split, *, fetch: bool) -> Path | None:
         """Folder of the tokenised split, named after everything that it depends on; None if there is no such split."""
@@ -394,7 +406,7 @@ class TextDataModule(LightningDataModule):
             "tokenizer": tokenizer_hash(self.tokenizer),
             "filters": describe(self.filters),
             "format": describe(self.format),
-            "masking": describe(self.masking),
+            "masking": describe(self._masking(split)),
             "max_length": self.max_length,
             "seed": self.seed if is_train else 0,
             "max_eval_sequences": None if is_train else self.max_eval_sequences,

@@ -11,10 +11,8 @@ import functools
 import os
 import signal
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -24,13 +22,13 @@ from lit_distil.files import short_hash
 from lit_distil.messages import causes, one_line
 from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
-from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, host_group, shard, with_all_outputs
+from lit_distil.modules.guards import StepGuard, begin_counting, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.pieces import PieceError
-from lit_distil.types import COUNTABLES, Batch, Countable, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Countable, DataModule, EncoderOutput, Vocabulary
 
 STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 """Signals by which a run is told to stop."""
@@ -75,7 +73,7 @@ class EncoderModule(SavedModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.objectives: nn.ModuleDict = nn.ModuleDict()
-        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`_begin_counting`)
+        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`begin_counting`)
         self._global_counts: dict[Countable, int] = {}
         self._configured: list[dict[str, Any]] = []
         self._is_checked = False
@@ -161,7 +159,7 @@ class EncoderModule(SavedModule):
         accumulate = trainer.accumulate_grad_batches
         is_first = batch_idx % accumulate == 0
         self._seed_dropout(trainer.global_step * accumulate + batch_idx % accumulate)
-        counting = self._begin_counting(batch) if is_first else None
+        counting = begin_counting(self, batch, STOP_SIGNALS) if is_first else None
         self.terms.set_step(trainer.global_step)
         student, teachers = self.outputs(batch)
         if counting is not None:
@@ -208,27 +206,6 @@ class EncoderModule(SavedModule):
         if stage == "train":  # an evaluation is about the student, not about its batches
             add_size(meters, batch)
         return loss
-
-    def _begin_counting(self, batch: Batch) -> Callable[[], dict[Countable, int]]:
-        """Begin to add up the items of each kind in the global batch; the function that it gives waits for the sums.
-
-        The ranks' hosts exchange them, while the networks run, so nothing waits for the devices.
-        """
-        local = batch.step_counts or batch.counts
-        if self.trainer.world_size == 1:
-            return lambda: local
-        stops = [int(self.stop_requested == number) for number in STOP_SIGNALS]
-        sums = np.array([*(local[kind] for kind in COUNTABLES), *stops])
-        group = host_group(torch.distributed.group.WORLD)
-        sending = torch.distributed.all_reduce(torch.from_numpy(sums), group=group, async_op=True)
-
-        def finish() -> dict[Countable, int]:
-            sending.wait()
-            stopped = zip(STOP_SIGNALS, sums[len(COUNTABLES) :])
-            self.stop_agreed = next((number for number, count in stopped if count), 0)
-            return dict(zip(COUNTABLES, sums.tolist()))
-
-        return finish
 
     def _seed_dropout(self, micro_step: int) -> None:
         """Make dropout a function of (seed, micro-step, rank), so that a resumed run repeats the unbroken one."""

@@ -1,4 +1,4 @@
-"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if they are not finite.
+"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if not finite; global counts.
 
 A run whose weights or validation loss are no numbers any more ends before it writes a checkpoint or an export.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
@@ -21,7 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.objectives import Objective
-from lit_distil.types import EncoderOutput, Projection
+from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Projection
 
 _PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 _MOST_GROWTH = 1000.0  # of the largest weight, which is about 1 in an encoder; training moves it to 10 at most
@@ -215,6 +216,28 @@ def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
 def host_group(world: Any) -> Any:
     """The ranks of `world`, exchanging what lies in their hosts' memory; all call it together for the first time."""
     return torch.distributed.new_group(torch.distributed.get_process_group_ranks(world), backend="gloo")
+
+
+def begin_counting(module: Any, batch: Batch, signals: list[int]) -> Callable[[], dict[Countable, int]]:
+    """Begin to add up the items of each kind in the global batch; the function that it gives waits for the sums.
+
+    The ranks' hosts exchange them while the networks run, so nothing waits for the devices. They tell each other too
+    which of `signals` they were told to stop by (`stop_requested`), and note the first (`stop_agreed`).
+    """
+    local = batch.step_counts or batch.counts
+    if module.trainer.world_size == 1:
+        return lambda: local
+    sums = np.array([*(local[kind] for kind in COUNTABLES), *(module.stop_requested == number for number in signals)])
+    group = host_group(torch.distributed.group.WORLD)
+    sending = torch.distributed.all_reduce(torch.from_numpy(sums), group=group, async_op=True)
+
+    def finish() -> dict[Countable, int]:
+        sending.wait()
+        stops = zip(signals, sums[len(COUNTABLES) :])
+        module.stop_agreed = next((number for number, count in stops if count), 0)
+        return dict(zip(COUNTABLES, sums.tolist()))
+
+    return finish
 
 
 def shard(network: nn.Module, objectives: Iterable[Objective], device_mesh: DeviceMesh) -> None:

@@ -181,8 +181,8 @@ class _SoftTargetKL(torch.autograd.Function):
         for rows in row_chunks(student_logits, dtype):
             student_max = student_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
             teacher_max = teacher_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
-            student = _shifted(student_logits[rows], student_max, temperature)
-            teacher = _shifted(teacher_logits[rows], teacher_max, temperature)
+            student = (student_logits[rows] - student_max).div_(temperature)
+            teacher = (teacher_logits[rows] - teacher_max).div_(temperature)
             student_sum = student.exp().sum(dim=-1, keepdim=True)
             teacher_exp = teacher.exp()
             teacher_sum = teacher_exp.sum(dim=-1, keepdim=True)
@@ -201,8 +201,8 @@ class _SoftTargetKL(torch.autograd.Function):
         scale = grad_output.to(statistics.dtype) * ctx.temperature
         for rows in row_chunks(student_logits, statistics.dtype):
             student_max, student_sum, teacher_max, teacher_sum = statistics[:, rows]
-            student = _shifted(student_logits[rows], student_max, ctx.temperature).exp_().mul_(scale / student_sum)
-            teacher = _shifted(teacher_logits[rows], teacher_max, ctx.temperature).exp_().mul_(scale / teacher_sum)
+            student = (student_logits[rows] - student_max).div_(ctx.temperature).exp_().mul_(scale / student_sum)
+            teacher = (teacher_logits[rows] - teacher_max).div_(ctx.temperature).exp_().mul_(scale / teacher_sum)
             gradient[rows] = student.sub_(teacher)
         return gradient, None, None
 
@@ -245,11 +245,6 @@ def add_cross_entropy_gradient(gradient: Tensor | None, scale: float, logits: Te
         factor = is_counted.to(gradient.dtype).mul_(scale)
         gradient.addcmul_(p.to(gradient.dtype), factor).scatter_add_(-1, chosen, -factor)
     return total.sum()
-
-
-def _shifted(logits: Tensor, largest: Tensor, temperature: float) -> Tensor:
-    """`(logits − largest) / T` in a new tensor, at the precision of `largest`."""
-    return (logits - largest).div_(temperature)
 
 
 def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:

@@ -94,15 +94,37 @@ class VocabularyPass:
         looked_at = {term.objective.positions for term in self.terms} | ({"all"} if self.observer else set())
         return 0 if looked_at - {"unmasked"} else masked, num_rows if looked_at - {"masked"} else masked
 
+    def look(
+        self, logits: Tensor, gradient: Tensor | None, teachers: _TeacherLogits, first: int, sums: dict[int, Tensor]
+    ) -> None:
+        """Let terms and observer look at a few rows, which are rows `first` on of the teachers' piece."""
+        start, num_rows = teachers.rows.start + first, len(logits)
+        spans = self.spans(start, start + num_rows)
+        masked = spans["masked"].stop
+        labels = None if self.labels is None or not masked else _cut(self.labels, slice(start, start + masked))
+        padded = None if labels is None else F.pad(labels, (0, num_rows - masked), value=IGNORE_INDEX)
+        given = {"masked": labels, "unmasked": None, "all": padded}
+        for i, term in enumerate(self.terms):
+            span = spans[term.objective.positions]
+            if span.start < span.stop:
+                ours = _cut(logits, span)
+                theirs = teachers.compared_with(term, slice(first + span.start, first + span.stop), ours)
+                into = _cut(gradient, span) if gradient is not None and term.scale else None
+                rows = LogitRows(ours, theirs, given[term.objective.positions])
+                value = term.objective.add_gradient(rows, into, term.scale)
+                sums[i] = sums[i] + value if i in sums else value
+        if self.observer is not None:
+            if self.labels is not None and (masked or not len(self.labels)):
+                # without a masked row, too, so that every rank counts the same things
+                shown = self.labels[:0] if labels is None else labels
+                self.observer(_cut(logits, spans["masked"]), teachers.mean(slice(first, first + masked)), shown)
+            if masked < num_rows:
+                theirs = teachers.mean(slice(first + masked, first + num_rows))
+                self.observer(_cut(logits, spans["unmasked"]), theirs, None)
+
 
 def rows_at_once(num_rows: int, row_bytes: int, device_type: str) -> tuple[int, int]:
-    """How many rows are multiplied out together, and at how many of these the terms look together.
-
-    Args:
-        num_rows: Rows of the pass.
-        row_bytes: Size of a row of logits.
-        device_type: "cpu", where time depends on the cache, or another, where it depends on the number of operations.
-    """
+    """How many rows, of `num_rows`, are multiplied out together, and at how many of these the terms look together."""
     if device_type == "cpu":
         return max(1, CHUNK_BYTES // row_bytes), max(1, _CACHE_BYTES // row_bytes)
     step = max(1, _LAUNCH_BYTES // row_bytes, math.ceil(num_rows / _MOST_PIECES))
@@ -143,7 +165,7 @@ class _Pass(torch.autograd.Function):
                     few = slice(first, min(first + part, len(logits)))
                     ours = _cut(logits, few)
                     gradient = _cut(buffer, slice(0, len(ours))).zero_() if adds_gradient else None
-                    _look(work, teachers, ours, start + first, first, gradient, sums)
+                    work.look(ours, gradient, teachers, first, sums)
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
@@ -171,41 +193,6 @@ class _Pass(torch.autograd.Function):
         scaled = (None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients)
         # rounded last: a loss scaler (float16) makes them large enough for it
         return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None, None)
-
-
-def _look(
-    work: VocabularyPass,
-    teachers: _TeacherLogits,
-    logits: Tensor,
-    start: int,
-    first: int,
-    gradient: Tensor | None,
-    sums: dict[int, Tensor],
-) -> None:
-    """Let terms and observer look at a few rows, which are rows `start` on of the pass and `first` on of its piece."""
-    spans = work.spans(start, start + len(logits))
-    masked, num_rows = spans["masked"].stop, len(logits)
-    labels = None if work.labels is None or not masked else _cut(work.labels, slice(start, start + masked))
-    padded = (
-        labels if labels is None or masked == num_rows else F.pad(labels, (0, num_rows - masked), value=IGNORE_INDEX)
-    )
-    for i, term in enumerate(work.terms):
-        span = spans[term.objective.positions]
-        if span.start < span.stop:
-            ours = _cut(logits, span)
-            theirs = teachers.compared_with(term, slice(first + span.start, first + span.stop), ours)
-            given = {"masked": labels, "unmasked": None, "all": padded}[term.objective.positions]
-            into = _cut(gradient, span) if gradient is not None and term.scale else None
-            value = term.objective.add_gradient(LogitRows(ours, theirs, given), into, term.scale)
-            sums[i] = sums[i] + value if i in sums else value
-    if work.observer is not None:
-        if work.labels is not None and (masked or not len(work.labels)):
-            # without a masked row, too, so that every rank counts the same things
-            shown = work.labels[:0] if labels is None else labels
-            work.observer(_cut(logits, spans["masked"]), teachers.mean(slice(first, first + masked)), shown)
-        if masked < num_rows:
-            rest = spans["unmasked"]
-            work.observer(_cut(logits, rest), teachers.mean(slice(first + masked, first + num_rows)), None)
 
 
 def _cut(tensor: Tensor, rows: slice) -> Tensor:
@@ -242,9 +229,7 @@ class _Gradients:
             if self.bias is not None:
                 self.bias += (of_logits.t() @ shares).squeeze(-1).to(exact) * largest
             return
-        if self.features is not None and of_logits.dtype == exact:
-            torch.mm(of_logits, student.weight, out=self.features[rows])
-        elif self.features is not None:
+        if self.features is not None:
             self.features[rows] = of_logits @ student.weight
         if self.weight is not None and of_logits.dtype == exact:
             self.weight.addmm_(of_logits.t(), features)
@@ -308,12 +293,12 @@ class _TeacherLogits:
             name: _Projector(one, most_rows) if isinstance(one, Projection) else one
             for name, one in work.teachers.items()
         }
-        self._rows = slice(0, 0)
+        self.rows = slice(0, 0)
         self._logits: dict[str, Tensor] = {}
 
     def move_to(self, rows: slice) -> None:
         """Begin a piece."""
-        self._rows, self._logits = rows, {}
+        self.rows, self._logits = rows, {}
 
     def compared_with(self, term: RowTerm, few: slice, student: Tensor) -> Tensor | None:
         """What a term compares some of the piece's rows with; `student` holds the student's logits of them."""
@@ -338,10 +323,10 @@ class _TeacherLogits:
         source = self._sources[name]
         if isinstance(source, _Projector):
             if name not in self._logits:
-                self._logits[name] = source(self._rows)
+                self._logits[name] = source(self.rows)
             return _cut(self._logits[name], few)
         assert isinstance(source, TopLogits)
-        rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
+        rows = slice(self.rows.start + few.start, self.rows.start + few.stop)
         return source.logits(temperature, rows=rows, student=student)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 from lit_distil import cli
 from lit_distil.data import (
     Docstrings,
+    FrequencyMasking,
     FullSentences,
     SentencePair,
     TableFiles,
@@ -24,6 +25,7 @@ from lit_distil.data import (
     WholeWordMasking,
 )
 from lit_distil.data.sequences import SpreadSequences
+from lit_distil.schedules import LinearRamp
 from lit_distil.tasks import TextClassification, TextRegression
 from tests.data.batches import same
 from tests.workspace import kept_environment, with_trainer, write_config
@@ -160,6 +162,37 @@ def test_validation_masks_are_the_same_in_every_epoch_and_for_every_seed(made):
     assert validation(data) == validation(data) == validation(other)
     first, second = first_batches(data, 1)[0], first_batches(other, 1)[0]
     assert first.sample_ids.tolist() != second.sample_ids.tolist()
+
+
+def test_validation_masks_are_the_same_for_all_recipes_unless_they_are_set(made):
+    """A teacher trained with token masks and a student trained with others were measured on different tokens."""
+
+    def masks(batches):
+        return [(b.input_ids.tolist(), b.masked_positions.tolist(), b.mask_keys) for b in batches]
+
+    recipes = {
+        "tokens": {"seed": 3},
+        "words": {"masking": WholeWordMasking(0.3), "seed": 4},
+        "rare": {"masking": FrequencyMasking(0.4, mask_share=1.0, random_share=0.0, patterns=10)},
+        "scheduled": {"masking": TokenMasking(LinearRamp(0.5, 0.1, steps=100))},
+    }
+    found = {name: masks(ready(text_data(made, **settings)).val_dataloader()) for name, settings in recipes.items()}
+    assert len(found["tokens"]) > 0 and all(each == found["tokens"] for each in found.values())
+    data = ready(text_data(made, **recipes["rare"]))
+    batch = next(iter(data.val_dataloader()))
+    assert len(batch.masked_positions) == sum(max(1, round(0.15 * length)) for length in batch.lengths)
+    assert [pattern for _, pattern in batch.mask_keys] == [0] * batch.num_sequences  # a cached teacher's key
+
+    as_training = ready(text_data(made, **recipes["rare"], eval_masking="as_training"))
+    own = ready(text_data(made, **recipes["rare"], eval_masking=FrequencyMasking(0.4, 1.0, 0.0)))
+    assert masks(as_training.val_dataloader()) == masks(own.val_dataloader()) != found["rare"]
+    # training does not see it
+    assert masks(first_batches(as_training)) == masks(first_batches(data)) == masks(first_batches(own))
+    # whoever keeps what depends on masks is told which
+    identities = [each.identity("validation")["masking"] for each in (data, as_training, own)]
+    assert identities[0] == ready(text_data(made)).identity("validation")["masking"]
+    assert identities[0] != identities[1] == data.identity("train")["masking"] != identities[2]
+    assert next(iter(ready(text_data(made, masking=None)).val_dataloader())).masked_positions is None
 
 
 def test_the_seed_defaults_to_that_of_the_run(made, monkeypatch):
@@ -418,7 +451,7 @@ class Hanging(TokenMasking):
 def test_a_run_whose_workers_hang_ends_with_the_way_out(workspace, tmp_path, command, capsys):
     """It used to wait for ever, behind an error of the worker's that nobody waited for."""
     config = with_trainer(workspace.pretraining(), tmp_path / "run")
-    config["data"]["init_args"] |= {"num_workers": 1, "worker_timeout": 1.0}
+    config["data"]["init_args"] |= {"num_workers": 1, "worker_timeout": 1.0, "eval_masking": "as_training"}
     config["data"]["init_args"]["masking"] = {"class_path": "tests.data.test_datamodule.Hanging"}
     file = write_config(config, tmp_path / "config.yaml")
     others = multiprocessing.active_children()  # of other tests in this process

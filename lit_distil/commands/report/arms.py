@@ -164,7 +164,7 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_relevant(run.config), sort_keys=True, default=str), []).append(run)
+        groups.setdefault(json.dumps(relevant_settings(run.config), sort_keys=True, default=str), []).append(run)
     stems = [_SEED_SUFFIX.sub("", group[0].folder) for group in groups.values()]
     parent = os.path.commonpath([Path(stem).absolute().parent for stem in stems])
     arms: list[Arm] = []
@@ -175,7 +175,8 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
                     f"runs: {first.folder} and {second.folder} have the same configuration and seed; give one of them"
                 )
         name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
-        changes = differences(_relevant(arms[0].runs[0].config), _relevant(group[0].config)) if arms else []
+        settings = [relevant_settings(run.config) for run in (arms[0].runs[0] if arms else group[0], group[0])]
+        changes = differences(*settings)
         arms.append(Arm(name, group, [f"{change.name}: {' -> '.join(change.shown())}" for change in changes]))
     return arms
 
@@ -315,9 +316,10 @@ def _quantile(freedom: int) -> float:
     return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.46 / freedom
 
 
-def _relevant(config: Any) -> Any:
+def relevant_settings(config: Any) -> Any:
+    """A configuration without the seeds, and without what changes nothing that is computed."""
     if isinstance(config, dict):
-        return {key: _relevant(value) for key, value in config.items() if key not in _IRRELEVANT}
+        return {key: relevant_settings(value) for key, value in config.items() if key not in _IRRELEVANT}
     return config
 
 

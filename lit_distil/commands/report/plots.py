@@ -33,6 +33,8 @@ _STYLE: Any = {
     "axes.titleweight": "bold",
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "svg.hashsalt": "lit_distil",
+    "svg.fonttype": "none",
 }
 _MAX_WRITTEN_CLASSES = 20  # of a confusion matrix whose cells have room for numbers
 
@@ -169,6 +171,26 @@ def plot_reliability(path: Path, filled_bins: Sequence[Mapping[str, Any]], *, wi
         lower.set_ylabel("rows")
 
 
+def plot_effects(path: Path, effects: Sequence[tuple[str, Sequence[float], float, float, float]], *, unit: str) -> None:
+    """Effects with their 95 % intervals and margins, one below the other.
+
+    Args:
+        path: SVG or PNG to write.
+        effects: (label, the effect of each seed, their mean, half the interval, the margin).
+        unit: Name of the axis.
+    """
+    with _figure(path, (8.0, 1.4 + 0.7 * len(effects))) as figure:
+        axes = figure.add_subplot()
+        axes.axvline(0.0, color="#888888", linewidth=1)
+        for place, (_, values, mean, half, margin) in enumerate(effects):
+            axes.plot(values, [place] * len(values), "o", color=_COLOURS[5], markersize=4)
+            axes.errorbar(mean, place, xerr=half, fmt="D", color=_COLOURS[0], capsize=4, markersize=6)
+            axes.plot([margin] * 2, [place - 0.35, place + 0.35], color=_COLOURS[1], linestyle="--", linewidth=2)
+        axes.set_yticks(range(len(effects)), [label for label, *_ in effects])
+        axes.set_ylim(len(effects) - 0.5, -0.5)
+        axes.set_xlabel(f"{unit}; dots: seeds, diamond: mean with its 95 % interval, dashed: margin stated beforehand")
+
+
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure in the common style, saved at the end."""
@@ -176,7 +198,9 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         with staged_file(path) as file:
-            figure.savefig(file, format=path.suffix[1:], dpi=150)
+            # an SVG of the same numbers has the same bytes
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
 
 
 def _look(index: int) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""The pages of the claims: one table of all verdicts, and a page and a figure for each, made from the results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from lit_distil.commands.claims.verdicts import Effect, Estimate, Measured
+from lit_distil.commands.pages import Section, to_markdown
+from lit_distil.commands.report.arms import half_width, with_interval
+from lit_distil.commands.report.plots import plot_effects
+from lit_distil.console import Table, bullets, markdown_table
+from lit_distil.files import write_file
+
+_INTRODUCTION = """\
+# The papers' claims
+
+Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is taken for
+each seed by itself, and its 95 % interval is that of the mean over the seeds (Student's t). A claim *holds* if the
+whole interval lies above the margin that its file states beforehand, it *does not hold* if the interval lies below, and
+it is *undecided at this size* otherwise. These pages are made from `results/claims`, which the runs write:
+`lit-distil claims --only_pages true --docs docs`.
+"""
+
+
+def summary_table(measured: Sequence[Measured], *, with_links: bool = False) -> Table:
+    """A row for each claim: its verdict, its first effect, the seeds and what it cost."""
+    table = [["claim", "verdict", "effect", "margin", "seeds", "minutes"]]
+    for one in measured:
+        claim, first, minutes = one.claim, one.estimates[0], _minutes(one)
+        title = f"[{claim.title}](claims/{claim.name}.md)" if with_links else claim.name
+        cells = [_effect(first), f"{claim.effects[0].margin:g}", str(len(first.by_seed) or "–")]
+        table.append([title, f"**{one.verdict}**" if with_links else one.verdict, *cells, f"{minutes:.0f}"])
+    return table
+
+
+def claim_page(measured: Measured, figure: str | None) -> str:
+    """The page of a claim, as Markdown.
+
+    Args:
+        measured: The claim and its results.
+        figure: Name of the picture beside the page; None without one.
+    """
+    claim, estimates = measured.claim, measured.estimates
+    figures = [f"{label}: {value}" for label, value in claim.figures.items()]
+    paper = [f"{claim.paper}: {claim.says}", *figures]
+    here = [claim.compares, f"Matched in: {claim.matched}.", f"Measured: `{claim.metric}` at the last validation."]
+    here += [f"Arms of one base differ only in {', '.join(f'`{key}`' for key in claim.keys)}."] if claim.keys else []
+    verdict = [f"**{measured.verdict}**"]
+    if not measured.has_learned:
+        verdict.append(f"No arm is better than {claim.learned:g}, so no difference could show here.")
+    verdict += [claim.shows_at] if claim.shows_at and measured.verdict != "holds" else []
+    lines = [
+        f"{effect.label}: {_effect(one)} (margin {effect.margin:g}): {one.verdict}"
+        for effect, one in zip(claim.effects, estimates, strict=True)
+    ]
+    sections = [Section("What the paper says", lines=paper), Section("What is compared", lines=here)]
+    sections += [Section("Verdict", lines=[*verdict, *lines])]
+    page = to_markdown(claim.title, sections)
+    page += f"\n![The effects of {claim.title}, with their intervals and margins]({figure})\n" if figure else ""
+    table, cost = _arms_table(measured), _cost(measured)
+    page += f"\n## Each arm\n\n{markdown_table(table)}\n" if len(table) > 1 else ""
+    page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}\n```\n"
+    return page + (f"\n{bullets(cost)}\n" if cost else "")
+
+
+def write_claim_pages(measured: Sequence[Measured], docs: Path) -> None:
+    """Write `claims.md`, and a page and a figure for each claim."""
+    table = markdown_table(summary_table(measured, with_links=True))
+    write_file(docs / "claims.md", f"{_INTRODUCTION}\n{table}\n")
+    (docs / "claims").mkdir(exist_ok=True)
+    for one in measured:
+        name, shown = one.claim.name, _shown(one)
+        if shown:
+            path = docs / "claims" / f"{name}.svg"
+            plot_effects(path, [_drawn(*each) for each in shown], unit=f"effect on {one.claim.metric}")
+        write_file(docs / "claims" / f"{name}.md", claim_page(one, f"{name}.svg" if shown else None))
+
+
+def _arms_table(measured: Measured) -> Table:
+    """A row for each arm and metric that an effect looks at."""
+    claim = measured.claim
+    table = [["arm", "metric", "mean", "seeds"]]
+    for metric in dict.fromkeys([claim.metric, *(effect.metric or claim.metric for effect in claim.effects)]):
+        values = measured.values(metric)
+        for arm in claim.arms:
+            if by_seed := values.get(arm):
+                mean = _number(fmean(by_seed.values()), half_width([*by_seed.values()]))
+                table.append([arm, metric, mean, ", ".join(f"{value:.4g}" for value in by_seed.values())])
+    return table
+
+
+def _cost(measured: Measured) -> list[str]:
+    """What the runs took, and on what; one line for each kind of machine."""
+    if not measured.results:
+        return []
+    made = {tuple(result["made_with"].items()): None for result in measured.results}
+    lines = [f"{len(measured.results)} runs, {_minutes(measured):.0f} minutes of training with one thread each"]
+    return lines + [", ".join(f"{name} {value}" for name, value in one if value is not None) for one in made]
+
+
+def _minutes(measured: Measured) -> float:
+    return sum(result.get("minutes", 0.0) for result in measured.results)
+
+
+def _effect(one: Estimate) -> str:
+    return "–" if one.mean is None else _number(one.mean, one.half, sign=True)
+
+
+def _number(mean: float, half: float | None, *, sign: bool = False) -> str:
+    if half is not None and max(abs(mean), half) < 1e-6:  # rounding, of a claim that is exact
+        return f"{mean:.0e} ± {half:.0e}"
+    return with_interval(mean, half, sign=sign)
+
+
+def _shown(measured: Measured) -> list[tuple[Effect, Estimate]]:
+    """The effects that were measured."""
+    pairs = zip(measured.claim.effects, measured.estimates, strict=True)
+    return [(effect, one) for effect, one in pairs if one.mean is not None]
+
+
+def _drawn(effect: Effect, one: Estimate) -> tuple[str, list[float], float, float, float]:
+    assert one.mean is not None
+    return effect.label, [*one.by_seed.values()], one.mean, one.half or 0.0, effect.margin

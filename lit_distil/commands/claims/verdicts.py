@@ -1,0 +1,227 @@
+"""What a claim says, what its runs measured, and the verdict that follows by rule.
+
+A claim is a folder with a `claim.yaml` and a file for each arm. An effect is a weighted sum of its arms' metrics, taken
+for each seed by itself: the arms of a seed have the same order of data and, where they start alike, the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import yaml
+
+from lit_distil.commands.report.arms import half_width
+
+Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
+CLAIM = "claim.yaml"
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """How the runs of an arm are made.
+
+    Attributes:
+        base: The complete configuration under it, a file beside the claims' folders, without `.yaml`; or the name of a
+            measurement of `exact`, which trains nothing.
+        after: The arm whose export the run starts from; None for none.
+    """
+
+    base: str
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference that the claim is about.
+
+    Attributes:
+        label: In words.
+        arms: Name of each arm to its weight in the sum, such as `{none: 1, soft: -1}`: how much lower the loss is with
+            soft targets. `a|b` stands for the one of these arms whose mean is better.
+        margin: The effect that the claim needs, stated before the runs. Below 0: how much worse is still as good.
+        metric: What is summed; None for the claim's.
+    """
+
+    label: str
+    arms: dict[str, float]
+    margin: float
+    metric: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A `claim.yaml`.
+
+    Attributes:
+        name: Of the folder.
+        title: The claim in a few words.
+        paper: Authors, year, table and section.
+        says: What the paper says, in a sentence or two.
+        figures: The paper's own figures: label to value.
+        compares: What is compared here.
+        matched: What the arms have in common: `steps`, `tokens` or `time`.
+        metric: What is measured, a column of `metrics.csv` at the last validation.
+        arms: By name; a file `<arm>.yaml` beside the claim lies over the base, if there is one.
+        effects: The claim holds if all of them do.
+        keys: The settings in which arms of the same base may differ, and nothing else: `model.objectives`.
+        shows_at: At which size it should show, if not here.
+        learned: What the best arm must reach for a difference to mean something, such as a loss below that of token
+            frequencies; None asks for nothing.
+        higher_is_better: Of the metric.
+    """
+
+    name: str
+    title: str
+    paper: str
+    says: str
+    figures: dict[str, Any]
+    compares: str
+    matched: str
+    metric: str
+    arms: dict[str, ArmSpec]
+    effects: list[Effect]
+    keys: list[str] = field(default_factory=list)
+    shows_at: str = ""
+    learned: float | None = None
+    higher_is_better: bool = False
+
+
+def load_claim(folder: Path) -> Claim:
+    """Read a claim.
+
+    Raises:
+        ValueError: The file is missing, lacks something, or names an arm that is none.
+    """
+    file = folder / CLAIM
+    if not file.is_file():
+        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{CLAIM}"))
+        raise ValueError(f"claims: no claim {folder.name!r} in {folder.parent}; there are {known}")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        arms = {name: ArmSpec(**arm) for name, arm in content.pop("arms").items()}
+        effects = [Effect(**effect) for effect in content.pop("effects")]
+        claim = Claim(folder.name, arms=arms, effects=effects, **content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: {error}; the fields are {[one.name for one in dataclasses.fields(Claim)]}") from None
+    named = [name for effect in effects for group in effect.arms for name in group.split("|")]
+    named += [arm.after for arm in arms.values() if arm.after]
+    if unknown := sorted(set(named) - set(arms)):
+        raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
+    if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
+        raise ValueError(f"{file}: {lost[0]}.yaml is no arm of the claim; name it in arms, or remove it")
+    return claim
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An effect as it was measured.
+
+    Attributes:
+        by_seed: The effect of each seed that all its arms have run with.
+        mean: Over the seeds; None without any.
+        half: Half the 95 % interval of the mean (Student's t); None for fewer than two seeds.
+        verdict: By `verdict_of`.
+    """
+
+    by_seed: dict[int, float]
+    mean: float | None
+    half: float | None
+    verdict: Verdict
+
+
+def verdict_of(mean: float, half: float | None, margin: float) -> Verdict:
+    """*holds* if the whole interval is above the margin, *does not hold* if it is below, else *undecided*."""
+    if half is None or abs(mean - margin) <= half:
+        return "undecided at this size"
+    return "holds" if mean > margin else "does not hold"
+
+
+def overall(verdicts: Sequence[Verdict], *, has_learned: bool = True) -> Verdict:
+    """The verdict of a claim: all its effects must hold; one that does not is enough to refute it."""
+    if not verdicts or "not run" in verdicts:
+        return "not run"
+    if not has_learned:
+        return "undecided at this size"
+    order: tuple[Verdict, ...] = ("does not hold", "undecided at this size", "holds")
+    return next(verdict for verdict in order if verdict in verdicts)
+
+
+def effect_by_seed(
+    arms: Mapping[str, float], values: Mapping[str, Mapping[int, float]], *, higher_is_better: bool = False
+) -> dict[int, float]:
+    """The weighted sum of the arms' metrics, for each seed that all of them have.
+
+    Args:
+        arms: See `Effect.arms`.
+        values: Arm to seed to metric.
+        higher_is_better: Of the metric.
+    """
+    chosen: dict[str, float] = {}
+    for group, weight in arms.items():
+        means = {name: fmean(values[name].values()) for name in group.split("|") if values.get(name)}
+        if len(means) < len(group.split("|")):
+            return {}
+        best = (max if higher_is_better else min)(means, key=lambda name: means[name])
+        chosen[best] = chosen.get(best, 0.0) + weight
+    seeds = set.intersection(*(set(values[name]) for name in chosen))
+    return {seed: sum(weight * values[name][seed] for name, weight in chosen.items()) for seed in sorted(seeds)}
+
+
+def estimate(effect: Effect, values: Mapping[str, Mapping[int, float]], *, higher_is_better: bool) -> Estimate:
+    """An effect over the seeds, and its verdict; `values` as for `effect_by_seed`."""
+    by_seed = effect_by_seed(effect.arms, values, higher_is_better=higher_is_better)
+    if not by_seed:
+        return Estimate({}, None, None, "not run")
+    mean, half = fmean(by_seed.values()), half_width([*by_seed.values()])
+    return Estimate(by_seed, mean, half, verdict_of(mean, half, effect.margin))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A claim with the results of its runs."""
+
+    claim: Claim
+    results: list[dict[str, Any]]
+
+    def values(self, metric: str | None = None) -> dict[str, dict[int, float]]:
+        """Arm to seed to metric, of the arms that measure it."""
+        name = metric or self.claim.metric
+        found: dict[str, dict[int, float]] = {}
+        for result in self.results:
+            if name in result["metrics"]:
+                found.setdefault(result["arm"], {})[result["seed"]] = result["metrics"][name]
+        return found
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """Each effect, in the claim's order."""
+        better = self.claim.higher_is_better
+        return [estimate(one, self.values(one.metric), higher_is_better=better) for one in self.claim.effects]
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the best arm reached what a difference needs to mean something."""
+        values, better = self.values(), self.claim.higher_is_better
+        if self.claim.learned is None or not values:
+            return True
+        means = [fmean(by_seed.values()) for by_seed in values.values()]
+        return max(means) > self.claim.learned if better else min(means) < self.claim.learned
+
+    @property
+    def verdict(self) -> Verdict:
+        """See `overall`."""
+        return overall([one.verdict for one in self.estimates], has_learned=self.has_learned)
+
+
+def read_results(claim: Claim, folder: Path) -> Measured:
+    """A claim with what lies in the folder of results, in the order of arms and seeds."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / claim.name).glob("*.json")]
+    order = {name: place for place, name in enumerate(claim.arms)}
+    results = [result for result in results if result["arm"] in order]
+    return Measured(claim, sorted(results, key=lambda result: (order[result["arm"]], result["seed"])))

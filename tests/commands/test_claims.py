@@ -1,0 +1,291 @@
+"""Claims: arms that differ in nothing but the claim, verdicts by rule, runs that go on, pages made from results."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from concurrent.futures import Future
+from contextlib import redirect_stdout
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_distil.commands.claims import command
+from lit_distil.commands.claims.exact import hard_label, same_architecture
+from lit_distil.commands.claims.pages import write_claim_pages
+from lit_distil.commands.claims.verdicts import CLAIM, effect_by_seed, load_claim, overall, read_results, verdict_of
+from lit_distil.commands.report.arms import relevant_settings
+from lit_distil.files import differences
+from lit_distil.run import run as run_command
+from tests.workspace import REPOSITORY, Workspace, kept_environment, with_trainer, write_config
+
+CLAIMS = REPOSITORY / "configs/claims"
+NAMES = sorted(path.parent.name for path in CLAIMS.glob(f"*/{CLAIM}"))
+RESULTS, DOCS = REPOSITORY / "results/claims", REPOSITORY / "docs"
+
+
+# What ships
+
+
+def test_the_claims_are_there() -> None:
+    assert len(NAMES) == 10
+    claims = [load_claim(CLAIMS / name) for name in NAMES]
+    assert len({claim.title for claim in claims}) == 10
+    for claim in claims:
+        assert claim.says and claim.paper and claim.compares and claim.effects
+        used = {name for effect in claim.effects for group in effect.arms for name in group.split("|")}
+        assert used <= set(claim.arms)
+
+
+def parsed(files: tuple[Path, ...]) -> dict[str, Any]:
+    """The configuration as a run would have it."""
+    output = io.StringIO()
+    with kept_environment(), redirect_stdout(output), pytest.raises(SystemExit):
+        run_command(["fit", *(word for file in files for word in ("--config", str(file))), "--print_config"])
+    return yaml.safe_load(output.getvalue())
+
+
+def merged(files: tuple[Path, ...]) -> dict[str, Any]:
+    """The same by hand, without defaults: an overlay wins, and replaces other classes and dictionaries as a whole."""
+
+    def over(below: Any, above: Any, key: str = "") -> Any:
+        whole = key in ("objectives", "config", "sources", "shares") or not (
+            isinstance(below, dict) and isinstance(above, dict)
+        )
+        if whole or above.get("class_path", below.get("class_path")) != below.get("class_path"):
+            return above
+        return below | {name: over(below.get(name), value, name) for name, value in above.items()}
+
+    contents = [yaml.safe_load(file.read_text()) for file in files]
+    return functools.reduce(over, contents)
+
+
+@pytest.mark.parametrize("resolve", [merged, pytest.param(parsed, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NAMES)
+def test_arms_of_one_base_differ_in_nothing_but_the_claims_keys(name: str, resolve: Any) -> None:
+    claim = load_claim(CLAIMS / name)
+    resolved: dict[Path, list[tuple[dict[str, Any], Any]]] = {}
+    for job in command.plan([claim], [1], configs=CLAIMS, runs=Path("runs/claims")):
+        resolved.setdefault(job.files[0], []).append((relevant_settings(resolve(job.files)), job.after))
+    for arms in resolved.values():
+        for (first, its_start), (other, start) in combinations(arms, 2):
+            names = [one.name for one in differences(first, other)]
+            assert names or its_start != start, "two arms are the same"
+            assert all(one.startswith(tuple(claim.keys)) for one in names), names
+
+
+@pytest.mark.parametrize("measure", [same_architecture, hard_label])
+def test_exact_claims_are_exact(measure: Any) -> None:
+    found = [measure(seed) for seed in (1, 2)]
+    assert all(one["difference"] < 1e-12 < 1e-4 < one["size"] for one in found)
+    assert found[0]["size"] != found[1]["size"]
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "margin", "verdict"),
+    [
+        (0.10, 0.05, 0.04, "holds"),
+        (0.10, 0.05, 0.05, "undecided at this size"),
+        (0.10, 0.05, 0.15, "undecided at this size"),
+        (0.10, 0.05, 0.16, "does not hold"),
+        (-0.01, 0.005, -0.02, "holds"),  # worse, and as good by the margin
+        (0.10, None, 0.04, "undecided at this size"),  # a single seed has no interval
+        (0.10, 0.0, 0.04, "holds"),
+    ],
+)
+def test_verdict_is_where_the_interval_lies(mean: float, half: float | None, margin: float, verdict: str) -> None:
+    assert verdict_of(mean, half, margin) == verdict
+
+
+def test_a_claim_holds_if_all_of_its_effects_do() -> None:
+    assert overall(["holds", "holds"]) == "holds"
+    assert overall(["holds", "undecided at this size"]) == "undecided at this size"
+    assert overall(["undecided at this size", "does not hold"]) == "does not hold"
+    assert overall(["holds", "not run"]) == overall([]) == "not run"
+    assert overall(["does not hold"], has_learned=False) == "undecided at this size"
+
+
+def test_effects_are_paired_by_seed() -> None:
+    """Unpaired, the seeds' own spread would hide a difference that every seed shows."""
+    values = {"none": {1: 3.0, 2: 4.0, 3: 5.0}, "soft": {1: 2.9, 2: 3.8, 3: 4.9, 4: 1.0}}
+    found = effect_by_seed({"none": 1, "soft": -1}, values)
+    assert found == pytest.approx({1: 0.1, 2: 0.2, 3: 0.1})
+    assert effect_by_seed({"none": 1, "other": -1}, values) == {}
+    # the better of two arms, by its mean over the seeds
+    assert effect_by_seed({"none|soft": 1}, values) == values["soft"]
+    assert effect_by_seed({"none|soft": 1}, values, higher_is_better=True) == values["none"]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=6), st.floats(-1, 1))
+def test_what_a_seed_does_to_all_arms_alike_does_not_count(shifts: list[float], gain: float) -> None:
+    values = {"a": dict(enumerate(shifts)), "b": {seed: shift - gain for seed, shift in enumerate(shifts)}}
+    assert effect_by_seed({"a": 1, "b": -1}, values) == pytest.approx(dict.fromkeys(range(len(shifts)), gain), abs=1e-9)
+
+
+def test_the_interval_is_students(tmp_path: Path) -> None:
+    """0.10, 0.20 and 0.15: mean 0.15, standard deviation 0.05, t of two degrees of freedom 4.303."""
+    claim = load_claim(write_claim(tmp_path / "configs", margin=0.02))
+    for seed, gain in enumerate((0.10, 0.20, 0.15), start=1):
+        write_result(tmp_path, "small", seed, 3.0 + seed)
+        write_result(tmp_path, "large", seed, 3.0 + seed - gain)
+    (found,) = read_results(claim, tmp_path / "results").estimates
+    assert found.mean == pytest.approx(0.15) and found.half == pytest.approx(4.303 * 0.05 / 3**0.5, rel=1e-4)
+    assert found.verdict == read_results(claim, tmp_path / "results").verdict == "holds"
+    nothing_learned = load_claim(write_claim(tmp_path / "again", margin=0.02, learned=2.0))
+    assert read_results(nothing_learned, tmp_path / "results").verdict == "undecided at this size"
+
+
+# Running
+
+
+def write_claim(root: Path, *, margin: float = 0.0, **changes: Any) -> Path:
+    """A claim of two arms, one of which is the base alone, and of a student of that one."""
+    arms = {
+        "small": {"base": "pretrain"},
+        "large": {"base": "pretrain"},
+        "student": {"base": "distill", "after": "large"},
+    }
+    effects = [{"label": "larger is better", "arms": {"small": 1, "large": -1}, "margin": margin}]
+    texts = dict.fromkeys(("paper", "says", "compares", "matched"), "steps")
+    content = {
+        "title": "Size",
+        **texts,
+        "figures": {"a": 1.0},
+        "metric": "val/masked_lm_loss",
+        "keys": ["model.network"],
+    }
+    (root / "size").mkdir(parents=True)
+    (root / "size" / CLAIM).write_text(
+        yaml.safe_dump({**content, "arms": arms, "effects": effects, **changes}, sort_keys=False)
+    )
+    (root / "size/large.yaml").write_text(
+        yaml.safe_dump({"model": {"init_args": {"network": {"init_args": {"seed": 1}}}}})
+    )
+    return root / "size"
+
+
+def write_result(root: Path, arm: str, seed: int, loss: float) -> None:
+    metrics = {"val/masked_lm_loss": loss}
+    content = {"claim": "size", "arm": arm, "seed": seed, "minutes": 1.5, "metrics": metrics, "made_with": {"cpu": "x"}}
+    (root / "results/size").mkdir(parents=True, exist_ok=True)
+    (root / f"results/size/{arm}-seed-{seed}.json").write_text(json.dumps(content))
+
+
+def test_arms_without_a_file_share_the_run_of_their_base_and_a_student_waits_for_its_teacher(tmp_path: Path) -> None:
+    claim = load_claim(write_claim(tmp_path / "configs"))
+    (tmp_path / "configs/distill.yaml").write_text("model: {init_args: {teacher: t}}")
+    jobs = command.plan([claim], [1, 2], configs=tmp_path / "configs", runs=Path("runs"))
+    assert [str(job.folder) for job in jobs[:3]] == [
+        "runs/pretrain/seed-1",
+        "runs/size/large/seed-1",
+        "runs/size/student/seed-1",
+    ]
+    teacher, student = jobs[1:3]
+    assert len(jobs) == 6 and student.after == teacher and jobs[0].results == [("size", "small")]
+    words = student.command()
+    assert words[words.index("--model.teacher") + 1] == words[words.index("--data.tokenizer") + 1]
+    assert words[words.index("--model.teacher") + 1] == "runs/size/large/seed-1/export"
+    assert words[words.index("--seed_everything") + 1] == "1" and words[-1] == "--overwrite"
+    # two claims with the same teacher train it once
+    soft, table4 = (load_claim(CLAIMS / name) for name in ("soft-targets", "table4"))
+    teachers = [job for job in command.plan([soft, table4], [1], configs=CLAIMS, runs=Path("runs")) if not job.after]
+    assert [job.results for job in teachers] == [[("soft-targets", "teacher"), ("table4", "teacher")]]
+
+
+class AtOnce:
+    """Does the work where it is given: a trainer in this process takes its signals in the main thread only."""
+
+    def __init__(self, num_jobs: int) -> None:
+        assert num_jobs == 1
+
+    def __enter__(self) -> AtOnce:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, work: Any, *arguments: Any) -> Future[None]:
+        future: Future[None] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except ValueError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        assert cancel_futures
+
+
+def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "configs"
+    write_claim(root)
+    settings = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    for name in ("pretraining", "distillation"):
+        config = with_trainer(workspace.configuration(name), tmp_path / "unused", **settings)
+        write_config(config, root / f"{'pretrain' if name == 'pretraining' else 'distill'}.yaml")
+    overlay = {"model": {"init_args": {"optimizer": {"init_args": {"lr": 2.0e-3}}}}}
+    (root / "size/large.yaml").write_text(yaml.safe_dump(overlay))
+    calls: list[list[str]] = []
+
+    def in_process(arguments: list[str], log: Path) -> None:
+        if arguments[0] == "tokenizer":
+            return
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise ValueError("stopped")
+        with kept_environment():
+            run_command(arguments)
+
+    monkeypatch.setattr(command, "_lit_distil", in_process)
+    monkeypatch.setattr(command, "ThreadPoolExecutor", AtOnce)
+    where = {"configs": str(root), "out": str(tmp_path / "results"), "runs": str(tmp_path / "runs"), "jobs": 1}
+    with pytest.raises(ValueError, match="stopped"):
+        command.claims(["size"], seeds=1, **where)
+    assert len(calls) == 2 and [path.name for path in (tmp_path / "results/size").iterdir()] == ["small-seed-1.json"]
+    command.claims(["size"], seeds=1, **where)
+    assert len(calls) == 4  # what was done is not repeated
+    command.claims(["size"], seeds=1, **where)
+    assert len(calls) == 4
+    result = json.loads((tmp_path / "results/size/student-seed-1.json").read_text())
+    assert result["steps"] == 2 and result["metrics"]["val/masked_lm_loss"] > 0 and result["minutes"] >= 0
+    assert result["made_with"]["torch"] and len(result["config"]) == 64 and result["tokens"] > 100
+    assert "undecided at this size" in capsys.readouterr().out
+
+
+def test_mistakes_in_a_claim_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no claim 'nsq' in .*; there are .*'nsp'"):
+        load_claim(CLAIMS / "nsq")
+    folder = write_claim(tmp_path / "a", marginn=1)
+    with pytest.raises(ValueError, match=r"unexpected keyword argument 'marginn'; the fields are \['name', 'title'"):
+        load_claim(folder)
+    folder = write_claim(tmp_path / "b", effects=[{"label": "x", "arms": {"huge": 1}, "margin": 0}])
+    with pytest.raises(ValueError, match=r"no arm 'huge'; there are \['small', 'large', 'student'\]"):
+        load_claim(folder)
+    folder = write_claim(tmp_path / "c")
+    (folder / "lost.yaml").write_text("{}")
+    with pytest.raises(ValueError, match=r"lost\.yaml is no arm of the claim"):
+        load_claim(folder)
+
+
+# Pages
+
+
+def test_the_pages_in_the_documentation_are_those_of_the_results(tmp_path: Path) -> None:
+    """A figure or a verdict that no result gives would be found here."""
+    write_claim_pages([read_results(load_claim(CLAIMS / name), RESULTS) for name in NAMES], tmp_path)
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    kept = sorted(path.relative_to(DOCS) for path in (DOCS / "claims.md", *(DOCS / "claims").iterdir()))
+    assert made == kept and len(made) > 10
+    for path in made:
+        assert (tmp_path / path).read_text() == (DOCS / path).read_text(), path
