@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_distil.callbacks.checkpoints import LAST
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.base import STOP_SIGNALS
+from lit_distil.modules.guards import host_group
 
 _STARTER = "LIT_DISTIL_STARTER"  # environment variable: the process that started this one, if Lightning did
 _ASK_EVERY = 8  # validation batches between two questions to the other ranks
@@ -61,6 +62,8 @@ class StopOnSignal(Callback):
         """Undo what Lightning installed; until the first step there is nothing to save."""
         os.environ.pop(_STARTER, None)  # Lightning has started its processes by now
         self._stop_listening()
+        if self._may_handle():  # in each batch it would ask the first rank for the signal, and wait for the device
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Exit if the checkpoint is saved, now that its step is logged; else tell the other ranks what was received."""
@@ -141,8 +144,9 @@ class StopOnSignal(Callback):
             return self._received
         if batch_idx % _ASK_EVERY:
             return 0
-        number = torch.tensor(self._received, device=pl_module.device)
-        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        number = torch.tensor(self._received)
+        group = host_group(torch.distributed.group.WORLD)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=group)
         return int(number.item())
 
     def _save(self, trainer: Trainer, number: int) -> None:

@@ -34,12 +34,14 @@ class Bucket:
             else None.
         tokens: int64 `[len(lengths) * width]`, which token of the row goes into each slot (into padding, the
             sequence's first: it is never attended to); None if `start` is given.
+        lengths_there: The lengths on the device, int64 `[len(lengths)]`.
     """
 
     lengths: tuple[int, ...]
     width: int
     start: int | None
     tokens: Tensor | None
+    lengths_there: Tensor
 
     @property
     def is_uniform(self) -> bool:
@@ -131,8 +133,7 @@ def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.
         place = torch.arange(bucket.width, device=device)
         forbidden = torch.zeros(1, 1, 1, bucket.width, dtype=torch.bool, device=device)
         if not bucket.is_uniform:
-            lengths = _to_device(np.array(bucket.lengths, dtype=np.int64), device)
-            forbidden = (place[None] >= lengths[:, None])[:, None, None]
+            forbidden = (place[None] >= bucket.lengths_there[:, None])[:, None, None]
         if window is not None:
             forbidden = forbidden | ((place[:, None] - place[None]).abs() >= window)
         # half the minimum: a padding token may see nothing at all, and -inf throughout would be NaN
@@ -142,37 +143,35 @@ def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.
 
 @lru_cache(maxsize=4)  # teacher and student ask for the same layout, and batches of fixed length always do
 def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    slots = np.empty(starts[-1], dtype=np.int64)
+    arrays, buckets, num_slots = [starts], [], 0
+    for members in _group(lengths):
+        member_lengths = np.array([lengths[i] for i in members])
+        width = int(member_lengths.max())
+        is_uniform = int(member_lengths.min()) == width
+        if not is_uniform and device.type == "cuda":
+            width = -(-width // 8) * 8  # kernels want biases aligned to 8 elements
+        within = np.arange(width)[None]  # [1, width]
+        begin = starts[members][:, None]  # [members, 1]
+        is_real = within < member_lengths[:, None]
+        tokens = np.where(is_real, begin + within, begin)
+        slots[tokens[is_real]] = num_slots + np.flatnonzero(is_real)
+        num_slots += tokens.size
+        is_view = is_uniform and members == list(range(members[0], members[0] + len(members)))
+        buckets.append((tuple(member_lengths.tolist()), width, int(starts[members[0]]) if is_view else None))
+        arrays += [member_lengths, tokens.reshape(-1)[: 0 if is_view else None]]
+    in_order = num_slots == len(slots) and bool((slots == np.arange(num_slots)).all())
     with torch.inference_mode(False), torch.no_grad():
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        slots = np.empty(starts[-1], dtype=np.int64)
-        buckets, num_slots = [], 0
-        for members in _group(lengths):
-            member_lengths = tuple(lengths[i] for i in members)
-            width = max(member_lengths)
-            is_uniform = min(member_lengths) == width
-            if not is_uniform and device.type == "cuda":
-                width = -(-width // 8) * 8  # kernels want biases aligned to 8 elements
-            within = np.arange(width)[None]  # [1, width]
-            begin = starts[members][:, None]  # [members, 1]
-            is_real = within < np.array(member_lengths)[:, None]
-            tokens = np.where(is_real, begin + within, begin)
-            slots[tokens[is_real]] = num_slots + np.flatnonzero(is_real)
-            num_slots += tokens.size
-            is_view = is_uniform and members == list(range(members[0], members[0] + len(members)))
-            buckets.append(
-                Bucket(
-                    lengths=member_lengths,
-                    width=width,
-                    start=int(starts[members[0]]) if is_view else None,
-                    tokens=None if is_view else _to_device(tokens.reshape(-1), device),
-                )
-            )
-        in_order = num_slots == len(slots) and bool((slots == np.arange(num_slots)).all())
+        starts_there, *pairs, slots_there = _to_device([*arrays, slots[: 0 if in_order else None]], device)
         return SequenceLayout(
             lengths=lengths,
-            cu_seq_lens=_to_device(starts.astype(np.int32), device),
-            buckets=tuple(buckets),
-            slots=None if in_order else _to_device(slots, device),
+            cu_seq_lens=starts_there.int(),
+            buckets=tuple(
+                Bucket(*bucket, tokens=tokens if bucket[2] is None else None, lengths_there=member_lengths)
+                for bucket, member_lengths, tokens in zip(buckets, pairs[::2], pairs[1::2], strict=True)
+            ),
+            slots=None if in_order else slots_there,
         )
 
 
@@ -198,11 +197,12 @@ def _cost(width: int) -> int:
     return width * (width + 16)
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
+def _to_device(arrays: list[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    """Vectors of int64 as tensors, sent in one buffer."""
+    buffer = torch.from_numpy(np.concatenate(arrays))
     if device.type == "cuda":  # page-locked, so that the copy waits for nothing
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        buffer = buffer.pin_memory()
+    return buffer.to(device, non_blocking=True).split([len(array) for array in arrays])
 
 
 class PaddedView:

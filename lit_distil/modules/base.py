@@ -22,13 +22,13 @@ from lit_distil.files import short_hash
 from lit_distil.messages import causes, one_line
 from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
-from lit_distil.modules.guards import StepGuard, clips_by_plain_norm, shard, with_all_outputs
+from lit_distil.modules.guards import StepGuard, begin_counting, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
 from lit_distil.pieces import PieceError
-from lit_distil.types import COUNTABLES, Batch, Countable, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Countable, DataModule, EncoderOutput, Vocabulary
 
 STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 """Signals by which a run is told to stop."""
@@ -73,7 +73,7 @@ class EncoderModule(SavedModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.objectives: nn.ModuleDict = nn.ModuleDict()
-        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`_count_globally`)
+        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`begin_counting`)
         self._global_counts: dict[Countable, int] = {}
         self._configured: list[dict[str, Any]] = []
         self._is_checked = False
@@ -159,11 +159,11 @@ class EncoderModule(SavedModule):
         accumulate = trainer.accumulate_grad_batches
         is_first = batch_idx % accumulate == 0
         self._seed_dropout(trainer.global_step * accumulate + batch_idx % accumulate)
-        if is_first:
-            self._global_counts = self._count_globally(batch)
+        counting = begin_counting(self, batch, STOP_SIGNALS) if is_first else None
         self.terms.set_step(trainer.global_step)
         student, teachers = self.outputs(batch)
-        if is_first:
+        if counting is not None:
+            self._global_counts = counting()
             self.observe_gradients(student, teachers, batch)
         loss = self._combine("train", student, teachers, batch, self._global_counts)
         if trainer.world_size > 1 and self.device_mesh is None:
@@ -206,19 +206,6 @@ class EncoderModule(SavedModule):
         if stage == "train":  # an evaluation is about the student, not about its batches
             add_size(meters, batch)
         return loss
-
-    def _count_globally(self, batch: Batch) -> dict[Countable, int]:
-        """Items of each kind in the global batch: one small reduction in each optimizer step."""
-        local = batch.step_counts or batch.counts
-        if self.trainer.world_size == 1:
-            return local
-        stops = [int(self.stop_requested == number) for number in STOP_SIGNALS]
-        counts = torch.tensor([*(local[kind] for kind in COUNTABLES), *stops], device=self.device)
-        torch.distributed.all_reduce(counts)
-        numbers = counts.tolist()
-        stops = numbers[len(COUNTABLES) :]
-        self.stop_agreed = next((number for number, count in zip(STOP_SIGNALS, stops) if count), 0)
-        return dict(zip(COUNTABLES, numbers))
 
     def _seed_dropout(self, micro_step: int) -> None:
         """Make dropout a function of (seed, micro-step, rank), so that a resumed run repeats the unbroken one."""
@@ -279,7 +266,7 @@ class EncoderModule(SavedModule):
         """Skip a step whose gradient is not finite; note its learning rate and, if it will be logged, its norm."""
         self._learning_rate = optimizer.param_groups[0]["lr"]  # the scheduler moves on before the step is logged
         norm = self.guard.check(optimizer, self.trainer.global_step)
-        if norm is not None and (self.trainer.global_step + 1) % self._log_every == 0:
+        if (self.trainer.global_step + 1) % self._log_every == 0 and norm.isfinite():
             self._meters["train"].add("grad_norm", norm, 1)
 
     def configure_gradient_clipping(

@@ -1,14 +1,16 @@
-"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if they are not finite.
+"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if not finite; global counts.
 
 A run whose weights or validation loss are no numbers any more ends before it writes a checkpoint or an export.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
@@ -20,7 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.objectives import Objective
-from lit_distil.types import EncoderOutput, Projection
+from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Projection
 
 _PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 _MOST_GROWTH = 1000.0  # of the largest weight, which is about 1 in an encoder; training moves it to 10 at most
@@ -40,27 +42,35 @@ class StepGuard:
     weights are looked at whenever a checkpoint is written, and at the end of the run. The gradients and the weights,
     and so the decisions, are the same on all ranks.
 
+    A fused optimizer of torch skips the step on the device, where the guard counts too: the host looks at the counts
+    when a step is logged, a checkpoint is written or a validation ends. For any other optimizer it looks in each step.
+
     Args:
-        patience: How many steps in a row may be skipped; one more is an error. A loss scaler (`16-mixed`) skips some
-            while it looks for its scale.
+        patience: How many steps in a row may be skipped; one more is an error when the host next looks. A loss scaler
+            (`16-mixed`) skips some while it looks for its scale.
     """
 
     def __init__(self, patience: int) -> None:
         if patience < 0:
             raise ValueError(f"model.max_skipped_steps must not be negative, got {patience}")
         self.patience = patience
-        self.num_skipped = 0
         self.norm: Tensor | None = None
         """Of the current step's gradients, from `check` to `clip`."""
-        self._in_a_row = 0
+        self._counts = torch.zeros(3, dtype=torch.int64)  # skipped in all; in a row now; in the longest row
+        self._num_reported = 0
         self._largest_at_start: float | None = None
         self._validation_loss = 0.0
 
-    def check(self, optimizer: torch.optim.Optimizer, step: int) -> Tensor | None:
-        """The norm of the gradients before clipping; None if it is not finite, and the gradients are then removed.
+    @property
+    def num_skipped(self) -> int:
+        """How many steps were skipped; reading it waits for the device."""
+        return int(self._counts[0])
+
+    def check(self, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+        """Let the optimizer skip its step if a gradient is not finite; gives the gradients' norm before clipping.
 
         Raises:
-            DivergedError: More steps in a row were skipped than the patience allows.
+            DivergedError: See `report`; only with an optimizer that cannot skip on the device.
         """
         parameters = _with_gradient(optimizer)
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
@@ -68,21 +78,38 @@ class StepGuard:
         if isinstance(norm, DTensor):  # sharded, under FSDP2: gathered once, for the clipping as well
             self.norm = norm.redistribute(placements=[Replicate()] * norm.device_mesh.ndim)
             norm = self.norm.to_local()
-        if torch.isfinite(norm):
-            self._in_a_row = 0
-            return norm
-        for parameter in parameters:
-            parameter.grad = None
-        self.num_skipped += 1
-        self._in_a_row += 1
-        if self._in_a_row > self.patience:
+        is_bad = norm.isfinite().logical_not_()
+        self._counts = self._counts.to(norm.device)
+        self._counts[:2] += is_bad
+        self._counts[1] *= is_bad
+        self._counts[2] = self._counts[1:].amax()
+        if _skips_on_device(optimizer):
+            optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        elif is_bad:
+            for parameter in parameters:
+                parameter.grad = None
+            self.report(step)
+        return norm
+
+    def report(self, step: int) -> None:
+        """Warn of the steps that were skipped since the last call; it waits for the device.
+
+        Raises:
+            DivergedError: More steps in a row were skipped than the patience allows.
+        """
+        num_skipped, in_a_row, longest = self._counts.tolist()
+        new, self._num_reported = num_skipped - self._num_reported, num_skipped
+        if longest > self.patience:
             raise DivergedError(
-                f"step {step}: the gradient was infinite or undefined in {self._in_a_row} steps in a row, so the run "
-                f"ends here; checkpoints are those of finite steps. {_ADVICE}, or allow more (model.max_skipped_steps)"
+                f"step {step}: the gradient was infinite or undefined in {longest} steps in a row, so the run ends "
+                f"here; checkpoints are those of finite steps. {_ADVICE}, or allow more (model.max_skipped_steps)"
             )
-        if self._in_a_row == 1:
-            rank_zero_warn(f"step {step}: the gradient is infinite or undefined ({float(norm)}); the step is skipped")
-        return None
+        self._counts[2] = in_a_row
+        if new > in_a_row or new == in_a_row > 0:  # otherwise a row goes on that was reported before
+            rank_zero_warn(
+                f"step {step}: the gradient is infinite or undefined, and was so in {new} steps since the last report; "
+                "they were skipped"
+            )
 
     def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
         """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took: nothing waits."""
@@ -105,8 +132,9 @@ class StepGuard:
 
         Raises:
             DivergedError: A weight is not finite, the largest is a thousand times that of the start (and of 1), or the
-                last validation loss is not finite.
+                last validation loss is not finite; or see `report`.
         """
+        self.report(step)
         largest, before = _largest(module), self._largest_at_start
         if not math.isfinite(largest):
             reason = "a weight is infinite or undefined"
@@ -127,25 +155,33 @@ class StepGuard:
         Raises:
             DivergedError: All of them were.
         """
-        if not self.num_skipped:
+        num_skipped = self.num_skipped
+        if not num_skipped:
             return
-        told = f"{self.num_skipped} of {step} steps were skipped, because the gradient was infinite or undefined"
-        if self.num_skipped >= step:
+        told = f"{num_skipped} of {step} steps were skipped, because the gradient was infinite or undefined"
+        if num_skipped >= step:
             raise DivergedError(f"{told}, so the weights are those from the start, and nothing is exported. {_ADVICE}")
         rank_zero_warn(told)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run continues with, in plain numbers."""
-        return {
-            "num_skipped": self.num_skipped,
-            "in_a_row": self._in_a_row,
-            "largest_at_start": self._largest_at_start,
-        }
+        num_skipped, in_a_row, _ = self._counts.tolist()
+        return {"num_skipped": num_skipped, "in_a_row": in_a_row, "largest_at_start": self._largest_at_start}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
-        self.num_skipped, self._in_a_row = state["num_skipped"], state["in_a_row"]
+        self._counts = torch.tensor([state["num_skipped"], state["in_a_row"], state["in_a_row"]])
+        self._num_reported = state["num_skipped"]
         self._largest_at_start = state["largest_at_start"]
+
+
+def _skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it leaves everything as it is where its attribute `found_inf` is 1: torch's fused ones do."""
+    groups = optimizer.param_groups
+    if isinstance(optimizer, torch.optim.SGD) and not optimizer.state and any(group["momentum"] for group in groups):
+        return False  # in its first step, taken or not, the kernel leaves a momentum
+    kinds = (torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
+    return isinstance(optimizer, kinds) and all(group.get("fused") for group in groups)
 
 
 def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torch.optim.Optimizer) -> bool:
@@ -174,6 +210,34 @@ def _largest(module: nn.Module) -> float:
 
 def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+@functools.lru_cache(maxsize=1)
+def host_group(world: Any) -> Any:
+    """The ranks of `world`, exchanging what lies in their hosts' memory; all call it together for the first time."""
+    return torch.distributed.new_group(torch.distributed.get_process_group_ranks(world), backend="gloo")
+
+
+def begin_counting(module: Any, batch: Batch, signals: list[int]) -> Callable[[], dict[Countable, int]]:
+    """Begin to add up the items of each kind in the global batch; the function that it gives waits for the sums.
+
+    The ranks' hosts exchange them while the networks run, so nothing waits for the devices. They tell each other too
+    which of `signals` they were told to stop by (`stop_requested`), and note the first (`stop_agreed`).
+    """
+    local = batch.step_counts or batch.counts
+    if module.trainer.world_size == 1:
+        return lambda: local
+    sums = np.array([*(local[kind] for kind in COUNTABLES), *(module.stop_requested == number for number in signals)])
+    group = host_group(torch.distributed.group.WORLD)
+    sending = torch.distributed.all_reduce(torch.from_numpy(sums), group=group, async_op=True)
+
+    def finish() -> dict[Countable, int]:
+        sending.wait()
+        stops = zip(signals, sums[len(COUNTABLES) :])
+        module.stop_agreed = next((number for number, count in stops if count), 0)
+        return dict(zip(COUNTABLES, sums.tolist()))
+
+    return finish
 
 
 def shard(network: nn.Module, objectives: Iterable[Objective], device_mesh: DeviceMesh) -> None:

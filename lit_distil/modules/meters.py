@@ -305,8 +305,9 @@ class LoggedModule(LightningModule):
         if step > since_step:
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)
         values["train/learning_rate"] = float(self._learning_rate)
-        if self.guard.num_skipped:
-            values["train/skipped_steps"] = float(self.guard.num_skipped)
+        self.guard.report(step)
+        if num_skipped := self.guard.num_skipped:
+            values["train/skipped_steps"] = float(num_skipped)
         for name, objective in self.terms.objectives.items():
             values.update({f"train/{setting}/{name}": value for setting, value in objective.current_values.items()})
         self._last_logged = (step, now)

@@ -195,7 +195,7 @@ class LogitRows:
     Attributes:
         student: `[rows, vocabulary]`.
         teacher: `[rows, vocabulary]`, without a gradient; None where there is no teacher.
-        labels: int64 `[rows]`, the original tokens; None for rows that are not masked.
+        labels: int64 `[rows]`, the original tokens, and `IGNORE_INDEX` in rows that are not masked; None if none is.
     """
 
     student: Tensor
@@ -240,10 +240,6 @@ class RowObjective(Objective):
     def mixes_teachers(self) -> bool:
         """Whether it shares the pass, which averages the teachers' distributions."""
         return self.shares_the_pass
-
-    def covers(self, *, is_masked: bool) -> bool:
-        """Whether it sums over the masked rows, or over the others."""
-        return self.positions == "all" or (self.positions == "masked") == is_masked
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """`on_rows`, without a graph; the gradient of `scale` times it is added to `gradient`, unless that is None."""

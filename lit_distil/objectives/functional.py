@@ -181,8 +181,8 @@ class _SoftTargetKL(torch.autograd.Function):
         for rows in row_chunks(student_logits, dtype):
             student_max = student_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
             teacher_max = teacher_logits[rows].amax(dim=-1, keepdim=True).to(dtype)
-            student = _shifted(student_logits[rows], student_max, temperature)
-            teacher = _shifted(teacher_logits[rows], teacher_max, temperature)
+            student = (student_logits[rows] - student_max).div_(temperature)
+            teacher = (teacher_logits[rows] - teacher_max).div_(temperature)
             student_sum = student.exp().sum(dim=-1, keepdim=True)
             teacher_exp = teacher.exp()
             teacher_sum = teacher_exp.sum(dim=-1, keepdim=True)
@@ -201,8 +201,8 @@ class _SoftTargetKL(torch.autograd.Function):
         scale = grad_output.to(statistics.dtype) * ctx.temperature
         for rows in row_chunks(student_logits, statistics.dtype):
             student_max, student_sum, teacher_max, teacher_sum = statistics[:, rows]
-            student = _shifted(student_logits[rows], student_max, ctx.temperature).exp_().mul_(scale / student_sum)
-            teacher = _shifted(teacher_logits[rows], teacher_max, ctx.temperature).exp_().mul_(scale / teacher_sum)
+            student = (student_logits[rows] - student_max).div_(ctx.temperature).exp_().mul_(scale / student_sum)
+            teacher = (teacher_logits[rows] - teacher_max).div_(ctx.temperature).exp_().mul_(scale / teacher_sum)
             gradient[rows] = student.sub_(teacher)
         return gradient, None, None
 
@@ -212,29 +212,21 @@ def add_soft_target_gradient(
 ) -> Tensor:
     """The value of `soft_target_kl`; the gradient of `scale` times it, `scale · T · (p_s − p_t)`, goes to `gradient`.
 
-    `gradient` is `[rows, vocabulary]` and added to in place; None if none is wanted.
+    `gradient` is `[rows, vocabulary]` and added to in place; None if none is wanted. The rows are few: it takes three
+    buffers of their size, and few operations.
     """
     dtype = working_dtype(student_logits, temperature)
-    total = student_logits.new_zeros((), dtype=dtype)
-    for rows in row_chunks(student_logits, dtype):
-        student, teacher = student_logits[rows].to(dtype), teacher_logits[rows].to(dtype)
-        student = (student - student.amax(dim=-1, keepdim=True)).div_(temperature)
-        teacher = (teacher - teacher.amax(dim=-1, keepdim=True)).div_(temperature)
-        difference = teacher - student
-        student_exp, teacher_exp = student.exp_(), teacher.exp_()
-        student_sum = student_exp.sum(dim=-1, keepdim=True)
-        teacher_sum = teacher_exp.sum(dim=-1, keepdim=True)
-        cross = difference.mul_(teacher_exp).sum(dim=-1, keepdim=True)
-        total += (cross / teacher_sum + (student_sum / teacher_sum).log()).sum()
-        if gradient is not None:
-            factor = scale * temperature
-            if dtype == gradient.dtype:
-                gradient[rows].addcmul_(student_exp, factor / student_sum)
-                gradient[rows].addcmul_(teacher_exp, -factor / teacher_sum)
-            else:  # nearly equal at high temperatures: subtract before rounding
-                student_share = student_exp.mul_(factor / student_sum)
-                gradient[rows].add_(student_share.sub_(teacher_exp.mul_(factor / teacher_sum)))
-    return total * temperature**2
+    student, teacher = student_logits.to(dtype), teacher_logits.to(dtype)
+    buffer = student / temperature
+    p_student = buffer.softmax(dim=-1)
+    p_teacher = torch.div(teacher, temperature, out=buffer).softmax(dim=-1)
+    # the largest probability is 1 / Σ exp(z − largest); only small numbers are subtracted, for high temperatures
+    ratio = p_teacher.amax(dim=-1).div_(p_student.amax(dim=-1)).log_()
+    cross = torch.sub(teacher, student, out=buffer).mul_(p_teacher).sum(dim=-1)
+    divergence = cross.sub_(teacher.amax(dim=-1)).add_(student.amax(dim=-1)).div_(temperature).add_(ratio)
+    if gradient is not None:
+        gradient.add_(p_student.sub_(p_teacher), alpha=scale * temperature)
+    return divergence.sum() * temperature**2
 
 
 def add_cross_entropy_gradient(gradient: Tensor | None, scale: float, logits: Tensor, labels: Tensor) -> Tensor:
@@ -242,30 +234,17 @@ def add_cross_entropy_gradient(gradient: Tensor | None, scale: float, logits: Te
 
     `gradient` is `[rows, classes]` and added to in place; None if none is wanted.
     """
-    dtype = working_dtype(logits, 1.0)
-    total = logits.new_zeros((), dtype=dtype)
-    for rows in row_chunks(logits, dtype):
-        shifted = logits[rows].to(dtype)
-        shifted = shifted - shifted.amax(dim=-1, keepdim=True)
-        is_counted = (labels[rows] != IGNORE_INDEX)[:, None]
-        chosen = labels[rows].clamp_min(0)[:, None]
-        label_logits = shifted.gather(-1, chosen)
-        exp = shifted.exp_()
-        exp_sum = exp.sum(dim=-1, keepdim=True)
-        total += ((exp_sum.log() - label_logits) * is_counted).sum()
-        if gradient is not None:
-            factor = is_counted.to(dtype) * scale
-            if dtype == gradient.dtype:
-                gradient[rows].addcmul_(exp, factor / exp_sum)
-            else:
-                gradient[rows].add_(exp * (factor / exp_sum))
-            gradient[rows].scatter_add_(-1, chosen, -factor.to(gradient.dtype))
-    return total
-
-
-def _shifted(logits: Tensor, largest: Tensor, temperature: float) -> Tensor:
-    """`(logits − largest) / T` in a new tensor, at the precision of `largest`."""
-    return (logits - largest).div_(temperature)
+    logits = logits.to(working_dtype(logits, 1.0))
+    is_counted = (labels != IGNORE_INDEX)[:, None]
+    chosen = labels.clamp_min(0)[:, None]
+    p = logits.softmax(dim=-1)
+    total = (logits.amax(-1, keepdim=True) - logits.gather(-1, chosen) - p.amax(-1, keepdim=True).log_()).mul_(
+        is_counted
+    )
+    if gradient is not None:
+        factor = is_counted.to(gradient.dtype).mul_(scale)
+        gradient.addcmul_(p.to(gradient.dtype), factor).scatter_add_(-1, chosen, -factor)
+    return total.sum()
 
 
 def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
@@ -297,11 +276,16 @@ def working_dtype(logits: Tensor, temperature: float) -> torch.dtype:
     """The precision for these logits: float32 at least, float64 at high temperatures."""
     if temperature > DOUBLE_ABOVE_TEMPERATURE:
         return torch.float64
-    return torch.promote_types(logits.dtype, torch.float32)
+    return wide(logits.dtype)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide(tensor.dtype))
 
 
 def _check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:

@@ -3,29 +3,34 @@
 The logits of a batch are by far its largest tensor (2,048 tokens by 30,522 entries are 250 MB), and plain autograd
 keeps about eight of that size. Here the hidden states of student and teachers are multiplied out for a few rows. Every
 term looks at these logits and adds its gradient, which goes straight back to the hidden states and to the embedding
-matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network.
+matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network on a CPU. On an accelerator,
+where each operation is a launch, there are few pieces instead.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_distil.objectives.base import LogitRows, RowObjective
-from lit_distil.objectives.functional import row_chunks, working_dtype
+from lit_distil.objectives.base import LogitRows, Positions, RowObjective
+from lit_distil.objectives.functional import wide, working_dtype
 from lit_distil.objectives.top_logits import TopLogits
-from lit_distil.types import DeferredLogits, Projection
+from lit_distil.types import IGNORE_INDEX, DeferredLogits, Projection
 
-CHUNK_BYTES = 48 * 2**20
+CHUNK_BYTES = 44 * 2**20
 """Size of the logits of one piece: many rows for the matrix products, and little beside a batch's."""
 
-_CPU_COLUMNS = 1024
+_CACHE_BYTES = 8 * 2**20  # of the rows of a piece that terms look at together on a CPU: four buffers stay in its cache
+_CPU_COLUMNS = 1024  # of the vocabulary: blocks are a third faster than the whole of a wide matrix
+_LAUNCH_BYTES = 256 * 2**20  # at least in a piece on an accelerator ...
+_MOST_PIECES = 2  # ... which has no more of them than this, whatever the rows
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """Is shown some rows at a time: the student's logits, the mean teacher's, and labels (None where not masked)."""
@@ -77,15 +82,53 @@ class VocabularyPass:
         total, sums = _Pass.apply(student.features, student.weight, student.bias, self, torch.is_grad_enabled())
         return total, list(sums.unbind())
 
-    def pieces(self, num_rows: int, vocabulary_size: int, itemsize: int) -> Iterator[tuple[slice, bool]]:
-        """Slices of rows, and whether they are masked; no piece has rows of both kinds."""
-        step = max(1, CHUNK_BYTES // (vocabulary_size * itemsize))
+    def spans(self, start: int, end: int) -> dict[Positions, slice]:
+        """Where the masked ones of rows `start` to `end`, the others, and all of them are, counted from `start`."""
         num_masked = 0 if self.labels is None else len(self.labels)
-        if self.labels is not None and num_masked == 0:
-            yield slice(0, 0), True  # so that every rank counts the same things, with masked rows or without
-        for start, end, is_masked in ((0, num_masked, True), (num_masked, num_rows, False)):
-            for first in range(start, end, step):
-                yield slice(first, min(first + step, end)), is_masked
+        middle = min(max(num_masked, start), end) - start
+        return {"masked": slice(0, middle), "unmasked": slice(middle, end - start), "all": slice(0, end - start)}
+
+    def needed(self, num_rows: int) -> tuple[int, int]:
+        """The first and the last of the rows that a term or the observer looks at."""
+        masked = self.spans(0, num_rows)["masked"].stop
+        looked_at = {term.objective.positions for term in self.terms} | ({"all"} if self.observer else set())
+        return 0 if looked_at - {"unmasked"} else masked, num_rows if looked_at - {"masked"} else masked
+
+    def look(
+        self, logits: Tensor, gradient: Tensor | None, teachers: _TeacherLogits, first: int, sums: dict[int, Tensor]
+    ) -> None:
+        """Let terms and observer look at a few rows, which are rows `first` on of the teachers' piece."""
+        start, num_rows = teachers.rows.start + first, len(logits)
+        spans = self.spans(start, start + num_rows)
+        masked = spans["masked"].stop
+        labels = None if self.labels is None or not masked else _cut(self.labels, slice(start, start + masked))
+        padded = None if labels is None else F.pad(labels, (0, num_rows - masked), value=IGNORE_INDEX)
+        given = {"masked": labels, "unmasked": None, "all": padded}
+        for i, term in enumerate(self.terms):
+            span = spans[term.objective.positions]
+            if span.start < span.stop:
+                ours = _cut(logits, span)
+                theirs = teachers.compared_with(term, slice(first + span.start, first + span.stop), ours)
+                into = _cut(gradient, span) if gradient is not None and term.scale else None
+                rows = LogitRows(ours, theirs, given[term.objective.positions])
+                value = term.objective.add_gradient(rows, into, term.scale)
+                sums[i] = sums[i] + value if i in sums else value
+        if self.observer is not None:
+            if self.labels is not None and (masked or not len(self.labels)):
+                # without a masked row, too, so that every rank counts the same things
+                shown = self.labels[:0] if labels is None else labels
+                self.observer(_cut(logits, spans["masked"]), teachers.mean(slice(first, first + masked)), shown)
+            if masked < num_rows:
+                theirs = teachers.mean(slice(first + masked, first + num_rows))
+                self.observer(_cut(logits, spans["unmasked"]), theirs, None)
+
+
+def rows_at_once(num_rows: int, row_bytes: int, device_type: str) -> tuple[int, int]:
+    """How many rows, of `num_rows`, are multiplied out together, and at how many of these the terms look together."""
+    if device_type == "cpu":
+        return max(1, CHUNK_BYTES // row_bytes), max(1, _CACHE_BYTES // row_bytes)
+    step = max(1, _LAUNCH_BYTES // row_bytes, math.ceil(num_rows / _MOST_PIECES))
+    return step, step
 
 
 class _Pass(torch.autograd.Function):
@@ -97,47 +140,48 @@ class _Pass(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wants_features, wants_weight, wants_bias = (need and has_graph for need in ctx.needs_input_grad[:3])
         with_gradient = wants_features or wants_weight or wants_bias
-        exact = torch.promote_types(features.dtype, torch.float32)
-        student = _Projector(Projection(features, weight, bias))
-        teachers = _TeacherLogits(work)
+        exact = wide(features.dtype)
+        begin, stop = work.needed(len(features))
+        step, part = rows_at_once(stop - begin, len(weight) * exact.itemsize, features.device.type)
+        student = _Projector(Projection(features, weight, bias), min(step, stop - begin))
+        teachers = _TeacherLogits(work, min(step, stop - begin))
         gradients = _Gradients(
             features=torch.zeros_like(features, dtype=exact) if wants_features else None,
             weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
             bias=torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None,
         )
-        sums = torch.zeros(len(work.terms), dtype=exact, device=features.device)
-
+        buffer = features.new_empty(min(part, stop - begin) if with_gradient else 0, len(weight), dtype=exact)
+        sums: dict[int, Tensor] = {}
         with torch.autocast(features.device.type, enabled=False):  # the projectors set the precision
-            for rows, is_masked in work.pieces(len(features), len(weight), exact.itemsize):
-                covering = [(i, one) for i, one in enumerate(work.terms) if one.objective.covers(is_masked=is_masked)]
-                if not covering and work.observer is None:
-                    continue
-                adds_gradient = with_gradient and any(term.scale for _, term in covering)
-                labels = work.labels[rows] if is_masked and work.labels is not None else None
+            for start in range(begin, max(stop, begin + 1), step):
+                rows = slice(start, min(start + step, stop))
+                spans = work.spans(rows.start, rows.stop)
                 logits = student(rows)
                 teachers.move_to(rows)
+                used = [spans[term.objective.positions] for term in work.terms if term.scale]
+                adds_gradient = with_gradient and any(span.start < span.stop for span in used)
                 magnitudes = logits.new_ones(len(logits), 1, dtype=exact) if logits.dtype == torch.float16 else None
-                for few in row_chunks(logits, exact) or [slice(0, 0)]:
-                    gradient = torch.zeros_like(logits[few], dtype=exact) if adds_gradient else None
-                    few_labels = None if labels is None else labels[few]
-                    for i, term in covering:
-                        theirs = teachers.compared_with(term, few, logits[few])
-                        those = LogitRows(logits[few], theirs, few_labels)
-                        sums[i] += term.objective.add_gradient(those, gradient if term.scale else None, term.scale)
-                    if work.observer is not None:
-                        work.observer(logits[few], teachers.mean(few), few_labels)
+                for first in range(0, max(len(logits), 1), part):
+                    few = slice(first, min(first + part, len(logits)))
+                    ours = _cut(logits, few)
+                    gradient = _cut(buffer, slice(0, len(ours))).zero_() if adds_gradient else None
+                    work.look(ours, gradient, teachers, first, sums)
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
-                        logits[few] = gradient  # these logits are not needed any more
+                        ours.copy_(gradient)  # these logits are not needed any more
                 if adds_gradient and len(logits):
                     gradients.add(rows, logits, magnitudes, student)
 
         ctx.gradients = (gradients.features, gradients.weight, gradients.bias)
         ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(sums)
-        scales = torch.tensor([term.scale for term in work.terms], dtype=exact, device=features.device)
-        return (scales * sums).sum(), sums
+        total = features.new_zeros((), dtype=exact)
+        values = [sums.get(i, total).to(exact) for i in range(len(work.terms))]
+        stacked = torch.stack(values) if values else total.new_zeros(0)
+        for i, value in enumerate(values):
+            total = total.add(value, alpha=work.terms[i].scale)
+        ctx.mark_non_differentiable(stacked)
+        return total, stacked
 
     @staticmethod
     @once_differentiable
@@ -149,6 +193,11 @@ class _Pass(torch.autograd.Function):
         scaled = (None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients)
         # rounded last: a loss scaler (float16) makes them large enough for it
         return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None, None)
+
+
+def _cut(tensor: Tensor, rows: slice) -> Tensor:
+    """Some rows; the tensor itself where that is all of them."""
+    return tensor if rows == slice(0, len(tensor)) else tensor[rows]
 
 
 @dataclass
@@ -169,7 +218,7 @@ class _Gradients:
             student: The projector that gave the logits.
         """
         features = student.features[rows]
-        exact = torch.promote_types(of_logits.dtype, torch.float32)
+        exact = wide(of_logits.dtype)
         if magnitudes is not None:
             largest = magnitudes.amax()
             shares = (magnitudes / largest).to(features.dtype)
@@ -203,49 +252,53 @@ def _measure(gradient: Tensor, out: Tensor) -> Tensor:
 class _Projector:
     """Multiplies out a few rows at a time, into one buffer; under autocast at its precision."""
 
-    def __init__(self, projection: Projection) -> None:
+    def __init__(self, projection: Projection, most_rows: int) -> None:
         dtype = projection.features.dtype
         device = projection.features.device.type
         if torch.is_autocast_enabled(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         self.dtype = dtype
-        self.features = projection.features.detach().to(self.dtype)
-        self.weight = projection.weight.detach().to(self.dtype)
-        self.bias = None if projection.bias is None else projection.bias.detach().to(self.dtype)
-        self._buffer: Tensor | None = None
+        self.features = projection.features.to(dtype)
+        self.weight = projection.weight.to(dtype).contiguous()
+        bias = None if projection.bias is None else projection.bias.to(dtype)
+        self._buffer = self.features.new_empty(most_rows, len(self.weight))
+        # blocks of columns, and the rest: [blocks, width, columns] each
+        size, width = self.weight.shape
+        columns = _CPU_COLUMNS if device == "cpu" else max(size, 1)
+        self._blocks: list[tuple[int, Tensor, Tensor | None]] = []
+        for first, count, wide_ in ((0, size // columns, columns), (size - size % columns, 1, size % columns)):
+            if count and wide_:
+                at = self.weight.storage_offset() + first * width
+                block = self.weight.as_strided((count, width, wide_), (wide_ * width, 1, width), at)
+                at_bias = None if bias is None else bias[first : first + count * wide_].view(count, 1, wide_)
+                self._blocks.append((first, block, at_bias))
 
     def __call__(self, rows: slice) -> Tensor:
         """The logits of these rows; the next call writes over them."""
-        num_rows = rows.stop - rows.start
-        if self._buffer is None or len(self._buffer) < num_rows:
-            self._buffer = self.features.new_empty(num_rows, len(self.weight))
-        logits = self._buffer[:num_rows]
-        features = self.features[rows]
-        # on a CPU, blocks of columns are a third faster than the whole of a wide matrix
-        step = _CPU_COLUMNS if logits.device.type == "cpu" else len(self.weight)
-        for start in range(0, len(self.weight), step):
-            block = slice(start, start + step)
-            if self.bias is None:
-                torch.mm(features, self.weight[block].t(), out=logits[:, block])
-            else:
-                torch.addmm(self.bias[block], features, self.weight[block].t(), out=logits[:, block])
+        logits, features = _cut(self._buffer, slice(0, rows.stop - rows.start)), _cut(self.features, rows)
+        for first, weight, bias in self._blocks:
+            count, _, columns = weight.shape
+            out = logits.as_strided((count, len(logits), columns), (columns, logits.stride(0), 1), first)
+            start, beta = (out, 0) if bias is None else (bias, 1)
+            torch.baddbmm(start, features.expand(count, -1, -1), weight, beta=beta, out=out)
         return logits
 
 
 class _TeacherLogits:
     """The teachers' logits of one piece, each multiplied out when it is first asked for."""
 
-    def __init__(self, work: VocabularyPass) -> None:
+    def __init__(self, work: VocabularyPass, most_rows: int) -> None:
         self._shares = work.shares
         self._sources = {
-            name: _Projector(one) if isinstance(one, Projection) else one for name, one in work.teachers.items()
+            name: _Projector(one, most_rows) if isinstance(one, Projection) else one
+            for name, one in work.teachers.items()
         }
-        self._rows = slice(0, 0)
+        self.rows = slice(0, 0)
         self._logits: dict[str, Tensor] = {}
 
     def move_to(self, rows: slice) -> None:
         """Begin a piece."""
-        self._rows, self._logits = rows, {}
+        self.rows, self._logits = rows, {}
 
     def compared_with(self, term: RowTerm, few: slice, student: Tensor) -> Tensor | None:
         """What a term compares some of the piece's rows with; `student` holds the student's logits of them."""
@@ -270,10 +323,10 @@ class _TeacherLogits:
         source = self._sources[name]
         if isinstance(source, _Projector):
             if name not in self._logits:
-                self._logits[name] = source(self._rows)
-            return self._logits[name][few]
+                self._logits[name] = source(self.rows)
+            return _cut(self._logits[name], few)
         assert isinstance(source, TopLogits)
-        rows = slice(self._rows.start + few.start, self._rows.start + few.stop)
+        rows = slice(self.rows.start + few.start, self.rows.start + few.stop)
         return source.logits(temperature, rows=rows, student=student)
 
 

@@ -23,6 +23,15 @@ def probe(name: str, file: Path) -> dict[str, Any]:
     return {"class_path": f"tests.integration.probes.{name}", "init_args": {"file": str(file)}}
 
 
+QUIET = {"max_steps": 9, "log_every_n_steps": 4, "limit_val_batches": 0, "gradient_clip_val": 1.0}
+
+
+def fused(config: dict[str, Any]) -> dict[str, Any]:
+    """The same with the kernel of the optimizer that the recipes choose."""
+    config["model"]["init_args"]["optimizer"]["init_args"]["fused"] = True
+    return config
+
+
 def with_projection(config: dict[str, Any]) -> dict[str, Any]:
     """Distillation with an objective that has parameters."""
     ignore_rounding(config)
@@ -55,21 +64,18 @@ def two_ranks(shared_root: Path, workspace: Workspace) -> Path:
         for kind in KINDS:
             for accumulate in (1, 2):
                 name = f"{kind}-{accumulate}"
-                callbacks = [probe("SaveGradients", folder / f"{name}.pt")]
-                add(
-                    "fit",
-                    name,
-                    workspace.configuration(kind),
-                    callbacks=callbacks,
-                    max_steps=1,
-                    limit_val_batches=0,
-                    accumulate_grad_batches=accumulate,
-                )
+                callbacks = [
+                    probe("SaveGradients", folder / f"{name}.pt"),
+                    probe("SaveReads", folder / f"{name}-reads"),
+                ]
+                config = fused(workspace.configuration(kind))
+                add("fit", name, config, callbacks=callbacks, accumulate_grad_batches=accumulate, **QUIET)
             metrics = [probe("SaveMetrics", folder / f"{kind}-val.json")]
             add("validate", f"{kind}-val", workspace.configuration(kind), callbacks=metrics)
         add("predict", "predict", workspace.finetuning())
         weights = [probe("SaveWeights", folder / "sharded.pt")]
-        add("fit", "sharded", with_projection(workspace.distillation()), **SHARDED, max_steps=3, callbacks=weights)
+        sharded = fused(with_projection(workspace.distillation()))
+        add("fit", "sharded", sharded, **SHARDED, max_steps=3, callbacks=weights)
         run_on_two_ranks(jobs, folder)
 
     return shared(shared_root, "two-ranks", make)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_distil.data import TableFiles, TextFiles
 
@@ -117,6 +119,87 @@ class SaveSamples(Callback):
     ) -> None:
         with (self.folder / str(trainer.global_step - 1)).open("a") as file:
             file.write(" ".join(map(str, batch.sample_ids.tolist())) + "\n")
+
+
+class _Dispatched(TorchDispatchMode):
+    """Counts operations, and notes where one gives the host a value of a tensor, or a shape that depends on values."""
+
+    READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operations = 0
+        self.reads: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_operations += 1
+        name = func.__name__.split(".")[0]
+        by_mask = (
+            name.startswith("index")
+            and isinstance(args[1], (list, tuple))
+            and any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+        )
+        if name in self.READS or by_mask or (name == "repeat_interleave" and not (kwargs or {}).get("output_size")):
+            self.note(name)
+        return func(*args, **(kwargs or {}))
+
+    def note(self, name: str) -> None:
+        """Note a read and the lines that led to it, unless it is in making a batch, which is the host's."""
+        lines = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()]
+        if not any("/lit_distil/data/" in line for line in lines):
+            self.reads.append(f"{name} at {' '.join(lines[-12:])}")
+
+
+class SaveReads(Callback):
+    """Writes which values the host reads from tensors in steps that are not logged, and operations a step.
+
+    The first step is left out. What is read without an operation (`tolist`, `numpy`) is counted, too.
+
+    Args:
+        file: Where to write; the rank's number is appended.
+    """
+
+    METHODS = ("tolist", "numpy", "__array__")
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.dispatched = _Dispatched()
+        self.num_steps = 0
+        self.originals = {name: getattr(torch.Tensor, name) for name in self.METHODS}
+        self.is_watching = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step + 1
+        is_quiet = step > 1 and step % trainer.log_every_n_steps != 0 and step != trainer.max_steps  # type: ignore
+        self.num_steps += is_quiet and batch_idx % trainer.accumulate_grad_batches == 0
+        if is_quiet != self.is_watching:
+            self.is_watching = is_quiet
+            (self.begin if is_quiet else self.end)()
+
+    def begin(self) -> None:
+        self.dispatched.__enter__()
+        for name, original in self.originals.items():
+            setattr(torch.Tensor, name, self.noted(name, original))
+
+    def noted(self, name: str, original: Any) -> Any:
+        def read(*arguments: Any, **options: Any) -> Any:
+            self.dispatched.note(name)
+            return original(*arguments, **options)
+
+        return read
+
+    def end(self) -> None:
+        self.dispatched.__exit__(None, None, None)
+        for name, original in self.originals.items():
+            setattr(torch.Tensor, name, original)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = {
+            "steps": self.num_steps,
+            "operations": self.dispatched.num_operations / self.num_steps,
+            "reads": sorted(set(self.dispatched.reads)),
+        }
+        Path(f"{self.file}-{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
 class DocumentReadError(Exception):

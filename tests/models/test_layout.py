@@ -1,8 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_distil.models import layout as layout_module
 from lit_distil.models.layout import BUCKET_COST, MAX_WASTE, SequenceLayout
 
 
@@ -35,6 +38,27 @@ def test_gather_does_not_mix_sequences() -> None:
     for bucket in layout.buckets:
         for row in bucket.gather(owner).flatten(1):
             assert row.unique().numel() == 1
+
+
+def test_a_layout_is_sent_in_one_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lengths that no other test has, as layouts are kept."""
+    sent: list[int] = []
+    send = layout_module._to_device
+
+    def counted(arrays: Any, device: torch.device) -> Any:
+        sent.append(len(arrays))
+        return send(arrays, device)
+
+    monkeypatch.setattr(layout_module, "_to_device", counted)
+    layout = SequenceLayout.of([33, 97, 31, 95, 211])
+    assert len(layout.buckets) == 3 and layout.cu_seq_lens.dtype == torch.int32
+    for index, bucket in enumerate(layout.buckets):
+        layout.bias(index, window=None, dtype=torch.float32)
+        assert bucket.lengths_there.tolist() == list(bucket.lengths)
+    # where sequences begin, lengths and tokens of each bucket, slots
+    assert sent == [1 + 2 * 3 + 1]
+    parts = [layout.slots, *(bucket.tokens for bucket in layout.buckets if bucket.tokens is not None)]
+    assert len({part.untyped_storage().data_ptr() for part in parts if part is not None}) == 1
 
 
 def test_fixed_length_batch_is_a_view_without_bias() -> None:

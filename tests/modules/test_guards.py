@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +17,98 @@ from torch import nn
 
 from lit_distil.modules.guards import DivergedError, StepGuard, with_all_outputs
 from lit_distil.objectives import HiddenCosineLoss
+from lit_distil.optim import BertAdam
 from lit_distil.types import EncoderOutput, Projection
 from tests.modules.test_distillation import make_data, make_module, make_trainer
 from tests.objectives.examples import make_batch, make_output
 from tests.workspace import Workspace, fit
 
+KERNELS: dict[str, Any] = {
+    "AdamW": partial(torch.optim.AdamW, lr=0.1),
+    "fused AdamW": partial(torch.optim.AdamW, lr=0.1, fused=True),
+    "fused SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1, fused=True),
+    "fused Adagrad": partial(torch.optim.Adagrad, lr=0.1, weight_decay=0.1, fused=True),
+    "fused BertAdam": partial(BertAdam, lr=0.1, fused=True),
+    "NAdam": partial(torch.optim.NAdam, lr=0.1),
+    "LBFGS": partial(torch.optim.LBFGS, lr=0.1),
+}
 
-def optimizer_with(gradient: float) -> torch.optim.Optimizer:
+
+def optimizer_with(gradient: float, kernel: str = "AdamW") -> torch.optim.Optimizer:
     parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    optimizer = KERNELS[kernel](parameters)
+    set_gradients(optimizer, gradient)
+    return optimizer
+
+
+def set_gradients(optimizer: torch.optim.Optimizer, gradient: float) -> list[nn.Parameter]:
+    parameters = optimizer.param_groups[0]["params"]
     parameters[0].grad, parameters[1].grad = torch.full((3,), 2.0), torch.full((2,), gradient)
-    return torch.optim.AdamW(parameters, lr=0.1)
+    return parameters
 
 
 def test_finite_gradients_are_left_alone_and_measured() -> None:
     optimizer = optimizer_with(1.0)
     norm = StepGuard(0).check(optimizer, 7)
-    assert norm is not None and norm.item() == pytest.approx(math.sqrt(3 * 4 + 2))
+    assert norm.item() == pytest.approx(math.sqrt(3 * 4 + 2))
     assert optimizer.param_groups[0]["params"][0].grad.tolist() == [2.0] * 3
 
 
 @pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("gradient", [math.inf, math.nan])
-def test_one_bad_entry_takes_all_gradients_away_so_that_nothing_moves(gradient: float) -> None:
-    optimizer, guard = optimizer_with(gradient), StepGuard(3)
-    assert guard.check(optimizer, 7) is None and guard.num_skipped == 1
-    optimizer.step()  # neither the step nor weight decay
-    assert all(torch.equal(p, torch.ones_like(p)) for p in optimizer.param_groups[0]["params"])
+def test_one_bad_entry_takes_the_step_away_so_that_nothing_moves(gradient: float, kernel: str) -> None:
+    """Neither weights nor averages nor weight decay; afterwards steps go on as if there had been none."""
+    optimizer, guard = optimizer_with(gradient, kernel), StepGuard(3)
+    assert not guard.check(optimizer, 7).isfinite()
+    closure = lambda: torch.zeros(())  # noqa: E731
+    optimizer.step(closure)
+    parameters = optimizer.param_groups[0]["params"]
+    assert guard.num_skipped == 1 and all(torch.equal(p, torch.ones_like(p)) for p in parameters)
+    other = optimizer_with(1.0, kernel)
+    for each in (optimizer, other):
+        for value in (1.0, -0.5):
+            set_gradients(each, value)
+            guard.check(each, 8)
+            each.step(closure)
+    assert guard.num_skipped == 1 and not torch.equal(parameters[0], torch.ones(3))
+    for mine, yours in zip(parameters, other.param_groups[0]["params"], strict=True):
+        assert torch.equal(mine, yours)
+
+
+@pytest.mark.parametrize("kernel", ["fused AdamW", "fused SGD", "fused Adagrad", "fused BertAdam"])
+def test_steps_of_finite_gradients_are_torchs_bit_for_bit(kernel: str) -> None:
+    ours, theirs = optimizer_with(1.0, kernel), optimizer_with(1.0, kernel)
+    guard = StepGuard(0)
+    for value in (1.0, 0.3, -2.0):
+        for each in (ours, theirs):
+            set_gradients(each, value)
+        guard.check(ours, 0)
+        ours.step()
+        theirs.step()
+    for mine, yours in zip(ours.param_groups[0]["params"], theirs.param_groups[0]["params"], strict=True):
+        assert torch.equal(mine, yours) and not torch.equal(mine, torch.ones_like(mine))
+
+
+def test_skipped_steps_are_counted_on_the_device_until_they_are_reported() -> None:
+    guard = StepGuard(2)
+    for gradient in (1.0, math.nan, math.nan, 1.0, math.inf):
+        guard.check(optimizer_with(gradient, "fused AdamW"), 0)
+    with pytest.warns(UserWarning, match=r"^step 5: .*in 3 steps since the last report"):
+        guard.report(5)
+    guard.check(optimizer_with(math.nan, "fused AdamW"), 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        guard.report(6)  # the row that was reported goes on
+    saved = json.loads(json.dumps(guard.state()))
+    assert saved["num_skipped"] == 4 and saved["in_a_row"] == 2
+    resumed = StepGuard(2)
+    resumed.restore(saved)
+    for each in (guard, resumed):  # a row that was longer in between ends the run, too
+        for gradient in (math.nan, 1.0, 1.0):
+            each.check(optimizer_with(gradient, "fused AdamW"), 0)
+        with pytest.raises(DivergedError, match=r"^step 9: .* in 3 steps in a row"):
+            each.report(9)
 
 
 @pytest.mark.filterwarnings("ignore:step")
@@ -77,8 +145,10 @@ class Poison(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:step")
-def test_a_poisoned_step_is_skipped_in_training_and_counted(workspace: Workspace, tmp_path: Path) -> None:
-    poison, module = Poison({1, 2}), make_module(workspace.teacher)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_poisoned_step_is_skipped_in_training_and_counted(workspace: Workspace, tmp_path: Path, fused: bool) -> None:
+    poison = Poison({1, 2})
+    module = make_module(workspace.teacher, optimizer=partial(torch.optim.AdamW, lr=1e-2, fused=fused))
     trainer = make_trainer(tmp_path, max_steps=5, callbacks=[poison])
     trainer.fit(module, datamodule=make_data(workspace))
     weights = poison.weights
@@ -94,6 +164,21 @@ def test_a_run_of_poisoned_steps_ends_with_finite_weights(workspace: Workspace, 
     with pytest.raises(DivergedError, match="3 steps in a row"):
         trainer.fit(module, datamodule=make_data(workspace))
     assert trainer.global_step == 3 and all(p.isfinite().all() for p in module.network.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:step")
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_run_on_a_device_ends_with_finite_weights_when_a_step_is_logged(
+    workspace: Workspace, tmp_path: Path, fused: bool
+) -> None:
+    """Of the steps 2 to 4; only what skips on the device may go on until the sixth, which is logged."""
+    optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=fused)
+    module = make_module(workspace.teacher, max_skipped_steps=2, optimizer=optimizer)
+    trainer = make_trainer(tmp_path, max_steps=20, log_every_n_steps=6, callbacks=[Poison({1, 2, 3})])
+    with pytest.raises(DivergedError, match=rf"step {6 if fused else 3}: .*3 steps in a row"):
+        trainer.fit(module, datamodule=make_data(workspace))
+    assert trainer.global_step == (6 if fused else 3)
+    assert all(p.isfinite().all() for p in module.network.parameters())
 
 
 @pytest.mark.filterwarnings("ignore:step")

@@ -191,7 +191,7 @@ def test_a_pass_in_which_nothing_weighs_multiplies_nothing_back() -> None:
         counted.clear()
         with Counter():
             loss, _ = terms.total(student, {}, batch, batch.counts)
-        assert sum(name in ("mm", "addmm", "addmm_") for name in counted) == products
+        assert sum(name in ("mm", "baddbmm", "addmm_") for name in counted) == products
         assert isinstance(student.projection, Projection)
         (gradient,) = torch.autograd.grad(loss, student.projection.features, retain_graph=True)
         assert gradient.any() == bool(weight)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_distil.objectives import (
     JensenShannonLoss,
@@ -153,15 +154,52 @@ def test_terms_share_the_pass_however_it_is_cut(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vocabulary, "CHUNK_BYTES", rows_a_piece * VOCABULARY * 8)
         patch.setattr(vocabulary, "_CPU_COLUMNS", 5)
-        in_cache = lambda logits, dtype: [  # noqa: E731
-            slice(i, min(i + rows_in_cache, len(logits))) for i in range(0, len(logits), rows_in_cache)
-        ]
-        patch.setattr(vocabulary, "row_chunks", in_cache)
+        patch.setattr(vocabulary, "_CACHE_BYTES", rows_in_cache * VOCABULARY * 8)
         loss, _ = VocabularyPass(terms, labels(num_masked), {"t": teacher})(student)
     expected = plain(terms, student, teacher.logits(), labels(num_masked))
     torch.testing.assert_close(loss, expected)
     for ours, theirs in zip(gradients(loss, student), gradients(expected, student), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def num_operations(rows: int, size: int, observer: Any = None) -> int:
+    """How many operations a pass of DistilBERT's terms dispatches, forward and backward."""
+    num_masked = rows * 15 // 100
+    student = Projection(
+        torch.randn(rows, 8).requires_grad_(), torch.randn(size, 8).requires_grad_(), torch.zeros(size)
+    )
+    teacher = Projection(torch.randn(rows, 8), torch.randn(size, 8), torch.zeros(size))
+    terms = [RowTerm(SoftTargetLoss(2.0, positions="all"), 5 / rows), RowTerm(MaskedLMLoss(), 2 / num_masked)]
+    given_labels = torch.randint(0, size, (num_masked,))
+    with Counting() as counted:
+        loss, _ = VocabularyPass(terms, given_labels, {"t": teacher}, observer=observer)(student)
+        loss.backward()
+    return counted.number
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations, as launches on a device are counted."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_pass_on_a_cpu_is_few_operations() -> None:
+    """It was 6,000, in pieces of two rows; on a CPU the cache bounds the rows of an operation."""
+    assert 40 < num_operations(115, 30_522) < 150
+
+
+@pytest.mark.parametrize("rows", [20, 400, 9_000])
+def test_a_pass_on_an_accelerator_is_as_many_operations_whatever_the_rows(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "_LAUNCH_BYTES", 10 * 50 * 4)
+    on_cpu = vocabulary.rows_at_once
+    monkeypatch.setattr(vocabulary, "rows_at_once", lambda num, size, _: on_cpu(num, size, "cuda"))
+    assert 40 < num_operations(rows, 50) < 150
 
 
 def test_float32_is_exact_to_a_millionth() -> None:
