@@ -54,6 +54,7 @@ def run(package: Path, cache: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_read_only_package_keeps_compiled_loops_in_the_cache_and_a_damaged_one_is_compiled_again(package, tmp_path):
     cache = tmp_path / "cache"
     first = run(package, cache)

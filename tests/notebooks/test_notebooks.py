@@ -54,6 +54,7 @@ def test_soft_targets_trains_its_own_pair_if_there_are_no_exports(
     assert len(list(tmp_path.glob("soft-targets-*/student-soft/export/config.json"))) == 1
 
 
+@pytest.mark.slow
 def test_soft_targets_opens_the_exports_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(tmp_path / "demo/teacher/export", layers=4)
     export(tmp_path / "demo/student-soft/export", layers=3)

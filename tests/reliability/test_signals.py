@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
 
 from lit_distil.callbacks import StopOnSignal
 from tests.reliability.harness import (
@@ -231,8 +232,9 @@ def test_a_process_started_after_training_began_is_not_taken_for_one_of_lightnin
     monkeypatch.setenv("LIT_DISTIL_STARTER", "1")
     callback = StopOnSignal()
     assert os.environ["LIT_DISTIL_STARTER"] == str(os.getpid())  # for those that Lightning starts now
-    callback.on_train_start(None, None)
-    callback.on_train_end(None, None)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    callback.on_train_start(trainer, None)
+    callback.on_train_end(trainer, None)
     assert "LIT_DISTIL_STARTER" not in os.environ
 
 

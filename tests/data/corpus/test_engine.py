@@ -125,7 +125,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("backend", ["ray", "dask", "dask at an address"])
+@pytest.mark.parametrize("backend", [pytest.param("ray", marks=pytest.mark.slow), "dask", "dask at an address"])
 def test_a_corpus_is_the_same_on_every_backend(
     backend: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

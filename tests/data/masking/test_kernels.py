@@ -154,6 +154,7 @@ def counts_of(process: subprocess.Popen) -> tuple[int, int]:
     return loaded, compiled
 
 
+@pytest.mark.slow
 def test_loops_are_compiled_once_and_kept_and_two_processes_may_compile_at_once(tmp_path):
     both = [start(NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
     assert all(sum(counts_of(process)) == 1 for process in both)
