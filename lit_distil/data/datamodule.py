@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ from lit_distil.data.sources.prepared import PreparedCorpus
 from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.data.trimming import shared_entries
-from lit_distil.files import check_writable, default_cache_dir, describe, hash_of, hash_values
+from lit_distil.files import check_writable, default_cache_dir, describe, hash_values, short_hash
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -490,5 +491,5 @@ def _content_of(dataset: SequenceDataset) -> str:
         assert dataset.corpus.folder is not None
         return hash_values([shard.sha256 for shard in Manifest.read(dataset.corpus.folder).shards])
     assert isinstance(dataset, LabelledSequences)
-    rows = (f"{row.input_ids.tolist()} {describe(row.label)}" for row in dataset.features)
-    return hash_values([hash_of(row) for row in rows])
+    rows = [[short_hash(row.input_ids.tobytes(), 16).hex(), np.asarray(row.label).tolist()] for row in dataset.features]
+    return hash_values(rows)

@@ -266,11 +266,11 @@ class _Projector:
         size, width = self.weight.shape
         columns = _CPU_COLUMNS if device == "cpu" else max(size, 1)
         self._blocks: list[tuple[int, Tensor, Tensor | None]] = []
-        for first, count, wide_ in ((0, size // columns, columns), (size - size % columns, 1, size % columns)):
-            if count and wide_:
+        for first, count, each in ((0, size // columns, columns), (size - size % columns, 1, size % columns)):
+            if count and each:
                 at = self.weight.storage_offset() + first * width
-                block = self.weight.as_strided((count, width, wide_), (wide_ * width, 1, width), at)
-                at_bias = None if bias is None else bias[first : first + count * wide_].view(count, 1, wide_)
+                block = self.weight.as_strided((count, width, each), (each * width, 1, width), at)
+                at_bias = None if bias is None else bias[first : first + count * each].view(count, 1, each)
                 self._blocks.append((first, block, at_bias))
 
     def __call__(self, rows: slice) -> Tensor:

@@ -24,9 +24,11 @@ from lit_distil.data import (
     TokenMasking,
     WholeWordMasking,
 )
-from lit_distil.data.sequences import SpreadSequences
+from lit_distil.data.datamodule import _content_of
+from lit_distil.data.sequences import LabelledSequences, SpreadSequences
 from lit_distil.schedules import LinearRamp
 from lit_distil.tasks import TextClassification, TextRegression
+from lit_distil.tasks.base import Features
 from tests.data.batches import same
 from tests.workspace import kept_environment, with_trainer, write_config
 
@@ -151,6 +153,19 @@ def test_a_run_does_not_go_on_with_other_training_data(made, tables, kind):
         data.load_state_dict(kept)
     data.allows_other_data = True
     data.load_state_dict(kept)
+
+
+def test_the_hash_of_the_training_data_sees_every_label():
+    """NumPy writes long arrays with dots in their middle, and fractions with eight digits."""
+
+    def hash_with(label):
+        features = [Features(np.arange(4), None, label)]
+        return _content_of(LabelledSequences(features, label_kind=TextRegression().label_kind))
+
+    tags = np.arange(2_000)
+    other = np.where(tags == 1_000, 0, tags)
+    labels = [None, 0.1, np.float32(0.1), (3, 4), tags, other, np.array([0.1, 1]), np.array([0.1 + 1e-12, 1])]
+    assert len({hash_with(label) for label in labels}) == len(labels)
 
 
 def test_validation_masks_are_the_same_in_every_epoch_and_for_every_seed(made):
