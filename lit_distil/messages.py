@@ -241,8 +241,9 @@ def near_names(path: Path) -> str:
 def missing_folder(name: str) -> str | None:
     """What to say of a folder of a network or tokenizer that is not there; None if it may be a name on the Hub."""
     path = Path(name).expanduser()
-    is_below = "/" in name and path.parent.is_dir()  # of a folder here, and then no name on the Hub
-    is_path = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or is_below
+    # a folder here may have the name of an organisation on the Hub, but hardly one with a similar network in it
+    is_mistyped = "/" in name and path.parent.is_dir() and bool(near_names(path))
+    is_path = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or is_mistyped
     if path.exists() or not is_path:
         return None
     maker = _maker_of(path)

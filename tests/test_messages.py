@@ -40,7 +40,7 @@ def test_a_missing_folder_of_a_recipe_is_told_with_the_command_that_makes_it(
     assert told is not None and f"no folder {name!r}" in told and command in told, told
 
 
-def test_a_folder_of_a_folder_here_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_like_that_of_a_folder_here_is_a_mistyped_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub was asked for it, which takes half a minute without a network."""
     monkeypatch.chdir(tmp_path)
     Path("models/roberta").mkdir(parents=True)
@@ -51,6 +51,8 @@ def test_a_name_on_the_hub_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert missing_folder("FacebookAI/roberta-base") is None and missing_folder("bert-base-uncased") is None
     assert missing_folder(str(tmp_path)) is None
+    Path("FacebookAI/notes").mkdir(parents=True)  # a folder here may be called like an organisation there
+    assert missing_folder("FacebookAI/roberta-base") is None
 
 
 def test_the_recipes_commands_are_those_of_the_recipes_folder() -> None:
