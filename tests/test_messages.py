@@ -40,7 +40,9 @@ def test_a_missing_folder_of_a_recipe_is_told_with_the_command_that_makes_it(
     assert told is not None and f"no folder {name!r}" in told and command in told, told
 
 
-def test_a_name_like_that_of_a_folder_here_is_a_mistyped_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_like_that_of_a_folder_here_is_a_mistyped_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The Hub was asked for it, which takes half a minute without a network."""
     monkeypatch.chdir(tmp_path)
     Path("models/roberta").mkdir(parents=True)
