@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -218,10 +219,19 @@ def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
+def host_group(trainer: Trainer) -> Any:
+    """All ranks, exchanging what lies in their hosts' memory; all call it together for the first time.
+
+    Who waits for a lost rank waits as long as in any other group of the run: for the timeout of the strategy.
+    """
+    return _host_group(torch.distributed.group.WORLD, getattr(trainer.strategy, "_timeout", None))
+
+
 @functools.lru_cache(maxsize=1)
-def host_group(world: Any) -> Any:
-    """The ranks of `world`, exchanging what lies in their hosts' memory; all call it together for the first time."""
-    return torch.distributed.new_group(torch.distributed.get_process_group_ranks(world), backend="gloo")
+def _host_group(world: Any, timeout: timedelta | None) -> Any:
+    return torch.distributed.new_group(
+        torch.distributed.get_process_group_ranks(world), timeout=timeout, backend="gloo"
+    )
 
 
 def begin_counting(module: Any, batch: Batch, signals: list[int]) -> Callable[[], dict[Countable, int]]:
@@ -234,7 +244,7 @@ def begin_counting(module: Any, batch: Batch, signals: list[int]) -> Callable[[]
     if module.trainer.world_size == 1:
         return lambda: local
     sums = np.array([*(local[kind] for kind in COUNTABLES), *(module.stop_requested == number for number in signals)])
-    group = host_group(torch.distributed.group.WORLD)
+    group = host_group(module.trainer)
     sending = torch.distributed.all_reduce(torch.from_numpy(sums), group=group, async_op=True)
 
     def finish() -> dict[Countable, int]:

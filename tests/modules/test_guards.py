@@ -6,16 +6,19 @@ import json
 import math
 import shutil
 import warnings
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from lit_distil.modules.guards import DivergedError, StepGuard, with_all_outputs
+from lit_distil.modules.guards import DivergedError, StepGuard, host_group, with_all_outputs
 from lit_distil.objectives import HiddenCosineLoss
 from lit_distil.optim import BertAdam
 from lit_distil.types import EncoderOutput, Projection
@@ -333,3 +336,15 @@ def test_every_output_takes_a_gradient_and_the_loss_is_what_it_was() -> None:
     )
     joined = with_all_outputs(loss.detach().requires_grad_(), deferred)
     assert not torch.autograd.grad(joined, features)[0].any()
+
+
+def test_the_hosts_wait_for_a_lost_rank_as_long_as_the_strategy_says() -> None:
+    """The group's own default is half an hour, whatever the run's timeout is."""
+    trainer: Any = SimpleNamespace(strategy=DDPStrategy(timeout=timedelta(seconds=7)))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        group = host_group(trainer)
+        assert group is host_group(trainer)
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=7)
+    finally:
+        torch.distributed.destroy_process_group()
