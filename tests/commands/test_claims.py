@@ -5,6 +5,11 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from concurrent.futures import Future
 from contextlib import redirect_stdout
 from itertools import combinations
@@ -289,3 +294,30 @@ def test_the_pages_in_the_documentation_are_those_of_the_results(tmp_path: Path)
     assert made == kept and len(made) > 10
     for path in made:
         assert (tmp_path / path).read_text() == (DOCS / path).read_text(), path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "python"
+    saves = f'trap "echo saved; exit 143" TERM\ntouch {tmp_path}/begun'
+    run.write_text(f"#!/bin/sh\n{saves}\nwhile :; do sleep 0.05; done\n")
+    run.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(run))
+    monkeypatch.setattr(command, "TOKENIZER", str(Path(tmp_path, "tokenizer.json").parent))
+    (tmp_path / "tokenizer.json").touch()
+    jobs = [command.Job(tmp_path / name, 1, (), results=[("a", name)]) for name in ("first", "second")]
+
+    def stop() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit) as stopped:
+        command._run_all(jobs, 1, tmp_path)
+    assert stopped.value.code == 128 + number and signal.getsignal(number) == before
+    assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()
+    assert not command._children

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import math
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ from lit_distil.pieces import call_command
 
 TOKENIZER = "runs/claims/tokenizer"
 _TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", "4096", "--out", TOKENIZER]
+
+_children: list[subprocess.Popen[bytes]] = []  # that run now
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,11 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
         _lit_distil(_TRAIN_TOKENIZER, Path(f"{TOKENIZER}.log"))
     started: dict[Job, Future[None]] = {}
 
+    def stop(number: int, frame: Any) -> None:
+        for child in _children:
+            child.send_signal(signal.SIGTERM)  # a run saves; a Ctrl-C has reached it already, and a second would end it
+        sys.exit(128 + number)
+
     def work(job: Job) -> None:
         if job.after in started:
             started[job.after].result()
@@ -177,6 +186,8 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
         for claim, arm in missing[job]:
             _write_result(_result_file(out, claim, arm, job.seed), claim, arm, result_of(run, job.seed))
 
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    handlers = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT) if is_main}
     with ThreadPoolExecutor(num_jobs) as pool:
         for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up
             if job in needed:
@@ -187,6 +198,9 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
 
 
 def _lit_distil(arguments: list[str], log: Path) -> None:
@@ -194,10 +208,13 @@ def _lit_distil(arguments: list[str], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "lit_distil", *arguments]
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
-    if done.returncode != 0:
+        _children.append(child)
+        code = child.wait()
+        _children.remove(child)
+    if code != 0:
         *_, last = ["", *log.read_text(encoding="utf-8").splitlines()]
         raise ValueError(f"claims: `lit-distil {' '.join(arguments)}` failed ({last}); {log} has all of it")
 
