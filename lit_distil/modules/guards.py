@@ -49,12 +49,13 @@ class StepGuard:
     Args:
         patience: How many steps in a row may be skipped; one more is an error when the host next looks. A loss scaler
             (`16-mixed`) skips some while it looks for its scale.
+        bad_terms: Names the terms of the loss that were not finite of late; it may wait for the device.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, bad_terms: Callable[[], list[str]] = list) -> None:
         if patience < 0:
             raise ValueError(f"model.max_skipped_steps must not be negative, got {patience}")
-        self.patience = patience
+        self.patience, self.bad_terms = patience, bad_terms
         self.norm: Tensor | None = None
         """Of the current step's gradients, from `check` to `clip`."""
         self._counts = torch.zeros(3, dtype=torch.int64)  # skipped in all; in a row now; in the longest row
@@ -102,15 +103,20 @@ class StepGuard:
         new, self._num_reported = num_skipped - self._num_reported, num_skipped
         if longest > self.patience:
             raise DivergedError(
-                f"step {step}: the gradient was infinite or undefined in {longest} steps in a row, so the run ends "
-                f"here; checkpoints are those of finite steps. {_ADVICE}, or allow more (model.max_skipped_steps)"
+                f"step {step}: the gradient was infinite or undefined in {longest} steps in a row{self._told_terms()}, "
+                f"so the run ends here; checkpoints are those of finite steps. {_ADVICE}, or allow more "
+                "(model.max_skipped_steps)"
             )
         self._counts[2] = in_a_row
         if new > in_a_row or new == in_a_row > 0:  # otherwise a row goes on that was reported before
             rank_zero_warn(
                 f"step {step}: the gradient is infinite or undefined, and was so in {new} steps since the last report; "
-                "they were skipped"
+                f"they were skipped{self._told_terms()}"
             )
+
+    def _told_terms(self) -> str:
+        names = self.bad_terms()
+        return f" (of the terms of the loss, {' and '.join(names)} had no finite value)" if names else ""
 
     def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
         """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took: nothing waits."""

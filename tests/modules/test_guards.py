@@ -160,6 +160,26 @@ def test_a_poisoned_step_is_skipped_in_training_and_counted(workspace: Workspace
     assert module.guard.num_skipped == 2
 
 
+class NoNumber(HiddenCosineLoss):
+    """An own loss that is undefined in the second and the third step."""
+
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        loss = super().forward(*given, **named)
+        self.num_calls = getattr(self, "num_calls", 0) + 1
+        return loss * (math.nan if self.num_calls in (2, 3) else 1.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_term_that_is_no_number_is_named(workspace: Workspace, tmp_path: Path, fused: bool) -> None:
+    terms = {"fine": HiddenCosineLoss(), "own": NoNumber(), "watched": NoNumber(weight=0.0)}
+    optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=fused)
+    module = make_module(workspace.teacher, objectives=terms, optimizer=optimizer)
+    trainer = make_trainer(tmp_path, max_steps=4, log_every_n_steps=4)
+    with pytest.warns(UserWarning, match=r"skipped \(of the terms of the loss, own had no finite value\)"):
+        trainer.fit(module, datamodule=make_data(workspace))
+    assert module.guard.num_skipped == 2
+
+
 @pytest.mark.filterwarnings("ignore:step")
 def test_a_run_of_poisoned_steps_ends_with_finite_weights(workspace: Workspace, tmp_path: Path) -> None:
     module = make_module(workspace.teacher, max_skipped_steps=2)
