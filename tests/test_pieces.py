@@ -53,6 +53,27 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["--objectives", f'{{"a": {SOFT % 1.0}, "b": {SOFT % -1.0}, "c": {SOFT % 1.0}}}'],
         "objectives.b.temperature must be",
     ),
+    "value in a dictionary": (
+        ["--objectives", f'{{"a": {SOFT % 1.0}, "b": 5}}'],
+        "objectives.b: expected Objective, got 5",
+    ),
+    "class of another kind in a dictionary": (
+        ["--objectives", '{"b": {"class_path": "torch.optim.AdamW"}}'],
+        "objectives.b: torch.optim.AdamW is not an Objective",
+    ),
+    "class of another kind as an option": (
+        ["--objectives.b", "torch.optim.AdamW"],
+        "objectives.b: torch.optim.AdamW is not an Objective",
+    ),
+    "misspelt class as an option": (["--objectives.b", "x.Nope"], "objectives.b: 'x.Nope': no module 'x'"),
+    "class without a path as an option": (
+        ["--objectives.b", "SoftTargetLos"],
+        "objectives.b: no class 'SoftTargetLos'",
+    ),
+    "argument that is no name in a dictionary": (
+        ["--masking", "lit_distil.data.TokenMasking", "--masking.ratee", "3"],
+        "masking: lit_distil.data.TokenMasking has no argument 'ratee'",
+    ),
     "piece in a piece": (
         [
             '--source={"class_path": "lit_distil.data.Mixture", "init_args": {"sources": {"one": {"class_path":'
