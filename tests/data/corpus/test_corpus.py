@@ -199,7 +199,7 @@ def test_a_damaged_corpus_is_refused(wordpiece, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "units, documents, tokens", [(-1, 1, 0), (1, -1, 0), (3, 0, -4), (-3, 0, 4), (0, 3, -4), (0, -3, 4)]
+    ("units", "documents", "tokens"), [(-1, 1, 0), (1, -1, 0), (3, 0, -4), (-3, 0, 4), (0, 3, -4), (0, -3, 4)]
 )
 def test_counts_that_give_the_right_size_but_are_wrong_are_refused(wordpiece, tmp_path, units, documents, tokens):
     """Compiled loops would read beyond the arrays."""
