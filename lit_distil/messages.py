@@ -42,6 +42,7 @@ _NO_MODULE = re.compile(r"No module named '([^']+)'")
 _NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _NOT_OF_TYPE = re.compile(r"Expected a <class '(?:\w+\.)*(\w+)'>(?:\. Got value: (.*))?$")
 _NOT_A_SUBCLASS = re.compile(r"Import path ?(\S*) does not correspond to a subclass of (.+)$")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but(?: (\S+))? is abstract")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNREADABLE = re.compile(r"Unable to load config ['\"](.*)['\"]")
@@ -109,8 +110,14 @@ def _reasons(message: str, options: list[str]) -> list[str]:
         if (match := _LITERAL.search(text)) and others and others[-1].startswith(f"{key}: no class"):
             reasons.append(f"{others.pop()}, or {match[1]}")
             continue
-        (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
-    found = reasons or [reason for reason in others if "expected list" not in reason] or others
+        # a class that was given is neither a text nor a list, nor the base class that the parser then tries
+        is_class = "class_path" in given or f"'init_args': {given}" in lines[-1]
+        is_other = is_class and _NOT_OF_TYPE.search(text)
+        is_tried = "'class_path'" in lines[-1] and classes and classes[-1][1] not in lines[-1]
+        is_beside = is_other or is_tried or _BESIDE_THE_POINT.search(text)
+        (others if is_beside else reasons).append(f"{key}: {reason}" if key else reason)
+    found = reasons or [one for one in others if " is not a" in one]
+    found = found or [reason for reason in others if "expected list" not in reason] or others
     if found or not any(given for _, given in expected):
         return found
     kinds = {each: " or ".join(dict.fromkeys(names)) for each, names in expected.items()}
@@ -161,6 +168,10 @@ def _with_value(reason: str, given: str) -> str:
         return f"{reason[: match.start()]}expected {match[1]}" + (f", got {value!r}" if value else "")
     if match := _LITERAL.search(reason):
         return f"expected {match[1].replace(', ', ' or ')}, got {match[2] or given!r}"
+    if match := _ABSTRACT.match(reason):
+        name = match[1] or next(iter(re.findall(r"(?:\w+\.)+\w+", given)), "the class")
+        methods = sorted(getattr(imported(name), "__abstractmethods__", ()))
+        return f"{name} cannot be made, since it lacks the methods of its base class: {', '.join(methods)}"
     if match := _NOT_A_SUBCLASS.search(reason):
         article = "an" if match[2].startswith(tuple("AEIOU")) else "a"
         return f"{reason[: match.start()]}{match[1] or given} is not {article} {match[2]}"
