@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
+import signal
+import threading
+import time
 from concurrent.futures import Future
 from contextlib import redirect_stdout
 from itertools import combinations
@@ -135,8 +139,8 @@ def test_the_interval_is_students(tmp_path: Path) -> None:
     """0.10, 0.20 and 0.15: mean 0.15, standard deviation 0.05, t of two degrees of freedom 4.303."""
     claim = load_claim(write_claim(tmp_path / "configs", margin=0.02))
     for seed, gain in enumerate((0.10, 0.20, 0.15), start=1):
-        write_result(tmp_path, "small", seed, 3.0 + seed)
-        write_result(tmp_path, "large", seed, 3.0 + seed - gain)
+        write_result(tmp_path, "small", seed, 3.0 + seed, recipe=claim.arms["small"].recipe)
+        write_result(tmp_path, "large", seed, 3.0 + seed - gain, recipe=claim.arms["large"].recipe)
     (found,) = read_results(claim, tmp_path / "results").estimates
     assert found.mean == pytest.approx(0.15) and found.half == pytest.approx(4.303 * 0.05 / 3**0.5, rel=1e-4)
     assert found.verdict == read_results(claim, tmp_path / "results").verdict == "holds"
@@ -173,32 +177,82 @@ def write_claim(root: Path, *, margin: float = 0.0, **changes: Any) -> Path:
     return root / "size"
 
 
-def write_result(root: Path, arm: str, seed: int, loss: float) -> None:
-    metrics = {"val/masked_lm_loss": loss}
-    content = {"claim": "size", "arm": arm, "seed": seed, "minutes": 1.5, "metrics": metrics, "made_with": {"cpu": "x"}}
+def write_result(root: Path, arm: str, seed: int, loss: float, *, recipe: str) -> None:
+    about = {"claim": "size", "arm": arm, "seed": seed, "recipe": recipe}
+    content = {**about, "minutes": 1.5, "metrics": {"val/masked_lm_loss": loss}, "made_with": {"cpu": "x"}}
     (root / "results/size").mkdir(parents=True, exist_ok=True)
     (root / f"results/size/{arm}-seed-{seed}.json").write_text(json.dumps(content))
 
 
-def test_arms_without_a_file_share_the_run_of_their_base_and_a_student_waits_for_its_teacher(tmp_path: Path) -> None:
-    claim = load_claim(write_claim(tmp_path / "configs"))
-    (tmp_path / "configs/distill.yaml").write_text("model: {init_args: {teacher: t}}")
-    jobs = command.plan([claim], [1, 2], configs=tmp_path / "configs", runs=Path("runs"))
-    assert [str(job.folder) for job in jobs[:3]] == [
-        "runs/pretrain/seed-1",
-        "runs/size/large/seed-1",
-        "runs/size/student/seed-1",
-    ]
-    teacher, student = jobs[1:3]
-    assert len(jobs) == 6 and student.after == teacher and jobs[0].results == [("size", "small")]
+def test_arms_of_one_recipe_share_a_run_and_a_student_waits_for_its_teacher(tmp_path: Path) -> None:
+    root = tmp_path / "configs"
+    folder = write_claim(root)
+    (root / "distill.yaml").write_text("model: {init_args: {teacher: t}}")
+
+    def planned(seeds: list[int]) -> list[command.Job]:
+        return command.plan([load_claim(folder)], seeds, configs=root, runs=Path("runs"))
+
+    jobs = planned([1, 2])
+    small, teacher, student = jobs[:3]
+    assert len(jobs) == 6 and student.after == teacher and small.results == [("size", "small")]
+    assert [job.folder.parts[1].split("-")[0] for job in jobs[:3]] == ["pretrain", "pretrain", "distill"]
+    assert {job.folder.name for job in jobs} == {"seed-1", "seed-2"} and len({job.folder for job in jobs}) == 6
     words = student.command()
     assert words[words.index("--model.teacher") + 1] == words[words.index("--data.tokenizer") + 1]
-    assert words[words.index("--model.teacher") + 1] == "runs/size/large/seed-1/export"
+    assert words[words.index("--model.teacher") + 1] == str(teacher.folder / "export")
     assert words[words.index("--seed_everything") + 1] == "1" and words[-1] == "--overwrite"
-    # two claims with the same teacher train it once
-    soft, table4 = (load_claim(CLAIMS / name) for name in ("soft-targets", "table4"))
-    teachers = [job for job in command.plan([soft, table4], [1], configs=CLAIMS, runs=Path("runs")) if not job.after]
-    assert [job.results for job in teachers] == [[("soft-targets", "teacher"), ("table4", "teacher")]]
+    # a teacher's recipe that changes makes other runs of it and of its students; a comment does not
+    (folder / "large.yaml").write_text("# larger\n" + (folder / "large.yaml").read_text())
+    assert [job.folder for job in planned([1])] == [job.folder for job in jobs[:3]]
+    (folder / "large.yaml").write_text("model: {init_args: {network: {init_args: {seed: 2}}}}")
+    moved = [new.folder != old.folder for new, old in zip(planned([1]), jobs, strict=False)]
+    assert moved == [False, True, True]
+    # claims with the same teacher train it once, whatever they call it
+    soft, stack, table4 = (load_claim(CLAIMS / name) for name in ("soft-targets", "stack", "table4"))
+    shared = command.plan([soft, table4], [1], configs=CLAIMS, runs=Path("runs"))
+    assert [job.results for job in shared if not job.after] == [[("soft-targets", "teacher"), ("table4", "teacher")]]
+    shared = command.plan([load_claim(CLAIMS / "dynamic"), stack], [1], configs=CLAIMS, runs=Path("runs"))
+    assert [("dynamic", "static"), ("stack", "bert")] in [job.results for job in shared]
+
+
+def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
+    folder = write_claim(tmp_path / "configs")
+    claim = load_claim(folder)
+    for arm in ("small", "large"):
+        write_result(tmp_path, arm, 1, 3.0, recipe=claim.arms[arm].recipe)
+    assert [one["arm"] for one in read_results(claim, tmp_path / "results").results] == ["small", "large"]
+    (folder / "large.yaml").write_text("model: {init_args: {network: {init_args: {seed: 2}}}}")
+    assert [one["arm"] for one in read_results(load_claim(folder), tmp_path / "results").results] == ["small"]
+
+
+def test_a_command_that_is_told_to_stop_ends_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone, a run would go on training, and the next command would find its folder locked."""
+    script = tmp_path / "program"
+    script.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid\nexec sleep 60\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(command.sys, "executable", str(script))
+    monkeypatch.setattr(command, "TOKENIZER", str(tmp_path / "tokenizer"))
+
+    def stop_once_it_runs() -> None:
+        while not (tmp_path / "pid").is_file():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
+    before = signal.getsignal(signal.SIGTERM)
+    where = {"out": str(tmp_path / "results"), "runs": str(tmp_path / "runs")}
+    killer = threading.Thread(target=stop_once_it_runs)
+    killer.start()
+    with pytest.raises(SystemExit) as stopped:
+        command.claims(["soft-targets"], configs=str(CLAIMS), jobs=1, **where)
+    killer.join()
+    assert stopped.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert len(list((tmp_path / "runs").rglob("*.log"))) == 1, "a run was started after the signal"
 
 
 class AtOnce:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from lit_distil.commands.report.arms import half_width
+from lit_distil.files import hash_values
 
 Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
 CLAIM = "claim.yaml"
@@ -30,10 +31,13 @@ class ArmSpec:
         base: The complete configuration under it, a file beside the claims' folders, without `.yaml`; or the name of a
             measurement of `exact`, which trains nothing.
         after: The arm whose export the run starts from; None for none.
+        recipe: Hash of the configurations that the run is made from, those of the run before it included. It is not
+            written in the claim's file; a result that was made from another recipe does not count.
     """
 
     base: str
     after: str | None = None
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,19 @@ def load_claim(folder: Path) -> Claim:
         raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
     if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
         raise ValueError(f"{file}: {lost[0]}.yaml is no arm of the claim; name it in arms, or remove it")
-    return claim
+    with_recipes = {name: dataclasses.replace(arm, recipe=_recipe(folder, arms, name)) for name, arm in arms.items()}
+    return dataclasses.replace(claim, arms=with_recipes)
+
+
+def files_of(folder: Path, base: str, arm: str) -> tuple[Path, ...]:
+    """The configurations of an arm, in the claim's folder and beside it; the later ones lie over the earlier."""
+    return tuple(file for file in (folder.parent / f"{base}.yaml", folder / f"{arm}.yaml") if file.is_file())
+
+
+def _recipe(folder: Path, arms: Mapping[str, ArmSpec], name: str) -> str:
+    arm = arms[name]
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files_of(folder, arm.base, name)]
+    return hash_values([contents, "" if arm.after is None else _recipe(folder, arms, arm.after)])
 
 
 @dataclass(frozen=True)
@@ -220,8 +236,8 @@ class Measured:
 
 
 def read_results(claim: Claim, folder: Path) -> Measured:
-    """A claim with what lies in the folder of results, in the order of arms and seeds."""
+    """A claim with the results of its recipes that lie in the folder, in the order of arms and seeds."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / claim.name).glob("*.json")]
     order = {name: place for place, name in enumerate(claim.arms)}
-    results = [result for result in results if result["arm"] in order]
+    results = [one for one in results if one["arm"] in order and one.get("recipe") == claim.arms[one["arm"]].recipe]
     return Measured(claim, sorted(results, key=lambda result: (order[result["arm"]], result["seed"])))
