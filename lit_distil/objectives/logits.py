@@ -5,6 +5,8 @@ All are in nats, except `LogitMSELoss`. The mathematics stands in `functional`.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class _SoftenedLoss(LogitObjective):
     after they are softened.
     """
 
-    tail = "student"
+    tail: Literal["student", "even"] = "student"
 
     def __init__(
         self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0

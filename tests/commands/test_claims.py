@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
 import os
 import signal
+import statistics
 import threading
 import time
 from concurrent.futures import Future
@@ -22,8 +24,16 @@ from hypothesis import strategies as st
 
 from lit_distil.commands.claims import command
 from lit_distil.commands.claims.exact import hard_label, same_architecture
-from lit_distil.commands.claims.pages import write_claim_pages
-from lit_distil.commands.claims.verdicts import CLAIM, effect_by_seed, load_claim, overall, read_results, verdict_of
+from lit_distil.commands.claims.pages import claim_page, write_claim_pages
+from lit_distil.commands.claims.verdicts import (
+    CLAIM,
+    Effect,
+    effect_by_seed,
+    load_claim,
+    overall,
+    read_results,
+    verdict_of,
+)
 from lit_distil.commands.report.arms import relevant_settings
 from lit_distil.files import differences
 from lit_distil.run import run as run_command
@@ -38,9 +48,9 @@ RESULTS, DOCS = REPOSITORY / "results/claims", REPOSITORY / "docs"
 
 
 def test_the_claims_are_there() -> None:
-    assert len(NAMES) == 10
+    assert len(NAMES) == 11
     claims = [load_claim(CLAIMS / name) for name in NAMES]
-    assert len({claim.title for claim in claims}) == 10
+    assert len({claim.title for claim in claims}) == 11
     for claim in claims:
         assert claim.says and claim.paper and claim.compares and claim.effects
         used = {name for effect in claim.effects for group in effect.arms for name in group.split("|")}
@@ -148,6 +158,24 @@ def test_the_interval_is_students(tmp_path: Path) -> None:
     assert read_results(nothing_learned, tmp_path / "results").verdict == "undecided at this size"
 
 
+def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
+    """For one arm that is the interval of a binomial share; for an effect the arms' variances add, times w²."""
+    folder = write_claim(tmp_path / "configs", metric="val/accuracy", higher_is_better=True)
+    claim = load_claim(folder)
+    for seed, (small, large) in enumerate(((0.50, 0.58), (0.52, 0.60), (0.48, 0.62)), start=1):
+        for arm, value in (("small", small), ("large", large)):
+            write_result(tmp_path, arm, seed, value, recipe=claim.arms[arm].recipe, metric="val/accuracy", rows=400.0)
+    effect = {"small": -1.0, "large": 1.0}
+    measured = read_results(dataclasses.replace(claim, effects=[Effect("x", effect, 0.0)]), tmp_path / "results")
+    (found,) = measured.estimates
+    of_rows = 1.96 * ((0.5 * 0.5 + 0.6 * 0.4) / 400) ** 0.5
+    seeds = 4.303 * statistics.stdev([0.08, 0.08, 0.14]) / 3**0.5
+    assert found.of_rows == pytest.approx(of_rows) and found.half == pytest.approx((of_rows**2 + seeds**2) ** 0.5, 1e-4)
+    assert "± 0.049 over 400 rows" in claim_page(measured, None)
+    losses = read_results(dataclasses.replace(measured.claim, metric="val/rows"), tmp_path / "results")
+    assert losses.estimates[0].of_rows is None
+
+
 # Running
 
 
@@ -177,9 +205,18 @@ def write_claim(root: Path, *, margin: float = 0.0, **changes: Any) -> Path:
     return root / "size"
 
 
-def write_result(root: Path, arm: str, seed: int, loss: float, *, recipe: str) -> None:
+def write_result(
+    root: Path,
+    arm: str,
+    seed: int,
+    value: float,
+    *,
+    recipe: str,
+    metric: str = "val/masked_lm_loss",
+    rows: float = 1.0,
+) -> None:
     about = {"claim": "size", "arm": arm, "seed": seed, "recipe": recipe}
-    content = {**about, "minutes": 1.5, "metrics": {"val/masked_lm_loss": loss}, "made_with": {"cpu": "x"}}
+    content = {**about, "minutes": 1.5, "metrics": {metric: value, "val/rows": rows}, "made_with": {"cpu": "x"}}
     (root / "results/size").mkdir(parents=True, exist_ok=True)
     (root / f"results/size/{arm}-seed-{seed}.json").write_text(json.dumps(content))
 
