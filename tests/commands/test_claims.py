@@ -373,10 +373,16 @@ def test_mistakes_in_a_claim_are_told(tmp_path: Path) -> None:
 
 
 def test_the_pages_in_the_documentation_are_those_of_the_results(tmp_path: Path) -> None:
-    """A figure or a verdict that no result gives would be found here."""
-    write_claim_pages([read_results(load_claim(CLAIMS / name), RESULTS) for name in NAMES], tmp_path)
-    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    """A figure or a verdict that no result gives would be found here, in the README too."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    readme = (REPOSITORY / "README.md").read_text()
+    begin, end = (readme.index(f"<!-- claims:{word} -->") for word in ("begin", "end"))
+    (tmp_path / "README.md").write_text(readme[:begin] + "<!-- claims:begin -->\nold\n" + readme[end:])
+    write_claim_pages([read_results(load_claim(CLAIMS / name), RESULTS) for name in NAMES], docs)
+    assert (tmp_path / "README.md").read_text() == readme
+    made = sorted(path.relative_to(docs) for path in docs.rglob("*.*"))
     kept = sorted(path.relative_to(DOCS) for path in (DOCS / "claims.md", *(DOCS / "claims").iterdir()))
     assert made == kept and len(made) > 10
     for path in made:
-        assert (tmp_path / path).read_text() == (DOCS / path).read_text(), path
+        assert (docs / path).read_text() == (DOCS / path).read_text(), path

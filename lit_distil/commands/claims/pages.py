@@ -24,15 +24,17 @@ another one. These pages are made from `results/claims`, which the runs write:
 `lit-distil claims --only_pages true --docs docs`.
 """
 
+_BEGIN, _END = "<!-- claims:begin -->", "<!-- claims:end -->"  # around the table in the README
 
-def summary_table(measured: Sequence[Measured], *, with_links: bool = False) -> Table:
-    """A row for each claim: its verdict, its first effect, the seeds and what it cost."""
+
+def summary_table(measured: Sequence[Measured], *, pages: str | None = None) -> Table:
+    """A row for each claim: its verdict, its first effect, the seeds and what it cost; linked to a folder of pages."""
     table = [["claim", "verdict", "effect", "margin", "seeds", "minutes"]]
     for one in measured:
         claim, first, minutes = one.claim, one.estimates[0], _minutes(one)
-        title = f"[{claim.title}](claims/{claim.name}.md)" if with_links else claim.name
+        title = claim.name if pages is None else f"[{claim.title}]({pages}/{claim.name}.md)"
         cells = [_effect(first), f"{claim.effects[0].margin:g}", str(len(first.by_seed) or "–")]
-        table.append([title, f"**{one.verdict}**" if with_links else one.verdict, *cells, f"{minutes:.0f}"])
+        table.append([title, one.verdict if pages is None else f"**{one.verdict}**", *cells, f"{minutes:.0f}"])
     return table
 
 
@@ -67,16 +69,22 @@ def claim_page(measured: Measured, figure: str | None) -> str:
 
 
 def write_claim_pages(measured: Sequence[Measured], docs: Path) -> None:
-    """Write `claims.md`, and a page and a figure for each claim."""
-    table = markdown_table(summary_table(measured, with_links=True))
+    """Write `claims.md`, a page and a figure for each claim, and the table of those that were run in the README."""
+    table = markdown_table(summary_table(measured, pages="claims"))
     write_file(docs / "claims.md", f"{_INTRODUCTION}\n{table}\n")
+    readme = docs.parent / "README.md"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(_BEGIN) if readme.is_file() else ("", "", "")
+    if begin:
+        shown = [one for one in measured if one.verdict != "not run"]
+        table = markdown_table(summary_table(shown, pages=f"{docs.name}/claims"))
+        write_file(readme, f"{before}{begin}\n{table}\n{''.join(rest.partition(_END)[1:])}")
     (docs / "claims").mkdir(exist_ok=True)
     for one in measured:
-        name, shown = one.claim.name, _shown(one)
-        if shown:
+        name, effects = one.claim.name, _shown(one)
+        if effects:
             path = docs / "claims" / f"{name}.svg"
-            plot_effects(path, [_drawn(*each) for each in shown], unit=f"effect on {one.claim.metric}")
-        write_file(docs / "claims" / f"{name}.md", claim_page(one, f"{name}.svg" if shown else None))
+            plot_effects(path, [_drawn(*each) for each in effects], unit=f"effect on {one.claim.metric}")
+        write_file(docs / "claims" / f"{name}.md", claim_page(one, f"{name}.svg" if effects else None))
 
 
 def _arms_table(measured: Measured) -> Table:
