@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -262,34 +263,31 @@ def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
     assert [one["arm"] for one in read_results(load_claim(folder), tmp_path / "results").results] == ["small"]
 
 
-def test_a_command_that_is_told_to_stop_ends_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Left alone, a run would go on training, and the next command would find its folder locked."""
-    script = tmp_path / "program"
-    script.write_text(
-        f"#!/bin/sh\necho $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid\nexec sleep 60\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr(command.sys, "executable", str(script))
-    monkeypatch.setattr(command, "TOKENIZER", str(tmp_path / "tokenizer"))
+    run = tmp_path / "python"
+    saves = f'trap "echo saved; exit 143" TERM\ntouch {tmp_path}/begun'
+    run.write_text(f"#!/bin/sh\n{saves}\nwhile :; do sleep 0.05; done\n")
+    run.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(run))
+    monkeypatch.setattr(command, "TOKENIZER", str(Path(tmp_path, "tokenizer.json").parent))
+    (tmp_path / "tokenizer.json").touch()
+    jobs = [command.Job(tmp_path / name, 1, (), "", results=[("a", name)]) for name in ("first", "second")]
 
-    def stop_once_it_runs() -> None:
-        while not (tmp_path / "pid").is_file():
+    def stop() -> None:
+        while not (tmp_path / "begun").exists():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
-    before = signal.getsignal(signal.SIGTERM)
-    where = {"out": str(tmp_path / "results"), "runs": str(tmp_path / "runs")}
-    killer = threading.Thread(target=stop_once_it_runs)
-    killer.start()
-    with pytest.raises(SystemExit) as stopped:
-        command.claims(["soft-targets"], configs=str(CLAIMS), jobs=1, **where)
-    killer.join()
-    assert stopped.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-    assert len(list((tmp_path / "runs").rglob("*.log"))) == 1, "a run was started after the signal"
+    before = signal.getsignal(number)
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit) as stopped, command._ending_its_runs():
+        command._run_all(jobs, 1, tmp_path)
+    assert stopped.value.code == 128 + number and signal.getsignal(number) == before
+    assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()
 
 
 class AtOnce:

@@ -190,30 +190,27 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
         try:
             for future in progress_bar(started.values(), desc="claims", unit="run"):
                 future.result()
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                _STOPPING.set()
+        except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 @contextmanager
 def _ending_its_runs() -> Iterator[None]:
-    """On SIGTERM, tell the runs to stop, wait until they have saved where they are, and exit as SIGTERM does."""
+    """On SIGTERM and Ctrl-C, tell the runs to stop, wait until they have saved, and exit with the signal's status."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _STOPPING.set()
         sys.exit(128 + number)
 
     _STOPPING.clear()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT) if is_main}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _lit_distil(arguments: list[str], log: Path) -> None:
