@@ -196,7 +196,7 @@ class _Steps(Dataset):
 
     def __getitem__(self, step: int) -> list[Batch]:
         shares = self.plan.shares(step, self.num_shares)
-        batches = [self.dataset.collate(*shares[share], step) for share in self.shares]
+        batches = [self.dataset.batch(*shares[share], step) for share in self.shares]
         counts = [batch.counts for batch in batches]
         for batch in batches:
             batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}
@@ -224,7 +224,7 @@ class _FixedBatches(Dataset):
         samples = np.arange(start, start + self.size + (number < self.num_larger))
         if self.order is not None:
             samples = self.order[samples]
-        return self.dataset.collate(samples, np.zeros_like(samples))
+        return self.dataset.batch(samples, np.zeros_like(samples))
 
 
 @dataclass(frozen=True)
