@@ -32,6 +32,7 @@ from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.data.trimming import shared_entries
 from lit_distil.files import check_writable, default_cache_dir, describe, hash_values, short_hash
+from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -62,7 +63,8 @@ class TextDataModule(LightningDataModule):
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
         cache_dir: Where to keep tokenised corpora; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
         batch_tokens: Tokens in an optimizer step, in place of `batch_size` sequences. This keeps steps comparable
-            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence.
+            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence. With a `StepValue`
+            the batch grows over the steps; micro-batches grow with it, since their number stays.
         length_window: Group sequences of similar length into steps, within this many steps' sequences at a time; None
             leaves the order random.
         filters: Which documents of a corpus to leave out; None keeps all.
@@ -92,7 +94,7 @@ class TextDataModule(LightningDataModule):
         seed: int | None = None,
         tokenizer_revision: str | None = None,
         cache_dir: str | None = None,
-        batch_tokens: int | None = None,
+        batch_tokens: int | StepValue | None = None,
         length_window: int | None = None,
         filters: DocumentFilters | None = None,
         num_processes: int | None = None,
@@ -113,7 +115,7 @@ class TextDataModule(LightningDataModule):
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "max_eval_sequences": max_eval_sequences,
-            "batch_tokens": batch_tokens,
+            "batch_tokens": None if batch_tokens is None else extremes_of(batch_tokens)[0],
             "num_processes": num_processes,
         }
         for name, count in counts.items():
@@ -458,7 +460,8 @@ class TextDataModule(LightningDataModule):
     @property
     def step_capacity(self) -> int:
         """Most tokens of an optimizer step: its budget, or `batch_size` sequences of full length."""
-        return self.batch_tokens or self.batch_size * self.max_length
+        most = None if self.batch_tokens is None else round(extremes_of(self.batch_tokens)[1])
+        return most or self.batch_size * self.max_length
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
