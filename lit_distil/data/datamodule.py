@@ -203,7 +203,7 @@ class TextDataModule(LightningDataModule):
             check_module(self)
 
     def _prepare_documents(self, split: Split) -> None:
-        source = self._shared_source()
+        source, folder = self._shared_source(), None
         for tokenizer in (*self.readers.values(), self.tokenizer):
             folder = self._corpus_folder(split, fetch=True, tokenizer=tokenizer)
             if folder is None:
@@ -215,7 +215,7 @@ class TextDataModule(LightningDataModule):
                 )
                 if corpus is None and split == "train":
                     raise ValueError("data.source: the train split has no documents; check the files and their content")
-        if holds_corpus(folder):
+        if folder is not None and holds_corpus(folder):  # that of the data's own tokenizer
             # makes the table of sequences and compiles the batching code, which the ranks then load
             self._sequences(split, TokenCorpus.load(folder, verify=self.verify_corpus))
 
@@ -259,10 +259,9 @@ class TextDataModule(LightningDataModule):
                 seed=self.seed,
             )
             for name, reader in self.readers.items():
-                for split, dataset in opened.items():
-                    reading = read_rows_again(
-                        dataset, self.task, reader, max_length=self.max_length, training=split == "train"
-                    )
+                for opened_split, dataset in opened.items():
+                    is_train = opened_split == "train"
+                    reading = read_rows_again(dataset, self.task, reader, max_length=self.max_length, training=is_train)
                     dataset.readings = {**dataset.readings, name: reading}
             self.datasets = {**opened, **self.datasets}
         if "train" in missing and "train" in self.datasets:
@@ -311,8 +310,8 @@ class TextDataModule(LightningDataModule):
         self, split: Split, corpus: TokenCorpus, vocabulary: Vocabulary, masking: MaskingStrategy | None
     ) -> MaskedSequences:
         """Sequences of one tokenizer."""
-        assert self.format is not None
-        format = LinePerSequence(keep_rest=False) if self.readers else self.format
+        format = self._shared_format()
+        assert format is not None
         seed = self.seed if split == "train" else 0
         masking = copy.deepcopy(masking)  # each split binds its own token counts
         if masking is not None:
@@ -341,6 +340,10 @@ class TextDataModule(LightningDataModule):
         assert isinstance(self.source, DocumentSource)
         readers = [*self.readers.values()]
         return SharedTexts(self.source, [self.tokenizer, *readers]) if readers else self.source
+
+    def _shared_format(self) -> SequenceFormat | None:
+        """The format; where several tokenizers read, the one that gives each text one sequence."""
+        return LinePerSequence(keep_rest=False) if self.readers else self.format
 
     def _corpus_folder(
         self, split: Split, *, fetch: bool, tokenizer: PreTrainedTokenizerBase | None = None
@@ -445,7 +448,7 @@ class TextDataModule(LightningDataModule):
             "source": self._shared_source().fingerprint(split),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "filters": describe(self.filters),
-            "format": describe(self.format),
+            "format": describe(self._shared_format()),
             "masking": describe(self._masking(split)),
             "max_length": self.max_length,
             "seed": self.seed if is_train else 0,

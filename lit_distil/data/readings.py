@@ -84,8 +84,8 @@ def check_same_units(ours: TokenCorpus, theirs: TokenCorpus, name: str) -> None:
     """Refuse corpora of two tokenizers that are not of the same units."""
     same = ours.shard_sizes and [sizes[1:] for sizes in ours.shard_sizes] == [sizes[1:] for sizes in theirs.shard_sizes]
     for number in range(len(ours.shard_sizes) if same else 0):
-        parts = [corpus.part(number, number + 1).document_ends for corpus in (ours, theirs)]
-        same = same and np.array_equal(*parts)
+        mine, its = (corpus.part(number, number + 1).document_ends for corpus in (ours, theirs))
+        same = same and np.array_equal(mine, its)
     if not same:
         raise ValueError(
             f"data.source: the data's tokenizer finds {ours.num_units:,} texts and that of {name} {theirs.num_units:,} "
