@@ -145,7 +145,7 @@ class TextDataModule(LightningDataModule):
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
         self.allows_other_data = False
-        """Whether a run may go on from a checkpoint of a run on other training data (`--allow_changes`)."""
+        """Whether a run may go on from a checkpoint of a run on other training data or teachers (`--allow_changes`)."""
         self.readers: dict[str, PreTrainedTokenizerBase] = {}
         """Tokenizers of teachers that read the same texts in their own tokens, by the teachers' names."""
         self._content: str | None = None

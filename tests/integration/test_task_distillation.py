@@ -24,17 +24,8 @@ from tests.integration.conftest import TWO_RANKS, probe
 from tests.integration.test_global_batch import assert_same
 from tests.integration.test_tasks import TASKS, configuration, row_of
 from tests.modules.test_distillation import make_trainer
-from tests.workspace import (
-    REPOSITORY,
-    Workspace,
-    fit,
-    kept_environment,
-    logged,
-    run_on_two_ranks,
-    shared,
-    with_trainer,
-    write_config,
-)
+from tests.processes import run_on_two_ranks
+from tests.workspace import REPOSITORY, Workspace, fit, kept_environment, logged, shared, with_trainer, write_config
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "classes": ("sequence_classification", {"id2label": {0: "code", 1: "prose", 2: "verse"}}),
