@@ -231,6 +231,12 @@ def test_arms_of_one_recipe_share_a_run_and_a_student_waits_for_its_teacher(tmp_
         return command.plan([load_claim(folder)], seeds, configs=root, runs=Path("runs"))
 
     jobs = planned([1, 2])
+    # what the effects need comes first, for all seeds; the student is not among it
+    assert [(job.results[0][1], job.seed) for job in jobs] == [
+        *(("small", 1), ("large", 1), ("small", 2), ("large", 2)),
+        *(("student", 1), ("student", 2)),
+    ]
+    jobs = [jobs[place] for place in (0, 1, 4, 2, 3, 5)]
     small, teacher, student = jobs[:3]
     assert len(jobs) == 6 and student.after == teacher and small.results == [("size", "small")]
     assert [job.folder.parts[1].split("-")[0] for job in jobs[:3]] == ["pretrain", "pretrain", "distill"]

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -80,7 +80,7 @@ class Job:
 
 
 def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: Path) -> list[Job]:
-    """The runs of these claims, each once, those that others start from first."""
+    """The runs of these claims, each once: first those that the effects need, and each after the one it starts from."""
     jobs: dict[Path, Job] = {}
 
     def job_of(claim: Claim, arm: str, seed: int) -> Job:
@@ -93,11 +93,11 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
             job.results.append((claim.name, arm))
         return job
 
-    for seed in seeds:
-        for claim in claims:
-            for arm, spec in claim.arms.items():
-                if spec.base not in MEASUREMENTS:
-                    job_of(claim, arm, seed)
+    for is_needed, claim, seed in product((True, False), claims, seeds):
+        needed = {arm for effect in claim.effects for group in effect.arms for arm in group.split("|")}
+        for arm, spec in claim.arms.items():
+            if (arm in needed) is is_needed and spec.base not in MEASUREMENTS:
+                job_of(claim, arm, seed)
     return list(jobs.values())
 
 

@@ -138,4 +138,5 @@ def _shown(measured: Measured) -> list[tuple[Effect, Estimate]]:
 
 def _drawn(effect: Effect, one: Estimate) -> tuple[str, list[float], float, float, float]:
     assert one.mean is not None
-    return effect.label, [*one.by_seed.values()], one.mean, one.half or 0.0, effect.margin
+    label = f"{effect.label} ({effect.metric})" if effect.metric else effect.label
+    return label, [*one.by_seed.values()], one.mean, one.half or 0.0, effect.margin
