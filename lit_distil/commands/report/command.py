@@ -67,7 +67,8 @@ def report(
     and quality_latency.png.
 
     Args:
-        runs: Folders of runs, or globs in quotes; runs that differ only in their seeds count as one arm.
+        runs: Folders of runs or of results (results/claims/soft-targets), or globs in quotes; runs that differ only in
+            their seeds count as one arm.
         metrics: Column of metrics.csv, such as val/loss, or a list of them; None takes the score and the loss.
         at: Compare at the last validation (end) or at the best one (best), which is the one that was exported.
         beside: YAML file with published figures to put beside the runs, such as configs/finetune/glue/papers.yaml.
@@ -121,7 +122,7 @@ def report(
         write_pages(Path(out, "report"), title, sections, numbers)
 
 
-run = functools.partial(call_command, report, words="runs", help="Folders of runs, or globs in quotes.")
+run = functools.partial(call_command, report, words="runs", help="Folders of runs or results, or globs in quotes.")
 
 
 def _compare_runs(
@@ -138,7 +139,7 @@ def _compare_runs(
     metrics = metrics or main_metrics(found)
     where = "the last validation" if at == "end" else "the best validation, which is the exported one"
     notes = [f"Values are those of {where}. {_HOW_TO_READ}", _EQUAL_TIME]
-    changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:]]
+    changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:] if arm.changes]
     summary, details = arms_table(arms, metrics, at), runs_table(arms, metrics, at)
     print(markdown_table(summary), *([bullets(changes)] if changes else []), markdown_table(details), sep="\n\n")
     sections = [Section(table=summary)]
