@@ -234,7 +234,7 @@ class _Parcel:
     """An item of a data set as bytes, or the error that came instead of it."""
 
     content: bytes
-    error: Exception | None = None
+    error: Exception | SystemExit | None = None
 
     def open(self) -> Any:
         """The item."""
