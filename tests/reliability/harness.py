@@ -29,14 +29,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from tests.workspace import REPOSITORY, Workspace, environment, metrics, network_weights
+from tests.workspace import REPOSITORY, TIMED, Workspace, environment, metrics, network_weights
 
 PAGE = REPOSITORY / "docs" / "reliability.md"
 RESULTS = REPOSITORY / "results" / "reliability"
 _MARKS = ("<!-- figures: written by python -m tests.reliability.harness -->", "<!-- end of figures -->")
 _IN_SERVER = "LIT_DISTIL_TEST_SERVER"
 _SERVER: ForkServerContext = multiprocessing.get_context("forkserver")
-NOT_REPEATABLE = {"train/tokens_per_second", "epoch"}
+NOT_REPEATABLE = {*TIMED, "epoch"}
 
 
 class Command:
