@@ -127,10 +127,10 @@ def main(argv: list[str] | None = None) -> None:
         trust = importlib.import_module("lit_distil.trust")
         with trust.guard(trusted, remote_code=runs_remote_code):
             _run(command, arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         pieces = importlib.import_module("lit_distil.pieces")
         message = pieces.users_mistake(error) or pieces.piece_that_raised(error)
-        if os.environ.get("LIT_DISTIL_TRACEBACK") or message is None:
+        if message is None or (os.environ.get("LIT_DISTIL_TRACEBACK") and isinstance(error, Exception)):
             raise
         _fail(message)
 

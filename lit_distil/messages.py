@@ -43,7 +43,10 @@ _NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _NOT_OF_TYPE = re.compile(r"Expected a <class '(?:\w+\.)*(\w+)'>(?:\. Got value: (.*))?$")
 _NOT_A_SUBCLASS = re.compile(r"Import path ?(\S*) does not correspond to a subclass of (.+)$")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
-_UNRECOGNIZED = re.compile(r"unrecognized arguments: --(\S+)")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: --([^\s=]+)")
+_UNREADABLE = re.compile(r"Unable to load config ['\"](.*)['\"]")
+_REQUIRED = re.compile(r"arguments are required: (?:fit|validate|test|predict)\.(.*)")
+_LITERAL = re.compile(r"Expected a typing\.Literal\[(.*)\](?:\. Got value: (.*))?$")
 _CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
 _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
 # what the parser says about the types that were not meant, of those that a value may have
@@ -66,7 +69,7 @@ def shorten(message: str, options: Iterable[str] = ()) -> str:
     reasons = _reasons(message, list(options))
     if not reasons:
         return message.strip()
-    told = list(dict.fromkeys(reasons))
+    told = [one for one in dict.fromkeys(reasons) if not any(other.endswith(f": {one}") for other in reasons)]
     more = len(told) - _MAX_REASONS
     return "\n".join(told[:_MAX_REASONS] + ([f"(and {more} more)"] if more > 0 else []))
 
@@ -91,6 +94,7 @@ def _reasons(message: str, options: list[str]) -> list[str]:
             text = text[match.end() :]
         if match := _CLASS.match(text):
             classes.append((column, match[1]))
+            keys += [(column, name) for name in _member(match[1], keys, lines[-1]) if keys]
             text = text[match.end() :]
         if not text or text.startswith(_NOISE):
             continue
@@ -99,12 +103,24 @@ def _reasons(message: str, options: list[str]) -> list[str]:
             expected.setdefault((key, match[2] or given), []).append(match[1])
             continue
         reason = _with_value(_reason(text, classes[-1][1] if classes else None, options), given)
+        if (match := _LITERAL.search(text)) and others and others[-1].startswith(f"{key}: no class"):
+            reasons.append(f"{others.pop()}, or {match[1]}")
+            continue
         (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
     found = reasons or [reason for reason in others if "expected list" not in reason] or others
     if found or not any(given for _, given in expected):
         return found
     kinds = {each: " or ".join(dict.fromkeys(names)) for each, names in expected.items()}
     return [f"{key}: {_not_of(kind, given)}" for (key, given), kind in kinds.items()]
+
+
+def _member(class_path: str, keys: list[tuple[int, str]], given: str) -> list[str]:
+    """The name of a piece among several, such as `soft` of the objectives, which the parser does not tell."""
+    last = keys[-1][1] if keys else ""
+    inside = re.findall(rf"'(?!class_path')([^']+)': (?:{{'class_path': )?'{re.escape(class_path)}'", given)
+    option = re.findall(rf"NestedArg\(key='(?:[^']*\.)?{re.escape(last)}\.(\w+)\.", given)
+    names = inside or [name for name in option if name not in _arguments(class_path)]
+    return names if len(names) == 1 and names != [last] else []
 
 
 def _given(lines: list[str], column: int) -> str:
@@ -132,6 +148,8 @@ def _with_value(reason: str, given: str) -> str:
     if match := _NOT_OF_TYPE.search(reason):
         value = match[2] or given
         return f"{reason[: match.start()]}expected {match[1]}" + (f", got {value!r}" if value else "")
+    if match := _LITERAL.search(reason):
+        return f"expected {match[1].replace(', ', ' or ')}, got {match[2] or given!r}"
     if match := _NOT_A_SUBCLASS.search(reason):
         return f"{reason[: match.start()]}{match[1] or given} is not a {match[2]}"
     return reason
@@ -152,12 +170,19 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
     if match := _NO_MODULE.match(text):
         path = f"{class_path!r}: " if class_path else ""
         return f"{path}no module {match[1]!r} is installed, and {Path.cwd()} has none"
+    if match := _REQUIRED.search(text):
+        names = re.sub(r", \w+\.", " and ", match[1])
+        return f"{names}: not given; name a file with --config FILE, or a recipe with --config recipe:NAME"
+    if match := _UNREADABLE.search(text):
+        return f"expected settings by name, or a file of them, got {match[1]!r}"
+    if text.startswith("unhashable type"):
+        return "class_path must be one import path, such as torch.optim.AdamW, and is a list or a dictionary"
     if match := _NO_ATTRIBUTE.search(text):
         return text + hint(match[2], _names(match[1]))
-    if match := _UNRECOGNIZED.search(text):
-        name = match[1].split("=")[0]
-        return f"no option --{name}{hint(name, options)}"
-    if match := _NOT_ACCEPTED.search(text):
+    match = _UNRECOGNIZED.search(text)
+    if match and class_path is None:
+        return f"no option --{match[1]}{hint(match[1], options)}"
+    if match := match or _NOT_ACCEPTED.search(text):
         name = match[1] or match[2]
         if class_path is None and name in ("trust", "trust_remote_code"):
             return f"{name}: a configuration cannot trust anything; give --{name} on the command line"

@@ -81,7 +81,9 @@ def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
         reason = failure.__cause__
         assert reason is not None
         message = users_mistake(reason)
-        if message is None:  # of a library, which names no field of the configuration
+        if missing := isinstance(reason, ImportError) and re.search("(wandb|mlflow)", str(reason)):
+            message = f"{failure.kind.__name__} needs a package: pip install 'lit-distil[{missing[1]}]'"
+        elif message is None:  # of a library, which names no field of the configuration
             message = f"{failure.kind.__name__} refuses these arguments: {one_line(reason)}"
         path = _path_of(failure.kind, failure.arguments, config) or failure.kind.__name__
         raise ValueError(_with_path(message, path, failure.kind, config)) from reason
@@ -296,6 +298,8 @@ def piece_that_raised(error: BaseException) -> str | None:
         for frame, line in reversed([*traceback.walk_tb(reason.__traceback__)]):
             file, kind, method = Path(frame.f_code.co_filename), type(frame.f_locals.get("self")), frame.f_code.co_name
             if file.is_relative_to(Path(__file__).parent):
+                if place and isinstance(reason, SystemExit):  # not of a class, but as a module was imported
+                    return f"{place}: it calls sys.exit({reason.code}), which would end the run unnoticed"
                 break
             base = next((one for one in kind.__mro__ if one.__module__.partition(".")[0] in LIBRARIES), None)
             if base is kind or base is None or not hasattr(base, method):

@@ -322,7 +322,10 @@ def training_length(data: Any, max_steps: int | None, *, passes: int) -> dict[st
 
 def _text_bytes(source: Any) -> int | None:
     made = source if isinstance(source, DocumentSource) else build(source)
-    return made.text_bytes("train") if isinstance(made, DocumentSource) else None
+    try:
+        return made.text_bytes("train") if isinstance(made, DocumentSource) else None
+    except ValueError as error:  # of the files
+        raise ValueError(f"data.{error}") from error
 
 
 # Objects

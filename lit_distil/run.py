@@ -43,10 +43,11 @@ from lit_distil.callbacks import (
 )
 from lit_distil.console import text_table
 from lit_distil.data import TextDataModule
-from lit_distil.files import check_local, write_file
+from lit_distil.files import MISSING, check_local, check_writable, differences, write_file
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
 from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
+from lit_distil.modules.cached_teacher import teacher_identity
 from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.modules.finetuning import TaskModule, saved_labels
 from lit_distil.pieces import whole_paths
@@ -140,21 +141,45 @@ def _loggers(command: str, given: Any, folder: str) -> Any:
     if is_default:
         given = TensorBoardLogger(folder, name="", version="tensorboard")
     given = given if isinstance(given, list) else [given]
+    for place in () if is_default else (getattr(logger, "save_dir", None) for logger in given):
+        if place and "://" not in str(place):
+            check_writable(Path(place).expanduser(), "trainer.logger.save_dir")
     return given if any(isinstance(one, RunCSVLogger) for one in given) else [RunCSVLogger(folder), *given]
 
 
 class RunSettings(Callback):
-    """Keeps a run's settings in its checkpoints; a resumed run compares them with its own (`check_continuation`)."""
+    """Keeps in a run's checkpoints its settings (see `check_continuation`) and hashes of the teachers' files."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
+        self.teachers: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hash the files of the teachers, before they are loaded; the settings know those in memory."""
+        module: Any = pl_module
+        for name, teacher in getattr(module, "teacher_sources", {}).items():
+            if isinstance(teacher, str):
+                self.teachers[name] = teacher_identity(teacher, module.teacher_revision, None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the settings, as text that loads with `weights_only`."""
+        """Add them, as text that loads with `weights_only`."""
         checkpoint[SETTINGS_KEY] = json.dumps(self.settings, default=str)
+        checkpoint["teachers"] = json.dumps(self.teachers)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the arguments of callbacks win over the saved ones, such as the patience of EarlyStopping."""
+        """Let the arguments of callbacks win over the saved ones, such as the patience of EarlyStopping.
+
+        Raises:
+            ValueError: A teacher's files have changed, although its name has not.
+        """
+        changes = differences(json.loads(checkpoint.get("teachers", "{}")), self.teachers)
+        changed = [change.name for change in changes if MISSING not in (change.old, change.new)]
+        if changed and not trainer.datamodule.allows_other_data:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"model.teacher: its files have changed since the checkpoint was written ({', '.join(changed)}), so "
+                "the run would not be continued but become another one; restore them, begin anew in another folder, or "
+                "with `fit` add --allow_changes"
+            )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
             if state and not isinstance(callback, ModelCheckpoint):  # which compares its folder with the saved one

@@ -89,6 +89,7 @@ def callback(name: str, **settings: Any) -> Callable[[Config], None]:
     return edit("trainer", "callbacks", value=value)
 
 
+CSV_LOGGER = "lightning.pytorch.loggers.CSVLogger"
 MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     "top-level key": (edit("trainr", value={"max_steps": 2}), ["trainr.max_steps", "did you mean 'trainer.max_steps'"]),
     "trainer's key": (edit("trainer", "max_stepz", value=3), ["trainer.max_stepz", "did you mean 'trainer.max_steps'"]),
@@ -97,7 +98,26 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
     "data's key on the command line": (["--data.tokeniser", "x"], ["TextDataModule", "'tokeniser'", "'tokenizer'"]),
     "nested class's key": (
         edit(*INIT, "objectives", "soft", "init_args", "temprature", value=3.0),
-        ["model.objectives", "SoftTargetLoss", "'temprature'", "did you mean 'temperature'"],
+        ["model.objectives.soft: ", "SoftTargetLoss", "'temprature'", "did you mean 'temperature'"],
+    ),
+    "the same on the command line": (
+        ["--model.objectives.soft.temperature", "hot"],
+        ["model.objectives.soft.temperature: expected float, got 'hot'"],
+    ),
+    "key of a misspelt piece": (["--data.maskin.rate", "0.2"], ["data: ", "'maskin.rate'; did you mean 'masking'?"]),
+    "list as a class": (
+        edit(*INIT, "student", value={"class_path": ["a"]}),
+        ["model.student: class_path must be one import path"],
+    ),
+    "class or word": (["--data.eval_masking", "x"], ["data.eval_masking: no class 'x'; give ", ", or 'as_training'"]),
+    "word": (
+        edit(*INIT, "objectives", "soft", "init_args", "positions", value="some"),
+        ["model.objectives.soft.positions: expected 'masked' or 'unmasked' or 'all', got 'some'"],
+    ),
+    "trainer that is a text": (["--trainer", "x"], ["trainer: expected settings by name, or a file of them, got 'x'"]),
+    "logger's folder": (
+        edit("trainer", "logger", value={"class_path": CSV_LOGGER, "init_args": {"save_dir": "/proc/x"}}),
+        ["trainer.logger.save_dir: /proc/x cannot be made or written to"],
     ),
     "masking's key": (edit(*DATA, "masking", "init_args", "rat", value=1), ["data.masking", "'rat'", "'rate'"]),
     "optimizer's key": (edit(*INIT, "optimizer", "init_args", "lrr", value=1), ["model.optimizer", "'lrr'", "'lr'"]),
@@ -247,7 +267,11 @@ def test_missing_and_broken_config_files_are_named(
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [a\n b: c\n")
     good = write_config(with_trainer(workspace.pretraining(), tmp_path / "run"), tmp_path / "good.yaml")
-    for files, part in (([good, "nope.yaml"], "nope.yaml"), ([good, str(broken)], "broken.yaml is not YAML")):
+    for files, part in (
+        ([good, "nope.yaml"], "nope.yaml"),
+        ([good, str(broken)], "broken.yaml is not YAML"),
+        ([], "data and model: not given; name a file with --config FILE, or a recipe with"),
+    ):
         with kept_environment(), pytest.raises(SystemExit) as stop:
             cli.main(["fit", *[word for file in files for word in ("--config", file)]])
         error = capsys.readouterr().err
@@ -294,6 +318,7 @@ def test_a_type_error_is_told_in_one_line_where_a_check_of_the_package_raises_it
 
 
 OWN_PIECES = """\
+import sys
 from lightning.pytorch import Callback
 from lit_distil.data import MaskingStrategy
 from lit_distil.objectives import RowObjective
@@ -308,6 +333,10 @@ def first_of(settings):
 class Endless(MaskingStrategy):
     def select(self, view, draws):
         return self.rate / 0
+
+class Exiting(MaskingStrategy):
+    def select(self, view, draws):
+        sys.exit(0)
 
 class Wide(RowObjective):
     def on_rows(self, rows):
@@ -325,13 +354,14 @@ class Nothing(MaskingStrategy):
     [
         (
             "--trainer.callbacks=[own_pieces.Lookup]",
-            ("Lookup.on_train_batch_end raised KeyError: 'first'", "line 10"),
+            ("Lookup.on_train_batch_end raised KeyError: 'first'", "line 11"),
         ),
         ("--data.masking=own_pieces.Endless", ("Endless.select raised ZeroDivisionError", "Choose the positions to")),
         (
             "--data.masking=own_pieces.Endless --data.num_workers=1",
             ("Endless.select raised ZeroDivisionError", "Choose the positions to"),
         ),
+        ("--data.masking=own_pieces.Exiting", ("Exiting.select raised SystemExit: 0 in ", "line 19")),
         ("--model.objectives={own: own_pieces.Wide}", ("Wide.on_rows raised RuntimeError", "The sum over some rows")),
         ("--data.masking=own_pieces.Nothing", ("Nothing.select must choose at least one position of a batch",)),
         ("--model.optimizer.lr=1e30", ("step 2: the largest weight has grown from", "Lower the learning rate")),

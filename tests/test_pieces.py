@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
 from transformers import PreTrainedModel
 
 from lit_distil.data import DocumentSource, MaskingStrategy, RowSource, SequenceFormat, load_tokenizer
@@ -82,6 +84,18 @@ def test_an_error_of_a_librarys_class_names_the_setting_and_the_class(tmp_path: 
     arguments = ["--layer", "torch.nn.Dropout", "--layer.p", "2"]
     with pytest.raises(ValueError, match=r"^layer: Dropout refuses these arguments: dropout probability has to be"):
         call_command(command, arguments)
+
+
+def test_a_package_that_a_logger_needs_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise ModuleNotFoundError("Requirement 'wandb>=0.12.10' not met")
+
+    def command(logger: Logger) -> None:
+        """Take a logger."""
+
+    monkeypatch.setattr(WandbLogger, "__init__", refuse)
+    with pytest.raises(ValueError, match=r"^logger: WandbLogger needs a package: pip install 'lit-distil\[wandb\]'$"):
+        call_command(command, ["--logger", "lightning.pytorch.loggers.WandbLogger"])
 
 
 def test_names_in_a_dictionary_are_not_taken_for_the_arguments_of_a_model() -> None:

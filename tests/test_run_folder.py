@@ -420,3 +420,38 @@ def test_what_cannot_be_continued_is_told_even_if_it_is_allowed(
     options = ["--ckpt_path", str(finished / "checkpoints" / "last.ckpt"), "--allow_changes", *changes]
     with pytest.raises(ValueError, match=message):
         fit(workspace.distillation(), tmp_path / "run", *options, max_steps=3)
+
+
+def test_a_run_does_not_go_on_if_its_text_or_its_teacher_has_changed(workspace: Workspace, tmp_path: Path) -> None:
+    """The settings name the same files, whatever is in them."""
+    text = Path(shutil.copy(workspace.root / "train.txt", tmp_path))
+    teacher = shutil.copytree(workspace.teacher, tmp_path / "teacher")
+    config = workspace.distillation(teacher=str(teacher))
+    config["data"]["init_args"]["source"]["init_args"]["train"] = str(text)
+    run = fit(config, tmp_path / "run", max_steps=1, limit_val_batches=0)
+
+    def go_on(*more: str) -> None:
+        fit(config, run, "--ckpt_path", "last", *more, max_steps=2, limit_val_batches=0)
+
+    before = text.read_text()
+    text.write_text(before.replace("model", "layer"))
+    with pytest.raises(ValueError, match=r"data\.source: the training data has changed .* --allow_changes"):
+        go_on()
+    text.write_text(before)
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"teacher: its files have changed .*\(teacher\.weights\).* --allow_changes"):
+        go_on()
+    go_on("--allow_changes")
+    assert list(logged(run, "train/loss")) == [0, 1]
+
+
+@pytest.mark.parametrize("states", [None, [], [{"state": {}}]])
+def test_a_checkpoint_without_the_state_of_the_optimizer_is_not_continued(
+    states: Any, finished: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    saved = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved.pop("optimizer_states")
+    torch.save(saved if states is None else {**saved, "optimizer_states": states}, tmp_path / "cut.ckpt")
+    with pytest.raises(ValueError, match=r"^ckpt_path: it holds no state of an optimizer"):
+        fit(workspace.distillation(), tmp_path / "run", "--ckpt_path", str(tmp_path / "cut.ckpt"), max_steps=3)

@@ -18,6 +18,7 @@ from lit_distil.files import check_output, check_output_files, staged_folder, wr
 from lit_distil.modules.base import datamodule_of
 from lit_distil.modules.checkpoints import network_weights
 from lit_distil.objectives.embedding import SentenceFormat
+from lit_distil.trust import trusts_remote_code
 
 
 class ExportCallback(Callback):
@@ -84,10 +85,23 @@ class ExportCallback(Callback):
 def write_export(network: Any, tokenizer: Any, folder: Path, *, sentences: SentenceFormat | None = None) -> None:
     """Write a folder that `from_pretrained`, and with `sentences` `SentenceTransformer`, loads: whole or not at all."""
     with staged_folder(folder) as staging:
-        network.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        if sentences is not None:
-            sentences.write(staging, network.config.hidden_size)
+        save_network(network, tokenizer, staging, sentences)
+
+
+def save_network(network: Any, tokenizer: Any, folder: Path, sentences: SentenceFormat | None) -> None:
+    """Write what `write_export` describes into a folder; nothing in it names code or a quantisation that is not there.
+
+    A network that was made from another one's configuration inherits such fields.
+    """
+    if not trusts_remote_code():
+        vars(network.config).pop("auto_map", None)
+        tokenizer.init_kwargs.pop("auto_map", None)
+    if getattr(network, "hf_quantizer", None) is None:
+        vars(network.config).pop("quantization_config", None)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if sentences is not None:
+        sentences.write(folder, network.config.hidden_size)
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -145,8 +145,7 @@ class StopOnSignal(Callback):
         if batch_idx % _ASK_EVERY:
             return 0
         number = torch.tensor(self._received)
-        group = host_group(torch.distributed.group.WORLD)
-        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=group)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=host_group(trainer))
         return int(number.item())
 
     def _save(self, trainer: Trainer, number: int) -> None:

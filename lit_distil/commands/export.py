@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_distil.callbacks.export import save_network
 from lit_distil.commands.networks import open_network, texts_in, writable_sentence_format
 from lit_distil.commands.onnx import Agreement, compare_with_torch, quantise, write_onnx, write_openvino
 from lit_distil.files import check_output, staged_folder, write_json
@@ -68,10 +69,7 @@ def export(
         )
     sentences = writable_sentence_format(checkpoint, pooling)
     with staged_folder(Path(out)) as staging:
-        network.save_pretrained(staging)
-        chosen.save_pretrained(staging)
-        if sentences is not None:
-            sentences.write(staging, network.config.hidden_size)
+        save_network(network, chosen, staging, sentences)
         if onnx or int8 or openvino:
             if allow_disagreement:
                 min_agreement = 0.0

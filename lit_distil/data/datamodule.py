@@ -142,7 +142,7 @@ class TextDataModule(LightningDataModule):
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
         self.allows_other_data = False
-        """Whether a run may go on from a checkpoint of a run on other training data (`--allow_changes`)."""
+        """Whether a run may go on from a checkpoint of a run on other training data or teachers (`--allow_changes`)."""
         self._content: str | None = None
         self._tokenizer, self._tokenizer_revision = tokenizer, tokenizer_revision
 

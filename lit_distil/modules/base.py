@@ -69,7 +69,7 @@ class EncoderModule(SavedModule):
         max_skipped_steps: int = 25,
     ) -> None:
         super().__init__()
-        self.guard = StepGuard(max_skipped_steps)
+        self.guard = StepGuard(max_skipped_steps, self.bad_terms)
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.objectives: nn.ModuleDict = nn.ModuleDict()

@@ -197,8 +197,8 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
     weights = next((path for candidate in _WEIGHTS if (path := find(candidate)) is not None), None)
     if config is None or weights is None:
         raise ValueError(
-            f"model.teacher: {name!r} has no {'config.json' if config is None else 'weights'}; the cache of a teacher "
-            "is known by the hashes of its files, so give the folder or the name that it was written from"
+            f"model.teacher: {name!r} has no {'config.json' if config is None else 'weights'}, so its files cannot be "
+            "compared with those of an earlier run; give the folder of a whole network, or its name on the Hub"
         )
     parts = [weights]
     if weights.name.endswith(".index.json"):

@@ -104,8 +104,10 @@ class SavedModule(LoggedModule):
                 self.enter_last_step()
         if self.has_trainer and "guard" in checkpoint:
             self.guard.restore(checkpoint["guard"])
-        states = checkpoint.get("optimizer_states") or []
-        if all("param_groups" in state for state in states) and states:
+        if self.has_trainer and self.trainer.state.fn == TrainerFn.FITTING:
+            states = checkpoint.get("optimizer_states")
+            if not states or not all("param_groups" in state for state in states):
+                raise ValueError("ckpt_path: it holds no state of an optimizer; begin a new run from its export")
             self.saved_groups = [[len(group["params"]) for group in state["param_groups"]] for state in states]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

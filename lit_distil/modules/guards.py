@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,13 @@ class StepGuard:
     Args:
         patience: How many steps in a row may be skipped; one more is an error when the host next looks. A loss scaler
             (`16-mixed`) skips some while it looks for its scale.
+        bad_terms: Names the terms of the loss that were not finite of late; it may wait for the device.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, bad_terms: Callable[[], list[str]] = list) -> None:
         if patience < 0:
             raise ValueError(f"model.max_skipped_steps must not be negative, got {patience}")
-        self.patience = patience
+        self.patience, self.bad_terms = patience, bad_terms
         self.norm: Tensor | None = None
         """Of the current step's gradients, from `check` to `clip`."""
         self._counts = torch.zeros(3, dtype=torch.int64)  # skipped in all; in a row now; in the longest row
@@ -101,15 +103,20 @@ class StepGuard:
         new, self._num_reported = num_skipped - self._num_reported, num_skipped
         if longest > self.patience:
             raise DivergedError(
-                f"step {step}: the gradient was infinite or undefined in {longest} steps in a row, so the run ends "
-                f"here; checkpoints are those of finite steps. {_ADVICE}, or allow more (model.max_skipped_steps)"
+                f"step {step}: the gradient was infinite or undefined in {longest} steps in a row{self._told_terms()}, "
+                f"so the run ends here; checkpoints are those of finite steps. {_ADVICE}, or allow more "
+                "(model.max_skipped_steps)"
             )
         self._counts[2] = in_a_row
         if new > in_a_row or new == in_a_row > 0:  # otherwise a row goes on that was reported before
             rank_zero_warn(
                 f"step {step}: the gradient is infinite or undefined, and was so in {new} steps since the last report; "
-                "they were skipped"
+                f"they were skipped{self._told_terms()}"
             )
+
+    def _told_terms(self) -> str:
+        names = self.bad_terms()
+        return f" (of the terms of the loss, {' and '.join(names)} had no finite value)" if names else ""
 
     def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
         """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took: nothing waits."""
@@ -212,10 +219,19 @@ def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
+def host_group(trainer: Trainer) -> Any:
+    """All ranks, exchanging what lies in their hosts' memory; all call it together for the first time.
+
+    Who waits for a lost rank waits as long as in any other group of the run: for the timeout of the strategy.
+    """
+    return _host_group(torch.distributed.group.WORLD, getattr(trainer.strategy, "_timeout", None))
+
+
 @functools.lru_cache(maxsize=1)
-def host_group(world: Any) -> Any:
-    """The ranks of `world`, exchanging what lies in their hosts' memory; all call it together for the first time."""
-    return torch.distributed.new_group(torch.distributed.get_process_group_ranks(world), backend="gloo")
+def _host_group(world: Any, timeout: timedelta | None) -> Any:
+    return torch.distributed.new_group(
+        torch.distributed.get_process_group_ranks(world), timeout=timeout, backend="gloo"
+    )
 
 
 def begin_counting(module: Any, batch: Batch, signals: list[int]) -> Callable[[], dict[Countable, int]]:
@@ -228,7 +244,7 @@ def begin_counting(module: Any, batch: Batch, signals: list[int]) -> Callable[[]
     if module.trainer.world_size == 1:
         return lambda: local
     sums = np.array([*(local[kind] for kind in COUNTABLES), *(module.stop_requested == number for number in signals)])
-    group = host_group(torch.distributed.group.WORLD)
+    group = host_group(module.trainer)
     sending = torch.distributed.all_reduce(torch.from_numpy(sums), group=group, async_op=True)
 
     def finish() -> dict[Countable, int]:

@@ -35,6 +35,10 @@ class SumMeters:
         self._totals[name] = self._totals.get(name, 0.0) + value
         self._counts[name] = self._counts.get(name, 0) + count
 
+    def is_finite(self, name: str) -> bool:
+        """Whether the sum of this name is, on this rank; it waits for the device."""
+        return math.isfinite(self._totals.get(name, 0.0))
+
     def drop(self, name: str) -> None:
         """Remove one name."""
         self._totals.pop(name, None)
@@ -308,6 +312,11 @@ class LoggedModule(LightningModule):
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=0)
 
+    def bad_terms(self) -> list[str]:
+        """Names of the weighted terms with an infinite or undefined sum since the last row, on this rank."""
+        terms, sums = self.terms.objectives.items(), self._meters["train"]
+        return [name for name, one in terms if one.weight and not sums.is_finite(f"loss/{name}")]
+
     def _log_training(self) -> None:
         self._row = self._row or self._training_row()
         values = {name: value for name, value in self._row.items() if name != "epoch"}  # which Lightning adds
@@ -317,6 +326,7 @@ class LoggedModule(LightningModule):
     def _training_row(self) -> dict[str, float]:
         """The means since the last row, over all ranks; the meters are then empty."""
         trainer, step, now = self.trainer, self.trainer.global_step, perf_counter()
+        self.guard.report(step)  # while the meters know which term it was
         means, totals = self._meters["train"].reduce(trainer)
         since_step, since = self._last_logged
         means.pop("flops", None)
@@ -328,7 +338,6 @@ class LoggedModule(LightningModule):
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)
             values["train/mfu"] = totals["flops"] / (now - since) / (self._peak_flops * trainer.world_size)
         values["train/learning_rate"] = float(self._learning_rate)
-        self.guard.report(step)
         if num_skipped := self.guard.num_skipped:
             values["train/skipped_steps"] = float(num_skipped)
         for name, objective in self.terms.objectives.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,9 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from lit_distil.callbacks import PredictionWriter
+from lit_distil.commands.export import export
 from lit_distil.tasks import ExtractiveQA
+from lit_distil.trust import guard
 from tests.workspace import Workspace, fit, logged, network_weights
 
 
@@ -31,6 +35,25 @@ def test_the_best_weights_are_exported_if_a_metric_is_monitored(workspace: Works
         weights = network_weights(run / "checkpoints" / name)
         exported = AutoModelForMaskedLM.from_pretrained(run / "export").state_dict()
         assert all(torch.equal(weights[f"network.model.{key}"], value) for key, value in exported.items())
+
+
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_an_export_names_no_code_and_no_quantisation_of_the_folder_it_came_from(
+    is_trusted: bool, workspace: Workspace, tmp_path: Path
+) -> None:
+    """The folder of a tokenizer whose code is trusted would have to bring it."""
+    fields = {"config": {"auto_map": {"AutoModel": "code.Own"}, "quantization_config": {"quant_method": "own"}}}
+    if not is_trusted:
+        fields["tokenizer_config"] = {"auto_map": {"AutoTokenizer": ["code.Own", None]}}
+    folder = Path(shutil.copytree(workspace.teacher, tmp_path / "came-from"))
+    for name, changes in fields.items():
+        content = json.loads((folder / f"{name}.json").read_text())
+        (folder / f"{name}.json").write_text(json.dumps({**content, **changes}))
+    with guard(remote_code=is_trusted):
+        export(str(folder), str(tmp_path / "export"))
+    for name in fields:
+        written = json.loads((tmp_path / "export" / f"{name}.json").read_text())
+        assert len(written) > 5 and ("auto_map" in written) == is_trusted and "quantization_config" not in written
 
 
 def test_files_that_would_be_replaced_are_refused_before_any_work(workspace: Workspace, tmp_path: Path) -> None:

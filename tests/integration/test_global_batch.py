@@ -65,7 +65,8 @@ def test_options_of_the_command_line_start_the_second_rank(workspace: Workspace,
     )
     del config["trainer"]["devices"], config["trainer"]["accelerator"]
     command = [sys.executable, "-m", "lit_distil", "fit", "--config", write_config(config, tmp_path / "run.yaml")]
-    command += ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+    command += ["--trust", "tests", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+    command += ["--trainer.strategy", "ddp"]
     settings = environment(MASTER_PORT=str(free_port()), MASTER_ADDR="127.0.0.1")
     done = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

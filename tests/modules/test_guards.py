@@ -6,16 +6,19 @@ import json
 import math
 import shutil
 import warnings
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from lit_distil.modules.guards import DivergedError, StepGuard, with_all_outputs
+from lit_distil.modules.guards import DivergedError, StepGuard, host_group, with_all_outputs
 from lit_distil.objectives import HiddenCosineLoss
 from lit_distil.optim import BertAdam
 from lit_distil.types import EncoderOutput, Projection
@@ -154,6 +157,26 @@ def test_a_poisoned_step_is_skipped_in_training_and_counted(workspace: Workspace
     weights = poison.weights
     assert torch.equal(weights[1], weights[0]) and torch.equal(weights[2], weights[0])
     assert not torch.equal(weights[3], weights[2]) and weights[-1].isfinite().all()
+    assert module.guard.num_skipped == 2
+
+
+class NoNumber(HiddenCosineLoss):
+    """An own loss that is undefined in the second and the third step."""
+
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        loss = super().forward(*given, **named)
+        self.num_calls = getattr(self, "num_calls", 0) + 1
+        return loss * (math.nan if self.num_calls in (2, 3) else 1.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_term_that_is_no_number_is_named(workspace: Workspace, tmp_path: Path, fused: bool) -> None:
+    terms = {"fine": HiddenCosineLoss(), "own": NoNumber(), "watched": NoNumber(weight=0.0)}
+    optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=fused)
+    module = make_module(workspace.teacher, objectives=terms, optimizer=optimizer)
+    trainer = make_trainer(tmp_path, max_steps=4, log_every_n_steps=4)
+    with pytest.warns(UserWarning, match=r"skipped \(of the terms of the loss, own had no finite value\)"):
+        trainer.fit(module, datamodule=make_data(workspace))
     assert module.guard.num_skipped == 2
 
 
@@ -313,3 +336,15 @@ def test_every_output_takes_a_gradient_and_the_loss_is_what_it_was() -> None:
     )
     joined = with_all_outputs(loss.detach().requires_grad_(), deferred)
     assert not torch.autograd.grad(joined, features)[0].any()
+
+
+def test_the_hosts_wait_for_a_lost_rank_as_long_as_the_strategy_says() -> None:
+    """The group's own default is half an hour, whatever the run's timeout is."""
+    trainer: Any = SimpleNamespace(strategy=DDPStrategy(timeout=timedelta(seconds=7)))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        group = host_group(trainer)
+        assert group is host_group(trainer)
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=7)
+    finally:
+        torch.distributed.destroy_process_group()

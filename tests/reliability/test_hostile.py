@@ -510,7 +510,7 @@ def test_the_hook_sees_what_is_trusted_run(workspace: Workspace, tmp_path: Path)
     cases, here = made_cases(workspace, tmp_path)
     trusted = {
         "config: objective installed": ("--trust=evil_installed", "import evil_installed"),
-        "config: imports": ("--trust=evil_installed", f"wrote {PROOF}"),
+        "config: imports": ("--trust=evil_installed --trainer.devices=none", f"wrote {PROOF}"),  # and then it ends
         "config: callbacks stdlib": ("--trust=this", "import this"),
         "folder: student unknown": ("--trust_remote_code", f"wrote {PROOF}"),
         "folder: load tokenizer": ("--trust_remote_code", "exec"),
@@ -520,7 +520,7 @@ def test_the_hook_sees_what_is_trusted_run(workspace: Workspace, tmp_path: Path)
         if case.name in trusted:
             export = ["export", "--checkpoint", case.call[-1], "--out", "o"]  # a command takes the option
             call = export if case.call[0] == "load" else case.call
-            controls.append(Case(case.name, [*call, trusted[case.name][0]], None))
+            controls.append(Case(case.name, [*call, *trusted[case.name][0].split()], None))
     assert len(controls) == len(trusted)
     for name, result in results_of(controls, tmp_path, here).items():
         assert any(found.startswith(trusted[name][1]) for found in result["executed"]), (name, result)

@@ -279,16 +279,16 @@ LOST = [(how, rank, step) for how in ("dies", "fails", "freezes") for rank in (0
 LOST += [("dies", 1, 0), ("freezes", 1, 0)]  # 8
 
 
-def lost_rank(workspace: Workspace, folder: Path, how: str, rank: int, step: int) -> None:
+def lost_rank(workspace: Workspace, folder: Path, how: str, rank: int, step: int, seconds: int = TIMEOUT) -> None:
     start = cpu_seconds()
-    timeout = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": f"0:00:{TIMEOUT}"}}
+    timeout = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": f"0:00:{seconds}"}}
     config = with_trainer(workspace.pretraining(), folder / "run", max_steps=200, devices=2, strategy=timeout)
     file = write_config(config, folder / "run.yaml")
     commands = ranks(2, ["fit", "--config", file], folder, before=partial(lose, how, rank, step))
     other, lost = commands[1 - rank], commands[rank]
     assert other.wait_for(lambda: step == 0 or (folder / "run" / "metrics.csv").is_file())
     try:
-        code = other.finish(TIMEOUT + 45)
+        code = other.finish(seconds + 45)
         is_hanging = False
     except AssertionError:
         code, is_hanging = 0, True
@@ -307,3 +307,7 @@ def lost_rank(workspace: Workspace, folder: Path, how: str, rank: int, step: int
 @pytest.mark.parametrize(("how", "rank", "step"), LOST)
 def test_a_job_that_loses_a_rank_ends(how: str, rank: int, step: int, workspace: Workspace, tmp_path: Path) -> None:
     lost_rank(workspace, tmp_path, how, rank, step)
+
+
+def test_a_job_does_not_wait_for_a_frozen_rank(workspace: Workspace, tmp_path: Path) -> None:
+    lost_rank(workspace, tmp_path, "freezes", 1, 2, seconds=8)
