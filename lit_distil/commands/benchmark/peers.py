@@ -143,6 +143,7 @@ def train_with_trainer(folder: Path, settings: Settings, clock: Clock) -> None:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # it would spread each batch over all that it sees
     batches = PaddedBatches(read_batches(folder), settings["pad_id"], model)
     trainer = PreparedTrainer(model, arguments, train_dataset=batches, callbacks=[StepClock(clock)])
     trainer.clock = clock

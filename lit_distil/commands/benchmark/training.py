@@ -397,16 +397,16 @@ def _fit(settings: list[str], folder: Path, callback: str, options: dict[str, An
 
 
 def _time_peer(folder: Path, precision: str) -> dict[str, Any]:
-    return json.loads(_process("-m", "lit_distil.commands.benchmark.peers", str(folder), precision).splitlines()[-1])
+    said = _process("-m", "lit_distil.commands.benchmark.peers", str(folder), precision)
+    return json.loads(said.splitlines()[-1])
 
 
 def _process(*arguments: str) -> str:
     """What a Python process prints."""
     # with -P and our own path, so that no file in the working directory hides an installed package
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-P", *arguments], capture_output=True, text=True, check=False, env=variables, stdin=None
-    )
+    command = [sys.executable, "-P", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise ValueError(said[-1].removeprefix("lit-distil: error: ").removeprefix("ValueError: "))
