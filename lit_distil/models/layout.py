@@ -223,8 +223,8 @@ def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
     with torch.inference_mode(False), torch.no_grad():
         starts_there, *there = _to_device(arrays, device)
         lengths_there, moves = there[: len(buckets)], there[len(buckets) :]
-        tokens, slots_there, padding_there = (None, None, None) if in_order else moves
-        each = [None] * len(buckets) if tokens is None else tokens.split(sizes)
+        tokens_there, slots_there, padding_there = (None, None, None) if in_order else moves
+        each = [None] * len(buckets) if tokens_there is None else tokens_there.split(sizes)
         return SequenceLayout(
             lengths=lengths,
             cu_seq_lens=starts_there.int(),
@@ -233,7 +233,7 @@ def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
                 for bucket, member_lengths, part in zip(buckets, lengths_there, each, strict=True)
             ),
             slots=slots_there,
-            tokens=tokens,
+            tokens=tokens_there,
             padding=padding_there if padding.any() else None,
         )
 

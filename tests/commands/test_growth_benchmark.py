@@ -41,7 +41,7 @@ def rows(growth: Any) -> list[dict[str, Any]]:
 
 def test_one_thing_changes_at_a_time(growth: Any) -> None:
     points = growth.points([*growth.AXES])
-    assert len({tuple(point.items()) for point in points}) == len(points) > 25
+    assert len({tuple(point.items()) for point in points}) == len(points) == 25
     for axis, values in growth.AXES.items():
         assert {point[axis] for point in points} >= set(values)
     assert all(point["tokens"] >= point["length"] for point in points)

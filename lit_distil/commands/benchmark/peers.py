@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ class PreparedTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The micro-batches."""
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=None))
+        return self.accelerator.prepare(DataLoader(cast(Any, self.train_dataset), batch_size=None))
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer does."""
@@ -156,11 +156,11 @@ def train_with_trainer(folder: Path, settings: Settings, clock: Clock) -> None:
 def train_like_the_authors(folder: Path, settings: Settings, clock: Clock) -> None:
     """Distil as DistilBERT's authors do (Sanh et al. 2019, section 3): logits of both networks at every position."""
     device = torch.device(settings["device"])
-    student, teacher = (load(folder / name, settings).to(device) for name in ("network", "teacher"))
+    student, teacher = (cast(Any, load(folder / name, settings)).to(device) for name in ("network", "teacher"))
     student.train(settings["student_dropout"])
     teacher.eval().requires_grad_(False)
     options = dict(settings["optimizer"])
-    decay, fused = options.pop("weight_decay"), {"fused": True}
+    decay = options.pop("weight_decay")
     groups = [
         {
             "params": [p for p in student.parameters() if p.requires_grad and (p.dim() > 1) is has_decay],
@@ -168,7 +168,7 @@ def train_like_the_authors(folder: Path, settings: Settings, clock: Clock) -> No
         }
         for has_decay, w in ((True, decay), (False, 0.0))
     ]
-    optimizer = torch.optim.AdamW(groups, **options, **fused)
+    optimizer = torch.optim.AdamW(groups, fused=True, **options)
     scheduler = schedule(optimizer, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings["dtype"] == "float16")
     accumulate, batches = settings["accumulate"], PaddedBatches(read_batches(folder), settings["pad_id"], student)

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, process_time
@@ -51,7 +51,7 @@ class PhaseProfiler(Profiler):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._begun: dict[str, float] = {}
 
     def now(self) -> float:
@@ -201,8 +201,8 @@ class Prepare(Callback):
             network.save_pretrained(self.folder / name)
         torch.save([_plain(batch) for batch in batches], self.folder / "batches.pt")
         optimizer = trainer.optimizers[0]
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        factor = schedulers[0].lr_lambdas[0] if schedulers else lambda step: 1.0  # type: ignore[union-attr]
+        schedulers: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
+        factor = schedulers[0].lr_lambdas[0] if schedulers else lambda step: 1.0
         precision = str(trainer.precision).partition("-")[0]
         settings |= {
             "classes": classes,
@@ -258,8 +258,8 @@ def _way_of(module: Any) -> dict[str, Any]:
         if scaled := [name for name, one in objectives.items() if one.weight != 1]:
             raise ValueError(f"compare: Trainer has no weights of losses; set that of {scaled[0]!r} to 1")
         return {"way": "trainer"}
-    names = {SoftTargetLoss: "soft", MaskedLMLoss: "masked_lm", HiddenCosineLoss: "cosine"}
-    by_name = {names[type(one)]: one for one in objectives.values()}
+    titles: dict[type, str] = {SoftTargetLoss: "soft", MaskedLMLoss: "masked_lm", HiddenCosineLoss: "cosine"}
+    by_name: dict[str, Any] = {titles[type(one)]: one for one in objectives.values()}
     soft, cosine = by_name.get("soft"), by_name.get("cosine")
     if cosine is not None and cosine.positions != "all":
         raise ValueError("compare: the authors' step compares hidden states at all tokens; set `positions: all`")
