@@ -46,6 +46,7 @@ from lit_distil.recipe import (
     network_name,
     objects_in,
     override,
+    own_tokenizer,
     piece,
     pretrained,
     refuse_classes,
@@ -185,7 +186,8 @@ def distil(
         kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. The defaults of a sentence encoder
             are other ones: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
             states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, and 1.5e-4 at width 768.
-        tokenizer: Name, folder or object; by default the one beside the network.
+        tokenizer: Name, folder or object, which the student reads with; by default the one beside a pretrained student,
+            or else beside the teacher. A teacher of sentence embeddings with another tokenizer reads with its own.
         student: How the student is made; by default from every other layer of the teacher.
         objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
             the cosine of the last hidden states.
@@ -223,7 +225,7 @@ def distil(
     places = {name: f"teacher.{name}" if isinstance(teacher, Mapping) else name for name in named}
     teachers = {name: network_name(one, places[name]) for name, one in named.items()}
     first = next(iter(teachers.values()))
-    config, chosen = config_of(first, "teacher"), tokenizer_beside(first, tokenizer, data)
+    config, chosen = config_of(first, "teacher"), tokenizer_beside(own_tokenizer(student) or first, tokenizer, data)
     lr = learning_rate(config, at_width_768=1.5e-4 if is_embedding else 2e-4, power=1) if lr is None else lr
     if student is None:
         student = last_of_each_two(config) if is_embedding else piece("lit_distil.models.EveryOther")
@@ -314,11 +316,12 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
-    weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
+    is_name = isinstance(network, str | Path | PreTrainedModel)
+    weights = network_name(network) if is_name else own_tokenizer(network)
     is_new = tokenizer is None and weights is None and not isinstance(data, TextDataModule)
     chosen: Any = str(Path(out, "tokenizer")) if is_new else tokenizer_beside(weights, tokenizer, data)
     length = max_length or (128 if weights is None else room_for(config_of(weights), chosen, wanted=128))
-    if weights is not None:
+    if is_name:
         network = pretrained(weights)
     if lr is None:
         lr = 2e-3 if weights is None else 1e-4
@@ -415,12 +418,13 @@ def finetune(  # noqa: D417  the other arguments are described in distil
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
     """
-    weights = network_name(network) if isinstance(network, str | Path | PreTrainedModel) else None
+    is_name = isinstance(network, str | Path | PreTrainedModel)
+    weights = network_name(network) if is_name else own_tokenizer(network)
     config, chosen = config_of(weights), tokenizer_beside(weights, tokenizer, data)
     lr = learning_rate(config, at_width_768=3e-5, power=2) if lr is None else lr
     model = piece(
         "lit_distil.modules.FineTuningModule",
-        network=network if weights is None else pretrained(weights),
+        network=pretrained(weights) if is_name else network,
         optimizer=adamw(lr, 0.01) if optimizer is None else optimizer,
         schedule=linear(warmup) if schedule is None else schedule,
     )

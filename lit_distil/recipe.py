@@ -121,6 +121,17 @@ def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
     return name
 
 
+def own_tokenizer(source: Any) -> str | None:
+    """The folder or name of a `Pretrained` that has a tokenizer beside it; None for other sources."""
+    if isinstance(source, Mapping) and source.get("class_path") == PRETRAINED:
+        name = (source.get("init_args") or {}).get("name_or_path")
+    else:
+        name = source.name_or_path if isinstance(source, models.Pretrained) else None
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    has_none = name is not None and Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files)
+    return None if has_none else name
+
+
 def config_of(network: Any, field: str = "network") -> Any:
     """The Hugging Face configuration of a name, folder or model; None for other pieces.
 

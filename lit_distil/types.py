@@ -141,6 +141,9 @@ class DataModule(Protocol):
         Raises a `ValueError` if the two vocabularies are neither the same nor one a part of the other.
         """
 
+    def read_also(self, name: str, teacher: str, revision: str | None = None) -> Vocabulary:
+        """Let a teacher read the same texts with its own tokenizer (`Batch.readings`); returns its vocabulary."""
+
     def val_dataloader(self) -> Any:
         """Batches of the validation split; an empty list if there is none."""
 
@@ -169,6 +172,7 @@ class Batch:
             cached teacher's rows. None if every epoch has new masks, or none.
         step_counts: How many items of each kind this rank has in the whole optimizer step, over all accumulated
             micro-batches; empty if this micro-batch is the whole step.
+        readings: The same samples in the tokens of teachers with tokenizers of their own, by the teachers' names.
     """
 
     input_ids: Tensor
@@ -186,6 +190,7 @@ class Batch:
     group_sizes: tuple[int, ...] | None = None
     mask_keys: tuple[tuple[int, int], ...] | None = None
     step_counts: dict[Countable, int] = field(default_factory=dict)
+    readings: dict[str, Batch] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -236,7 +241,8 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         tensors: dict[str, Any] = {name: function(one) for name, one in vars(self).items() if isinstance(one, Tensor)}
-        return dataclasses.replace(self, **tensors)
+        readings = {name: one._map(function) for name, one in self.readings.items()}
+        return dataclasses.replace(self, readings=readings, **tensors)
 
 
 class DeferredLogits(Protocol):
@@ -333,6 +339,7 @@ class EncoderOutput:
             ones first (`Batch.masked_first`); None means all T in their order.
         next_sentence_logits: `[S, 2]`, if the network has that head.
         attention: Queries, keys and values of the requested blocks.
+        cu_seq_lens: Where its sequences begin, if not where the batch's do: a reading's, see `Batch.readings`.
     """
 
     last_hidden_state: Tensor
@@ -342,6 +349,7 @@ class EncoderOutput:
     rows: Tensor | None = None
     next_sentence_logits: Tensor | None = None
     attention: RecordedAttention | None = None
+    cu_seq_lens: Tensor | None = None
 
     def over(self, num_entries: int | None) -> EncoderOutput:
         """The same output, its masked-LM logits over the first entries of the vocabulary; None keeps all.

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from lit_distil.data import SegmentPair, TextDataModule, TextFiles, TokenMasking, load_tokenizer
+from lit_distil.models import EveryOther
+from lit_distil.models.students.base import config_with
 from lit_distil.objectives.embedding import SentenceFormat, read_sentence_format
 from lit_distil.run import run as run_command
+from lit_distil.schedules import LinearRamp
 from tests.workspace import REPOSITORY, Workspace, kept_environment, logged, write_config, write_model
 
 CONFIGS = REPOSITORY / "configs"
@@ -187,6 +190,28 @@ def test_a_headless_network_is_adapted_and_gets_a_head(workspace: Workspace, tmp
     settings = {"tokenizer": str(folder), "network__name_or_path": str(folder), "more": ["--data.max_length", "48"]}
     adapted = run_small("pretrain/adapt.yaml", workspace, tmp_path / "adapted", **settings)
     assert json.loads((adapted / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
+
+
+def test_the_small_modernbert_its_second_phase_and_its_half_run(workspace: Workspace, tmp_path: Path) -> None:
+    first = run_small("pretrain/modernbert-small.yaml", workspace, tmp_path / "first")
+    sizes = logged(tmp_path / "first" / "run", "train/tokens_per_step")
+    rope = content_of("pretrain/modernbert-long.yaml")["model"]["init_args"]["network"]["init_args"]["config"]
+    longer = json.dumps({**rope, "max_position_embeddings": 256})
+    more = ["--model.network", "lit_distil.models.Pretrained", "--model.network.name_or_path", str(first)]
+    more += ["--model.network.config", longer, "--data.max_length", "256", "--data.batch_tokens", "1024"]
+    more += ["--data.masking.rate", "0.05", "--model.schedule.warmup", "0"]
+    second = run_small("pretrain/modernbert-small.yaml", workspace, tmp_path / "second", more=more)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (first, second))
+    bases = [
+        [one["rope_parameters"][kind]["rope_theta"] for one in (before, after)] for kind in rope["rope_parameters"]
+    ]
+    assert bases == [[10_000, 160_000], [10_000, 10_000]] and after["max_position_embeddings"] == 256
+    half = run_small(
+        "distill/modernbert-half-small.yaml", workspace, tmp_path / "half", tokenizer=str(second), teacher=str(second)
+    )
+    student = json.loads((half / "config.json").read_text())
+    assert student["layer_types"] == after["layer_types"][:3] == ["full_attention", *["sliding_attention"] * 2]
+    assert logged(tmp_path / "half" / "run", "train/loss/relations") and sizes
 
 
 def test_the_stages_of_the_demo_run_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:
@@ -374,6 +399,31 @@ PAPERS: dict[str, dict[str, Any]] = {
         "trainer.gradient_clip_val": 5.0,
     },
 }
+# Warner et al. 2024, section 2.2; the rest: modernbert-base-pretrain.yaml of the authors
+PAPERS["pretrain/modernbert.yaml"] = {
+    "model.network.config.num_hidden_layers": 22,
+    "model.network.config.hidden_size": 768,
+    "model.network.config.intermediate_size": 1152,
+    "model.network.config.local_attention": 128,
+    "model.network.config.rope_parameters.full_attention.rope_theta": 10_000.0,
+    "model.optimizer.class_path": "lit_distil.optim.StableAdamW",
+    "model.optimizer.lr": 8e-4,
+    "model.optimizer.betas": [0.9, 0.98],
+    "model.optimizer.eps": 1e-6,
+    "model.optimizer.weight_decay": 1e-5 / 8e-4,
+    "data.masking.rate": 0.3,
+    "data.max_length": 1024,
+    "data.batch_tokens.start": 768 * 1024,
+    "data.batch_tokens.end": 4608 * 1024,
+    "trainer.gradient_clip_val": None,
+}
+PAPERS["pretrain/modernbert-long.yaml"] = {
+    "model.network.config.rope_parameters.full_attention.rope_theta": 160_000.0,
+    "model.network.config.rope_parameters.sliding_attention.rope_theta": 10_000.0,
+    "model.optimizer.lr": 3e-4,
+    "model.schedule.shape": "1-sqrt",
+    "data.max_length": 8192,
+}
 PAPERS["distill/distilroberta.yaml"] = {
     **PAPERS["distill/distilbert.yaml"],
     "model.teacher": "FacebookAI/roberta-base",
@@ -433,4 +483,38 @@ def test_berts_copies_have_pairs_and_masks_of_their_own_that_stay(workspace: Wor
 def test_every_batch_size_divides_by_its_accumulation() -> None:
     for path in RECIPES:
         config = flat(content_of(path))
-        assert config["data.batch_size"] % config.get("trainer.accumulate_grad_batches", 1) == 0, name_of(path)
+        size = config.get("data.batch_size", 0)  # those with a budget of tokens have none
+        assert size % config.get("trainer.accumulate_grad_batches", 1) == 0, name_of(path)
+        assert size > 0 or any(key.startswith("data.batch_tokens") for key in config), name_of(path)
+
+
+def test_modernberts_phases_have_the_tokens_of_the_paper() -> None:
+    """3B tokens of warm-up, 50B until the batch is full, 1.7T in all; then 250B and 50B of decay."""
+    first, second = (content_of(f"pretrain/modernbert{name}.yaml") for name in ("", "-long"))
+    ramp = LinearRamp(**first["data"]["init_args"]["batch_tokens"]["init_args"])
+    places = np.arange(first["trainer"]["max_steps"])
+    sizes = np.interp(places, [0, ramp.steps], [ramp.start, ramp.end])
+    assert [sizes[step] for step in (0, 777, 20_000)] == pytest.approx([ramp.at(step) for step in (0, 777, 20_000)])
+    tokens = np.cumsum(sizes) / 1e9
+    warmup = first["model"]["init_args"]["schedule"]["init_args"]["warmup"]
+    assert tokens[warmup - 1] == pytest.approx(3.0, rel=0.03)
+    assert tokens[ramp.steps - 1] == pytest.approx(50, rel=0.02) and tokens[-1] == pytest.approx(1719, rel=0.01)
+    step = second["data"]["init_args"]["batch_tokens"] / 1e9
+    decay = second["model"]["init_args"]["schedule"]["init_args"]["decay"]
+    assert step * decay == pytest.approx(50, rel=0.01)
+    assert step * second["trainer"]["max_steps"] == pytest.approx(300, rel=0.01)
+    until = second["data"]["init_args"]["masking"]["init_args"]["rate"]["init_args"]["until"]
+    assert until == [second["trainer"]["max_steps"] - decay]  # the masks fall with the learning rate
+
+
+def test_half_of_modernbert_keeps_its_pattern_of_global_layers() -> None:
+    """And the block whose relations it learns is global, as the teacher's is."""
+    recipe = content_of("distill/modernbert-half.yaml")["model"]["init_args"]
+    teacher = AutoConfig.for_model("modernbert")
+    layers = EveryOther().pick(teacher.num_hidden_layers)
+    kinds = config_with(teacher, layers).layer_types
+    assert recipe["student"] == "lit_distil.models.EveryOther" and len(kinds) == 11
+    assert kinds == AutoConfig.for_model("modernbert", num_hidden_layers=11).layer_types
+    relations = recipe["objectives"]["relations"]["init_args"]
+    ends = kinds[relations["student_layer"] - 1], teacher.layer_types[relations["teacher_layer"] - 1]
+    assert set(ends) == {"full_attention"} and teacher.hidden_size % relations["relation_heads"] == 0

@@ -158,12 +158,6 @@ def test_every_configuration_has_a_row() -> None:
     assert not missing, f"configs/README.md has no row for {missing}"
 
 
-def test_block_of_the_demo_is_delimited() -> None:
-    text = text_of("README.md")
-    begin, end = text.index("<!-- demo:begin -->\n"), text.index("<!-- demo:end -->\n")
-    assert begin < end
-
-
 def public_names(package: str) -> list[str]:
     module = importlib.import_module(f"lit_distil.{package}")
     return module.__all__ if hasattr(module, "__all__") else dir(module)

@@ -8,8 +8,6 @@ import json
 import os
 import random
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -312,33 +310,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def run_on_two_ranks(jobs: list[list[str]], folder: Path, timeout: float = 240, exit_code: int = 0) -> None:
-    """Run command lines one after the other in two processes, the two ranks, and check their exit code."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "tests.integration.jobs", str(folder / "jobs.json")]
-    logs = [(folder / f"rank-{rank}.log").open("w") for rank in range(2)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=environment(LOCAL_RANK=str(rank), **settings),
-            cwd=REPOSITORY,
-            stdout=logs[rank],
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    try:
-        codes = [process.wait(timeout) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-        for log in logs:
-            log.close()
-    output = "\n".join((folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(2))
-    assert codes == [exit_code] * 2, f"exit codes {codes}\n{output}"
 
 
 def shared(root: Path, name: str, make: Callable[[Path], None]) -> Path:

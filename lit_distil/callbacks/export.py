@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,12 @@ class ExportCallback(Callback):
         folder = Path(self.folder or Path(trainer.default_root_dir, "export"))
         terms: Any = pl_module.terms
         sentences = None if terms.embeddings is None else terms.embeddings.format
-        write_export(model, datamodule_of(trainer).tokenizer, folder, sentences=sentences)
+        tokenizer = datamodule_of(trainer).tokenizer
+        source: Any = getattr(pl_module, "network_source", None) or getattr(pl_module, "student_source", None)
+        if (positions := getattr(source, "positions", None)) is not None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.model_max_length = positions.length  # of the longer table
+        write_export(model, tokenizer, folder, sentences=sentences)
         rank_zero_info(f"exported to {folder}")
 
     def _best_weights(self, trainer: Trainer) -> dict[str, Tensor] | None:

@@ -25,7 +25,7 @@ from lit_distil.commands.pages import check_pages, write_report
 from lit_distil.console import markdown_table, progress_bar
 from lit_distil.data import SquadFiles
 from lit_distil.data.sources.tables import read_rows
-from lit_distil.models.networks import position_range
+from lit_distil.models.positions import position_range
 from lit_distil.objectives.embedding import SentenceFormat, unit_embeddings
 from lit_distil.objectives.metrics import spearman
 from lit_distil.pieces import call_command

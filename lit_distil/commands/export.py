@@ -15,7 +15,7 @@ from lit_distil.commands.networks import open_network, texts_in, writable_senten
 from lit_distil.commands.onnx import Agreement, compare_with_torch, quantise, write_onnx, write_openvino
 from lit_distil.files import check_output, staged_folder, write_json
 from lit_distil.models.exported import exported_bytes, import_extra, open_exported
-from lit_distil.models.networks import position_range
+from lit_distil.models.positions import position_range
 from lit_distil.objectives.embedding import Pooling
 from lit_distil.pieces import call_command
 

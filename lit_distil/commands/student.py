@@ -17,10 +17,9 @@ from lit_distil.data import EvalLoader, TextDataModule, load_tokenizer, vocabula
 from lit_distil.files import check_output
 from lit_distil.models import MaskedLMNetwork, StudentInitialisation
 from lit_distil.models.sources import check_embedding
-from lit_distil.models.students import describe, mark_frozen, new_head, summarise, tensor_table
+from lit_distil.models.students import describe, freeze_parts, mark_frozen, new_head, summarise, tensor_table
 from lit_distil.models.teacher_sources import load_teacher, sketch_teacher, teacher_config
 from lit_distil.modules.checks import check_padding_id, check_pair, compared_entries
-from lit_distil.modules.teachers import freeze_head, freeze_position_embeddings
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
 from lit_distil.pieces import call_command
 from lit_distil.types import Batch, Vocabulary
@@ -64,10 +63,9 @@ def student(
     if not has_head:
         _refuse_comparison(teacher, data)
         records = new_head(records, made)
-        freeze_head(made)
+        freeze_parts(networks[1], head=True, positions=False)
         print(f"{teacher} has no trained masked-LM head, so the folder gets the encoder alone")
-    if freeze_positions:
-        freeze_position_embeddings(networks[1])
+    freeze_parts(networks[1], head=False, positions=freeze_positions)
     records = mark_frozen(records, made)
 
     if all_tensors:
@@ -111,8 +109,7 @@ def _check(
     if sketch is None or made is None:
         return
     networks = MaskedLMNetwork(made), MaskedLMNetwork(sketch)
-    if freeze_positions:
-        freeze_position_embeddings(networks[0])
+    freeze_parts(networks[0], head=False, positions=freeze_positions)
     check_embedding(made, vocabulary)
     for role, network in zip(("student", "teacher"), networks, strict=True):
         check_padding_id(role, network, vocabulary)

@@ -18,7 +18,7 @@ from lit_distil.data.sources.text import read_lines, resolve_files
 from lit_distil.data.trimming import Derived, TokenCounts, add_words, count_tokens, trim
 from lit_distil.files import check_output
 from lit_distil.messages import shorten
-from lit_distil.models.networks import position_range
+from lit_distil.models.positions import position_range
 from lit_distil.models.students.vocabulary import with_vocabulary
 from lit_distil.trust import Parser
 

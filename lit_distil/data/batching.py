@@ -31,6 +31,7 @@ from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepP
 from lit_distil.data.randomness import Ints
 from lit_distil.data.sequences import SequenceDataset
 from lit_distil.pieces import piece_that_raised
+from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.types import Batch
 
 WORKER_TIMEOUT = 300.0
@@ -59,7 +60,8 @@ class TrainLoader:
         worker_timeout: Seconds to wait for a step from the workers; 0 waits for ever.
         shuffle: Whether the order is random.
         first_step: Gives the number of optimizer steps done so far.
-        batch_tokens: Tokens of one optimizer step, in place of `batch_size` sequences (`TokenPlan`).
+        batch_tokens: Tokens of one optimizer step, in place of `batch_size` sequences (`TokenPlan`); a `StepValue` for
+            a batch that grows.
         length_window: Group sequences of similar length into steps, within this many steps' sequences at a time
             (`LengthGroupedOrder`); None leaves the order as it is.
     """
@@ -78,7 +80,7 @@ class TrainLoader:
         worker_timeout: float = WORKER_TIMEOUT,
         shuffle: bool = True,
         first_step: Callable[[], int] = lambda: 0,
-        batch_tokens: int | None = None,
+        batch_tokens: int | StepValue | None = None,
         length_window: int | None = None,
     ) -> None:
         _check_rank(rank, world_size)
@@ -95,7 +97,7 @@ class TrainLoader:
         order = EpochOrder(len(dataset), seed=seed, shuffle=shuffle)
         if length_window is not None:
             lengths = dataset.lengths
-            size = batch_size if batch_tokens is None else max(1, round(batch_tokens / lengths.mean()))
+            size = batch_size if batch_tokens is None else max(1, round(extremes_of(batch_tokens)[1] / lengths.mean()))
             order = LengthGroupedOrder(
                 lengths, group_size=size, window_groups=length_window, seed=seed, shuffle=shuffle
             )
@@ -196,7 +198,7 @@ class _Steps(Dataset):
 
     def __getitem__(self, step: int) -> list[Batch]:
         shares = self.plan.shares(step, self.num_shares)
-        batches = [self.dataset.collate(*shares[share], step) for share in self.shares]
+        batches = [self.dataset.batch(*shares[share], step) for share in self.shares]
         counts = [batch.counts for batch in batches]
         for batch in batches:
             batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}
@@ -224,7 +226,7 @@ class _FixedBatches(Dataset):
         samples = np.arange(start, start + self.size + (number < self.num_larger))
         if self.order is not None:
             samples = self.order[samples]
-        return self.dataset.collate(samples, np.zeros_like(samples))
+        return self.dataset.batch(samples, np.zeros_like(samples))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from lit_distil.data.corpus.preparation import SHARD_CHARACTERS, prepare_corpus
 from lit_distil.data.corpus.reading import DocumentFilters
 from lit_distil.data.corpus.sequence_tables import open_table
 from lit_distil.data.corpus.shards import CORPUS_VERSION, Manifest
-from lit_distil.data.formats import SequenceFormat
+from lit_distil.data.formats import LinePerSequence, SequenceFormat
 from lit_distil.data.masking import MaskingStrategy, TokenMasking
+from lit_distil.data.readings import SharedTexts, check_readable, check_same_units, read_rows_again
 from lit_distil.data.sequences import LabelledSequences, MaskedSequences, SequenceDataset, SpreadSequences
 from lit_distil.data.sources.base import SPLITS, DocumentSource, RowSource, Split
 from lit_distil.data.sources.prepared import PreparedCorpus
@@ -31,6 +32,7 @@ from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.data.trimming import shared_entries
 from lit_distil.files import check_writable, default_cache_dir, describe, hash_values, short_hash
+from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
@@ -61,7 +63,8 @@ class TextDataModule(LightningDataModule):
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
         cache_dir: Where to keep tokenised corpora; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
         batch_tokens: Tokens in an optimizer step, in place of `batch_size` sequences. This keeps steps comparable
-            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence.
+            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence. With a `StepValue`
+            the batch grows over the steps; micro-batches grow with it, since their number stays.
         length_window: Group sequences of similar length into steps, within this many steps' sequences at a time; None
             leaves the order random.
         filters: Which documents of a corpus to leave out; None keeps all.
@@ -91,7 +94,7 @@ class TextDataModule(LightningDataModule):
         seed: int | None = None,
         tokenizer_revision: str | None = None,
         cache_dir: str | None = None,
-        batch_tokens: int | None = None,
+        batch_tokens: int | StepValue | None = None,
         length_window: int | None = None,
         filters: DocumentFilters | None = None,
         num_processes: int | None = None,
@@ -112,7 +115,7 @@ class TextDataModule(LightningDataModule):
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "max_eval_sequences": max_eval_sequences,
-            "batch_tokens": batch_tokens,
+            "batch_tokens": None if batch_tokens is None else extremes_of(batch_tokens)[0],
             "num_processes": num_processes,
         }
         for name, count in counts.items():
@@ -143,6 +146,8 @@ class TextDataModule(LightningDataModule):
         self.datasets: dict[str, SequenceDataset] = {}
         self.allows_other_data = False
         """Whether a run may go on from a checkpoint of a run on other training data or teachers (`--allow_changes`)."""
+        self.readers: dict[str, PreTrainedTokenizerBase] = {}
+        """Tokenizers of teachers that read the same texts in their own tokens, by the teachers' names."""
         self._content: str | None = None
         self._tokenizer, self._tokenizer_revision = tokenizer, tokenizer_revision
 
@@ -181,9 +186,7 @@ class TextDataModule(LightningDataModule):
         if self.task is None and not isinstance(self.source, PreparedCorpus):
             check_writable(default_cache_dir(self.cache_dir), "data.cache_dir")
         self.check_before_work()
-        check_module = getattr(self.trainer and self.trainer.lightning_module, "check_before_work", None)
-        if check_module is not None:
-            check_module(self)
+        self._check_module()
         for split in self._splits():
             if self.task is None:
                 self._prepare_documents(split)
@@ -193,19 +196,26 @@ class TextDataModule(LightningDataModule):
         if self.task is None:
             self._warn_of_shared_documents()
 
+    def _check_module(self) -> None:
+        """Let the trainer's module compare its networks with the data, and say which teachers read it on their own."""
+        check_module = getattr(self.trainer and self.trainer.lightning_module, "check_before_work", None)
+        if check_module is not None:
+            check_module(self)
+
     def _prepare_documents(self, split: Split) -> None:
-        assert isinstance(self.source, DocumentSource)
-        folder = self._corpus_folder(split, fetch=True)
-        if folder is None:
-            return
-        if not holds_corpus(folder):
-            rank_zero_info(f"tokenising the {split} split into {folder}")
-            corpus = prepare_corpus(
-                self.source, split, self.tokenizer, folder, filters=self.filters, num_processes=self.num_processes
-            )
-            if corpus is None and split == "train":
-                raise ValueError("data.source: the train split has no documents; check the files and their content")
-        if holds_corpus(folder):
+        source, folder = self._shared_source(), None
+        for tokenizer in (*self.readers.values(), self.tokenizer):
+            folder = self._corpus_folder(split, fetch=True, tokenizer=tokenizer)
+            if folder is None:
+                return
+            if not holds_corpus(folder):
+                rank_zero_info(f"tokenising the {split} split into {folder}")
+                corpus = prepare_corpus(
+                    source, split, tokenizer, folder, filters=self.filters, num_processes=self.num_processes
+                )
+                if corpus is None and split == "train":
+                    raise ValueError("data.source: the train split has no documents; check the files and their content")
+        if folder is not None and holds_corpus(folder):  # that of the data's own tokenizer
             # makes the table of sequences and compiles the batching code, which the ranks then load
             self._sequences(split, TokenCorpus.load(folder, verify=self.verify_corpus))
 
@@ -230,6 +240,7 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the splits that the running command needs."""
+        self._check_module()  # where another rank prepared the data
         missing = [split for split in self._splits() if split not in self.datasets]
         if self.task is None:
             for split in missing:
@@ -247,6 +258,11 @@ class TextDataModule(LightningDataModule):
                 validation_share=self.validation_share,
                 seed=self.seed,
             )
+            for name, reader in self.readers.items():
+                for opened_split, dataset in opened.items():
+                    is_train = opened_split == "train"
+                    reading = read_rows_again(dataset, self.task, reader, max_length=self.max_length, training=is_train)
+                    dataset.readings = {**dataset.readings, name: reading}
             self.datasets = {**opened, **self.datasets}
         if "train" in missing and "train" in self.datasets:
             self._content = _content_of(self.datasets["train"])
@@ -279,18 +295,34 @@ class TextDataModule(LightningDataModule):
             self.datasets[split] = SpreadSequences(dataset, self.max_eval_sequences)
 
     def _sequences(self, split: Split, corpus: TokenCorpus) -> MaskedSequences:
-        assert self.format is not None
+        dataset = self._unread_sequences(split, corpus, self.vocabulary, self._masking(split))
+        readings = {}
+        for name, reader in self.readers.items():
+            folder = self._corpus_folder(split, fetch=False, tokenizer=reader)
+            assert folder is not None
+            theirs = TokenCorpus.load(folder)
+            check_same_units(corpus, theirs, name)
+            readings[name] = self._unread_sequences(split, theirs, vocabulary_of(reader), None)
+        dataset.readings = readings
+        return dataset
+
+    def _unread_sequences(
+        self, split: Split, corpus: TokenCorpus, vocabulary: Vocabulary, masking: MaskingStrategy | None
+    ) -> MaskedSequences:
+        """Sequences of one tokenizer."""
+        format = self._shared_format()
+        assert format is not None
         seed = self.seed if split == "train" else 0
-        masking = copy.deepcopy(self._masking(split))  # each split binds its own token counts
+        masking = copy.deepcopy(masking)  # each split binds its own token counts
         if masking is not None:
             masking.bind(corpus.token_counts)
             if split != "train" and masking.patterns is None:
                 masking.patterns = 1  # evaluation has the masks of epoch 0 only, which a cached teacher is asked for
         dataset = MaskedSequences(
             corpus,
-            open_table(corpus, self.format, self.max_length, seed, cache_dir=default_cache_dir(self.cache_dir)),
-            format=self.format,
-            vocabulary=self.vocabulary,
+            open_table(corpus, format, self.max_length, seed, cache_dir=default_cache_dir(self.cache_dir)),
+            format=format,
+            vocabulary=vocabulary,
             masking=masking,
             seed=seed,
         )
@@ -303,15 +335,26 @@ class TextDataModule(LightningDataModule):
             return self.masking
         return self.eval_masking or TokenMasking()
 
-    def _corpus_folder(self, split: Split, *, fetch: bool) -> Path | None:
+    def _shared_source(self) -> DocumentSource:
+        """The documents, as far as all tokenizers that read them find tokens."""
+        assert isinstance(self.source, DocumentSource)
+        readers = [*self.readers.values()]
+        return SharedTexts(self.source, [self.tokenizer, *readers]) if readers else self.source
+
+    def _shared_format(self) -> SequenceFormat | None:
+        """The format; where several tokenizers read, the one that gives each text one sequence."""
+        return LinePerSequence(keep_rest=False) if self.readers else self.format
+
+    def _corpus_folder(
+        self, split: Split, *, fetch: bool, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Path | None:
         """Folder of the tokenised split, named after everything that it depends on; None if there is no such split."""
-        tokenizer, cache_dir = tokenizer_hash(self.tokenizer), default_cache_dir(self.cache_dir)
-        source = self.source
-        assert isinstance(source, DocumentSource)
+        tokens, cache_dir = tokenizer_hash(tokenizer or self.tokenizer), default_cache_dir(self.cache_dir)
+        source = self._shared_source()
         if isinstance(source, PreparedCorpus):
-            return source.local_folder(split, tokenizer, cache_dir=cache_dir, fetch=fetch, verify=self.verify_corpus)
+            return source.local_folder(split, tokens, cache_dir=cache_dir, fetch=fetch, verify=self.verify_corpus)
         filters = dataclasses.asdict(self.filters or DocumentFilters())
-        key = [CORPUS_VERSION, source.fingerprint(split), tokenizer, SHARD_CHARACTERS, filters]
+        key = [CORPUS_VERSION, source.fingerprint(split), tokens, SHARD_CHARACTERS, filters]
         return cache_dir / "corpora" / hash_values(key)[:24]
 
     def _splits(self, command: str | None = None) -> list[Split]:
@@ -399,14 +442,13 @@ class TextDataModule(LightningDataModule):
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Everything that the masked sequences of a split depend on, as plain values that JSON can hold."""
-        assert isinstance(self.source, DocumentSource)
         is_train = split == "train"
         return {
             "corpus_version": CORPUS_VERSION,
-            "source": self.source.fingerprint(split),
+            "source": self._shared_source().fingerprint(split),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "filters": describe(self.filters),
-            "format": describe(self.format),
+            "format": describe(self._shared_format()),
             "masking": describe(self._masking(split)),
             "max_length": self.max_length,
             "seed": self.seed if is_train else 0,
@@ -421,7 +463,8 @@ class TextDataModule(LightningDataModule):
     @property
     def step_capacity(self) -> int:
         """Most tokens of an optimizer step: its budget, or `batch_size` sequences of full length."""
-        return self.batch_tokens or self.batch_size * self.max_length
+        most = None if self.batch_tokens is None else round(extremes_of(self.batch_tokens)[1])
+        return most or self.batch_size * self.max_length
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -473,6 +516,31 @@ class TextDataModule(LightningDataModule):
         if shared is None:
             check_same_vocabulary(self.tokenizer, theirs, role="teacher")
         return shared
+
+    def read_also(self, name: str, teacher: str, revision: str | None = None) -> Vocabulary:
+        """Let a teacher read the same texts with its own tokenizer: batches then have `Batch.readings[name]`.
+
+        A text that is longer than `max_length` in the tokens of either is cut there, and its rest left out.
+
+        Args:
+            name: The teacher's name.
+            teacher: The folder or Hub name where its tokenizer is.
+            revision: Commit, tag or branch on the Hub.
+
+        Raises:
+            ValueError: There is no tokenizer, or the data cannot be read by several (`check_readable`).
+        """
+        check_readable(self.source, self.format, self.filters)
+        reader = load_tokenizer(teacher, revision=revision)
+        if name not in self.readers:
+            self.readers[name] = reader
+            opened, self.datasets = [*self.datasets], {}
+            if opened and self.task is None:  # for a module that came from a checkpoint, and asks late
+                for split in self._splits():
+                    self._prepare_documents(split)
+            if opened:
+                self.setup("")
+        return vocabulary_of(reader)
 
     def _tokenizer_of(
         self, network: str | PreTrainedTokenizerBase, revision: str | None, role: str

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from lit_distil.data.randomness import Ints, Permutation, derive_seed
+from lit_distil.schedules import StepValue, extremes_of, value_at
 
 _CHUNK = 1 << 16
 
@@ -149,14 +150,15 @@ class StepPlan(Plan):
 class TokenPlan(Plan):
     """Takes about `batch_tokens` tokens for each step.
 
-    The stream of tokens is cut at every multiple of `batch_tokens`, and a sample belongs to the step in which its first
-    token lies. A step has `batch_tokens` tokens on average, and differs from that by less than the longest sample.
+    The stream of tokens is cut after every `batch_tokens`, and a sample belongs to the step in which its first token
+    lies. A step has `batch_tokens` tokens on average, and differs from that by less than the longest sample.
     Where a step begins follows from all lengths before it in its epoch. They are added up when the epoch begins, and
     one sum is kept for each 65,536 samples.
 
     Args:
         lengths: int64 `[N]`, tokens of each sample.
-        batch_tokens: Tokens of one optimizer step, over all ranks and accumulated micro-batches.
+        batch_tokens: Tokens of one optimizer step, over all ranks and accumulated micro-batches; a `StepValue` for a
+            batch that grows.
         order: The order of each epoch.
         num_shares: Micro-batches of a step over all ranks, each of which must have a sample.
 
@@ -164,32 +166,47 @@ class TokenPlan(Plan):
         ValueError: A step could have fewer samples than micro-batches, or is larger than the data.
     """
 
-    def __init__(self, lengths: Ints, batch_tokens: int, *, order: EpochOrder, num_shares: int = 1) -> None:
+    def __init__(self, lengths: Ints, batch_tokens: int | StepValue, *, order: EpochOrder, num_shares: int = 1) -> None:
         longest, self.total = int(lengths.max()), int(lengths.sum())
-        if batch_tokens < longest * num_shares:
+        fewest, most = map(round, extremes_of(batch_tokens))
+        if fewest < longest * num_shares:
             raise ValueError(
-                f"batch_tokens {batch_tokens} (tokens of one optimizer step) must hold the longest sequence, of "
+                f"batch_tokens {fewest} (tokens of one optimizer step) must hold the longest sequence, of "
                 f"{longest} tokens, for each of devices × accumulate_grad_batches = {num_shares} micro-batches: take "
                 f"at least {longest * num_shares}, or a smaller max_length"
             )
-        if batch_tokens > self.total:
+        if most > self.total:
             raise ValueError(
-                f"batch_tokens {batch_tokens} is larger than the data ({self.total} tokens): lower batch_tokens to at "
+                f"batch_tokens {most} is larger than the data ({self.total} tokens): lower batch_tokens to at "
                 f"most {self.total}, or take more data"
             )
         self.lengths, self.batch_tokens, self.order = lengths, batch_tokens, order
+        self._starts = [0]  # of the steps that were asked for, if they differ in size
         self._sums: dict[int, Ints] = {}
         self._chunk: tuple[tuple[int, int], tuple[Ints, Ints]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """See `Plan.steps_per_epoch`."""
-        return math.ceil(self.total / self.batch_tokens)
+        """See `Plan.steps_per_epoch`; if steps differ in size, it is the number of the first epoch's."""
+        if not isinstance(self.batch_tokens, StepValue):
+            return math.ceil(self.total / self.batch_tokens)
+        step = 0
+        while self._start(step) < self.total:
+            step += 1
+        return step
+
+    def _start(self, step: int) -> int:
+        """The tokens of all steps before this one."""
+        if not isinstance(self.batch_tokens, StepValue):
+            return step * self.batch_tokens
+        while len(self._starts) <= step:
+            self._starts.append(self._starts[-1] + round(value_at(self.batch_tokens, len(self._starts) - 1)))
+        return self._starts[step]
 
     def samples(self, step: int) -> tuple[Ints, Ints]:
         """See `Plan.samples`."""
         samples, epochs = [], []
-        start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
+        start, end = self._start(step), self._start(step + 1)
         for epoch in range(start // self.total, (end - 1) // self.total + 1):
             before = epoch * self.total
             samples.append(self._between(epoch, max(start - before, 0), min(end - before, self.total)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,7 +20,13 @@ from lit_distil.types import Batch, Vocabulary
 
 
 class SequenceDataset(ABC):
-    """Samples from which any chosen ones can be put together into a batch."""
+    """Samples from which any chosen ones can be put together into a batch.
+
+    Attributes:
+        readings: The same samples in the tokens of teachers with tokenizers of their own, by the teachers' names.
+    """
+
+    readings: Mapping[str, SequenceDataset] = MappingProxyType({})
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -41,6 +49,13 @@ class SequenceDataset(ABC):
         Returns:
             The batch; a pure function of the arguments.
         """
+
+    def batch(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
+        """`collate` with the readings: the same samples, in the same order."""
+        batch = self.collate(sample_ids, epochs, step)
+        if self.readings:
+            batch.readings = {name: one.collate(sample_ids, epochs, step) for name, one in self.readings.items()}
+        return batch
 
 
 class MaskedSequences(SequenceDataset):
@@ -225,7 +240,7 @@ class SpreadSequences(SequenceDataset):
 
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
         """As the whole data set does, with the sample ids that the sequences have there."""
-        return self.dataset.collate(self.chosen[sample_ids], epochs, step)
+        return self.dataset.batch(self.chosen[sample_ids], epochs, step)
 
 
 def spread(size: int, total: int) -> Ints:

@@ -108,11 +108,11 @@ def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedToken
     our_name, their_name = _name_of(ours), _name_of(theirs)
     if role == "teacher":
         way_out = (
-            f"Use the teacher's tokenizer: tokenizer: {their_name}; or the same with entries left out, which "
+            f"use the teacher's tokenizer (tokenizer: {their_name}), or the same with entries left out, which "
             "`lit-distil vocabulary` makes (words that it added must be added to the teacher too)"
         )
     else:
-        way_out = f"Use a {role} that was trained with the teacher's tokenizer, or build one from the teacher's layers"
+        way_out = f"use a {role} that was trained with the teacher's tokenizer, or build one from the teacher's layers"
     our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
     different = [token for token in our_ids.keys() | their_ids.keys() if our_ids.get(token) != their_ids.get(token)]
     if different:
@@ -120,7 +120,7 @@ def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedToken
         raise ValueError(
             f"data.tokenizer: {our_name!r} ({len(our_ids)} entries) is not the {role}'s vocabulary ({their_name!r}, "
             f"{len(their_ids)} entries): {len(different)} tokens differ, the first {token!r} is "
-            f"{our_ids.get(token, 'absent')} here and {their_ids.get(token, 'absent')} there. {way_out}"
+            f"{our_ids.get(token, 'absent')} here and {their_ids.get(token, 'absent')} there; {way_out}"
         )
     # the same entries can still have different roles
     our_special, their_special = vocabulary_of(ours).special_ids, vocabulary_of(theirs).special_ids
@@ -129,7 +129,7 @@ def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedToken
         if our_id is not None and their_id is not None and our_id != their_id:
             raise ValueError(
                 f"data.tokenizer: {our_name!r} and the {role}'s tokenizer ({their_name!r}) have the same entries, but "
-                f"{special} is {our_id} here and {their_id} there. {way_out}"
+                f"{special} is {our_id} here and {their_id} there; {way_out}"
             )
 
 

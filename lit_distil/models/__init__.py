@@ -8,6 +8,7 @@ from lit_distil.models.layout import SequenceLayout as SequenceLayout
 from lit_distil.models.networks import FlatNetwork as FlatNetwork
 from lit_distil.models.networks import MaskedLMNetwork as MaskedLMNetwork
 from lit_distil.models.networks import TaskNetwork as TaskNetwork
+from lit_distil.models.positions import Positions as Positions
 from lit_distil.models.sources import FromConfig as FromConfig
 from lit_distil.models.sources import NetworkSource as NetworkSource
 from lit_distil.models.sources import Pretrained as Pretrained

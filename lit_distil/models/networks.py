@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lit_distil.models.architectures import TASK_HEADS, Head, check_architecture, classes_for, head_of
 from lit_distil.models.attention import UNPADDED, choose_attention, supports_unpadded
 from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout
+from lit_distil.models.positions import position_range, position_table
 from lit_distil.models.sources import sketching
 from lit_distil.types import Batch, EncoderOutput, Projection
 
@@ -24,22 +25,6 @@ _RULED_OUT = -30.0
 
 Rows = Tensor | Literal["all"] | None
 """Which rows of T a head is computed on: these positions, all of them, or none."""
-
-
-def position_table(model: PreTrainedModel) -> nn.Embedding | None:
-    """The table of absolute positions; None in an architecture without one."""
-    parts = (part for name, part in model.base_model.named_modules() if "position" in name.rpartition(".")[2])
-    return next((part for part in parts if isinstance(part, nn.Embedding)), None)
-
-
-def position_range(model: PreTrainedModel) -> tuple[int, int | None]:
-    """The position of the first token, and how many tokens fit the position table; None without such a table."""
-    table = position_table(model)
-    if table is None:
-        return 0, None
-    # RoBERTa-like models give padding a position of its own, and start after it
-    first = 0 if table.padding_idx is None else table.padding_idx + 1
-    return first, table.num_embeddings - first
 
 
 def room_of(config: PretrainedConfig) -> int | None:

@@ -33,6 +33,7 @@ from lit_distil.models.architectures import (
     classes_for,
 )
 from lit_distil.models.attention import choose_attention
+from lit_distil.models.positions import Positions, lengthen
 from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Piece, Vocabulary, refuse_result
 
@@ -61,9 +62,11 @@ class NetworkSource(Piece, ABC):
 
     Attributes:
         attention: The attention of the model, see `FromConfig`.
+        positions: A longer table of positions than the network has, see `Pretrained`.
     """
 
     attention: str | None = None
+    positions: Positions | None = None
     contracts = {"load": _hugging_face_model}
 
     def build(
@@ -91,6 +94,8 @@ class NetworkSource(Piece, ABC):
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
         check_embedding(model, vocabulary)
         check_finite(model)
+        if self.positions is not None:
+            lengthen(model, self.positions)
         choose_attention(model, self.attention)
         return model.train()
 
@@ -113,6 +118,8 @@ class NetworkSource(Piece, ABC):
                 model = random_network(head, config)
             except RuntimeError:  # an architecture of the user's that computes with values when it is made
                 return None
+            if self.positions is not None:
+                lengthen(model, self.positions)
             choose_attention(model, self.attention)
         check_embedding(model, vocabulary)
         return model
@@ -205,9 +212,11 @@ class Pretrained(NetworkSource):
         config: Fields of the configuration to change, for example dropout rates.
         attention: See `FromConfig`.
         dtype: Type of the weights, whatever that of the file is.
+        positions: For longer sequences than the network was made for, a longer table of its learned positions:
+            `{length: 2048, how: tile}`. The new positions want some training. None keeps the table.
 
     Raises:
-        ValueError: `dtype` is not a floating-point type of torch.
+        ValueError: `dtype` is not a floating-point type of torch, or `positions` is wrong (`Positions`).
     """
 
     def __init__(
@@ -218,6 +227,7 @@ class Pretrained(NetworkSource):
         config: dict[str, Any] | None = None,
         attention: str | None = None,
         dtype: str = "float32",
+        positions: Positions | dict[str, Any] | None = None,
     ) -> None:
         parsed = getattr(torch, dtype, None)
         if not isinstance(parsed, torch.dtype) or not parsed.is_floating_point:
@@ -228,6 +238,7 @@ class Pretrained(NetworkSource):
         self.overrides = dict(config or {})
         self.attention = attention
         self.dtype = parsed
+        self.positions = Positions(**positions) if isinstance(positions, dict) else positions
         self.new_tensors: set[str] = set()
         """Names of the tensors that the files lack, once the model is built; not those of a task's new head."""
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_distil.messages import one_line
-from lit_distil.models import FlatNetwork, MaskedLMNetwork
+from lit_distil.models import FlatNetwork, Head, MaskedLMNetwork
 from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
 from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
 from lit_distil.objectives.base import Positions
@@ -24,14 +24,23 @@ _MOST_PADDING = 128
 """Rows that an embedding may have beyond its tokenizer if nothing else says whose it is, or 1 % of the entries."""
 
 
-def check_pair(student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataModule) -> None:
+def check_pair(
+    student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataModule, vocabulary: Vocabulary | None = None
+) -> None:
     """Refuse a student and a teacher that cannot be trained together on this data.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        data: The data.
+        vocabulary: That of the teacher's own tokenizer, if it does not read the data's tokens.
 
     Raises:
         ValueError: Padding ids differ, or a sequence is longer than a position table.
     """
     check_network("student", student, data)
-    check_network("teacher", teacher, data)
+    check_padding_id("teacher", teacher, vocabulary or data.vocabulary)
+    check_length("teacher", teacher, data)
     ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
     has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
     if has_segments and theirs > 1 >= ours:
@@ -111,6 +120,58 @@ def check_headless(terms: LossTerms, name: str, teacher: Any) -> None:
             "runs/adapted`) and give that run's export as the teacher, or take objectives that need no head: "
             "EmbeddingCosineLoss, RelationLoss, AttentionLoss, HiddenMSELoss, HiddenCosineLoss"
         )
+
+
+def compare_tokenizers(
+    terms: LossTerms,
+    name: str,
+    teacher: tuple[Any, str | None],
+    data: DataModule,
+    head: Head,
+    is_origin: bool,
+) -> Sequence[int] | Vocabulary | None:
+    """Compare the data's tokenizer with a teacher's.
+
+    Args:
+        terms: The objectives.
+        name: The teacher's name.
+        teacher: The teacher and its revision; of a model in memory only the sizes are known.
+        data: The data.
+        head: What the networks have on top.
+        is_origin: Whether the student is made from this teacher, and so reads the same tokens.
+
+    Returns:
+        None if they are the same. The teacher's id of each entry, if the data's are a part of them. Its vocabulary, if
+        it is another one and the teacher reads the same texts with its own tokenizer from now on.
+
+    Raises:
+        ValueError: They differ, and what is compared depends on the tokens.
+    """
+    source, revision = teacher
+    if not isinstance(source, str):
+        return None
+    try:
+        return data.shared_entries(source, revision)
+    except ValueError as error:
+        asking = [
+            f"model.objectives.{key} ({type(one).__name__})"
+            for key, one in terms.comparing_with(name).items()
+            if not one.across_tokenizers
+        ]
+        if head in ("token_classification", "question_answering"):
+            asking.append("data.task")
+        if asking:
+            raise ValueError(
+                f"{error}; {', '.join(asking)} {'compares' if len(asking) == 1 else 'compare'} the two networks token "
+                "by token, and another tokenizer cuts a text elsewhere and has other entries; each network may read "
+                "the text with its own tokenizer where sentence embeddings are distilled (EmbeddingCosineLoss, "
+                'kind="embedding" in Python) and the logits of a task on whole texts (TaskDistillationModule)'
+            ) from error
+        if is_origin:
+            raise
+    vocabulary = data.read_also(name, source, revision)
+    rank_zero_info(f"{name}: it reads the same texts with the tokenizer of {source}, of {vocabulary.size:,} entries")
+    return vocabulary
 
 
 def called(network: Any) -> str:
@@ -265,8 +326,9 @@ def teacher_shares(teachers: Collection[str], weights: dict[str, float] | None) 
     return {name: weights[name] / sum(weights.values()) for name in teachers}
 
 
-def check_settings(teacher_dtype: str | None, gradient_shares_every: int) -> None:
-    """Refuse an unknown or integer dtype, and a negative number of steps."""
+def check_settings(terms: LossTerms, teacher_dtype: str | None, gradient_shares_every: int) -> None:
+    """Refuse what `check_comparisons` does, an unknown or integer dtype, and a negative number of steps."""
+    check_comparisons(terms)
     if teacher_dtype is not None:
         dtype = getattr(torch, teacher_dtype, None)
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

@@ -133,8 +133,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
     def check_networks(self, student: MaskedLMNetwork, teachers: dict[str, MaskedLMNetwork], data: DataModule) -> None:
         """See `StudentModule.check_networks`."""
         check_network("student", student, data)
-        for network in teachers.values():
-            check_pair(student, network, data)
+        for name, network in teachers.items():
+            check_pair(student, network, data, self.own_vocabularies.get(name))
         check_networks(self.terms, student, teachers, data)
         sizes = {name: network.num_logits for name, network in teachers.items() if name not in self.headless}
         sizes |= {name: each.vocabulary_size for name, each in self.cached_teachers.items()}

@@ -123,7 +123,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
     def check_networks(self, student: TaskNetwork, teachers: dict[str, TaskNetwork], data: DataModule) -> None:
         """See `StudentModule.check_networks`."""
         for role, network in (("student", student), *teachers.items()):
-            check_padding_id(role, network, data.vocabulary)
+            check_padding_id(role, network, self.own_vocabularies.get(role, data.vocabulary))
             check_length(role, network, data)
         check_networks(self.terms, student, teachers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
@@ -14,11 +15,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.models.sources import as_source, check_embedding
-from lit_distil.models.students import CopyRecord, describe, mark_frozen, new_head, summarise
-from lit_distil.models.students.base import head_names
+from lit_distil.models.students import CopyRecord, describe, freeze_parts, mark_frozen, new_head, summarise
 from lit_distil.models.teacher_sources import Teacher, load_teacher, sketch_teacher, teacher_config
 from lit_distil.modules.base import EncoderModule
-from lit_distil.modules.checks import check_comparisons, check_headless, check_settings, needs_head, teacher_shares
+from lit_distil.modules.checks import check_headless, check_settings, compare_tokenizers, needs_head, teacher_shares
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule
@@ -32,39 +32,22 @@ class FrozenTeacher:
     deep copy of the module shares it; `.train()` on the module cannot turn on its dropout.
     """
 
-    def __init__(self, network: FlatNetwork) -> None:
+    def __init__(self, network: FlatNetwork, reading: str | None = None) -> None:
         self.network: Any = network.eval().requires_grad_(False)
+        self.reading = reading  # the key of `Batch.readings`, if it has a tokenizer of its own
 
     @torch.no_grad()  # not inference mode: inference tensors cannot be saved for the student's backward
     def __call__(self, batch: Batch, **request: Any) -> EncoderOutput:
         """The teacher's output, on the batch's device; the request holds arguments of its network's `forward`."""
         if next(self.network.parameters()).device != batch.input_ids.device:
             self.network.to(batch.input_ids.device)
-        return self.network(batch, **request)
+        if self.reading is None:
+            return self.network(batch, **request)
+        batch = batch.readings[self.reading]
+        return dataclasses.replace(self.network(batch, **request), cu_seq_lens=batch.cu_seq_lens)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         return self
-
-
-def freeze_head(model: PreTrainedModel) -> None:
-    """Take the head, except what is tied to the embeddings, out of training."""
-    names = head_names(model)
-    for name, parameter in model.named_parameters():
-        if name in names:
-            parameter.requires_grad_(False)
-
-
-def freeze_position_embeddings(network: FlatNetwork) -> None:
-    """Take the position embeddings out of training.
-
-    Raises:
-        ValueError: The architecture has no table of them.
-    """
-    if network.position_table is None:
-        raise ValueError(
-            f"model.freeze_positions: {network.config.model_type} has no table of position embeddings; set it to false"
-        )
-    network.position_table.requires_grad_(False)
 
 
 class StudentModule(EncoderModule):
@@ -109,8 +92,7 @@ class StudentModule(EncoderModule):
         self.teacher_shares = teacher_shares(self.teacher_sources, teacher_weights)
         self.objective_teachers = objective_teachers or {}
         self.objectives = nn.ModuleDict(objectives)
-        check_comparisons(self.terms)
-        check_settings(teacher_dtype, gradient_shares_every)
+        check_settings(self.terms, teacher_dtype, gradient_shares_every)
         self.teacher_revision, self.teacher_dtype = teacher_revision, teacher_dtype
         self.student_source = student if isinstance(student, StudentInitialisation) else as_source(student)
         self.freeze_positions = freeze_positions
@@ -119,9 +101,11 @@ class StudentModule(EncoderModule):
         self.teacher_cache: dict[str, str] = {}
         """Folders of the caches that stand for teachers, by the teachers' names."""
         self.headless: set[str] = set()
-        """Names of the teachers whose head is new; no objective compares with their logits."""
+        """Names of the teachers whose head is new, or of other entries; no objective compares with their logits."""
         self.shared_entries: dict[str, Sequence[int]] = {}
         """By teachers' names, their ids of the data's entries, if the data's vocabulary is a part of theirs."""
+        self.own_vocabularies: dict[str, Vocabulary] = {}
+        """By teachers' names, those of teachers that read the texts with another tokenizer (`Batch.readings`)."""
         self.teachers: dict[str, FrozenTeacher] = {}
         """The teachers that run, by name; empty before the networks are built."""
 
@@ -153,7 +137,8 @@ class StudentModule(EncoderModule):
         if not self._is_checked:  # the network came from a checkpoint
             self._compare_vocabulary(name, self.data)
         shared = self.shared_entries.get(name)
-        model, has_head = load_teacher(teacher, self.teacher_revision, self.vocabulary, self.head, shared=shared)
+        vocabulary = self.own_vocabularies.get(name, self.vocabulary)
+        model, has_head = load_teacher(teacher, self.teacher_revision, vocabulary, self.head, shared=shared)
         if shared is not None:
             rank_zero_info(
                 f"{name}: the tokenizer has {len(shared)} of the teacher's entries; it reads text in these, and its "
@@ -163,11 +148,14 @@ class StudentModule(EncoderModule):
         return model
 
     def _compare_vocabulary(self, name: str, data: DataModule) -> None:
-        teacher = self.teacher_sources[name]
-        if isinstance(teacher, str):  # of a model in memory only the sizes are known
-            shared = data.shared_entries(teacher, self.teacher_revision)
-            if shared is not None:
-                self.shared_entries[name] = shared
+        first, makes_student = self._first_teacher()
+        teacher = self.teacher_sources[name], self.teacher_revision
+        found = compare_tokenizers(self.terms, name, teacher, data, self.head, makes_student and name == first)
+        if isinstance(found, Vocabulary):
+            self.own_vocabularies[name] = found
+            self.headless.add(name)
+        elif found is not None:
+            self.shared_entries[name] = found
 
     def check_teacher(self, name: str, config: PretrainedConfig, *, has_head: bool) -> None:
         """Refuse a teacher without a trained head if an objective compares with its logits."""
@@ -189,7 +177,8 @@ class StudentModule(EncoderModule):
             self._compare_vocabulary(name, data)
             if is_needed:
                 shared = self.shared_entries.get(name)
-                sketches[name] = sketch_teacher(teacher, self.teacher_revision, vocabulary, self.head, shared=shared)
+                theirs = self.own_vocabularies.get(name, vocabulary)
+                sketches[name] = sketch_teacher(teacher, self.teacher_revision, theirs, self.head, shared=shared)
         student, source = None, self.student_source
         if isinstance(source, StudentInitialisation):
             model = sketches[first]
@@ -202,8 +191,7 @@ class StudentModule(EncoderModule):
             return
         check_embedding(student, vocabulary)
         network = self.network_class(student)
-        if self.freeze_positions:
-            freeze_position_embeddings(network)
+        freeze_parts(network, head=False, positions=self.freeze_positions)
         teachers = {
             name: self.network_class(sketch)
             for name, sketch in sketches.items()
@@ -241,10 +229,7 @@ class StudentModule(EncoderModule):
                 records = new_head(records, student)
                 self.is_encoder_only = self.is_encoder_only or not needs_head(self.terms)
             self.network = self.network_class(student)
-        if self.is_encoder_only:
-            freeze_head(self.network.model)
-        if self.freeze_positions:
-            freeze_position_embeddings(self.network)
+        freeze_parts(self.network, head=self.is_encoder_only, positions=self.freeze_positions)
         if records:
             records = mark_frozen(records, self.network.model)
             made_from = self.teacher_sources[first]
@@ -254,7 +239,8 @@ class StudentModule(EncoderModule):
             if name not in self.teacher_cache:
                 if self.teacher_dtype is not None:
                     model = model.to(getattr(torch, self.teacher_dtype))
-                self.teachers[name] = FrozenTeacher(self.network_class(model))
+                reading = name if name in self.own_vocabularies else None
+                self.teachers[name] = FrozenTeacher(self.network_class(model), reading)
 
     def _new_student(
         self, teacher: PreTrainedModel | None, head_settings: dict[str, Any]

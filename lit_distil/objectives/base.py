@@ -90,6 +90,7 @@ class Objective(Piece, nn.Module, ABC):
         needs_teacher: Whether `teacher` must be given.
         needs_hidden_states: Whether both networks must return the hidden states of all layers.
         needs_next_sentence: Whether both networks must have a next-sentence head.
+        across_tokenizers: Whether student and teacher may cut a text into different tokens.
     """
 
     counts: Countable
@@ -97,6 +98,7 @@ class Objective(Piece, nn.Module, ABC):
     needs_teacher: bool = False
     needs_hidden_states: bool = False
     needs_next_sentence: bool = False
+    across_tokenizers: bool = False
     contracts = {
         **{name: sum_of(name) for name in ("forward", "on_rows", "compare")},
         "mix_teachers": _one_output,

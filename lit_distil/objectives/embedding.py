@@ -140,6 +140,7 @@ class EmbeddingObjective(Objective):
 
     counts = "sequences"
     needs_teacher = True
+    across_tokenizers = True
 
     def __init__(self, pooling: Pooling | None = None, *, weight: float | StepValue = 1.0) -> None:
         super().__init__(weight)
@@ -170,7 +171,8 @@ class EmbeddingObjective(Objective):
         """The pooled states `[S, width]`, not normalised, in float32 at least."""
         if self.format is None:
             raise ValueError(f"{type(self).__name__}: set pooling to mean or cls, or call check() first")
-        return pool_sequences(output.last_hidden_state, batch.cu_seq_lens, self.format.pooling)
+        begins = batch.cu_seq_lens if output.cu_seq_lens is None else output.cu_seq_lens
+        return pool_sequences(output.last_hidden_state, begins, self.format.pooling)
 
 
 class EmbeddingCosineLoss(EmbeddingObjective):

@@ -5,6 +5,9 @@ All are in nats, except `LogitMSELoss`. The mathematics stands in `functional`.
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from lit_distil.objectives.base import (
@@ -38,7 +41,7 @@ class _SoftenedLoss(LogitObjective):
     after they are softened.
     """
 
-    tail = "student"
+    tail: Literal["student", "even"] = "student"
 
     def __init__(
         self, temperature: float | StepValue = 1.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
@@ -64,21 +67,39 @@ class SoftTargetLoss(_SoftenedLoss):
         positions: "masked" compares where a token was masked; "all" at every real token, special ones included, as
             DistilBERT's code does by default, which needs logits (and time) at all of them.
         weight: Factor of this term in the total loss. DistilBERT used 5.
+        top: Keep the teacher's most likely tokens only, so many of them, and renormalise: p_t is 0 elsewhere. With 1
+            they are the teacher's labels, at T = 1 `TeacherLabelLoss`. None keeps all.
     """
 
     def __init__(
-        self, temperature: float | StepValue = 2.0, *, positions: Positions = "masked", weight: float | StepValue = 1.0
+        self,
+        temperature: float | StepValue = 2.0,
+        *,
+        positions: Positions = "masked",
+        weight: float | StepValue = 1.0,
+        top: int | None = None,
     ) -> None:
         super().__init__(temperature, positions=positions, weight=weight)
+        if top is not None and top < 1:
+            raise ValueError(f"top must be at least 1, got {top}; null keeps the teacher's whole distribution")
+        self.top = top
+        self.tail = "student" if top is None else "even"  # so that no token which a cache does not list is among them
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the divergence times T², summed over the rows."""
-        return soft_target_kl(student_logits, teacher_logits, self.temperature)
+        return soft_target_kl(student_logits, self._kept(teacher_logits), self.temperature)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
         """See `RowObjective.add_gradient`; in closed form."""
         assert rows.teacher is not None
-        return add_soft_target_gradient(gradient, scale, rows.student, rows.teacher, self.temperature)
+        return add_soft_target_gradient(gradient, scale, rows.student, self._kept(rows.teacher), self.temperature)
+
+    def _kept(self, teacher_logits: Tensor) -> Tensor:
+        if self.top is None or self.top >= teacher_logits.shape[-1]:
+            return teacher_logits
+        values, ids = teacher_logits.topk(self.top, dim=-1)
+        # finite, because the divergence multiplies it by a probability of 0
+        return torch.full_like(teacher_logits, torch.finfo(values.dtype).min / 4).scatter_(-1, ids, values)
 
 
 class ReverseKLLoss(_SoftenedLoss):

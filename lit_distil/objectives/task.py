@@ -71,6 +71,7 @@ class TaskSoftTargetLoss(Objective):
 
     counts: Countable = "labels"
     needs_teacher = True
+    across_tokenizers = True  # unless the labels are of tokens, which the module refuses
 
     def __init__(
         self,

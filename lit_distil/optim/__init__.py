@@ -1,4 +1,4 @@
-"""BERT's optimizer, and what an optimizer is given besides gradients: parameter groups, learning-rate schedules."""
+"""Optimizers of BERT and ModernBERT, and what one is given besides gradients: parameter groups, schedules."""
 
 from lit_distil.optim.bert_adam import BertAdam as BertAdam
 from lit_distil.optim.groups import apply_configured as apply_configured
@@ -13,3 +13,4 @@ from lit_distil.optim.schedules import CosineSchedule as CosineSchedule
 from lit_distil.optim.schedules import LinearSchedule as LinearSchedule
 from lit_distil.optim.schedules import Schedule as Schedule
 from lit_distil.optim.schedules import WarmupStableDecaySchedule as WarmupStableDecaySchedule
+from lit_distil.optim.stable_adamw import StableAdamW as StableAdamW

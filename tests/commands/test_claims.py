@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
 from concurrent.futures import Future
 from contextlib import redirect_stdout
 from itertools import combinations
@@ -18,8 +25,16 @@ from hypothesis import strategies as st
 
 from lit_distil.commands.claims import command
 from lit_distil.commands.claims.exact import hard_label, same_architecture
-from lit_distil.commands.claims.pages import write_claim_pages
-from lit_distil.commands.claims.verdicts import CLAIM, effect_by_seed, load_claim, overall, read_results, verdict_of
+from lit_distil.commands.claims.pages import claim_page, write_claim_pages
+from lit_distil.commands.claims.verdicts import (
+    CLAIM,
+    Effect,
+    effect_by_seed,
+    load_claim,
+    overall,
+    read_results,
+    verdict_of,
+)
 from lit_distil.commands.report.arms import relevant_settings
 from lit_distil.files import differences
 from lit_distil.run import run as run_command
@@ -34,9 +49,9 @@ RESULTS, DOCS = REPOSITORY / "results/claims", REPOSITORY / "docs"
 
 
 def test_the_claims_are_there() -> None:
-    assert len(NAMES) == 10
+    assert len(NAMES) == 11
     claims = [load_claim(CLAIMS / name) for name in NAMES]
-    assert len({claim.title for claim in claims}) == 10
+    assert len({claim.title for claim in claims}) == 11
     for claim in claims:
         assert claim.says and claim.paper and claim.compares and claim.effects
         used = {name for effect in claim.effects for group in effect.arms for name in group.split("|")}
@@ -135,13 +150,31 @@ def test_the_interval_is_students(tmp_path: Path) -> None:
     """0.10, 0.20 and 0.15: mean 0.15, standard deviation 0.05, t of two degrees of freedom 4.303."""
     claim = load_claim(write_claim(tmp_path / "configs", margin=0.02))
     for seed, gain in enumerate((0.10, 0.20, 0.15), start=1):
-        write_result(tmp_path, "small", seed, 3.0 + seed)
-        write_result(tmp_path, "large", seed, 3.0 + seed - gain)
+        write_result(tmp_path, "small", seed, 3.0 + seed, recipe=claim.arms["small"].recipe)
+        write_result(tmp_path, "large", seed, 3.0 + seed - gain, recipe=claim.arms["large"].recipe)
     (found,) = read_results(claim, tmp_path / "results").estimates
     assert found.mean == pytest.approx(0.15) and found.half == pytest.approx(4.303 * 0.05 / 3**0.5, rel=1e-4)
     assert found.verdict == read_results(claim, tmp_path / "results").verdict == "holds"
     nothing_learned = load_claim(write_claim(tmp_path / "again", margin=0.02, learned=2.0))
     assert read_results(nothing_learned, tmp_path / "results").verdict == "undecided at this size"
+
+
+def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
+    """For one arm that is the interval of a binomial share; for an effect the arms' variances add, times w²."""
+    folder = write_claim(tmp_path / "configs", metric="val/accuracy", higher_is_better=True)
+    claim = load_claim(folder)
+    for seed, (small, large) in enumerate(((0.50, 0.58), (0.52, 0.60), (0.48, 0.62)), start=1):
+        for arm, value in (("small", small), ("large", large)):
+            write_result(tmp_path, arm, seed, value, recipe=claim.arms[arm].recipe, metric="val/accuracy", rows=400.0)
+    effect = {"small": -1.0, "large": 1.0}
+    measured = read_results(dataclasses.replace(claim, effects=[Effect("x", effect, 0.0)]), tmp_path / "results")
+    (found,) = measured.estimates
+    of_rows = 1.96 * ((0.5 * 0.5 + 0.6 * 0.4) / 400) ** 0.5
+    seeds = 4.303 * statistics.stdev([0.08, 0.08, 0.14]) / 3**0.5
+    assert found.of_rows == pytest.approx(of_rows) and found.half == pytest.approx((of_rows**2 + seeds**2) ** 0.5, 1e-4)
+    assert "± 0.049 over 400 rows" in claim_page(measured, None)
+    losses = read_results(dataclasses.replace(measured.claim, metric="val/rows"), tmp_path / "results")
+    assert losses.estimates[0].of_rows is None
 
 
 # Running
@@ -173,32 +206,94 @@ def write_claim(root: Path, *, margin: float = 0.0, **changes: Any) -> Path:
     return root / "size"
 
 
-def write_result(root: Path, arm: str, seed: int, loss: float) -> None:
-    metrics = {"val/masked_lm_loss": loss}
-    content = {"claim": "size", "arm": arm, "seed": seed, "minutes": 1.5, "metrics": metrics, "made_with": {"cpu": "x"}}
+def write_result(
+    root: Path,
+    arm: str,
+    seed: int,
+    value: float,
+    *,
+    recipe: str,
+    metric: str = "val/masked_lm_loss",
+    rows: float = 1.0,
+) -> None:
+    about = {"claim": "size", "arm": arm, "seed": seed, "recipe": recipe}
+    content = {**about, "minutes": 1.5, "metrics": {metric: value, "val/rows": rows}, "made_with": {"cpu": "x"}}
     (root / "results/size").mkdir(parents=True, exist_ok=True)
     (root / f"results/size/{arm}-seed-{seed}.json").write_text(json.dumps(content))
 
 
-def test_arms_without_a_file_share_the_run_of_their_base_and_a_student_waits_for_its_teacher(tmp_path: Path) -> None:
-    claim = load_claim(write_claim(tmp_path / "configs"))
-    (tmp_path / "configs/distill.yaml").write_text("model: {init_args: {teacher: t}}")
-    jobs = command.plan([claim], [1, 2], configs=tmp_path / "configs", runs=Path("runs"))
-    assert [str(job.folder) for job in jobs[:3]] == [
-        "runs/pretrain/seed-1",
-        "runs/size/large/seed-1",
-        "runs/size/student/seed-1",
+def test_arms_of_one_recipe_share_a_run_and_a_student_waits_for_its_teacher(tmp_path: Path) -> None:
+    root = tmp_path / "configs"
+    folder = write_claim(root)
+    (root / "distill.yaml").write_text("model: {init_args: {teacher: t}}")
+
+    def planned(seeds: list[int]) -> list[command.Job]:
+        return command.plan([load_claim(folder)], seeds, configs=root, runs=Path("runs"))
+
+    jobs = planned([1, 2])
+    # what the effects need comes first, for all seeds; the student is not among it
+    assert [(job.results[0][1], job.seed) for job in jobs] == [
+        *(("small", 1), ("large", 1), ("small", 2), ("large", 2)),
+        *(("student", 1), ("student", 2)),
     ]
-    teacher, student = jobs[1:3]
-    assert len(jobs) == 6 and student.after == teacher and jobs[0].results == [("size", "small")]
+    jobs = [jobs[place] for place in (0, 1, 4, 2, 3, 5)]
+    small, teacher, student = jobs[:3]
+    assert len(jobs) == 6 and student.after == teacher and small.results == [("size", "small")]
+    assert [job.folder.parts[1].split("-")[0] for job in jobs[:3]] == ["pretrain", "pretrain", "distill"]
+    assert {job.folder.name for job in jobs} == {"seed-1", "seed-2"} and len({job.folder for job in jobs}) == 6
     words = student.command()
     assert words[words.index("--model.teacher") + 1] == words[words.index("--data.tokenizer") + 1]
-    assert words[words.index("--model.teacher") + 1] == "runs/size/large/seed-1/export"
+    assert words[words.index("--model.teacher") + 1] == str(teacher.folder / "export")
     assert words[words.index("--seed_everything") + 1] == "1" and words[-1] == "--overwrite"
-    # two claims with the same teacher train it once
-    soft, table4 = (load_claim(CLAIMS / name) for name in ("soft-targets", "table4"))
-    teachers = [job for job in command.plan([soft, table4], [1], configs=CLAIMS, runs=Path("runs")) if not job.after]
-    assert [job.results for job in teachers] == [[("soft-targets", "teacher"), ("table4", "teacher")]]
+    # a teacher's recipe that changes makes other runs of it and of its students; a comment does not
+    (folder / "large.yaml").write_text("# larger\n" + (folder / "large.yaml").read_text())
+    assert [job.folder for job in planned([1])] == [job.folder for job in jobs[:3]]
+    (folder / "large.yaml").write_text("model: {init_args: {network: {init_args: {seed: 2}}}}")
+    moved = [new.folder != old.folder for new, old in zip(planned([1]), jobs, strict=False)]
+    assert moved == [False, True, True]
+    # claims with the same teacher train it once, whatever they call it
+    soft, stack, table4 = (load_claim(CLAIMS / name) for name in ("soft-targets", "stack", "table4"))
+    shared = command.plan([soft, table4], [1], configs=CLAIMS, runs=Path("runs"))
+    assert [job.results for job in shared if not job.after] == [[("soft-targets", "teacher"), ("table4", "teacher")]]
+    shared = command.plan([load_claim(CLAIMS / "dynamic"), stack], [1], configs=CLAIMS, runs=Path("runs"))
+    assert [("dynamic", "static"), ("stack", "bert")] in [job.results for job in shared]
+
+
+def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
+    folder = write_claim(tmp_path / "configs")
+    claim = load_claim(folder)
+    for arm in ("small", "large"):
+        write_result(tmp_path, arm, 1, 3.0, recipe=claim.arms[arm].recipe)
+    assert [one["arm"] for one in read_results(claim, tmp_path / "results").results] == ["small", "large"]
+    (folder / "large.yaml").write_text("model: {init_args: {network: {init_args: {seed: 2}}}}")
+    assert [one["arm"] for one in read_results(load_claim(folder), tmp_path / "results").results] == ["small"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left alone, a run would go on training, and the next command would find its folder locked."""
+    run = tmp_path / "python"
+    saves = f'trap "echo saved; exit 143" TERM\ntouch {tmp_path}/begun'
+    run.write_text(f"#!/bin/sh\n{saves}\nwhile :; do sleep 0.05; done\n")
+    run.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(run))
+    monkeypatch.setattr(command, "TOKENIZER", str(Path(tmp_path, "tokenizer.json").parent))
+    (tmp_path / "tokenizer.json").touch()
+    jobs = [command.Job(tmp_path / name, 1, (), "", results=[("a", name)]) for name in ("first", "second")]
+
+    def stop() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit) as stopped, command._ending_its_runs():
+        command._run_all(jobs, 1, tmp_path)
+    assert stopped.value.code == 128 + number and signal.getsignal(number) == before
+    assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()
 
 
 class AtOnce:
@@ -282,10 +377,16 @@ def test_mistakes_in_a_claim_are_told(tmp_path: Path) -> None:
 
 
 def test_the_pages_in_the_documentation_are_those_of_the_results(tmp_path: Path) -> None:
-    """A figure or a verdict that no result gives would be found here."""
-    write_claim_pages([read_results(load_claim(CLAIMS / name), RESULTS) for name in NAMES], tmp_path)
-    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    """A figure or a verdict that no result gives would be found here, in the README too."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    readme = (REPOSITORY / "README.md").read_text()
+    begin, end = (readme.index(f"<!-- claims:{word} -->") for word in ("begin", "end"))
+    (tmp_path / "README.md").write_text(readme[:begin] + "<!-- claims:begin -->\nold\n" + readme[end:])
+    write_claim_pages([read_results(load_claim(CLAIMS / name), RESULTS) for name in NAMES], docs)
+    assert (tmp_path / "README.md").read_text() == readme
+    made = sorted(path.relative_to(docs) for path in docs.rglob("*.*"))
     kept = sorted(path.relative_to(DOCS) for path in (DOCS / "claims.md", *(DOCS / "claims").iterdir()))
     assert made == kept and len(made) > 10
     for path in made:
-        assert (tmp_path / path).read_text() == (DOCS / path).read_text(), path
+        assert (docs / path).read_text() == (DOCS / path).read_text(), path

@@ -208,9 +208,9 @@ def test_findings_tell_the_measured_sign(made):
     entries, (first, second, third) = made.numbers["entries"], made.numbers["findings"]
     difference = entries["student"]["masked_lm"]["loss"] - entries["control"]["masked_lm"]["loss"]
     assert abs(difference) > 0.01
-    sign = "−" if difference < 0 else "+"
-    assert first == f"student vs control: {sign}{abs(difference):.2f} nats"
-    assert "points of accuracy" in second and "nats" in second
+    sign = "lower" if difference < 0 else "higher"
+    assert first == f"student vs control: the loss is {abs(difference):.2f} nats {sign}"
+    assert "accuracy is" in second and "the loss is" in second
     assert third == "control vs bare: not measured on the same data"
 
 
@@ -231,7 +231,8 @@ def test_the_page_is_one_wellformed_file_with_its_pictures_in_it(made):
     assert not parser.open
     assert "Tiny &lt;networks&gt;" in page
     assert "script" not in parser.seen
-    assert parser.seen["tr"] == 1 + 5 + 1 + 3  # the table; published, and the two that were fine-tuned beside it
+    # the table; what else was measured; published, and the two that were fine-tuned beside it
+    assert parser.seen["tr"] == (1 + 5) + (1 + 4) + (1 + 3)
     pictures = [dict(attributes)["src"] for attributes in parser.images]
     decoded = [base64.b64decode(picture.removeprefix("data:image/png;base64,")) for picture in pictures]
     assert decoded == [(made.out / name).read_bytes() for name in ("curves.png", "quality_latency.png")]
@@ -330,13 +331,22 @@ def _results(loss_a: float, loss_b: float, accuracy_a: float, accuracy_b: float)
 @pytest.mark.parametrize(
     ("numbers", "line"),
     [
-        ((3.11, 3.34, 0.64, 0.63), "a vs b: −0.23 nats, +1.0 points of accuracy (± 4.2)"),
-        ((3.34, 3.11, 0.63, 0.64), "a vs b: +0.23 nats, −1.0 points of accuracy (± 4.2)"),
-        ((3.0, 3.001, 0.5, 0.5), "a vs b: ±0.00 nats, ±0.0 points of accuracy (± 4.2)"),
+        (
+            (3.11, 3.34, 0.64, 0.63),
+            "the loss is 0.23 nats lower; accuracy is 1.0 points higher, within chance (± 8.3)",
+        ),
+        (
+            (3.34, 3.11, 0.5, 0.64),
+            "the loss is 0.23 nats higher; accuracy is 14.0 points lower, beyond chance (± 8.3)",
+        ),
+        (
+            (3.0, 3.001, 0.5, 0.5),
+            "the loss is the same; accuracy is the same, within chance (± 8.3)",
+        ),
     ],
 )
 def test_a_finding_is_the_first_less_the_second_whichever_way_it_falls(numbers, line):
-    assert findings(_results(*numbers)) == [line]
+    assert findings(_results(*numbers)) == [f"a vs b: {line}"]
 
 
 def test_a_missing_fact_about_the_machine_is_left_out(tmp_path):

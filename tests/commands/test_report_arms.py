@@ -347,3 +347,20 @@ def test_real_runs_of_two_seeds_and_two_rates_are_two_arms(
         first, second = arm["metrics"]["val/loss"]["values"]
         assert first != second and arm["metrics"]["val/loss"]["mean"] == pytest.approx((first + second) / 2)
         assert set(arm["metrics"]) == {"val/score", "val/loss"}
+
+
+def test_results_stand_for_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two arms of two seeds: each arm's mean, and what changes between them, without the runs."""
+    for arm, losses in (("none", (3.4, 3.2)), ("soft", (3.1, 3.1))):
+        for seed, loss in enumerate(losses, start=1):
+            metrics = {"val/masked_lm_loss": loss, "val/loss": 2 * loss}
+            content = {"claim": "c", "arm": arm, "seed": seed, "steps": 500, "metrics": metrics}
+            (tmp_path / "c").mkdir(exist_ok=True)
+            (tmp_path / "c" / f"{arm}-seed-{seed}.json").write_text(json.dumps(content))
+    command.report([str(tmp_path / "c")], out=str(tmp_path / "out"))
+    first, second = json.loads((tmp_path / "out/report.json").read_text())["arms"]
+    assert (first["name"], second["name"], second["changes"]) == ("none", "soft", ["arm: none -> soft"])
+    assert first["metrics"]["val/masked_lm_loss"]["values"] == [3.4, 3.2]
+    assert "3.30 ± 1.27" in capsys.readouterr().out
+    files = [str(tmp_path / "c/none-seed-1.json"), f"{tmp_path}/c/soft-seed-*.json"]
+    assert [(run.seed, run.num_steps) for run in arms.open_runs(files)] == [("1", 500), ("1", 500), ("2", 500)]

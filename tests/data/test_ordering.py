@@ -13,6 +13,7 @@ from lit_distil.data.batching import EvalLoader, TrainLoader
 from lit_distil.data.formats import DocSentences
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, StepPlan, TokenPlan
 from lit_distil.data.sequences import SequenceDataset
+from lit_distil.schedules import LinearRamp
 from tests.data.batches import make_dataset, sequences_of, take
 
 LENGTHS = np.random.default_rng(0).integers(3, 40, 500)
@@ -54,6 +55,23 @@ def test_the_tokens_of_a_step_are_steady_and_right_on_average():
     assert np.abs(sizes - plan.batch_tokens).max() < lengths.max()
     assert np.abs(sizes / plan.batch_tokens - 1).max() < 0.02
     assert plan.steps_per_epoch == -(-lengths.sum() // plan.batch_tokens)
+
+
+def test_a_growing_batch_takes_the_same_stream_in_larger_and_larger_steps():
+    ramp = LinearRamp(200, 1_000, steps=20, begin=5)
+    plan, steady = token_plan(batch_tokens=ramp), token_plan(batch_tokens=400)
+    sizes = np.array([LENGTHS[plan.samples(step)[0]].sum() for step in range(30)])
+    wanted = np.array([round(ramp.at(step)) for step in range(30)])
+    assert (wanted[:6] == 200).all() and (wanted[25:] == 1_000).all() and (np.diff(wanted[5:25]) > 0).all()
+    assert np.abs(sizes - wanted).max() < LENGTHS.max() and abs(sizes.sum() - wanted.sum()) < LENGTHS.max()
+    streams = [np.concatenate([one.samples(step)[0] for step in range(30)]) for one in (plan, steady)]
+    assert len(streams[0]) > len(streams[1]) > 500  # more than an epoch
+    assert np.array_equal(streams[0][: len(streams[1])], streams[1])
+    # a resumed run asks for a step alone
+    assert np.array_equal(token_plan(batch_tokens=ramp).samples(27)[0], plan.samples(27)[0])
+    assert wanted[: plan.steps_per_epoch - 1].sum() < LENGTHS.sum() <= wanted[: plan.steps_per_epoch].sum()
+    with pytest.raises(ValueError, match=r"batch_tokens 30 .* longest sequence"):
+        token_plan(batch_tokens=LinearRamp(1_000, 30, steps=5))
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 8])

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.workspace import KINDS, Workspace, ignore_rounding, run_on_two_ranks, shared, with_trainer, write_config
+from tests.processes import run_on_two_ranks
+from tests.workspace import KINDS, Workspace, ignore_rounding, shared, with_trainer, write_config
 
 TWO_RANKS = {"devices": 2, "strategy": "ddp"}
 SHARDED = {

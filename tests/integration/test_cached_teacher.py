@@ -10,15 +10,8 @@ import torch
 from lit_distil.commands.cache import run
 from tests.commands.test_cache import configuration
 from tests.integration.conftest import TWO_RANKS, probe
-from tests.workspace import (
-    Workspace,
-    fit,
-    ignore_rounding,
-    kept_environment,
-    run_on_two_ranks,
-    with_trainer,
-    write_config,
-)
+from tests.processes import run_on_two_ranks
+from tests.workspace import Workspace, fit, ignore_rounding, kept_environment, with_trainer, write_config
 
 
 @pytest.mark.slow

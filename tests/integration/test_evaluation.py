@@ -17,7 +17,8 @@ from lit_distil.data import DocSentences, FullSentences, TextDataModule, TextFil
 from lit_distil.models import MaskedLMNetwork, Pretrained
 from lit_distil.objectives import MaskedLMLoss
 from tests.integration.conftest import TWO_RANKS, evaluation_of_teacher, probe
-from tests.workspace import Workspace, fit, run_on_two_ranks, shared, with_trainer, write_config
+from tests.processes import run_on_two_ranks
+from tests.workspace import Workspace, fit, shared, with_trainer, write_config
 
 NAMES = ("test/loss", "test/masked_lm_loss", "test/perplexity", "test/masked_accuracy")
 

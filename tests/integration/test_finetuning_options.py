@@ -73,6 +73,8 @@ def test_the_best_checkpoint_by_the_tasks_metric_is_exported_and_the_last_is_kep
     run = fit(workspace.finetuning(), tmp_path / "run", max_steps=16, check_val_every_n_epoch=1)
     scores, accuracies = logged(run, "val/score"), logged(run, "val/accuracy")
     assert scores == accuracies and len(scores) == 4
+    (num_rows,) = set(logged(run, "val/rows").values())  # an accuracy is a share of them
+    assert num_rows > 1 and all(share * num_rows == pytest.approx(round(share * num_rows)) for share in scores.values())
     best_step = max(scores, key=lambda step: (scores[step], -step)) + 1
     best, last = run / "checkpoints" / f"step-{best_step}.ckpt", run / "checkpoints" / "last.ckpt"
     assert [file.name for file in (run / "checkpoints").glob("step-*.ckpt")] == [best.name]

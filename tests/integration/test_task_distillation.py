@@ -24,6 +24,7 @@ from tests.integration.conftest import TWO_RANKS, probe
 from tests.integration.test_global_batch import assert_same
 from tests.integration.test_tasks import TASKS, configuration, row_of
 from tests.modules.test_distillation import make_trainer
+from tests.processes import run_on_two_ranks
 from tests.workspace import (
     REPOSITORY,
     TIMED,
@@ -31,7 +32,6 @@ from tests.workspace import (
     fit,
     kept_environment,
     logged,
-    run_on_two_ranks,
     shared,
     with_trainer,
     write_config,

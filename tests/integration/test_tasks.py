@@ -18,6 +18,7 @@ from transformers import (
 
 from lit_distil.run import run as run_command
 from tests.integration.conftest import TWO_RANKS, probe
+from tests.processes import run_on_two_ranks
 from tests.workspace import (
     REPOSITORY,
     WORDS,
@@ -25,7 +26,6 @@ from tests.workspace import (
     fit,
     kept_environment,
     logged,
-    run_on_two_ranks,
     shared,
     with_trainer,
     write_config,

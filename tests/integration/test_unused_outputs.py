@@ -12,16 +12,8 @@ import torch
 from lit_distil.data import load_tokenizer
 from lit_distil.models import Pretrained
 from tests.integration.conftest import SHARDED, TWO_RANKS, probe
-from tests.workspace import (
-    Workspace,
-    fit,
-    ignore_rounding,
-    run_on_two_ranks,
-    shared,
-    with_trainer,
-    write_config,
-    write_model,
-)
+from tests.processes import run_on_two_ranks
+from tests.workspace import Workspace, fit, ignore_rounding, shared, with_trainer, write_config, write_model
 
 OBJECTIVES = "lit_distil.objectives"
 RELATIONS = {

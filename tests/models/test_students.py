@@ -18,7 +18,7 @@ from lit_distil.models import (
     choose_attention,
 )
 
-from .helpers import ALL, make_batch, make_model
+from .helpers import ALL, make_batch, make_config, make_model, padded_inputs
 
 BATCH = make_batch()
 PICKABLE = [name for name in ALL if name != "albert"]
@@ -135,6 +135,22 @@ def test_local_layers_stay_local_and_the_export_says_so(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = MaskedLMNetwork(student.eval())(BATCH, rows="all").logits
         torch.testing.assert_close(MaskedLMNetwork(loaded)(BATCH, rows="all").logits, expected)
+
+
+def test_half_of_modernbert_keeps_the_pattern_and_equals_the_padded_network(tmp_path: Path) -> None:
+    """Unpadded, with windows that are shorter than the sequences."""
+    student, records = EveryOther().build(make_teacher("modernbert", num_layers=8))
+    assert student.config.layer_types == make_config("modernbert", num_hidden_layers=4).layer_types
+    assert all(record.origin == "copied" for record in records)
+    network = MaskedLMNetwork(student.eval())
+    network.save_pretrained(tmp_path)
+    plain = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    inputs, real = padded_inputs(BATCH, 0)
+    assert network.is_unpadded and max(BATCH.lengths) > student.config.local_attention
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(BATCH, rows="all").logits, plain(**inputs).logits[real], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_modernbert_student_that_begins_later_or_repeats_the_first_layer_still_runs() -> None:

@@ -11,6 +11,8 @@ import torch
 from nbclient import NotebookClient
 from transformers import AutoConfig, AutoModelForMaskedLM, RobertaTokenizer
 
+from lit_distil.commands.claims.verdicts import load_claim, read_results
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SOFT_TARGETS = FOLDER / "01_soft_targets.ipynb"
@@ -69,6 +71,40 @@ def test_soft_targets_opens_the_exports_that_it_is_given(tmp_path: Path, monkeyp
     hard = next(float(line.split(":")[1]) for line in lines if line.startswith("cross-entropy on the hard labels"))
     assert kl == pytest.approx(hard, abs=1e-8)
     assert kl > 0
+
+
+@pytest.mark.slow
+def test_masks_and_formats_shows_what_it_says(tmp_path: Path) -> None:
+    printed, _ = execute(FOLDER / "02_masks_and_formats.ipynb", tmp_path)
+    assert printed.count(" sequences\n") == 4
+    assert "different masks in four epochs: dynamic 4, static 2" in printed
+
+
+@pytest.mark.slow
+def test_build_and_distil_makes_two_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_DISTIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    printed, _ = execute(FOLDER / "03_build_and_distil.ipynb", tmp_path, "TEACHER_STEPS, STUDENT_STEPS = 20, 10")
+    assert "teacher: layers: 2" in printed and printed.count("layers: 1") == 2
+
+
+def test_read_a_claim_comes_to_the_commands_verdict(tmp_path: Path) -> None:
+    """Of made-up runs, three a seed: what the notebook works out by hand is what `lit-distil claims` says."""
+    claim = load_claim(FOLDER.parent / "configs/claims/soft-targets")
+    (tmp_path / claim.name).mkdir()
+    losses = {"none": (3.40, 3.45, 3.41), "soft": (3.10, 3.12, 3.13), "hard": (3.20, 3.12, 3.10)}
+    for arm, values in losses.items():
+        for seed, value in enumerate(values, start=1):
+            about = {"claim": claim.name, "arm": arm, "seed": seed, "recipe": claim.arms[arm].recipe}
+            content = {**about, "metrics": {claim.metric: value}}
+            (tmp_path / claim.name / f"{arm}-seed-{seed}.json").write_text(json.dumps(content))
+    parameters = f'CONFIGS, RESULTS, CLAIM = Path("{FOLDER.parent}/configs/claims"), Path("{tmp_path}"), "{claim.name}"'
+    printed, num_figures = execute(FOLDER / "04_read_a_claim.ipynb", tmp_path, parameters)
+    assert "9 runs of 3 arms" in printed and num_figures == 1
+    first, second = read_results(claim, tmp_path).estimates
+    assert (first.verdict, second.verdict) == ("holds", "undecided at this size")
+    for effect, one in zip(claim.effects, (first, second), strict=True):
+        assert f"{effect.label}: {one.mean:+.4g} ± {one.half:.2g}, margin 0.03: {one.verdict}\n" in printed
 
 
 def execute(path: Path, folder: Path, parameters: str = "") -> tuple[str, int]:

@@ -13,6 +13,7 @@ from lit_distil.objectives import (
     SoftTargetLoss,
     TeacherLabelLoss,
 )
+from lit_distil.objectives.base import LogitRows
 from lit_distil.objectives.functional import jensen_shannon, soft_target_kl
 from lit_distil.types import IGNORE_INDEX
 
@@ -76,6 +77,36 @@ def test_a_teacher_without_doubts_makes_soft_targets_hard_labels() -> None:
     teacher.logits = teacher.logits.detach() * 1e4
     soft = SoftTargetLoss(1.0)(student, teacher, batch)
     torch.testing.assert_close(TeacherLabelLoss()(student, teacher, batch), soft)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 40.0])
+def test_the_teachers_top_tokens_alone_are_renormalised(temperature: float) -> None:
+    """`T² · Σ_rows Σ_{v in top} q(v) · (log q(v) − log p_s(v))` with `q = softmax(z_t / T)` over the top alone."""
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    assert student.logits is not None and teacher.logits is not None
+    rows = list(MASKED)
+    log_p = (student.logits[rows].double() / temperature).log_softmax(-1)
+    values, ids = teacher.logits[rows].detach().double().topk(3, dim=-1)
+    log_q = (values / temperature).log_softmax(-1)
+    expected = (log_q.exp() * (log_q - log_p.gather(-1, ids))).sum() * temperature**2
+    loss = SoftTargetLoss(temperature, top=3)
+    torch.testing.assert_close(loss(student, teacher, batch).double(), expected, rtol=1e-5, atol=1e-6)
+    (wanted,) = torch.autograd.grad(expected, student.logits)
+    gradient = torch.zeros(len(rows), VOCABULARY)
+    value = loss.add_gradient(LogitRows(student.logits[rows].detach(), teacher.logits[rows].detach()), gradient, 1.0)
+    torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted[rows], rtol=1e-4, atol=1e-6)
+
+
+def test_all_of_the_teachers_tokens_are_its_distribution_and_one_is_its_label() -> None:
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    whole = SoftTargetLoss(1.0)(student, teacher, batch)
+    assert torch.equal(SoftTargetLoss(1.0, top=VOCABULARY)(student, teacher, batch), whole)
+    one = SoftTargetLoss(1.0, top=1)(student, teacher, batch)
+    torch.testing.assert_close(TeacherLabelLoss()(student, teacher, batch), one)
+    assert abs(one.item() - whole.item()) > 0.1
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        SoftTargetLoss(top=0)
 
 
 @pytest.mark.filterwarnings("ignore:temperature")

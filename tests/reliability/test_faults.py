@@ -22,7 +22,8 @@ from lit_distil.callbacks import WholeCheckpoints
 from lit_distil.data import TokenCorpus
 from lit_distil.modules.cached_teacher import read_manifest
 from tests.commands.test_cache import configuration as distillation_for_cache
-from tests.reliability.harness import Command, cpu_seconds, leftovers, record, run_configuration
+from tests.processes import Command
+from tests.reliability.harness import cpu_seconds, leftovers, record, run_configuration
 from tests.workspace import Workspace, environment, with_trainer, write_config
 
 FAULTS = {"kill": None, "disk full": errno.ENOSPC, "I/O error": errno.EIO, "no permission": errno.EACCES}

@@ -43,7 +43,7 @@ from lit_distil.pieces import users_mistake, whole_paths
 from lit_distil.tasks import Task
 from tests.integration.test_tasks import TASKS, row_of
 from tests.integration.test_tasks import configuration as task_configuration
-from tests.reliability.harness import keep_parser
+from tests.processes import keep_parser
 from tests.workspace import TINY, Workspace, fit, kept_environment, shared, with_trainer, write_config
 
 Config = dict[str, Any]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.reliability.harness import Command, cpu_seconds, difference, leftovers, record, run_configuration
+from tests.processes import Command
+from tests.reliability.harness import cpu_seconds, difference, leftovers, record, run_configuration
 from tests.workspace import KINDS, Workspace, with_trainer, write_config
 
 STEPS = 16

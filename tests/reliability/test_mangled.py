@@ -22,7 +22,8 @@ from lightning.pytorch import Trainer
 from lit_distil import cli
 from lit_distil.run import TrainingCLI
 from tests.data.sources.test_mangled_files import WHOLE, mangled, read
-from tests.reliability.harness import cpu_seconds, keep_parser, record
+from tests.processes import keep_parser
+from tests.reliability.harness import cpu_seconds, record
 from tests.workspace import KINDS, Workspace, kept_environment, with_trainer, write_config
 
 # Corpora

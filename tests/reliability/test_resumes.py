@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.reliability.harness import cpu_seconds, difference, keep_parser, ranks, record, run_configuration
+from tests.processes import keep_parser, ranks
+from tests.reliability.harness import cpu_seconds, difference, record, run_configuration
 from tests.workspace import KINDS, Workspace, fit, ignore_rounding, logged, with_trainer, write_config
 
 EVERY_STEP = {"class_path": "lit_distil.callbacks.RunCheckpoint", "init_args": {"every_n_steps": 1, "keep": -1}}

@@ -14,16 +14,8 @@ import pytest
 from lightning.pytorch import Trainer
 
 from lit_distil.callbacks import StopOnSignal
-from tests.reliability.harness import (
-    Command,
-    cpu_seconds,
-    difference,
-    leftovers,
-    ranks,
-    record,
-    run_command_line,
-    run_configuration,
-)
+from tests.processes import Command, ranks, run_command_line
+from tests.reliability.harness import cpu_seconds, difference, leftovers, record, run_configuration
 from tests.workspace import Workspace, free_port, shared, with_trainer, write_config
 
 STEPS, SECONDS = 10, 10.0
@@ -213,14 +205,24 @@ def signalled(workspace: Workspace, root: Path, folder: Path, case: tuple[str, s
     assert not leftovers(folder)
 
 
+def interrupt_again(marks: str) -> None:
+    """In the process: a second Ctrl-C right after the first (two from outside may arrive as one)."""
+    slow_down("train", marks)
+    note = StopOnSignal._note
+
+    def noted(self: StopOnSignal, number: int, frame: Any) -> None:
+        note(self, number, frame)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    StopOnSignal._note = noted  # type: ignore[method-assign]
+
+
 def test_a_second_interrupt_ends_the_process_at_once(workspace: Workspace, tmp_path: Path) -> None:
     file = configuration(workspace, tmp_path / "run", is_single=True)
     (tmp_path / "marks").mkdir()
-    before = partial(slow_down, "train", str(tmp_path / "marks"))
+    before = partial(interrupt_again, str(tmp_path / "marks"))
     command = Command(["fit", "--config", file], tmp_path / "log", before=before)
     assert command.wait_for(lambda: any((tmp_path / "marks").iterdir()))
-    command.send(signal.SIGINT)
-    command.wait(0.005)
     command.send(signal.SIGINT)
     assert command.finish() == -signal.SIGINT and "stopped by" not in command.output
 

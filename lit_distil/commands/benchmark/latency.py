@@ -32,7 +32,7 @@ from lit_distil.commands.onnx import takes_segments
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
 from lit_distil.models.exported import EXPORTED, exported_bytes, open_exported
-from lit_distil.models.networks import position_range
+from lit_distil.models.positions import position_range
 
 DISTILBERT_TABLE_3 = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT": (66, 410)}
 """Sanh et al. 2019 (arXiv 1910.01108), table 3: millions of parameters; seconds for STS-B's development set."""

@@ -7,16 +7,21 @@ on from its last checkpoint, so the command can be stopped at any moment and giv
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -24,7 +29,7 @@ import yaml
 from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.commands.claims.exact import MEASUREMENTS
 from lit_distil.commands.claims.pages import summary_table, write_claim_pages
-from lit_distil.commands.claims.verdicts import CLAIM, Claim, load_claim, read_results
+from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar
 from lit_distil.files import hash_values, write_json
@@ -32,17 +37,19 @@ from lit_distil.messages import recipes_folder
 from lit_distil.pieces import call_command
 
 TOKENIZER = "runs/claims/tokenizer"
+_STOPPING = threading.Event()  # set once the command is told to stop; the runs are then ended
 _TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", "4096", "--out", TOKENIZER]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run, which several claims may share: arms without a file of their own are their base.
+    """A run. Arms with the same recipe share it, also those of several claims.
 
     Attributes:
-        folder: The run's.
+        folder: Named after the recipe, so that a recipe that changes finds neither a checkpoint nor an export.
         seed: Of weights, order, masks and dropout.
         files: Configurations, the later ones over the earlier.
+        recipe: `ArmSpec.recipe`.
         after: The run whose export it starts from.
         results: For each claim's arm that it is, (claim, arm).
     """
@@ -50,6 +57,7 @@ class Job:
     folder: Path
     seed: int
     files: tuple[Path, ...]
+    recipe: str
     after: Job | None = None
     results: list[tuple[str, str]] = field(default_factory=list, compare=False)
 
@@ -72,30 +80,28 @@ class Job:
 
 
 def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: Path) -> list[Job]:
-    """The runs of these claims, each once, those that others start from first."""
+    """The runs of these claims, each once: first those that the effects need, and each after the one it starts from."""
     jobs: dict[Path, Job] = {}
 
     def job_of(claim: Claim, arm: str, seed: int) -> Job:
-        spec, overlay = claim.arms[arm], configs / claim.name / f"{arm}.yaml"
+        spec = claim.arms[arm]
         before = None if spec.after is None else job_of(claim, spec.after, seed)
-        files = (configs / f"{spec.base}.yaml", *([overlay] if overlay.is_file() else []))
-        is_shared = not overlay.is_file() and (before is None or before.folder.parts[-3] != claim.name)
-        shared = spec.base if before is None else f"{spec.base}-of-{before.folder.parts[-2]}"
-        folder = runs / (shared if is_shared else f"{claim.name}/{arm}") / f"seed-{seed}"
-        job = jobs.setdefault(folder, Job(folder, seed, files, before))
+        folder = runs / f"{spec.base}-{spec.recipe[:8]}" / f"seed-{seed}"
+        files = files_of(configs / claim.name, spec.base, arm)
+        job = jobs.setdefault(folder, Job(folder, seed, files, spec.recipe, before))
         if (claim.name, arm) not in job.results:
             job.results.append((claim.name, arm))
         return job
 
-    for seed in seeds:
-        for claim in claims:
-            for arm, spec in claim.arms.items():
-                if spec.base not in MEASUREMENTS:
-                    job_of(claim, arm, seed)
+    for is_needed, claim, seed in product((True, False), claims, seeds):
+        needed = {arm for effect in claim.effects for group in effect.arms for arm in group.split("|")}
+        for arm, spec in claim.arms.items():
+            if (arm in needed) is is_needed and spec.base not in MEASUREMENTS:
+                job_of(claim, arm, seed)
     return list(jobs.values())
 
 
-def result_of(run: Run, seed: int) -> dict[str, Any]:
+def result_of(run: Run) -> dict[str, Any]:
     """What a finished run measured, on what, and how long it trained.
 
     The minutes are those of its steps, without validations, also of a run that was cut off and went on.
@@ -106,7 +112,6 @@ def result_of(run: Run, seed: int) -> dict[str, Any]:
     last = run.step("end")
     metrics = {name: run.value(name, "end") for name, column in run.metrics.items() if last in column}
     return {
-        "seed": seed,
         "config": hash_values(relevant_settings(run.config)),
         "steps": run.num_steps,
         "tokens": round(fmean(tokens.values()) * run.num_steps),
@@ -142,8 +147,9 @@ def claims(
     root, target = Path(configs) if configs else recipes_folder() / "claims", Path(out)
     chosen = [load_claim(root / name) for name in names or sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))]
     if not only_pages:
-        _measure_exactly(chosen, range(1, seeds + 1), target)
-        _run_all(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), jobs, target)
+        with _ending_its_runs():
+            _measure_exactly(chosen, range(1, seeds + 1), target)
+            _run_all(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), jobs, target)
     measured = [read_results(claim, target) for claim in chosen]
     print(markdown_table(summary_table(measured)))
     if docs is not None:
@@ -155,13 +161,13 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
     for claim in chosen:
         for arm, spec in claim.arms.items():
             for seed in seeds if spec.base in MEASUREMENTS else ():
-                if not (file := _result_file(out, claim.name, arm, seed)).is_file():
-                    _write_result(file, claim.name, arm, {"seed": seed, "metrics": MEASUREMENTS[spec.base](seed)})
+                if not _has_result(out, claim.name, arm, seed, spec.recipe):
+                    _write_result(out, claim.name, arm, spec.recipe, seed, {"metrics": MEASUREMENTS[spec.base](seed)})
 
 
 def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
     """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
-    missing = {job: [one for one in job.results if not _result_file(out, *one, job.seed).is_file()] for job in planned}
+    missing = {job: [one for one in job.results if not _has_result(out, *one, job.seed, job.recipe)] for job in planned}
     needed = {job for job, results in missing.items() if results}
     needed |= {job.after for job in needed if job.after is not None}
     if any(not job.is_finished for job in needed) and not Path(TOKENIZER, "tokenizer.json").is_file():
@@ -175,7 +181,7 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
             _lit_distil(job.command(), job.folder.with_suffix(".log"))
         (run,) = open_runs([str(job.folder)])
         for claim, arm in missing[job]:
-            _write_result(_result_file(out, claim, arm, job.seed), claim, arm, result_of(run, job.seed))
+            _write_result(out, claim, arm, job.recipe, job.seed, result_of(run))
 
     with ThreadPoolExecutor(num_jobs) as pool:
         for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up
@@ -189,15 +195,37 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
             raise
 
 
+@contextmanager
+def _ending_its_runs() -> Iterator[None]:
+    """On SIGTERM and Ctrl-C, tell the runs to stop, wait until they have saved, and exit with the signal's status."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _STOPPING.set()
+        sys.exit(128 + number)
+
+    _STOPPING.clear()
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT) if is_main}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def _lit_distil(arguments: list[str], log: Path) -> None:
     """Run the command line with one thread; what it prints goes to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "lit_distil", *arguments]
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-        )
-    if done.returncode != 0:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment) as child:
+            try:
+                while child.poll() is None and not _STOPPING.wait(0.1):
+                    pass
+            finally:
+                child.terminate()  # does nothing to one that has ended
+    if child.returncode != 0:
         *_, last = ["", *log.read_text(encoding="utf-8").splitlines()]
         raise ValueError(f"claims: `lit-distil {' '.join(arguments)}` failed ({last}); {log} has all of it")
 
@@ -206,11 +234,19 @@ def _result_file(out: Path, claim: str, arm: str, seed: int) -> Path:
     return out / claim / f"{arm}-seed-{seed}.json"
 
 
-def _write_result(file: Path, claim: str, arm: str, result: dict[str, Any]) -> None:
+def _has_result(out: Path, claim: str, arm: str, seed: int, recipe: str) -> bool:
+    """Whether the result is there, and of this recipe."""
+    file = _result_file(out, claim, arm, seed)
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("recipe") == recipe
+
+
+def _write_result(out: Path, claim: str, arm: str, recipe: str, seed: int, result: dict[str, Any]) -> None:
+    file = _result_file(out, claim, arm, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    hardware = describe_hardware(threads=1, device="cpu", seed=result["seed"])
+    hardware = describe_hardware(threads=1, device="cpu", seed=seed)
     del hardware["seed"], hardware["benchmark_threads"]
-    write_json(file, {"claim": claim, "arm": arm, **result, "made_with": hardware})
+    about = {"claim": claim, "arm": arm, "seed": seed, "recipe": recipe}
+    write_json(file, {**about, **result, "made_with": hardware})
 
 
 run = functools.partial(

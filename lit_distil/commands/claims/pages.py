@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from lit_distil.commands.claims.verdicts import Effect, Estimate, Measured
+from lit_distil.commands.claims.verdicts import Effect, Estimate, Measured, half_width_over_rows
 from lit_distil.commands.pages import Section, to_markdown
 from lit_distil.commands.report.arms import half_width, with_interval
 from lit_distil.commands.report.plots import plot_effects
@@ -19,19 +19,22 @@ _INTRODUCTION = """\
 Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is taken for
 each seed by itself, and its 95 % interval is that of the mean over the seeds (Student's t). A claim *holds* if the
 whole interval lies above the margin that its file states beforehand, it *does not hold* if the interval lies below, and
-it is *undecided at this size* otherwise. These pages are made from `results/claims`, which the runs write:
+it is *undecided at this size* otherwise. The interval of an accuracy also counts that other test rows would give
+another one. These pages are made from `results/claims`, which the runs write:
 `lit-distil claims --only_pages true --docs docs`.
 """
 
+_BEGIN, _END = "<!-- claims:begin -->", "<!-- claims:end -->"  # around the table in the README
 
-def summary_table(measured: Sequence[Measured], *, with_links: bool = False) -> Table:
-    """A row for each claim: its verdict, its first effect, the seeds and what it cost."""
+
+def summary_table(measured: Sequence[Measured], *, pages: str | None = None) -> Table:
+    """A row for each claim: its verdict, its first effect, the seeds and what it cost; linked to a folder of pages."""
     table = [["claim", "verdict", "effect", "margin", "seeds", "minutes"]]
     for one in measured:
         claim, first, minutes = one.claim, one.estimates[0], _minutes(one)
-        title = f"[{claim.title}](claims/{claim.name}.md)" if with_links else claim.name
+        title = claim.name if pages is None else f"[{claim.title}]({pages}/{claim.name}.md)"
         cells = [_effect(first), f"{claim.effects[0].margin:g}", str(len(first.by_seed) or "–")]
-        table.append([title, f"**{one.verdict}**" if with_links else one.verdict, *cells, f"{minutes:.0f}"])
+        table.append([title, one.verdict if pages is None else f"**{one.verdict}**", *cells, f"{minutes:.0f}"])
     return table
 
 
@@ -52,7 +55,7 @@ def claim_page(measured: Measured, figure: str | None) -> str:
         verdict.append(f"No arm is better than {claim.learned:g}, so no difference could show here.")
     verdict += [claim.shows_at] if claim.shows_at and measured.verdict != "holds" else []
     lines = [
-        f"{effect.label}: {_effect(one)} (margin {effect.margin:g}): {one.verdict}"
+        f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {effect.margin:g}): {one.verdict}"
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
     sections = [Section("What the paper says", lines=paper), Section("What is compared", lines=here)]
@@ -66,28 +69,37 @@ def claim_page(measured: Measured, figure: str | None) -> str:
 
 
 def write_claim_pages(measured: Sequence[Measured], docs: Path) -> None:
-    """Write `claims.md`, and a page and a figure for each claim."""
-    table = markdown_table(summary_table(measured, with_links=True))
+    """Write `claims.md`, a page and a figure for each claim, and the table of those that were run in the README."""
+    table = markdown_table(summary_table(measured, pages="claims"))
     write_file(docs / "claims.md", f"{_INTRODUCTION}\n{table}\n")
+    readme = docs.parent / "README.md"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(_BEGIN) if readme.is_file() else ("", "", "")
+    if begin:
+        shown = [one for one in measured if one.verdict != "not run"]
+        table = markdown_table(summary_table(shown, pages=f"{docs.name}/claims"))
+        write_file(readme, f"{before}{begin}\n{table}\n{''.join(rest.partition(_END)[1:])}")
     (docs / "claims").mkdir(exist_ok=True)
     for one in measured:
-        name, shown = one.claim.name, _shown(one)
-        if shown:
+        name, effects = one.claim.name, _shown(one)
+        if effects:
             path = docs / "claims" / f"{name}.svg"
-            plot_effects(path, [_drawn(*each) for each in shown], unit=f"effect on {one.claim.metric}")
-        write_file(docs / "claims" / f"{name}.md", claim_page(one, f"{name}.svg" if shown else None))
+            plot_effects(path, [_drawn(*each) for each in effects], unit=f"effect on {one.claim.metric}")
+        write_file(docs / "claims" / f"{name}.md", claim_page(one, f"{name}.svg" if effects else None))
 
 
 def _arms_table(measured: Measured) -> Table:
     """A row for each arm and metric that an effect looks at."""
     claim = measured.claim
-    table = [["arm", "metric", "mean", "seeds"]]
+    table = [["arm", "metric", "mean over the seeds", "each seed"]]
     for metric in dict.fromkeys([claim.metric, *(effect.metric or claim.metric for effect in claim.effects)]):
-        values = measured.values(metric)
+        values, num_rows = measured.values(metric), measured.num_rows(metric)
         for arm in claim.arms:
             if by_seed := values.get(arm):
-                mean = _number(fmean(by_seed.values()), half_width([*by_seed.values()]))
-                table.append([arm, metric, mean, ", ".join(f"{value:.4g}" for value in by_seed.values())])
+                mean = fmean(by_seed.values())
+                cell = _number(mean, half_width([*by_seed.values()]))
+                if num_rows is not None:
+                    cell += f", ± {half_width_over_rows([(1.0, mean)], num_rows):.3f} over {num_rows:,.0f} rows"
+                table.append([arm, metric, cell, ", ".join(f"{value:.4g}" for value in by_seed.values())])
     return table
 
 
@@ -108,6 +120,10 @@ def _effect(one: Estimate) -> str:
     return "–" if one.mean is None else _number(one.mean, one.half, sign=True)
 
 
+def _of_rows(one: Estimate) -> str:
+    return "" if one.of_rows is None else f", of which ± {one.of_rows:.3f} for the rows"
+
+
 def _number(mean: float, half: float | None, *, sign: bool = False) -> str:
     if half is not None and max(abs(mean), half) < 1e-6:  # rounding, of a claim that is exact
         return f"{mean:.0e} ± {half:.0e}"
@@ -122,4 +138,5 @@ def _shown(measured: Measured) -> list[tuple[Effect, Estimate]]:
 
 def _drawn(effect: Effect, one: Estimate) -> tuple[str, list[float], float, float, float]:
     assert one.mean is not None
-    return effect.label, [*one.by_seed.values()], one.mean, one.half or 0.0, effect.margin
+    label = f"{effect.label} ({effect.metric})" if effect.metric else effect.label
+    return label, [*one.by_seed.values()], one.mean, one.half or 0.0, effect.margin

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any, Literal
 import yaml
 
 from lit_distil.commands.report.arms import half_width
+from lit_distil.files import hash_values
 
 Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
 CLAIM = "claim.yaml"
+_ACCURACY, _ROWS = "val/accuracy", "val/rows"  # a share of rows, and how many there were
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,13 @@ class ArmSpec:
         base: The complete configuration under it, a file beside the claims' folders, without `.yaml`; or the name of a
             measurement of `exact`, which trains nothing.
         after: The arm whose export the run starts from; None for none.
+        recipe: Hash of the configurations that the run is made from, those of the run before it included. It is not
+            written in the claim's file; a result that was made from another recipe does not count.
     """
 
     base: str
     after: str | None = None
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,19 @@ def load_claim(folder: Path) -> Claim:
         raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
     if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
         raise ValueError(f"{file}: {lost[0]}.yaml is no arm of the claim; name it in arms, or remove it")
-    return claim
+    with_recipes = {name: dataclasses.replace(arm, recipe=_recipe(folder, arms, name)) for name, arm in arms.items()}
+    return dataclasses.replace(claim, arms=with_recipes)
+
+
+def files_of(folder: Path, base: str, arm: str) -> tuple[Path, ...]:
+    """The configurations of an arm, in the claim's folder and beside it; the later ones lie over the earlier."""
+    return tuple(file for file in (folder.parent / f"{base}.yaml", folder / f"{arm}.yaml") if file.is_file())
+
+
+def _recipe(folder: Path, arms: Mapping[str, ArmSpec], name: str) -> str:
+    arm = arms[name]
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files_of(folder, arm.base, name)]
+    return hash_values([contents, "" if arm.after is None else _recipe(folder, arms, arm.after)])
 
 
 @dataclass(frozen=True)
@@ -125,14 +143,17 @@ class Estimate:
     Attributes:
         by_seed: The effect of each seed that all its arms have run with.
         mean: Over the seeds; None without any.
-        half: Half the 95 % interval of the mean (Student's t); None for fewer than two seeds.
+        half: Half the 95 % interval of the mean (Student's t); None for fewer than two seeds. For accuracies it is the
+            root of the sum of squares of that and of `of_rows`.
         verdict: By `verdict_of`.
+        of_rows: Half the 95 % interval over the rows that accuracies are of; None if the metric is none.
     """
 
     by_seed: dict[int, float]
     mean: float | None
     half: float | None
     verdict: Verdict
+    of_rows: float | None = None
 
 
 def verdict_of(mean: float, half: float | None, margin: float) -> Verdict:
@@ -162,6 +183,15 @@ def effect_by_seed(
         values: Arm to seed to metric.
         higher_is_better: Of the metric.
     """
+    chosen = _chosen(arms, values, higher_is_better=higher_is_better)
+    seeds = set.intersection(*(set(values[name]) for name in chosen)) if chosen else ()
+    return {seed: sum(weight * values[name][seed] for name, weight in chosen.items()) for seed in sorted(seeds)}
+
+
+def _chosen(
+    arms: Mapping[str, float], values: Mapping[str, Mapping[int, float]], *, higher_is_better: bool
+) -> dict[str, float]:
+    """Each arm to its weight, the best of each group; empty if one was not run."""
     chosen: dict[str, float] = {}
     for group, weight in arms.items():
         means = {name: fmean(values[name].values()) for name in group.split("|") if values.get(name)}
@@ -169,17 +199,40 @@ def effect_by_seed(
             return {}
         best = (max if higher_is_better else min)(means, key=lambda name: means[name])
         chosen[best] = chosen.get(best, 0.0) + weight
-    seeds = set.intersection(*(set(values[name]) for name in chosen))
-    return {seed: sum(weight * values[name][seed] for name, weight in chosen.items()) for seed in sorted(seeds)}
+    return chosen
 
 
-def estimate(effect: Effect, values: Mapping[str, Mapping[int, float]], *, higher_is_better: bool) -> Estimate:
-    """An effect over the seeds, and its verdict; `values` as for `effect_by_seed`."""
+def half_width_over_rows(weighted: Sequence[tuple[float, float]], num_rows: float) -> float:
+    """Half the 95 % interval of a weighted sum of accuracies over the rows that they are of.
+
+    `1.96 · √(Σ w² · p · (1 − p) / rows)`, as if each arm had rows of its own. The arms have the same rows and are
+    often right together, so this is rather too wide.
+
+    Args:
+        weighted: Weight and accuracy of each arm.
+        num_rows: How many rows.
+    """
+    return 1.96 * math.sqrt(sum(weight**2 * p * (1 - p) for weight, p in weighted) / num_rows)
+
+
+def estimate(
+    effect: Effect,
+    values: Mapping[str, Mapping[int, float]],
+    *,
+    higher_is_better: bool,
+    num_rows: float | None = None,
+) -> Estimate:
+    """An effect over the seeds, and its verdict. `values`: see `effect_by_seed`; `num_rows`: if they are accuracies."""
     by_seed = effect_by_seed(effect.arms, values, higher_is_better=higher_is_better)
     if not by_seed:
         return Estimate({}, None, None, "not run")
-    mean, half = fmean(by_seed.values()), half_width([*by_seed.values()])
-    return Estimate(by_seed, mean, half, verdict_of(mean, half, effect.margin))
+    mean, half, of_rows = fmean(by_seed.values()), half_width([*by_seed.values()]), None
+    if num_rows is not None:
+        chosen = _chosen(effect.arms, values, higher_is_better=higher_is_better)
+        weighted = [(weight, fmean(values[name].values())) for name, weight in chosen.items()]
+        of_rows = half_width_over_rows(weighted, num_rows)
+        half = None if half is None else math.hypot(half, of_rows)
+    return Estimate(by_seed, mean, half, verdict_of(mean, half, effect.margin), of_rows)
 
 
 @dataclass(frozen=True)
@@ -198,11 +251,20 @@ class Measured:
                 found.setdefault(result["arm"], {})[result["seed"]] = result["metrics"][name]
         return found
 
+    def num_rows(self, metric: str | None) -> float | None:
+        """How many rows an accuracy is of, the fewest of its runs; None if the metric is none."""
+        counts = [result["metrics"].get(_ROWS) for result in self.results if _ACCURACY in result["metrics"]]
+        known = [count for count in counts if count]
+        return min(known) if known and (metric or self.claim.metric) == _ACCURACY else None
+
     @property
     def estimates(self) -> list[Estimate]:
         """Each effect, in the claim's order."""
         better = self.claim.higher_is_better
-        return [estimate(one, self.values(one.metric), higher_is_better=better) for one in self.claim.effects]
+        return [
+            estimate(one, self.values(one.metric), higher_is_better=better, num_rows=self.num_rows(one.metric))
+            for one in self.claim.effects
+        ]
 
     @property
     def has_learned(self) -> bool:
@@ -220,8 +282,8 @@ class Measured:
 
 
 def read_results(claim: Claim, folder: Path) -> Measured:
-    """A claim with what lies in the folder of results, in the order of arms and seeds."""
+    """A claim with the results of its recipes that lie in the folder, in the order of arms and seeds."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / claim.name).glob("*.json")]
     order = {name: place for place, name in enumerate(claim.arms)}
-    results = [result for result in results if result["arm"] in order]
+    results = [one for one in results if one["arm"] in order and one.get("recipe") == claim.arms[one["arm"]].recipe]
     return Measured(claim, sorted(results, key=lambda result: (order[result["arm"]], result["seed"])))

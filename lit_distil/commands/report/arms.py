@@ -29,6 +29,7 @@ _MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # the first of each
 # settings that change where a run writes, what it shows or how fast it reads, and not what it computes
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
+_RESULTS = "*-seed-*.json"  # one run of a claim's arm
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
 _T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
@@ -40,7 +41,7 @@ class Run:
     """What a run left in its folder.
 
     Attributes:
-        folder: As it was given.
+        folder: As it was given, or the file of its result without `.json`.
         config: Its `config.yaml`.
         metrics: Columns of `metrics.csv`: name to optimizer steps done to value.
     """
@@ -134,26 +135,41 @@ def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
 def open_runs(patterns: Sequence[str]) -> list[Run]:
     """Runs by folder or glob, in order, each once; folders without a metrics.csv are named and left out.
 
+    A folder or a file of results, as `lit-distil claims` keeps them, stands for the runs that they are of.
+
     Raises:
         ValueError: A pattern finds nothing, or no folder holds a run.
     """
     names = [name for pattern in patterns for name in sorted(glob.glob(pattern)) or [pattern]]
+    names = [one for name in names for one in sorted(map(str, Path(name).glob(_RESULTS))) or [name]]
     folders = list(dict.fromkeys(str(Path(name)) for name in names))
     for folder in folders:
         if not Path(folder).exists():
             raise ValueError(f"runs: nothing at {folder!r}; give folders of runs that trained, or globs")
-    others = [folder for folder in folders if not Path(folder, "metrics.csv").is_file()]
+    results = {folder: _result(folder) for folder in folders if Path(folder).match(_RESULTS)}
+    others = [folder for folder in folders if folder not in results and not Path(folder, "metrics.csv").is_file()]
     if len(others) == len(folders):
         raise ValueError(f"runs: no metrics.csv in {', '.join(folders)}; give folders of runs that trained")
     if others:
         print(f"left out, without a metrics.csv: {', '.join(others)}")
     runs = []
     for folder in folders:
+        if folder in results:
+            runs.append(results[folder])
+            continue
         config = Path(folder, "config.yaml")
         content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {"run": folder}
         if folder not in others:
             runs.append(Run(folder, content, read_metrics(folder)))
     return runs
+
+
+def _result(file: str) -> Run:
+    """The run that a file of results is of: what its last validation measured, and no curve."""
+    content = json.loads(Path(file).read_text(encoding="utf-8"))
+    config = {"seed_everything": content["seed"], **{name: content[name] for name in ("claim", "arm")}}
+    step = content.get("steps", 0)
+    return Run(file.removesuffix(".json"), config, {name: {step: value} for name, value in content["metrics"].items()})
 
 
 def make_arms(runs: Sequence[Run]) -> list[Arm]:

@@ -67,7 +67,8 @@ def report(
     and quality_latency.png.
 
     Args:
-        runs: Folders of runs, or globs in quotes; runs that differ only in their seeds count as one arm.
+        runs: Folders of runs or of results (results/claims/soft-targets), or globs in quotes; runs that differ only in
+            their seeds count as one arm.
         metrics: Column of metrics.csv, such as val/loss, or a list of them; None takes the score and the loss.
         at: Compare at the last validation (end) or at the best one (best), which is the one that was exported.
         beside: YAML file with published figures to put beside the runs, such as configs/finetune/glue/papers.yaml.
@@ -121,7 +122,7 @@ def report(
         write_pages(Path(out, "report"), title, sections, numbers)
 
 
-run = functools.partial(call_command, report, words="runs", help="Folders of runs, or globs in quotes.")
+run = functools.partial(call_command, report, words="runs", help="Folders of runs or results, or globs in quotes.")
 
 
 def _compare_runs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -260,12 +259,14 @@ class Results:
 
     def sections(self, folder: Path) -> list[Section]:
         """The parts of the page; draws its pictures into a folder."""
-        first = [Section(table=main_table(self)), Section(lines=notes(self), small=True)]
+        first = [Section(table=main_table(self))]
         if self.comparisons:
             first.append(Section("Findings", lines=findings(self)))
         return [
             *first,
             Section(pictures=_draw(self, folder)),
+            Section("More of each network", details_table(self)),
+            Section(lines=notes(self), small=True),
             Section("Beside the published figures", published_table(self), [_SOURCE], small=True),
             Section("Measured on", lines=hardware_lines(self.hardware), small=True),
         ]
@@ -285,32 +286,45 @@ class Results:
 
 
 def main_table(results: Results) -> Table:
-    """A row for each entry, and one for what can be reached without a network."""
-    table = [["network", "MLM loss (nats)", "vs teacher", "perplexity", "accuracy %", "macro-F1 %", "kept %"]]
-    table[0] += ["parameters", "MB", "latency ms (quartiles)", "seq/s"]
+    """A row for each entry, and one for what can be reached without a network: quality, size and latency."""
+    table = [["network", "MLM loss (nats)", "vs teacher", "accuracy %", "parameters", "latency ms"]]
     for key, entry in results.entries.items():
-        difference, kept = results.loss_difference(key, results.teacher), results.share_kept(key)
+        difference = results.loss_difference(key, results.teacher)
         masked, task, network = entry.masked_lm, entry.task, entry.network
         table.append(
             [
                 entry.label,
                 f"{masked.loss:.3f}" if masked else "–",
                 "–" if difference is None or key == results.teacher else signed(difference, 3),
-                f"{masked.perplexity:.1f}" if masked else "–",
                 f"{100 * task.accuracy:.1f} ± {100 * task.accuracy_error:.1f}" if task else "–",
-                f"{100 * task.macro_f1:.1f}" if task else "–",
-                "–" if kept is None else f"{100 * kept:.1f}",
                 f"{network.encoder_parameters:,}",
-                f"{network.size_mb:.1f}",
-                str(network.latency_ms),
-                f"{network.sequences_per_second:,.0f}",
+                f"{network.latency_ms.median:.2f}",
             ]
         )
     floors, teacher = results.floors, results.entries[results.teacher].masked_lm
     majority = "–" if floors.majority_accuracy is None else f"{100 * floors.majority_accuracy:.1f}"
     beyond = "–" if teacher is None else signed(floors.unigram_loss - teacher.loss, 3)
     floor = ["No network (token frequencies; commonest class)", f"{floors.unigram_loss:.3f}", beyond]
-    table.append([*floor, f"{math.exp(floors.unigram_loss):.1f}", majority, *["–"] * 6])
+    table.append([*floor, majority, "–", "–"])
+    return table
+
+
+def details_table(results: Results) -> Table:
+    """What else was measured of each entry."""
+    table = [["network", "perplexity", "macro-F1 %", "accuracy kept %", "MB", "latency ms (quartiles)", "seq/s"]]
+    for key, entry in results.entries.items():
+        kept, masked, task, network = results.share_kept(key), entry.masked_lm, entry.task, entry.network
+        table.append(
+            [
+                entry.label,
+                f"{masked.perplexity:.1f}" if masked else "–",
+                f"{100 * task.macro_f1:.1f}" if task else "–",
+                "–" if kept is None else f"{100 * kept:.1f}",
+                f"{network.size_mb:.1f}",
+                str(network.latency_ms),
+                f"{network.sequences_per_second:,.0f}",
+            ]
+        )
     return table
 
 
@@ -346,18 +360,26 @@ def published_table(results: Results) -> Table:
 
 
 def findings(results: Results) -> list[str]:
-    """One line for each comparison: what was measured, whichever way it went."""
+    """A sentence for each comparison: what was measured, whichever way it went, and whether chance could give it."""
     lines = []
     for comparison in results.comparisons:
         parts = []
         difference = results.loss_difference(comparison.a, comparison.b)
         if difference is not None:
-            parts.append(f"{signed(difference, 2)} nats")
+            parts.append(f"the loss is {_more_or_less(difference, 2, 'higher', 'lower', ' nats')}")
         accuracies = results.accuracy_difference(comparison.a, comparison.b)
         if accuracies is not None:
-            parts.append(f"{signed(100 * accuracies[0], 1)} points of accuracy (± {100 * accuracies[1]:.1f})")
-        lines.append(f"{comparison.label}: {', '.join(parts) if parts else 'not measured on the same data'}")
+            gain, error = (100 * value for value in accuracies)
+            change = _more_or_less(gain, 1, "higher", "lower", " points")
+            verdict = "beyond" if abs(gain) > 1.96 * error else "within"
+            parts.append(f"accuracy is {change}, {verdict} chance (± {1.96 * error:.1f})")
+        lines.append(f"{comparison.label}: {'; '.join(parts) if parts else 'not measured on the same data'}")
     return lines
+
+
+def _more_or_less(value: float, digits: int, more: str, less: str, unit: str) -> str:
+    size = f"{abs(value):.{digits}f}"
+    return "the same" if float(size) == 0 else f"{size}{unit} {more if value > 0 else less}"
 
 
 def notes(results: Results) -> list[str]:
@@ -370,7 +392,8 @@ def notes(results: Results) -> list[str]:
     if floors.num_rows is not None:
         lines.append(
             f"accuracy: {floors.num_rows:,} test rows; ± is one standard error from their number, and does not include "
-            "the variation between seeds. kept: accuracy over the teacher's."
+            "the variation between seeds. Chance is 1.96 standard errors of the difference. kept: accuracy over the "
+            "teacher's."
         )
     lines.append(
         f"parameters, latency and seq/s: the encoder without its head in plain transformers, {settings['length']} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,16 +180,16 @@ def plot_effects(path: Path, effects: Sequence[tuple[str, Sequence[float], float
         effects: (label, the effect of each seed, their mean, half the interval, the margin).
         unit: Name of the axis.
     """
-    with _figure(path, (8.0, 1.4 + 0.7 * len(effects))) as figure:
+    with _figure(path, (8.0, 1.5 + 0.7 * len(effects))) as figure:
         axes = figure.add_subplot()
         axes.axvline(0.0, color="#888888", linewidth=1)
         for place, (_, values, mean, half, margin) in enumerate(effects):
             axes.plot(values, [place] * len(values), "o", color=_COLOURS[5], markersize=4)
             axes.errorbar(mean, place, xerr=half, fmt="D", color=_COLOURS[0], capsize=4, markersize=6)
             axes.plot([margin] * 2, [place - 0.35, place + 0.35], color=_COLOURS[1], linestyle="--", linewidth=2)
-        axes.set_yticks(range(len(effects)), [label for label, *_ in effects])
+        axes.set_yticks(range(len(effects)), [textwrap.fill(label, 36) for label, *_ in effects])
         axes.set_ylim(len(effects) - 0.5, -0.5)
-        axes.set_xlabel(f"{unit}; dots: seeds, diamond: mean with its 95 % interval, dashed: margin stated beforehand")
+        figure.supxlabel(f"{unit}\ndots: seeds; diamond: mean, with its 95 % interval; dashed: margin", fontsize=9)
 
 
 @contextmanager

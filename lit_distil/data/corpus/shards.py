@@ -49,6 +49,9 @@ class ShardRecord:
     def __post_init__(self) -> None:
         if not isinstance(self.file, str) or not _SHARD_NAME.fullmatch(self.file):
             raise ValueError(f"corpus: {self.file!r} is not the name of a shard (shard-00000.bin); prepare it again")
+        counts = (self.documents, self.units, self.tokens, self.characters)
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise TypeError(f"{self.file}: counts must be whole numbers of 0 or more, got {counts}")
 
     def num_bytes(self, token_bytes: int) -> int:
         """Size of the file."""
@@ -80,6 +83,10 @@ class Manifest:
     dropped: dict[str, int]
     token_counts: str
     shards: tuple[ShardRecord, ...]
+
+    def __post_init__(self) -> None:
+        if self.token_type not in ("uint16", "uint32") or not isinstance(self.tokenizer, str):
+            raise TypeError(f"token_type {self.token_type!r}, tokenizer {self.tokenizer!r}")
 
     def to_json(self) -> str:
         """The text of the file."""

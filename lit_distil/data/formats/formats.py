@@ -166,13 +166,21 @@ class DocSentences(FullSentences):
 
 
 class LinePerSequence(SequenceFormat):
-    """Each unit is a sequence; a unit that is too long is cut into several, and a warning says how many were."""
+    """Each unit is a sequence; a warning says how many units are too long and were cut.
+
+    Args:
+        keep_rest: Whether the rest of such a unit becomes further sequences; otherwise it is left out, as
+            sentence-transformers does.
+    """
+
+    def __init__(self, keep_rest: bool = True) -> None:
+        self.keep_rest = keep_rest
 
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
         """Sequences of one piece."""
         room, unit_ends = max_length - 2, corpus.unit_ends
         lengths = np.diff(unit_ends, prepend=0)
-        num_parts = -(-lengths // room)
+        num_parts = -(-lengths // room) if self.keep_rest else np.ones_like(lengths)
         part = np.arange(num_parts.sum()) - np.repeat(np.cumsum(num_parts) - num_parts, num_parts)
         starts = np.repeat(unit_ends - lengths, num_parts) + part * room
         ends = np.minimum(starts + room, np.repeat(unit_ends, num_parts))

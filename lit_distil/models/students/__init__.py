@@ -8,6 +8,7 @@ from lit_distil.models.students.base import CopyRecord as CopyRecord
 from lit_distil.models.students.base import HeadChoice as HeadChoice
 from lit_distil.models.students.base import StudentInitialisation as StudentInitialisation
 from lit_distil.models.students.base import describe as describe
+from lit_distil.models.students.base import freeze_parts as freeze_parts
 from lit_distil.models.students.base import mark_frozen as mark_frozen
 from lit_distil.models.students.base import new_head as new_head
 from lit_distil.models.students.base import summarise as summarise

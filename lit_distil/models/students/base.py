@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.console import text_table
+from lit_distil.models.networks import FlatNetwork
 from lit_distil.models.sources import sketching
 from lit_distil.types import Piece, refuse_result
 
@@ -307,6 +308,30 @@ def head_names(model: PreTrainedModel) -> set[str]:
         for name, value in model.state_dict().items()
         if not name.startswith(prefix) and value.data_ptr() != embedding.weight.data_ptr()
     }
+
+
+def freeze_parts(network: FlatNetwork, *, head: bool, positions: bool) -> None:
+    """Take parts of a network out of training.
+
+    Args:
+        network: The network.
+        head: Whether to freeze the head, except what is tied to the embeddings.
+        positions: Whether to freeze the position embeddings.
+
+    Raises:
+        ValueError: The architecture has no table of positions.
+    """
+    names = head_names(network.model) if head else set()
+    for name, parameter in network.model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+    if not positions:
+        return
+    if network.position_table is None:
+        raise ValueError(
+            f"model.freeze_positions: {network.config.model_type} has no table of position embeddings; set it to false"
+        )
+    network.position_table.requires_grad_(False)
 
 
 def fill(student: PreTrainedModel, fillings: dict[str, Filling], *, expected_new: set[str]) -> list[CopyRecord]:

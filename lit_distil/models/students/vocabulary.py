@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_distil.models.networks import position_table
+from lit_distil.models.positions import position_table
 from lit_distil.models.sources import sketching, special_ids
 from lit_distil.models.students.base import Filling, fill, new_model
 from lit_distil.types import Vocabulary

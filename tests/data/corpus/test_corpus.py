@@ -190,9 +190,12 @@ def test_a_damaged_corpus_is_refused(wordpiece, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 0}))
     with pytest.raises(ValueError, match="has version 0"):
         TokenCorpus.load(folder)
-    (folder / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        TokenCorpus.load(folder)
+    records = [{**manifest["shards"][0], "documents": value} for value in ("1", None, -1, [1])]
+    wrong = [{"shards": [record]} for record in records] + [{"token_type": "object"}, {"tokenizer": None}]
+    for text in ("{", *(json.dumps(manifest | changes) for changes in wrong)):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            TokenCorpus.load(folder)
 
 
 def test_a_worker_process_maps_the_files_instead_of_copying_them(wordpiece, tmp_path):

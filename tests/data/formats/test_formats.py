@@ -64,6 +64,12 @@ def test_a_line_is_a_sequence_and_cut_lines_are_counted():
     assert table.lengths.tolist() == [5, 6, 4, 6, 6, 3]
 
 
+def test_the_rest_of_a_long_line_can_be_left_out():
+    with pytest.warns(UserWarning, match="1 of 4 units are longer than max_length 6"):
+        table = LinePerSequence(keep_rest=False).build(make_corpus([[3, 4], [2, 9]]), 6, 0)
+    assert pieces_of(table) == [[(0, 3)], [(3, 7)], [(7, 9)], [(9, 13)]]
+
+
 @settings(max_examples=100)
 @given(documents=documents_strategy, max_length=st.integers(3, 40))
 @pytest.mark.parametrize("form", [FullSentences(), DocSentences(), LinePerSequence()])
