@@ -113,6 +113,16 @@ runs/minilm/config.json: | $(VENV)/.core
 	@rm -rf runs/minilm && mv runs/minilm.partial/model runs/minilm && rm -rf runs/minilm.partial
 	@echo "the network: runs/minilm"
 
+# Measurements whose results are kept under results/. They take minutes on one core.
+
+.PHONY: long-documents modernbert-small
+long-documents: runs/minilm/config.json  ## MiniLM with 2,048 positions beside 512: TRAIN="files" VALID="files"
+	@test -n "$(TRAIN)" -a -n "$(VALID)" || { echo "give text: make long-documents TRAIN=train.txt VALID=valid.txt" >&2; exit 2; }
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/long_documents.py --train $(TRAIN) --validation $(VALID)
+
+modernbert-small: runs/tokenizers/byte-bpe/tokenizer.json  ## ModernBERT's recipe in small: both phases, and half of it
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/modernbert_small.py
+
 # GLUE: a run for each task and seed, then a table beside the papers' rows. A run that is done is not repeated, and one that
 # was cut off continues from its last checkpoint. DATA is a folder with what `save_to_disk` wrote for each task (DATA/cola, ...).
 #   make glue MODEL=runs/demo/teacher/export TASKS="cola rte" SEEDS="1 2 3" ARGS="--config configs/trainer/cpu.yaml"

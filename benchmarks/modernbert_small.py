@@ -43,10 +43,10 @@ def longer(network: Path, base: float) -> list[str]:
     ]
 
 
-def run(command: str, config: str, folder: Path, *options: str) -> dict[str, float]:
-    """Run a configuration in a process of its own; gives the last value of each metric."""
-    if not (folder / "export" / "config.json").is_file() or command != "fit":
-        arguments = [command, "--config", config, *options, "--trainer.default_root_dir", str(folder)]
+def run(config: str, folder: Path, *options: str) -> dict[str, float]:
+    """Train with a configuration, in a process of its own; gives the last value of each metric."""
+    if not (folder / "export" / "config.json").is_file():
+        arguments = ["fit", "--config", config, *options, "--trainer.default_root_dir", str(folder)]
         quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
         subprocess.run([sys.executable, "-m", "lit_distil", *arguments, *quiet, "--overwrite"], check=True)
     last: dict[str, float] = {}
@@ -73,12 +73,13 @@ def main() -> None:
         print(name, found[name], flush=True)
 
     first, second = options.runs / "modernbert-small", options.runs / "modernbert-small-long"
-    note("first phase, 128 tokens", run("fit", PRETRAIN, first, "--trainer.max_steps", options.steps))
+    note("first phase, 128 tokens", run(PRETRAIN, first, "--trainer.max_steps", options.steps))
     for base in (10_000.0, 160_000.0):
-        metrics = run("validate", PRETRAIN, options.runs / f"modernbert-small-{base:.0f}", *longer(first, base))
+        still = ["--model.optimizer.lr", "0.0", "--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
+        metrics = run(PRETRAIN, options.runs / f"modernbert-small-{base:.0f}", *longer(first, base), *still)
         note(f"1,024 tokens before the second phase, base {base:,.0f}", metrics)
     steps = ["--trainer.max_steps", options.long_steps, "--trainer.val_check_interval", options.long_steps]
-    note("1,024 tokens after the second phase", run("fit", PRETRAIN, second, *longer(first, 160_000.0), *steps))
+    note("1,024 tokens after the second phase", run(PRETRAIN, second, *longer(first, 160_000.0), *steps))
 
     def layers(*chosen: int) -> list[str]:
         return ["--model.student", "lit_distil.models.Layers", "--model.student.layers", json.dumps(chosen)]
@@ -95,14 +96,14 @@ def main() -> None:
     for number, (name, changes) in enumerate(halves.items()):
         folder = options.runs / f"modernbert-half-small-{number}"
         where = ["--model.teacher", teacher, "--data.tokenizer", teacher]
-        note(f"half: {name}", run("fit", HALF, folder, *changes, *where, *half_steps))
+        note(f"half: {name}", run(HALF, folder, *changes, *where, *half_steps))
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = {
         "what": "masked-LM loss in nats on held-out docstrings, 15 % masked; every half has as many steps",
         "seed": 42,
         "steps": {"first": options.steps, "second": options.long_steps, "half": options.half_steps},
         "cpu_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 1),
-        "hardware": f"{platform.machine()}, {os.environ['OMP_NUM_THREADS']} thread",
+        "hardware": f"{platform.machine()}, {os.environ['OMP_NUM_THREADS']} thread(s)",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "masked_lm_loss": found,
     }

@@ -108,7 +108,8 @@ def _cost(measured: Measured) -> list[str]:
     if not measured.results:
         return []
     made = {tuple(result["made_with"].items()): None for result in measured.results}
-    lines = [f"{len(measured.results)} runs, {_minutes(measured):.0f} minutes of training with one thread each"]
+    minutes = f"{_minutes(measured):.0f} minutes of training by the clock, with one thread each"
+    lines = [f"{len(measured.results)} runs, {minutes}; more than on an idle machine if other programs ran beside"]
     return lines + [", ".join(f"{name} {value}" for name, value in one if value is not None) for one in made]
 
 

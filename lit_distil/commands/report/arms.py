@@ -193,7 +193,8 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
         name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
         settings = [relevant_settings(run.config) for run in (arms[0].runs[0] if arms else group[0], group[0])]
         changes = differences(*settings)
-        arms.append(Arm(name, group, [f"{change.name}: {' -> '.join(change.shown())}" for change in changes]))
+        shown = [f"{change.name}: {' -> '.join(change.shown())}" for change in changes if change.name != "arm"]
+        arms.append(Arm(name, group, shown))
     return arms
 
 

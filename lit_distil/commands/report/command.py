@@ -139,7 +139,7 @@ def _compare_runs(
     metrics = metrics or main_metrics(found)
     where = "the last validation" if at == "end" else "the best validation, which is the exported one"
     notes = [f"Values are those of {where}. {_HOW_TO_READ}", _EQUAL_TIME]
-    changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:]]
+    changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:] if arm.changes]
     summary, details = arms_table(arms, metrics, at), runs_table(arms, metrics, at)
     print(markdown_table(summary), *([bullets(changes)] if changes else []), markdown_table(details), sep="\n\n")
     sections = [Section(table=summary)]
