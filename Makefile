@@ -55,7 +55,7 @@ test-reliability: $(VENV)/.dev  ## kills, faults and damage by the hundred; at m
 		code=$$?; $(BIN)/python -m tests.reliability.harness; exit $$code
 
 test-gpu: $(VENV)/.dev  ## the tests that need a GPU
-	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -65,6 +65,18 @@ lint: $(VENV)/.dev  ## ruff and mypy
 format: $(VENV)/.dev  ## let ruff put the code in order
 	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format -q .
+
+# Speed. `make gpu` takes the Python that is there, with its packages: make gpu HALF=table, or HALF=tests, for one half
+
+.PHONY: benchmark benchmark-growth gpu
+benchmark: $(VENV)/.dev  ## measure what results/speed lacks, and write the tables of docs/speed.md (AGAIN="mlm-small")
+	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/speed.py --again $(AGAIN)
+
+benchmark-growth: $(VENV)/.dev  ## how cost grows with batch, length, vocabulary, layers and ranks, beside a model of it
+	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/growth.py
+
+gpu:  ## on a machine with a GPU: its tests, then a table of training speed, into results/gpu (8 minutes at most)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(HALF),--half $(HALF))
 
 # Documentation
 

@@ -193,6 +193,8 @@ class Workspace:
         }[kind](dropout)
 
 
+TIMED = {"train/tokens_per_second", "train/mfu"}
+"""What is logged and differs from run to run."""
 KINDS = ("pretraining", "distillation", "finetuning")
 
 

@@ -91,16 +91,13 @@ def unpadded_attention(
         return _variable_length(query, key, value, scaling, sequence_layout), None
 
     outputs = []
-    for index, bucket in enumerate(sequence_layout.buckets):
-        q, k, v = bucket.gather(query), bucket.gather(key), bucket.gather(value)
+    states = zip(*(sequence_layout.into_buckets(each) for each in (query, key, value)), strict=True)
+    for index, (q, k, v) in enumerate(states):
         bias = sequence_layout.bias(index, window=sliding_window, dtype=q.dtype)
-        plain = query.device.type == "cpu" and bucket.width <= PLAIN_PRODUCT_MAX_WIDTH
+        plain = query.device.type == "cpu" and q.shape[2] <= PLAIN_PRODUCT_MAX_WIDTH
         attend = _plain_product if plain else _fused_product
-        outputs.append(attend(q, k, v, bias, dropout, scaling).transpose(1, 2).flatten(0, 1))  # [slots, heads, dim]
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    if sequence_layout.slots is not None:
-        output = output.index_select(0, sequence_layout.slots)
-    return output[None], None
+        outputs.append(attend(q, k, v, bias, dropout, scaling))
+    return sequence_layout.out_of_buckets(outputs), None
 
 
 def register() -> None:

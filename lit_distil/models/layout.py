@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,12 +70,16 @@ class SequenceLayout:
         buckets: Groups of sequences; each sequence is in one of them.
         slots: int64 `[T]`, the place of each token among the slots of all buckets; None if that is the order of the
             tokens already.
+        tokens: int64 `[slots]`, which token goes into each slot, as in `Bucket.tokens`; None if `slots` is.
+        padding: int64, the slots that are padding; None if there are none.
     """
 
     lengths: tuple[int, ...]
     cu_seq_lens: Tensor
     buckets: tuple[Bucket, ...]
     slots: Tensor | None
+    tokens: Tensor | None
+    padding: Tensor | None
     _biases: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -105,6 +110,26 @@ class SequenceLayout:
         """Tokens of the longest sequence."""
         return max(self.lengths)
 
+    def into_buckets(self, states: Tensor) -> list[Tensor]:
+        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]` for each bucket; see `Bucket.gather`.
+
+        Gradients at padding are taken for 0, which they are wherever nothing that comes out of padding is used.
+        """
+        rows = states[0].transpose(0, 1)  # [T, heads, dim]
+        if self.tokens is not None and self.slots is not None:
+            rows = _Moved.apply(rows, self.tokens, self.slots, None)
+        shapes = [(len(bucket.lengths), bucket.width) for bucket in self.buckets]
+        parts = rows.split([number * width for number, width in shapes]) if len(shapes) > 1 else (rows,)
+        return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
+
+    def out_of_buckets(self, states: list[Tensor]) -> Tensor:
+        """The inverse: `[1, T, heads, dim]`."""
+        parts = [part.transpose(1, 2).flatten(0, 1) for part in states]  # [slots, heads, dim]
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.tokens is not None and self.slots is not None:
+            rows = _Moved.apply(rows, self.slots, self.tokens, self.padding)
+        return rows[None]
+
     def bias(self, index: int, *, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores of bucket `index`: 0 where a token may look, very negative where it may not.
 
@@ -127,6 +152,34 @@ class SequenceLayout:
         return self._biases[key]
 
 
+class _Moved(torch.autograd.Function):
+    """Rows in another order: `rows[there]`.
+
+    The gradient is gathered from where each row went to. Autograd would add row by row to zeros, which is slow on a CPU
+    and comes in any order on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, there: Tensor, back: Tensor, unused: Tensor | None) -> Tensor:
+        """Move rows.
+
+        Args:
+            ctx: Keeps the way back.
+            rows: `[n, ...]`.
+            there: int64 `[m]`, which row goes to each of m places.
+            back: int64 `[n]`, a place of each row; the gradients of its other places are taken for 0.
+            unused: The rows that went nowhere, whose `back` means nothing.
+        """
+        ctx.back, ctx.unused = back, unused
+        return rows.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """Move their gradients back."""
+        gradient = gradient.index_select(0, ctx.back)
+        return gradient if ctx.unused is None else gradient.index_fill_(0, ctx.unused, 0.0), None, None, None
+
+
 def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     # an inference tensor could not be saved for a later backward pass
     with torch.inference_mode(False), torch.no_grad():
@@ -145,7 +198,7 @@ def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.
 def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
     starts = np.concatenate([[0], np.cumsum(lengths)])
     slots = np.empty(starts[-1], dtype=np.int64)
-    arrays, buckets, num_slots = [starts], [], 0
+    arrays, tokens_of_buckets, buckets, num_slots = [starts], [], [], 0
     for members in _group(lengths):
         member_lengths = np.array([lengths[i] for i in members])
         width = int(member_lengths.max())
@@ -160,18 +213,28 @@ def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
         num_slots += tokens.size
         is_view = is_uniform and members == list(range(members[0], members[0] + len(members)))
         buckets.append((tuple(member_lengths.tolist()), width, int(starts[members[0]]) if is_view else None))
-        arrays += [member_lengths, tokens.reshape(-1)[: 0 if is_view else None]]
+        arrays.append(member_lengths)
+        tokens_of_buckets.append(tokens.reshape(-1))
     in_order = num_slots == len(slots) and bool((slots == np.arange(num_slots)).all())
+    padding = np.ones(num_slots, dtype=bool)
+    padding[slots] = False
+    sizes = [len(tokens) for tokens in tokens_of_buckets]
+    arrays += [] if in_order else [np.concatenate(tokens_of_buckets), slots, np.flatnonzero(padding)]
     with torch.inference_mode(False), torch.no_grad():
-        starts_there, *pairs, slots_there = _to_device([*arrays, slots[: 0 if in_order else None]], device)
+        starts_there, *there = _to_device(arrays, device)
+        lengths_there, moves = there[: len(buckets)], there[len(buckets) :]
+        tokens_there, slots_there, padding_there = (None, None, None) if in_order else moves
+        each = [None] * len(buckets) if tokens_there is None else tokens_there.split(sizes)
         return SequenceLayout(
             lengths=lengths,
             cu_seq_lens=starts_there.int(),
             buckets=tuple(
-                Bucket(*bucket, tokens=tokens if bucket[2] is None else None, lengths_there=member_lengths)
-                for bucket, member_lengths, tokens in zip(buckets, pairs[::2], pairs[1::2], strict=True)
+                Bucket(*bucket, tokens=part if bucket[2] is None else None, lengths_there=member_lengths)
+                for bucket, member_lengths, part in zip(buckets, lengths_there, each, strict=True)
             ),
-            slots=None if in_order else slots_there,
+            slots=slots_there,
+            tokens=tokens_there,
+            padding=padding_there if padding.any() else None,
         )
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_distil.console import progress_bar
+from lit_distil.models.flops import NetworkFlops, peak_flops
 from lit_distil.modules.guards import StepGuard
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import Batch, DataModule
@@ -146,6 +147,8 @@ class LoggedModule(LightningModule):
         self._unfinished: dict[str, Any] = {}  # what the step of a loaded checkpoint still has to do
         self._is_entered = False  # whether `enter_last_step` had an effect
         self._is_finishing = False  # whether a validation that was to come runs now
+        self._flops: list[tuple[NetworkFlops, bool]] = []  # of each network, and whether its head is run
+        self._peak_flops = math.nan
 
     @property
     @abstractmethod
@@ -156,6 +159,21 @@ class LoggedModule(LightningModule):
     @abstractmethod
     def terms(self) -> LossTerms:
         """The objectives, and which teachers each compares with."""
+
+    def start_counting_flops(self) -> None:
+        """Count from here on what the networks do, and find out what the device could do in that time."""
+        module: Any = self
+        head_runs = not module.is_encoder_only
+        self._flops = [(NetworkFlops(module.network), head_runs)]
+        for name, teacher in getattr(self, "teachers", {}).items():
+            self._flops.append((NetworkFlops(teacher.network), head_runs and name not in module.headless))
+        self._peak_flops = peak_flops(self.device, str(self.trainer.precision))
+
+    def flops(self, batch: Batch) -> float:
+        """The floating-point operations of a step on this micro-batch, of real tokens alone; see `NetworkFlops`."""
+        num_masked = batch.num_tokens if batch.masked_positions is None else len(batch.masked_positions)
+        num_rows = batch.num_tokens if self.terms.need_all_rows else num_masked
+        return sum(count(batch.lengths, num_rows * head_runs) for count, head_runs in self._flops)
 
     @property
     def _log_every(self) -> int:
@@ -170,6 +188,7 @@ class LoggedModule(LightningModule):
     def on_train_start(self) -> None:
         """Note the weights, finish the step of the checkpoint, start the clock, say so if nothing will be validated."""
         self.guard.start(self)
+        self.start_counting_flops()
         self._finish_step()
         self._last_logged = (self.trainer.global_step, perf_counter())
         if "validation" in self.data.datasets:
@@ -181,8 +200,9 @@ class LoggedModule(LightningModule):
         self.guard.finish(self.trainer.global_step)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Forget the row of the step before."""
+        """Forget the row of the step before; count what this micro-batch costs."""
         self._row = {}
+        self._meters["train"].add("flops", self.flops(batch), 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
@@ -201,8 +221,9 @@ class LoggedModule(LightningModule):
         self.log_dict(self._evaluation_values("test"))
 
     def on_validation_start(self) -> None:
-        """Leave the tokens before a validation out of the training throughput."""
-        self._meters["train"].drop("tokens")
+        """Leave the tokens before a validation, and their operations, out of the training throughput."""
+        for name in ("tokens", "flops"):
+            self._meters["train"].drop(name)
 
     def on_validation_end(self) -> None:
         """Leave the time of a validation out of the training throughput; end a run that has diverged."""
@@ -308,12 +329,14 @@ class LoggedModule(LightningModule):
         self.guard.report(step)  # while the meters know which term it was
         means, totals = self._meters["train"].reduce(trainer)
         since_step, since = self._last_logged
+        means.pop("flops", None)
         if "tokens" in means:
             means |= step_size(means.pop("tokens"), trainer, self.data.step_capacity)
         values = {f"train/{name}": value for name, value in means.items()}
         values["train/loss"] = self._weighted_sum(means)
         if step > since_step:
             values["train/tokens_per_second"] = totals["tokens"] / (now - since)
+            values["train/mfu"] = totals["flops"] / (now - since) / (self._peak_flops * trainer.world_size)
         values["train/learning_rate"] = float(self._learning_rate)
         if num_skipped := self.guard.num_skipped:
             values["train/skipped_steps"] = float(num_skipped)

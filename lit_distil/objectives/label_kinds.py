@@ -241,8 +241,10 @@ class _OneOutcome(LabelKind):
         return torch.stack([F.cross_entropy(rows, targets, **settings) for rows, targets in pairs]).mean()
 
     def distributions(self, logits: Tensor, batch: Batch) -> list[Tensor]:
-        is_labelled = self.targets(batch)[0] != IGNORE_INDEX
-        return [rows[is_labelled] for rows in self.softmax_rows(logits, batch)]
+        # those with a label first; the host knows how many there are, so nothing waits for the device
+        is_other = (self.targets(batch)[0] == IGNORE_INDEX).to(torch.uint8)
+        labelled = is_other.argsort(stable=True)[: batch.counts["labels"]]
+        return [rows.index_select(0, labelled) for rows in self.softmax_rows(logits, batch)]
 
     def num_correct(self, logits: Tensor, batch: Batch) -> Tensor | None:
         (rows,), (targets,) = self.softmax_rows(logits, batch), self.targets(batch)

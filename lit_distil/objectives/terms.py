@@ -52,10 +52,15 @@ class LossTerms:
         """Whether any objective compares with a teacher."""
         return any(objective.needs_teacher for objective in self.objectives.values())
 
+    @property
+    def need_all_rows(self) -> bool:
+        """Whether any objective needs logits at tokens that are not masked."""
+        return any(objective.rows in ("all", "unmasked") for objective in self.objectives.values())
+
     def rows(self, batch: Batch, *, all_rows: bool = False) -> Tensor:
         """int64 `[rows]`: where the terms need logits, or everywhere; the masked positions come first."""
-        all_rows |= any(objective.rows in ("all", "unmasked") for objective in self.objectives.values())
-        return batch.masked_first if all_rows or batch.masked_positions is None else batch.masked_positions
+        all_rows |= self.need_all_rows or batch.masked_positions is None
+        return batch.masked_first if all_rows else batch.masked_positions  # type: ignore[return-value]
 
     def requests(self, student_depth: int, teacher_depths: dict[str, int]) -> tuple[Request, dict[str, Request]]:
         """What to ask of the student and of each teacher: hidden states, and queries, keys and values of blocks.

@@ -54,6 +54,7 @@ def test_learning_rate_gradient_norm_throughput_and_accuracy_are_logged(distille
         "train/learning_rate",
         "train/grad_norm",
         "train/tokens_per_second",
+        "train/mfu",
         "train/masked_accuracy",
         "train/agreement_with_teacher",
         "val/masked_accuracy",
@@ -64,7 +65,7 @@ def test_learning_rate_gradient_norm_throughput_and_accuracy_are_logged(distille
         "val/teacher_entropy_masked",
         "val/teacher_entropy_unmasked",
     } <= columns
-    for name in ("grad_norm", "tokens_per_second"):
+    for name in ("grad_norm", "tokens_per_second", "mfu"):
         values = logged(distilled, f"train/{name}")
         assert len(values) == 4 and min(values.values()) > 0
     # 4 steps with a quarter of warm-up: each row has the rate that its own step was taken at

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.workspace import REPOSITORY, Workspace, environment, metrics
+from tests.workspace import REPOSITORY, TIMED, Workspace, environment, metrics
 
 CHILD = "import sys; from lit_distil.cli import main; [main(line.split('\\n')) for line in sys.argv[1:]]"
 
@@ -53,6 +53,6 @@ def test_two_processes_go_from_text_to_the_same_weights(workspace: Workspace, tm
     assert first.keys() == second.keys() and {"model.safetensors", "shard-00000.bin"} < {path.name for path in first}
     assert [str(path) for path in first if first[path] != second[path]] == []
     one, other = (metrics(tmp_path / name / "run") for name in ("first", "second"))
-    computed = [name for name in one[0] if "per_second" not in name]
+    computed = [name for name in one[0] if name not in TIMED]
     assert len(one) == len(other) >= 6 and "train/loss" in computed
     assert [[row[name] for name in computed] for row in one] == [[row[name] for name in computed] for row in other]

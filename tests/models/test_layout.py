@@ -25,6 +25,31 @@ def test_every_token_has_one_slot_and_padding_is_bounded(lengths: list[int]) -> 
     assert scores <= sum(width * (width + 16) for width in alike) + BUCKET_COST * (len(lengths) - len(layout.buckets))
 
 
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=12))
+def test_states_go_into_buckets_and_back_with_their_gradients(lengths: list[int]) -> None:
+    layout, num_tokens = SequenceLayout.of(lengths), sum(lengths)
+    states = torch.arange(2.0 * num_tokens).view(1, num_tokens, 2, 1).transpose(1, 2).requires_grad_()
+    inside = layout.into_buckets(states)
+    for bucket, found in zip(layout.buckets, inside, strict=True):
+        assert torch.equal(found, bucket.gather(states))
+    weights = [torch.rand_like(each) for each in inside]
+    back = layout.out_of_buckets([each * weight for each, weight in zip(inside, weights, strict=True)])
+    (gradient,) = torch.autograd.grad(back.square().sum() / 2, states)
+    scale = layout.out_of_buckets(weights)
+    assert torch.equal(back, states.transpose(1, 2) * scale)
+    torch.testing.assert_close(gradient.transpose(1, 2), states.transpose(1, 2) * scale.square())
+
+
+def test_nothing_flows_into_padding() -> None:
+    layout = SequenceLayout.of([5, 9, 14, 21])
+    (bucket,) = layout.buckets
+    states = torch.ones(4, 2, bucket.width, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layout.out_of_buckets([states]).sum(), states)
+    is_real = torch.arange(bucket.width)[None] < torch.tensor(bucket.lengths)[:, None]
+    assert torch.equal(gradient, is_real[:, None, :, None].expand_as(gradient).float())
+
+
 def test_short_sequences_share_a_bucket_and_long_ones_do_not() -> None:
     assert len(SequenceLayout.of([5, 9, 14, 21, 6, 11, 7, 30]).buckets) == 1
     assert len(SequenceLayout.of([100, 50, 512, 256]).buckets) == 4
@@ -55,8 +80,8 @@ def test_a_layout_is_sent_in_one_buffer(monkeypatch: pytest.MonkeyPatch) -> None
     for index, bucket in enumerate(layout.buckets):
         layout.bias(index, window=None, dtype=torch.float32)
         assert bucket.lengths_there.tolist() == list(bucket.lengths)
-    # where sequences begin, lengths and tokens of each bucket, slots
-    assert sent == [1 + 2 * 3 + 1]
+    # where sequences begin, lengths of each bucket, tokens, slots, padding
+    assert sent == [1 + 3 + 3]
     parts = [layout.slots, *(bucket.tokens for bucket in layout.buckets if bucket.tokens is not None)]
     assert len({part.untyped_storage().data_ptr() for part in parts if part is not None}) == 1
 

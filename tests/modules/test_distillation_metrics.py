@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_distil.data import EvalLoader
+from lit_distil.models.flops import NetworkFlops, product_rate
 from lit_distil.modules import MaskedLMModule
 from lit_distil.objectives import HiddenMSELoss, MaskedLMLoss, SoftTargetLoss
 from lit_distil.objectives.terms import LossTerms
@@ -53,6 +54,27 @@ def test_agreement_divergence_and_entropy_are_those_of_logits_in_full(workspace:
         agreement = sums[f"same_{kind}"] / sums[kind]
         assert shown[f"val/agreement_with_teacher{ending}"] == pytest.approx(agreement, abs=2 / sums[kind])
         assert 0 < agreement < 1
+
+
+def test_mfu_is_the_arithmetic_of_both_networks_over_what_the_device_could_do(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    module = make_module(workspace.teacher)
+    tokens: list[int] = []
+    flops: list[float] = []
+    observe = module.observe
+
+    def note(stage: Any, student: Any, teachers: Any, batch: Any) -> None:
+        tokens.append(batch.num_tokens)
+        networks = [NetworkFlops(module.network), NetworkFlops(module.teachers["teacher"].network)]
+        flops.append(sum(count(batch.lengths, len(batch.masked_positions)) for count in networks))
+        observe(stage, student, teachers, batch)
+
+    module.observe = note  # type: ignore[method-assign]
+    make_trainer(tmp_path, max_steps=3).fit(module, datamodule=make_data(workspace))
+    seconds = sum(tokens) / module.latest["train/tokens_per_second"]
+    rate = product_rate(torch.device("cpu"), "32-true")
+    assert module.latest["train/mfu"] == pytest.approx(sum(flops) / seconds / rate)
 
 
 def test_shares_of_the_gradient_are_measured_every_so_many_steps(

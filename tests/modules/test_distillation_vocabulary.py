@@ -20,7 +20,7 @@ from tests.modules.caches import make_data, make_module, make_trainer, write_cac
 from tests.modules.test_distillation_padding import objectives
 from tests.modules.test_task_distillation import make_module as make_task_module
 from tests.modules.test_task_distillation import make_teacher as make_task_teacher
-from tests.workspace import TINY, Workspace
+from tests.workspace import TIMED, TINY, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_training_is_that_of_a_teacher_trimmed_by_the_command(
         )
         for name, teacher in (("whole", workspace.teacher), ("cut", trimmed))
     ]
-    values = [{k: v for k, v in run.latest.items() if "tokens_per_second" not in k} for run in runs]
+    values = [{k: v for k, v in run.latest.items() if k not in TIMED} for run in runs]
     assert values[0] == values[1] and values[0]["train/loss/mse"] > 0
     states = [run.network.model.state_dict() for run in runs if run.network is not None]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

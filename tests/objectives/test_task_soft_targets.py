@@ -133,7 +133,7 @@ def test_several_teachers_are_the_weighted_mean_of_their_distributions(name: str
 
 def test_nothing_labelled_costs_nothing_with_a_graph() -> None:
     batch = batch_of("span")
-    batch.answer_spans = torch.full((4, 2), IGNORE_INDEX)
+    batch.answer_spans, batch.num_labels = torch.full((4, 2), IGNORE_INDEX), 0
     student = logits_of("span", 1).requires_grad_()
     loss = TaskSoftTargetLoss(kind="span")(output_of(student), output_of(logits_of("span", 2)), batch)
     assert loss.item() == 0 and not torch.autograd.grad(loss, student)[0].any()

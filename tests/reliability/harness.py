@@ -15,12 +15,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from tests.workspace import REPOSITORY, Workspace, metrics, network_weights
+from tests.workspace import REPOSITORY, TIMED, Workspace, metrics, network_weights
 
 PAGE = REPOSITORY / "docs" / "reliability.md"
 RESULTS = REPOSITORY / "results" / "reliability"
 _MARKS = ("<!-- figures: written by python -m tests.reliability.harness -->", "<!-- end of figures -->")
-NOT_REPEATABLE = {"train/tokens_per_second", "epoch"}
+NOT_REPEATABLE = {*TIMED, "epoch"}
 
 
 def difference(run: Path, unbroken: Path, *, first_step: int = 0) -> str:

@@ -1,8 +1,8 @@
-"""`lit-distil benchmark`: parameters, size, latency and throughput of exported networks, side by side."""
+"""`lit-distil benchmark inference`: parameters, size, latency and throughput of exported networks, side by side."""
 
 from __future__ import annotations
 
-import functools
+import importlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -113,7 +113,12 @@ def benchmark(
         write_pages(Path(out, "latency"), _TITLE, sections, {**numbers, "published": published})
 
 
-run = functools.partial(call_command, benchmark)
+def run(arguments: list[str]) -> None:
+    """`benchmark training`, or else `benchmark inference`, whose name may be left out."""
+    if arguments[:1] == ["training"]:
+        importlib.import_module("lit_distil.commands.benchmark.training").run(arguments[1:])
+    else:
+        call_command(benchmark, arguments[arguments[:1] == ["inference"] :])
 
 
 def read_pairs(
