@@ -105,5 +105,6 @@ def test_a_compiled_network_gives_the_same_logits_and_gradients(model_type: str,
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         results.append([logits, *gradients])
     assert len(results[0]) == len(results[1]) > 20
+    largest = max(float(each.norm()) for each in results[0])  # a key bias has rounding noise for a gradient
     for ours, compiled in zip(*results, strict=True):
-        assert float((ours - compiled).norm()) <= 1e-4 * max(float(ours.norm()), 1e-3)
+        assert float((ours - compiled).norm()) <= 1e-5 * largest
