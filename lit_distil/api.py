@@ -183,9 +183,9 @@ def distil(
             the Hub, a list of strings, a `datasets.Dataset`, a dictionary of splits of these, a document source, or a
             `TextDataModule`.
         out: The run's folder; two processes cannot train in one.
-        kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. The defaults of a sentence encoder
-            are other ones: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
-            states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, and 1.5e-4 at width 768.
+        kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. A sentence encoder has its
+            own defaults: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
+            states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, a learning rate of 1.5e-4 at width 768.
         tokenizer: Name, folder or object, which the student reads with; by default the one beside a pretrained student,
             or else beside the teacher. A teacher of sentence embeddings with another tokenizer reads with its own.
         student: How the student is made; by default from every other layer of the teacher.

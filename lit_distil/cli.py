@@ -280,7 +280,7 @@ def _recipe_path(argument: str) -> str:
 
 def _with_values(arguments: list[str]) -> list[str]:
     """`--overwrite` as `--overwrite=true`: the parsers of these commands want a value for every option."""
-    is_bare = [argument == "--overwrite" for argument in arguments]
+    is_bare = [argument in ("--overwrite", "--allow_disagreement") for argument in arguments]
     for place, following in enumerate(arguments[1:]):
         is_bare[place] &= following.startswith("-")
     return [f"{argument}=true" if bare else argument for argument, bare in zip(arguments, is_bare)]

@@ -48,6 +48,7 @@ from lit_distil.files import MISSING, check_local, check_writable, differences, 
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
 from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
+from lit_distil.modules.base import datamodule_of
 from lit_distil.modules.cached_teacher import teacher_identity
 from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.modules.finetuning import TaskModule, saved_labels
@@ -175,7 +176,7 @@ class RunSettings(Callback):
         """
         changes = differences(json.loads(checkpoint.get("teachers", "{}")), self.teachers)
         changed = [change.name for change in changes if MISSING not in (change.old, change.new)]
-        if changed and not trainer.datamodule.allows_other_data:  # type: ignore[attr-defined]
+        if changed and not datamodule_of(trainer).allows_other_data:
             raise ValueError(
                 f"model.teacher: its files have changed since the checkpoint was written ({', '.join(changed)}), so "
                 "the run would not be continued but become another one; restore them, begin anew in another folder, or "

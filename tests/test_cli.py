@@ -33,6 +33,15 @@ HEAVY = ("torch", "transformers", "lightning", "numpy", "numba", "datasets", "js
 Config = dict[str, Any]
 
 
+@pytest.mark.parametrize("option", ["--overwrite", "--allow_disagreement"])
+def test_a_switch_of_a_command_needs_no_value(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("lit_distil.commands.export.run", given.extend)
+    monkeypatch.setattr(sys, "argv", ["lit-distil", "export", option, "--out", "x", option, "false", option])
+    cli.main()
+    assert given == [f"{option}=true", "--out", "x", option, "false", f"{option}=true"]
+
+
 def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
     """Importing torch and transformers takes ten seconds, which a user who asks for help does not have."""
     script = (

@@ -17,6 +17,7 @@ import docstring_parser
 import numpy as np
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser, capture_parser
 
 from lit_distil.cli import (
@@ -103,6 +104,31 @@ def test_command_line_parses(
     under = {"inspect": ["fit"]} | {name: [name] for name in TRAINER_COMMANDS}  # the trainer's parser has commands
     parsed = parsers[command].parse_args([*under.get(command, []), *arguments[1:]])
     assert vars(parsed)
+
+
+def folder_of(arguments: list[str]) -> str | None:
+    """Where a command line writes to: what it names, or else what its last recipe names."""
+    for option in ("--out", "--trainer.default_root_dir"):
+        if option in arguments:
+            return arguments[arguments.index(option) + 1]
+    recipes = [ROOT / name for option, name in itertools.pairwise(arguments) if option == "--config"]
+    settings = [yaml.safe_load(path.read_text()) for path in recipes if path.is_file()] if arguments[0] == "fit" else []
+    folders = [one.get("trainer", {}).get("default_root_dir") for one in settings]
+    return next((folder for folder in reversed(folders) if folder), None)
+
+
+def test_no_two_examples_write_to_one_folder() -> None:
+    """A reader who runs the pages one after the other would be refused, since nothing is overwritten."""
+    examples: dict[str, set[str]] = {}
+    for arguments in COMMANDS:
+        if folder := folder_of(arguments):
+            examples.setdefault(folder, set()).add(" ".join(arguments))
+    for block in (block for document in DOCUMENTS for block in blocks(document, "python")):
+        for call, folder in re.findall(r"lit_distil\.(\w+\([^()]*(?:\([^()]*\)[^()]*)*?\bout=\"([^\"]+)\")", block):
+            examples.setdefault(folder, set()).add(call)
+    assert len(examples) > 40
+    shared = {folder: lines for folder, lines in examples.items() if len(lines) > 1}
+    assert not shared
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
