@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
@@ -200,7 +201,8 @@ def test_without_a_known_length_only_a_constant_rate_can_be_built(num_steps: flo
         with pytest.raises(ValueError, match=rf"{type(schedule).__name__} needs the number of steps.*max_steps or "):
             schedule.build(optimizer(), num_steps)
     for warmup, expected in ((0, [0.5, 0.5, 0.5]), (2, [0.0, 0.25, 0.5])):
-        assert rates(lambda o: ConstantSchedule(warmup).build(o, num_steps), 3) == expected
+        schedule = ConstantSchedule(warmup)
+        assert rates(functools.partial(schedule.build, num_steps=num_steps), 3) == expected
 
 
 def test_warm_up_longer_than_the_run_is_warned_of() -> None:
