@@ -33,6 +33,7 @@ from lit_distil.files import staged_folder
 from lit_distil.models import NetworkSource, StudentInitialisation
 from lit_distil.objectives import Objective
 from lit_distil.optim import Schedule
+from lit_distil.pieces import piece_that_raised
 from lit_distil.recipe import (
     Recipe,
     adamw,
@@ -101,7 +102,12 @@ def _guarded(call: Callable[..., Run]) -> Callable[..., Run]:
         if "out" in settings:
             settings["out"] = Path(settings["out"]).expanduser()
         with guard(settings.get("trust", ()), remote_code=settings.get("trust_remote_code", False)):
-            return call(*args, **settings)
+            try:
+                return call(*args, **settings)
+            except SystemExit as error:
+                if (told := piece_that_raised(error)) is None:
+                    raise  # the run was stopped by a signal
+                raise ValueError(told) from error  # a piece must not end the caller's interpreter
 
     return guarded
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 import json
+import marshal
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -310,6 +313,15 @@ def hash_of(content: str | bytes) -> str:
 def hash_values(values: Any) -> str:
     """The sha256 of plain values, written as JSON."""
     return hash_of(json.dumps(values))
+
+
+def hash_code(kind: type) -> str:
+    """The sha256 of the file that defines a class, or of the class itself if there is no file."""
+    try:
+        return hash_of(inspect.getsource(sys.modules[kind.__module__]))
+    except (OSError, TypeError):  # defined interactively
+        functions = [inspect.unwrap(value).__code__ for value in vars(kind).values() if inspect.isfunction(value)]
+        return hash_of(b"".join(marshal.dumps(code) for code in functions))
 
 
 def short_hash(data: bytes, num_bytes: int) -> bytes:

@@ -42,6 +42,7 @@ _NO_MODULE = re.compile(r"No module named '([^']+)'")
 _NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _NOT_OF_TYPE = re.compile(r"Expected a <class '(?:\w+\.)*(\w+)'>(?:\. Got value: (.*))?$")
 _NOT_A_SUBCLASS = re.compile(r"Import path ?(\S*) does not correspond to a subclass of (.+)$")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but(?: (\S+))? is abstract")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --([^\s=]+)")
 _UNREADABLE = re.compile(r"Unable to load config ['\"](.*)['\"]")
@@ -49,6 +50,7 @@ _REQUIRED = re.compile(r"arguments are required: (?:fit|validate|test|predict)\.
 _LITERAL = re.compile(r"Expected a typing\.Literal\[(.*)\](?:\. Got value: (.*))?$")
 _CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
 _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
+_VALUES = ((_NOT_OF_CLASS, 2), (_NO_CLASS, 1), (_NOT_A_SUBCLASS, 1))  # patterns, and which of their groups is the value
 # what the parser says about the types that were not meant, of those that a value may have
 _BESIDE_THE_POINT = re.compile(
     r"Expected a <class 'list'>|Expected a dot import path string|does not correspond to a subclass of"
@@ -98,7 +100,9 @@ def _reasons(message: str, options: list[str]) -> list[str]:
             text = text[match.end() :]
         if not text or text.startswith(_NOISE):
             continue
-        key, given = ".".join(key for _, key in keys), _given(lines[index + 1 :], column)
+        values = [match[group] for kind, group in _VALUES if (match := kind.search(text)) and match[group]]
+        names = _member(values[0], keys, lines[-1]) if values and keys else []
+        key, given = ".".join([*(key for _, key in keys), *names]), _given(lines[index + 1 :], column)
         if match := _NOT_OF_CLASS.match(text):
             expected.setdefault((key, match[2] or given), []).append(match[1])
             continue
@@ -106,20 +110,34 @@ def _reasons(message: str, options: list[str]) -> list[str]:
         if (match := _LITERAL.search(text)) and others and others[-1].startswith(f"{key}: no class"):
             reasons.append(f"{others.pop()}, or {match[1]}")
             continue
-        (others if _BESIDE_THE_POINT.search(text) else reasons).append(f"{key}: {reason}" if key else reason)
-    found = reasons or [reason for reason in others if "expected list" not in reason] or others
+        # a class that was given is neither a text nor a list, nor the base class that the parser then tries
+        is_class = "class_path" in given or f"'init_args': {given}" in lines[-1]
+        is_other = is_class and _NOT_OF_TYPE.search(text)
+        is_tried = "'class_path'" in lines[-1] and classes and classes[-1][1] not in lines[-1]
+        is_beside = is_other or is_tried or _BESIDE_THE_POINT.search(text)
+        (others if is_beside else reasons).append(f"{key}: {reason}" if key else reason)
+    found = reasons or [one for one in others if " is not a" in one]
+    found = found or [reason for reason in others if "expected list" not in reason] or others
     if found or not any(given for _, given in expected):
         return found
     kinds = {each: " or ".join(dict.fromkeys(names)) for each, names in expected.items()}
     return [f"{key}: {_not_of(kind, given)}" for (key, given), kind in kinds.items()]
 
 
-def _member(class_path: str, keys: list[tuple[int, str]], given: str) -> list[str]:
-    """The name of a piece among several, such as `soft` of the objectives, which the parser does not tell."""
+def _member(value: str, keys: list[tuple[int, str]], given: str) -> list[str]:
+    """The name of a piece among several, such as `soft` of the objectives, which the parser does not tell.
+
+    Args:
+        value: Its class path, or what was given in place of one.
+        keys: The keys that the parser tells, with their columns.
+        given: The whole value that the parser was given.
+    """
     last = keys[-1][1] if keys else ""
-    inside = re.findall(rf"'(?!class_path')([^']+)': (?:{{'class_path': )?'{re.escape(class_path)}'", given)
+    text = f"'?{re.escape(value)}'?"
+    inside = re.findall(rf"'(?!class_path')([^']+)': (?:{{'class_path': )?{text}(?=[,}}])", given)
     option = re.findall(rf"NestedArg\(key='(?:[^']*\.)?{re.escape(last)}\.(\w+)\.", given)
-    names = inside or [name for name in option if name not in _arguments(class_path)]
+    option += re.findall(rf"NestedArg\(key='(?:[^']*\.)?(\w+)', val={text}\)", given)
+    names = inside or [name for name in option if name not in _arguments(value)]
     return names if len(names) == 1 and names != [last] else []
 
 
@@ -150,8 +168,13 @@ def _with_value(reason: str, given: str) -> str:
         return f"{reason[: match.start()]}expected {match[1]}" + (f", got {value!r}" if value else "")
     if match := _LITERAL.search(reason):
         return f"expected {match[1].replace(', ', ' or ')}, got {match[2] or given!r}"
+    if match := _ABSTRACT.match(reason):
+        name = match[1] or next(iter(re.findall(r"(?:\w+\.)+\w+", given)), "the class")
+        methods = sorted(getattr(imported(name), "__abstractmethods__", ()))
+        return f"{name} cannot be made, since it lacks the methods of its base class: {', '.join(methods)}"
     if match := _NOT_A_SUBCLASS.search(reason):
-        return f"{reason[: match.start()]}{match[1] or given} is not a {match[2]}"
+        article = "an" if match[2].startswith(tuple("AEIOU")) else "a"
+        return f"{reason[: match.start()]}{match[1] or given} is not {article} {match[2]}"
     return reason
 
 

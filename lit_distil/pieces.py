@@ -160,6 +160,10 @@ def _from_frames(message: str, error: BaseException, config: Namespace | Mapping
     if _begins_with_key(message, config):
         return _as_given(message, config)
     path = next((path for path, _ in pieces if "." in path), "")
+    if path and (column := re.search(r"column '([^']+)' \(task\)", message)):  # the argument that gives its name
+        settings = next(settings for place, _, settings in pieces_in(config) if place == path)
+        named = [key for key, value in settings.items() if column[1] in (value if isinstance(value, list) else [value])]
+        path = f"{path}.{named[0]}" if named else path
     return f"{path}: {message}" if path else message
 
 

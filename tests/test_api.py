@@ -317,6 +317,20 @@ def test_load_opens_a_run_an_export_and_a_checkpoint_alike(finished: lit_distil.
 # Arguments
 
 
+def test_a_piece_that_exits_does_not_end_the_callers_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook's kernel was gone, and a script ended with status 0 before its last line."""
+    monkeypatch.chdir(tmp_path)
+    Path("exits_at_import.py").write_text("import sys\n\nsys.exit(0)\n")
+    Path("run").mkdir()
+    Path("run", "config.yaml").write_text("{model: 1, data: 1, trainer: 1, imports: [exits_at_import]}")
+    Path("run", "export").mkdir()
+    Path("run", "export", "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"exits_at_import\.py, line 3: it calls sys\.exit\(0\)"):
+        lit_distil.load("run")
+
+
 def test_default_length_and_learning_rate_follow_the_network(workspace: Workspace) -> None:
     config = config_of(workspace.teacher)
     tokenizer = AutoTokenizer.from_pretrained(workspace.teacher)

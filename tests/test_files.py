@@ -337,3 +337,17 @@ def test_differences_name_the_leaf_and_both_sides() -> None:
         ("old", "(not set)", "4"),
     ]
     assert differences(old, json.loads(json.dumps(old))) == []
+
+
+def test_classes_defined_interactively_are_told_apart_by_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.inspect, "getsource", lambda module: open("/nonexistent"))  # noqa: SIM115
+
+    class One:
+        def size(self) -> int:
+            return 1
+
+    class Two:
+        def size(self) -> int:
+            return 2
+
+    assert files.hash_code(One) != files.hash_code(Two)

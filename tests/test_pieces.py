@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from transformers import PreTrainedModel
 
@@ -14,6 +16,7 @@ from lit_distil.data import DocumentSource, MaskingStrategy, RowSource, Sequence
 from lit_distil.data.sources.base import Split
 from lit_distil.objectives import Objective
 from lit_distil.pieces import call_command
+from lit_distil.tasks import Task
 
 
 def _command(
@@ -53,6 +56,31 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["--objectives", f'{{"a": {SOFT % 1.0}, "b": {SOFT % -1.0}, "c": {SOFT % 1.0}}}'],
         "objectives.b.temperature must be",
     ),
+    "value in a dictionary": (
+        ["--objectives", f'{{"a": {SOFT % 1.0}, "b": 5}}'],
+        "objectives.b: expected Objective, got 5",
+    ),
+    "class of another kind in a dictionary": (
+        ["--objectives", '{"b": {"class_path": "torch.optim.AdamW"}}'],
+        "objectives.b: torch.optim.AdamW is not an Objective",
+    ),
+    "class of another kind as an option": (
+        ["--objectives.b", "torch.optim.AdamW"],
+        "objectives.b: torch.optim.AdamW is not an Objective",
+    ),
+    "misspelt class as an option": (["--objectives.b", "x.Nope"], "objectives.b: 'x.Nope': no module 'x'"),
+    "class without a path as an option": (
+        ["--objectives.b", "SoftTargetLos"],
+        "objectives.b: no class 'SoftTargetLos'",
+    ),
+    "argument that is no name in a dictionary": (
+        ["--masking", "lit_distil.data.TokenMasking", "--masking.ratee", "3"],
+        "masking: lit_distil.data.TokenMasking has no argument 'ratee'",
+    ),
+    "abstract class": (
+        ["--masking", "lit_distil.data.MaskingStrategy"],
+        "masking: lit_distil.data.MaskingStrategy cannot be made, since it lacks the methods of its base class: select",
+    ),
     "piece in a piece": (
         [
             '--source={"class_path": "lit_distil.data.Mixture", "init_args": {"sources": {"one": {"class_path":'
@@ -71,10 +99,41 @@ CASES: dict[str, tuple[list[str], str]] = {
 }
 
 
+LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"x": 1}}
+STOP = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitr": "x"}}
+KINDS = [
+    (STOP, "thing: lightning.pytorch.callbacks.EarlyStopping has no argument 'monitr'; did you mean 'monitor'? (there"),
+    (LINEAR, "thing: torch.nn.Linear is not a Callback"),
+    ({"a": LINEAR}, "thing.a: torch.nn.Linear is not a Callback"),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), KINDS)
+def test_a_piece_that_may_be_of_several_kinds_is_told_as_what_it_was_meant_to_be(given: Any, expected: str) -> None:
+    """Not as a text, a list or the base class, which the parser tries too."""
+
+    def command(thing: str | bool | Callback | list[Callback] | dict[str, str | Callback]) -> None:
+        """Take a thing."""
+
+    with pytest.raises(ValueError) as error:
+        call_command(command, ["--config", json.dumps({"thing": given})])
+    assert str(error.value).startswith(expected) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_error_names_the_whole_path_of_its_setting(name: str) -> None:
     arguments, expected = CASES[name]
     assert message_of(*arguments).startswith(expected)
+
+
+def test_a_column_that_is_not_there_is_told_with_the_argument_that_names_it() -> None:
+    def command(tasks: dict[str, Task]) -> None:
+        """Read a row."""
+        tasks["a"].learn_labels([{"text": "a", "tag": 1, "__source__": "a.csv:2"}])
+
+    task = '{"a": {"class_path": "lit_distil.tasks.TextClassification", "init_args": {"label": "tags"}}}'
+    with pytest.raises(ValueError, match=r"^tasks\.a\.label: a\.csv:2: no column 'tags' \(task\); there are \['tag"):
+        call_command(command, ["--tasks", task])
 
 
 def test_an_error_of_a_librarys_class_names_the_setting_and_the_class(tmp_path: Path) -> None:

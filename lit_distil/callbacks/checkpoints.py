@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections import OrderedDict
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +40,9 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         Raises:
             OSError: It could not be written; the one at `path` is untouched.
+            ValueError: It holds what could not be read back.
         """
+        check_readable(checkpoint)
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -93,6 +97,35 @@ class WholeCheckpoints(TorchCheckpointIO):
             raise ValueError(f"{message}; {sound} is sound")
         rank_zero_warn(f"{message}; continuing from {sound} instead")
         return sound
+
+
+def check_readable(value: Any, name: str = "") -> None:
+    """Refuse a state that could be written but not read back, since only tensors and plain values are.
+
+    Args:
+        value: The state, or a part of it.
+        name: Where it is in a checkpoint.
+
+    Raises:
+        ValueError: A part is something else, such as a path or a function.
+    """
+    if type(value) in (dict, OrderedDict):
+        for key, part in value.items():
+            check_readable(part, f"{name}.{key}".strip("."))
+    elif type(value) in (list, tuple):
+        for part in value:
+            check_readable(part, name)
+    elif value is not None and type(value) not in (bool, int, float, str, Tensor, torch.nn.Parameter):
+        stream = BytesIO()
+        try:
+            torch.save(value, stream)
+            stream.seek(0)
+            torch.load(stream, weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{name}: a checkpoint holds tensors, numbers, texts, lists and dictionaries, and nothing else can be "
+                f"read back, got {type(value).__name__} from state_dict"
+            ) from error
 
 
 def _hashes(path: Path) -> Path:
@@ -169,6 +202,8 @@ class RunCheckpoint(ModelCheckpoint):
         folder = Path(str(self.dirpath))
         if not trainer.is_global_zero or trainer.fast_dev_run or "://" in str(folder):  # type: ignore[attr-defined]
             return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # now, and not after hours, at the first save
+            check_readable(callback.state_dict(), f"callbacks.{type(callback).__name__}")
         _remove_leftovers(folder)
         # Adam keeps two numbers for each parameter that it trains
         weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)

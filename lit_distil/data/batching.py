@@ -234,7 +234,7 @@ class _Parcel:
     """An item of a data set as bytes, or the error that came instead of it."""
 
     content: bytes
-    error: Exception | None = None
+    error: Exception | SystemExit | None = None
 
     def open(self) -> Any:
         """The item."""
@@ -261,7 +261,7 @@ class _Packed(Dataset):
     def __getitem__(self, index: int) -> _Parcel:
         try:
             item = self.dataset[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # torch would say of an exit that memory may have run out
             place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
             is_ours = isinstance(error, ValueError) and place.is_relative_to(Path(__file__).parents[1])
             if is_ours or isinstance(error, OSError):

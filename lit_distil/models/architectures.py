@@ -142,8 +142,8 @@ def check_architecture(model: PreTrainedModel) -> None:
         )
     if hasattr(model, "set_default_language") and getattr(model.config, "default_language", None) is None:
         raise ValueError(
-            f"model: {model.config.model_type} needs a language for its adapters: give default_language in the "
-            "network's config, such as en_XX"
+            f"model: {model.config.model_type} needs a language for its adapters: set default_language, such as en_XX, "
+            "in the network's config (model.network.config, or model.student.config)"
         )
     name = type(model).__name__
     if model.base_model is model:

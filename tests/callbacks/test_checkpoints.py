@@ -62,6 +62,17 @@ def test_a_kill_at_any_point_of_a_write_leaves_the_old_or_the_new_checkpoint(
     assert step_of(path) == 2
 
 
+def test_a_state_that_could_not_be_read_back_is_refused_before_it_is_written(path: Path) -> None:
+    """A callback's path made every checkpoint of a run unreadable, which only a resume showed."""
+    for value in (Path("x"), lambda: 1):
+        with pytest.raises(ValueError, match=r"^callbacks\.Mine\.place: a checkpoint holds tensors, .*, got \w+"):
+            WholeCheckpoints().save_checkpoint({"callbacks": {"Mine": {"best": [(1, NEW)], "place": value}}}, path)
+    assert step_of(path) == 1
+    plain = {"a": torch.float16, "b": (1, None, b"x"), "c": torch.nn.Parameter(torch.ones(2)), "d": {1}, "step": 3}
+    WholeCheckpoints().save_checkpoint(plain, path)
+    assert step_of(path) == 3
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_and_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(checkpoint: object, file: object) -> None:
         file.write(b"half of it")  # type: ignore[attr-defined]

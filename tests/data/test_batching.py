@@ -4,8 +4,10 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -237,6 +239,10 @@ def test_a_class_that_raises_in_a_worker_is_named_in_one_sentence_and_its_traceb
     told, note = str(caught.value), "".join(caught.value.__notes__)
     assert "Faulty.collate raised ZeroDivisionError: of another library in test_batching.py, line " in told
     assert "\n" not in told and "in divide" in note and "Traceback" in note
+    with pytest.raises(ValueError, match=r"Faulty\.collate raised SystemExit: 0 in test_batching\.py, line \d+"):
+        list(
+            EvalLoader(Faulty(partial(sys.exit, 0)), batch_size=1, num_workers=1)
+        )  # torch would blame a lack of memory
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

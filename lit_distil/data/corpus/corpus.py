@@ -146,6 +146,11 @@ class TokenCorpus:
     def part(self, first: int, end: int) -> TokenCorpus:
         """The shards from `first` to `end` (exclusive) as a corpus of one shard; tokens of one shard are not copied."""
         shards = [self._shard(number) for number in range(first, end)]
+        for shard in shards:
+            if any((each[1:] <= each[:-1]).any() for each in (shard.unit_ends, shard.document_ends)):
+                raise ValueError(
+                    f"corpus {str(self.folder)!r}: a shard is damaged, its ends do not rise; prepare it again"
+                )
         sizes = np.array(self.shard_sizes[first:end])
         tokens_before, units_before, _ = (np.cumsum(sizes, axis=0) - sizes).T
         return TokenCorpus(

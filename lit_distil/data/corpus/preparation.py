@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +27,7 @@ from lit_distil.data.corpus.corpus import TokenCorpus, holds_corpus
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.corpus.engine import results_in_order, workers
 from lit_distil.data.corpus.reading import DocumentFilters, Duplicates, read_chunks
-from lit_distil.data.corpus.shards import CORPUS_FILES, SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
+from lit_distil.data.corpus.shards import CORPUS_FILES, MANIFEST, SEEN, SETTINGS, Manifest, ShardWriter, remove_notes
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.tokenizers import tokenizer_hash
 from lit_distil.files import check_output, place_folder, write_file
@@ -76,6 +76,7 @@ def prepare_corpus(
     work = _Preparation(Path(folder).resolve(), tokenizer, filters, shard_characters, progress, overwrite)
     made_of = work.made_of(split, source.fingerprint(split))
     if work.is_done(made_of):
+        work.remove_leftover()
         return TokenCorpus.load(work.folder)
     with workers(num_processes):
         documents = iter(source.documents(split))
@@ -148,17 +149,28 @@ class _Preparation:
             check_output(self.folder, overwrite=True, replaces=CORPUS_FILES)
         return not different
 
+    @property
+    def staging(self) -> Path:
+        """Where the corpus is written, beside its place."""
+        return self.folder.with_name(f".{self.folder.name}.partial")
+
+    def remove_leftover(self) -> None:
+        """Remove what a process left there that was killed just after it had put the corpus in its place."""
+        if self.staging.is_dir() and not (self.staging / SETTINGS).is_file():  # which unfinished work has
+            with suppress(OSError, Timeout), FileLock(self.staging / _LOCK, timeout=0):
+                shutil.rmtree(self.staging)
+
     def run(self, documents: Iterable[list[str]], made_of: dict[str, Any], text_bytes: int | None) -> TokenCorpus:
         """Write the corpus beside its place, then put it there."""
         _check_tokenizer(self.tokenizer)
         if self.is_done(made_of):
             return TokenCorpus.load(self.folder)
-        staging = self.folder.with_name(f".{self.folder.name}.partial")
+        staging = self.staging
         lock = _lock(staging)
         try:
             if self.is_done(made_of):  # another process finished while this one waited
                 return TokenCorpus.load(self.folder)
-            if not holds_corpus(staging):
+            if _difference(staging, made_of):  # it may hold the whole corpus, or that of other settings
                 _keep_if_same(staging, made_of)
                 writer = ShardWriter(staging, len(self.tokenizer), self.tokenizer.unk_token_id, self.filters)
                 if writer.num_shards and self.progress:
@@ -266,7 +278,7 @@ def _keep_if_same(staging: Path, made_of: dict[str, Any]) -> None:
     path, settings = staging / SETTINGS, json.dumps(made_of)
     if path.is_file() and path.read_text(encoding="utf-8") == settings:
         return
-    for left in (*staging.glob("shard-*"), staging / SEEN, staging / f"{SEEN}-journal"):
+    for left in (staging / MANIFEST, *staging.glob("shard-*"), staging / SEEN, staging / f"{SEEN}-journal"):
         left.unlink(missing_ok=True)
     write_file(path, settings)
 

@@ -7,10 +7,8 @@ and its code, the longest sequence and the seed.
 from __future__ import annotations
 
 import inspect
-import marshal
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,7 +25,7 @@ from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.corpus.shards import MANIFEST
 from lit_distil.data.formats import SequenceFormat, SequenceTable
 from lit_distil.data.randomness import derive_seed
-from lit_distil.files import describe, hash_file, hash_of, hash_values, staged_folder
+from lit_distil.files import describe, hash_code, hash_file, hash_values, staged_folder
 
 _TABLE_VERSION = 2
 _LABELS = "next_sentence_labels"
@@ -159,17 +157,8 @@ def _key(format: SequenceFormat, max_length: int, seed: int) -> str:
     """The name of a table, which changes with the format's class, code and settings."""
     kind = type(format)
     settings = {name: getattr(format, name) for name in inspect.signature(kind).parameters if hasattr(format, name)}
-    code = [_code_of(base) for base in kind.__mro__ if issubclass(base, SequenceFormat)]
+    code = [hash_code(base) for base in kind.__mro__ if issubclass(base, SequenceFormat)]
     # the formats of the package call functions of other files in their folder
     code += [hash_file(path) for path in sorted(Path(formats.__file__).parent.glob("*.py"))]
     made_of = [_TABLE_VERSION, f"{kind.__module__}.{kind.__qualname__}", code, describe(settings), max_length, seed]
     return f"{kind.__name__}-{max_length}-{hash_values(made_of)[:16]}"
-
-
-def _code_of(kind: type) -> str:
-    """A hash of the file that defines a class, or of the class itself if there is no file."""
-    try:
-        return hash_of(inspect.getsource(sys.modules[kind.__module__]))
-    except (OSError, TypeError):  # defined interactively
-        functions = [inspect.unwrap(value).__code__ for value in vars(kind).values() if inspect.isfunction(value)]
-        return hash_of(b"".join(marshal.dumps(code) for code in functions))

@@ -87,6 +87,10 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.token_type not in ("uint16", "uint32") or not isinstance(self.tokenizer, str):
             raise TypeError(f"token_type {self.token_type!r}, tokenizer {self.tokenizer!r}")
+        for name in ("documents", "units", "tokens"):
+            of_shards = sum(getattr(shard, name) for shard in self.shards)
+            if getattr(self, name) != of_shards:
+                raise TypeError(f"{name} is {getattr(self, name)!r}, but its shards have {of_shards}")
 
     def to_json(self) -> str:
         """The text of the file."""
@@ -154,7 +158,9 @@ def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays
 
 
 def check_shards(folder: Path, manifest: Manifest, *, contents: bool = False) -> None:
-    """Check that every file of a corpus is there with its size, or, which is slower, with its content.
+    """Check that every file of a corpus is there with its size and counts, or, which is slower, with its content.
+
+    The counts are compared with the last ends in each shard, since compiled loops index with both.
 
     Raises:
         ValueError: A file is missing or damaged; the message names it.
@@ -168,6 +174,13 @@ def check_shards(folder: Path, manifest: Manifest, *, contents: bool = False) ->
         if size != expected:
             raise ValueError(
                 f"corpus {str(folder)!r}: {record.file} has {size:,} bytes, its manifest says {expected:,}. {remedy}"
+            )
+        arrays = map_shard(folder, record, manifest.token_type)
+        ends = [int(each[-1]) if len(each) else 0 for each in (arrays.document_ends, arrays.unit_ends)]
+        if ends != [record.units, record.tokens]:
+            raise ValueError(
+                f"corpus {str(folder)!r}: {record.file} ends after {ends[0]:,} units and {ends[1]:,} tokens, its "
+                f"manifest says {record.units:,} and {record.tokens:,}. {remedy}"
             )
     hashes = {record.file: record.sha256 for record in manifest.shards} if contents else {}
     for name, sha256 in ({TOKEN_COUNTS: manifest.token_counts} | hashes).items():

@@ -6,6 +6,7 @@ source is). A row source gives labelled rows, each a plain dictionary. Neither k
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from lit_distil.data.sources.text import (
     resolve_files,
     warn_of_shared_files,
 )
+from lit_distil.files import describe, hash_code, hash_values
 from lit_distil.tasks.base import SOURCE_KEY, Row, place_of
 from lit_distil.types import Piece, refuse_result
 
@@ -50,6 +52,21 @@ def _texts(source: Any, documents: Iterable[Any], split: str) -> Iterator[list[s
         yield units  # type: ignore[misc]
 
 
+def _fingerprint(source: Any, given: Any, split: str) -> str:
+    """What a source returns; with a user's class that inherits it, its code and settings, which change the documents.
+
+    Otherwise such a class would be given the corpus that was made for the class below it.
+    """
+    if not isinstance(given, str) or not given:
+        refuse_result(source, "fingerprint", "return a text that changes with the documents", given or "nothing")
+    kinds = type(source).__mro__
+    below = next(number for number, kind in enumerate(kinds) if "fingerprint" in vars(kind))
+    own = [hash_code(kind) for kind in kinds[:below] if not kind.__module__.startswith("lit_distil.")]
+    names = inspect.signature(type(source)).parameters if own else []
+    settings = {name: describe(getattr(source, name)) for name in names if hasattr(source, name)}
+    return hash_values([given, own, settings]) if own else given
+
+
 def _dictionaries(source: Any, rows: Iterable[Any], split: str) -> Iterator[Row]:
     """The rows that a source gives, if each is a dictionary."""
     try:
@@ -66,7 +83,7 @@ def _dictionaries(source: Any, rows: Iterable[Any], split: str) -> Iterator[Row]
 class DocumentSource(Piece, ABC):
     """Gives documents for pretraining and distillation."""
 
-    contracts = {"documents": _texts}
+    contracts = {"documents": _texts, "fingerprint": _fingerprint}
 
     @abstractmethod
     def documents(self, split: Split) -> Iterator[list[str]]:
@@ -74,7 +91,10 @@ class DocumentSource(Piece, ABC):
 
     @abstractmethod
     def fingerprint(self, split: Split) -> str:
-        """A string that changes whenever the documents of the split may have changed."""
+        """A string that changes whenever the documents of the split may have changed.
+
+        A class that inherits it need not write its own: its code and the arguments that it keeps are added.
+        """
 
     def check(self, split: Split) -> None:
         """Refuse what shows, without reading a document, that a split cannot be read; called before any work.

@@ -198,6 +198,34 @@ def test_a_damaged_corpus_is_refused(wordpiece, tmp_path):
             TokenCorpus.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("units", "documents", "tokens"), [(-1, 1, 0), (1, -1, 0), (3, 0, -4), (-3, 0, 4), (0, 3, -4), (0, -3, 4)]
+)
+def test_counts_that_give_the_right_size_but_are_wrong_are_refused(wordpiece, tmp_path, units, documents, tokens):
+    """Compiled loops would read beyond the arrays."""
+    folder = tmp_path / "corpus"
+    write_corpus([[line] for line in LINES], wordpiece, folder, progress=False)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    changes = {"units": units, "documents": documents, "tokens": tokens}
+    for place in (manifest, manifest["shards"][0]):
+        place |= {name: place[name] + change for name, change in changes.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"shard-00000\.bin ends after .* its manifest says .* Delete the folder"):
+        TokenCorpus.load(folder)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "tokens": manifest["tokens"] + 1}))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged \(tokens is \d+, but its shards have \d+\)"):
+        TokenCorpus.load(folder)
+
+
+def test_ends_that_do_not_rise_are_refused_before_they_are_used(wordpiece, tmp_path):
+    folder = tmp_path / "corpus"
+    write_corpus([LINES], wordpiece, folder, progress=False)
+    shard = folder / "shard-00000.bin"
+    shard.write_bytes(b"\xff\xff\xff\x7f" + shard.read_bytes()[4:])
+    with pytest.raises(ValueError, match="a shard is damaged, its ends do not rise; prepare it again"):
+        TokenCorpus.load(folder).part(0, 1)
+
+
 def test_a_worker_process_maps_the_files_instead_of_copying_them(wordpiece, tmp_path):
     corpus = write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
     data = pickle.dumps(corpus)

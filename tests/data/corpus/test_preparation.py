@@ -231,6 +231,29 @@ def test_interrupted_work_with_other_settings_starts_again(text, wordpiece, byte
             prepare_corpus(source, "train", tokenizer, folder, **settings)
 
 
+def test_a_whole_corpus_of_other_settings_is_not_put_in_place(text, wordpiece, byte_level_bpe, tmp_path):
+    """A process was killed between the last byte and the renaming, and then the tokenizer was changed."""
+    settings = {"num_processes": 1}
+    prepared(text, wordpiece, tmp_path / ".corpus.partial", **settings)
+    prepared(text, byte_level_bpe, tmp_path / "whole", **settings)
+    prepared(text, byte_level_bpe, tmp_path / "corpus", **settings)
+    assert hashes(tmp_path / "corpus") == hashes(tmp_path / "whole")
+    assert not (tmp_path / ".corpus.partial").exists()
+
+
+def test_what_a_kill_left_after_the_renaming_is_removed_by_the_next_start(text, wordpiece, byte_level_bpe, tmp_path):
+    """The corpus that was replaced; but unfinished work of other settings stays."""
+    prepared(text, wordpiece, tmp_path / "corpus", num_processes=1)
+    left = tmp_path / ".corpus.partial"
+    prepared(text, byte_level_bpe, left, num_processes=1)
+    prepared(text, wordpiece, tmp_path / "corpus", num_processes=1)
+    assert not left.exists()
+    left.mkdir()
+    (left / "settings.json").write_text("{}")
+    prepared(text, wordpiece, tmp_path / "corpus", num_processes=1)
+    assert left.exists()
+
+
 def test_text_bytes_is_known_for_plain_files_only(text, tmp_path):
     assert TextFiles(text).text_bytes("train") == Path(text).stat().st_size > 0
     (tmp_path / "text.gz").write_bytes(gzip.compress(Path(text).read_bytes()))

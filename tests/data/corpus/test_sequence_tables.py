@@ -95,20 +95,6 @@ def test_a_table_is_made_once_for_each_setting(corpora, tmp_path, monkeypatch):
     assert len(list((cut.folder / "tables").iterdir())) == len(kinds) + 1
 
 
-def test_formats_defined_interactively_are_told_apart_by_their_code(monkeypatch):
-    monkeypatch.setattr(sequence_tables.inspect, "getsource", lambda module: open("/nonexistent"))  # noqa: SIM115
-
-    class One(FullSentences):
-        def arrange(self, corpus, max_length, seed):
-            return super().arrange(corpus, max_length, seed)
-
-    class Two(FullSentences):
-        def arrange(self, corpus, max_length, seed):
-            return super().arrange(corpus, max_length - 1, seed)
-
-    assert sequence_tables._code_of(One) != sequence_tables._code_of(Two)
-
-
 def test_tables_of_a_read_only_corpus_are_kept_in_the_cache(corpora, tmp_path, monkeypatch):
     _, cut = corpora
     monkeypatch.setattr(sequence_tables.os, "access", lambda path, mode: False)

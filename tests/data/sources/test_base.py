@@ -1,4 +1,5 @@
 import gzip
+import importlib
 import json
 import tracemalloc
 
@@ -145,6 +146,38 @@ def test_the_text_column_of_rows_gives_documents(tmp_path):
 def test_a_list_of_texts_is_one_document(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": ["one", " ", "two\\nthree"]}\n{"text": null}\n{"text": 5}\n')
     assert list(TableFiles(path).documents("train")) == [["one", "two", "three"], ["5"]]
+
+
+def test_a_class_that_inherits_the_fingerprint_is_told_apart_by_its_code_and_settings(tmp_path, monkeypatch):
+    """It was given the corpus of the class below it, and an edit of it changed nothing."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = write(tmp_path / "a.txt", "one\n\ntwo\n")
+    code = """
+from lit_distil.data import TextFiles
+class Chosen(TextFiles):
+    def __init__(self, train, keep=1):
+        super().__init__(train)
+        self.keep = keep
+    def documents(self, split):
+        yield from list(super().documents(split))[:self.keep]
+"""
+    found = [TextFiles(text).fingerprint("train")]
+    for name, edit in (("chosen_one", ""), ("chosen_two", "# another\n")):
+        (tmp_path / f"{name}.py").write_text(code + edit)
+        kind = importlib.import_module(name).Chosen
+        found += [kind(text).fingerprint("train"), kind(text, keep=2).fingerprint("train")]
+        assert kind(text).fingerprint("train") == found[-2]  # it is asked for again and again
+    assert len(set(found)) == 5
+
+
+@pytest.mark.parametrize("given", [None, "", 5])
+def test_a_fingerprint_that_is_no_text_is_refused(given):
+    class Own(TextFiles):
+        def fingerprint(self, split):
+            return given
+
+    with pytest.raises(ValueError, match=r"Own\.fingerprint must return a text that changes with the documents, got "):
+        Own("a.txt").fingerprint("train")
 
 
 @pytest.mark.parametrize("indent", [None, 2])
