@@ -10,6 +10,7 @@ import atexit
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -428,6 +429,8 @@ def check_before_work(
             callback.check_before_work(trainer, data, is_resumed=is_resumed)
     data.check_before_work(command, has_tokenizer=has_tokenizer)
     if module is not None:  # `inspect` may have none
+        if command == "fit" and module.schedule is not None and trainer.max_epochs == trainer.max_steps == -1:
+            module.schedule.whole_length(math.inf)
         module.check_before_work(data, has_tokenizer=has_tokenizer)
 
 

@@ -137,7 +137,8 @@ def _keep_by_meaning(parser: Any, previous: Any, value: Any) -> None:
     arguments = previous and "init_args" in previous and previous["init_args"]
     if dropped is not None and arguments and previous["class_path"] != value["class_path"]:
         old, new = previous["class_path"], value["class_path"]
-        kept, defaults = shared_arguments(import_object(old), import_object(new)), _defaults(old)
+        kept = shared_arguments(import_object(old), import_object(new))
+        defaults = {**_defaults(old), **_defaults(new)}  # what it falls back to where the new class has it too
         for name in list(_dict_of(arguments)):
             if name not in kept:
                 given = arguments.pop(name)

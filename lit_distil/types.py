@@ -93,6 +93,9 @@ class Vocabulary:
 class DataModule(Protocol):
     """What modules ask of the data module, `lit_distil.data.TextDataModule`, which they never import."""
 
+    allows_other_data: bool
+    """Whether a resumed run may go on with other data or another teacher."""
+
     @property
     def tokenizer(self) -> Any:
         """A fast tokenizer of transformers."""

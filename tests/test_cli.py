@@ -175,6 +175,10 @@ MISTAKES: dict[str, tuple[Callable[[Config], None] | list[str], list[str]]] = {
         edit(*DATA, "masking", value=["x" * 999]),
         ["data.masking: expected MaskingStrategy, got ['x", "..."],
     ),
+    "schedule without an end": (
+        ["--trainer.max_steps", "-1", "--trainer.max_time", "00:00:10:00"],
+        ["model.schedule: LinearSchedule needs the number of steps", "set trainer.max_steps or trainer.max_epochs"],
+    ),
     "trainer's type": (["--trainer.max_steps", "abc"], ["trainer.max_steps", "abc"]),
     "value": (edit(*DATA, "masking", "init_args", "rate", value=7.0), ["rate must lie in (0, 1], got 7.0"]),
     "precision": (["--matmul_precision", "highst"], ["matmul_precision", "'highst'"]),

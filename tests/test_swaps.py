@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from lit_distil import data, models, objectives
 from lit_distil.pieces import call_command
-from lit_distil.swaps import classes_first, shared_arguments
+from lit_distil.swaps import classes_first, shared_arguments, swapping
 from tests.workspace import Workspace, fit, with_trainer, write_config
 
 
@@ -94,6 +95,24 @@ def test_what_means_the_same_is_kept(workspace: Workspace, tmp_path: Path, capsy
     soft = config["model"]["init_args"]["objectives"]["soft"]
     assert soft["class_path"] == "lit_distil.objectives.ReverseKLLoss"
     assert soft["init_args"] == {"temperature": 2.0, "positions": "all", "weight": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({}, {"lr"}), ({"weight_decay": 0.01}, {"lr", "weight_decay"}), ({"betas": [0.9, 0.999]}, {"lr"})],
+)
+def test_what_falls_back_to_another_default_is_told_and_what_stays_is_not(
+    given: dict[str, Any], told: set[str], tmp_path: Path
+) -> None:
+    """0.01 is AdamW's own weight decay, and SGD's is 0."""
+
+    config = {"optimizer": named("torch.optim.AdamW", lr=0.01, **given)}
+    with swapping() as dropped:
+        parser = ArgumentParser()
+        parser.add_argument("--config", action=ActionConfigFile)
+        parser.add_subclass_arguments(torch.optim.Optimizer, "optimizer", skip={"params"})
+        parser.parse_args(["--config", write_config(config, tmp_path / "a.yaml"), "--optimizer", "torch.optim.SGD"])
+    assert {one.name for one in dropped} == told
 
 
 def test_a_swapped_network_trains_and_a_line_names_what_was_dropped(

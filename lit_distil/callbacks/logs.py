@@ -125,7 +125,7 @@ class StepProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step where the run starts or continues."""
         title = self.title or Path(trainer.default_root_dir).name or "fit"
-        self._open(title, total=int(trainer.estimated_stepping_batches), initial=trainer.global_step, unit="step")
+        self._open(title, total=_total([trainer.estimated_stepping_batches]), initial=trainer.global_step, unit="step")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -209,7 +209,11 @@ def _unit_of(row: Mapping[str, Any]) -> str:
 def _rows(row: Mapping[str, Any]) -> Iterable[Prediction]:
     place, probabilities = row[SOURCE_KEY], row.get("probabilities")
     if not isinstance(probabilities, dict) or not probabilities:
-        raise ValueError(f"{place}: no probabilities by class; give what `lit-distil predict` wrote")
+        raise ValueError(
+            f"{place}: no 'probabilities' by the names of the classes, without which there is nothing to diagnose; "
+            "`lit-distil predict` writes them for the built-in tasks, and for a label kind of your own if its "
+            "`describe` gives `label` and `probabilities`"
+        )
     if row.get("label") is None:
         raise ValueError(f"{place}: no 'label'; write the predictions again")
     for field in ("gold", "label"):

@@ -363,7 +363,7 @@ class TextDataModule(LightningDataModule):
             "fit": ["train", "validation"],
             "validate": ["validation"],
             "test": ["test"],
-            "predict": ["predict" if self.task is not None else "test"],
+            "predict": ["predict"] if self.task is not None else ["test", "validation"],  # see `predict_split`
         }
         return needed.get(command or self._command(), list(SPLITS))
 
@@ -432,9 +432,10 @@ class TextDataModule(LightningDataModule):
 
     def _dataset(self, split: str) -> SequenceDataset:
         if split not in self.datasets:
+            if self.trainer is None and not self.datasets:
+                raise ValueError("data: no split is open yet; outside a Trainer, call prepare_data() and setup() first")
             raise ValueError(
-                f"data.source: it gives no {split} split, which this run needs: name its files (source.{split}), or, "
-                "outside a Trainer, call prepare_data() and setup() first"
+                f"data.source: it gives no {split} split, which this run needs: name its files (source.{split})"
             )
         return self.datasets[split]
 

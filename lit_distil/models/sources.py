@@ -77,6 +77,7 @@ class NetworkSource(Piece, ABC):
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
         problem_type: str | None = None,
+        label_names: list[str] | None = None,
     ) -> PreTrainedModel:
         """Build the model: in training mode, on the CPU, in float32 unless the source says otherwise.
 
@@ -87,11 +88,14 @@ class NetworkSource(Piece, ABC):
             id2label: Names of a task's labels, kept in the exported config.
             problem_type: `regression`, `single_label_classification` or `multi_label_classification`, kept in the
                 exported config.
+            label_names: Names of a task's labels where they are not those of the outputs, kept in the exported config.
 
         Raises:
             ValueError: The source, the vocabulary and the head do not fit together.
         """
         model = self.load(vocabulary, head, _label_fields(num_labels, id2label, problem_type))
+        if label_names is not None:
+            model.config.label_names = list(label_names)
         check_embedding(model, vocabulary)
         check_finite(model)
         if self.positions is not None:

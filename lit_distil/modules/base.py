@@ -234,7 +234,7 @@ class EncoderModule(SavedModule):
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.schedule is None:
             return optimizer
-        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_groups(self) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class DivergedError(RuntimeError):
 
 
 class StepGuard:
-    """Skips optimizer steps with infinite or undefined gradients, counts them, and ends a run that takes no others.
+    """Skips optimizer steps with infinite or undefined gradients, counts them, and ends a run with too many in a row.
 
     The weights stay as the last step with a finite gradient left them. Such a step may still be far too large, so the
     weights are looked at whenever a checkpoint is written, and at the end of the run. The gradients and the weights,

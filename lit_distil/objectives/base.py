@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -109,9 +108,9 @@ class Objective(Piece, nn.Module, ABC):
         super().__init__()
         self._scheduled: dict[str, StepValue] = {}
         low, high = extremes_of(weight)
-        if not (low >= 0 and math.isfinite(high)):
+        if not (low >= 0 and high < 1e30):  # what float32 holds, with room for sums
             wrong = high if low >= 0 else low
-            raise ValueError(f"weight of {type(self).__name__} must be 0 or more and finite, got {wrong}")
+            raise ValueError(f"weight of {type(self).__name__} must be 0 or more and below 1e30, got {wrong}")
         self.weight = self.scheduled("weight", weight)
         self.heaviest = high
         """The largest weight it ever has; at 0 the objective is logged and trains nothing."""

@@ -7,7 +7,6 @@ beside it. This module reads and writes them.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -212,8 +211,8 @@ class EmbeddingRelationLoss(EmbeddingObjective):
     ) -> None:
         super().__init__(pooling, weight=weight)
         low, high = extremes_of(temperature)
-        if not (low > 0 and math.isfinite(high)):
-            raise ValueError(f"temperature must be positive and finite, got {low if low <= 0 else high}")
+        if not (low > 0 and high < 1e15):
+            raise ValueError(f"temperature must be positive and below 1e15, got {low if low <= 0 else high}")
         self.temperature = self.scheduled("temperature", temperature)
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:

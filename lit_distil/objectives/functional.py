@@ -150,10 +150,10 @@ def _others(embeddings: Tensor) -> Tensor:
 
 
 def check_temperature(temperature: float) -> float:
-    """`temperature` as a float if it is positive and finite, an error otherwise."""
-    if not (temperature > 0 and math.isfinite(temperature)):
+    """`temperature` as a float if it is positive and its square a float32, an error otherwise."""
+    if not 0 < temperature < 1e15:
         raise ValueError(
-            f"temperature must be positive and finite, got {temperature}; usual values are 1 to 20, and the limit "
+            f"temperature must be positive and below 1e15, got {temperature}; usual values are 1 to 20, and the limit "
             "towards 0 is TeacherLabelLoss"
         )
     return float(temperature)

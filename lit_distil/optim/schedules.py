@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from numbers import Real
@@ -53,20 +54,42 @@ class Schedule(Piece, ABC):
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
         """Return the factor at a step from `warmup` on, also past `num_steps`; all three in steps from the start."""
 
-    def build(self, optimizer: Optimizer, num_steps: int) -> LambdaLR:
+    @property
+    def needs_end(self) -> bool:
+        """Whether the factors depend on the number of steps, so that a run without a known one cannot use it."""
+        return True
+
+    def whole_length(self, num_steps: float) -> int:
+        """The steps of a run as a number to build over.
+
+        Args:
+            num_steps: Optimizer steps of the run; infinite or -1 if unknown, as under `trainer.max_time` alone.
+
+        Raises:
+            ValueError: It is not a positive whole number, or it is unknown and the schedule needs it.
+        """
+        if num_steps in (math.inf, -1):
+            if not self.needs_end:
+                return sys.maxsize
+            raise ValueError(
+                f"model.schedule: {type(self).__name__} needs the number of steps of the run, which is not known: set "
+                "trainer.max_steps or trainer.max_epochs (trainer.max_time may still end the run earlier), or take "
+                "lit_distil.optim.ConstantSchedule with a warmup in whole steps"
+            )
+        if not (num_steps > 0 and float(num_steps).is_integer()):
+            raise ValueError(f"num_steps must be a positive whole number, got {num_steps}; set trainer.max_steps")
+        return int(num_steps)
+
+    def build(self, optimizer: Optimizer, num_steps: float) -> LambdaLR:
         """Build the PyTorch scheduler, to be stepped after every optimizer step.
 
         A resumed run takes the schedule from its own configuration, not from the checkpoint.
 
         Args:
             optimizer: Its groups have the peak learning rates.
-            num_steps: Optimizer steps of the whole run.
-
-        Raises:
-            ValueError: The number of steps is not a positive whole number.
+            num_steps: See `whole_length`, as are the errors.
         """
-        if not (num_steps > 0 and float(num_steps).is_integer()):
-            raise ValueError(f"num_steps must be a positive whole number, got {num_steps}; set trainer.max_steps")
+        num_steps = self.whole_length(num_steps)
         if _num_steps_of(self.warmup, num_steps) >= num_steps:
             warnings.warn(
                 f"warmup={self.warmup} is not shorter than the run of {num_steps} steps: "
@@ -74,13 +97,18 @@ class Schedule(Piece, ABC):
                 stacklevel=2,
             )
         for step in {0, 1, num_steps // 2, num_steps - 1, num_steps}:  # a wrong one is found before the first step
-            self.multiplier(step, int(num_steps))
+            self.multiplier(step, num_steps)
         # LambdaLR saves the attributes of a callable object; a partial has none
-        return LambdaLR(optimizer, functools.partial(self.multiplier, num_steps=int(num_steps)))
+        return LambdaLR(optimizer, functools.partial(self.multiplier, num_steps=num_steps))
 
 
 class ConstantSchedule(Schedule):
     """The peak to the end, after the warm-up."""
+
+    @property
+    def needs_end(self) -> bool:
+        """Only for a warm-up that is a share of it."""
+        return isinstance(self.warmup, float) and self.warmup > 0
 
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
         """Always 1."""

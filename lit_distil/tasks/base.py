@@ -173,8 +173,10 @@ class Task(Piece, ABC):
         """
 
     def head_settings(self) -> dict[str, Any]:
-        """Settings of the head's configuration: `num_labels`, `id2label`, ..."""
+        """Settings of the head's configuration: `num_labels`, `id2label` (or `label_names`), ..."""
         settings = self.label_kind.head_settings(self.label_names)
+        if self.label_names and "id2label" not in settings:  # a kind whose outputs are not its labels, one by one
+            settings["label_names"] = self.label_names
         if self.head == "sequence_classification" and self.label_kind.problem_type is not None:
             settings["problem_type"] = self.label_kind.problem_type
         return settings

@@ -59,3 +59,10 @@ def test_metrics_csv_is_written_beside_a_users_own_logger(workspace: Workspace, 
 def test_logger_false_means_no_logger(workspace: Workspace, tmp_path: Path) -> None:
     run = fit(workspace.pretraining(), tmp_path / "run", limit_val_batches=0, logger=False)
     assert not (run / "metrics.csv").exists() and (run / "export").is_dir()
+
+
+def test_a_run_without_a_known_end_trains_until_its_time_is_up(workspace: Workspace, tmp_path: Path) -> None:
+    config = workspace.pretraining(schedule={"class_path": "lit_distil.optim.ConstantSchedule"})
+    limits = {"max_steps": -1, "max_time": {"seconds": 1}, "limit_val_batches": 0}
+    run = fit(config, tmp_path / "run", **limits, enable_progress_bar=True)
+    assert len(metrics(run)) > 0 and (run / "export").is_dir()

@@ -120,7 +120,7 @@ def test_a_text_may_be_in_a_column_named_sample(tmp_path: Path) -> None:
         ({"gold": None}, r"p\.jsonl:3: no 'gold'; predict on a labelled split"),
         ({"gold": "drama"}, r"p\.jsonl:3: gold 'drama' is not one of the classes \['code'"),
         ({"label": None}, r"p\.jsonl:3: no 'label'"),
-        ({"probabilities": None}, r"p\.jsonl:3: no probabilities by class"),
+        ({"probabilities": None}, r"p\.jsonl:3: no 'probabilities' by the names of the classes"),
         ({"probabilities": {"code": 1.0}}, r"p\.jsonl:3: probabilities of \['code'\], and the first row has"),
         ({"probabilities": {"code": 1.0, "prose": 0.5, "verse": 0}}, r"p\.jsonl:3: .*add up to 1, got a sum of 1\.5"),
     ],

@@ -395,6 +395,16 @@ def test_predicting_needs_no_labels_and_falls_back_to_the_test_split(made, table
     assert sum(batch.num_sequences for batch in fallback.predict_dataloader()) == 4
 
 
+@pytest.mark.parametrize(("with_test", "split"), [(True, "test"), (False, "validation")])
+def test_masked_tokens_are_predicted_in_the_test_split_or_else_in_validation(made, with_test, split):
+    files = {"validation": str(made.root / "validation.txt")}
+    files |= {"test": str(made.root / "test.txt")} if with_test else {}
+    data = text_data(made, TextFiles(str(made.root / "train.txt"), **files), trainer_of("predict"))
+    data.prepare_data()
+    data.setup("predict")
+    assert data.predict_split == split and len(data.predict_dataloader()) > 0
+
+
 def test_missing_training_rows_are_an_error_and_missing_validation_rows_are_not(made, tables):
     assert ready(row_data(made, TableFiles(tables.files["train"]), validation_share=0)).val_dataloader() == []
     with pytest.raises(

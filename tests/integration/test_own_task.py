@@ -116,7 +116,7 @@ def test_an_own_label_kind_trains_distils_predicts_and_exports(workspace: Worksp
     predictions = [json.loads(line) for line in (tmp_path / "predict" / "predictions.jsonl").read_text().splitlines()]
     model = AutoModelForSequenceClassification.from_pretrained(runs["two"] / "export").eval()
     tokenizer = AutoTokenizer.from_pretrained(runs["two"] / "export")
-    assert model.config.num_labels == 2 and len(predictions) > 3
+    assert model.config.num_labels == 2 and model.config.label_names == levels and len(predictions) > 3
     for row in predictions:
         with torch.no_grad():
             logits = model(**tokenizer(row["text"], truncation=True, max_length=48, return_tensors="pt")).logits[0]

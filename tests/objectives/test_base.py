@@ -34,7 +34,7 @@ def test_an_objective_without_forward_cannot_be_built() -> None:
         Objective()  # type: ignore[abstract]
 
 
-@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf, 1e39])
 @pytest.mark.parametrize("objective", ALL_CLASSES)
 def test_weight_that_would_reward_the_loss_is_refused(objective: type[Objective], weight: float) -> None:
     with pytest.raises(ValueError, match=f"weight of {objective.__name__} must be 0 or more"):

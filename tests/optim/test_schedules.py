@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
@@ -188,10 +189,20 @@ def test_bad_decay_shape_and_final_are_refused() -> None:
             build(final=1.5)
 
 
-@pytest.mark.parametrize("num_steps", [0, -1, math.inf, 2.5])
-def test_run_without_a_length_is_refused_with_the_fix(num_steps: float) -> None:
+@pytest.mark.parametrize("num_steps", [0, -2, 2.5, math.nan])
+def test_a_wrong_length_is_refused_with_the_fix(num_steps: float) -> None:
     with pytest.raises(ValueError, match=r"positive whole number.*trainer\.max_steps"):
-        LinearSchedule().build(optimizer(), num_steps)  # type: ignore[arg-type]
+        LinearSchedule().build(optimizer(), num_steps)
+
+
+@pytest.mark.parametrize("num_steps", [-1, math.inf])
+def test_without_a_known_length_only_a_constant_rate_can_be_built(num_steps: float) -> None:
+    for schedule in (*SCHEDULES, LinearSchedule(), WarmupStableDecaySchedule(4, decay=6)):
+        with pytest.raises(ValueError, match=rf"{type(schedule).__name__} needs the number of steps.*max_steps or "):
+            schedule.build(optimizer(), num_steps)
+    for warmup, expected in ((0, [0.5, 0.5, 0.5]), (2, [0.0, 0.25, 0.5])):
+        schedule = ConstantSchedule(warmup)
+        assert rates(functools.partial(schedule.build, num_steps=num_steps), 3) == expected
 
 
 def test_warm_up_longer_than_the_run_is_warned_of() -> None:

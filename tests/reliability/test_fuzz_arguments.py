@@ -30,6 +30,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import OptimizerCallable
+from transformers import AutoTokenizer, BertForPreTraining
 
 from lit_distil import cli
 from lit_distil.callbacks import ExportCallback, PredictionWriter, RunCheckpoint, StepProgressBar, StopOnSignal
@@ -148,6 +149,15 @@ _SCENES = {
     "FineTuningModule": "finetuning",
     "TaskDistillationModule": "task distillation",
 }
+
+
+def with_both_heads(workspace: Workspace) -> str:
+    """A teacher with a masked-LM head and a next-sentence head."""
+    folder = workspace.root / "bert-teacher-of-pairs"
+    if not folder.is_dir():
+        BertForPreTraining.from_pretrained(workspace.bert_teacher).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(workspace.bert_teacher).save_pretrained(folder)
+    return str(folder)
 
 
 class Bench:
@@ -282,7 +292,7 @@ class Bench:
     def scene(self, name: str) -> Config:
         """A configuration that runs."""
         if name == "next sentence":
-            config = self.workspace.distillation(teacher=self.workspace.bert_teacher)
+            config = self.workspace.distillation(teacher=with_both_heads(self.workspace))
             data = config["data"]["init_args"]
             data |= {"tokenizer": self.workspace.wordpiece, "format": "lit_distil.data.SentencePair"}
         elif name == "task distillation":
