@@ -285,6 +285,8 @@ class Bench:
         if name == "DistilBertFromBert":
             config["model"]["init_args"]["teacher"] = self.workspace.bert_teacher
             config["data"]["init_args"]["tokenizer"] = self.workspace.wordpiece
+        if name in ("EmbeddingCosineLoss", "EmbeddingRelationLoss"):
+            settings = {"pooling": "mean", **settings}  # nothing beside the teacher says which
         piece = self.piece(class_path, **settings)
         put(config, place.keys, [piece] if kind == "callback" else piece)
         return config
