@@ -26,7 +26,7 @@ data = TextDataModule(tokenizer, PreparedCorpus(corpus), format=getattr(lit_dist
                       masking=TokenMasking(), max_length=512, batch_size=32, seed=0, cache_dir=cache,
                       batch_tokens=int(tokens) or None)
 data.trainer = SimpleNamespace(
-    state=SimpleNamespace(fn="fit"), global_rank=0, world_size=1, accumulate_grad_batches=1, global_step=0,
+    state=SimpleNamespace(fn="fit"), lightning_module=None, global_rank=0, world_size=1, accumulate_grad_batches=1, global_step=0,
     strategy=SimpleNamespace(root_device=torch.device("cpu")))
 data.prepare_data()
 data.setup("fit")

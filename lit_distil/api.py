@@ -184,14 +184,16 @@ def distil(
     continues an interrupted run, or returns the run if it is finished.
 
     Args:
-        teacher: Name on the Hub, exported folder, run folder, or a model; or several of them by name.
-        data: The text: a file, folder, glob or list of files (text, or tables with a text column), a dataset's name on
-            the Hub, a list of strings, a `datasets.Dataset`, a dictionary of splits of these, a document source, or a
-            `TextDataModule`.
+        teacher: Name on the Hub, exported folder or run folder; from Python also a model, or a dictionary of several
+            teachers.
+        data: The text: a file, folder or glob (text, or tables with a text column), or a dataset's name on the Hub;
+            from Python also a list of files or of strings, a `datasets.Dataset`, a dictionary of splits of these, a
+            document source, or a `TextDataModule`.
         out: The run's folder; two processes cannot train in one.
         kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. A sentence encoder has its
             own defaults: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
-            states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, a learning rate of 1.5e-4 at width 768.
+            states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, and a peak of the learning rate of 1.5e-4
+            for a teacher of width 768.
         tokenizer: Name, folder or object, which the student reads with; by default the one beside a pretrained student,
             or else beside the teacher. A teacher of sentence embeddings with another tokenizer reads with its own.
         student: How the student is made; by default from every other layer of the teacher.
@@ -306,9 +308,9 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     See `distil` for the arguments that are not listed.
 
     Args:
-        data: The text, as in `distil`.
-        network: A name, folder or model continues from its weights; `FromConfig(...)` starts from random ones. By
-            default 6 of ModernBERT's layers of width 256, which learn within minutes where BERT's and RoBERTa's do not.
+        network: Name or folder (from Python also a model) whose weights are trained further. By default random weights:
+            6 of ModernBERT's layers of width 256, which learn within minutes where BERT's and RoBERTa's do not. For
+            another architecture: `--model.network.model_type bert`, from Python `FromConfig("bert", {...})`.
         tokenizer: Name, folder or object; by default the one beside the network. Without either, byte-level BPE is
             trained on the text and kept in the run's folder.
         vocab_size: Entries of a tokenizer that is trained.
@@ -406,11 +408,13 @@ def finetune(  # noqa: D417  the other arguments are described in distil
     See `distil` for the arguments that are not listed.
 
     Args:
-        network: Name on the Hub, exported folder, run folder, or a model.
-        data: The rows: a file or glob (JSONL, CSV, TSV, Parquet), a dataset's name on the Hub, a list of dictionaries,
-            a `datasets.Dataset`, a dictionary of splits of these, a row source, or a `TextDataModule`.
+        network: Name on the Hub, exported folder or run folder; from Python also a model.
+        data: The rows: a file or glob (JSONL, CSV, TSV, Parquet), or a dataset's name on the Hub; from Python also a
+            list of dictionaries, a `datasets.Dataset`, a dictionary of splits of these, a row source, or a
+            `TextDataModule`.
         text: Column of the text.
         label: Column of the label.
+        tokenizer: Name, folder or object; by default the one beside the network.
         task: What the rows mean; by default one text is classified. Another class path of `lit_distil.tasks` is given
             `text` and `label` where they differ from the defaults.
         validation: Rows of its own, or the share of the rows that is held out, of each class alike.

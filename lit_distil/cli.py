@@ -20,7 +20,7 @@ TRAINER_COMMANDS = {
     "fit": "train: pretraining, distillation or fine-tuning, whichever the config says",
     "validate": "evaluate a checkpoint or a pretrained network on the validation split",
     "test": "evaluate it on the test split",
-    "predict": "write predictions for the predict split (or else test, or else validation)",
+    "predict": "write predictions for the predict split, or where there is none, for test or validation",
 }
 OTHER_COMMANDS = {
     "recipes": "list the configurations that come with the package, or print one",
@@ -69,6 +69,8 @@ examples:
 Set LIT_DISTIL_TRACEBACK=1 to see where in the code an error arose.
 """
 CALL_HELP = """
+CLASS is the path of a class. What it takes follows, as in
+  --optimizer torch.optim.SGD --model.optimizer.lr 0.1 --model.optimizer.momentum 0.9
 Every option of `lit-distil fit` may follow and wins over the recipe, for example
   --trainer.devices 2  --model.objectives.soft.temperature 4  --data.masking lit_distil.data.SpanMasking
 The same command again continues an interrupted run; the recipe is kept as config.yaml in the run's folder.
@@ -189,6 +191,7 @@ def call_parser(command: str) -> Any:
         if name in _ONLY_IN_PYTHON:
             continue
         text = " ".join((described.get(name) or "").split()).replace("%", "%%")
+        is_class = "Piece" in parameter.annotation and name != "network"
         kind = next((one for one in (int, float) if parameter.annotation.startswith(one.__name__)), str)
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             parser.add_argument(name, help=text)
@@ -198,7 +201,8 @@ def call_parser(command: str) -> Any:
             parser.add_argument(f"--{name}", required=True, help=text)
         else:
             text += "" if parameter.default is None else f" (default: {parameter.default})"
-            parser.add_argument(f"--{name}", type=kind, default=parameter.default, metavar=kind.__name__, help=text)
+            value = "CLASS" if is_class else kind.__name__
+            parser.add_argument(f"--{name}", type=kind, default=parameter.default, metavar=value, help=text)
     return parser
 
 
@@ -247,10 +251,9 @@ def _check_options(arguments: list[str], options: list[str]) -> None:
 
 
 def _print_result(run: Any) -> None:
-    from lit_distil.console import text_table
+    from lit_distil.console import metrics_table
 
-    metrics = [(name, f"{value:.4f}") for name, value in sorted(run.metrics.items()) if name.startswith("val/")]
-    print(text_table([("metric", "last value"), *metrics]))
+    print(metrics_table(run.metrics, "val"))
     print(f"the network is in {run.folder / 'export'}")
 
 

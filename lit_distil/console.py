@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -47,6 +47,17 @@ def markdown_table(table: Table) -> str:
     header, *rows = _padded(escaped, numbers=True)
     rule = [("-" * (len(cell) - bool(column)) + ":" * bool(column)) for column, cell in enumerate(header)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def metrics_table(metrics: Mapping[str, Any], stage: str) -> str:
+    """The metrics of a stage (`val`, `test`) in two columns; empty if there are none.
+
+    Args:
+        metrics: Numbers or tensors by name, such as `val/loss`.
+        stage: What the names begin with.
+    """
+    rows = [(name, f"{float(value):.4f}") for name, value in sorted(metrics.items()) if name.startswith(f"{stage}/")]
+    return text_table([("metric", "value"), *rows]) if rows else ""
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ of its own argument: `rate must lie in (0, 1]`. `whole_paths` puts the rest befo
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from jsonargparse import Namespace, add_instantiator
 
+import lit_distil
 from lit_distil.messages import broken_file, causes, one_line, shorten
 from lit_distil.swaps import classes_first, pieces_in, swapping, tell_dropped
 from lit_distil.trust import LIBRARIES, Parser, guard
@@ -237,6 +239,17 @@ def _is_same(ours: Any, theirs: Any) -> bool:
 # Commands that are functions
 
 
+class CommandParser(Parser):
+    """A parser of options, pieces among them, whose help lists every class of the package."""
+
+    def format_help(self, *arguments: Any, **settings: Any) -> str:
+        """As jsonargparse does, which lists the classes that were imported."""
+        for room in map(importlib.import_module, (f"lit_distil.{name}" for name in lit_distil._ROOMS)):
+            for name in dir(room):
+                getattr(room, name)
+        return super().format_help(*arguments, **settings)
+
+
 @guard()
 def call_command(
     function: Callable[..., None],
@@ -264,7 +277,7 @@ def call_command(
     """
     description = str(function.__doc__).split("Args:")[0].strip()
     prog = f"lit-distil {function.__name__.replace('_', '-')}"
-    parser: Any = Parser(prog=prog, description=description, exit_on_error=False)
+    parser: Any = CommandParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=config_help)
     if words is not None:
         parser.add_argument(words, nargs="*", type=str, default=[], help=help)

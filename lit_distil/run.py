@@ -42,7 +42,7 @@ from lit_distil.callbacks import (
     StopOnSignal,
     WholeCheckpoints,
 )
-from lit_distil.console import text_table
+from lit_distil.console import metrics_table, text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import MISSING, check_local, check_writable, differences, write_file
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
@@ -52,10 +52,10 @@ from lit_distil.modules.base import datamodule_of
 from lit_distil.modules.cached_teacher import teacher_identity
 from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.modules.finetuning import TaskModule, saved_labels
-from lit_distil.pieces import whole_paths
+from lit_distil.pieces import CommandParser, whole_paths
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint
 from lit_distil.swaps import classes_first, swapping, tell_dropped
-from lit_distil.trust import Parser, guard, import_modules, imported
+from lit_distil.trust import guard, import_modules, imported
 
 
 class RunSummary(ModelSummary):
@@ -206,7 +206,7 @@ class RunConfigCallback(SaveConfigCallback):
         write_file(folder / "config.yaml", self.parser.dump(config, skip_none=False))
 
 
-class RunParser(Parser, LightningArgumentParser):
+class RunParser(CommandParser, LightningArgumentParser):
     """Lightning's parser, which makes objects of classes only."""
 
 
@@ -386,6 +386,21 @@ class TrainingCLI(LightningCLI):
         self.model.exported = open_exported(file, threads=torch.get_num_threads())
 
     before_validate = before_predict = before_test
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """As LightningCLI does, but the metrics are printed here, with four digits."""
+        settings = super()._prepare_subcommand_kwargs(subcommand)
+        self.is_verbose = settings.get("verbose", not self.is_call)
+        return settings | ({"verbose": False} if "verbose" in settings else {})
+
+    def after_fit(self) -> None:
+        """Print the last metrics of validation, or of the evaluation that the command is."""
+        stage = "test" if self.subcommand == "test" else "val"
+        table = metrics_table(self.trainer.callback_metrics, stage)
+        if table and self.is_verbose and self.trainer.is_global_zero:
+            print(table)
+
+    after_validate = after_test = after_fit
 
     def _hand_labels_on(self) -> None:
         """Tell the task the labels of the head that is evaluated, where nothing else names them."""

@@ -19,10 +19,18 @@ def _multiply_exactly() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+def _keep_parser() -> None:
+    if "lit_distil.run" in sys.modules:
+        from tests.processes import keep_parser
+
+        keep_parser()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Begin the fixtures of every test with exact fp32 products: commands leave "medium", bf16 on CPUs that have it."""
     _multiply_exactly()
+    _keep_parser()
 
 
 @pytest.fixture(autouse=True)

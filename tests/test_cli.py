@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import pickle
 import re
@@ -40,6 +42,20 @@ def test_a_switch_of_a_command_needs_no_value(option: str, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "argv", ["lit-distil", "export", option, "--out", "x", option, "false", option])
     cli.main()
     assert given == [f"{option}=true", "--out", "x", option, "false", f"{option}=true"]
+
+
+def test_help_lists_every_class_that_can_be_named_and_no_base_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, base, bases in (("tokenizer", "DocumentSource", ()), ("fit", "EncoderModule", ("TaskModule",))):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        text = capsys.readouterr().out
+        room = importlib.import_module("lit_distil.data" if command == "tokenizer" else "lit_distil.modules")
+        kinds = [getattr(room, name) for name in dir(room) if name[0].isupper()]
+        kinds = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, getattr(room, base))]
+        named = {kind.__name__ for kind in kinds if not inspect.isabstract(kind)}
+        assert len(named) > 3
+        assert not [name for name in named if f"lit_distil.{name}" not in text]
+        assert not [name for name in (base, *bases) if f"lit_distil.{name}" in text]
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -426,17 +442,20 @@ def probe(file: Path) -> Config:
     return {"class_path": "tests.integration.probes.SaveMetrics", "init_args": {"file": str(file)}}
 
 
-def test_validate_with_a_checkpoint_gives_the_figures_of_the_end_of_training(
-    finetuned: Path, workspace: Workspace, tmp_path: Path
+def test_validate_with_a_checkpoint_gives_and_prints_the_figures_of_the_end_of_training(
+    finetuned: Path, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, untrained = tmp_path / "metrics.json", tmp_path / "untrained.json"
     checkpoint = str(finetuned / "checkpoints" / "last.ckpt")
     fit(workspace.finetuning(), tmp_path / "a", "--ckpt_path", checkpoint, command="validate", callbacks=[probe(file)])
-    fit(workspace.finetuning(), tmp_path / "b", command="validate", callbacks=[probe(untrained)])
+    printed = capsys.readouterr().out
+    fit(workspace.finetuning(), tmp_path / "b", "--verbose", "false", command="validate", callbacks=[probe(untrained)])
+    assert "val/loss" not in capsys.readouterr().out
     found = json.loads(file.read_text())
     last = [row for row in metrics(finetuned) if row["val/loss"]][-1]
     for name in ("val/loss", "val/accuracy", "val/macro_f1"):
         assert found[name] == pytest.approx(float(last[name]), rel=1e-5), name
+        assert re.search(rf"^{name} +{found[name]:.4f}$", printed, re.MULTILINE), printed
     assert found["val/loss"] != pytest.approx(json.loads(untrained.read_text())["val/loss"], rel=1e-3)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from lit_distil.console import bullets, markdown_table, progress_bar, signed, text_table
+from lit_distil.console import bullets, markdown_table, metrics_table, progress_bar, signed, text_table
 
 TABLE = [["name", "size"], ["a", "1,000"], ["a | b", "5"]]
 
@@ -22,6 +23,12 @@ def test_a_markdown_table_keeps_its_columns_where_a_cell_holds_a_bar() -> None:
 def test_rows_of_different_lengths_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         text_table([["a", "b"], ["c"]])
+
+
+def test_metrics_of_a_stage_stand_in_two_columns() -> None:
+    table = metrics_table({"val/loss": torch.tensor(0.55), "val/accuracy": 1 / 3, "train/loss": 1.0}, "val")
+    assert table.splitlines() == ["metric         value", "val/accuracy  0.3333", "val/loss      0.5500"]
+    assert metrics_table({"train/loss": 1.0}, "val") == ""
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "schedules": {"types"},
     "files": set(),
     "messages": {"trust"},
-    "pieces": {"messages", "swaps", "trust"},
+    "pieces": {"messages", "swaps", "trust", "__init__"},
     "swaps": set(),
     "trust": set(),
     "tasks": LEAVES | {"objectives"},

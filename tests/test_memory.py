@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from lit_distil.commands.benchmark.latency import peak_bytes
@@ -21,6 +22,7 @@ def measure() -> None:
     print(peak_bytes() - before)
 
 
+@pytest.mark.slow
 def test_kernels_of_shapes_that_are_gone_are_not_kept() -> None:
     """Kept, as oneDNN does by default, they took 500 MB and more."""
     code = "import lit_distil; from tests.test_memory import measure; measure()"

@@ -52,12 +52,17 @@ def test_wheel_carries_types_recipes_and_templates(installed: Path, tmp_path: Pa
     assert shipped == {path.relative_to(REPOSITORY / "configs") for path in (REPOSITORY / "configs").rglob("*.yaml")}
 
 
-def test_recipe_of_the_wheel_is_listed_copied_and_run(installed: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_recipe_of_the_wheel_is_listed_and_copied(installed: Path, tmp_path: Path) -> None:
     program = str(installed / "lit-distil")
     listed = run([program, "recipes"], tmp_path)
     assert len(listed.splitlines()) > 30 and "pretrain/roberta-small " in listed
     copied = run([program, "recipes", "roberta-small"], tmp_path)
     assert copied == (REPOSITORY / "configs/pretrain/roberta-small.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_recipe_of_the_wheel_runs(installed: Path, workspace: Workspace, tmp_path: Path) -> None:
+    program = str(installed / "lit-distil")
     (tmp_path / "mine.yaml").write_text("trainer:\n  max_steps: 2\n  log_every_n_steps: 1\n")
     changes = ["--data.tokenizer", workspace.byte_bpe, "--data.source", "lit_distil.data.TextFiles"]
     changes += ["--data.source.train", str(workspace.root / "train.txt"), "--data.cache_dir", "cache"]

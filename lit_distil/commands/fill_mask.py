@@ -37,7 +37,7 @@ def fill_mask(
     """Show what masked language models predict at each mask, several models side by side.
 
     Args:
-        model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
+        model: Exported folder, Hub name or checkpoint; several as [runs/teacher/export,runs/student/export].
         texts: Texts with one or more masks, written [MASK], <mask> or as the tokenizer writes it.
         file: Text file with one such text a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
         text_column: Column of the table that holds the texts.

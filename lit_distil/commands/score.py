@@ -50,7 +50,7 @@ def score(
     """Score sentences, or minimal pairs, by the pseudo-log-likelihood of masked language models.
 
     Args:
-        model: Exported folder, Hub name or checkpoint; several as [runs/demo/teacher/export,runs/demo/student/export].
+        model: Exported folder, Hub name or checkpoint; several as [runs/teacher/export,runs/student/export].
         texts: Sentences, each scored by itself.
         file: Text file with one sentence a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
         text_column: Column of the table that holds the texts.

@@ -136,7 +136,7 @@ def make_parser() -> Parser:
     files = "Text files, folders or globs whose tokens stay."
     parser.add_argument("--keep_from", "--keep-from", nargs="+", type=str, default=[], metavar="FILE", help=files)
     parser.add_argument("--add", type=str, default=None, metavar="FILE", help="File with one word a line to add.")
-    parser.add_function_arguments(vocabulary, as_positional=False, skip={"network", "keep_from", "add"})
+    parser.add_function_arguments(vocabulary, as_group=False, as_positional=False, skip={"network", "keep_from", "add"})
     return parser
 
 

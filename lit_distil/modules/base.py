@@ -50,9 +50,11 @@ def datamodule_of(trainer: Any) -> DataModule:
 
 
 class EncoderModule(SavedModule):
-    """Base of the modules; `LoggedModule` logs what is gathered here, `SavedModule` writes and reads checkpoints.
+    """A network in training: pretraining, distillation or fine-tuning.
 
-    A subclass builds its `network` in `build_networks` and runs its networks on a batch in `outputs`.
+    A subclass builds its `network` in `build_networks` and runs its networks on a batch in `outputs`. `training_step`
+    is here. What it adds to `_meters` is logged by `LoggedModule` (`meters.py`), and `SavedModule` (`checkpoints.py`)
+    writes and reads checkpoints.
 
     Args:
         optimizer: Optimizer class with its arguments; called with parameter groups in which biases and normalisation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from time import perf_counter
 from typing import Any, Literal
 
@@ -127,7 +127,7 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class LoggedModule(LightningModule):
+class LoggedModule(LightningModule, ABC):
     """Logs means of what a subclass adds to `_meters`: every few training steps, and at the end of an evaluation.
 
     Attributes:

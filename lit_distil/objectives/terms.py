@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_distil.objectives.base import Objective, RowObjective, logits_at, masked_positions
 from lit_distil.objectives.embedding import EmbeddingObjective
 from lit_distil.objectives.logits import MaskedLMLoss
-from lit_distil.objectives.vocabulary import Observer, RowTerm, VocabularyPass
+from lit_distil.objectives.vocabulary import Observer, RowTerm, VocabularyPass, mix_logits
 from lit_distil.types import Batch, Countable, EncoderOutput, Projection
 
 TeacherOutputs = dict[str, EncoderOutput]
@@ -140,7 +140,7 @@ class LossTerms:
         loss: Tensor = student.last_hidden_state.new_zeros(())
         sums: dict[str, Tensor] = {}
         in_pass: dict[str, RowTerm] = {}
-        is_deferred = student.projection is not None and student.logits is None
+        is_deferred = student.projection is not None
         is_deferred &= all(output.projection is not None for output in teachers.values() if output.rows is not None)
         for name, objective in self.objectives.items():
             num_items = max(counts[objective.counts], 1)
@@ -161,7 +161,7 @@ class LossTerms:
             loss = loss + part
             sums.update(zip(in_pass, row_sums, strict=True))
         elif observer is not None and batch.masked_labels is not None:
-            _show_in_full(observer, student, teachers, batch)
+            self._show_in_full(observer, student, teachers, batch)
         return loss, sums
 
     def gradient_norms(
@@ -189,14 +189,22 @@ class LossTerms:
             return self.objectives[name].mix_teachers(compared, self.shares, batch)
         return next(iter(compared.values()), None)
 
-
-def _show_in_full(observer: Observer, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-    """Show the observer logits that are already there, or are multiplied out at once."""
-    outputs = [student, *list(teachers.values())[:1]]
-    logits = [
-        None if one.logits is None and one.projection is None else logits_at(one, batch, "masked").detach()
-        for one in outputs
-    ]
-    if logits[0] is not None:
+    def _show_in_full(self, observer: Observer, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
+        """Show the observer logits that are already there, or are multiplied out at once."""
         with torch.no_grad():
-            observer(logits[0], logits[1] if len(logits) > 1 else None, batch.masked_labels)
+            ours = _masked_logits(student, batch)
+            theirs = {name: _masked_logits(one, batch) for name, one in teachers.items()}
+            logits = {name: one for name, one in theirs.items() if one is not None}
+            mean = next(iter(logits.values()), None)
+            if len(logits) > 1:
+                shares = [self.shares[name] for name in logits]
+                mean = mix_logits([*logits.values()], [share / sum(shares) for share in shares])
+            if ours is not None:
+                observer(ours, mean, batch.masked_labels)
+
+
+def _masked_logits(output: EncoderOutput, batch: Batch) -> Tensor | None:
+    """Logits `[masked, vocabulary]`; None for a network that gives none."""
+    if output.logits is None and output.projection is None:
+        return None
+    return logits_at(output, batch, "masked").detach()

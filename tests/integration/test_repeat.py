@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.workspace import REPOSITORY, TIMED, Workspace, environment, metrics
 
 CHILD = "import sys; from lit_distil.cli import main; [main(line.split('\\n')) for line in sys.argv[1:]]"
@@ -27,6 +29,7 @@ def commands(workspace: Workspace) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_go_from_text_to_the_same_weights(workspace: Workspace, tmp_path: Path) -> None:
     lines = ["\n".join(command) for command in commands(workspace)]
     children = []

@@ -25,6 +25,7 @@ def classifier(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_openvino_gives_the_logits_of_torch(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     source = classifier(tmp_path / "model")

@@ -42,6 +42,7 @@ def test_notebook_is_valid_and_kept_without_outputs(path: Path) -> None:
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
 
 
+@pytest.mark.slow
 def test_soft_targets_trains_its_own_pair_if_there_are_no_exports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,9 @@ from lit_distil.objectives import (
     RelationLoss,
     SoftTargetLoss,
     TeacherLabelLoss,
+    VocabularyPass,
 )
+from lit_distil.objectives.base import logits_at
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.schedules import LinearRamp, Stages
 from lit_distil.types import Batch, EncoderOutput, Projection
@@ -33,6 +35,19 @@ def deferred(output: EncoderOutput, batch: Batch) -> EncoderOutput:
     order = batch.masked_first
     projection = Projection(output.logits[order], torch.eye(output.logits.shape[1]), None)
     return EncoderOutput(output.last_hidden_state, output.hidden_states, projection=projection, rows=order)
+
+
+def shown(terms: LossTerms, student: EncoderOutput, teachers: dict[str, EncoderOutput], batch: Batch) -> Tensor:
+    """The teacher's logits `[masked, vocabulary]` that an observer of the loss is shown."""
+    found: list[Tensor] = []
+
+    def observer(_: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
+        if labels is not None:
+            assert teacher is not None
+            found.append(teacher.clone())
+
+    terms.total(student, teachers, batch, batch.counts, observer=observer)
+    return torch.cat(found)
 
 
 ONE = {"t": 1.0}  # the only teacher, with all of the mean
@@ -247,3 +262,34 @@ def test_each_network_is_asked_for_what_its_own_terms_need() -> None:
     assert torch.equal(terms.rows(batch, all_rows=True), batch.masked_first)
     everywhere = LossTerms({"soft": SoftTargetLoss(positions="unmasked")}, {"large": 1.0})
     assert torch.equal(everywhere.rows(batch), batch.masked_first)
+
+
+def test_an_observer_is_shown_the_mean_teacher_whether_logits_are_deferred_or_not() -> None:
+    batch, student = make_batch(), make_output(1)
+    teachers = {"a": make_output(2), "b": make_output(3)}
+    terms = LossTerms({"mlm": MaskedLMLoss()}, {"a": 0.75, "b": 0.25})
+    found = shown(terms, student, teachers, batch).softmax(-1)
+    rows = batch.masked_positions
+    expected = sum(
+        share * output.logits[rows].softmax(-1)  # type: ignore[index]
+        for share, output in zip(terms.shares.values(), teachers.values(), strict=True)
+    )
+    torch.testing.assert_close(found, expected)
+    in_pass = {name: deferred(output, batch) for name, output in teachers.items()}
+    torch.testing.assert_close(shown(terms, deferred(student, batch), in_pass, batch).softmax(-1), expected)
+
+
+def test_logits_that_were_looked_at_before_do_not_keep_a_step_from_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric of gradients asks each term alone first, and one with its own `forward` multiplies logits out."""
+    batch, student, teacher = make_batch(), make_output(1), make_output(2)
+    terms = LossTerms(OBJECTIVES, ONE)
+    expected, _ = terms.total(deferred(student, batch), {"t": deferred(teacher, batch)}, batch, batch.counts)
+    ours, theirs = deferred(student, batch), deferred(teacher, batch)
+    logits_at(ours, batch, "masked")
+    logits_at(theirs, batch, "masked")
+    passes: list[VocabularyPass] = []
+    run = VocabularyPass.__call__
+    monkeypatch.setattr(VocabularyPass, "__call__", lambda self, student: passes.append(self) or run(self, student))
+    found, _ = terms.total(ours, {"t": theirs}, batch, batch.counts)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [len(one.terms) for one in passes] == [4], "all but the cosine"

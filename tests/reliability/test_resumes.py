@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import keep_parser, ranks
+from tests.processes import ranks
 from tests.reliability.harness import cpu_seconds, difference, record, run_configuration
 from tests.workspace import KINDS, Workspace, fit, ignore_rounding, logged, with_trainer, write_config
 
@@ -49,10 +49,7 @@ def resume_everywhere(
     return unequal
 
 
-def test_a_run_resumes_from_a_step_with_a_validation_and_without(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keep_parser(monkeypatch.setattr)
+def test_a_run_resumes_from_a_step_with_a_validation_and_without(workspace: Workspace, tmp_path: Path) -> None:
     assert not resume_everywhere(workspace, tmp_path, ("distillation", 0, 3), (3, 2), [3, 4], length=6)
 
 
@@ -61,9 +58,8 @@ def test_a_run_resumes_from_a_step_with_a_validation_and_without(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "workers", "accumulate"), CASES)
 def test_runs_resume_from_every_step(
-    kind: str, workers: int, accumulate: int, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, workers: int, accumulate: int, workspace: Workspace, tmp_path: Path
 ) -> None:
-    keep_parser(monkeypatch.setattr)
     case, start, unequal, cases = (kind, workers, accumulate), cpu_seconds(), {}, 0
     for rhythm in RHYTHMS:
         points = list(range(1, LENGTH + 1))

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from argparse import SUPPRESS
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,10 @@ class InspectCLI(TrainingCLI):
         parser = self._parser("fit")
         parser.prog = "lit-distil inspect"
         parser.description = "Show batches of a configuration in readable form, in the terminal and as a page."
+        helps = {"overwrite": "replace the page of an earlier `inspect`", "allow_changes": SUPPRESS}
+        helps |= {"ckpt_path": SUPPRESS, "weights_only": SUPPRESS}  # no network is built
+        for action in parser._actions:
+            action.help = helps.get(action.dest, action.help)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """As LightningCLI does, but the model may be left out, so that data can be inspected before there is one."""

@@ -161,6 +161,7 @@ def test_loops_are_compiled_once_and_kept_and_two_processes_may_compile_at_once(
     assert counts_of(start(NUMBA_CACHE_DIR=str(tmp_path))) == (1, 0)
 
 
+@pytest.mark.slow
 def test_loops_are_compiled_even_if_they_cannot_be_kept():
     # only a notebook's functions have a place with this locator
     assert counts_of(start(NUMBA_CACHE_LOCATOR_CLASSES="IPythonCacheLocator")) == (0, 1)
