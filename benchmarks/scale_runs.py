@@ -19,15 +19,15 @@ began = time.perf_counter()
 import torch, lightning.pytorch
 import lit_distil.data
 from lit_distil.data import PreparedCorpus, TextDataModule, TokenMasking
-from types import SimpleNamespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 imported = time.perf_counter()
 tokenizer, corpus, cache, form, tokens = sys.argv[1:]
 data = TextDataModule(tokenizer, PreparedCorpus(corpus), format=getattr(lit_distil.data, form)(),
                       masking=TokenMasking(), max_length=512, batch_size=32, seed=0, cache_dir=cache,
                       batch_tokens=int(tokens) or None)
-data.trainer = SimpleNamespace(
-    state=SimpleNamespace(fn="fit"), lightning_module=None, global_rank=0, world_size=1, accumulate_grad_batches=1, global_step=0,
-    strategy=SimpleNamespace(root_device=torch.device("cpu")))
+data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+data.trainer.state.fn = TrainerFn.FITTING
 data.prepare_data()
 data.setup("fit")
 batches = iter(data.train_dataloader())

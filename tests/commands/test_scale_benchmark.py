@@ -36,6 +36,6 @@ def test_every_figure_is_measured_and_stands_in_a_table(tmp_path: Path) -> None:
     assert len(starts) == 7 and all(line["start_s"] > 0 and line["sequences"] > 100 for line in starts)
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(rows) > 35 and not re.search(r"\bnan\b|\binf\b", done.stdout)
-    for words in ("`datasets.map`", "still to be made", "token budget", "`SentencePair`", "shards on disk"):
+    for words in ("`datasets.map`", "making the sequences first", "token budget", "`SentencePair`", "shards on disk"):
         assert any(words in row for row in rows), words
     assert all(row.split("|")[2].strip() for row in rows if "---" not in row and row.strip("| "))
