@@ -23,8 +23,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 try:
     import fcntl
@@ -200,6 +202,43 @@ def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = N
         shutil.rmtree(old, ignore_errors=True)
     _sync(folder.parent)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def only_process(folder: Path, told: str) -> Iterator[None]:
+    """Keep other processes of this machine from the same work in a folder meanwhile.
+
+    Args:
+        folder: It need not exist yet.
+        told: What the second process is told.
+
+    Raises:
+        ValueError: Another process is at work in it.
+    """
+    try:
+        lock = _acquire(f"{hash_of(str(folder.resolve()))[:16]}.lock")
+    except Timeout as error:
+        raise ValueError(told) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(name: str) -> FileLock:
+    """A lock in the cache, or where that cannot be written to, among the temporary files."""
+    user = os.getuid() if hasattr(os, "getuid") else "all"
+    for parent in (default_cache_dir(), Path(gettempdir(), f"lit_distil-{user}")):
+        try:
+            (parent / "locks").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(parent / "locks" / name)
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            raise
+        except OSError:
+            continue
+    raise ValueError(f"no place for a lock: neither {default_cache_dir()} nor {gettempdir()} can be written to")
 
 
 def remove_leftovers(folder: Path) -> None:

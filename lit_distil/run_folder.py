@@ -6,19 +6,16 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lit_distil.console import text_table
@@ -26,10 +23,9 @@ from lit_distil.files import (
     NETWORK_FILES,
     Difference,
     check_writable,
-    default_cache_dir,
     differences,
     foreign_files,
-    hash_of,
+    only_process,
 )
 
 RUN_FILES: dict[str, tuple[str, ...]] = {
@@ -97,16 +93,9 @@ class RunFolder:
         if getattr(rank_zero_only, "rank", 0) != 0:
             yield
             return
-        try:
-            lock = _acquire(f"{hash_of(str(self.path.resolve()))[:16]}.lock")
-        except Timeout as error:
-            raise ValueError(
-                f"{self.field}: another process is training in {self.path}; wait for it, or give another folder"
-            ) from error
-        try:
+        told = f"{self.field}: another process is training in {self.path}; wait for it, or give another folder"
+        with only_process(self.path, told):
             yield
-        finally:
-            lock.release()
 
     def settle(
         self,
@@ -304,19 +293,3 @@ def _remove_folder(folder: Path, patterns: tuple[str, ...]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not any(folder.iterdir()) and not folder.is_symlink():
         folder.rmdir()
-
-
-def _acquire(name: str) -> FileLock:
-    """A lock in the cache, or where that cannot be written to, among the temporary files."""
-    user = os.getuid() if hasattr(os, "getuid") else "all"
-    for parent in (default_cache_dir(), Path(gettempdir(), f"lit_distil-{user}")):
-        try:
-            (parent / "locks").mkdir(parents=True, exist_ok=True)
-            lock = FileLock(parent / "locks" / name)
-            lock.acquire(timeout=0)
-            return lock
-        except Timeout:
-            raise
-        except OSError:
-            continue
-    raise ValueError(f"no place for a lock: neither {default_cache_dir()} nor {gettempdir()} can be written to")

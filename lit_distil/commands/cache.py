@@ -24,7 +24,7 @@ from torch import Tensor
 from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
 from lit_distil.data.sources.base import Split
-from lit_distil.files import check_output, place_folder, write_json
+from lit_distil.files import check_output, only_process, place_folder, write_json
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.teacher_sources import load_teacher
 from lit_distil.modules import DistillationModule, FrozenTeacher
@@ -350,7 +350,8 @@ def cache(
     if estimate:
         return
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    writer.write(Path(out), overwrite=overwrite)
+    with only_process(Path(out), f"out: another process is writing {out}; wait for it, or give another folder"):
+        writer.write(Path(out), overwrite=overwrite)
     given = out if len(model.teacher_sources) == 1 else f"'{{{role}: {out}}}'"
     print(f"written: {out}; train with --model.teacher_cache {given}")
 

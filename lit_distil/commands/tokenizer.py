@@ -44,7 +44,8 @@ def tokenizer(
         overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
     if vocab_size < 300:
-        raise ValueError(f"vocab_size must be at least 300 (256 bytes and the special tokens), got {vocab_size}")
+        reason = "256 bytes and the special tokens" if kind == "byte_bpe" else "the letters and the special tokens"
+        raise ValueError(f"vocab_size must be at least 300 ({reason}), got {vocab_size}")
     if lowercase and kind == "byte_bpe":
         raise ValueError("lowercase: byte-level BPE keeps case, as RoBERTa's does; use kind: wordpiece")
     check_output(Path(out), overwrite=overwrite)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lit_distil.commands.cache import run
+from lit_distil.files import only_process
 from tests.commands.test_cache import configuration, content
 from tests.modules.caches import make_data as make_cached_data
 from tests.modules.caches import make_module, make_trainer
@@ -67,6 +68,15 @@ def test_killed_while_it_writes_it_goes_on_and_ends_with_the_same_bytes(workspac
     with kept_environment():
         run([*arguments, str(out)])
     assert content(out) == content(tmp_path / "whole") and not work.exists()
+
+
+def test_two_commands_never_write_one_cache(workspace: Workspace, tmp_path: Path) -> None:
+    file = write_config(with_trainer(configuration(workspace), tmp_path / "run"), tmp_path / "config.yaml")
+    arguments = ["--config", file, "--k", "4", "--device", "cpu", "--out", str(tmp_path / "cache")]
+    with kept_environment(), only_process(tmp_path / "cache", "held"):
+        with pytest.raises(ValueError, match=r"^out: another process is writing .*cache; wait for it, or give another"):
+            run(arguments)
+        assert not (tmp_path / "cache.partial").exists()
 
 
 def test_a_start_that_was_killed_at_its_very_beginning_or_end_is_begun_anew(
