@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.commands.networks import name_list, open_network, sentence_format_of, short_names
 from lit_distil.commands.pages import check_pages, write_report
 from lit_distil.console import markdown_table, progress_bar
-from lit_distil.data import SquadFiles
+from lit_distil.data import SquadFiles, load_tokenizer
 from lit_distil.data.sources.tables import read_rows
+from lit_distil.models.exported import EXPORTED, ExportedNetwork, open_exported
 from lit_distil.models.positions import position_range
 from lit_distil.objectives.embedding import SentenceFormat, unit_embeddings
 from lit_distil.objectives.metrics import spearman
@@ -50,8 +51,8 @@ def embeddings(
     """Compare sentence encoders: similarity of pairs, retrieval, and agreement with the first of them.
 
     Args:
-        model: Exported folder, Hub name or checkpoint; several as [runs/minilm,runs/sentence-encoder/export], the
-            teacher first.
+        model: Exported folder, Hub name, checkpoint or file of `export` (ONNX, or OpenVINO's .xml); several as
+            [runs/minilm,runs/sentence-encoder/export], the teacher first.
         pairs: Table (JSONL, CSV, Parquet, ...) of two texts and how similar they are, such as STS-B's test split.
         columns: Its columns; by default [sentence1, sentence2, label].
         questions: File in SQuAD's format. Each question is to find its paragraph among all of the file.
@@ -94,12 +95,14 @@ class SentenceEncoder:
     tokenizer: PreTrainedTokenizerBase
     format: SentenceFormat
     max_length: int
+    num_parameters: int
     batch_size: int = 64
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """`[texts, width]`, each of length 1; a text is cut after `max_length` tokens."""
-        device = next(self.network.parameters()).device
+        is_file = isinstance(self.network, ExportedNetwork)
+        device = "cpu" if is_file else next(self.network.parameters()).device
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)
         order = sorted(range(len(texts)), key=lambda number: -len(encoded["input_ids"][number]))
         parts = []
@@ -108,6 +111,9 @@ class SentenceEncoder:
             chosen = order[start : start + self.batch_size]
             rows = {name: [values[number] for number in chosen] for name, values in encoded.items()}
             inputs = self.tokenizer.pad(rows, return_tensors="pt", padding_side="right").to(device)
+            if is_file:
+                parts.append(self.network(**inputs)[1])
+                continue
             states = self.network(**inputs).last_hidden_state
             mask = inputs["attention_mask"].bool()
             cu_seq_lens = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
@@ -121,19 +127,36 @@ def open_encoder(
 ) -> SentenceEncoder:
     """Load a sentence encoder from whatever `open_network` takes; a head on it is left out.
 
+    A file of `export` is loaded too, with the tokenizer of its folder, and pools by itself.
+
     Raises:
         ValueError: It cannot be loaded, or nothing says how it pools.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    model, tokenizer = open_network(name, field="model")
-    sentences = sentence_format_of(name, pooling)
+    network: Any
+    if Path(name).suffix in EXPORTED:
+        network, folder = open_exported(name, threads=torch.get_num_threads()), str(Path(name).parent)
+        if "sentence_embedding" not in network.outputs:
+            raise ValueError(
+                f"model: {name!r} gives no embeddings; export the encoder again with --pooling mean or cls"
+            )
+        tokenizer, sentences = load_tokenizer(folder), sentence_format_of(folder)
+        if sentences is not None and pooling not in (None, sentences.pooling):
+            raise ValueError(
+                f"pooling: {name!r} was exported with {sentences.pooling}, got {pooling!r}; export it again"
+            )
+        room, size = network.properties["max_length"] or None, network.properties["encoder_parameters"]
+    else:
+        model, tokenizer = open_network(name, field="model")
+        sentences = sentence_format_of(name, pooling)
+        network = nn.Module.to(model.base_model.eval(), device)
+        room, size = position_range(model)[1], sum(parameter.numel() for parameter in network.parameters())
     if sentences is None:
         raise ValueError(f"pooling: nothing says how {name!r} makes one vector of a text; give --pooling mean or cls")
-    limits = [position_range(model)[1], tokenizer.model_max_length, sentences.max_length]
+    limits = [room, tokenizer.model_max_length, sentences.max_length]
     longest = min(int(limit) for limit in (*limits, 1_000_000) if limit is not None)
-    encoder: Any = model.base_model
-    return SentenceEncoder(encoder.eval().to(device), tokenizer, sentences, longest, batch_size)
+    return SentenceEncoder(network, tokenizer, sentences, longest, size, batch_size)
 
 
 # What they are measured on
@@ -254,8 +277,7 @@ def evaluate(
     together = np.concatenate(cosines)
     if reference is not None:
         found["agreement"] = spearman(together, reference)
-    parameters = sum(parameter.numel() for parameter in encoder.network.parameters())
-    return EncoderResult(parameters, texts_per_second=num_texts / seconds, **found), together
+    return EncoderResult(encoder.num_parameters, texts_per_second=num_texts / seconds, **found), together
 
 
 def retrieval(similarities: Floats, answers: Sequence[int]) -> dict[str, float]:

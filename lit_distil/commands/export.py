@@ -29,7 +29,8 @@ def export(
     int8: bool = False,
     openvino: bool = False,
     tolerance: float = 1.0e-3,
-    min_agreement: float = 0.9,
+    min_agreement: float | None = None,
+    min_cosine: float = 0.98,
     check_on: str | None = None,
     text_column: str | None = None,
     allow_disagreement: bool = False,
@@ -40,7 +41,8 @@ def export(
     These files are compared with the torch network before the folder appears; onnx.json keeps the result.
 
     Args:
-        checkpoint: File that a run wrote, such as runs/demo/teacher/checkpoints/last.ckpt, or an exported folder.
+        checkpoint: Folder of a run, of which its export is taken; an exported folder; or a checkpoint, such as
+            runs/demo/teacher/checkpoints/last.ckpt.
         out: Folder to write to.
         tokenizer: Folder or Hub name; None takes the exported folder's own, or the one that the run's config.yaml
             names.
@@ -49,8 +51,11 @@ def export(
         onnx: Write model.onnx too.
         int8: Write model.onnx and model_int8.onnx, with ONNX Runtime's dynamic quantisation.
         openvino: Write model.onnx, and openvino_model.xml with its .bin, which Intel's OpenVINO runs.
-        tolerance: Largest difference of a logit between torch and a float32 file, as a share of the largest logit.
-        min_agreement: Smallest share of choices (at masks, of labels, of spans) that int8 and torch share.
+        tolerance: Largest difference of a logit between torch and a float32 file, as a share of the largest logit; the
+            cosine of its embeddings to torch's falls short of 1 by no more.
+        min_agreement: Smallest share of choices (at masks, of labels, of spans) that int8 and torch share; None takes
+            0.9. Of an encoder without a head these are the nearest neighbours of the texts, and None takes 0.8.
+        min_cosine: Of an encoder without a head, the smallest mean cosine of int8's embeddings to torch's.
         check_on: Texts to compare on: a text file with one a line, or a table (JSONL, CSV, Parquet, ...) with
             text_column; None takes paragraphs of the standard library's documentation.
         text_column: Column of the table that holds the texts.
@@ -71,9 +76,11 @@ def export(
     with staged_folder(Path(out)) as staging:
         save_network(network, chosen, staging, sentences)
         if onnx or int8 or openvino:
+            if min_agreement is None:  # texts that are nearly as similar trade places without harm
+                min_agreement = 0.8 if network.base_model is network else 0.9
             if allow_disagreement:
-                min_agreement = 0.0
-            limits = {"tolerance": tolerance, "min_agreement": min_agreement}
+                min_agreement, min_cosine = 0.0, -1.0
+            limits = {"tolerance": tolerance, "min_agreement": min_agreement, "min_cosine": min_cosine}
             pooled = None if sentences is None else sentences.pooling
             kinds = [name for name, is_wanted in (("openvino", openvino), ("int8", int8)) if is_wanted]
             _write_onnx_files(network, chosen, staging, texts, kinds=kinds, pooling=pooled, **limits)
@@ -93,12 +100,13 @@ def _write_onnx_files(
     pooling: Pooling | None,
     tolerance: float,
     min_agreement: float,
+    min_cosine: float,
 ) -> None:
     """Write model.onnx, what is made of it (`kinds`: openvino, int8), and onnx.json with the comparisons."""
     if "openvino" in kinds:
         import_extra("openvino", "openvino")  # before the work
-    limits = [position_range(network)[1], tokenizer.model_max_length]
-    known = [int(limit) for limit in limits if limit is not None and limit < 1_000_000]  # huge stands for no limit
+    lengths = [position_range(network)[1], tokenizer.model_max_length]
+    known = [int(limit) for limit in lengths if limit is not None and limit < 1_000_000]  # huge stands for no limit
     torch_mb = network.get_memory_footprint(return_buffers=False) / 1e6
     results: dict[str, Any] = {"torch_mb": torch_mb}
     print(f"torch: {torch_mb:.1f} MB")
@@ -111,9 +119,12 @@ def _write_onnx_files(
 
     def check(path: Path, field: str) -> None:
         agreement = compare(path)
-        if agreement.largest_difference > tolerance * max(agreement.largest_logit, 1.0):
+        is_equal = agreement.largest_difference <= tolerance * max(agreement.largest_logit, 1.0)  # which NaN is not
+        if agreement.least_cosine is not None:
+            is_equal = is_equal and agreement.least_cosine >= 1 - tolerance
+        if not is_equal:
             raise ValueError(
-                f"{field}: {path.name} is not the network: {agreement}; tolerance is {tolerance:g} of the largest logit"
+                f"{field}: {path.name} is not the network: {agreement}; tolerance is {tolerance:g} of the largest value"
             )
 
     plain, small, vino = folder / "model.onnx", folder / "model_int8.onnx", folder / "openvino_model.xml"
@@ -125,9 +136,14 @@ def _write_onnx_files(
     if "int8" in kinds:
         quantise(plain, small)
         agreement = compare(small)
-        if agreement.top_agreement < min_agreement:
+        is_close = agreement.top_agreement >= min_agreement
+        limits = f"min_agreement is {min_agreement:g}"
+        if agreement.mean_cosine is not None:
+            is_close = is_close and agreement.mean_cosine >= min_cosine
+            limits += f" and min_cosine {min_cosine:g}"
+        if not is_close:
             raise ValueError(
-                f"int8: model_int8.onnx disagrees too often with the network: {agreement}; min_agreement is "
-                f"{min_agreement:g}. Lower it, or write the file anyway: --allow_disagreement true"
+                f"int8: model_int8.onnx disagrees too often with the network: {agreement}; {limits}. Lower the limit, "
+                "or write the file anyway: --allow_disagreement true"
             )
     write_json(folder / "onnx.json", results)

@@ -20,6 +20,7 @@ from lit_distil.data.sources.text import read_lines
 from lit_distil.messages import missing_folder, one_line
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.architectures import AUTO_MODELS, Head, classes_for, head_of
+from lit_distil.models.exported import EXPORTED
 from lit_distil.models.sources import check_finite
 from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.modules.checks import reading_checkpoint
@@ -244,7 +245,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     for name in names:
         path = Path(name)
         parts = [part for part in path.parts if part not in ("export", "checkpoints")]
-        is_folder = path.exists() and parts and path.suffix not in (".ckpt", ".onnx")
+        is_folder = path.exists() and parts and path.suffix not in (".ckpt", *EXPORTED)
         short.append(parts[-1] if is_folder else str(name))
     return [brief if short.count(brief) == 1 else str(name) for brief, name in zip(short, names, strict=True)]
 

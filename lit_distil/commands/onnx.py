@@ -187,10 +187,12 @@ class Agreement:
     Attributes:
         largest_difference: The largest difference of two logits (or states, without a head), padding aside.
         largest_logit: The largest absolute logit of torch, to compare the difference with.
-        top_agreement: Share of the choices (masked tokens, labels, starts and ends of spans; without a head the largest
-            component of each state and embedding) that are the same.
+        top_agreement: Share of the choices that are the same: masked tokens, labels, starts and ends of spans; without
+            a head the nearest neighbour of each text, by the cosine of embeddings.
         num_choices: How many choices there were.
-        shapes: (texts, tokens) of each batch.
+        shapes: (texts, tokens) of the batches, each shape once.
+        mean_cosine: Without a head, the mean cosine of the file's embedding of a text to torch's.
+        least_cosine: The least of these cosines.
     """
 
     largest_difference: float
@@ -198,12 +200,21 @@ class Agreement:
     top_agreement: float
     num_choices: int
     shapes: list[tuple[int, int]]
+    mean_cosine: float | None = None
+    least_cosine: float | None = None
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{rows}×{columns}" for rows, columns in self.shapes)
+        share = f"{100 * self.top_agreement:.1f} %"
+        if self.mean_cosine is not None:
+            return (
+                f"the cosine of its embeddings to torch's is {self.mean_cosine:.4f} on average and "
+                f"{self.least_cosine:.4f} at least, and the nearest neighbour is the same for {share} of "
+                f"{self.num_choices:,} texts; largest difference {self.largest_difference:.2e}; batches of {shapes}"
+            )
         return (
             f"largest difference {self.largest_difference:.2e} (largest logit {self.largest_logit:.3g}), the same "
-            f"choice in {100 * self.top_agreement:.1f} % of {self.num_choices:,}; batches of {shapes}"
+            f"choice in {share} of {self.num_choices:,}; batches of {shapes}"
         )
 
 
@@ -218,7 +229,9 @@ def compare_with_torch(
 ) -> Agreement:
     """Compare logits on batches of several shapes, with padding in them.
 
-    A masked language model is compared at masks: every seventh token is masked.
+    A masked language model is compared at masks: every seventh token is masked. An encoder without a head is compared
+    by the embeddings of the texts, or the means of their token states if it does not pool. A network with a head that
+    tells segments apart, or finds answers, reads pairs of texts too.
 
     Args:
         model: The torch network, in eval mode on the CPU.
@@ -226,36 +239,74 @@ def compare_with_torch(
         tokenizer: The network's.
         texts: What to compare on; none takes paragraphs of the standard library's documentation.
         pooling: That of `write_onnx`.
+
+    Raises:
+        ValueError: Fewer than three of the texts differ, so that neighbours of embeddings say nothing.
     """
     outputs = _TupleOfOutputs(model, pooling)
     longest = candidate.properties.get("max_length") or _SHAPES[-1][1]
     head = head_of(model)
     differences, sizes, same, shapes = [], [], [], []
+    embeddings: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # torch's and the file's, of every text once
     for inputs in _batches(model, tokenizer, list(texts) or sample_texts(), longest):
         mask = inputs["attention_mask"].bool()
         shapes.append((int(mask.shape[0]), int(mask.shape[1])))
-        for expected, found in zip(outputs(**inputs), candidate(**inputs), strict=True):
+        all_expected, all_found = outputs(**inputs), candidate(**inputs)
+        for expected, found in zip(all_expected, all_found, strict=True):
             is_of_text = head == "sequence_classification" or (head is None and expected.dim() == 2)
             real = slice(None) if is_of_text else mask  # the logits of padding mean nothing
-            differences.append(float((expected[real] - found[real]).abs().max()))
-            sizes.append(float(expected[real].abs().max()))
+            differences.append((expected[real] - found[real]).abs().max())
+            sizes.append(expected[real].abs().max())
+            if head is None:
+                continue
             choosers: Any = slice(None)  # every sequence makes a choice, unless tokens or masks do
             if head == "masked_lm":
                 choosers = inputs["input_ids"] == tokenizer.mask_token_id
-            elif head == "token_classification" or (head is None and expected.dim() == 3):
+            elif head == "token_classification":
                 choosers = mask
             elif head == "question_answering":  # a start or an end is one of the real tokens
                 floor = torch.finfo(expected.dtype).min
                 expected, found = expected.masked_fill(~mask, floor), found.masked_fill(~mask, floor)
             same.append((_choices(model, expected) == _choices(model, found))[choosers].flatten())
+        if head is None:
+            pairs = zip(_embeddings(all_expected, mask), _embeddings(all_found, mask), strict=True)
+            embeddings |= zip((tuple(ids[of].tolist()) for ids, of in zip(inputs["input_ids"], mask)), pairs)
+    cosines = None
+    if head is None:
+        if len(embeddings) < 3:
+            raise ValueError(
+                f"check_on: {len(embeddings)} of the texts differ, so all have the same neighbours; give 3 at least"
+            )
+        ours, theirs = (torch.stack(vectors) for vectors in zip(*embeddings.values(), strict=True))
+        cosines = (ours * theirs).sum(1)
+        same.append(_nearest(ours) == _nearest(theirs))
     agreement = torch.cat(same)
     return Agreement(
-        largest_difference=max(differences),
-        largest_logit=max(sizes),
+        largest_difference=float(torch.stack(differences).max()),  # NaN if any is
+        largest_logit=float(torch.stack(sizes).max()),
         top_agreement=float(agreement.float().mean()),
         num_choices=agreement.numel(),
-        shapes=shapes,
+        shapes=list(dict.fromkeys(shapes)),
+        mean_cosine=None if cosines is None else float(cosines.mean()),
+        least_cosine=None if cosines is None else float(cosines.min()),
     )
+
+
+def _embeddings(outputs: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Unit vectors of the texts `[S, D]`: the second output, or the means of the token states, which are the first."""
+    if len(outputs) == 1:
+        outputs = (*outputs, (outputs[0] * mask[:, :, None]).sum(1))
+    return nn.functional.normalize(outputs[1], dim=-1)
+
+
+def _nearest(vectors: Tensor) -> Tensor:
+    """The number of the vector that is most similar to each, itself aside."""
+    found = []
+    for rows in torch.arange(len(vectors)).split(1024):
+        similarities = vectors[rows] @ vectors.T
+        similarities[torch.arange(len(rows)), rows] = -torch.inf
+        found.append(similarities.argmax(1))
+    return torch.cat(found)
 
 
 def sample_texts() -> list[str]:
@@ -273,12 +324,20 @@ def _batches(
     """Batches of the shapes above, which start again at the first text if need be, then those of the other texts."""
     num_shown = sum(size for size, _ in _SHAPES)
     shapes = [*_SHAPES, *[(8, _SHAPES[-1][1])] * -(-max(0, len(texts) - num_shown) // 8)]
-    start = 0
-    for size, length in shapes:
-        chosen = [texts[i % len(texts)] for i in range(start, start + size)]
+    head, start = head_of(model), 0
+    for number, (size, length) in enumerate(shapes):
+        chosen = [texts[i % len(texts)] for i in range(start, start + size + 1)]
         start += size
+        is_of_pairs = head == "question_answering" or (head is not None and takes_segments(model) and number % 2 == 1)
         encoded = tokenizer(
-            chosen, truncation=True, max_length=min(length, longest), padding=True, padding_side="right", verbose=False
+            chosen[:-1],
+            chosen[1:] if is_of_pairs else None,
+            truncation=True,
+            max_length=min(length, longest),
+            padding=True,
+            padding_side="right",
+            return_token_type_ids=takes_segments(model),
+            verbose=False,
         )
         ids = torch.tensor(encoded["input_ids"])
         inputs = {"input_ids": ids, "attention_mask": torch.tensor(encoded["attention_mask"])}

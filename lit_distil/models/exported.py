@@ -37,10 +37,12 @@ class ExportedNetwork(ABC):
 
     Attributes:
         inputs: Names of what it takes: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 `[S, L]`.
+        outputs: Names of what it gives, in the order of `run`.
         properties: What the export kept: `parameters`, `encoder_parameters`, `vocab_size`, `max_length` (0: no limit).
     """
 
     inputs: list[str]
+    outputs: list[str]
     properties: dict[str, int]
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
@@ -81,6 +83,7 @@ class OnnxNetwork(ExportedNetwork):
                 f"{str(path)!r} is not an ONNX file that ONNX Runtime can run ({one_line(error)})"
             ) from error
         self.inputs = [node.name for node in self.session.get_inputs()]
+        self.outputs = [node.name for node in self.session.get_outputs()]
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.properties = {
             name.removeprefix(METADATA): int(value) for name, value in metadata.items() if name.startswith(METADATA)
@@ -115,6 +118,7 @@ class OpenVinoNetwork(ExportedNetwork):
         except RuntimeError as error:
             raise ValueError(f"{str(path)!r} is not a file that OpenVINO can run ({one_line(error)})") from error
         self.inputs = [node.get_any_name() for node in self.network.inputs]
+        self.outputs = [node.get_any_name() for node in self.network.outputs]
         section = xml.etree.ElementTree.parse(path).find(f"rt_info/{METADATA.rstrip('.')}")
         entries = [] if section is None else list(section)
         self.properties = {entry.tag: int(entry.attrib["value"]) for entry in entries}

@@ -107,12 +107,16 @@ def test_the_exported_folder_is_a_sentence_transformer(run: lit_distil.Run) -> N
     torch.testing.assert_close(found, open_encoder(str(run.folder))([*TEXTS, long]), rtol=0, atol=1e-6)
 
 
-def test_onnx_gives_the_same_embeddings(run: lit_distil.Run, tmp_path: Path) -> None:
+def test_onnx_gives_the_same_embeddings(
+    run: lit_distil.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
+    from lit_distil.commands import export as command
     from lit_distil.commands.export import export
     from lit_distil.models.exported import OnnxNetwork
 
-    export(str(run.folder / "export"), str(tmp_path / "out"), onnx=True)
+    export(str(run.folder / "export"), str(tmp_path / "out"), int8=True)
+    assert "the cosine of its embeddings to torch's is 1.0000 on average" in capsys.readouterr().out
     assert read_sentence_format(str(tmp_path / "out")) == SentenceFormat("mean", 24)
     network = OnnxNetwork(tmp_path / "out/model.onnx")
     assert [node.name for node in network.session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
@@ -120,6 +124,25 @@ def test_onnx_gives_the_same_embeddings(run: lit_distil.Run, tmp_path: Path) -> 
     encoded = tokenizer(TEXTS, padding=True, truncation=True, max_length=24, return_tensors="pt")
     expected = padded_embeddings(run.folder / "export", TEXTS, max_length=24)
     torch.testing.assert_close(network(**encoded)[1], expected, rtol=0, atol=1e-5)
+    encoder = open_encoder(str(tmp_path / "out/model.onnx"))
+    torch.testing.assert_close(encoder(TEXTS), expected, rtol=0, atol=1e-5)
+    assert encoder.num_parameters == open_encoder(str(run.folder)).num_parameters
+    with pytest.raises(ValueError, match=r"pooling: .* was exported with mean, got 'cls'; export it again"):
+        open_encoder(str(tmp_path / "out/model.onnx"), pooling="cls")
+
+    # what is refused, with the same files and without writing them anew
+    def copy(name: str) -> Any:
+        return lambda *arguments, **settings: arguments[1].write_bytes((tmp_path / "out" / name).read_bytes())
+
+    monkeypatch.setattr(command, "write_onnx", copy("model.onnx"))
+    monkeypatch.setattr(command, "quantise", copy("model_int8.onnx"))
+    with pytest.raises(ValueError, match=r"int8: .*nearest neighbour.*min_agreement is 0\.8 and min_cosine 1\.01"):
+        export(str(run.folder), str(tmp_path / "refused"), int8=True, min_cosine=1.01)
+    export(str(run.folder), str(tmp_path / "allowed"), int8=True, min_cosine=1.01, allow_disagreement=True)
+    monkeypatch.setattr(command, "write_onnx", copy("model_int8.onnx"))  # a float32 file with too small a cosine
+    with pytest.raises(ValueError, match=r"onnx: model\.onnx is not the network: the cosine"):
+        export(str(run.folder), str(tmp_path / "refused"), onnx=True, tolerance=1e-6)
+    assert not (tmp_path / "refused").exists()
 
 
 # Measures

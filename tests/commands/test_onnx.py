@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
@@ -18,11 +25,12 @@ from transformers import (
 )
 
 from lit_distil.commands import export
-from lit_distil.commands.benchmark.command import time_texts
-from lit_distil.commands.benchmark.latency import measure_networks
-from lit_distil.commands.onnx import compare_with_torch, sample_texts, write_onnx
+from lit_distil.commands.benchmark.command import main_table, time_texts
+from lit_distil.commands.benchmark.latency import measure_networks, peak_memory_mb
+from lit_distil.commands.onnx import Agreement, _nearest, compare_with_torch, sample_texts, write_onnx
 from lit_distil.models.exported import OnnxNetwork, import_extra
 from tests.commands.examples import finished_run, make_tokenizer, tiny_config
+from tests.test_documents import blocks
 from tests.workspace import TINY, Workspace
 
 
@@ -107,6 +115,82 @@ def test_values_and_several_labels_are_compared_as_choices(problem: str) -> None
     assert same.num_choices % 3 == 0 or problem == "regression"
 
 
+class Embeddings:
+    """A file that gives an encoder's states and the means of them, altered."""
+
+    properties: ClassVar = {"max_length": 32}
+
+    def __init__(self, network: torch.nn.Module, alter: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.network, self.alter = network, alter
+
+    def __call__(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
+        states = self.network(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][:, :, None]
+        return [states, self.alter(torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1))]
+
+
+def test_an_encoder_is_judged_by_its_embeddings_and_their_neighbours() -> None:
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    model = AutoModel.from_config(tiny_config(tokenizer, layers=1), add_pooling_layer=False).eval()
+    rotation = torch.linalg.qr(torch.randn(32, 32))[0]
+
+    def compared(alter: Callable[[torch.Tensor], torch.Tensor], **settings: Any) -> Agreement:
+        with torch.no_grad():
+            return compare_with_torch(model, Embeddings(model, alter), tokenizer, pooling="mean", **settings)  # type: ignore[arg-type]
+
+    same = compared(lambda vectors: vectors)
+    assert (same.mean_cosine, same.least_cosine) == (pytest.approx(1), pytest.approx(1)) and same.top_agreement == 1
+    assert 20 < same.num_choices <= 12 + len(sample_texts())  # a text once
+    noisy = compared(lambda vectors: vectors + 0.03 * torch.randn(vectors.shape))
+    assert noisy.mean_cosine is not None and noisy.least_cosine is not None
+    assert 0.9 < noisy.least_cosine < noisy.mean_cosine < 0.995 and 0.1 < noisy.top_agreement < 0.97
+    # turned, they are all wrong and yet have the neighbours that they had
+    turned = compared(lambda vectors: vectors @ rotation)
+    assert turned.mean_cosine is not None and abs(turned.mean_cosine) < 0.6 and turned.top_agreement > 0.95
+    assert re.search(r"cosine of its embeddings to torch's is 1\.0000 on average and 1\.0000 at least", str(same))
+    assert "the nearest neighbour is the same for 100.0 % of" in str(same)
+    assert math.isnan(compared(lambda vectors: vectors * math.nan).largest_difference)
+    with pytest.raises(ValueError, match=r"check_on: 2 of the texts differ, .* give 3 at least"):
+        compared(lambda vectors: vectors, texts=["the cat", "a dog", "the cat"])
+
+
+def test_the_nearest_neighbour_is_another_text() -> None:
+    angles = torch.tensor([0.0, 0.3, 0.9, 1.0])
+    assert _nearest(torch.stack([angles.cos(), angles.sin()], dim=1)).tolist() == [1, 0, 3, 2]
+    vectors = torch.nn.functional.normalize(torch.randn(1100, 8), dim=1)  # more than one block of rows
+    expected = (vectors @ vectors.T - 3 * torch.eye(1100)).argmax(1)
+    assert (_nearest(vectors) == expected).all()
+
+
+def test_a_file_that_ignores_segments_does_not_agree() -> None:
+    tokenizer = make_tokenizer()
+    config = tiny_config(tokenizer, layers=1, type_vocab_size=2)
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(config).eval()
+
+    class Network:
+        properties: ClassVar = {"max_length": 32}
+
+        def __init__(self, *, ignores: bool) -> None:
+            self.ignores = ignores
+
+        def __call__(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
+            assert inputs["token_type_ids"].any()
+            types = inputs.pop("token_type_ids")
+            found = model(**inputs, token_type_ids=types * 0 if self.ignores else types)
+            return [found.start_logits, found.end_logits]
+
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    with torch.no_grad():
+        whole = compare_with_torch(model, Network(ignores=False), tokenizer)  # type: ignore[arg-type]
+        deaf = compare_with_torch(model, Network(ignores=True), tokenizer)  # type: ignore[arg-type]
+    assert whole.largest_difference == 0 and whole.top_agreement == 1 and deaf.largest_difference > 0.01
+
+
 def test_a_file_that_disagrees_is_refused_and_leaves_nothing(
     written: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +245,76 @@ def test_messages_name_what_is_wrong(
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ValueError, match=r"onnxscript is needed and not installed: pip install 'lit-distil\[onnx\]'"):
         import_extra("onnxscript")
+
+
+KINDS = {
+    "embeddings": AutoModel,
+    "labels": AutoModelForSequenceClassification,
+    "tags": AutoModelForTokenClassification,
+    "spans": AutoModelForQuestionAnswering,
+    "masks": AutoModelForMaskedLM,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_exported_compared_timed_and_served(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX, int8 and OpenVINO: each file is compared with torch, and has a row in the table."""
+    pytest.importorskip("openvino")
+    tokenizer, source, out = make_tokenizer(), tmp_path / "model", tmp_path / "out"
+    torch.manual_seed(0)
+    KINDS[kind].from_config(tiny_config(tokenizer, layers=1)).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    pooling = "mean" if kind == "embeddings" else None
+    every = {"onnx": True, "int8": True, "openvino": True}
+    export.export(str(source), str(out), pooling=pooling, allow_disagreement=True, **every)
+    kept = json.loads((out / "onnx.json").read_text())
+    files = ["model.onnx", "model_int8.onnx", "openvino_model.xml"]
+    assert sorted(kept) == [*files, "torch_mb"]
+    for name in files:
+        assert kept[name]["num_choices"] > 20 and kept[name]["top_agreement"] > (0.3 if "int8" in name else 0.999)
+        assert (kept[name]["mean_cosine"] is not None) == (kind == "embeddings")
+    networks = [str(source), *(str(out / name) for name in files)]
+    results = measure_networks(networks, length=8, batch_size=2, repeats=2, part="whole")
+    rows = main_table(results, batch_size=2)[1:]
+    assert [row[0] for row in rows] == networks and len({row[1] for row in rows}) == 1
+    assert all(result.latency_ms.median > 0 and result.size_mb > 0 for result in results)
+    assert peak_memory_mb(networks[-1], length=8, batch_size=2) > 0
+    check_service(kind, source, out, monkeypatch)
+
+
+def check_service(kind: str, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service of the guide answers as torch does; FastAPI is left out."""
+    app = SimpleNamespace(post=lambda path: lambda function: function)
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(FastAPI=lambda: app))  # type: ignore[arg-type]
+    guide = blocks("docs/guides/export-serving.md", "python")
+    (base,) = (block for block in guide if block.startswith("# serve_onnx.py"))
+    code = base.replace("runs/reviews/onnx", str(out)).replace("model_int8.onnx", "model.onnx")
+    code += "".join(block for block in guide if block.startswith(f"# {'answers' if kind == 'spans' else kind}"))
+    serve: dict[str, Any] = {}
+    exec(code, serve)
+    model, tokenizer, texts = KINDS[kind].from_pretrained(source).eval(), make_tokenizer(), ["the cat sat", "a dog"]
+    with torch.no_grad():
+        output = model(**tokenizer(texts, padding=True, return_tensors="pt"))
+        masked = model(**tokenizer("the <mask> sat<mask>", return_tensors="pt"))
+    if kind == "labels":
+        assert serve["classify"](texts) == [f"LABEL_{label}" for label in output.logits.argmax(-1).tolist()]
+    elif kind == "tags":
+        found = serve["tag"](texts)
+        assert [len(one) for one in found] == [len(tokenizer.tokenize(text)) for text in texts]
+        assert found[0][0][1] == f"LABEL_{int(output.logits[0, 1].argmax())}"
+    elif kind == "spans":
+        answer = serve["answer"]("what sat?", "the cat sat on the mat with a dog")
+        assert answer and answer in "the cat sat on the mat with a dog"
+    elif kind == "masks":
+        places = tokenizer("the <mask> sat<mask>", return_tensors="pt")["input_ids"] == tokenizer.mask_token_id
+        guesses = masked.logits[places].argmax(-1).tolist()
+        assert serve["fill"]("the <mask> sat<mask>") == [tokenizer.decode([one]).strip() for one in guesses]
+    else:
+        first = torch.nn.functional.normalize(output.last_hidden_state[0].mean(0), dim=0)
+        torch.testing.assert_close(torch.tensor(serve["embed"](texts)[0]), first, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
