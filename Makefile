@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := true
 
-include demo.mk
+include papers.mk demo.mk
 
 .PHONY: help
 help:  ## list the targets

@@ -165,7 +165,7 @@ def test_classes_of_the_table_of_pieces_exist() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_make_targets_exist(document: str) -> None:
-    makefiles = (ROOT / "Makefile").read_text() + (ROOT / "demo.mk").read_text()
+    makefiles = "".join(path.read_text() for path in (ROOT / "Makefile", *ROOT.glob("*.mk")))
     targets = set(re.findall(r"^([a-z][\w-]*)(?: [a-z][\w-]*)*:", makefiles, re.MULTILINE))
     targets |= {name for line in re.findall(r"^\.PHONY: (.*)$", makefiles, re.MULTILINE) for name in line.split()}
     assert {"demo", "test"} <= targets

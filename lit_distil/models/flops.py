@@ -105,9 +105,11 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 def data_sheet(device: torch.device, precision: str) -> float | None:
     """What a GPU's data sheet promises; None for a CPU, an unknown GPU, and fp32 without TF32."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
+    return sheet_rate(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+
+
+def sheet_rate(name: str, precision: str) -> float | None:
+    """What the data sheet of a GPU of this name promises, see `data_sheet`."""
     rates = next((rates for part, rates in _DATA_SHEETS.items() if part in name), None)
     dtype = _dtype_of(precision)
     if rates is None or dtype not in (torch.float16, torch.bfloat16, torch.float32):
