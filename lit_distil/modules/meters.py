@@ -195,7 +195,7 @@ class LoggedModule(LightningModule, ABC):
             warn_if_never_validated(self.trainer)
 
     def on_train_end(self) -> None:
-        """Refuse weights that are no numbers, of a run that writes no checkpoints too."""
+        """Refuse weights that are not finite, also in a run that writes no checkpoints."""
         self.guard.check_weights(self, self.trainer.global_step)
         self.guard.finish(self.trainer.global_step)
 
