@@ -157,8 +157,8 @@ def _from_frames(message: str, error: BaseException, config: Namespace | Mapping
     """A message with the path of the innermost piece whose method raised it."""
     pieces = list(_pieces_at_work(error, config))
     for path, kind in pieces:
-        if named := _argument_of(message, kind):
-            return f"{path}.{named}"
+        if found := _argument_of(message, kind):
+            return f"{path}.{found}"
     if _begins_with_key(message, config):
         return _as_given(message, config)
     path = next((path for path, _ in pieces if "." in path), "")

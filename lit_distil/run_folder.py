@@ -189,10 +189,10 @@ class RunFolder:
             )
         if changes:
             first = [(change.name, *change.shown(60)) for change in changes[:3]]
-            changes = [f"{name}: {there} there, {now} now" for name, there, now in first]
+            listed = [f"{name}: {there} there, {now} now" for name, there, now in first]
             more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
             raise ValueError(
-                f"out: {self.path} holds another run ({'; '.join(changes)}{more}). To continue that run, repeat its "
+                f"out: {self.path} holds another run ({'; '.join(listed)}{more}). To continue that run, repeat its "
                 "settings; otherwise give another folder, or start again with overwrite=True (--overwrite)"
             )
         if self.is_call and is_finished:
