@@ -318,7 +318,7 @@ class TrainingCLI(LightningCLI):
                 checkpoint=config.ckpt_path,
                 allow_changes=config.allow_changes,
             )
-        except ValueError as error:  # a wrong setting is told first: it would be another run because of it
+        except ValueError as error:  # a wrong setting is reported first: it alone may make this another run
             self._refusal = error
 
     def instantiate_classes(self) -> None:
@@ -500,7 +500,7 @@ def fit_objects(
         checkpoint = refusal = None
         try:
             checkpoint = run_folder.settle(config, overwrite=overwrite)
-        except ValueError as error:  # told if nothing else is wrong
+        except ValueError as error:  # reported if nothing else is wrong
             refusal = error
         torch.set_float32_matmul_precision("medium")
         module, data, settings = build()

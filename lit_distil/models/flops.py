@@ -128,8 +128,21 @@ def product_rate(device: torch.device, precision: str) -> float:
     return _measured_rate(device, _dtype_of(precision), torch.get_num_threads(), setting)
 
 
+def times_of_float32(device: torch.device, precision: str) -> float:
+    """How many times as long products take on this CPU as in float32; 1 on other devices.
+
+    Args:
+        device: Where the network runs.
+        precision: The Trainer's, such as `bf16-mixed`, or a dtype's name.
+    """
+    if device.type != "cpu" or _dtype_of(precision) not in (torch.bfloat16, torch.float16):
+        return 1.0
+    return product_rate(device, "32-true") / product_rate(device, precision)
+
+
 def _dtype_of(precision: str) -> torch.dtype:
     kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    kinds |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
     return kinds.get(precision.partition("-")[0], torch.float32)
 
 
