@@ -156,6 +156,11 @@ claims: $(VENV)/.core  ## run the papers' claims on small networks (some 5 hours
 claim-%: $(VENV)/.core
 	@$(RUN) claims $* --seeds $(or $(SEEDS),3) --jobs $(or $(JOBS),2) && $(RUN) claims --only_pages true --docs docs
 
+.PHONY: claims-gpu
+claims-gpu: $(VENV)/.core  ## a claim ten times larger, in ten minutes of one GPU: CLAIM="soft-targets" (DRY=H100: what it takes)
+	@$(if $(DRY),$(LIT_DISTIL),$(RUN)) claims $(or $(CLAIM),soft-targets) --scale gpu --seeds $(or $(SEEDS),3) \
+		--jobs $(or $(JOBS),4) --out results/claims-gpu --runs runs/claims-gpu $(if $(DRY),--estimate $(DRY))
+
 .PHONY: clean
 clean:  ## remove the virtual environment and all runs
 	rm -rf $(VENV) runs

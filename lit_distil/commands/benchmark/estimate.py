@@ -25,10 +25,11 @@ from lit_distil.commands.prepare import prepare
 from lit_distil.console import bullets, text_table
 from lit_distil.data import HubDataset, PreparedCorpus, TextDataModule, load_tokenizer
 from lit_distil.data.corpus.shards import MANIFEST, Manifest
+from lit_distil.data.tokenizers import vocabulary_of
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.models.architectures import Head
 from lit_distil.models.flops import NetworkFlops, peak_flops, sheet_rate
-from lit_distil.models.sources import random_network, sketching
+from lit_distil.models.sources import STAND_INS, random_network, sketching
 from lit_distil.models.students import freeze_parts
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.teachers import StudentModule
@@ -55,6 +56,9 @@ TEXT_BYTES = {"20231101.en": 20_200_000_000}
 ROWS = {"cola": 8_551, "mnli": 392_702, "mrpc": 3_668, "qnli": 104_743, "qqp": 363_846, "rte": 2_490}
 ROWS |= {"sst2": 67_349, "stsb": 5_749, "wnli": 635}
 """Training rows of a configuration of a data set: `nyu-mll/glue` (its card)."""
+
+RESULTS = "results/gpu/speed.json"
+"""What `make gpu` writes."""
 
 BYTES_PER_TOKEN = 4.5
 ASSUMED_MFU = 0.35
@@ -242,9 +246,12 @@ class Chain:
             return AutoConfig.for_model(**PUBLISHED[name])
         return Pretrained(name).read_config()
 
-    def _vocabulary(self, name: str) -> Vocabulary:
-        is_known = name in self.networks or name in PUBLISHED
-        return Vocabulary(self._config(name).vocab_size if is_known else len(load_tokenizer(name)), {})
+    def _vocabulary(self, tokenizer: str) -> Vocabulary:
+        if tokenizer not in self.networks and tokenizer not in PUBLISHED:
+            return vocabulary_of(load_tokenizer(tokenizer))
+        config = self._config(tokenizer)
+        ids = {name: getattr(config, name, None) for name in STAND_INS} | {"pad_token_id": config.pad_token_id}
+        return Vocabulary(config.vocab_size, {name: value for name, value in ids.items() if value is not None})
 
     def _steps(self, trainer: Any, data: TextDataModule, tokens: int) -> int:
         if (trainer.max_steps or -1) > 0:
@@ -359,11 +366,11 @@ def report(
         own = count * stage.seconds(rate) / 3600
         hours, said = hours + own, said | {origin: None}
         name = stage.folder if count == 1 else f"{stage.folder} and {count - 1} more seeds"
-        cells = [f"{stage.parameters / 1e6:,.1f} M", f"{stage.flops / stage.tokens / 1e9:.3f} G", f"{stage.tokens:,}"]
+        cells = [f"{stage.parameters / 1e6:,.1f} M", f"{stage.flops / stage.tokens / 1e9:.3g} G", f"{stage.tokens:,}"]
         cells += [f"{stage.steps:,}", f"{stage.steps * stage.tokens / 1e9:,.3f} G", str(stage.devices)]
-        table.append([name, *cells, f"{stage.memory / 1e9:.1f}", f"{own:,.2f}"])
+        table.append([name, *cells, f"{stage.memory / 1e9:.1f}", _three_digits(own)])
     lines = [
-        f"{hours:,.1f} hours in all, one run after the other; without start-up, validation and checkpoints",
+        f"{_three_digits(hours)} hours in all, one run after the other; without start-up, validation and checkpoints",
         *(f"operations: {origin}" for origin in said),
         f"a micro-batch takes at least {1000 * LEAST_SECONDS:.0f} ms; every sequence counts as full, so that tasks of "
         "short rows and their memory are upper bounds",
@@ -373,6 +380,10 @@ def report(
         *notes,
     ]
     return f"{text_table(table)}\n{bullets(lines)}"
+
+
+def _three_digits(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -391,5 +402,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu", default="H100", help="part of a GPU's name, or cuda or cpu to measure what is here (H100)")
     add("--devices", type=int, default=1, help="what `devices: auto` of a recipe means (1)")
     add("--mfu", type=float, help=f"share of the device's rate (as measured by make gpu, or {ASSUMED_MFU})")
-    add("--results", default="results/gpu/speed.json", help="what make gpu measured (results/gpu/speed.json)")
+    add("--results", default=RESULTS, help=f"what make gpu measured ({RESULTS})")
     return parser
