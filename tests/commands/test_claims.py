@@ -132,6 +132,7 @@ def sizes(config: dict[str, Any]) -> tuple[float, float, float]:
     return parameters, tokens, config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
 
 
+@pytest.mark.slow
 def test_the_larger_claim_fits_into_ten_minutes_as_its_page_says(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

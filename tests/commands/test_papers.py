@@ -78,21 +78,21 @@ def test_every_stage_of_a_chain_starts_from_what_an_earlier_one_writes(name: str
         assert value(student, "--model.teacher") == value(student, "--data.tokenizer") in estimate.PUBLISHED
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["distilbert", "distilroberta"])  # with their own teachers they are all four
 def test_every_command_of_a_chain_parses_and_is_estimated(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tasks = "wnli" if name == "bert" else "cola"
-    commands = printed(name, tmp_path, f"TASKS={tasks}", "DEVICES=4", "SEEDS=1 2 3")
+    commands = printed(name, tmp_path, "TASKS=cola", "DEVICES=4", "SEEDS=1 2 3", "TEACHER=own")
     (tmp_path / "commands").write_text("".join(f"lit-distil {shlex.join(words)}\n" for words in commands))
     with kept_environment():
         estimate.run(["--commands", str(tmp_path / "commands"), "--gpu", "H200", "--results", "none"])
     table = capsys.readouterr().out.rpartition("run  ")[2].splitlines()
-    stage, task, total = table[1].split(), table[2].split(), table[3]
-    assert stage[0] == f"{tmp_path}/papers/{name}" and stage[-3] == "4" and float(stage[-1]) > 0.5
-    assert f"{tasks}/seed-1 and 2 more seeds" in table[2] and task[-3] == "1"
-    assert float(total.split()[1]) == pytest.approx(float(stage[-1].replace(",", "")) + float(task[-1]), rel=0.01)
-    assert "data sheet of H200" in table[4]
+    rows, total = [line.split() for line in table[1:4]], table[4]
+    folders = [f"{tmp_path}/papers/{one}" for one in (name.removeprefix("distil"), name, f"glue/{name}/cola/seed-1")]
+    assert [row[0] for row in rows] == folders and [row[-3] for row in rows] == ["4", "4", "1"]
+    assert "cola/seed-1 and 2 more seeds" in table[3]
+    assert float(total.split()[1]) == pytest.approx(sum(float(row[-1]) for row in rows), rel=0.01)
+    assert "data sheet of H200" in table[5]
 
 
 def test_the_corpus_is_that_of_the_recipes(tmp_path: Path) -> None:

@@ -73,11 +73,6 @@ class EstimateCLI(TrainingCLI):
         self.found = found
         super().__init__(*args, **settings)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """`fit` alone."""
-        return {"fit": TrainingCLI.subcommands()["fit"]}
-
     def before_instantiate_classes(self) -> None:
         """As for a run that begins anew."""
         self.config[self.subcommand].ckpt_path = None
