@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := true
 
-include demo.mk
+include papers.mk demo.mk
 
 .PHONY: help
 help:  ## list the targets
@@ -155,6 +155,11 @@ claims: $(VENV)/.core  ## run the papers' claims on small networks (some 5 hours
 
 claim-%: $(VENV)/.core
 	@$(RUN) claims $* --seeds $(or $(SEEDS),3) --jobs $(or $(JOBS),2) && $(RUN) claims --only_pages true --docs docs
+
+.PHONY: claims-gpu
+claims-gpu: $(VENV)/.core  ## a claim ten times larger, in ten minutes of one GPU: CLAIM="soft-targets" (DRY=H100: what it takes)
+	@$(if $(DRY),$(LIT_DISTIL),$(RUN)) claims $(or $(CLAIM),soft-targets) --scale gpu --seeds $(or $(SEEDS),3) \
+		--jobs $(or $(JOBS),4) --out results/claims-gpu --runs runs/claims-gpu $(if $(DRY),--estimate $(DRY))
 
 .PHONY: clean
 clean:  ## remove the virtual environment and all runs

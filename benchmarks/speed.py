@@ -5,7 +5,7 @@
     python benchmarks/speed.py --only_pages
 
 Text is that of the installed packages' docstrings; networks have random weights. Training is `lit-distil benchmark
-training --compare hf`: each way in a process of its own, in turns. Measure on a machine that does nothing else.
+training --compare hf`: each way in a process of its own, alternating. Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def measure_training(name: str, file: Path) -> None:
     """Run the command, which writes the file."""
     prepare()
     lit_distil("benchmark", "training", *TRAINING[name][1], "--compare", "hf", "--out", str(file))
+    file.write_text(file.read_text(encoding="utf-8").replace(f"{ROOT}{os.sep}", ""), encoding="utf-8")
 
 
 def measure_script(name: str, file: Path) -> None:

@@ -105,9 +105,9 @@ def _guarded(call: Callable[..., Run]) -> Callable[..., Run]:
             try:
                 return call(*args, **settings)
             except SystemExit as error:
-                if (told := piece_that_raised(error)) is None:
+                if (message := piece_that_raised(error)) is None:
                     raise  # the run was stopped by a signal
-                raise ValueError(told) from error  # a piece must not end the caller's interpreter
+                raise ValueError(message) from error  # a piece must not end the caller's interpreter
 
     return guarded
 

@@ -37,7 +37,7 @@ OTHER_COMMANDS = {
     "diagnose": "confusion matrix, reliability and worst examples of a file of predictions",
     "report": "finished runs side by side: tables with intervals, pictures, and what each run changed",
     "claims": "the papers' claims as experiments on small networks: run them, judge them, write their pages",
-    "benchmark": "how fast a configuration trains (training); size, latency and throughput of exported networks",
+    "benchmark": "how fast a configuration trains (training) or would (estimate); size and speed of exported networks",
 }
 COMMANDS = {**CALLS, **TRAINER_COMMANDS, **OTHER_COMMANDS}
 HELP = """\

@@ -205,12 +205,12 @@ def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = N
 
 
 @contextmanager
-def only_process(folder: Path, told: str) -> Iterator[None]:
+def only_process(folder: Path, message: str) -> Iterator[None]:
     """Keep other processes of this machine from the same work in a folder meanwhile.
 
     Args:
         folder: It need not exist yet.
-        told: What the second process is told.
+        message: The error of the second process.
 
     Raises:
         ValueError: Another process is at work in it.
@@ -218,7 +218,7 @@ def only_process(folder: Path, told: str) -> Iterator[None]:
     try:
         lock = _acquire(f"{hash_of(str(folder.resolve()))[:16]}.lock")
     except Timeout as error:
-        raise ValueError(told) from error
+        raise ValueError(message) from error
     try:
         yield
     finally:

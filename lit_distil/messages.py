@@ -71,9 +71,9 @@ def shorten(message: str, options: Iterable[str] = ()) -> str:
     reasons = _reasons(message, list(options))
     if not reasons:
         return message.strip()
-    told = [one for one in dict.fromkeys(reasons) if not any(other.endswith(f": {one}") for other in reasons)]
-    more = len(told) - _MAX_REASONS
-    return "\n".join(told[:_MAX_REASONS] + ([f"(and {more} more)"] if more > 0 else []))
+    shown = [one for one in dict.fromkeys(reasons) if not any(other.endswith(f": {one}") for other in reasons)]
+    more = len(shown) - _MAX_REASONS
+    return "\n".join(shown[:_MAX_REASONS] + ([f"(and {more} more)"] if more > 0 else []))
 
 
 def _reasons(message: str, options: list[str]) -> list[str]:
@@ -142,9 +142,9 @@ def _member(value: str, keys: list[tuple[int, str]], given: str) -> list[str]:
 
 
 def _given(lines: list[str], column: int) -> str:
-    """The value that a reason at this column is about: the first one that is told further left."""
-    told = (line for line in lines if line.lstrip().startswith(_GIVEN) and len(line) - len(line.lstrip()) < column)
-    value = next(told, "").partition(_GIVEN)[2].partition(". Got value: Namespace(")[0]
+    """The value that a reason at this column is about: the first one further left."""
+    given = (line for line in lines if line.lstrip().startswith(_GIVEN) and len(line) - len(line.lstrip()) < column)
+    value = next(given, "").partition(_GIVEN)[2].partition(". Got value: Namespace(")[0]
     match = _NESTED.fullmatch(value)
     return match[1].strip("'") if match else value
 

@@ -71,7 +71,7 @@ def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
     """Let errors within the block name the whole path of the setting that is wrong.
 
     An error of a constructor is a mistake in the configuration, whatever its type. Of other errors, those that this
-    package raises in a method of a piece are told with the path of the piece.
+    package raises in a method of a piece get the path of the piece.
 
     Raises:
         ValueError: An error within the block, in one sentence.
@@ -139,8 +139,8 @@ def users_mistake(error: BaseException) -> str | None:
 
 def _with_path(message: str, path: str, kind: type, config: Namespace | Mapping[str, Any]) -> str:
     """A piece's message with its path: before the argument that the message begins with, or before all of it."""
-    if told := _argument_of(message, kind):
-        return f"{path}.{told}"
+    if named := _argument_of(message, kind):
+        return f"{path}.{named}"
     return _as_given(message, config) if _begins_with_key(message, config) else f"{path}: {message}"
 
 
@@ -157,8 +157,8 @@ def _from_frames(message: str, error: BaseException, config: Namespace | Mapping
     """A message with the path of the innermost piece whose method raised it."""
     pieces = list(_pieces_at_work(error, config))
     for path, kind in pieces:
-        if told := _argument_of(message, kind):
-            return f"{path}.{told}"
+        if found := _argument_of(message, kind):
+            return f"{path}.{found}"
     if _begins_with_key(message, config):
         return _as_given(message, config)
     path = next((path for path, _ in pieces if "." in path), "")
@@ -324,9 +324,9 @@ def piece_that_raised(error: BaseException) -> str | None:
                     place = place or f"{file.name}, line {line}"
                 continue
             contract = (inspect.getdoc(getattr(base, method)) or "").partition("\n")[0]
-            told = f" ({base.__name__}.{method}: {contract})" if contract and method != "__init__" else ""
+            about = f" ({base.__name__}.{method}: {contract})" if contract and method != "__init__" else ""
             return (
                 f"{kind.__module__}.{kind.__qualname__}.{method} raised {type(reason).__name__}: {reason} in "
-                f"{place or f'{file.name}, line {line}'}{told}; LIT_DISTIL_TRACEBACK=1 shows the way there"
+                f"{place or f'{file.name}, line {line}'}{about}; LIT_DISTIL_TRACEBACK=1 shows the way there"
             )
     return None

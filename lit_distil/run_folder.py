@@ -75,7 +75,7 @@ class RunFolder:
     Args:
         path: The folder.
         is_call: Whether one of the calls (`pretrain`, `distil`, `finetune`) writes to it, which continues its own run
-            and wants a folder of its own; otherwise `fit` does, which must be told to continue.
+            and wants a folder of its own; otherwise `fit` does, which continues only when asked to.
     """
 
     def __init__(self, path: str | Path, *, is_call: bool) -> None:
@@ -93,8 +93,8 @@ class RunFolder:
         if getattr(rank_zero_only, "rank", 0) != 0:
             yield
             return
-        told = f"{self.field}: another process is training in {self.path}; wait for it, or give another folder"
-        with only_process(self.path, told):
+        message = f"{self.field}: another process is training in {self.path}; wait for it, or give another folder"
+        with only_process(self.path, message):
             yield
 
     def settle(
@@ -110,7 +110,7 @@ class RunFolder:
         Args:
             settings: What the run is asked to do, in plain values; a run keeps it as `config.yaml`.
             overwrite: Replace the run that is there (`RUN_FILES`, nothing else).
-            checkpoint: The file that the run is told to continue from; None if it is not.
+            checkpoint: The file that to continue from; None to begin anew.
             allow_changes: Go on from a checkpoint even if settings changed that break the continuation.
 
         Returns:
@@ -189,10 +189,10 @@ class RunFolder:
             )
         if changes:
             first = [(change.name, *change.shown(60)) for change in changes[:3]]
-            told = [f"{name}: {there} there, {now} now" for name, there, now in first]
+            listed = [f"{name}: {there} there, {now} now" for name, there, now in first]
             more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
             raise ValueError(
-                f"out: {self.path} holds another run ({'; '.join(told)}{more}). To continue that run, repeat its "
+                f"out: {self.path} holds another run ({'; '.join(listed)}{more}). To continue that run, repeat its "
                 "settings; otherwise give another folder, or start again with overwrite=True (--overwrite)"
             )
         if self.is_call and is_finished:

@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ModelSummary
+from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 from lit_distil.callbacks import ExportCallback, RunCheckpoint, RunCSVLogger, StopOnSignal, WholeCheckpoints
-from lit_distil.run import RunSettings, RunSummary, _check_devices, complete_trainer, leave_process_group, run
-from tests.workspace import Workspace, with_trainer, write_config
+from lit_distil.run import (
+    RunSettings,
+    RunSummary,
+    TrainingCLI,
+    _check_devices,
+    complete_trainer,
+    leave_process_group,
+    run,
+)
+from tests.workspace import KINDS, Workspace, with_trainer, write_config
 
 
 def test_a_trainer_is_completed_and_what_it_brings_is_kept(tmp_path: Path) -> None:
@@ -96,3 +105,26 @@ def test_a_value_of_a_wrong_type_is_told_with_its_whole_path_and_itself(
     target[last] = value
     with pytest.raises(ValueError, match=f"^{message}"):
         run(["fit", "--config", write_config(config, tmp_path / "run.yaml")])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hyperparameters_are_those_that_lightning_itself_would_write_out(
+    kind: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from what was written out before, for the run's folder."""
+    found: list[tuple[Any, Any]] = []
+
+    def compare(self: TrainingCLI) -> None:
+        self._dump_config()
+        ours = self.config_dump
+        del self.config_dump
+        LightningCLI._dump_config(self)
+        found.append((ours, self.config_dump))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(TrainingCLI, "instantiate_classes", compare)
+    file = write_config(with_trainer(workspace.configuration(kind), tmp_path / "run"), tmp_path / "run.yaml")
+    with pytest.raises(RuntimeError, match="enough"):
+        run(["fit", "--config", file])
+    ((ours, theirs),) = found
+    assert ours["model"]["init_args"] and all(ours[name] == theirs[name] for name in ("model", "data"))

@@ -65,7 +65,7 @@ class VocabularyChange:
             ("", "before", "after"),
             ("entries", f"{self.before.entries:,}", f"{self.after.entries:,}"),
             ("parameters", f"{self.before.parameters:,}", f"{self.after.parameters:,}"),
-            ("of the size", "100 %", f"{share:.0%}".replace("%", " %")),
+            ("share of the size", "100 %", f"{share:.0%}".replace("%", " %")),
         ]
         if self.before.tokens_per_word is not None:
             rows.append(("tokens a word", f"{self.before.tokens_per_word:.3f}", f"{self.after.tokens_per_word:.3f}"))

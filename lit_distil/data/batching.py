@@ -266,9 +266,9 @@ class _Packed(Dataset):
             is_ours = isinstance(error, ValueError) and place.is_relative_to(Path(__file__).parents[1])
             if is_ours or isinstance(error, OSError):
                 return _Parcel(b"", error)
-            if (told := piece_that_raised(error)) is None:
+            if (message := piece_that_raised(error)) is None:
                 raise  # torch sends its traceback, which is needed
-            refusal = ValueError(told)
+            refusal = ValueError(message)
             refusal.add_note("".join(traceback.format_exception(error)))
             return _Parcel(b"", refusal)
         stream = BytesIO()

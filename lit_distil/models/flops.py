@@ -105,9 +105,11 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 def data_sheet(device: torch.device, precision: str) -> float | None:
     """What a GPU's data sheet promises; None for a CPU, an unknown GPU, and fp32 without TF32."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
+    return sheet_rate(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+
+
+def sheet_rate(name: str, precision: str) -> float | None:
+    """What the data sheet of a GPU of this name promises, see `data_sheet`."""
     rates = next((rates for part, rates in _DATA_SHEETS.items() if part in name), None)
     dtype = _dtype_of(precision)
     if rates is None or dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -126,8 +128,21 @@ def product_rate(device: torch.device, precision: str) -> float:
     return _measured_rate(device, _dtype_of(precision), torch.get_num_threads(), setting)
 
 
+def times_of_float32(device: torch.device, precision: str) -> float:
+    """How many times as long products take on this CPU as in float32; 1 on other devices.
+
+    Args:
+        device: Where the network runs.
+        precision: The Trainer's, such as `bf16-mixed`, or a dtype's name.
+    """
+    if device.type != "cpu" or _dtype_of(precision) not in (torch.bfloat16, torch.float16):
+        return 1.0
+    return product_rate(device, "32-true") / product_rate(device, precision)
+
+
 def _dtype_of(precision: str) -> torch.dtype:
     kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    kinds |= {"bfloat16": torch.bfloat16, "float16": torch.float16}
     return kinds.get(precision.partition("-")[0], torch.float32)
 
 

@@ -45,7 +45,7 @@ def load_teacher(
             return live.shared(vocabulary, head), live.has(head)
         source = Pretrained(teacher, revision=revision)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* has no weights for ")  # told with what it means, below
+            warnings.filterwarnings("ignore", message=".* has no weights for ")  # reported below, with what it means
             model = source.build(vocabulary, head=head)
         if missing := sorted(new_encoder_tensors(model, source.new_tensors)):
             raise ValueError(

@@ -236,9 +236,9 @@ class CachedTeacher:
         written_for = {"teacher": manifest["teacher"], "data": {split: manifest["data"][split] for split in data}}
         if different := differences({"teacher": teacher, "data": data}, written_for):
             first = [(one.name, *one.shown(60)) for one in different[:4]]
-            told = [f"{name} is {here} here and {there} there" for name, here, there in first]
+            changes = [f"{name} is {here} here and {there} there" for name, here, there in first]
             raise ValueError(
-                f"model.teacher_cache: {str(folder)!r} was written for something else: {'; '.join(told)}. "
+                f"model.teacher_cache: {str(folder)!r} was written for something else: {'; '.join(changes)}. "
                 "Write another with `lit-distil cache`, or train with the settings that it was written for"
             )
         self.k: int = manifest["k"]

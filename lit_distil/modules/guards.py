@@ -1,6 +1,6 @@
 """Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if not finite; global counts.
 
-A run whose weights or validation loss are no numbers any more ends before it writes a checkpoint or an export.
+A run whose weights or validation loss are not finite ends before it writes a checkpoint or an export.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ADVICE = (
 
 
 class DivergedError(RuntimeError):
-    """The weights or the validation loss of a run are no numbers any more, or far from where they began."""
+    """The weights or the validation loss of a run are not finite, or have moved too far from where they began."""
 
 
 class StepGuard:
@@ -165,10 +165,12 @@ class StepGuard:
         num_skipped = self.num_skipped
         if not num_skipped:
             return
-        told = f"{num_skipped} of {step} steps were skipped, because the gradient was infinite or undefined"
+        message = f"{num_skipped} of {step} steps were skipped, because the gradient was infinite or undefined"
         if num_skipped >= step:
-            raise DivergedError(f"{told}, so the weights are those from the start, and nothing is exported. {_ADVICE}")
-        rank_zero_warn(told)
+            raise DivergedError(
+                f"{message}, so the weights are those from the start, and nothing is exported. {_ADVICE}"
+            )
+        rank_zero_warn(message)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run continues with, in plain numbers."""

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_distil.console import progress_bar
-from lit_distil.models.flops import NetworkFlops, peak_flops
+from lit_distil.models.flops import NetworkFlops, peak_flops, times_of_float32
 from lit_distil.modules.guards import StepGuard
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import Batch, DataModule
@@ -127,6 +127,21 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def warn_of_slow_products(device: torch.device, precisions: dict[str, Any]) -> None:
+    """Warn where products in 16 bits take more than twice as long as in float32: this CPU has no units for them.
+
+    Args:
+        device: Where the networks run.
+        precisions: The settings by name; see `times_of_float32`.
+    """
+    for name, precision in precisions.items():
+        if (times := times_of_float32(device, str(precision))) > 2:
+            rank_zero_warn(
+                f"{name}: this CPU has no units for {precision}, which takes {times:.0f} times as long as float32; set "
+                f"{name} to {'32-true' if name == 'trainer.precision' else 'null'}"
+            )
+
+
 class LoggedModule(LightningModule, ABC):
     """Logs means of what a subclass adds to `_meters`: every few training steps, and at the end of an evaluation.
 
@@ -168,6 +183,10 @@ class LoggedModule(LightningModule, ABC):
         for name, teacher in getattr(self, "teachers", {}).items():
             self._flops.append((NetworkFlops(teacher.network), head_runs and name not in module.headless))
         self._peak_flops = peak_flops(self.device, str(self.trainer.precision))
+        warn_of_slow_products(
+            self.device,
+            {"trainer.precision": self.trainer.precision, "model.teacher_dtype": getattr(self, "teacher_dtype", None)},
+        )
 
     def flops(self, batch: Batch) -> float:
         """The floating-point operations of a step on this micro-batch, of real tokens alone; see `NetworkFlops`."""
@@ -195,7 +214,7 @@ class LoggedModule(LightningModule, ABC):
             warn_if_never_validated(self.trainer)
 
     def on_train_end(self) -> None:
-        """Refuse weights that are no numbers, of a run that writes no checkpoints too."""
+        """Refuse weights that are not finite, also in a run that writes no checkpoints."""
         self.guard.check_weights(self, self.trainer.global_step)
         self.guard.finish(self.trainer.global_step)
 

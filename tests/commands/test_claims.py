@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import statistics
 import sys
@@ -23,6 +24,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
 from lit_distil.commands.claims import command
 from lit_distil.commands.claims.exact import hard_label, same_architecture
 from lit_distil.commands.claims.pages import claim_page, write_claim_pages
@@ -81,18 +83,77 @@ def merged(files: tuple[Path, ...]) -> dict[str, Any]:
     return functools.reduce(over, contents)
 
 
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The claims at the size of one GPU."""
+    return command.write_scaled(CLAIMS, CLAIMS / "scales/gpu.yaml", tmp_path_factory.mktemp("claims") / "larger")
+
+
+@pytest.mark.parametrize("size", ["small", "larger"])
 @pytest.mark.parametrize("resolve", [merged, pytest.param(parsed, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
-def test_arms_of_one_base_differ_in_nothing_but_the_claims_keys(name: str, resolve: Any) -> None:
-    claim = load_claim(CLAIMS / name)
+def test_arms_of_one_base_differ_in_nothing_but_the_claims_keys(
+    name: str, resolve: Any, size: str, larger: Path
+) -> None:
+    claims = CLAIMS if size == "small" else larger
+    claim = load_claim(claims / name)
     resolved: dict[Path, list[tuple[dict[str, Any], Any]]] = {}
-    for job in command.plan([claim], [1], configs=CLAIMS, runs=Path("runs/claims")):
+    for job in command.plan([claim], [1], configs=claims, runs=Path("runs/claims")):
         resolved.setdefault(job.files[0], []).append((relevant_settings(resolve(job.files)), job.after))
     for arms in resolved.values():
         for (first, its_start), (other, start) in combinations(arms, 2):
             names = [one.name for one in differences(first, other)]
             assert names or its_start != start, "two arms are the same"
             assert all(one.startswith(tuple(claim.keys)) for one in names), names
+
+
+def test_the_larger_claims_are_ten_times_as_large_and_count_as_others(larger: Path) -> None:
+    for name in NAMES:
+        small, large = (load_claim(root / name) for root in (CLAIMS, larger))
+        for arm, spec in large.arms.items():
+            assert spec.recipe != small.arms[arm].recipe or spec.base in command.MEASUREMENTS
+    for arm, factors in {"half/alone-1": (9, 10), "batch/large-fast": (9, 10), "nsp/segment-pair": (9, 10)}.items():
+        base = {"nsp": "bert"}.get(arm.partition("/")[0], "pretrain")
+        before, after = (merged((root / f"{base}.yaml", root / f"{arm}.yaml")) for root in (CLAIMS, larger))
+        (widths, batches, rates), steps = (
+            zip(*map(sizes, (before, after)), strict=True),
+            {str(one["trainer"]["max_steps"]) for one in (before, after)},
+        )
+        assert (widths[1] / widths[0], batches[1] / batches[0]) == factors and rates[1] == rates[0] / 2, arm
+        assert len(steps) == 1 and after["trainer"]["accelerator"] == "gpu"
+
+
+def sizes(config: dict[str, Any]) -> tuple[float, float, float]:
+    """Parameters of a layer, tokens of a step, learning rate."""
+    network, data = config["model"]["init_args"]["network"]["init_args"]["config"], config["data"]["init_args"]
+    tokens = data.get("batch_tokens") or data["batch_size"] * data["max_length"]
+    parameters = network["hidden_size"] * (4 * network["hidden_size"] + 3 * network["intermediate_size"])
+    assert network["hidden_size"] // network["num_attention_heads"] == 64
+    return parameters, tokens, config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+
+
+@pytest.mark.slow
+def test_the_larger_claim_fits_into_ten_minutes_as_its_page_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By the time that its steps need at least, and by its operations."""
+    claim = load_claim(CLAIMS / "soft-targets")
+    with kept_environment():
+        command.claims(["soft-targets"], scale="gpu", estimate="H100", runs=str(tmp_path))
+    table, _, notes = capsys.readouterr().out.partition("\n- ")
+    rows = [re.split(r"  +", line) for line in table.splitlines()[1:]]
+    assert len(rows) == len(claim.arms) and all("and 2 more seeds" in row[0] for row in rows)
+    flops, of_step, steps = ([float(row[n].split()[0].replace(",", "")) for row in rows] for n in (2, 3, 4))
+    tokens = [one * many for one, many in zip(of_step, steps, strict=True)]
+    minutes = 60 * float(notes.split()[0])
+    assert minutes == pytest.approx(3 * sum(steps) * LEAST_SECONDS / 60, rel=0.01) and minutes < 10
+    operations = 3 * sum(one * many for one, many in zip(flops, tokens, strict=True))  # in 10^9
+    seconds = operations * 1e9 / (ASSUMED_MFU * 989e12)
+    said = (DOCS / "claims.md").read_text().replace("\n", " ")
+    for figure in (f"{3 * len(rows)} runs", f"{3 * sum(tokens) / 1e6:.0f}M tokens", f"{3 * sum(steps):,.0f} steps"):
+        assert figure in said, figure
+    assert f"{operations / 1e6:.1f} PFLOP" in said and f"{seconds:.0f} seconds" in said
+    assert f"{minutes:.0f} minutes" in said
 
 
 @pytest.mark.parametrize("measure", [same_architecture, hard_label])

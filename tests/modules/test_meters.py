@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_distil.modules.meters import SumMeters, add_size, step_size, warn_if_never_validated
+from lit_distil.models import flops
+from lit_distil.modules.meters import SumMeters, add_size, step_size, warn_if_never_validated, warn_of_slow_products
 from lit_distil.types import Batch
 
 
@@ -129,3 +130,20 @@ def test_a_run_that_ends_before_its_first_validation_is_warned_about(
         assert f"the first validation comes after {first}, so nothing is validated" in messages[0]
     run.enable_validation = False
     warn_if_never_validated(run)
+
+
+def test_sixteen_bits_on_a_cpu_without_units_for_them_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.float32: 30e9, torch.bfloat16: 1e9, torch.float16: 20e9}
+    monkeypatch.setattr(flops, "_measured_rate", lambda device, dtype, threads, setting: rates[dtype])
+    settings = {"trainer.precision": "bf16-mixed", "model.teacher_dtype": "bfloat16"}
+    with pytest.warns(UserWarning, match="no units") as caught:
+        warn_of_slow_products(torch.device("cpu"), settings)
+    one, other = (str(warning.message) for warning in caught)
+    assert one.startswith("trainer.precision: this CPU has no units for bf16-mixed, which takes 30 times as long")
+    assert one.endswith("set trainer.precision to 32-true")
+    assert other.startswith("model.teacher_dtype: ") and other.endswith("set model.teacher_dtype to null")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_slow_products(torch.device("cpu"), {"trainer.precision": "16-mixed", "model.teacher_dtype": None})
+        warn_of_slow_products(torch.device("cpu"), {"trainer.precision": "32-true"})
+        warn_of_slow_products(torch.device("cuda"), settings)

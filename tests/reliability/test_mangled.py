@@ -20,7 +20,6 @@ import pytest
 from lightning.pytorch import Trainer
 
 from lit_distil import cli
-from lit_distil.run import TrainingCLI
 from tests.data.sources.test_mangled_files import WHOLE, mangled, read
 from tests.reliability.harness import cpu_seconds, record
 from tests.workspace import KINDS, Workspace, kept_environment, with_trainer, write_config
@@ -93,8 +92,6 @@ class OneCommand:
     """`fit` up to the point where it would train, with a parser that is made once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # the same configuration was written out a line before, for the run's folder
-        monkeypatch.setattr(TrainingCLI, "_dump_config", lambda self: setattr(self, "config_dump", self.run_settings))
         # the command line has the arguments of the method that it replaces
         monkeypatch.setattr(Trainer, "fit", functools.wraps(Trainer.fit)(lambda *arguments, **settings: None))
 

@@ -114,9 +114,9 @@ def benchmark(
 
 
 def run(arguments: list[str]) -> None:
-    """`benchmark training`, or else `benchmark inference`, whose name may be left out."""
-    if arguments[:1] == ["training"]:
-        importlib.import_module("lit_distil.commands.benchmark.training").run(arguments[1:])
+    """`benchmark training` and `benchmark estimate`, or else `benchmark inference`, whose name may be left out."""
+    if arguments[:1] in (["training"], ["estimate"]):
+        importlib.import_module(f"lit_distil.commands.benchmark.{arguments[0]}").run(arguments[1:])
     else:
         call_command(benchmark, arguments[arguments[:1] == ["inference"] :])
 

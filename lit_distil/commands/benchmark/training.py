@@ -337,7 +337,7 @@ def run(arguments: list[str]) -> None:
 def measure(
     settings: list[str], *, compare: bool, steps: int = 10, warm_up_steps: int = 3, rounds: int = 3
 ) -> dict[str, Any]:
-    """Train in processes of their own, ours and the peers' in turns.
+    """Train in processes of their own, ours and the peers' alternating.
 
     Args:
         settings: Arguments of `lit-distil fit`.
@@ -475,8 +475,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
     phases = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ours["phases"].items())
     lines = [
         f"{settings['network']}: {settings['tokens_per_step']:,.0f} real tokens a step, {settings['steps']} steps "
-        f"after {settings['warm_up_steps']} of warm-up, medians of {settings['rounds']} round(s) in turns, each way in "
-        f"a process of its own; {settings['device']}, {settings['threads']} thread(s), {settings['ranks']} rank(s)",
+        f"after {settings['warm_up_steps']} of warm-up, medians of {settings['rounds']} alternating round(s), each way "
+        f"in a process of its own; {settings['device']}, {settings['threads']} thread(s), {settings['ranks']} rank(s)",
         f"a step of ours: {phases}",
         f"MFU: arithmetic of real tokens alone, of {result['product_rate'] / 1e9:,.0f} GFLOP/s, the rate of products "
         "here in the run's precision",
@@ -509,5 +509,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", nargs="?", const=True, default=False, type=lambda text: text == "true", help="replace that file")
     add("--steps", type=int, default=10, help="optimizer steps that are timed (10)")
     add("--warm_up_steps", type=int, default=3, help="steps before them (3)")
-    add("--rounds", type=int, default=3, help="how often each way is timed, in turns (3)")
+    add("--rounds", type=int, default=3, help="how often each way is timed (3); they alternate")
     return parser

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,20 +26,25 @@ from types import FrameType
 from typing import Any
 
 import yaml
+from transformers import AutoConfig
 
+from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.commands.claims.exact import MEASUREMENTS
 from lit_distil.commands.claims.pages import summary_table, write_claim_pages
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar
-from lit_distil.files import hash_values, write_json
+from lit_distil.files import hash_values, write_file, write_json
 from lit_distil.messages import recipes_folder
+from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
 
 TOKENIZER = "runs/claims/tokenizer"
 _STOPPING = threading.Event()  # set once the command is told to stop; the runs are then ended
-_TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", "4096", "--out", TOKENIZER]
+_NUM_ENTRIES = 4096
+_TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", str(_NUM_ENTRIES)]
+_TRAIN_TOKENIZER += ["--out", TOKENIZER]
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,63 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
     return list(jobs.values())
 
 
+def write_scaled(root: Path, scale: Path, out: Path) -> Path:
+    """Write all claims at another size: bases and arms have the same settings multiplied, so arms differ as before.
+
+    Args:
+        root: Folder of the claims.
+        scale: What is multiplied, by the base of an arm (`times`), and what lies over every base (`over`).
+        out: Where to write.
+
+    Returns:
+        `out`, which can take the place of `root`.
+    """
+    size = yaml.safe_load(scale.read_text(encoding="utf-8"))
+
+    def write(file: Path, base: str, over: Mapping[str, Mapping[str, Any]]) -> None:
+        content = _multiplied(yaml.safe_load(file.read_text(encoding="utf-8")), size["times"].get(base, {}))
+        content |= {name: {**content.get(name, {}), **settings} for name, settings in over.items()}
+        write_file(out / file.relative_to(root), yaml.safe_dump(content, sort_keys=False))
+
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(root.glob("*.yaml")):
+        write(file, file.stem, size["over"])
+    for file in sorted(root.glob(f"*/{CLAIM}")):
+        (out / file.parent.name).mkdir(exist_ok=True)
+        write_file(out / file.relative_to(root), file.read_text(encoding="utf-8"))
+        for arm, spec in load_claim(file.parent).arms.items():
+            if (own := file.with_name(f"{arm}.yaml")).is_file():
+                write(own, spec.base, {})
+    return out
+
+
+def _multiplied(value: Any, factors: Mapping[str, float]) -> Any:
+    """A configuration with these settings multiplied, wherever they stand; a whole number stays one."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: type(one)(one * factors[key]) if key in factors and one is not None else _multiplied(one, factors)
+        for key, one in value.items()
+    }
+
+
+def estimate_of(planned: Sequence[Job], gpu: str) -> str:
+    """What the runs will take, each recipe once: a table of tokens, operations and hours.
+
+    Args:
+        planned: The runs.
+        gpu: See `lit_distil.commands.benchmark.estimate.rate_of`.
+    """
+    chain = Chain()
+    ids = dict.fromkeys([*STAND_INS, "pad_token_id"], 0)
+    chain.networks[TOKENIZER] = AutoConfig.for_model("bert", vocab_size=_NUM_ENTRIES, **ids)  # it need not be there yet
+    recipes = Counter(job.folder.parent for job in planned)
+    first = {job.folder.parent: job for job in reversed(planned)}
+    stages = [(chain.read(first[folder].command()), count) for folder, count in recipes.items()]
+    named = [(stage, count) for stage, count in stages if stage is not None]
+    return report(named, gpu, [*chain.notes], mfu=None, results=Path(RESULTS))
+
+
 def result_of(run: Run) -> dict[str, Any]:
     """What a finished run measured, on what, and how long it trained.
 
@@ -129,6 +192,8 @@ def claims(
     configs: str | None = None,
     docs: str | None = None,
     only_pages: bool = False,
+    scale: str | None = None,
+    estimate: str | None = None,
 ) -> None:
     """Run the papers' claims on small networks, and print their verdicts.
 
@@ -141,11 +206,20 @@ def claims(
         configs: Folder of the claims; None for those that come with the package.
         docs: Folder of pages to write: claims.md and one page for each claim; None writes none.
         only_pages: Run nothing; take what is in `out`.
+        scale: Another size, such as gpu: a file of `scales/` beside the claims, or of your own. Give it an `out` and
+            `runs` of its own.
+        estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100.
     """
     if seeds < 1 or jobs < 1:
         raise ValueError(f"{'seeds' if seeds < 1 else 'jobs'} must be at least 1, got {min(seeds, jobs)}")
     root, target = Path(configs) if configs else recipes_folder() / "claims", Path(out)
+    if scale is not None:
+        file = root / "scales" / f"{scale}.yaml"
+        root = write_scaled(root, file if file.is_file() else Path(scale), Path(runs) / "configs")
     chosen = [load_claim(root / name) for name in names or sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))]
+    if estimate is not None:
+        print(estimate_of(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), estimate))
+        return
     if not only_pages:
         with _ending_its_runs():
             _measure_exactly(chosen, range(1, seeds + 1), target)
@@ -181,7 +255,8 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
             _lit_distil(job.command(), job.folder.with_suffix(".log"))
         (run,) = open_runs([str(job.folder)])
         for claim, arm in missing[job]:
-            _write_result(out, claim, arm, job.recipe, job.seed, result_of(run))
+            device = "cuda" if run.config["trainer"]["accelerator"] in ("gpu", "cuda") else "cpu"
+            _write_result(out, claim, arm, job.recipe, job.seed, result_of(run), device)
 
     with ThreadPoolExecutor(num_jobs) as pool:
         for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up
@@ -240,10 +315,12 @@ def _has_result(out: Path, claim: str, arm: str, seed: int, recipe: str) -> bool
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("recipe") == recipe
 
 
-def _write_result(out: Path, claim: str, arm: str, recipe: str, seed: int, result: dict[str, Any]) -> None:
+def _write_result(
+    out: Path, claim: str, arm: str, recipe: str, seed: int, result: dict[str, Any], device: str = "cpu"
+) -> None:
     file = _result_file(out, claim, arm, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    hardware = describe_hardware(threads=1, device="cpu", seed=seed)
+    hardware = describe_hardware(threads=1, device=device, seed=seed)
     del hardware["seed"], hardware["benchmark_threads"]
     about = {"claim": claim, "arm": arm, "seed": seed, "recipe": recipe}
     write_json(file, {**about, **result, "made_with": hardware})

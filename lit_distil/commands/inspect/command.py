@@ -66,11 +66,6 @@ class InspectCLI(TrainingCLI):
     options: Namespace
     run_name: str
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """`fit` alone: the other commands read the same files."""
-        return {"fit": TrainingCLI.subcommands()["fit"]}
-
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:

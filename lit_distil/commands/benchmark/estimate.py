@@ -1,0 +1,401 @@
+"""`lit-distil benchmark estimate`: the hours and the memory that runs will take, from their configurations alone.
+
+No text, weight or tokenizer is read that is not here: a network that an earlier run of the list will export is known by
+that run's configuration, and the networks and data sets that the papers' recipes name by what was published of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from lit_distil.commands.prepare import prepare
+from lit_distil.console import bullets, text_table
+from lit_distil.data import HubDataset, PreparedCorpus, TextDataModule, load_tokenizer
+from lit_distil.data.corpus.shards import MANIFEST, Manifest
+from lit_distil.data.tokenizers import vocabulary_of
+from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
+from lit_distil.models.architectures import Head
+from lit_distil.models.flops import NetworkFlops, peak_flops, sheet_rate
+from lit_distil.models.sources import STAND_INS, random_network, sketching
+from lit_distil.models.students import freeze_parts
+from lit_distil.modules import EncoderModule
+from lit_distil.modules.teachers import StudentModule
+from lit_distil.pieces import call_command
+from lit_distil.run import TrainingCLI
+from lit_distil.run import run as run_command
+from lit_distil.schedules import extremes_of
+from lit_distil.types import Vocabulary
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "google-bert/bert-base-uncased": {"model_type": "bert"},
+    "FacebookAI/roberta-base": {
+        "model_type": "roberta",
+        "vocab_size": 50_265,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+    },
+}
+"""Networks of the papers' recipes: where they differ from the defaults of their architecture."""
+
+TEXT_BYTES = {"20231101.en": 20_200_000_000}
+"""Text of a configuration of a data set: `wikimedia/wikipedia` (its card)."""
+
+ROWS = {"cola": 8_551, "mnli": 392_702, "mrpc": 3_668, "qnli": 104_743, "qqp": 363_846, "rte": 2_490}
+ROWS |= {"sst2": 67_349, "stsb": 5_749, "wnli": 635}
+"""Training rows of a configuration of a data set: `nyu-mll/glue` (its card)."""
+
+RESULTS = "results/gpu/speed.json"
+"""What `make gpu` writes."""
+
+BYTES_PER_TOKEN = 4.5
+ASSUMED_MFU = 0.35
+LEAST_SECONDS = 0.02
+"""A micro-batch takes a GPU no less, however small it is: the host has to start some thousand kernels."""
+
+
+class EstimateCLI(TrainingCLI):
+    """Reads a configuration as `fit` does, and makes its module and data module, without weights, text or Trainer."""
+
+    def __init__(self, *args: Any, found: list[TrainingCLI], **settings: Any) -> None:
+        self.found = found
+        super().__init__(*args, **settings)
+
+    def before_instantiate_classes(self) -> None:
+        """As for a run that begins anew."""
+        self.config[self.subcommand].ckpt_path = None
+        super().before_instantiate_classes()
+
+    def settle_folder(self, config: Any) -> None:
+        """Nothing: no run is written."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None: its devices need not be here."""
+
+    def _set_seed(self) -> None:
+        """Not here: nothing is drawn."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.found.append(self)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run, by its configuration.
+
+    Attributes:
+        folder: Where it writes.
+        kind: Architecture of the network that the work is for, the teacher's if there is one.
+        distils: Whether a teacher runs.
+        length: Most tokens of a sequence.
+        steps: Optimizer steps.
+        tokens: Of a step.
+        flops: Of a step, as `train/mfu` counts them.
+        parameters: Of the trained network.
+        memory: Bytes on each device.
+        micro_batches: Of a step.
+        devices: How many work at it.
+        precision: The Trainer's.
+    """
+
+    folder: str
+    kind: str
+    distils: bool
+    length: int
+    steps: int
+    tokens: int
+    flops: float
+    parameters: int
+    memory: float
+    micro_batches: int
+    devices: int
+    precision: str
+
+    def seconds(self, rate: float) -> float:
+        """Of its training, at so many operations a second of one device."""
+        return self.steps * max(self.flops / (rate * self.devices), self.micro_batches * LEAST_SECONDS)
+
+
+@dataclass
+class Chain:
+    """Reads the commands of a chain of runs, in their order.
+
+    Attributes:
+        num_devices: What `devices: auto` means.
+        networks: Folder of each export that a run will write, to its network's configuration.
+        corpora: Folder of each corpus that will be prepared, to its source.
+        notes: What was taken from somewhere else than the configurations.
+    """
+
+    num_devices: int = 1
+    networks: dict[str, PretrainedConfig] = field(default_factory=dict)
+    corpora: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def read(self, words: Sequence[str]) -> Stage | None:
+        """What a command will do: a Stage for `fit`; other commands take little time.
+
+        Args:
+            words: What follows `lit-distil`.
+
+        Raises:
+            ValueError: An option or a value is wrong, or a stage starts from what is not there.
+        """
+        if words[:1] == ["prepare"]:
+            call_command(self._noting_the_corpus(), list(words[1:]))
+        if words[:1] != ["fit"]:
+            return None
+        found: list[TrainingCLI] = []
+        anew = [word for word in words if word not in ("--overwrite", "--ckpt_path", "last")]
+        run_command(anew, EstimateCLI, found=found)
+        config: Any = found[0].config["fit"]
+        return self.stage(found[0].model, found[0].datamodule, config.trainer, config.data.init_args.tokenizer)
+
+    def _noting_the_corpus(self) -> Callable[..., None]:
+        @functools.wraps(prepare)
+        def note(**settings: Any) -> None:
+            self.corpora[settings["out"]] = settings["source"]
+
+        return note
+
+    def stage(self, module: EncoderModule, data: TextDataModule, trainer: Any, tokenizer: str) -> Stage:
+        """A run of a module on data.
+
+        Args:
+            module: Its networks are not built.
+            data: Nothing of it is read.
+            trainer: The Trainer's settings.
+            tokenizer: Its folder or name.
+        """
+        trained, teachers = self._networks(module, data, tokenizer)
+        self.networks[str(Path(trainer.default_root_dir, "export"))] = trained.config
+        tokens, precision = data.step_capacity, str(trainer.precision)
+        devices = trainer.devices if str(trainer.devices).isdecimal() else self.num_devices
+        micro_batches = trainer.accumulate_grad_batches or 1
+        lengths = [data.max_length] * round(tokens / data.max_length)
+        rate = extremes_of(getattr(data.masking, "rate", 1.0))[1]
+        rows = tokens if data.task is not None or module.terms.need_all_rows else round(rate * tokens)
+        frozen = sum(_parameters(network) for network in teachers)
+        trains, is_half = _parameters(trained), precision.startswith(("16", "bf16"))
+        hidden, layers = trained.config.hidden_size, trained.num_layers
+        kept = 34 * hidden * layers * tokens / (int(devices) * micro_batches) * (1 if is_half else 2)
+        return Stage(
+            str(trainer.default_root_dir),
+            kind=(teachers[0] if teachers else trained).config.model_type,
+            distils=bool(teachers),
+            length=data.max_length,
+            steps=self._steps(trainer, data, tokens),
+            tokens=tokens,
+            flops=sum(NetworkFlops(network)(lengths, rows) for network in (trained, *teachers)),
+            parameters=trains,
+            memory=16 * trains + 4 * frozen + (2 * (trains + frozen) if is_half else 0) + kept,
+            micro_batches=micro_batches,
+            devices=int(devices),
+            precision=precision,
+        )
+
+    def _networks(self, module: Any, data: TextDataModule, tokenizer: str) -> tuple[FlatNetwork, list[FlatNetwork]]:
+        """The trained network and the teachers that run, without weights."""
+        head: Head = "pretraining" if data.has_next_sentence and not isinstance(module, StudentModule) else "masked_lm"
+        head = head if data.task is None else data.task.head
+        teachers: list[PreTrainedModel] = []
+        if not isinstance(module, StudentModule):
+            network = module.network_class(self._sketch(module.network_source, head, tokenizer))
+        else:
+            teachers = [self._sketch(Pretrained(str(one)), head, tokenizer) for one in module.teacher_sources.values()]
+            source = module.student_source
+            made = source.sketch(teachers[0]) if isinstance(source, StudentInitialisation) else None
+            network = module.network_class(made or self._sketch(source, head, tokenizer))
+            freeze_parts(network, head=False, positions=module.freeze_positions)
+        return network, [module.network_class(one).requires_grad_(False) for one in teachers]
+
+    def _sketch(self, source: Any, head: Head, tokenizer: str) -> PreTrainedModel:
+        if not isinstance(source, Pretrained):
+            made = source.sketch(self._vocabulary(tokenizer), head=head) if isinstance(source, NetworkSource) else None
+            if made is None:
+                raise ValueError(f"model: only building {type(source).__name__} tells its size")
+            return made
+        config = self._config(source.name_or_path)
+        config.update(source.overrides)
+        with sketching():
+            return random_network(head, config)
+
+    def _config(self, name: str) -> PretrainedConfig:
+        """Of a network that an earlier stage exports, of one that is published, or of a folder."""
+        if name in self.networks:
+            return type(self.networks[name]).from_dict(self.networks[name].to_dict())
+        if name in PUBLISHED:
+            self.notes[f"{name}: as it was published, not fetched"] = None
+            return AutoConfig.for_model(**PUBLISHED[name])
+        return Pretrained(name).read_config()
+
+    def _vocabulary(self, tokenizer: str) -> Vocabulary:
+        if tokenizer not in self.networks and tokenizer not in PUBLISHED:
+            return vocabulary_of(load_tokenizer(tokenizer))
+        config = self._config(tokenizer)
+        ids = {name: getattr(config, name, None) for name in STAND_INS} | {"pad_token_id": config.pad_token_id}
+        return Vocabulary(config.vocab_size, {name: value for name, value in ids.items() if value is not None})
+
+    def _steps(self, trainer: Any, data: TextDataModule, tokens: int) -> int:
+        if (trainer.max_steps or -1) > 0:
+            return int(trainer.max_steps)
+        epochs = trainer.max_epochs or -1
+        if epochs < 1:
+            raise ValueError("trainer.max_steps: give it, or trainer.max_epochs, to estimate a run by its length")
+        if data.task is None:
+            return math.ceil(epochs * self._tokens(data.source) / tokens)
+        rows = ROWS.get(data.source.config or "") if isinstance(data.source, HubDataset) else None
+        if rows is None:
+            source: Any = data.source
+            rows = len([*source.rows("train")])
+        return epochs * math.ceil(rows / data.batch_size)
+
+    def _tokens(self, source: Any) -> float:
+        """Of the training text."""
+        if isinstance(source, PreparedCorpus):
+            if Path(source.folder, "train", MANIFEST).is_file():
+                return Manifest.read(Path(source.folder, "train")).tokens
+            source = self.corpora.get(source.folder, source)
+        known = TEXT_BYTES.get(source.config or "") if isinstance(source, HubDataset) else None
+        size = known or (None if isinstance(source, PreparedCorpus) else source.text_bytes("train"))
+        if size is None:
+            raise ValueError("data.source: its size is unknown before it is read; give trainer.max_steps")
+        self.notes[f"the corpus: {size / 1e9:.3g} GB of text, {BYTES_PER_TOKEN} bytes a token"] = None
+        return size / BYTES_PER_TOKEN
+
+
+def _parameters(network: FlatNetwork) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def rate_of(stage: Stage, gpu: str, *, mfu: float | None, results: Path) -> tuple[float, str]:
+    """Operations a second that a device will reach on a stage, and where that is taken from.
+
+    Args:
+        stage: What it does.
+        gpu: Part of a GPU's name, or `cpu` or `cuda` for what is here.
+        mfu: Share of the device's own rate; None takes what `make gpu` measured of the nearest case, or `ASSUMED_MFU`.
+        results: `speed.json` of `make gpu`; it need not exist.
+
+    Raises:
+        ValueError: Nothing is known of the GPU in this precision.
+    """
+    is_here = gpu in ("cpu", "cuda")
+    peak = peak_flops(torch.device(gpu), stage.precision) if is_here else sheet_rate(gpu, stage.precision)
+    if peak is None:
+        raise ValueError(f"gpu: no data sheet of {gpu!r} in {stage.precision}; give H100, A100, ..., cuda or cpu")
+    named = f"{peak / 1e12:,.3g} TFLOP/s {'measured here' if is_here else f'by the data sheet of {gpu}'}"
+    if mfu is None and results.is_file():
+        measured = json.loads(results.read_text(encoding="utf-8"))
+        rows = [row for row in measured["rows"] if row["ours"]["mfu"] and row["case"].startswith(f"{stage.kind}-base")]
+        rows = [row for row in rows if ("→" in row["case"]) == stage.distils] or rows
+        if rows:
+            nearest = min(rows, key=lambda row: abs(int(row["case"].split(", ")[-2]) - stage.length))
+            on = measured["hardware"]["device"]
+            return peak * nearest["ours"]["mfu"], (
+                f"{named}, of which {100 * nearest['ours']['mfu']:.0f} % were measured on {on} ({nearest['case']})"
+            )
+    share = mfu or ASSUMED_MFU
+    return peak * share, f"{named}, of which {100 * share:.0f} % are {'as given' if mfu else 'assumed'}"
+
+
+def run(arguments: list[str]) -> None:
+    """`lit-distil benchmark estimate`: parse the options, and print a table.
+
+    Raises:
+        ValueError: An option is wrong.
+    """
+    options, settings = _parser().parse_known_args(arguments)
+    commands = [["fit", *settings]]
+    if options.commands is not None:
+        if settings:
+            raise ValueError(f"commands: give them or the options of a run, not both ({settings[0]})")
+        text = sys.stdin.read() if options.commands == "-" else Path(options.commands).read_text(encoding="utf-8")
+        lines = [shlex.split(line) for line in text.splitlines() if line.startswith("lit-distil ")]
+        print(text.rstrip(), end="\n\n")
+        commands = [words[1:] for words in lines]
+    chain, stages = Chain(options.devices), []
+    for _, group in groupby(commands, key=_without_seed):
+        same = list(group)
+        if (stage := chain.read(same[0])) is not None:
+            stages.append((stage, len(same)))
+    print(report(stages, options.gpu, list(chain.notes), mfu=options.mfu, results=Path(options.results)))
+
+
+def _without_seed(words: list[str]) -> list[str]:
+    """A command without what differs between seeds, so that each is read once."""
+    changing = ("--seed_everything", "--trainer.default_root_dir", "--ckpt_path", "--overwrite")
+    return [
+        word for before, word in zip(["", *words], words, strict=False) if not {before, word}.intersection(changing)
+    ]
+
+
+def report(
+    stages: Sequence[tuple[Stage, int]], gpu: str, notes: Sequence[str], *, mfu: float | None, results: Path
+) -> str:
+    """The table, and what it rests on.
+
+    Args:
+        stages: Each with how many runs there are of its kind.
+        gpu: See `rate_of`.
+        notes: What else was assumed.
+        mfu: See `rate_of`.
+        results: See `rate_of`.
+    """
+    header = ["run", "parameters", "FLOPs/token", "tokens/step", "steps", "tokens", "devices", "GB each", "hours"]
+    table, hours, said = [header], 0.0, dict[str, None]()
+    for stage, count in stages:
+        rate, origin = rate_of(stage, gpu, mfu=mfu, results=results)
+        own = count * stage.seconds(rate) / 3600
+        hours, said = hours + own, said | {origin: None}
+        name = stage.folder if count == 1 else f"{stage.folder} and {count - 1} more seeds"
+        cells = [f"{stage.parameters / 1e6:,.1f} M", f"{stage.flops / stage.tokens / 1e9:.3g} G", f"{stage.tokens:,}"]
+        cells += [f"{stage.steps:,}", f"{stage.steps * stage.tokens / 1e9:,.3f} G", str(stage.devices)]
+        table.append([name, *cells, f"{stage.memory / 1e9:.1f}", _three_digits(own)])
+    lines = [
+        f"{_three_digits(hours)} hours in all, one run after the other; without start-up, validation and checkpoints",
+        *(f"operations: {origin}" for origin in said),
+        f"a micro-batch takes at least {1000 * LEAST_SECONDS:.0f} ms; every sequence counts as full, so that tasks of "
+        "short rows and their memory are upper bounds",
+        "memory: 16 bytes a trained parameter (fp32 with Adam), 4 a teacher's, 2 more for the copies of bf16, and 34 "
+        "bytes a token, layer and unit of width for the backward pass (Korthikanti et al. 2022, section 4.1, without "
+        "scores of attention); fp32 doubles the last",
+        *notes,
+    ]
+    return f"{text_table(table)}\n{bullets(lines)}"
+
+
+def _three_digits(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message.removeprefix("argument --"))
+
+    parser = Parser(
+        prog="lit-distil benchmark estimate",
+        description="Estimate the hours and the memory of a run of `fit`, all of whose options may follow, or of many "
+        "commands. Nothing is trained or fetched.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--commands", metavar="FILE", help="lines that begin with lit-distil, in their order; - reads them")
+    add("--gpu", default="H100", help="part of a GPU's name, or cuda or cpu to measure what is here (H100)")
+    add("--devices", type=int, default=1, help="what `devices: auto` of a recipe means (1)")
+    add("--mfu", type=float, help=f"share of the device's rate (as measured by make gpu, or {ASSUMED_MFU})")
+    add("--results", default=RESULTS, help=f"what make gpu measured ({RESULTS})")
+    return parser
