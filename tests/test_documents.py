@@ -62,14 +62,14 @@ COMMANDS = [arguments for document in DOCUMENTS for arguments in command_lines(d
 
 @pytest.fixture(scope="module")
 def parsers() -> dict[str, ArgumentParser]:
-    """The parsers of the command line, each built once: fit and its like share one."""
+    """The parsers of the command line, each built once."""
     found = {}
     for command in {arguments[0] for arguments in COMMANDS} - set(TRAINER_COMMANDS) - set(CALLS):
         assert command in OTHER_COMMANDS
         module = command_module(command)
         found[command] = module.make_parser() if hasattr(module, "make_parser") else capture_parser(module.run, [])
-    trainer = capture_parser(importlib.import_module("lit_distil.run").run, ["fit"])
-    return found | dict.fromkeys(TRAINER_COMMANDS, trainer)
+    run = importlib.import_module("lit_distil.run").run
+    return found | {command: capture_parser(run, [command]) for command in TRAINER_COMMANDS}
 
 
 def test_no_command_line_escapes_the_test() -> None:
