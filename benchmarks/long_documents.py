@@ -27,7 +27,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-import yaml
 from transformers import AutoTokenizer
 
 import lit_distil
@@ -145,8 +144,10 @@ def main() -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "seed-42.json").write_text(json.dumps(result, indent=2) + "\n")
-    config = yaml.safe_load((runs / "tiled" / "config.yaml").read_text())
-    (out / "tiled.config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    config = (runs / "tiled" / "config.yaml").read_text()
+    for file in options.train:
+        config = config.replace(file, Path(file).name)
+    (out / "tiled.config.yaml").write_text(config)
 
 
 if __name__ == "__main__":
