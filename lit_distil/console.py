@@ -56,7 +56,11 @@ def metrics_table(metrics: Mapping[str, Any], stage: str) -> str:
         metrics: Numbers or tensors by name, such as `val/loss`.
         stage: What the names begin with.
     """
-    rows = [(name, f"{float(value):.4f}") for name, value in sorted(metrics.items()) if name.startswith(f"{stage}/")]
+    rows = [
+        (name, f"{float(value):,.0f}" if name.endswith("/rows") else f"{float(value):.4f}")
+        for name, value in sorted(metrics.items())
+        if name.startswith(f"{stage}/")
+    ]
     return text_table([("metric", "value"), *rows]) if rows else ""
 
 

@@ -28,6 +28,7 @@ def test_rows_of_different_lengths_are_a_mistake_of_the_caller() -> None:
 def test_metrics_of_a_stage_stand_in_two_columns() -> None:
     table = metrics_table({"val/loss": torch.tensor(0.55), "val/accuracy": 1 / 3, "train/loss": 1.0}, "val")
     assert table.splitlines() == ["metric         value", "val/accuracy  0.3333", "val/loss      0.5500"]
+    assert metrics_table({"val/rows": 1200.0}, "val").splitlines() == ["metric    value", "val/rows  1,200"]
     assert metrics_table({"train/loss": 1.0}, "val") == ""
 
 
