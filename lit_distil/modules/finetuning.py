@@ -126,7 +126,8 @@ class TaskModule(EncoderModule):
         if not predictions:
             return
         self.predictions[stage] = predictions
-        num_rows = len(self.data.datasets[SPLITS[stage]].rows)  # what the scores' own errors follow from
+        # those evaluated (max_eval_sequences): the scores' own errors follow from their number
+        num_rows = len({sample.row for sample in self.data.datasets[SPLITS[stage]].features})
         values = {f"{stage}/rows": float(num_rows), **{f"{stage}/{name}": value for name, value in scores.items()}}
         values[f"{stage}/score"] = scores[self.task.main_metric]  # one name for any task, for callbacks and reports
         self.latest.update(values)

@@ -84,6 +84,13 @@ def test_the_best_checkpoint_by_the_tasks_metric_is_exported_and_the_last_is_kep
         assert torch.equal(exported[key.removeprefix("network.model.")], value), key
 
 
+def test_the_rows_that_are_counted_are_those_that_are_evaluated(workspace: Workspace, tmp_path: Path) -> None:
+    config = workspace.finetuning()
+    config["data"]["init_args"]["max_eval_sequences"] = 3
+    run = fit(config, tmp_path / "run", max_steps=1, check_val_every_n_epoch=None, val_check_interval=1)
+    assert set(logged(run, "val/rows").values()) == {3.0}
+
+
 def test_early_stopping_works_for_any_task(workspace: Workspace, tmp_path: Path) -> None:
     """With a learning rate of 0 the score never rises: the first validation, and a patience of three more."""
     config: dict[str, Any] = with_trainer(workspace.finetuning(), tmp_path / "run", max_steps=40)
