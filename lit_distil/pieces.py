@@ -6,6 +6,7 @@ of its own argument: `rate must lie in (0, 1]`. `whole_paths` puts the rest befo
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import Namespace, add_instantiator
 
@@ -237,6 +238,18 @@ def _is_same(ours: Any, theirs: Any) -> bool:
 
 
 # Commands that are functions
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser of a few plain options, before those of `fit`; its errors are ValueErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it.
+
+        Raises:
+            ValueError: An option or a value is wrong.
+        """
+        raise ValueError(message.removeprefix("argument --"))
 
 
 class CommandParser(Parser):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -33,7 +33,7 @@ from lit_distil.models.sources import STAND_INS, random_network, sketching
 from lit_distil.models.students import freeze_parts
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.teachers import StudentModule
-from lit_distil.pieces import call_command
+from lit_distil.pieces import OptionParser, call_command
 from lit_distil.run import TrainingCLI
 from lit_distil.run import run as run_command
 from lit_distil.schedules import extremes_of
@@ -382,11 +382,7 @@ def _three_digits(hours: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise ValueError(message.removeprefix("argument --"))
-
-    parser = Parser(
+    parser = OptionParser(
         prog="lit-distil benchmark estimate",
         description="Estimate the hours and the memory of a run of `fit`, all of whose options may follow, or of many "
         "commands. Nothing is trained or fetched.",

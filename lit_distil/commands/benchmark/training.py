@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -27,6 +27,7 @@ from lit_distil.files import check_output_files, write_file
 from lit_distil.models.flops import data_sheet, product_rate
 from lit_distil.modules import DistillationModule, EncoderModule, FineTuningModule, MaskedLMModule
 from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, NextSentenceLoss, SoftTargetLoss, TaskLoss
+from lit_distil.pieces import OptionParser
 from lit_distil.types import Batch
 
 PROFILED_STEPS = 3
@@ -490,11 +491,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise ValueError(message.removeprefix("argument --"))
-
-    parser = Parser(
+    parser = OptionParser(
         prog="lit-distil benchmark training",
         description="Time some steps of a configuration of `fit`, all of whose options may follow. Its callbacks are "
         "left out, and nothing is validated or kept.",
