@@ -12,7 +12,7 @@ from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.files import hash_values
 
 Measure = Literal["characters", "documents"]
-AtTheEnd = Literal["go_on", "stop", "repeat"]
+AtTheEnd = Literal["go_on", "stop", "repeat", "first"]
 
 
 class Mixture(DocumentSource):
@@ -34,7 +34,8 @@ class Mixture(DocumentSource):
             after it, are left out.
         at_the_end: What happens when a source, or the part that its cap allows, ends. `go_on`: the others continue
             without it, and every document is given once. `stop`: the mixture ends there, so the weights hold
-            throughout. `repeat`: the source starts again, until each has ended once.
+            throughout. `repeat`: the source starts again, until each has ended once. `first`: the mixture ends with the
+            source named first, and the others start again until then.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Mixture(DocumentSource):
         self._check("shares", self.shares)
         self._check("max_documents", self.max_documents)
         self._check("max_characters", self.max_characters)
+        self.has_weights = bool(weights)
         self.weights = {name: float((weights or {}).get(name, 1)) for name in sources}
 
     def _check(self, field: str, values: Mapping[str, float]) -> None:
@@ -83,6 +85,7 @@ class Mixture(DocumentSource):
                 yield from source.documents(split)
             return
         parts = [_Part(name, self._capped(name), self.weights[name]) for name in self.sources]
+        first, everything = parts[0], [*parts]
         while parts:
             part = min(parts, key=lambda part: part.given / part.weight)
             document = next(part.documents, None)
@@ -94,14 +97,30 @@ class Mixture(DocumentSource):
             if part.is_empty:
                 warnings.warn(f"source.sources.{part.name}: its train split has no documents", stacklevel=2)
                 parts.remove(part)
+                if part is first and self.at_the_end == "first":
+                    return
                 continue
             part.has_ended = True
-            if self.at_the_end == "stop" or all(other.has_ended for other in parts):
+            ends_here = part is first if self.at_the_end == "first" else all(other.has_ended for other in parts)
+            if self.at_the_end == "stop" or (self.at_the_end != "go_on" and ends_here):
                 return
-            if self.at_the_end == "repeat":
-                part.documents = self._capped(part.name)
-            else:
+            if self.at_the_end == "go_on":
                 parts.remove(part)
+            else:
+                part.documents = self._capped(part.name)
+        self._compare_shares(everything)
+
+    def _compare_shares(self, parts: list[_Part]) -> None:
+        """Say so if sources that ended early left the others a larger share than their weights."""
+        given, weights = sum(part.given for part in parts), sum(part.weight for part in parts)
+        shares = {part.name: (part.given / max(given, 1), part.weight / weights) for part in parts}
+        if self.has_weights and any(abs(found - wanted) > 0.05 for found, wanted in shares.values()):
+            told = ", ".join(f"{name} {found:.0%} ({wanted:.0%})" for name, (found, wanted) in shares.items())
+            warnings.warn(
+                f"source.weights: sources ended early and the others went on, so the shares, and those of the weights, "
+                f"are {told}; at_the_end: first, stop or repeat keeps the weights",
+                stacklevel=3,
+            )
 
     def check(self, split: Split) -> None:
         """See `DocumentSource.check`."""

@@ -1,5 +1,6 @@
 import itertools
 import tracemalloc
+import warnings
 
 import pytest
 
@@ -55,6 +56,22 @@ def test_at_the_end_decides_what_happens_when_a_source_ends():
     assert names(Mixture(parts, at_the_end="stop")) == "ababa"
     assert names(Mixture(parts, at_the_end="repeat")) == "ababababab"[:10]
     assert numbers(Mixture(parts, at_the_end="repeat"), "b") == [0, 1, 0, 1, 0]
+    assert names(Mixture(parts, at_the_end="first")) == "ababababab"[:10]
+    assert names(Mixture(dict(reversed(parts.items())), at_the_end="first")) == "baba"
+    weights = {"a": 3, "b": 1}
+    assert names(Mixture(parts, weights=weights, at_the_end="first")) == "abaaaba"[:7]
+
+
+def test_shares_that_do_not_match_the_weights_in_the_end_are_told():
+    parts = {"domain": Counted("d", 9), "general": Counted("g", 21)}
+    weights = {"domain": 9, "general": 1}
+    with pytest.warns(UserWarning, match=r"domain 30% \(90%\), general 70% \(10%\); at_the_end: first, stop or repeat"):
+        assert len(names(Mixture(parts, weights=weights))) == 30
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names(Mixture(parts, weights=weights, at_the_end="first")).count("g") == 1
+        names(Mixture(parts))  # without weights, nobody asked for shares
+        names(Mixture({"domain": Counted("d", 9), "general": Counted("g", 1)}, weights=weights))
 
 
 def test_caps_and_shares_hold_per_source():
@@ -76,6 +93,8 @@ def test_evaluation_splits_ignore_weights_and_caps():
 def test_a_source_without_documents_warns_and_is_left_out():
     with pytest.warns(UserWarning, match=r"source\.sources\.b: its train split has no documents"):
         assert names(Mixture({"a": Counted("a", 3), "b": Counted("b", 0)}, at_the_end="repeat")) == "aaa"
+    with pytest.warns(UserWarning, match=r"source\.sources\.b: its train split has no documents"):
+        assert names(Mixture({"b": Counted("b", 0), "a": Counted("a", 3)}, at_the_end="first")) == ""
 
 
 def test_the_fingerprint_follows_the_parts_and_the_settings():
@@ -122,7 +141,7 @@ def test_files_of_different_kinds_can_be_mixed(tmp_path):
         ({"max_characters": {"b": 1}}, r"source\.max_characters: no source 'b'"),
         ({"shares": {"a": 1.5}}, r"source\.shares\.a must lie in \(0, 1\], got 1\.5"),
         ({"measure": "tokens"}, r"source\.measure must be one of \['characters', 'documents'\], got 'tokens'"),
-        ({"at_the_end": "cry"}, r"source\.at_the_end must be one of \['go_on', 'stop', 'repeat'\], got 'cry'"),
+        ({"at_the_end": "cry"}, r"source\.at_the_end must be one of \['go_on', 'stop', 'repeat', 'first'\], got 'cry'"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
