@@ -49,9 +49,8 @@ from lit_distil.files import MISSING, check_local, check_writable, differences, 
 from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
 from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
-from lit_distil.modules.base import datamodule_of
 from lit_distil.modules.cached_teacher import teacher_identity
-from lit_distil.modules.checks import reading_checkpoint
+from lit_distil.modules.checks import datamodule_of, reading_checkpoint
 from lit_distil.modules.finetuning import TaskModule, saved_labels
 from lit_distil.pieces import CommandParser, whole_paths
 from lit_distil.run_folder import SETTINGS_KEY, RunFolder, last_checkpoint

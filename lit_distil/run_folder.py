@@ -55,6 +55,8 @@ _APPLIED = (
     *(
         "model.gradient_shares_every",
         "model.evaluate_at_start",
+        "model.compile",
+        "model.activation_checkpointing",
         "data.eval_batch_size",
         "data.max_eval_sequences",
         "data.eval_masking*",

@@ -17,8 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_distil.files import hash_file, remove_leftovers, staged_file, write_file
-from lit_distil.modules.base import datamodule_of
-from lit_distil.modules.checks import reading_checkpoint
+from lit_distil.modules.checks import datamodule_of, reading_checkpoint
 
 LAST = "last.ckpt"
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_distil.files import check_output, check_output_files, staged_folder, write_file
-from lit_distil.modules.base import datamodule_of
 from lit_distil.modules.checkpoints import network_weights
+from lit_distil.modules.checks import datamodule_of
 from lit_distil.objectives.embedding import SentenceFormat
 from lit_distil.trust import trusts_remote_code
 

@@ -19,8 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_distil.callbacks.checkpoints import LAST
 from lit_distil.modules import EncoderModule
-from lit_distil.modules.base import STOP_SIGNALS
-from lit_distil.modules.guards import host_group
+from lit_distil.modules.guards import STOP_SIGNALS, host_group
 
 _STARTER = "LIT_DISTIL_STARTER"  # environment variable: the process that started this one, if Lightning did
 _ASK_EVERY = 8  # validation batches between two questions to the other ranks

@@ -106,6 +106,11 @@ def register() -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(UNPADDED, _no_mask)
 
 
+def leave_attention_uncompiled() -> None:
+    """Keep torch.compile out of `unpadded`: it would compile again for each batch's lengths."""
+    ALL_ATTENTION_FUNCTIONS.register(UNPADDED, torch.compiler.disable(unpadded_attention))
+
+
 def supports_unpadded(model: PreTrainedModel) -> bool:
     """Whether the architecture lets its attention function be chosen, and takes positions and further arguments."""
     parameters = inspect.signature(model.forward).parameters

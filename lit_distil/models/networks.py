@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.models.architectures import TASK_HEADS, Head, check_architecture, classes_for, head_of
-from lit_distil.models.attention import UNPADDED, choose_attention, supports_unpadded
+from lit_distil.models.attention import UNPADDED, choose_attention, leave_attention_uncompiled, supports_unpadded
 from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout
 from lit_distil.models.positions import position_range, position_table
 from lit_distil.models.sources import sketching
@@ -84,6 +87,37 @@ class FlatNetwork(nn.Module):
     def position_table(self) -> nn.Embedding | None:
         """The table of absolute positions; None in an architecture without one."""
         return position_table(self.model)
+
+    def checkpoint_activations(self, every: int) -> None:
+        """Compute the activations of every so many blocks again in the backward pass; 0 keeps all.
+
+        Raises:
+            ValueError: The number is negative, or the architecture has no blocks that can.
+        """
+        if every < 0:
+            raise ValueError(f"model.activation_checkpointing must be 0 or more, got {every}")
+        recompute = functools.partial(checkpoint, use_reentrant=False)
+        for number, block in enumerate(self._blocks("activation_checkpointing") if every else []):
+            block.gradient_checkpointing, block._gradient_checkpointing_func = number % every == 0, recompute
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place, for batches of any size; attention within the sequences stays as it is.
+
+        Raises:
+            ValueError: The architecture has no blocks of transformers' class.
+        """
+        leave_attention_uncompiled()
+        for block in self._blocks("compile"):
+            block.compile(dynamic=True)
+
+    def _blocks(self, setting: str) -> list[Any]:
+        blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
+        if not blocks:
+            raise ValueError(
+                f"model.{setting}: {type(self.model).__name__} has no block of transformers' class "
+                "GradientCheckpointingLayer, by which blocks are found; leave the setting out"
+            )
+        return blocks
 
     @property
     def no_attention(self) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 from abc import abstractmethod
 from typing import Any, cast
 
@@ -19,34 +18,15 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
-from lit_distil.messages import causes, one_line
 from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
+from lit_distil.modules.checks import datamodule_of
 from lit_distil.modules.guards import StepGuard, begin_counting, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
-from lit_distil.optim import Schedule, apply_configured, parameter_groups, scale_learning_rates
-from lit_distil.pieces import PieceError
+from lit_distil.optim import Schedule, apply_configured, build_optimizer, parameter_groups
 from lit_distil.types import Batch, Countable, DataModule, EncoderOutput, Vocabulary
-
-STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-"""Signals by which a run is told to stop."""
-
-
-def datamodule_of(trainer: Any) -> DataModule:
-    """A trainer's data module.
-
-    Raises:
-        ValueError: It has none.
-    """
-    data = getattr(trainer, "datamodule", None)
-    if data is None:
-        raise ValueError(
-            "the trainer has no data module, which knows the vocabulary: give it a lit_distil.data.TextDataModule, as "
-            "in trainer.fit(module, datamodule=data)"
-        )
-    return cast(DataModule, data)
 
 
 class EncoderModule(SavedModule):
@@ -61,6 +41,9 @@ class EncoderModule(SavedModule):
             weights have no weight decay.
         schedule: Multiplier of the learning rate over the steps; None keeps it constant.
         max_skipped_steps: How many steps in a row may be skipped because a gradient is infinite or undefined.
+        compile: Compile each block, and the terms on logits, once for all sizes of batches (`torch.compile`; for GPUs).
+        activation_checkpointing: Compute the activations of every n-th block again in the backward pass in place of
+            keeping them (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"); 0 keeps all.
     """
 
     def __init__(
@@ -69,11 +52,14 @@ class EncoderModule(SavedModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
+        compile: bool = False,
+        activation_checkpointing: int = 0,
     ) -> None:
         super().__init__()
         self.guard = StepGuard(max_skipped_steps, self.bad_terms)
         self.optimizer_factory = optimizer
         self.schedule = schedule
+        self.compiles, self.activation_checkpointing = compile, activation_checkpointing
         self.objectives: nn.ModuleDict = nn.ModuleDict()
         self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`begin_counting`)
         self._global_counts: dict[Countable, int] = {}
@@ -161,7 +147,7 @@ class EncoderModule(SavedModule):
         accumulate = trainer.accumulate_grad_batches
         is_first = batch_idx % accumulate == 0
         self._seed_dropout(trainer.global_step * accumulate + batch_idx % accumulate)
-        counting = begin_counting(self, batch, STOP_SIGNALS) if is_first else None
+        counting = begin_counting(self, batch) if is_first else None
         self.terms.set_step(trainer.global_step)
         student, teachers = self.outputs(batch)
         if counting is not None:
@@ -223,16 +209,7 @@ class EncoderModule(SavedModule):
         """The optimizer over the parameters that train, and the schedule by step."""
         if self.optimizer_factory is None:
             raise ValueError("model.optimizer: training needs one, such as {class_path: torch.optim.AdamW, ...}")
-        groups = self.optimizer_groups()
-        try:
-            optimizer = self.optimizer_factory(groups)
-        except (Exception, PieceError) as error:  # each optimizer refuses its settings in its own way
-            reason = one_line([*causes(error)][-1])
-            raise ValueError(
-                f"model.optimizer: it refuses its settings or these parameters: {reason}; it must "
-                "take parameters of any shape, in groups with a weight decay each, as torch.optim.AdamW does"
-            ) from error
-        scale_learning_rates(optimizer.param_groups)
+        optimizer = build_optimizer(self.optimizer_factory, self.optimizer_groups())
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         if self.schedule is None:
             return optimizer
@@ -297,6 +274,11 @@ class EncoderModule(SavedModule):
         # on the CPU, whatever Lightning would choose: the same seed gives the same weights on any device
         with torch.device("cpu"):
             self.build_networks()
+        assert self.network is not None
+        self.network.checkpoint_activations(self.activation_checkpointing)
+        if self.compiles:
+            self.network.compile_blocks()
+            self.terms.compile()
         if is_new and self.device_mesh is not None:
             shard(self.network, self.terms.objectives.values(), self.device_mesh)
 

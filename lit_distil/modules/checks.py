@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -22,6 +22,21 @@ from lit_distil.types import COUNTABLES, DataModule, Vocabulary
 
 _MOST_PADDING = 128
 """Rows that an embedding may have beyond its tokenizer if nothing else says whose it is, or 1 % of the entries."""
+
+
+def datamodule_of(trainer: Any) -> DataModule:
+    """A trainer's data module.
+
+    Raises:
+        ValueError: It has none.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise ValueError(
+            "the trainer has no data module, which knows the vocabulary: give it a lit_distil.data.TextDataModule, as "
+            "in trainer.fit(module, datamodule=data)"
+        )
+    return cast(DataModule, data)
 
 
 def check_pair(

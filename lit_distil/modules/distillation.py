@@ -75,6 +75,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
+        compile: bool = False,
+        activation_checkpointing: int = 0,
     ) -> None:
         super().__init__(
             teacher,
@@ -90,6 +92,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
             optimizer=optimizer,
             schedule=schedule,
             max_skipped_steps=max_skipped_steps,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
         )
         self.save_plain_hyperparameters()
         check_for_text(objectives)

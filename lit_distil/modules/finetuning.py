@@ -44,8 +44,16 @@ class TaskModule(EncoderModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
+        compile: bool = False,
+        activation_checkpointing: int = 0,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            max_skipped_steps=max_skipped_steps,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
         self.predictions: dict[str, list[Prediction]] = {"val": [], "test": []}
         """For all samples of the last evaluation, in their order and from all ranks."""
         self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
@@ -222,8 +230,16 @@ class FineTuningModule(TaskModule):
         layer_decay: float | None = None,
         freeze_layers: int | None = None,
         max_skipped_steps: int = 25,
+        compile: bool = False,
+        activation_checkpointing: int = 0,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            max_skipped_steps=max_skipped_steps,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
         self.save_plain_hyperparameters()
         if layer_decay is not None:
             check_layer_decay(layer_decay)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import signal
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -24,6 +25,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.objectives import Objective
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Projection
+
+STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+"""Signals by which a run is told to stop."""
 
 _PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 _MOST_GROWTH = 1000.0  # of the largest weight, which is about 1 in an encoder; training moves it to 10 at most
@@ -236,22 +240,24 @@ def _host_group(world: Any, timeout: timedelta | None) -> Any:
     )
 
 
-def begin_counting(module: Any, batch: Batch, signals: list[int]) -> Callable[[], dict[Countable, int]]:
+def begin_counting(module: Any, batch: Batch) -> Callable[[], dict[Countable, int]]:
     """Begin to add up the items of each kind in the global batch; the function that it gives waits for the sums.
 
     The ranks' hosts exchange them while the networks run, so nothing waits for the devices. They tell each other too
-    which of `signals` they were told to stop by (`stop_requested`), and note the first (`stop_agreed`).
+    which of `STOP_SIGNALS` they were told to stop by (`stop_requested`), and note the first (`stop_agreed`).
     """
     local = batch.step_counts or batch.counts
     if module.trainer.world_size == 1:
         return lambda: local
-    sums = np.array([*(local[kind] for kind in COUNTABLES), *(module.stop_requested == number for number in signals)])
+    sums = np.array(
+        [*(local[kind] for kind in COUNTABLES), *(module.stop_requested == number for number in STOP_SIGNALS)]
+    )
     group = host_group(module.trainer)
     sending = torch.distributed.all_reduce(torch.from_numpy(sums), group=group, async_op=True)
 
     def finish() -> dict[Countable, int]:
         sending.wait()
-        stops = zip(signals, sums[len(COUNTABLES) :])
+        stops = zip(STOP_SIGNALS, sums[len(COUNTABLES) :])
         module.stop_agreed = next((number for number, count in stops if count), 0)
         return dict(zip(COUNTABLES, sums.tolist()))
 

@@ -34,8 +34,16 @@ class MaskedLMModule(LanguageModelModule):
         schedule: Schedule | None = None,
         objectives: dict[str, Objective] | None = None,
         max_skipped_steps: int = 25,
+        compile: bool = False,
+        activation_checkpointing: int = 0,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            max_skipped_steps=max_skipped_steps,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
         self.save_plain_hyperparameters()
         self.network_source = as_source(network)
         self.objectives = nn.ModuleDict(objectives or {"masked_lm": MaskedLMLoss()})

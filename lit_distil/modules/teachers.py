@@ -84,8 +84,16 @@ class StudentModule(EncoderModule):
         optimizer: OptimizerCallable | None,
         schedule: Schedule | None,
         max_skipped_steps: int,
+        compile: bool,
+        activation_checkpointing: int,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, max_skipped_steps=max_skipped_steps)
+        super().__init__(
+            optimizer=optimizer,
+            schedule=schedule,
+            max_skipped_steps=max_skipped_steps,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+        )
         self.teacher_sources: dict[str, Teacher] = (
             dict(teacher) if isinstance(teacher, Mapping) else {"teacher": teacher}
         )
@@ -241,6 +249,8 @@ class StudentModule(EncoderModule):
                     model = model.to(getattr(torch, self.teacher_dtype))
                 reading = name if name in self.own_vocabularies else None
                 self.teachers[name] = FrozenTeacher(self.network_class(model), reading)
+                if self.compiles:
+                    self.teachers[name].network.compile_blocks()
 
     def _new_student(
         self, teacher: PreTrainedModel | None, head_settings: dict[str, Any]

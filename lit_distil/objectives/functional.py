@@ -208,7 +208,7 @@ class _SoftTargetKL(torch.autograd.Function):
 
 
 def add_soft_target_gradient(
-    gradient: Tensor | None, scale: float, student_logits: Tensor, teacher_logits: Tensor, temperature: float
+    gradient: Tensor | None, scale: float | Tensor, student_logits: Tensor, teacher_logits: Tensor, temperature: float
 ) -> Tensor:
     """The value of `soft_target_kl`; the gradient of `scale` times it, `scale · T · (p_s − p_t)`, goes to `gradient`.
 
@@ -225,11 +225,14 @@ def add_soft_target_gradient(
     cross = torch.sub(teacher, student, out=buffer).mul_(p_teacher).sum(dim=-1)
     divergence = cross.sub_(teacher.amax(dim=-1)).add_(student.amax(dim=-1)).div_(temperature).add_(ratio)
     if gradient is not None:
-        gradient.add_(p_student.sub_(p_teacher), alpha=scale * temperature)
+        update, factor = p_student.sub_(p_teacher), scale * temperature
+        gradient.add_(update * factor) if isinstance(factor, Tensor) else gradient.add_(update, alpha=factor)
     return divergence.sum() * temperature**2
 
 
-def add_cross_entropy_gradient(gradient: Tensor | None, scale: float, logits: Tensor, labels: Tensor) -> Tensor:
+def add_cross_entropy_gradient(
+    gradient: Tensor | None, scale: float | Tensor, logits: Tensor, labels: Tensor
+) -> Tensor:
     """The value of `cross_entropy_sum`; the gradient of `scale` times it, `scale · (p − one-hot)`, goes to `gradient`.
 
     `gradient` is `[rows, classes]` and added to in place; None if none is wanted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_distil.objectives.base import Objective, RowObjective, logits_at, masked_positions
 from lit_distil.objectives.embedding import EmbeddingObjective
+from lit_distil.objectives.functional import wide
 from lit_distil.objectives.logits import MaskedLMLoss
 from lit_distil.objectives.vocabulary import Observer, RowTerm, VocabularyPass, mix_logits
 from lit_distil.types import Batch, Countable, EncoderOutput, Projection
@@ -112,6 +114,17 @@ class LossTerms:
         # no configuration can name a term with a dot
         return dataclasses.replace(self, objectives={**self.objectives, "masked_lm.measured": MaskedLMLoss(weight=0.0)})
 
+    def compile(self) -> None:
+        """Compile what terms with a closed gradient do in the pass over the vocabulary, for any number of rows.
+
+        A term whose temperature changes over the steps would be compiled in each of them, and stays as it is.
+        """
+        for objective in self.objectives.values():
+            if not isinstance(objective, RowObjective) or objective.current_values.keys() - {"weight"}:
+                continue
+            if type(objective).add_gradient is not RowObjective.add_gradient:
+                objective.add_gradient = _compiled(objective.add_gradient)  # type: ignore[method-assign]
+
     def set_step(self, step: int | None) -> None:
         """See `Objective.set_step`."""
         for objective in self.objectives.values():
@@ -201,6 +214,14 @@ class LossTerms:
                 mean = mix_logits([*logits.values()], [share / sum(shares) for share in shares])
             if ours is not None:
                 observer(ours, mean, batch.masked_labels)
+
+
+def _compiled(add_gradient: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A compiled `RowObjective.add_gradient`; the scale, which differs from step to step, becomes a tensor in it."""
+    compiled = torch.compile(add_gradient, dynamic=True)
+    return lambda rows, gradient, scale: compiled(
+        rows, gradient, rows.student.new_full((), scale, dtype=wide(rows.student.dtype))
+    )
 
 
 def _masked_logits(output: EncoderOutput, batch: Batch) -> Tensor | None:

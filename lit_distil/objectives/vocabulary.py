@@ -30,7 +30,7 @@ CHUNK_BYTES = 44 * 2**20
 _CACHE_BYTES = 8 * 2**20  # of the rows of a piece that terms look at together on a CPU: four buffers stay in its cache
 _CPU_COLUMNS = 1024  # of the vocabulary: blocks are a third faster than the whole of a wide matrix
 _LAUNCH_BYTES = 256 * 2**20  # at least in a piece on an accelerator ...
-_MOST_PIECES = 2  # ... which has no more of them than this, whatever the rows
+MOST_PIECES = 2  # ... which has no more of them than this, whatever the rows
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
 """Is shown some rows at a time: the student's logits, the mean teacher's, and labels (None where not masked)."""
@@ -127,7 +127,7 @@ def rows_at_once(num_rows: int, row_bytes: int, device_type: str) -> tuple[int, 
     """How many rows, of `num_rows`, are multiplied out together, and at how many of these the terms look together."""
     if device_type == "cpu":
         return max(1, CHUNK_BYTES // row_bytes), max(1, _CACHE_BYTES // row_bytes)
-    step = max(1, _LAUNCH_BYTES // row_bytes, math.ceil(num_rows / _MOST_PIECES))
+    step = max(1, _LAUNCH_BYTES // row_bytes, math.ceil(num_rows / MOST_PIECES))
     return step, step
 
 

@@ -2,6 +2,7 @@
 
 from lit_distil.optim.bert_adam import BertAdam as BertAdam
 from lit_distil.optim.groups import apply_configured as apply_configured
+from lit_distil.optim.groups import build_optimizer as build_optimizer
 from lit_distil.optim.groups import check_layer_decay as check_layer_decay
 from lit_distil.optim.groups import freeze_lowest as freeze_lowest
 from lit_distil.optim.groups import layered_groups as layered_groups

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from lit_distil.messages import causes, one_line
+from lit_distil.pieces import PieceError
 
 
 def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
@@ -42,6 +45,24 @@ def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> li
     if not groups:
         raise ValueError(f"{type(module).__name__} has no parameter to train: all of them are frozen")
     return groups
+
+
+def build_optimizer(factory: Callable[..., Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
+    """An optimizer over groups, each with its scaled learning rate.
+
+    Raises:
+        ValueError: It refuses its settings or the parameters.
+    """
+    try:
+        optimizer = factory(groups)
+    except (Exception, PieceError) as error:  # each optimizer refuses its settings in its own way
+        reason = one_line([*causes(error)][-1])
+        raise ValueError(
+            f"model.optimizer: it refuses its settings or these parameters: {reason}; it must "
+            "take parameters of any shape, in groups with a weight decay each, as torch.optim.AdamW does"
+        ) from error
+    scale_learning_rates(optimizer.param_groups)
+    return optimizer
 
 
 def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:

@@ -13,6 +13,8 @@ from lit_distil.cli import main
 from lit_distil.commands.benchmark import estimate
 from lit_distil.commands.benchmark.estimate import Chain, Stage, rate_of
 from lit_distil.data import PreparedCorpus
+from lit_distil.models import MaskedLMNetwork
+from tests.models.helpers import make_batch, make_model
 from tests.workspace import REPOSITORY, Workspace, kept_environment
 
 CONFIGS = REPOSITORY / "configs"
@@ -35,7 +37,43 @@ def test_bert_base_costs_what_the_closed_formula_says() -> None:
     assert (stage.steps, stage.tokens, stage.micro_batches, stage.devices) == (1_000_000, 256 * 512, 1, 8)
     assert stage.parameters == pytest.approx(110e6, rel=0.01)  # Devlin et al. 2019, section 3
     weights = 18 * stage.parameters  # fp32, gradient, two moments, and a copy in bf16
-    assert stage.memory == pytest.approx(weights + 34 * hidden * layers * stage.tokens / 8)
+    logits = 0.15 * 2 * 4 * entries / 2  # and their gradients, of half of the masked rows at once
+    kept = estimate.KEPT_BYTES["half"] * hidden * layers
+    assert stage.memory == pytest.approx(weights + (kept + logits) * stage.tokens / 8, rel=1e-4)
+    assert stage.fixed + stage.per_token * stage.largest(80) == pytest.approx(0.9 * 80e9, rel=1e-4)
+    assert stage.largest(1) == 0  # its weights alone take two
+
+    recomputed = read(
+        Chain(), f"--config {CONFIGS}/pretrain/bert.yaml --trainer.devices 8 --model.activation_checkpointing 1"
+    )
+    kept = (estimate.KEPT_BYTES["half"] + layers * estimate.INPUT_BYTES) * hidden
+    assert recomputed.per_token == pytest.approx(kept + logits, rel=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("half", torch.bfloat16)])
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_blocks_keep_as_many_bytes_as_is_estimated(precision: str, dtype: torch.dtype, every: int) -> None:
+    """Counted on what autograd saves, in two depths, so that embeddings and head drop out."""
+    width, depths, kept = 64, (2, 6), []
+    for depth in depths:
+        model = make_model("bert", hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth)
+        network = MaskedLMNetwork(model).train()
+        network.checkpoint_activations(every)
+        batch = make_batch((2,) * 512)  # many tokens, since copies of the weights in bf16 are saved, too
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        saved: dict[int, torch.Tensor] = {}
+
+        def pack(tensor: torch.Tensor, into: dict[int, torch.Tensor] = saved) -> torch.Tensor:
+            into[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", dtype):
+            network(batch)
+        kept.append(sum(t.untyped_storage().nbytes() for at, t in saved.items() if at not in parameters))
+    each = (kept[1] - kept[0]) / (depths[1] - depths[0]) / (batch.num_tokens * width)
+    full, again = estimate.KEPT_BYTES[precision], estimate.INPUT_BYTES
+    expected = full if not every else (again + (every - 1) * full) / every
+    assert each == pytest.approx(expected, rel=0.1)
 
 
 def test_a_student_is_made_of_the_network_that_an_earlier_run_exports(tmp_path: Path) -> None:
@@ -72,7 +110,7 @@ def test_epochs_are_counted_on_the_corpus_that_is_there_or_will_be(workspace: Wo
         Chain()._tokens(PreparedCorpus(f"{tmp_path}/corpus"))
 
 
-STAGE = Stage("a", "bert", True, 512, 100, 1000, 3e15, 5, 1e9, 2, 4, "bf16-mixed")
+STAGE = Stage("a", "bert", True, 512, 100, 1000, 3e15, 5, 1e9, 1.0, 2, 4, "bf16-mixed")
 
 
 def test_hours_follow_from_operations_devices_and_share() -> None:
@@ -107,7 +145,8 @@ def test_the_command_prints_a_table_and_what_it_assumes(capsys: pytest.CaptureFi
     hours = 2.097152e12 * float(cells[2].split()[0]) * 1e9
     hours /= 8 * 312e12 * estimate.ASSUMED_MFU * 3600
     assert float(cells[-1]) == pytest.approx(hours, rel=2e-3)
-    assert "35 % are assumed" in said and "Korthikanti" in said
+    assert "35 % are assumed" in said and "46 bytes a token" in said
+    assert said.count("runs/roberta") == 2  # its largest micro-batches, too
 
 
 def test_published_networks_are_those_of_the_recipes() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.models import MaskedLMNetwork, TaskNetwork
 
@@ -198,12 +200,14 @@ def test_dropout_acts_in_training_and_not_in_evaluation(field: str) -> None:
         assert (network(BATCH, rows="all").logits - network(BATCH, rows="all").logits).abs().max() > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("name", ["bert", "modernbert", "distilbert"])
-def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
+def test_checkpointing_activations_changes_no_gradient(name: str, every: int) -> None:
     network = MaskedLMNetwork(make_model(name))
     checkpointed = copy.deepcopy(network)
-    checkpointed.model.gradient_checkpointing_enable()
+    checkpointed.checkpoint_activations(every)
+    blocks = [one for one in checkpointed.modules() if isinstance(one, GradientCheckpointingLayer)]
+    assert [block.gradient_checkpointing for block in blocks] == [i % every == 0 for i in range(len(blocks))]
     for each in (network, checkpointed):
         each.train()
         torch.manual_seed(3)
@@ -211,6 +215,17 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     ours = gradients(checkpointed)
     for key, value in gradients(network).items():
         torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_are_not_found_in_every_architecture() -> None:
+    network = MaskedLMNetwork(make_model("bert"))
+    with pytest.raises(ValueError, match=r"model\.activation_checkpointing must be 0 or more, got -1"):
+        network.checkpoint_activations(-1)
+    network.model.bert.encoder.layer = nn.ModuleList()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"model\.compile: BertForMaskedLM has no block of transformers' class"):
+        network.compile_blocks()
+    with pytest.raises(ValueError, match=r"model\.activation_checkpointing: BertForMaskedLM has no block"):
+        network.checkpoint_activations(1)
 
 
 def test_copy_is_independent_and_leaves_no_hook() -> None:

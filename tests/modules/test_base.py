@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.optim import AdamW
 
 from lit_distil.data import DocSentences, TableFiles, TextDataModule, TextFiles
 from lit_distil.models import FromConfig, Pretrained
+from lit_distil.models.attention import register
 from lit_distil.modules import FineTuningModule, MaskedLMModule
 from lit_distil.objectives import SoftTargetLoss
 from lit_distil.tasks import TextClassification, TextRegression
 from tests.modules.test_distillation import make_data, make_trainer
+from tests.modules.test_distillation import make_module as make_student
 from tests.workspace import TINY, Workspace, network_weights
 
 
@@ -162,3 +164,49 @@ def test_evaluation_data_without_masking_cannot_be_predicted_on(workspace: Works
     trainer: Trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"data\.masking"):
         trainer.predict(MaskedLMModule(Pretrained(workspace.teacher)), datamodule=data)
+
+
+class NoteGraphs(Callback):
+    """Notes after each step how many graphs there are, of how many tokens the batch was, and the loss."""
+
+    def __init__(self) -> None:
+        self.graphs: list[int] = []
+        self.tokens: set[int] = set()
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        self.tokens.add(batch.num_tokens)
+        self.losses.append(float(outputs["loss"]))
+
+
+def run_compiled(workspace: Workspace, folder: Path, **settings: Any) -> NoteGraphs:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    notes = NoteGraphs()
+    module = make_student(workspace.teacher, gradient_shares_every=0, **settings)
+    make_trainer(folder, max_steps=8, callbacks=[notes]).fit(module, datamodule=make_data(workspace))
+    register()  # attention is as it was for other tests
+    return notes
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_step_is_compiled_once_for_batches_of_all_sizes(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traces, and makes no kernels
+    plain = run_compiled(workspace, tmp_path / "plain")
+    compiled = run_compiled(workspace, tmp_path / "compiled", compile=True, activation_checkpointing=every)
+    assert len(compiled.tokens) > 5
+    assert plain.graphs[-1] == 0
+    assert compiled.graphs[0] >= 4  # of blocks before and after attention, of the teacher's, of two terms
+    assert compiled.graphs[2] == compiled.graphs[-1]
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+@pytest.mark.slow  # kernels are made, for a minute
+def test_compiled_kernels_train_as_plain_ones(workspace: Workspace, tmp_path: Path) -> None:
+    plain = run_compiled(workspace, tmp_path / "plain", student_dropout=False)
+    compiled = run_compiled(workspace, tmp_path / "compiled", student_dropout=False, compile=True)
+    assert compiled.graphs[2] == compiled.graphs[-1] >= 4
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)

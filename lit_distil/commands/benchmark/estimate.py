@@ -33,6 +33,7 @@ from lit_distil.models.sources import STAND_INS, random_network, sketching
 from lit_distil.models.students import freeze_parts
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.teachers import StudentModule
+from lit_distil.objectives.vocabulary import MOST_PIECES
 from lit_distil.pieces import OptionParser, call_command
 from lit_distil.run import TrainingCLI
 from lit_distil.run import run as run_command
@@ -91,6 +92,16 @@ class EstimateCLI(TrainingCLI):
         self.found.append(self)
 
 
+KEPT_BYTES = {"fp32": 76, "half": 46}
+"""What BERT's block keeps for the backward pass, without attention's scores; counted, for a token and unit of width."""
+
+INPUT_BYTES = 4
+"""What it keeps if its activations are computed again (`model.activation_checkpointing`)."""
+
+GIGABYTES = (16, 24, 80)
+"""Of GPUs for which the largest micro-batch is told; a tenth of it is left for what is not counted."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A run, by its configuration.
@@ -104,7 +115,8 @@ class Stage:
         tokens: Of a step.
         flops: Of a step, as `train/mfu` counts them.
         parameters: Of the trained network.
-        memory: Bytes on each device.
+        fixed: Bytes on each device, whatever the batch: weights, gradients and the optimizer's state.
+        per_token: Bytes for each token of a micro-batch.
         micro_batches: Of a step.
         devices: How many work at it.
         precision: The Trainer's.
@@ -118,10 +130,25 @@ class Stage:
     tokens: int
     flops: float
     parameters: int
-    memory: float
+    fixed: float
+    per_token: float
     micro_batches: int
     devices: int
     precision: str
+
+    @property
+    def micro_tokens(self) -> float:
+        """Tokens of a micro-batch on one device."""
+        return self.tokens / (self.devices * self.micro_batches)
+
+    @property
+    def memory(self) -> float:
+        """Bytes on each device."""
+        return self.fixed + self.per_token * self.micro_tokens
+
+    def largest(self, gigabytes: float) -> int:
+        """Most tokens of a micro-batch on a device of that size; 0 if not even the weights fit."""
+        return max(0, int((0.9e9 * gigabytes - self.fixed) / self.per_token))
 
     def seconds(self, rate: float) -> float:
         """Of its training, at so many operations a second of one device."""
@@ -189,8 +216,13 @@ class Chain:
         rows = tokens if data.task is not None or module.terms.need_all_rows else round(rate * tokens)
         frozen = sum(_parameters(network) for network in teachers)
         trains, is_half = _parameters(trained), precision.startswith(("16", "bf16"))
-        hidden, layers = trained.config.hidden_size, trained.num_layers
-        kept = 34 * hidden * layers * tokens / (int(devices) * micro_batches) * (1 if is_half else 2)
+        layers, every = trained.num_layers, module.activation_checkpointing
+        recomputed = math.ceil(layers / every) if every else 0
+        # what blocks keep, with one of those that are computed again; then logits and gradients of the vocabulary pass
+        kept = (layers - recomputed + bool(every)) * KEPT_BYTES[
+            "half" if is_half else "fp32"
+        ] + INPUT_BYTES * recomputed
+        logits = 4 * (2 + len(teachers)) * rows / tokens * getattr(trained, "num_logits", 0) / MOST_PIECES
         return Stage(
             str(trainer.default_root_dir),
             kind=(teachers[0] if teachers else trained).config.model_type,
@@ -200,7 +232,8 @@ class Chain:
             tokens=tokens,
             flops=sum(NetworkFlops(network)(lengths, rows) for network in (trained, *teachers)),
             parameters=trains,
-            memory=16 * trains + 4 * frozen + (2 * (trains + frozen) if is_half else 0) + kept,
+            fixed=16 * trains + 4 * frozen + (2 * (trains + frozen) if is_half else 0),
+            per_token=kept * trained.config.hidden_size + logits,
             micro_batches=micro_batches,
             devices=int(devices),
             precision=precision,
@@ -369,12 +402,19 @@ def report(
         *(f"operations: {origin}" for origin in said),
         f"a micro-batch takes at least {1000 * LEAST_SECONDS:.0f} ms; every sequence counts as full, so that tasks of "
         "short rows and their memory are upper bounds",
-        "memory: 16 bytes a trained parameter (fp32 with Adam), 4 a teacher's, 2 more for the copies of bf16, and 34 "
-        "bytes a token, layer and unit of width for the backward pass (Korthikanti et al. 2022, section 4.1, without "
-        "scores of attention); fp32 doubles the last",
+        "memory: 16 bytes a trained parameter (fp32 with Adam), 4 a teacher's, 2 more for the copies of bf16; for the "
+        f"backward pass {KEPT_BYTES['half']} bytes a token, layer and unit of width ({KEPT_BYTES['fp32']} in fp32, "
+        f"{INPUT_BYTES} where model.activation_checkpointing computes them again), without attention's scores; and the "
+        "logits of one piece",
         *notes,
     ]
-    return f"{text_table(table)}\n{bullets(lines)}"
+    sizes = [["run", *(f"on {gigabytes} GB" for gigabytes in GIGABYTES), "now"]]
+    sizes += [
+        [stage.folder, *(f"{stage.largest(each):,}" for each in GIGABYTES), f"{stage.micro_tokens:,.0f}"]
+        for stage, _ in stages
+    ]
+    largest = f"The largest micro-batch of a device, in tokens, with a tenth of its memory left:\n{text_table(sizes)}"
+    return f"{text_table(table)}\n{bullets(lines)}\n\n{largest}"
 
 
 def _three_digits(hours: float) -> str:
