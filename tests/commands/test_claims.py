@@ -23,7 +23,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForMaskedLM
 
+from lit_distil.commands.benchmark import latency
 from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
 from lit_distil.commands.claims import command
 from lit_distil.commands.claims.exact import hard_label, same_architecture
@@ -60,6 +62,7 @@ def test_the_claims_are_there() -> None:
         assert used <= set(claim.arms)
 
 
+@functools.cache
 def parsed(files: tuple[Path, ...]) -> dict[str, Any]:
     """The configuration as a run would have it."""
     output = io.StringIO()
@@ -112,7 +115,7 @@ def test_the_larger_claims_are_ten_times_as_large_and_count_as_others(larger: Pa
         small, large = (load_claim(root / name) for root in (CLAIMS, larger))
         for arm, spec in large.arms.items():
             assert spec.recipe != small.arms[arm].recipe or spec.base in command.MEASUREMENTS
-    for arm, factors in {"half/alone-1": (9, 10), "batch/large-fast": (9, 10), "nsp/segment-pair": (9, 10)}.items():
+    for arm, factors in {"half/alone-few": (9, 10), "batch/large-fast": (9, 10), "nsp/segment-pair": (9, 10)}.items():
         base = {"nsp": "bert"}.get(arm.partition("/")[0], "pretrain")
         before, after = (merged((root / f"{base}.yaml", root / f"{arm}.yaml")) for root in (CLAIMS, larger))
         (widths, batches, rates), steps = (
@@ -224,6 +227,7 @@ def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
     """For one arm that is the interval of a binomial share; for an effect the arms' variances add, times w²."""
     folder = write_claim(tmp_path / "configs", metric="val/accuracy", higher_is_better=True)
     claim = load_claim(folder)
+    write_result(tmp_path, "student", 1, 0.5, recipe=claim.arms["student"].recipe, metric="val/accuracy", rows=100.0)
     for seed, (small, large) in enumerate(((0.50, 0.58), (0.52, 0.60), (0.48, 0.62)), start=1):
         for arm, value in (("small", small), ("large", large)):
             write_result(tmp_path, arm, seed, value, recipe=claim.arms[arm].recipe, metric="val/accuracy", rows=400.0)
@@ -233,7 +237,7 @@ def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
     of_rows = 1.96 * ((0.5 * 0.5 + 0.6 * 0.4) / 400) ** 0.5
     seeds = 4.303 * statistics.stdev([0.08, 0.08, 0.14]) / 3**0.5
     assert found.of_rows == pytest.approx(of_rows) and found.half == pytest.approx((of_rows**2 + seeds**2) ** 0.5, 1e-4)
-    assert "± 0.049 over 400 rows" in claim_page(measured, None)
+    assert "± 0.049 over 400 rows" in claim_page(measured, None)  # the student's 100 rows are those of another task
     losses = read_results(dataclasses.replace(measured.claim, metric="val/rows"), tmp_path / "results")
     assert losses.estimates[0].of_rows is None
 
@@ -276,8 +280,9 @@ def write_result(
     recipe: str,
     metric: str = "val/masked_lm_loss",
     rows: float = 1.0,
+    **more: Any,
 ) -> None:
-    about = {"claim": "size", "arm": arm, "seed": seed, "recipe": recipe}
+    about = {"claim": "size", "arm": arm, "seed": seed, "recipe": recipe, **more}
     content = {**about, "minutes": 1.5, "metrics": {metric: value, "val/rows": rows}, "made_with": {"cpu": "x"}}
     (root / "results/size").mkdir(parents=True, exist_ok=True)
     (root / f"results/size/{arm}-seed-{seed}.json").write_text(json.dumps(content))
@@ -405,6 +410,7 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(command, "_lit_distil", in_process)
     monkeypatch.setattr(command, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(latency, "_WARM_UP_SECONDS", 0.0)
     where = {"configs": str(root), "out": str(tmp_path / "results"), "runs": str(tmp_path / "runs"), "jobs": 1}
     with pytest.raises(ValueError, match="stopped"):
         command.claims(["size"], seeds=1, **where)
@@ -416,6 +422,11 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     result = json.loads((tmp_path / "results/size/student-seed-1.json").read_text())
     assert result["steps"] == 2 and result["metrics"]["val/masked_lm_loss"] > 0 and result["minutes"] >= 0
     assert result["made_with"]["torch"] and len(result["config"]) == 64 and result["tokens"] > 100
+    teacher = json.loads((tmp_path / "results/size/large-seed-1.json").read_text())
+    assert [one["size"]["layers"] for one in (result, teacher)] == [1, 2]
+    network = AutoModelForMaskedLM.from_pretrained(next((tmp_path / "runs").glob("distill-*/seed-1/export")))
+    assert result["size"]["parameters"] == sum(one.numel() for one in network.parameters())
+    assert 0 < result["size"]["milliseconds"] < 1000
     assert "undecided at this size" in capsys.readouterr().out
 
 
@@ -428,6 +439,9 @@ def test_mistakes_in_a_claim_are_told(tmp_path: Path) -> None:
     folder = write_claim(tmp_path / "b", effects=[{"label": "x", "arms": {"huge": 1}, "margin": 0}])
     with pytest.raises(ValueError, match=r"no arm 'huge'; there are \['small', 'large', 'student'\]"):
         load_claim(folder)
+    folder = write_claim(tmp_path / "d", curves=[{"label": "loss", "lines": {"distilled": ["student", "tiny"]}}])
+    with pytest.raises(ValueError, match="no arm 'tiny'"):
+        load_claim(folder)
     folder = write_claim(tmp_path / "c")
     (folder / "lost.yaml").write_text("{}")
     with pytest.raises(ValueError, match=r"lost\.yaml is no arm of the claim"):
@@ -435,6 +449,34 @@ def test_mistakes_in_a_claim_are_told(tmp_path: Path) -> None:
 
 
 # Pages
+
+
+def test_curves_show_what_results_say_of_sizes(tmp_path: Path) -> None:
+    """Results without sizes, as earlier versions wrote them, count as before and are on no curve."""
+    curves = [{"label": "loss", "lines": {"distilled": ["small", "large"], "no teacher": ["student", "large"]}}]
+    claim = load_claim(write_claim(tmp_path / "configs", curves=curves))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for arm, value in {"small": 4.0, "large": 3.0, "student": 5.0}.items():
+        write_result(tmp_path, arm, 1, value, recipe=claim.arms[arm].recipe)
+    write_claim_pages([read_results(claim, tmp_path / "results")], docs)
+    assert [path.name for path in (docs / "claims").iterdir() if "sizes" in path.name] == []
+    for arm, layers in {"small": 1, "large": 4}.items():
+        for seed, milliseconds in enumerate((1.0, 9.0, 2.0), start=1):  # one was timed while the machine was busy
+            size = {"layers": layers, "parameters": 1000 * layers, "milliseconds": layers * milliseconds}
+            write_result(tmp_path, arm, seed, 5.0 - layers + seed, recipe=claim.arms[arm].recipe, size=size)
+    measured = read_results(claim, tmp_path / "results")
+    found = measured.line(["small", "large", "student"], None)
+    assert [one[:5] for one in map(dataclasses.astuple, found)] == [
+        ("small", 1, 1000, 2.0, 6.0),
+        ("large", 4, 4000, 8.0, 3.0),
+    ]
+    assert found[0].half == pytest.approx(4.303 / 3**0.5, rel=1e-4)
+    write_claim_pages([measured], docs)
+    page = (docs / "claims/size.md").read_text()
+    assert "![Quality against parameters and milliseconds](size-sizes.svg)" in page
+    assert page.count(" 4,000 |") == 2 and "student |" not in page.partition("## Each arm")[0]
+    assert "no teacher" in (docs / "claims/size-sizes.svg").read_text()
 
 
 def test_the_pages_in_the_documentation_are_those_of_the_results(tmp_path: Path) -> None:

@@ -67,3 +67,18 @@ def test_a_floor_far_away_is_told_on_the_axis_and_does_not_flatten_the_points(tm
     assert any(set(line.get_ydata()) == {floor} for line in axes.lines) == is_line
     low, high = axes.get_ylim()
     assert high - low < 3
+
+
+def test_every_network_is_drawn_against_its_parameters_and_its_milliseconds(tmp_path, saved):
+    lines = {"distilled": [(1e6, 2.0, 4.0, 0.5), (4e6, 8.0, 3.0, 0.1)], "no teacher": [(1e6, 2.5, 5.0, 0.0)]}
+    plots.plot_sizes(
+        tmp_path / "sizes.svg", [("masked-LM loss", lines), ("accuracy", {"distilled": lines["distilled"]})]
+    )
+    (left, right, below, _), figure = saved[0].axes, saved[0]
+    drawn = [[bar.lines[0].get_xdata().tolist() for bar in axes.containers] for axes in (left, right)]
+    assert drawn == [[[1.0, 4.0], [1.0]], [[2.0, 8.0], [2.5]]]
+    assert [bar.lines[0].get_ydata().tolist() for bar in left.containers] == [[4.0, 3.0], [5.0]]
+    first, second = ((bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in left.containers)
+    assert first != second and len(below.containers) == 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
+    assert left.get_ylabel() == "masked-LM loss" and below.get_ylabel() == "accuracy"

@@ -29,7 +29,7 @@ import yaml
 from transformers import AutoConfig
 
 from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
-from lit_distil.commands.benchmark.latency import describe_hardware
+from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
 from lit_distil.commands.claims.exact import MEASUREMENTS
 from lit_distil.commands.claims.pages import summary_table, write_claim_pages
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
@@ -42,6 +42,7 @@ from lit_distil.pieces import call_command
 
 TOKENIZER = "runs/claims/tokenizer"
 _STOPPING = threading.Event()  # set once the command is told to stop; the runs are then ended
+_TIMING = threading.Lock()  # one network at a time, so that none slows another down
 _NUM_ENTRIES = 4096
 _TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", str(_NUM_ENTRIES)]
 _TRAIN_TOKENIZER += ["--out", TOKENIZER]
@@ -183,6 +184,15 @@ def result_of(run: Run) -> dict[str, Any]:
     }
 
 
+def size_of(export: Path) -> dict[str, int | float]:
+    """Layers and parameters of an exported network, and the milliseconds of one sequence of 64 tokens, one thread."""
+    layers = AutoConfig.from_pretrained(export).num_hidden_layers
+    with _TIMING:
+        (found,) = measure_networks([str(export)], length=64, batch_size=1)
+    milliseconds = round(found.latency_ms.median, 4)
+    return {"layers": layers, "parameters": found.parameters, "milliseconds": milliseconds}
+
+
 def claims(
     names: list[str] | None = None,
     seeds: int = 3,
@@ -254,9 +264,10 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
         if not job.is_finished:
             _lit_distil(job.command(), job.folder.with_suffix(".log"))
         (run,) = open_runs([str(job.folder)])
+        size = size_of(job.folder / "export") if missing[job] else {}
         for claim, arm in missing[job]:
             device = "cuda" if run.config["trainer"]["accelerator"] in ("gpu", "cuda") else "cpu"
-            _write_result(out, claim, arm, job.recipe, job.seed, result_of(run), device)
+            _write_result(out, claim, arm, job.recipe, job.seed, {**result_of(run), "size": size}, device)
 
     with ThreadPoolExecutor(num_jobs) as pool:
         for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from lit_distil.commands.claims.verdicts import Effect, Estimate, Measured, half_width_over_rows
+from lit_distil.commands.claims.verdicts import Effect, Estimate, Measured, Point, half_width_over_rows
 from lit_distil.commands.pages import Section, to_markdown
 from lit_distil.commands.report.arms import half_width, with_interval
-from lit_distil.commands.report.plots import plot_effects
+from lit_distil.commands.report.plots import Size, plot_effects, plot_sizes
 from lit_distil.console import Table, bullets, markdown_table
 from lit_distil.files import write_file
 
@@ -36,6 +36,11 @@ takes some 15 seconds each, four at a time: 2 minutes if none of it were hidden,
 `make claims-gpu DRY=H100` prints the table behind this, for any claim. It has not been run on a GPU yet.
 """
 
+_TIMED = """\
+The milliseconds are those of the encoder for one sequence of 64 tokens with one thread: in each run the median of 30
+calls, right after its training, while other runs may be at work; here the median over the seeds. Parameters are those
+of the whole network, with its head."""
+
 _BEGIN, _END = "<!-- claims:begin -->", "<!-- claims:end -->"  # around the table in the README
 
 
@@ -50,12 +55,13 @@ def summary_table(measured: Sequence[Measured], *, pages: str | None = None) -> 
     return table
 
 
-def claim_page(measured: Measured, figure: str | None) -> str:
+def claim_page(measured: Measured, figure: str | None, curves: str | None = None) -> str:
     """The page of a claim, as Markdown.
 
     Args:
         measured: The claim and its results.
-        figure: Name of the picture beside the page; None without one.
+        figure: Name of the picture of the effects beside the page; None without one.
+        curves: Name of the picture of quality against size; None without one.
     """
     claim, estimates = measured.claim, measured.estimates
     figures = [f"{label}: {value}" for label, value in claim.figures.items()]
@@ -74,6 +80,9 @@ def claim_page(measured: Measured, figure: str | None) -> str:
     sections += [Section("Verdict", lines=[*verdict, *lines])]
     page = to_markdown(claim.title, sections)
     page += f"\n![The effects of {claim.title}, with their intervals and margins]({figure})\n" if figure else ""
+    if curves:
+        page += f"\n## Quality, size and latency\n\n![Quality against parameters and milliseconds]({curves})\n"
+        page += f"\n{markdown_table(_sizes_table(measured))}\n\n{_TIMED}\n"
     table, cost = _arms_table(measured), _cost(measured)
     page += f"\n## Each arm\n\n{markdown_table(table)}\n" if len(table) > 1 else ""
     page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}\n```\n"
@@ -96,7 +105,33 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path) -> None:
         if effects:
             path = docs / "claims" / f"{name}.svg"
             plot_effects(path, [_drawn(*each) for each in effects], unit=f"effect on {one.claim.metric}")
-        write_file(docs / "claims" / f"{name}.md", claim_page(one, f"{name}.svg" if effects else None))
+        lines = _lines(one)
+        if lines:
+            drawn = [(label, {line: [_size(each) for each in row[line]] for line in row}) for label, row in lines]
+            plot_sizes(docs / "claims" / f"{name}-sizes.svg", drawn)
+        pictures = f"{name}.svg" if effects else None, f"{name}-sizes.svg" if lines else None
+        write_file(docs / "claims" / f"{name}.md", claim_page(one, *pictures))
+
+
+def _lines(measured: Measured) -> list[tuple[str, dict[str, list[Point]]]]:
+    """The curves that have points, each with the label of its quality."""
+    found = []
+    for curves in measured.claim.curves:
+        lines = {name: measured.line(arms, curves.metric) for name, arms in curves.lines.items()}
+        if any(lines.values()):
+            found.append((curves.label, lines))
+    return found
+
+
+def _sizes_table(measured: Measured) -> Table:
+    """A row for each network of the curves."""
+    table = [["quality", "networks", "arm", "layers", "parameters", "ms", "mean over the seeds"]]
+    for label, lines in _lines(measured):
+        for name, points in lines.items():
+            for one in points:
+                cells = [str(one.layers), f"{one.parameters:,}", f"{one.milliseconds:.2f}"]
+                table.append([label, name, one.arm, *cells, _number(one.quality, one.half)])
+    return table
 
 
 def _arms_table(measured: Measured) -> Table:
@@ -104,10 +139,10 @@ def _arms_table(measured: Measured) -> Table:
     claim = measured.claim
     table = [["arm", "metric", "mean over the seeds", "each seed"]]
     for metric in dict.fromkeys([claim.metric, *(effect.metric or claim.metric for effect in claim.effects)]):
-        values, num_rows = measured.values(metric), measured.num_rows(metric)
+        values = measured.values(metric)
         for arm in claim.arms:
             if by_seed := values.get(arm):
-                mean = fmean(by_seed.values())
+                mean, num_rows = fmean(by_seed.values()), measured.num_rows(metric, [arm])
                 cell = _number(mean, half_width([*by_seed.values()]))
                 if num_rows is not None:
                     cell += f", ± {half_width_over_rows([(1.0, mean)], num_rows):.3f} over {num_rows:,.0f} rows"
@@ -147,6 +182,10 @@ def _shown(measured: Measured) -> list[tuple[Effect, Estimate]]:
     """The effects that were measured."""
     pairs = zip(measured.claim.effects, measured.estimates, strict=True)
     return [(effect, one) for effect, one in pairs if one.mean is not None]
+
+
+def _size(one: Point) -> Size:
+    return one.parameters, one.milliseconds, one.quality, one.half or 0.0
 
 
 def _drawn(effect: Effect, one: Estimate) -> tuple[str, list[float], float, float, float]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Literal
 
 import yaml
@@ -61,6 +61,42 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Quality against the size and the latency of networks, which the claim's page draws.
+
+    Attributes:
+        label: Of the quality, in words.
+        lines: Name of each line to its arms, the smallest network first.
+        metric: The quality; None for the claim's.
+    """
+
+    label: str
+    lines: dict[str, list[str]]
+    metric: str | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network on a curve.
+
+    Attributes:
+        arm: Its name.
+        layers: How many.
+        parameters: With its head; tied ones count once.
+        milliseconds: Of one sequence of 64 tokens with one thread, the median over the seeds.
+        quality: Mean over the seeds.
+        half: Half its 95 % interval over the seeds; None for a single one.
+    """
+
+    arm: str
+    layers: int
+    parameters: int
+    milliseconds: float
+    quality: float
+    half: float | None
+
+
+@dataclass(frozen=True)
 class Claim:
     """A `claim.yaml`.
 
@@ -80,6 +116,7 @@ class Claim:
         learned: What the best arm must reach for a difference to mean something, such as a loss below that of token
             frequencies; None asks for nothing.
         higher_is_better: Of the metric.
+        curves: What the page draws against size and latency.
     """
 
     name: str
@@ -96,6 +133,7 @@ class Claim:
     shows_at: str = ""
     learned: float | None = None
     higher_is_better: bool = False
+    curves: list[Curves] = field(default_factory=list)
 
 
 def load_claim(folder: Path) -> Claim:
@@ -112,11 +150,13 @@ def load_claim(folder: Path) -> Claim:
     try:
         arms = {name: ArmSpec(**arm) for name, arm in content.pop("arms").items()}
         effects = [Effect(**effect) for effect in content.pop("effects")]
-        claim = Claim(folder.name, arms=arms, effects=effects, **content)
+        curves = [Curves(**one) for one in content.pop("curves", [])]
+        claim = Claim(folder.name, arms=arms, effects=effects, curves=curves, **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: {error}; the fields are {[one.name for one in dataclasses.fields(Claim)]}") from None
     named = [name for effect in effects for group in effect.arms for name in group.split("|")]
     named += [arm.after for arm in arms.values() if arm.after]
+    named += [name for one in curves for line in one.lines.values() for name in line]
     if unknown := sorted(set(named) - set(arms)):
         raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
     if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
@@ -251,18 +291,35 @@ class Measured:
                 found.setdefault(result["arm"], {})[result["seed"]] = result["metrics"][name]
         return found
 
-    def num_rows(self, metric: str | None) -> float | None:
-        """How many rows an accuracy is of, the fewest of its runs; None if the metric is none."""
-        counts = [result["metrics"].get(_ROWS) for result in self.results if _ACCURACY in result["metrics"]]
+    def num_rows(self, metric: str | None, arms: Iterable[str]) -> float | None:
+        """How many rows an accuracy of these arms is of, the fewest of their runs; None if the metric is none."""
+        counts = [result["metrics"].get(_ROWS) for result in self.results if result["arm"] in arms]
         known = [count for count in counts if count]
         return min(known) if known and (metric or self.claim.metric) == _ACCURACY else None
+
+    def line(self, arms: Sequence[str], metric: str | None) -> list[Point]:
+        """A line of `Curves`: those of its arms that were run and whose results have their size."""
+        values, found = self.values(metric), []
+        for arm in arms:
+            own = [result["size"] for result in self.results if result["arm"] == arm and "size" in result]
+            if own and arm in values:
+                by_seed = [*values[arm].values()]
+                milliseconds = median(one["milliseconds"] for one in own)
+                size = own[0]["layers"], own[0]["parameters"], milliseconds
+                found.append(Point(arm, *size, fmean(by_seed), half_width(by_seed)))
+        return found
 
     @property
     def estimates(self) -> list[Estimate]:
         """Each effect, in the claim's order."""
         better = self.claim.higher_is_better
         return [
-            estimate(one, self.values(one.metric), higher_is_better=better, num_rows=self.num_rows(one.metric))
+            estimate(
+                one,
+                self.values(one.metric),
+                higher_is_better=better,
+                num_rows=self.num_rows(one.metric, "|".join(one.arms).split("|")),
+            )
             for one in self.claim.effects
         ]
 

@@ -192,6 +192,31 @@ def plot_effects(path: Path, effects: Sequence[tuple[str, Sequence[float], float
         figure.supxlabel(f"{unit}\ndots: seeds; diamond: mean, with its 95 % interval; dashed: margin", fontsize=9)
 
 
+Size = tuple[float, float, float, float]
+"""Parameters, milliseconds, quality and half its interval."""
+
+
+def plot_sizes(path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]]]]) -> None:
+    """Quality against parameters and latency, a row of two panels for each quality.
+
+    Args:
+        path: SVG or PNG to write.
+        rows: (name of the quality, each line's name to its networks).
+    """
+    with _figure(path, (8.0, 1.0 + 2.6 * len(rows))) as figure:
+        for (quality, lines), (left, right) in zip(rows, figure.subplots(len(rows), 2, squeeze=False), strict=True):
+            for index, (name, points) in enumerate(lines.items()):
+                for axes, size in ((left, [one[0] / 1e6 for one in points]), (right, [one[1] for one in points])):
+                    values, errors = [one[2] for one in points], [one[3] for one in points]
+                    axes.errorbar(size, values, yerr=errors, **_look(index), capsize=4, markersize=6, label=name)
+            left.set_ylabel(textwrap.fill(quality, 28))
+        left.set_xlabel("parameters (millions)")
+        right.set_xlabel("milliseconds of one sequence of 64 tokens")
+        legends = [axes.get_legend_handles_labels() for axes in figure.axes]
+        handles = {name: handle for of_axes in legends for handle, name in zip(*of_axes, strict=True)}
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=len(handles))
+
+
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure in the common style, saved at the end."""

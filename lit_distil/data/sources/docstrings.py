@@ -36,6 +36,7 @@ CORE_PACKAGES = (
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
 _CACHE_VERSION = 1
 _NUM_SHARES = 256
+_NUM_WORDS = 16  # of a row's `words`
 
 
 class Docstrings(DocumentSource, RowSource):
@@ -82,18 +83,30 @@ class Docstrings(DocumentSource, RowSource):
                 yield units
 
     def rows(self, split: Split) -> Iterator[Row]:
-        """A row for each docstring: `text`, `package` (the label) and `module`; a cap takes the first by a hash."""
+        """A row for each docstring, with the columns of three tasks; a cap takes the first by a hash.
+
+        `text`, `package` and `module` tell who wrote it. `other` is the docstring beside it in its module, or one of
+        another module of the package, and `relation` says which: `neighbours` or `strangers`. `words` are its first
+        words, half of the time with two of them exchanged, and `order` says so: `intact` or `exchanged`.
+        """
         if split == "predict":
             return
         limit = self.rows_per_package.get(split)
         by_package: dict[str, list[Row]] = {package: [] for package in self.packages}
         for module in self._modules(split):
-            for text in module["docstrings"]:
-                if len(text) >= self.min_characters:
-                    row = {"text": text, "package": module["package"], "module": module["module"]}
-                    by_package[module["package"]].append({**row, SOURCE_KEY: module["module"]})
+            texts = [text for text in module["docstrings"] if len(text) >= self.min_characters]
+            for text, beside in zip(texts, [*texts[1:], *texts[-2:-1], None], strict=False):
+                words, order = _exchanged(text.split()[:_NUM_WORDS], text)
+                row = {"text": text, "package": module["package"], "module": module["module"], "other": beside}
+                row |= {"relation": "neighbours", "words": words, "order": order, SOURCE_KEY: module["module"]}
+                by_package[module["package"]].append(row)
         for rows in by_package.values():
             rows.sort(key=lambda row: _hash_fraction(row["text"]))
+            for place, row in enumerate(rows):
+                if row["other"] is None or _is_heads("other", row["text"]):
+                    following = (rows[(place + step) % len(rows)] for step in range(1, len(rows)))
+                    stranger = next((one for one in following if one["module"] != row["module"]), row)
+                    row |= {"other": stranger["text"], "relation": "strangers"}
             yield from rows[:limit]
 
     def fingerprint(self, split: Split) -> str:
@@ -190,6 +203,19 @@ def _read_files(files: list[str]) -> dict[str, list[str]]:
             found.update(zip(share, docstrings, strict=True))
             bar.update(len(share))
     return found
+
+
+def _exchanged(words: list[str], text: str) -> tuple[str, str]:
+    """The words, half of the time with two neighbours exchanged, and whether they are `intact` or `exchanged`."""
+    places = [place for place in range(1, len(words) - 1) if words[place] != words[place + 1]]
+    if not places or _is_heads("order", text):
+        return " ".join(words), "intact"
+    place = places[int(_hash_fraction(f"place {text}") * len(places))]
+    return " ".join([*words[:place], words[place + 1], words[place], *words[place + 2 :]]), "exchanged"
+
+
+def _is_heads(coin: str, text: str) -> bool:
+    return _hash_fraction(f"{coin} {text}") < 0.5
 
 
 def _hash_fraction(text: str) -> float:
