@@ -604,8 +604,10 @@ def _let_null_reach_its_key() -> None:
     set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), (yaml.YAMLError,))
 
 
-_UNWANTED_LINES = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks")
-_UNWANTED_LINES += ("`weights_only` was not set", "Restored all states")  # "Restoring states" names the file already
+_UNWANTED_LINES = (
+    *("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks"),
+    *("`weights_only` was not set", "Restored all states"),  # "Restoring states" names the file already
+)
 
 
 @atexit.register
