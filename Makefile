@@ -115,13 +115,23 @@ runs/minilm/config.json: | $(VENV)/.core
 
 # Measurements whose results are kept under results/. They take minutes on one core.
 
-.PHONY: long-documents modernbert-small
+.PHONY: long-documents modernbert-small small-classifier domains
 long-documents: runs/minilm/config.json  ## MiniLM with 2,048 positions beside 512: TRAIN="files" VALID="files"
 	@test -n "$(TRAIN)" -a -n "$(VALID)" || { echo "give text: make long-documents TRAIN=train.txt VALID=valid.txt" >&2; exit 2; }
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/long_documents.py --train $(TRAIN) --validation $(VALID)
 
 modernbert-small: runs/tokenizers/byte-bpe/tokenizer.json  ## ModernBERT's recipe in small: both phases, and half of it
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/modernbert_small.py
+
+small-classifier: runs/minilm/config.json  ## MiniLM to a small classifier: TEXT=file ROWS=file TEST=file COLUMNS="text label"
+	@test -n "$(TEXT)" -a -n "$(ROWS)" -a -n "$(TEST)" || { echo "give text and rows: make small-classifier TEXT=corpus.txt ROWS=train.csv TEST=test.csv" >&2; exit 2; }
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/small_classifier.py --text $(TEXT) --rows $(ROWS) --test $(TEST) \
+		--columns $(or $(COLUMNS),text label)
+
+domains: runs/minilm/config.json  ## MiniLM in your domains, inside and outside of each: DOMAINS="folder ..." GENERAL=file
+	@test -n "$(DOMAINS)" -a -n "$(GENERAL)" || { echo "give folders with train.txt, validation.txt, rows.csv and test.csv: make domains DOMAINS=\"data/novels data/tech\" GENERAL=general.txt" >&2; exit 2; }
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/domains.py --general $(GENERAL) \
+		$(foreach folder,$(DOMAINS),--domain $(notdir $(folder)) $(folder))
 
 # GLUE: a run for each task and seed, then a table beside the papers' rows. A run that is done is not repeated, and one that
 # was cut off continues from its last checkpoint. DATA is a folder with what `save_to_disk` wrote for each task (DATA/cola, ...).

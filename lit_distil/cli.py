@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import types
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +70,9 @@ examples:
 Set LIT_DISTIL_TRACEBACK=1 to see where in the code an error arose.
 """
 CALL_HELP = """
-CLASS is the path of a class. What it takes follows, as in
+CLASS is the path of a class, yours or one of these:
+{classes}
+What it takes follows, as in
   --optimizer torch.optim.SGD --model.optimizer.lr 0.1 --model.optimizer.momentum 0.9
 Every option of `lit-distil fit` may follow and wins over the recipe, for example
   --trainer.devices 2  --model.objectives.soft.temperature 4  --data.masking lit_distil.data.SpanMasking
@@ -96,6 +99,7 @@ EXAMPLES = {
 _OVERRIDES = ("--model.", "--data.", "--trainer.", "--config", "-c", "--matmul_precision")
 _ONLY_IN_PYTHON = ("objectives", "callbacks", "trainer", "overrides", "trust", "trust_remote_code")
 _FROM_RECIPES = "recipe:"
+_FORMAT_OF_OTHERS = warnings.formatwarning
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         _fail(f"no command {command!r}{hint}; there are {', '.join(COMMANDS)}")
+    warnings.formatwarning = _format_warning
     try:
         if arguments[:2] == ["benchmark", "training"]:  # it starts `fit`, which reads its options itself
             command_module(command).run(arguments[1:])
@@ -135,6 +140,15 @@ def main(argv: list[str] | None = None) -> None:
         if message is None or (os.environ.get("LIT_DISTIL_TRACEBACK") and isinstance(error, Exception)):
             raise
         _fail(message)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package is for its user: without the place in the code."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return _FORMAT_OF_OTHERS(message, category, filename, lineno, line)
 
 
 def _run(command: str, arguments: list[str]) -> None:
@@ -180,18 +194,21 @@ def call_parser(command: str) -> Any:
         def error(self, message: str) -> NoReturn:
             raise ValueError(message.removeprefix("argument "))
 
+    parameters = inspect.signature(function).parameters
+    pieces = [name for name, one in parameters.items() if "Piece" in one.annotation and name not in _ONLY_IN_PYTHON]
+    classes = {name: _classes_for(api, parameters[name].annotation) for name in pieces if name != "network"}
+    lines = [f"  --{name:<9} {paths}" for name, paths in classes.items()]
     parser = Parser(
         prog=f"lit-distil {command}",
         description=function.__doc__.split("\n")[0],
-        epilog=CALL_HELP + EXAMPLES[command],
+        epilog=CALL_HELP.format(classes="\n".join(lines)) + EXAMPLES[command],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in parameters.items():
         if name in _ONLY_IN_PYTHON:
             continue
         text = " ".join((described.get(name) or "").split()).replace("%", "%%")
-        is_class = "Piece" in parameter.annotation and name != "network"
         kind = next((one for one in (int, float) if parameter.annotation.startswith(one.__name__)), str)
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             parser.add_argument(name, help=text)
@@ -201,9 +218,31 @@ def call_parser(command: str) -> Any:
             parser.add_argument(f"--{name}", required=True, help=text)
         else:
             text += "" if parameter.default is None else f" (default: {parameter.default})"
-            value = "CLASS" if is_class else kind.__name__
+            value = "CLASS" if name in classes else kind.__name__
             parser.add_argument(f"--{name}", type=kind, default=parameter.default, metavar=value, help=text)
     return parser
+
+
+def _classes_for(api: types.ModuleType, annotation: str) -> str:
+    """The classes that an argument takes, by the names in its annotation: `lit_distil.data: A, B, ...`."""
+    import inspect
+    import textwrap
+
+    optimizer = api.torch.optim.Optimizer
+    kinds = [optimizer if "Callable" in name else getattr(api, name.strip()) for name in annotation.split("|")]
+    found: dict[str, list[str]] = {}
+    for one in {piece for kind in kinds for piece in _with_subclasses(kind)} - {optimizer}:
+        room = ".".join(one.__module__.split(".")[:2])
+        is_public = room.startswith(("lit_distil.", "torch.optim")) and hasattr(sys.modules[room], one.__name__)
+        if is_public and not inspect.isabstract(one):
+            found.setdefault(room, []).append(one.__name__)
+    text = "; ".join(f"{room}: {', '.join(sorted(names))}" for room, names in sorted(found.items()))
+    return textwrap.fill(text, 100, subsequent_indent=" " * 14)
+
+
+def _with_subclasses(kind: Any) -> set[Any]:
+    subclasses: list[Any] = kind.__subclasses__()
+    return {kind}.union(*map(_with_subclasses, subclasses))
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -283,7 +283,7 @@ def near_names(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; the folder {str(path.parent)!r} does not exist"
     near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
-    return f"; near it: {', '.join(near)}" if near else ""
+    return f"; near it: {', '.join(str(path.parent / name) for name in near)}" if near else ""
 
 
 def missing_folder(name: str) -> str | None:

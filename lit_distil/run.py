@@ -604,7 +604,10 @@ def _let_null_reach_its_key() -> None:
     set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), (yaml.YAMLError,))
 
 
-_UNWANTED_LINES = ("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks")
+_UNWANTED_LINES = (
+    *("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks"),
+    *("`weights_only` was not set", "Restored all states"),  # "Restoring states" names the file already
+)
 
 
 @atexit.register
@@ -633,6 +636,8 @@ def _quieten() -> None:
     # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")
+    # a run that goes on has its folder, and was told which files are removed from it
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_wanted)
 
 

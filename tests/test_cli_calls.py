@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 import yaml
 
 import lit_distil
-from lit_distil import cli
+from lit_distil import cli, data, models, optim, tasks
 from tests.workspace import REPOSITORY, Workspace, environment, fit, kept_environment, logged
 
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
@@ -93,6 +96,26 @@ def test_help_of_a_call_describes_every_option_and_has_examples(
     assert "--trainer.devices" in text
     undescribed = [action.dest for action in cli.call_parser(command)._actions if not action.help]
     assert not undescribed
+    listed = {
+        "pretrain": {data.MaskingStrategy: "masking", data.SequenceFormat: "format"},
+        "distil": {models.StudentInitialisation: "student", models.NetworkSource: "student"},
+        "finetune": {tasks.Task: "task", optim.Schedule: "schedule"},
+    }
+    told = text[text.index("one of these:") : text.index("What it takes")]
+    words = {option: part.replace(",", " ").split() for option, part in re.findall(r"--(\w+) +(lit_distil[^-]*)", told)}
+    for kind, option in listed[command].items():
+        room = importlib.import_module(".".join(kind.__module__.split(".")[:2]))
+        public = [getattr(room, name) for name in dir(room)]
+        public = [one for one in public if inspect.isclass(one) and issubclass(one, kind)]
+        names = {one.__name__ for one in public if not inspect.isabstract(one)}
+        assert len(names) > 1 and names <= set(words[option])
+        assert kind.__name__ not in words[option]
+
+
+def test_a_warning_of_this_package_is_shown_without_a_place_in_its_code() -> None:
+    ours, others = Path(cli.__file__).with_name("run.py"), warnings.__file__
+    assert cli._format_warning("data.max_length: cut", UserWarning, str(ours), 3) == "warning: data.max_length: cut\n"
+    assert f"{others}:3: UserWarning: x" in cli._format_warning("x", UserWarning, others, 3)
 
 
 @pytest.mark.parametrize(

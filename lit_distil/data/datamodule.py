@@ -215,6 +215,8 @@ class TextDataModule(LightningDataModule):
                 )
                 if corpus is None and split == "train":
                     raise ValueError("data.source: the train split has no documents; check the files and their content")
+                if corpus is None:
+                    rank_zero_info(f"data.source: the {split} split has no documents, so there is no {split}")
         if folder is not None and holds_corpus(folder):  # that of the data's own tokenizer
             # makes the table of sequences and compiles the batching code, which the ranks then load
             self._sequences(split, TokenCorpus.load(folder, verify=self.verify_corpus))

@@ -19,7 +19,7 @@ TIMING = {"warm_up_steps": 1, "steps": 3}
 
 
 def callback(name: str, **options: Any) -> list[dict[str, Any]]:
-    return [{"class_path": f"lit_distil.commands.benchmark.training.{name}", "init_args": {**options, **TIMING}}]
+    return [{"class_path": f"lit_distil.commands.benchmark.training.{name}", "init_args": {**TIMING, **options}}]
 
 
 def configuration(workspace: Workspace, kind: str) -> dict[str, Any]:
@@ -33,11 +33,12 @@ def run_with(config: dict[str, Any], folder: Path, callbacks: list[dict[str, Any
     fit(config, folder, callbacks=callbacks, **settings)
 
 
-def prepare(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def prepare(config: dict[str, Any], folder: Path, steps: int = TIMING["steps"]) -> dict[str, Any]:
     """Let the run write what a peer reads, in place of its first step."""
     folder.mkdir()
+    clock = callback("Prepare", folder=str(folder), steps=steps)
     with pytest.raises(SystemExit) as ended:
-        run_with(config, folder / "prepare", callback("Prepare", folder=str(folder)))
+        run_with(config, folder / "prepare", clock, max_steps=1 + steps + training.PROFILED_STEPS)
     assert ended.value.code == 0
     return json.loads((folder / "settings.json").read_text())
 
@@ -57,6 +58,19 @@ def test_the_peer_takes_the_same_steps_on_the_same_data(kind: str, workspace: Wo
     assert ours["tokens"] > 100 and ours["flops"] > 1e6 and theirs["seconds"] > 0 < theirs["peak_memory"]
     assert [*ours["phases"]] == [*PHASES] and sum(ours["phases"].values()) == pytest.approx(1)
     assert min(ours["phases"].values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_curves_of_forty_steps_are_those_of_the_peer(kind: str, workspace: Workspace, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    config = fused(workspace.configuration(kind))
+    prepare(config, tmp_path / "peer", steps=39)
+    clock = callback("Stopwatch", file=str(tmp_path / "ours.json"), steps=39)
+    run_with(config, tmp_path / "run", clock, max_steps=40 + training.PROFILED_STEPS)
+    ours, theirs = json.loads((tmp_path / "ours.json").read_text()), peers.measure(tmp_path / "peer", "own")
+    assert len(theirs["losses"]) == 40 and theirs["losses"][39] < 0.99 * theirs["losses"][0]
+    assert ours["losses"][:40] == pytest.approx(theirs["losses"], rel=1e-5)
 
 
 def test_what_no_peer_does_is_refused_before_anything_is_timed(workspace: Workspace, tmp_path: Path) -> None:

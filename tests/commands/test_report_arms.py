@@ -216,9 +216,19 @@ def test_the_command_writes_means_changes_and_every_run(tmp_path: Path, capsys: 
     assert numbers["arms"][1]["metrics"]["val/loss"]["values"] == losses["none"]
     assert [run["folder"] for run in numbers["runs"]] == folders
     assert "SoftTargetLoss(temperature=2.0) -&gt; null" in (tmp_path / "out/report.html").read_text()
+    assert "(runs.png)" in text and (tmp_path / "out/runs.png").stat().st_size > 10_000
 
     command.run([*folders, "--at", "best"])
     assert "3.9380 ± 0.0066" in capsys.readouterr().out and len(list(tmp_path.glob("out*"))) == 1
+
+
+def test_a_curve_has_the_steps_that_all_runs_of_the_arm_logged(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"a-seed{seed}", [9.0, 4.0 + seed], seed=seed) for seed in (1, 2)]
+    (arm,) = arms.make_arms(arms.open_runs(folders))
+    steps = [step for step, _ in arm.curve("val/loss")]
+    assert [values for _, values in arm.curve("val/loss")] == [[9.0, 9.0], [5.0, 6.0]] and steps == sorted(steps)
+    del arm.runs[0].metrics["val/loss"][steps[0]]
+    assert arm.curve("val/loss") == [(steps[1], [5.0, 6.0])] and arm.curve("val/none") == []
 
 
 def test_main_metrics_are_the_score_and_a_loss_that_objectives_share(tmp_path: Path) -> None:

@@ -37,6 +37,17 @@ def test_every_run_is_drawn_with_its_own_numbers(tmp_path, saved):
     assert pixels.shape[1] > 1000 and np.ptp(pixels) > 0.5
 
 
+def test_an_arm_is_drawn_as_its_mean_in_a_band_from_its_lowest_to_its_highest_run(tmp_path, saved):
+    arms = {"soft": [(10, [5.0, 4.0, 4.5]), (20, [3.0, 3.5, 4.0])], "none": [(10, [6.0]), (20, [5.0])]}
+    plots.plot_arms(tmp_path / "runs.png", {"val/loss": arms, "val/score": {"soft": arms["soft"]}})
+    first, second = saved[0].axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in first.lines}
+    assert drawn == {"soft": [4.5, 3.5], "none": [6.0, 5.0]}
+    corners = {tuple(point) for point in first.collections[0].get_paths()[0].vertices.tolist()}
+    assert {(10, 4.0), (10, 5.0), (20, 3.0), (20, 4.0)} <= corners
+    assert (first.get_ylabel(), second.get_ylabel()) == ("val/loss", "val/score") and len(second.lines) == 1
+
+
 def test_every_point_is_drawn_where_it_was_measured_and_the_legend_covers_none(tmp_path, saved):
     points = [
         plots.Point("Teacher (6 layers)", 0, (2.5, 2.4, 2.6), 63.0, 1.4),

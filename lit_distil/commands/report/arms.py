@@ -115,6 +115,11 @@ class Arm:
         """The metric of each run."""
         return [run.value(metric, at) for run in self.runs]
 
+    def curve(self, metric: str) -> list[tuple[int, list[float]]]:
+        """The steps at which every run logged the metric, each with its values."""
+        columns = [run.metrics.get(metric, {}) for run in self.runs]
+        return [(step, [column[step] for column in columns]) for step in sorted(set.intersection(*map(set, columns)))]
+
 
 def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
     """Every column of a run's `metrics.csv`: name to optimizer steps done to value."""

@@ -26,6 +26,7 @@ from lit_distil.commands.report.arms import (
     runs_table,
 )
 from lit_distil.commands.report.entries import Comparison, Entry, Results, findings, measure_entries
+from lit_distil.commands.report.plots import plot_arms
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
 from lit_distil.pieces import call_command
@@ -63,8 +64,8 @@ def report(
 ) -> None:
     """Compare finished runs by what they logged, or measure their exported networks again on the same test data.
 
-    Writes report.md, report.html (one file) and report.json (every number) to a folder; with entries also curves.png
-    and quality_latency.png.
+    Writes report.md, report.html (one file) and report.json (every number) to a folder, and pictures: of runs runs.png,
+    with seeds as bands; of entries curves.png and quality_latency.png.
 
     Args:
         runs: Folders of runs or of results (results/claims/soft-targets), or globs in quotes; runs that differ only in
@@ -91,12 +92,13 @@ def report(
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
     if out is not None:
-        pictures = ["curves.png", "quality_latency.png"] if entries else []
+        pictures = ["runs.png"] * bool(runs) + ["curves.png", "quality_latency.png"] * bool(entries)
         check_pages(Path(out, "report.html"), [".md", ".json", *pictures], overwrite=overwrite)
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
     if runs:
-        more, logged = _compare_runs(runs, [metrics] if isinstance(metrics, str) else metrics, at, beside)
+        folder = None if out is None else Path(out)
+        more, logged = _compare_runs(runs, [metrics] if isinstance(metrics, str) else metrics, at, beside, folder)
         sections += more
         numbers |= logged
     if entries:
@@ -126,7 +128,7 @@ run = functools.partial(call_command, report, words="runs", help="Folders of run
 
 
 def _compare_runs(
-    patterns: Sequence[str], metrics: Sequence[str] | None, at: At, beside: str | None
+    patterns: Sequence[str], metrics: Sequence[str] | None, at: At, beside: str | None, folder: Path | None
 ) -> tuple[list[Section], dict[str, Any]]:
     """Print the tables of what runs logged; their sections of the page, and their numbers."""
     found = open_runs(patterns)
@@ -143,6 +145,12 @@ def _compare_runs(
     summary, details = arms_table(arms, metrics, at), runs_table(arms, metrics, at)
     print(markdown_table(summary), *([bullets(changes)] if changes else []), markdown_table(details), sep="\n\n")
     sections = [Section(table=summary)]
+    curves = {metric: {arm.name: curve for arm in arms if len(curve := arm.curve(metric)) > 1} for metric in metrics}
+    if folder is not None and (drawn := {metric: of_arms for metric, of_arms in curves.items() if of_arms}):
+        folder.mkdir(parents=True, exist_ok=True)
+        plot_arms(folder / "runs.png", drawn)
+        band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
+        sections.append(Section("Over the steps", lines=band, pictures=[folder / "runs.png"]))
     if changes:
         sections.append(Section(f"What each arm changes of {arms[0].name}", lines=changes))
     return [*sections, Section("Each run", details), Section(lines=notes, small=True)], arms_numbers(arms, metrics, at)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -76,6 +77,25 @@ def plot_curves(path: Path, curves: Sequence[tuple[int, str, Sequence[tuple[int,
         axes.set_ylabel("validation masked-LM loss (nats)")
         axes.set_title("Masked-LM loss during training")
         axes.set_xlim(left=0)
+        axes.legend()
+
+
+def plot_arms(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, Sequence[float]]]]]) -> None:
+    """Metrics against optimizer steps: the mean of each arm, and a band from its lowest to its highest run.
+
+    Args:
+        path: PNG to write.
+        panels: By metric and arm, in ascending steps: (step, the value of each run).
+    """
+    with _figure(path, (7.6, 1.0 + 3.4 * len(panels))) as figure:
+        for place, (metric, arms) in enumerate(panels.items()):
+            axes = figure.add_subplot(len(panels), 1, place + 1)
+            for index, (name, curve) in enumerate(arms.items()):
+                steps, values = zip(*curve, strict=True)
+                lows, means, highs = ([of(each) for each in values] for of in (min, fmean, max))
+                axes.plot(steps, means, **_look(index), markersize=4, linewidth=1.6, label=name)
+                axes.fill_between(steps, lows, highs, color=_look(index)["color"], alpha=0.2, linewidth=0)
+            axes.set(xlabel="optimizer steps", ylabel=metric, xlim=(0, None))
         axes.legend()
 
 

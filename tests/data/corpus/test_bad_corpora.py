@@ -163,7 +163,7 @@ def test_zstd_is_read_or_the_missing_extra_is_named(tmp_path, monkeypatch):
 
 def test_a_missing_file_is_reported_with_similar_names(tmp_path):
     write(tmp_path / "corpus.txt", "one")
-    with pytest.raises(ValueError, match=r"source\.train: no file .*corpsu\.txt.*looked from.*near it: corpus\.txt$"):
+    with pytest.raises(ValueError, match=r"source\.train: no file .*corpsu\.txt.*looked from.*near it: .*corpus\.txt$"):
         documents(str(tmp_path / "corpsu.txt"))
     with pytest.raises(ValueError, match=r"the folder .*nowhere' does not exist"):
         documents(str(tmp_path / "nowhere" / "corpus.txt"))
