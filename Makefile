@@ -171,6 +171,12 @@ claims-gpu: $(VENV)/.core  ## a claim ten times larger, in ten minutes of one GP
 	@$(if $(DRY),$(LIT_DISTIL),$(RUN)) claims $(or $(CLAIM),soft-targets) --scale gpu --seeds $(or $(SEEDS),3) \
 		--jobs $(or $(JOBS),4) --out results/claims-gpu --runs runs/claims-gpu $(if $(DRY),--estimate $(DRY))
 
+.PHONY: claims-minilm
+claims-minilm: runs/minilm/config.json  ## the claims on students from MiniLM: CLAIM="soft-targets table4 half" TEXT=file (DRY=cpu: what it takes)
+	@$(if $(DRY),$(LIT_DISTIL),$(RUN)) claims $(or $(CLAIM),soft-targets table4 half) --scale minilm --seeds $(or $(SEEDS),3) \
+		--jobs $(or $(JOBS),2) --out results/claims-minilm --runs runs/claims-minilm \
+		$(if $(TEXT),--text $(TEXT)) $(if $(DRY),--estimate $(DRY))
+
 .PHONY: clean
 clean:  ## remove the virtual environment and all runs
 	rm -rf $(VENV) runs

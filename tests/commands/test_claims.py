@@ -23,9 +23,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig
 
-from lit_distil.commands.benchmark import latency
+from lit_distil.commands.benchmark import estimate, latency
 from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
 from lit_distil.commands.claims import command
 from lit_distil.commands.claims.exact import hard_label, same_architecture
@@ -34,6 +34,7 @@ from lit_distil.commands.claims.verdicts import (
     CLAIM,
     Effect,
     effect_by_seed,
+    files_of,
     load_claim,
     overall,
     read_results,
@@ -92,13 +93,24 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return command.write_scaled(CLAIMS, CLAIMS / "scales/gpu.yaml", tmp_path_factory.mktemp("claims") / "larger")
 
 
-@pytest.mark.parametrize("size", ["small", "larger"])
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The claims that start from MiniLM."""
+    return command.write_scaled(CLAIMS, CLAIMS / "scales/minilm.yaml", tmp_path_factory.mktemp("claims") / "real")
+
+
+ON_A_REAL_NETWORK = ("soft-targets", "table4", "half")
+
+
+@pytest.mark.parametrize("size", ["small", "larger", "real"])
 @pytest.mark.parametrize("resolve", [merged, pytest.param(parsed, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_arms_of_one_base_differ_in_nothing_but_the_claims_keys(
-    name: str, resolve: Any, size: str, larger: Path
+    name: str, resolve: Any, size: str, larger: Path, real: Path
 ) -> None:
-    claims = CLAIMS if size == "small" else larger
+    if size == "real" and name not in ON_A_REAL_NETWORK:
+        pytest.skip("it starts from random weights")
+    claims = {"small": CLAIMS, "larger": larger, "real": real}[size]
     claim = load_claim(claims / name)
     resolved: dict[Path, list[tuple[dict[str, Any], Any]]] = {}
     for job in command.plan([claim], [1], configs=claims, runs=Path("runs/claims")):
@@ -124,6 +136,68 @@ def test_the_larger_claims_are_ten_times_as_large_and_count_as_others(larger: Pa
         )
         assert (widths[1] / widths[0], batches[1] / batches[0]) == factors and rates[1] == rates[0] / 2, arm
         assert len(steps) == 1 and after["trainer"]["accelerator"] == "gpu"
+
+
+def test_claims_on_a_real_network_adapt_it_and_take_layers_of_it(
+    real: Path,
+) -> None:
+    """Every arm has the layers that its name says of 6, and no run is left at the small claims' network or length."""
+    layers = {"few": 1, "half": 3, "most": 5, "teacher": 6, "first": 3, "last": 3, "spread": 3, "random": 3, "full": 3}
+    for name in ON_A_REAL_NETWORK:
+        claim = load_claim(real / name)
+        for arm, spec in claim.arms.items():
+            config = merged(files_of(real / name, spec.base, arm))
+            model = config["model"]["init_args"]
+            if spec.base.startswith("task"):
+                assert config["trainer"]["max_epochs"] == 3 and spec.after
+                continue
+            assert config["trainer"]["max_steps"] == 200 and config["data"]["init_args"]["tokenizer"] == "runs/minilm"
+            if spec.base == "pretrain":
+                assert model["network"]["init_args"]["name_or_path"] == "runs/minilm"
+                found = model["network"]["init_args"]["config"]
+                assert found == {"num_hidden_layers": layers[arm.removeprefix("alone-")]}
+            elif isinstance(model["student"], dict):
+                settings = model["student"]["init_args"]
+                assert settings.get("num_layers", len(settings.get("layers", []))) == layers[arm]
+            else:  # every other one of 6
+                assert model["student"] == "lit_distil.models.EveryOther" and layers.get(arm, 3) == 3
+
+
+@pytest.mark.slow
+def test_what_a_real_network_takes_is_estimated_from_its_configuration_alone(
+    real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 6}
+    BertConfig(vocab_size=5000, **size).save_pretrained("runs/minilm")
+    monkeypatch.setattr(estimate, "peak_flops", lambda *_: 1e11)
+    jobs = command.plan([load_claim(real / "half")], [1, 2], configs=real, runs=Path("runs/claims"))
+    jobs = [job for job in jobs if {("half", name) for name in ("teacher", "few", "few-order")} & {*job.results}]
+    with kept_environment():
+        found = command.estimate_of(jobs, "cpu")
+    rows = [re.split(r"  +", line) for line in found.splitlines() if "and 1 more seeds" in line]
+    assert len(rows) == 3 and [row[4] for row in rows[:2]] == ["200", "200"]
+    flops = [float(row[2].split()[0]) for row in rows]
+    # 6 layers forward and backward, against these forward and one forward and backward; the rest is the vocabulary's
+    assert flops[1] / flops[0] == pytest.approx((6 + 3) / (3 * 6), abs=0.05)
+
+
+def test_a_text_takes_the_place_of_docstrings(tmp_path: Path) -> None:
+    root = command.write_scaled(CLAIMS, None, tmp_path / "configs", text="novels.txt")
+    for base in CLAIMS.glob("*.yaml"):
+        ours, theirs = (yaml.safe_load((folder / base.name).read_text()) for folder in (root, CLAIMS))
+        (source,) = differences(theirs, ours) or [None]
+        if base.stem.startswith("task"):
+            assert source is None
+        else:
+            assert source and source.name == "data.source" and "novels.txt" in str(source.new)
+    scale = tmp_path / "wrong.yaml"
+    for text in ("over: {pretrian: {}}", "arms: {half/fwe: {}}", "times: {task-odrer: {lr: 2}}"):
+        scale.write_text(text)
+        with pytest.raises(ValueError, match=r"there is no base or arm '[^']*'; there are \["):
+            command.write_scaled(CLAIMS, scale, tmp_path / "again")
+    with pytest.raises(ValueError, match=r"scale: no scale and no file 'gpus'; there are \['gpu', 'minilm'\]"):
+        command.claims(["half"], scale="gpus", configs=str(CLAIMS), runs=str(tmp_path / "runs"))
 
 
 def sizes(config: dict[str, Any]) -> tuple[float, float, float]:

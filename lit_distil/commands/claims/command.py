@@ -108,34 +108,66 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
     return list(jobs.values())
 
 
-def write_scaled(root: Path, scale: Path, out: Path) -> Path:
-    """Write all claims at another size: bases and arms have the same settings multiplied, so arms differ as before.
+def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None = None) -> Path:
+    """Write all claims at another size: bases change alike for all their arms, so arms differ as before.
 
     Args:
         root: Folder of the claims.
-        scale: What is multiplied, by the base of an arm (`times`), and what lies over every base (`over`).
+        scale: What is multiplied, by the base of an arm (`times`), what lies over a base or over `every` one (`over`),
+            and what stands in place of an arm's own file (`arms`, by claim/arm); None for none of it.
         out: Where to write.
+        text: File that the bases without a task train on; a tenth of it is held out.
 
     Returns:
         `out`, which can take the place of `root`.
-    """
-    size = yaml.safe_load(scale.read_text(encoding="utf-8"))
 
-    def write(file: Path, base: str, over: Mapping[str, Mapping[str, Any]]) -> None:
-        content = _multiplied(yaml.safe_load(file.read_text(encoding="utf-8")), size["times"].get(base, {}))
-        content |= {name: {**content.get(name, {}), **settings} for name, settings in over.items()}
+    Raises:
+        ValueError: The scale names a base or an arm that is none.
+    """
+    size = {} if scale is None else yaml.safe_load(scale.read_text(encoding="utf-8"))
+    times, over, arms = (size.get(name, {}) for name in ("times", "over", "arms"))
+    bases, claims = sorted(root.glob("*.yaml")), sorted(root.glob(f"*/{CLAIM}"))
+    known = {"every", *(file.stem for file in bases), *(f"{file.parent.name}/{file.stem}" for file in root.glob("*/*"))}
+    if unknown := [name for name in (*times, *over, *arms) if name not in known]:
+        raise ValueError(f"{scale}: there is no base or arm {unknown[0]!r}; there are {sorted(known)}")
+
+    def write(file: Path, content: Any) -> None:
         write_file(out / file.relative_to(root), yaml.safe_dump(content, sort_keys=False))
 
     out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(root.glob("*.yaml")):
-        write(file, file.stem, size["over"])
-    for file in sorted(root.glob(f"*/{CLAIM}")):
+    for file in bases:
+        content = _multiplied(yaml.safe_load(file.read_text(encoding="utf-8")), times.get(file.stem, {}))
+        content = _laid_over(_laid_over(content, over.get("every", {})), over.get(file.stem, {}))
+        if text is not None and "task" not in content["data"]["init_args"]:
+            files = {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": text}}
+            held_out = {"class_path": "lit_distil.data.HeldOut", "init_args": {"source": files}}
+            content["data"]["init_args"]["source"] = held_out
+        write(file, content)
+    for file in claims:
         (out / file.parent.name).mkdir(exist_ok=True)
         write_file(out / file.relative_to(root), file.read_text(encoding="utf-8"))
         for arm, spec in load_claim(file.parent).arms.items():
             if (own := file.with_name(f"{arm}.yaml")).is_file():
-                write(own, spec.base, {})
+                content = yaml.safe_load(own.read_text(encoding="utf-8"))
+                write(own, arms.get(f"{file.parent.name}/{arm}") or _multiplied(content, times.get(spec.base, {})))
     return out
+
+
+def _scale_file(scales: Path, scale: str) -> Path:
+    """The file of a scale, by its name or by its own path."""
+    for file in (scales / f"{scale}.yaml", Path(scale)):
+        if file.is_file():
+            return file
+    known = sorted(file.stem for file in scales.glob("*.yaml"))
+    raise ValueError(f"scale: no scale and no file {scale!r}; there are {known}, or give a file of your own")
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """Settings over others; another class takes none of the arguments below it."""
+    is_whole = not (isinstance(below, dict) and isinstance(above, dict))
+    if is_whole or above.get("class_path", below.get("class_path")) != below.get("class_path"):
+        return above
+    return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
 
 
 def _multiplied(value: Any, factors: Mapping[str, float]) -> Any:
@@ -203,6 +235,7 @@ def claims(
     docs: str | None = None,
     only_pages: bool = False,
     scale: str | None = None,
+    text: str | None = None,
     estimate: str | None = None,
 ) -> None:
     """Run the papers' claims on small networks, and print their verdicts.
@@ -216,16 +249,18 @@ def claims(
         configs: Folder of the claims; None for those that come with the package.
         docs: Folder of pages to write: claims.md and one page for each claim; None writes none.
         only_pages: Run nothing; take what is in `out`.
-        scale: Another size, such as gpu: a file of `scales/` beside the claims, or of your own. Give it an `out` and
-            `runs` of its own.
+        scale: Another size, such as gpu, or another network (minilm): a file of `scales/` beside the claims, or of your
+            own. Give it an `out` and `runs` of its own.
+        text: Text file to pretrain and distil on in place of docstrings, a tenth of it held out; give it an `out` and
+            `runs` of its own too. Claims that cut the text keep theirs.
         estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100.
     """
     if seeds < 1 or jobs < 1:
         raise ValueError(f"{'seeds' if seeds < 1 else 'jobs'} must be at least 1, got {min(seeds, jobs)}")
     root, target = Path(configs) if configs else recipes_folder() / "claims", Path(out)
-    if scale is not None:
-        file = root / "scales" / f"{scale}.yaml"
-        root = write_scaled(root, file if file.is_file() else Path(scale), Path(runs) / "configs")
+    if scale is not None or text is not None:
+        file = None if scale is None else _scale_file(root / "scales", scale)
+        root = write_scaled(root, file, Path(runs) / "configs", text=text)
     chosen = [load_claim(root / name) for name in names or sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))]
     if estimate is not None:
         print(estimate_of(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), estimate))
@@ -254,7 +289,9 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
     missing = {job: [one for one in job.results if not _has_result(out, *one, job.seed, job.recipe)] for job in planned}
     needed = {job for job, results in missing.items() if results}
     needed |= {job.after for job in needed if job.after is not None}
-    if any(not job.is_finished for job in needed) and not Path(TOKENIZER, "tokenizer.json").is_file():
+    starts = [job for job in needed if not job.is_finished and job.after is None and job.files]
+    is_used = any(TOKENIZER in job.files[0].read_text(encoding="utf-8") for job in starts)
+    if is_used and not Path(TOKENIZER, "tokenizer.json").is_file():
         _lit_distil(_TRAIN_TOKENIZER, Path(f"{TOKENIZER}.log"))
     started: dict[Job, Future[None]] = {}
 
