@@ -28,13 +28,8 @@ UNPADDED = "unpadded"
 PLAIN_PRODUCT_MAX_WIDTH = 300
 """On CPU, below this many tokens, matmul-softmax-matmul is faster than SDPA's flash kernel."""
 
-try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
-
-    _VARLEN_PARAMETERS = frozenset(inspect.signature(_varlen_attn).parameters)
-except ImportError:  # a torch without the variable-length kernel
-    _varlen_attn = None  # type: ignore[assignment]
-    _VARLEN_PARAMETERS = frozenset()
+# what torch.nn.attention.varlen calls, which has no dropout itself
+_flash_attention: Callable[..., tuple[Tensor, ...]] = torch.ops.aten._flash_attention_forward.default
 
 
 def unpadded_attention(
@@ -87,8 +82,8 @@ def unpadded_attention(
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if sliding_window is not None and sequence_layout.max_length <= sliding_window:
         sliding_window = None
-    if _varlen_applies(query, dropout, sliding_window):
-        return _variable_length(query, key, value, scaling, sequence_layout), None
+    if _flash_applies(query):
+        return _flash_product(query, key, value, sequence_layout, dropout, scaling, sliding_window), None
 
     outputs = []
     states = zip(*(sequence_layout.into_buckets(each) for each in (query, key, value)), strict=True)
@@ -166,26 +161,30 @@ def _fused_product(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
 
 
-def _varlen_applies(query: Tensor, dropout: float, window: int | None) -> bool:
-    """Whether torch's variable-length kernel applies: CUDA from Ampere on, half precision, no dropout, no window."""
+def _flash_applies(query: Tensor) -> bool:
+    """Whether torch's variable-length kernel applies: CUDA from Ampere on, and half precision."""
     return (
-        _varlen_attn is not None
-        and query.device.type == "cuda"
+        query.device.type == "cuda"
         and query.dtype in (torch.float16, torch.bfloat16)
-        and dropout == 0.0
-        and window is None
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256
-        and "scale" in _VARLEN_PARAMETERS
+        and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
 
 
-def _variable_length(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, layout: SequenceLayout
+def _flash_product(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: SequenceLayout,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
-    """`[1, heads, T, dim]` each to `[1, T, heads, dim]`, by cumulative lengths."""
+    """`[1, heads, T, dim]` each to `[1, T, heads, dim]`, all sequences in one kernel, by cumulative lengths."""
     rows = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
-    longest, starts = layout.max_length, layout.cu_seq_lens
-    function: Callable[..., Tensor] = _varlen_attn  # type: ignore[assignment]
-    return function(*rows, starts, starts, longest, longest, scale=scaling)[None]
+    starts, longest, side = layout.cu_seq_lens, layout.max_length, None if window is None else window - 1
+    sizes = (starts, starts, longest, longest)
+    sides = {"window_size_left": side, "window_size_right": side}
+    return _flash_attention(*rows, *sizes, dropout, False, False, scale=scaling, **sides)[0][None]

@@ -151,7 +151,7 @@ def test_claims_on_a_real_network_adapt_it_and_take_layers_of_it(
             if spec.base.startswith("task"):
                 assert config["trainer"]["max_epochs"] == 3 and spec.after
                 continue
-            assert config["trainer"]["max_steps"] == 200 and config["data"]["init_args"]["tokenizer"] == "runs/minilm"
+            assert config["trainer"]["max_steps"] == 120 and config["data"]["init_args"]["tokenizer"] == "runs/minilm"
             if spec.base == "pretrain":
                 assert model["network"]["init_args"]["name_or_path"] == "runs/minilm"
                 found = model["network"]["init_args"]["config"]
@@ -176,7 +176,7 @@ def test_what_a_real_network_takes_is_estimated_from_its_configuration_alone(
     with kept_environment():
         found = command.estimate_of(jobs, "cpu")
     rows = [re.split(r"  +", line) for line in found.splitlines() if "and 1 more seeds" in line]
-    assert len(rows) == 3 and [row[4] for row in rows[:2]] == ["200", "200"]
+    assert len(rows) == 3 and [row[4] for row in rows[:2]] == ["120", "120"]
     flops = [float(row[2].split()[0]) for row in rows]
     # 6 layers forward and backward, against these forward and one forward and backward; the rest is the vocabulary's
     assert flops[1] / flops[0] == pytest.approx((6 + 3) / (3 * 6), abs=0.05)

@@ -1,4 +1,6 @@
+import inspect
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -82,25 +84,38 @@ def test_padding_is_finite_in_half_precision() -> None:
         assert all(x.grad is not None and x.grad.isfinite().all() for x in inputs)
 
 
-def test_variable_length_kernel_gets_rows_and_cumulative_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [None, 3])
+def test_variable_length_kernel_gets_rows_cumulative_lengths_window_and_dropout(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """On a GPU `tests/gpu/test_attention.py` compares the kernel itself."""
     calls = []
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, scale: float):
-        calls.append((q.shape, cu_q.tolist(), max_q))
-        bounds = cu_q.tolist()
-        parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        out = [
-            F.scaled_dot_product_attention(*(x[p].transpose(0, 1) for x in (q, k, v)), scale=scale).transpose(0, 1)
-            for p in parts
-        ]
-        return torch.cat(out)
+    def kernel(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int,
+        dropout_p: float, is_causal: bool, return_debug_mask: bool, **settings: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        calls.append((q.shape, cu_q.tolist(), max_q, dropout_p, is_causal, return_debug_mask))
+        assert (cu_q is cu_k or torch.equal(cu_q, cu_k)) and cu_q.dtype == torch.int32 and max_q == max_k
+        left, right, out = settings["window_size_left"], settings["window_size_right"], []
+        for start, end in itertools.pairwise(cu_q.tolist()):
+            place = torch.arange(end - start)
+            far = place[None] - place[:, None]  # as the kernel counts: keys so far to the left and to the right
+            mask = (far >= -left) & (far <= right) if left is not None else None
+            parts = (x[start:end].transpose(0, 1) for x in (q, k, v))
+            out.append(F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=settings["scale"]).transpose(0, 1))
+        return torch.cat(out), q
 
-    monkeypatch.setattr(attention_module, "_varlen_attn", kernel)
-    monkeypatch.setattr(attention_module, "_varlen_applies", lambda *args: True)
-    inputs = [states(12) for _ in range(3)]
-    out, _ = unpadded_attention(nn.Identity(), *inputs, None, scaling=0.3, sequence_layout=SequenceLayout.of([5, 7]))
-    assert calls == [((12, 2, 8), [0, 5, 12], 7)]
-    torch.testing.assert_close(out, one_by_one(*inputs, (5, 7), 0.3, None), atol=1e-6, rtol=1e-5)
+    schema = {argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments}
+    assert {*inspect.signature(kernel).parameters} - schema <= {"q", "k", "v", "cu_q", "cu_k", "settings"}
+    assert {"scale", "window_size_left", "window_size_right"} <= schema
+    monkeypatch.setattr(attention_module, "_flash_attention", kernel)
+    monkeypatch.setattr(attention_module, "_flash_applies", lambda query: True)
+    inputs, layout = [states(12) for _ in range(3)], SequenceLayout.of([5, 7])
+    settings = {"scaling": 0.3, "sequence_layout": layout, "sliding_window": window, "dropout": 0.1}
+    out, _ = unpadded_attention(nn.Identity(), *inputs, None, **settings)
+    assert calls == [((12, 2, 8), [0, 5, 12], 7, 0.1, False, False)]
+    torch.testing.assert_close(out, one_by_one(*inputs, (5, 7), 0.3, window), atol=1e-6, rtol=1e-5)
 
 
 def test_call_without_layout_is_refused() -> None:
