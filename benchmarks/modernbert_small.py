@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/modernbert-small"))
     parser.add_argument("--steps", default="800")
     parser.add_argument("--long_steps", default="100")
-    parser.add_argument("--half_steps", default="300")
+    parser.add_argument("--half_steps", default="200")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     found: dict[str, float] = {}

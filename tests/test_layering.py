@@ -108,6 +108,7 @@ def test_the_command_line_imports_its_commands_only_when_one_is_chosen() -> None
         "sys",
         "traceback",
         "types",
+        "warnings",
         "pathlib",
         "contextlib",
         "typing",
