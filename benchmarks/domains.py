@@ -6,7 +6,8 @@ NOVELS and TECH are folders with `train.txt`, `validation.txt` (unseen documents
 `test.csv`, with the columns text and label. GENERAL is a text file of neither domain. The encoder (`make minilm`) is
 adapted to each domain by `configs/pretrain/adapt.yaml`, with its share of general text and without; the first is
 halved. Each network's masked-LM loss is measured on the unseen text of every domain and on the general text, and the
-encoder, the adapted network and its half are fine-tuned on the domain's rows. A step that is finished is not repeated.
+encoder, the adapted network and its half are fine-tuned on the domain's rows, and other networks that `--also` names.
+A step that is finished is not repeated.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--domain", nargs=2, action="append", required=True, metavar=("NAME", "FOLDER"))
     parser.add_argument("--general", required=True, help="a text file outside of all domains")
     parser.add_argument("--network", default="runs/minilm")
+    parser.add_argument("--also", nargs=2, action="append", default=[], metavar=("NAME", "FOLDER"))
     parser.add_argument("--adapt_steps", type=int, default=60, help="of 32 x 128 tokens")
     parser.add_argument("--lr", type=float, default=3e-4, help="of the adaptation; for 1,000 steps, 1e-4 is usual")
     parser.add_argument("--half_steps", type=int, default=40, help="of 32 x 128 tokens")
@@ -97,6 +99,7 @@ def main() -> None:
         rows.append({"network": "half of it", "domain": domain, "loss": found, "minutes": run["minutes"]})
 
         networks = {"not adapted": options.network, "adapted, mixed": adapted, "half of it": str(runs / name)}
+        networks |= dict(options.also)
         for network, where in networks.items():
             found_accuracies, minutes = [], 0.0
             for seed in range(1, options.seeds + 1):
