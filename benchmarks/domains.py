@@ -135,6 +135,8 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "seed-42.json").write_text(json.dumps(result, indent=2) + "\n")
+    for domain in domains:
+        (options.out / f"{domain}.config.yaml").write_text((runs / f"{domain}-mixed" / "config.yaml").read_text())
 
 
 if __name__ == "__main__":
