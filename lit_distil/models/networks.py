@@ -106,8 +106,9 @@ class FlatNetwork(nn.Module):
         Raises:
             ValueError: The architecture has no blocks of transformers' class.
         """
+        blocks = self._blocks("compile")
         leave_attention_uncompiled()
-        for block in self._blocks("compile"):
+        for block in blocks:
             block.compile(dynamic=True)
 
     def _blocks(self, setting: str) -> list[Any]:

@@ -100,16 +100,16 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ON_A_REAL_NETWORK = ("soft-targets", "table4", "half")
+SIZES = [(name, size) for name in NAMES for size in ("small", "larger")] + [
+    (name, "real") for name in ON_A_REAL_NETWORK
+]
 
 
-@pytest.mark.parametrize("size", ["small", "larger", "real"])
 @pytest.mark.parametrize("resolve", [merged, pytest.param(parsed, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "size"), SIZES)
 def test_arms_of_one_base_differ_in_nothing_but_the_claims_keys(
     name: str, resolve: Any, size: str, larger: Path, real: Path
 ) -> None:
-    if size == "real" and name not in ON_A_REAL_NETWORK:
-        pytest.skip("it starts from random weights")
     claims = {"small": CLAIMS, "larger": larger, "real": real}[size]
     claim = load_claim(claims / name)
     resolved: dict[Path, list[tuple[dict[str, Any], Any]]] = {}

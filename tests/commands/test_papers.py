@@ -86,7 +86,7 @@ def test_every_command_of_a_chain_parses_and_is_estimated(
     (tmp_path / "commands").write_text("".join(f"lit-distil {shlex.join(words)}\n" for words in commands))
     with kept_environment():
         estimate.run(["--commands", str(tmp_path / "commands"), "--gpu", "H200", "--results", "none"])
-    table = capsys.readouterr().out.rpartition("run  ")[2].splitlines()
+    table = capsys.readouterr().out.partition("run  ")[2].splitlines()
     rows, total = [line.split() for line in table[1:4]], table[4]
     folders = [f"{tmp_path}/papers/{one}" for one in (name.removeprefix("distil"), name, f"glue/{name}/cola/seed-1")]
     assert [row[0] for row in rows] == folders and [row[-3] for row in rows] == ["4", "4", "1"]
