@@ -92,10 +92,8 @@ class FlatNetwork(nn.Module):
         """Compute the activations of every so many blocks again in the backward pass; 0 keeps all.
 
         Raises:
-            ValueError: The number is negative, or the architecture has no blocks that can.
+            ValueError: The architecture has no blocks that can.
         """
-        if every < 0:
-            raise ValueError(f"model.activation_checkpointing must be 0 or more, got {every}")
         recompute = functools.partial(checkpoint, use_reentrant=False)
         for number, block in enumerate(self._blocks("activation_checkpointing") if every else []):
             block.gradient_checkpointing, block._gradient_checkpointing_func = number % every == 0, recompute

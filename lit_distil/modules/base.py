@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from lit_distil.files import short_hash
 from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
-from lit_distil.modules.checks import datamodule_of
+from lit_distil.modules.checks import check_every, datamodule_of
 from lit_distil.modules.guards import StepGuard, begin_counting, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
@@ -59,7 +59,7 @@ class EncoderModule(SavedModule):
         self.guard = StepGuard(max_skipped_steps, self.bad_terms)
         self.optimizer_factory = optimizer
         self.schedule = schedule
-        self.compiles, self.activation_checkpointing = compile, activation_checkpointing
+        self.compiles, self.activation_checkpointing = compile, check_every(activation_checkpointing)
         self.objectives: nn.ModuleDict = nn.ModuleDict()
         self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`begin_counting`)
         self._global_counts: dict[Countable, int] = {}

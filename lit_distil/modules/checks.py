@@ -39,6 +39,13 @@ def datamodule_of(trainer: Any) -> DataModule:
     return cast(DataModule, data)
 
 
+def check_every(activation_checkpointing: int) -> int:
+    """The setting itself, which counts blocks."""
+    if activation_checkpointing < 0:
+        raise ValueError(f"model.activation_checkpointing must be 0 or more, got {activation_checkpointing}")
+    return activation_checkpointing
+
+
 def check_pair(
     student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataModule, vocabulary: Vocabulary | None = None
 ) -> None:

@@ -32,6 +32,11 @@ def test_training_without_an_optimizer_names_the_key(workspace: Workspace, tmp_p
         make_trainer(tmp_path).fit(make_module(optimizer=None), datamodule=make_data(workspace))
 
 
+def test_a_negative_number_of_blocks_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"model\.activation_checkpointing must be 0 or more, got -1"):
+        make_module(activation_checkpointing=-1)
+
+
 def test_objective_that_needs_a_teacher_is_refused_in_pretraining(workspace: Workspace, tmp_path: Path) -> None:
     module = make_module(objectives={"soft": SoftTargetLoss()})
     with pytest.raises(ValueError, match="compares with a teacher"):
