@@ -107,7 +107,8 @@ class FlatNetwork(nn.Module):
         blocks = self._blocks("compile")
         leave_attention_uncompiled()
         for block in blocks:
-            block.compile(dynamic=True)
+            if block._compiled_call_impl is None:  # an evaluation after the training finds it compiled
+                block.compile(dynamic=True)
 
     def _blocks(self, setting: str) -> list[Any]:
         blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]

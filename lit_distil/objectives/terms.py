@@ -122,7 +122,8 @@ class LossTerms:
         for objective in self.objectives.values():
             if not isinstance(objective, RowObjective) or objective.current_values.keys() - {"weight"}:
                 continue
-            if type(objective).add_gradient is not RowObjective.add_gradient:
+            is_compiled = "add_gradient" in vars(objective)
+            if not is_compiled and type(objective).add_gradient is not RowObjective.add_gradient:
                 objective.add_gradient = _compiled(objective.add_gradient)  # type: ignore[method-assign]
 
     def set_step(self, step: int | None) -> None:

@@ -190,7 +190,14 @@ def run_compiled(workspace: Workspace, folder: Path, **settings: Any) -> NoteGra
     torch._dynamo.utils.counters.clear()
     notes = NoteGraphs()
     module = make_student(workspace.teacher, gradient_shares_every=0, **settings)
-    make_trainer(folder, max_steps=8, callbacks=[notes]).fit(module, datamodule=make_data(workspace))
+    trainer = make_trainer(folder, max_steps=8, callbacks=[notes])
+    trainer.fit(module, datamodule=make_data(workspace))
+    compiled = [one.__dict__.get("add_gradient") for one in module.objectives.values()]
+    compiled += [getattr(one, "_compiled_call_impl", None) for one in module.network.modules()]
+    trainer.validate(module, datamodule=make_data(workspace), verbose=False)
+    again = [one.__dict__.get("add_gradient") for one in module.objectives.values()]
+    again += [getattr(one, "_compiled_call_impl", None) for one in module.network.modules()]
+    assert again == compiled and any(compiled) == bool(settings.get("compile"))  # once, whatever comes after
     register()  # attention is as it was for other tests
     return notes
 

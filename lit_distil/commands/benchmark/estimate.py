@@ -219,9 +219,8 @@ class Chain:
         layers, every = trained.num_layers, module.activation_checkpointing
         recomputed = math.ceil(layers / every) if every else 0
         # what blocks keep, with one of those that are computed again; then logits and gradients of the vocabulary pass
-        kept = (layers - recomputed + bool(every)) * KEPT_BYTES[
-            "half" if is_half else "fp32"
-        ] + INPUT_BYTES * recomputed
+        whole = KEPT_BYTES["half" if is_half else "fp32"]
+        kept = (layers - recomputed + bool(every)) * whole + INPUT_BYTES * recomputed
         logits = 4 * (2 + len(teachers)) * rows / tokens * getattr(trained, "num_logits", 0) / MOST_PIECES
         return Stage(
             str(trainer.default_root_dir),

@@ -96,7 +96,7 @@ def plot_arms(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, 
                 axes.plot(steps, means, **_look(index), markersize=4, linewidth=1.6, label=name)
                 axes.fill_between(steps, lows, highs, color=_look(index)["color"], alpha=0.2, linewidth=0)
             axes.set(xlabel="optimizer steps", ylabel=metric, xlim=(0, None))
-        axes.legend()
+            axes.legend()
 
 
 def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tuple[float, str]) -> None:
