@@ -4,7 +4,7 @@
 DEMO := runs/demo
 FIT := $(RUN) fit
 STUDENTS := student-soft student-mlm student-hard student-random student-mlm-time
-DEMO_TASKS := task-teacher task-soft task-mlm task-unpretrained
+DEMO_TASKS := task-teacher task-soft task-mlm task-hard task-random task-unpretrained
 
 # $(call resume,stage): go on from the stage's last checkpoint, or start again if it has none
 resume = $$(test -f $(DEMO)/$(1)/checkpoints/last.ckpt && echo --ckpt_path last || echo --overwrite)
@@ -60,7 +60,7 @@ MASKED_LM_ONLY := {"masked_lm": {"class_path": "lit_distil.objectives.MaskedLMLo
 HARD_LABELS := --model.objectives.soft lit_distil.objectives.TeacherLabelLoss --model.objectives.soft.weight 5.0
 
 # $(call task,stage,arguments)
-task = echo "== task: which package wrote it ($(1))" && $(call fit,$(1),--config configs/demo/task.yaml $(2))
+task = echo "== task: do the words stand in their order ($(1))" && $(call fit,$(1),--config configs/demo/task.yaml $(2))
 
 $(DEMO)/task-teacher/export/config.json: $(DEMO)/teacher/export/config.json
 	@$(call task,task-teacher)
@@ -70,6 +70,12 @@ $(DEMO)/task-soft/export/config.json: $(DEMO)/student-soft/export/config.json
 
 $(DEMO)/task-mlm/export/config.json: $(DEMO)/student-mlm/export/config.json
 	@$(call task,task-mlm,--model.network.name_or_path $(DEMO)/student-mlm/export)
+
+$(DEMO)/task-hard/export/config.json: $(DEMO)/student-hard/export/config.json
+	@$(call task,task-hard,--model.network.name_or_path $(DEMO)/student-hard/export)
+
+$(DEMO)/task-random/export/config.json: $(DEMO)/student-random/export/config.json
+	@$(call task,task-random,--model.network.name_or_path $(DEMO)/student-random/export)
 
 $(DEMO)/task-unpretrained/export/config.json: $(DEMO)/tokenizer/tokenizer.json
 	@$(call task,task-unpretrained,--config configs/demo/unpretrained.yaml)

@@ -27,7 +27,7 @@ from transformers import AutoModelForMaskedLM, BertConfig
 
 from lit_distil.commands.benchmark import estimate, latency
 from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
-from lit_distil.commands.claims import command
+from lit_distil.commands.claims import command, pairs
 from lit_distil.commands.claims.exact import hard_label, same_architecture
 from lit_distil.commands.claims.pages import claim_page, write_claim_pages
 from lit_distil.commands.claims.verdicts import (
@@ -40,7 +40,10 @@ from lit_distil.commands.claims.verdicts import (
     read_results,
     verdict_of,
 )
+from lit_distil.commands.networks import open_masked_lm
 from lit_distil.commands.report.arms import relevant_settings
+from lit_distil.commands.score import MinimalPair, score_pairs
+from lit_distil.data import Docstrings
 from lit_distil.files import differences
 from lit_distil.run import run as run_command
 from tests.workspace import REPOSITORY, Workspace, kept_environment, with_trainer, write_config
@@ -311,6 +314,10 @@ def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
     of_rows = 1.96 * ((0.5 * 0.5 + 0.6 * 0.4) / 400) ** 0.5
     seeds = 4.303 * statistics.stdev([0.08, 0.08, 0.14]) / 3**0.5
     assert found.of_rows == pytest.approx(of_rows) and found.half == pytest.approx((of_rows**2 + seeds**2) ** 0.5, 1e-4)
+    as_pairs = [{**one, "metrics": {"pairs/accuracy": 0.5, "pairs/rows": 50.0}} for one in measured.results]
+    of_pairs = dataclasses.replace(measured, results=as_pairs)
+    assert of_pairs.num_rows("pairs/accuracy", ["small", "large"]) == 50
+    assert of_pairs.num_rows("val/accuracy", ["small", "large"]) is of_pairs.num_rows("pairs/rows", ["small"]) is None
     assert "± 0.049 over 400 rows" in claim_page(measured, None)  # the student's 100 rows are those of another task
     losses = read_results(dataclasses.replace(measured.claim, metric="val/rows"), tmp_path / "results")
     assert losses.estimates[0].of_rows is None
@@ -464,7 +471,9 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "configs"
-    write_claim(root)
+    write_claim(root, pairs=2)
+    scored = [MinimalPair("The dog saw a cat.", "The saw dog a cat.", "", ""), MinimalPair("Is it?", "It is?", "", "")]
+    monkeypatch.setattr(pairs, "docstring_pairs", lambda number: scored[:number])
     settings = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
     for name in ("pretraining", "distillation"):
         config = with_trainer(workspace.configuration(name), tmp_path / "unused", **settings)
@@ -501,7 +510,23 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     network = AutoModelForMaskedLM.from_pretrained(next((tmp_path / "runs").glob("distill-*/seed-1/export")))
     assert result["size"]["parameters"] == sum(one.numel() for one in network.parameters())
     assert 0 < result["size"]["milliseconds"] < 1000
+    student = open_masked_lm(str(next((tmp_path / "runs").glob("distill-*/seed-1/export"))))
+    assert result["metrics"]["pairs/accuracy"] == score_pairs(student, scored).mean()
+    assert result["metrics"]["pairs/rows"] == 2
     assert "undecided at this size" in capsys.readouterr().out
+
+
+def test_minimal_pairs_are_ten_words_of_held_out_docstrings_and_two_neighbours_exchanged() -> None:
+    source = Docstrings(["python"], validation_share=0.05, test_share=0.05)
+    found = pairs.docstring_pairs(50, source)
+    assert found == pairs.docstring_pairs(60, source)[:50]
+    held_out = [row["text"] for row in source.rows("validation")]
+    assert len({pair.good for pair in found}) == 50
+    for pair in found:
+        good, bad = pair.good.split(), pair.bad.split()
+        moved = [place for place in range(10) if good[place] != bad[place]]
+        assert moved == [moved[0], moved[0] + 1] and moved[0] > 0 and sorted(good) == sorted(bad)
+        assert any(text.split()[:10] == good for text in held_out)
 
 
 def test_mistakes_in_a_claim_are_told(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
 from lit_distil.commands.claims.exact import MEASUREMENTS
 from lit_distil.commands.claims.pages import summary_table, write_claim_pages
+from lit_distil.commands.claims.pairs import accuracy_on_pairs
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar
@@ -268,7 +269,8 @@ def claims(
     if not only_pages:
         with _ending_its_runs():
             _measure_exactly(chosen, range(1, seeds + 1), target)
-            _run_all(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), jobs, target)
+            pairs = {claim.name: claim.pairs for claim in chosen}
+            _run_all(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), jobs, target, pairs)
     measured = [read_results(claim, target) for claim in chosen]
     print(markdown_table(summary_table(measured)))
     if docs is not None:
@@ -284,8 +286,11 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
                     _write_result(out, claim.name, arm, spec.recipe, seed, {"metrics": MEASUREMENTS[spec.base](seed)})
 
 
-def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
-    """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
+def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[str, int]) -> None:
+    """Run what has no result yet, so many at a time; a run waits for the one that it starts from.
+
+    `pairs` tells how many minimal pairs each claim's masked-LM arms are scored on.
+    """
     missing = {job: [one for one in job.results if not _has_result(out, *one, job.seed, job.recipe)] for job in planned}
     needed = {job for job, results in missing.items() if results}
     needed |= {job.after for job in needed if job.after is not None}
@@ -304,7 +309,10 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
         size = size_of(job.folder / "export") if missing[job] else {}
         for claim, arm in missing[job]:
             device = "cuda" if run.config["trainer"]["accelerator"] in ("gpu", "cuda") else "cpu"
-            _write_result(out, claim, arm, job.recipe, job.seed, {**result_of(run), "size": size}, device)
+            result = result_of(run)
+            if pairs[claim] and "val/masked_lm_loss" in result["metrics"]:
+                result["metrics"] |= accuracy_on_pairs(job.folder / "export", pairs[claim])
+            _write_result(out, claim, arm, job.recipe, job.seed, {**result, "size": size}, device)
 
     with ThreadPoolExecutor(num_jobs) as pool:
         for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up

@@ -22,7 +22,7 @@ from lit_distil.files import hash_values
 
 Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
 CLAIM = "claim.yaml"
-_ACCURACY, _ROWS = "val/accuracy", "val/rows"  # a share of rows, and how many there were
+_ACCURACY, _ROWS = "/accuracy", "/rows"  # how the names of a share of rows, and of how many there were, end
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Claim:
             frequencies; None asks for nothing.
         higher_is_better: Of the metric.
         curves: What the page draws against size and latency.
+        pairs: How many minimal pairs each masked-LM arm is scored on (`pairs/accuracy`).
     """
 
     name: str
@@ -134,6 +135,7 @@ class Claim:
     learned: float | None = None
     higher_is_better: bool = False
     curves: list[Curves] = field(default_factory=list)
+    pairs: int = 0
 
 
 def load_claim(folder: Path) -> Claim:
@@ -293,9 +295,12 @@ class Measured:
 
     def num_rows(self, metric: str | None, arms: Iterable[str]) -> float | None:
         """How many rows an accuracy of these arms is of, the fewest of their runs; None if the metric is none."""
-        counts = [result["metrics"].get(_ROWS) for result in self.results if result["arm"] in arms]
-        known = [count for count in counts if count]
-        return min(known) if known and (metric or self.claim.metric) == _ACCURACY else None
+        name = metric or self.claim.metric
+        if not name.endswith(_ACCURACY):
+            return None
+        rows = name.removesuffix(_ACCURACY) + _ROWS
+        counts = [result["metrics"].get(rows) for result in self.results if result["arm"] in arms]
+        return min((count for count in counts if count), default=None)
 
     def line(self, arms: Sequence[str], metric: str | None) -> list[Point]:
         """A line of `Curves`: those of its arms that were run and whose results have their size."""

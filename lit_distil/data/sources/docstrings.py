@@ -13,6 +13,7 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from lit_distil.console import progress_bar
@@ -37,6 +38,8 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "__pycache__", "idlelib", 
 _CACHE_VERSION = 1
 _NUM_SHARES = 256
 _NUM_WORDS = 16  # of a row's `words`
+_NUM_BARE = 24  # of a row's `bare`
+_MARKS = {".": "stop", ",": "comma", ":": "colon"}
 
 
 class Docstrings(DocumentSource, RowSource):
@@ -85,29 +88,24 @@ class Docstrings(DocumentSource, RowSource):
     def rows(self, split: Split) -> Iterator[Row]:
         """A row for each docstring, with the columns of three tasks; a cap takes the first by a hash.
 
-        `text`, `package` and `module` tell who wrote it. `other` is the docstring beside it in its module, or one of
-        another module of the package, and `relation` says which: `neighbours` or `strangers`. `words` are its first
-        words, half of the time with two of them exchanged, and `order` says so: `intact` or `exchanged`.
+        `text`, `package` and `module` tell who wrote it. `words` are its first words, half of the time with each two
+        neighbours exchanged, and `order` says so: `intact` or `exchanged`. `bare` are its first words without the mark
+        at their end, and `marks` names it: `comma`, `stop`, `colon` or `none`.
         """
         if split == "predict":
             return
         limit = self.rows_per_package.get(split)
         by_package: dict[str, list[Row]] = {package: [] for package in self.packages}
         for module in self._modules(split):
-            texts = [text for text in module["docstrings"] if len(text) >= self.min_characters]
-            for text, beside in zip(texts, [*texts[1:], *texts[-2:-1], None], strict=False):
-                words, order = _exchanged(text.split()[:_NUM_WORDS], text)
-                row = {"text": text, "package": module["package"], "module": module["module"], "other": beside}
-                row |= {"relation": "neighbours", "words": words, "order": order, SOURCE_KEY: module["module"]}
-                by_package[module["package"]].append(row)
+            for text in module["docstrings"]:
+                if len(text) >= self.min_characters:
+                    words, order = _exchanged(text.split()[:_NUM_WORDS], text)
+                    bare, marks = _without_marks(text.split()[:_NUM_BARE])
+                    row = {"text": text, "package": module["package"], "module": module["module"], "words": words}
+                    row |= {"order": order, "bare": bare, "marks": marks, SOURCE_KEY: module["module"]}
+                    by_package[module["package"]].append(row)
         for rows in by_package.values():
-            rows.sort(key=lambda row: _hash_fraction(row["text"]))
-            for place, row in enumerate(rows):
-                if row["other"] is None or _is_heads("other", row["text"]):
-                    following = (rows[(place + step) % len(rows)] for step in range(1, len(rows)))
-                    stranger = next((one for one in following if one["module"] != row["module"]), row)
-                    row |= {"other": stranger["text"], "relation": "strangers"}
-            yield from rows[:limit]
+            yield from sorted(rows, key=lambda row: _hash_fraction(row["text"]))[:limit]
 
     def fingerprint(self, split: Split) -> str:
         """Hash of the versions of the packages and the settings."""
@@ -206,16 +204,17 @@ def _read_files(files: list[str]) -> dict[str, list[str]]:
 
 
 def _exchanged(words: list[str], text: str) -> tuple[str, str]:
-    """The words, half of the time with two neighbours exchanged, and whether they are `intact` or `exchanged`."""
-    places = [place for place in range(1, len(words) - 1) if words[place] != words[place + 1]]
-    if not places or _is_heads("order", text):
+    """The words, half of the time with each two neighbours after the first exchanged, and which of both they are."""
+    moved = [words[0], *chain(*(words[place : place + 2][::-1] for place in range(1, len(words), 2)))]
+    if moved == words or _hash_fraction(f"order {text}") < 0.5:
         return " ".join(words), "intact"
-    place = places[int(_hash_fraction(f"place {text}") * len(places))]
-    return " ".join([*words[:place], words[place + 1], words[place], *words[place + 2 :]]), "exchanged"
+    return " ".join(moved), "exchanged"
 
 
-def _is_heads(coin: str, text: str) -> bool:
-    return _hash_fraction(f"{coin} {text}") < 0.5
+def _without_marks(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without the marks at their end, and the name of the first one of each; a word of marks is left out."""
+    cut = [(bare, word[len(bare) :]) for word in words if (bare := word.rstrip("".join(_MARKS)))]
+    return [bare for bare, _ in cut], [_MARKS[marks[0]] if marks else "none" for _, marks in cut]
 
 
 def _hash_fraction(text: str) -> float:

@@ -92,27 +92,32 @@ def test_rows_have_their_package_as_label_a_cap_and_a_least_length(package, tmp_
     assert list(source.rows("predict")) == []
 
 
-def test_rows_have_a_text_beside_theirs_or_a_strangers_and_words_intact_or_exchanged(package, tmp_path):
-    """Nothing but the relation and the order may tell the labels, and each text is in one row."""
+def test_rows_have_words_intact_or_exchanged_and_the_marks_that_were_cut_off(package, tmp_path):
+    """Nothing but the order may tell the label, and the words with their marks are the text again."""
     package("fakea", num_modules=40)
-    (tmp_path / "path/fakea/sub/lone.py").write_text('"""A module with a single docstring, which has no neighbour."""')
+    (tmp_path / "path/fakea/sub/marks.py").write_text('"""Reads: all, or one ... and no: more. Then, it ends..."""')
     source = Docstrings(["fakea"], validation_share=0, test_share=0, min_characters=30, cache_dir=str(tmp_path))
     rows = list(source.rows("train"))
-    module_of, counts = {row["text"]: row["module"] for row in rows}, Counter(row["relation"] for row in rows)
-    assert len(module_of) == len(rows) > 150 and min(counts.values()) > 0.4 * len(rows)
-    texts = {module["module"]: module["docstrings"] for module in source._modules("train")}
+    assert len({row["text"] for row in rows}) == len(rows) > 150
     for row in rows:
-        if row["relation"] == "neighbours":
-            in_module = [text for text in texts[row["module"]] if len(text) >= 30]
-            assert abs(in_module.index(row["text"]) - in_module.index(row["other"])) == 1
-        else:
-            assert module_of[row["other"]] != row["module"]
         words, given = row["text"].split()[:16], row["words"].split()
-        moved = [place for place, (ours, theirs) in enumerate(zip(words, given, strict=True)) if ours != theirs]
-        assert Counter(words) == Counter(given)
-        assert (row["order"] == "intact" and not moved) or (moved[1] - moved[0] == 1 and len(moved) == 2)
+        step = -1 if row["order"] == "exchanged" else 1
+        assert given[0] == words[0]
+        assert all(given[place : place + 2] == words[place : place + 2][::step] for place in range(1, len(words), 2))
     assert min(Counter(row["order"] for row in rows).values()) > 0.4 * len(rows)
-    assert Counter(row["relation"] for row in rows if row["module"].endswith("lone")) == {"strangers": 1}
+    (row,) = (row for row in rows if row["module"].endswith("marks"))
+    assert list(zip(row["bare"], row["marks"], strict=True)) == [
+        ("Reads", "colon"),
+        ("all", "comma"),
+        ("or", "none"),
+        ("one", "none"),
+        ("and", "none"),
+        ("no", "colon"),
+        ("more", "stop"),
+        ("Then", "comma"),
+        ("it", "none"),
+        ("ends", "stop"),
+    ]
 
 
 def test_docstrings_are_cached_until_a_file_changes(package, tmp_path, monkeypatch):
