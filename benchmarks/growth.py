@@ -1,6 +1,6 @@
 """How the cost of a step grows with what it is made of, beside a small model of it, and what more GPUs would give.
 
-    python benchmarks/growth.py                    # results/speed/growth.json, growth.md and growth.png
+    python benchmarks/growth.py                    # results/speed/growth.json, and what docs/speed.md shows of it
     python benchmarks/growth.py --axes layers ranks --steps 4
     python benchmarks/growth.py --only_pages       # the table and the picture anew
 
@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from gpu import make_texts, make_tokenizer
 from numpy.typing import NDArray
+from speed import PAGE, put
 
 from lit_distil.commands.benchmark.training import measure
 from lit_distil.console import markdown_table, progress_bar
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "results" / "speed" / "growth"
+RESULTS, PICTURE = ROOT / "results" / "speed" / "growth.json", ROOT / "docs" / "growth.png"
 
 BASE = {
     "tokens": 2048,
@@ -175,7 +176,7 @@ def pages(rows: list[dict[str, Any]]) -> str:
         + ", ".join(f"{n} GPUs give {n * share:.1f} times one" for n, share in shares.items())
         + " (gradients in fp32 over NVLink, or 50 GB/s between nodes)"
     )
-    return "\n".join([markdown_table(table), "", *(f"- {line}" for line in told), ""])
+    return "\n".join([markdown_table(table), "", *(f"- {line}" for line in told)])
 
 
 def draw(curves: dict[str, list[tuple[int, float, float]]]) -> None:
@@ -193,7 +194,7 @@ def draw(curves: dict[str, list[tuple[int, float, float]]]) -> None:
         panel.set(xscale="log", xlabel=TITLES[axis], ylim=(0, None))
     panels[0][0].set_ylabel("tokens a second of a core")
     panels[0][0].legend()
-    figure.savefig(OUT.with_suffix(".png"), dpi=120)
+    figure.savefig(PICTURE, dpi=120)
     plt.close(figure)
 
 
@@ -204,16 +205,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a point (6)")
     parser.add_argument("--only_pages", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    file = OUT.with_suffix(".json")
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
     missing = [point for point in points(options.axes) if all(row["point"] != point for row in rows)]
     with tempfile.TemporaryDirectory() as folder:
         for point in progress_bar([] if options.only_pages else missing, desc="growth", unit="point"):
             rows.append(run_point(point, Path(folder), options.steps))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     text = pages(rows)
-    OUT.with_suffix(".md").write_text(text, encoding="utf-8")
+    PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), "growth", text), encoding="utf-8")
     print(text)
 
 

@@ -122,11 +122,17 @@ def with_tables(page: str, results: dict[str, Any]) -> str:
     if trained := {name: results[name] for name in TRAINING if name in results}:
         tables |= {"training": training_table(trained), "phases": phase_table(trained)}
     for name, table in tables.items():
-        marks = (f"<!-- {name} -->", f"<!-- end of {name} -->")
-        pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.S)
-        page, count = pattern.subn(lambda _: f"{marks[0]}\n{table}\n{marks[1]}", page)  # noqa: B023
-        if count != 1:
-            raise ValueError(f"docs/speed.md must have {marks[0]} and {marks[1]} once, found {count}")
+        page = put(page, name, table)
+    return page
+
+
+def put(page: str, name: str, text: str) -> str:
+    """The page with a text in the place that its comments mark."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.S)
+    page, count = marked.subn(lambda _: f"{begin}\n{text}\n{end}", page)
+    if count != 1:
+        raise ValueError(f"docs/speed.md must have {begin} and {end} once, found {count}")
     return page
 
 

@@ -92,6 +92,9 @@ def test_a_student_is_made_of_the_network_that_an_earlier_run_exports(tmp_path: 
     head = 2 * 64**2 + 2 * 64 * 30_522
     layer = 8 * 64**2 + 4 * 64 * 96 + 4 * 64 * 512
     assert student.flops / student.tokens == pytest.approx(12 * layer + head + 3 * (6 * layer + head), rel=1e-3)
+    half = read(chain, f"{distil}/a/export --model.teacher_dtype bfloat16 --trainer.default_root_dir {tmp_path}/d")
+    copies = 2 if student.precision.startswith("bf16") else 0  # of weights in fp32, for the products
+    assert student.fixed - half.fixed == pytest.approx((2 + copies) * teacher.parameters, rel=0.01)
     assert tuned.steps == 10 * 156  # of 2,490 rows, 16 at a time
     with pytest.raises(ValueError, match="name_or_path"):  # neither exported before nor here
         chain._config(f"{tmp_path}/elsewhere/export")

@@ -27,8 +27,8 @@ from transformers import AutoModelForMaskedLM, BertConfig
 
 from lit_distil.commands.benchmark import estimate, latency
 from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
-from lit_distil.commands.claims import command, pairs
-from lit_distil.commands.claims.exact import hard_label, same_architecture
+from lit_distil.commands.claims import command, measurements
+from lit_distil.commands.claims.measurements import hard_label, same_architecture
 from lit_distil.commands.claims.pages import claim_page, write_claim_pages
 from lit_distil.commands.claims.verdicts import (
     CLAIM,
@@ -436,9 +436,9 @@ def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    threading.Thread(target=stop).start()
+    threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(SystemExit) as stopped, command._ending_its_runs():
-        command._run_all(jobs, 1, tmp_path)
+        command._run_all(jobs, 1, tmp_path, {})
     assert stopped.value.code == 128 + number and signal.getsignal(number) == before
     assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()
 
@@ -473,7 +473,7 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     root = tmp_path / "configs"
     write_claim(root, pairs=2)
     scored = [MinimalPair("The dog saw a cat.", "The saw dog a cat.", "", ""), MinimalPair("Is it?", "It is?", "", "")]
-    monkeypatch.setattr(pairs, "docstring_pairs", lambda number: scored[:number])
+    monkeypatch.setattr(measurements, "docstring_pairs", lambda number: scored[:number])
     settings = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
     for name in ("pretraining", "distillation"):
         config = with_trainer(workspace.configuration(name), tmp_path / "unused", **settings)
@@ -518,8 +518,8 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
 
 def test_minimal_pairs_are_ten_words_of_held_out_docstrings_and_two_neighbours_exchanged() -> None:
     source = Docstrings(["python"], validation_share=0.05, test_share=0.05)
-    found = pairs.docstring_pairs(50, source)
-    assert found == pairs.docstring_pairs(60, source)[:50]
+    found = measurements.docstring_pairs(50, source)
+    assert found == measurements.docstring_pairs(60, source)[:50]
     held_out = [row["text"] for row in source.rows("validation")]
     assert len({pair.good for pair in found}) == 50
     for pair in found:

@@ -18,7 +18,7 @@ PRICES = [2e-3, 1.25e-11, 0.0, 1.5e-9]
 def growth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     module = importlib.import_module("growth")
-    monkeypatch.setattr(module, "OUT", tmp_path / "growth")
+    monkeypatch.setattr(module, "PICTURE", tmp_path / "growth.png")
     return module
 
 
@@ -71,3 +71,12 @@ def test_gpus_help_less_the_more_they_have_to_send(growth: Any) -> None:
     assert growth.on_gpus(1.0, 110e6, 8) == 1  # hidden behind the backward pass
     few, many = growth.on_gpus(1e-3, 110e6, 8), growth.on_gpus(1e-3, 110e6, 64)
     assert few == pytest.approx(1e-3 / (1e-3 + 1.75 * 4 * 110e6 / 450e9 - 2e-3 / 3)) and many < few < 1
+
+
+def test_the_documentation_shows_what_was_measured(growth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = importlib.import_module("speed")
+    page, measured = speed.PAGE.read_text(encoding="utf-8"), speed.read_results()
+    assert {*speed.TRAINING, *speed.SCRIPTS, "growth"} == set(measured)
+    assert speed.put(speed.with_tables(page, measured), "growth", growth.pages(measured["growth"])) == page
+    with pytest.raises(ValueError, match="must have <!-- growth --> and <!-- end of growth --> once, found 0"):
+        speed.put("nothing", "growth", "")

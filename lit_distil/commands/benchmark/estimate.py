@@ -216,6 +216,7 @@ class Chain:
         rows = tokens if data.task is not None or module.terms.need_all_rows else round(rate * tokens)
         frozen = sum(_parameters(network) for network in teachers)
         trains, is_half = _parameters(trained), precision.startswith(("16", "bf16"))
+        of_teacher = 2 if getattr(module, "teacher_dtype", None) else 6 if is_half else 4
         layers, every = trained.num_layers, module.activation_checkpointing
         recomputed = math.ceil(layers / every) if every else 0
         # what blocks keep, with one of those that are computed again; then logits and gradients of the vocabulary pass
@@ -231,7 +232,7 @@ class Chain:
             tokens=tokens,
             flops=sum(NetworkFlops(network)(lengths, rows) for network in (trained, *teachers)),
             parameters=trains,
-            fixed=16 * trains + 4 * frozen + (2 * (trains + frozen) if is_half else 0),
+            fixed=(18 if is_half else 16) * trains + of_teacher * frozen,
             per_token=kept * trained.config.hidden_size + logits,
             micro_batches=micro_batches,
             devices=int(devices),
@@ -401,8 +402,9 @@ def report(
         *(f"operations: {origin}" for origin in said),
         f"a micro-batch takes at least {1000 * LEAST_SECONDS:.0f} ms; every sequence counts as full, so that tasks of "
         "short rows and their memory are upper bounds",
-        "memory: 16 bytes a trained parameter (fp32 with Adam), 4 a teacher's, 2 more for the copies of bf16; for the "
-        f"backward pass {KEPT_BYTES['half']} bytes a token, layer and unit of width ({KEPT_BYTES['fp32']} in fp32, "
+        "memory: 16 bytes a trained parameter (fp32 with Adam), 4 a teacher's, 2 more for the copies of bf16, 2 in all "
+        f"for a teacher in bfloat16; for the backward pass {KEPT_BYTES['half']} bytes a token, layer and unit of width "
+        f"({KEPT_BYTES['fp32']} in fp32, "
         f"{INPUT_BYTES} where model.activation_checkpointing computes them again), without attention's scores; and the "
         "logits of one piece",
         *notes,

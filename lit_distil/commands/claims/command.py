@@ -30,9 +30,8 @@ from transformers import AutoConfig
 
 from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
-from lit_distil.commands.claims.exact import MEASUREMENTS
+from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
 from lit_distil.commands.claims.pages import summary_table, write_claim_pages
-from lit_distil.commands.claims.pairs import accuracy_on_pairs
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar

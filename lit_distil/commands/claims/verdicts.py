@@ -31,7 +31,7 @@ class ArmSpec:
 
     Attributes:
         base: The complete configuration under it, a file beside the claims' folders, without `.yaml`; or the name of a
-            measurement of `exact`, which trains nothing.
+            measurement of `measurements`, which trains nothing.
         after: The arm whose export the run starts from; None for none.
         recipe: Hash of the configurations that the run is made from, those of the run before it included. It is not
             written in the claim's file; a result that was made from another recipe does not count.

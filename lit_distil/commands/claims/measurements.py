@@ -1,14 +1,20 @@
-"""Claims about functions, which one computation shows: no training, and the same on any machine but for rounding."""
+"""What claims measure without training: functions that are equal, and minimal pairs that a network tells apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
+from lit_distil.commands.networks import open_masked_lm
+from lit_distil.commands.score import MinimalPair, judge, score_pairs
+from lit_distil.data import Docstrings
+from lit_distil.files import hash_of
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
+from lit_distil.tasks.base import SOURCE_KEY
 
 _SIZE: dict[str, Any] = {
     "hidden_size": 64,
@@ -17,6 +23,7 @@ _SIZE: dict[str, Any] = {
     "intermediate_size": 128,
 }
 _PAD = 1
+_NUM_WORDS = 10  # of a minimal pair
 
 
 def same_architecture(seed: int) -> dict[str, float]:
@@ -58,3 +65,36 @@ MEASUREMENTS: dict[str, Callable[[int], dict[str, float]]] = {
     "hard-label": hard_label,
 }
 """By the name that an arm's `base` has in a `claim.yaml`."""
+
+
+# Minimal pairs
+
+
+def docstring_pairs(number: int, source: Docstrings | None = None) -> list[MinimalPair]:
+    """Pairs from documents that pretraining holds out, the first by a hash of the text.
+
+    The good sentence is the first ten words of a docstring; in the bad one, two neighbours that differ are exchanged,
+    the first word never.
+
+    Args:
+        number: How many; there are fewer if there are not as many docstrings.
+        source: Whose validation documents to take; None for those of the claims.
+    """
+    source = source or Docstrings(validation_share=0.05, test_share=0.05)
+    pairs: dict[str, MinimalPair] = {}
+    for row in sorted(source.rows("validation"), key=lambda row: hash_of(row["text"])):
+        words = row["text"].split()[:_NUM_WORDS]
+        places = [place for place in range(1, len(words) - 1) if words[place] != words[place + 1]]
+        if len(words) == _NUM_WORDS and places and len(pairs) < number:
+            place = places[int(hash_of(f"place {row['text']}")[:8], 16) % len(places)]
+            bad = [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
+            good = " ".join(words)
+            pairs[good] = MinimalPair(good, " ".join(bad), "neighbours exchanged", str(row[SOURCE_KEY]))
+    return list(pairs.values())
+
+
+def accuracy_on_pairs(export: Path, number: int) -> dict[str, float]:
+    """The share of pairs of which a masked language model finds the good sentence likelier, and their number."""
+    pairs = docstring_pairs(number)
+    result = judge([pair.paradigm for pair in pairs], score_pairs(open_masked_lm(str(export)), pairs)).pairs
+    return {"pairs/accuracy": result.accuracy, "pairs/rows": float(result.num_pairs)}
