@@ -5,9 +5,10 @@
     python benchmarks/growth.py --only_pages       # the table and the picture anew
 
 Masked-LM on made-up text, packed, each point by `lit-distil benchmark training` in a process of its own. One thing
-changes at a time; the rest stays as in `BASE`. The model has four prices: of a step, of a product's operation, of a
-token in a layer of width one (everything that is no product), and of a parameter (optimizer, clipping, zeroing). They
-are fitted to all points on one rank, none below 0, and the table shows how far each point is from it.
+changes at a time; the rest stays as in `BASE`. The model has five prices: of a step, of a product's operation, of a
+token in a layer of width one (everything that is no product), of a score (a pair of tokens in a head of a layer, with
+the softmax over it), and of a parameter (optimizer, clipping, zeroing). They are fitted to all points on one rank, none
+below 0, and the table shows how far each point is from it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ many times as much text there is."""
 
 TITLES = {"tokens": "tokens a step", "length": "tokens a sequence", "vocabulary": "vocabulary", "layers": "layers"}
 TITLES |= {"ranks": "ranks", "micro": "micro-batches of a step on two ranks", "corpus": "corpus, times"}
-PRICES = ("step", "operation", "token", "parameter")
+_HEAD = 64  # width of an attention head
+PRICES = ("step", "operation", "token", "score", "parameter")
 
 NODE, BETWEEN = 450e9, 50e9
 """Bytes a second of an H200 to the others of its eight (NVLink) and of other nodes (400 Gbit/s each)."""
@@ -84,7 +86,7 @@ def run_point(point: dict[str, int], folder: Path, steps: int) -> dict[str, Any]
         documents = make_texts(40 * 8192 * point["corpus"], point["length"], 8192)
         text.write_text("\n\n".join(documents), encoding="utf-8")
     network = {"hidden_size": point["width"], "num_hidden_layers": point["layers"]}
-    network |= {"num_attention_heads": point["width"] // 64, "intermediate_size": 4 * point["width"]}
+    network |= {"num_attention_heads": point["width"] // _HEAD, "intermediate_size": 4 * point["width"]}
     network |= {"max_position_embeddings": point["length"], "hidden_dropout_prob": 0.1}
     settings = {
         "config": ROOT / "configs" / "pretrain" / "roberta-small.yaml",
@@ -115,7 +117,8 @@ _A_STEP = ("tokens", "flops", "seconds", "cpu_seconds")
 def parts(row: dict[str, Any]) -> list[float]:
     """How much of each of `PRICES` a step has."""
     point = row["point"]
-    return [1.0, row["flops"], row["tokens"] * point["layers"] * point["width"], row["parameters"]]
+    units = row["tokens"] * point["layers"] * point["width"]
+    return [1.0, row["flops"], units, units // _HEAD * point["length"], row["parameters"]]
 
 
 def fit(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
@@ -186,12 +189,21 @@ def draw(curves: dict[str, list[tuple[int, float, float]]]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), layout="constrained", squeeze=False)
-    for panel, (axis, curve) in zip(panels[0], curves.items(), strict=True):
+    columns = min(4, len(curves))
+    size = columns, -(-len(curves) // columns)
+    figure, panels = plt.subplots(
+        *size[::-1], figsize=(3.2 * size[0], 2.6 * size[1]), layout="constrained", squeeze=False
+    )
+    for panel in panels.flat[len(curves) :]:
+        panel.set_axis_off()
+    for panel, (axis, curve) in zip(panels.flat, curves.items(), strict=False):
         values, found, expected = zip(*curve, strict=True)
         panel.plot(values, found, "o", label="measured")
         panel.plot(values, expected, "-", label="model")
-        panel.set(xscale="log", xlabel=TITLES[axis], ylim=(0, None))
+        panel.set(xscale="log", xlabel=TITLES[axis], ylim=(0, 1.15 * max(*found, *expected)))
+        step = -(-len(values) // 3)
+        panel.set_xticks(values[::step], [f"{value:,}" for value in values[::step]])
+        panel.minorticks_off()
     panels[0][0].set_ylabel("tokens a second of a core")
     panels[0][0].legend()
     figure.savefig(PICTURE, dpi=120)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.workspace import REPOSITORY
 
-PRICES = [2e-3, 1.25e-11, 0.0, 1.5e-9]
+PRICES = [2e-3, 1.25e-11, 0.0, 4e-10, 1.5e-9]
 
 
 @pytest.fixture
