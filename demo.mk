@@ -4,7 +4,7 @@
 DEMO := runs/demo
 FIT := $(RUN) fit
 STUDENTS := student-soft student-mlm student-hard student-random student-mlm-time
-DEMO_TASKS := task-teacher task-soft task-mlm task-hard task-random task-unpretrained
+DEMO_TASKS := task-teacher task-soft task-mlm task-hard task-unpretrained
 
 # $(call resume,stage): go on from the stage's last checkpoint, or start again if it has none
 resume = $$(test -f $(DEMO)/$(1)/checkpoints/last.ckpt && echo --ckpt_path last || echo --overwrite)
@@ -73,9 +73,6 @@ $(DEMO)/task-mlm/export/config.json: $(DEMO)/student-mlm/export/config.json
 
 $(DEMO)/task-hard/export/config.json: $(DEMO)/student-hard/export/config.json
 	@$(call task,task-hard,--model.network.name_or_path $(DEMO)/student-hard/export)
-
-$(DEMO)/task-random/export/config.json: $(DEMO)/student-random/export/config.json
-	@$(call task,task-random,--model.network.name_or_path $(DEMO)/student-random/export)
 
 $(DEMO)/task-unpretrained/export/config.json: $(DEMO)/tokenizer/tokenizer.json
 	@$(call task,task-unpretrained,--config configs/demo/unpretrained.yaml)
