@@ -90,16 +90,22 @@ class Docstrings(DocumentSource, RowSource):
 
         `text`, `package` and `module` tell who wrote it. `words` are its first words, half of the time with each two
         neighbours exchanged, and `order` says so: `intact` or `exchanged`. `bare` are its first words without the mark
-        at their end, and `marks` names it: `comma`, `stop`, `colon` or `none`.
+        at their end, and `marks` names it: `comma`, `stop`, `colon` or `none`. Of docstrings that begin with the same
+        words, in whichever splits they are, only the first makes a row.
         """
         if split == "predict":
             return
         limit = self.rows_per_package.get(split)
         by_package: dict[str, list[Row]] = {package: [] for package in self.packages}
-        for module in self._modules(split):
+        seen: set[tuple[str, ...]] = set()
+        for module in self._modules(split, *SPLITS):
             for text in module["docstrings"]:
-                if len(text) >= self.min_characters:
-                    words, order = _exchanged(text.split()[:_NUM_WORDS], text)
+                beginning = tuple(text.split()[:_NUM_WORDS])
+                if len(text) < self.min_characters or beginning in seen:
+                    continue
+                seen.add(beginning)
+                if self._split_of(module["module"]) == split:
+                    words, order = _exchanged([*beginning], text)
                     bare, marks = _without_marks(text.split()[:_NUM_BARE])
                     row = {"text": text, "package": module["package"], "module": module["module"], "words": words}
                     row |= {"order": order, "bare": bare, "marks": marks, SOURCE_KEY: module["module"]}
@@ -111,12 +117,12 @@ class Docstrings(DocumentSource, RowSource):
         """Hash of the versions of the packages and the settings."""
         return hash_values([self._versions(), self.validation_share, self.test_share, split])
 
-    def _modules(self, split: Split) -> Iterator[dict]:
-        if split not in SPLITS:
-            raise ValueError(f"docstrings have the splits {list(SPLITS)}, not {split!r}")
+    def _modules(self, *splits: Split) -> Iterator[dict]:
+        if unknown := [split for split in splits if split not in SPLITS]:
+            raise ValueError(f"docstrings have the splits {list(SPLITS)}, not {unknown[0]!r}")
         for line in self._read_all().read_text(encoding="utf-8").splitlines():
             module = json.loads(line)
-            if self._split_of(module["module"]) == split:
+            if self._split_of(module["module"]) in splits:
                 yield module
 
     def _split_of(self, module: str) -> Split:

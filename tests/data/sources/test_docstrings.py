@@ -120,6 +120,19 @@ def test_rows_have_words_intact_or_exchanged_and_the_marks_that_were_cut_off(pac
     ]
 
 
+def test_docstrings_that_begin_alike_make_one_row_whatever_their_splits(package, tmp_path):
+    """Else a row to test on could be one that was trained on, but for its end."""
+    folder = package("fakea", num_modules=1)
+    beginning = " ".join(f"word{number}" for number in range(16))
+    for number in range(40):
+        (folder / f"alike{number}.py").write_text(f'"""{beginning} and {number}."""')
+    source = Docstrings(["fakea"], validation_share=0.3, test_share=0.3, cache_dir=str(tmp_path))
+    rows = [row for split in ("train", "validation", "test") for row in source.rows(split)]
+    assert [row["module"] for row in rows if row["words"].startswith("word0")] == ["fakea.alike0"]
+    with pytest.raises(ValueError, match=r"have the splits \['train', 'validation', 'test'\], not 'dev'"):
+        next(source.rows("dev"))
+
+
 def test_docstrings_are_cached_until_a_file_changes(package, tmp_path, monkeypatch):
     folder = package("fakea", num_modules=2)
     source = Docstrings(["fakea"], validation_share=0, test_share=0, cache_dir=str(tmp_path / "cache"))
