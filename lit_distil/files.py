@@ -154,7 +154,7 @@ def check_output(out: Path, *, overwrite: bool, replaces: Sequence[str] = NETWOR
 
 
 def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool, field: str = "out") -> None:
-    """Refuse to replace files, before any work is done for the new ones.
+    """Refuse to replace files, and make their folders, before any work is done for the new ones.
 
     Args:
         files: What will be written.
@@ -163,7 +163,7 @@ def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool
         field: Name of the argument, for the message.
 
     Raises:
-        ValueError: A file is there and may not be replaced, or a folder is in its place.
+        ValueError: A file is there and may not be replaced, a folder is in its place, or its own cannot be made.
     """
     for file in files:
         check_local(file, field)
@@ -175,6 +175,11 @@ def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool
             f"{field}: {there[0]} is there already; give another path, or replace it with --overwrite (in Python: "
             "overwrite=True)"
         )
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{field}: {file.parent} cannot be made ({error.strerror}); give another path") from None
 
 
 def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = None) -> None:

@@ -63,8 +63,9 @@ class TextDataModule(LightningDataModule):
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
         cache_dir: Where to keep tokenised corpora; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
         batch_tokens: Tokens in an optimizer step, in place of `batch_size` sequences. This keeps steps comparable
-            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence. With a `StepValue`
-            the batch grows over the steps; micro-batches grow with it, since their number stays.
+            between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence. With a class of
+            `lit_distil.schedules` the batch grows over the steps; micro-batches grow with it, since their number stays,
+            and every epoch has as many steps as the first.
         length_window: Group sequences of similar length into steps, within this many steps' sequences at a time; None
             leaves the order random.
         filters: Which documents of a corpus to leave out; None keeps all.

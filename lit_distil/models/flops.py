@@ -110,7 +110,7 @@ def data_sheet(device: torch.device, precision: str) -> float | None:
 
 def sheet_rate(name: str, precision: str) -> float | None:
     """What the data sheet of a GPU of this name promises, see `data_sheet`."""
-    rates = next((rates for part, rates in _DATA_SHEETS.items() if part in name), None)
+    rates = next((rates for part, rates in _DATA_SHEETS.items() if part.casefold() in name.casefold()), None)
     dtype = _dtype_of(precision)
     if rates is None or dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return None

@@ -93,6 +93,8 @@ def test_a_student_is_made_of_the_network_that_an_earlier_run_exports(tmp_path: 
     layer = 8 * 64**2 + 4 * 64 * 96 + 4 * 64 * 512
     assert student.flops / student.tokens == pytest.approx(12 * layer + head + 3 * (6 * layer + head), rel=1e-3)
     half = read(chain, f"{distil}/a/export --model.teacher_dtype bfloat16 --trainer.default_root_dir {tmp_path}/d")
+    whole = read(chain, f"{distil}/a/export --model.teacher_dtype float32 --trainer.default_root_dir {tmp_path}/e")
+    assert whole.fixed == student.fixed
     copies = 2 if student.precision.startswith("bf16") else 0  # of weights in fp32, for the products
     assert student.fixed - half.fixed == pytest.approx((2 + copies) * teacher.parameters, rel=0.01)
     assert tuned.steps == 10 * 156  # of 2,490 rows, 16 at a time
@@ -150,6 +152,53 @@ def test_the_command_prints_a_table_and_what_it_assumes(capsys: pytest.CaptureFi
     assert float(cells[-1]) == pytest.approx(hours, rel=2e-3)
     assert "35 % are assumed" in said and "46 bytes a token" in said
     assert said.count("runs/roberta") == 2  # its largest micro-batches, too
+
+
+@pytest.mark.parametrize(
+    ("trainer", "number"),
+    [
+        ("--trainer.devices 2", 2),
+        ("--trainer.devices [0,1,5]", 3),
+        ("--trainer.devices 0,1,2", 3),
+        ("--trainer.devices auto", 4),
+        ("--trainer.devices 2 --trainer.num_nodes 3", 6),
+    ],
+)
+def test_devices_are_counted_as_the_trainer_does(trainer: str, number: int) -> None:
+    assert read(Chain(num_devices=4), f"--config {CONFIGS}/pretrain/roberta.yaml {trainer}").devices == number
+
+
+def test_a_run_ends_at_its_steps_or_its_epochs_whichever_is_first(workspace: Workspace) -> None:
+    source = json.dumps(
+        {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": f"{workspace.root}/train.txt"}}
+    )
+    recipe = f"--config {CONFIGS}/pretrain/roberta.yaml --data.source {source.replace(' ', '')} --data.batch_size 2"
+    epochs = read(Chain(), f"{recipe} --trainer.max_steps -1 --trainer.max_epochs 2").steps
+    assert read(Chain(), f"{recipe} --trainer.max_steps 100000 --trainer.max_epochs 2").steps == epochs
+    assert read(Chain(), f"{recipe} --trainer.max_steps 1 --trainer.max_epochs 2").steps == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--devices", "0"], "devices must be at least 1, got 0"),
+        (["--mfu", "nan"], r"mfu must lie in \(0, 1\], got nan"),
+        (["--mfu", "5"], r"mfu must lie in \(0, 1\], got 5"),
+        (["--results", "nowhere.json"], "results: there is no file 'nowhere.json'"),
+    ],
+)
+def test_wrong_options_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate.run([*options, "--config", "recipe:bert"])
+
+
+def test_a_file_that_make_gpu_did_not_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no JSON")
+    with pytest.raises(ValueError, match="text is not what make gpu writes"):
+        rate_of(STAGE, "h100", mfu=None, results=tmp_path / "text")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="there is no CUDA here"):
+            rate_of(STAGE, "cuda", mfu=0.5, results=tmp_path / "none")
 
 
 def test_published_networks_are_those_of_the_recipes() -> None:

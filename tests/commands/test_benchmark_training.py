@@ -33,12 +33,14 @@ def run_with(config: dict[str, Any], folder: Path, callbacks: list[dict[str, Any
     fit(config, folder, callbacks=callbacks, **settings)
 
 
-def prepare(config: dict[str, Any], folder: Path, steps: int = TIMING["steps"]) -> dict[str, Any]:
+def prepare(
+    config: dict[str, Any], folder: Path, steps: int = 3, warm_up_steps: int = 1, **trainer: Any
+) -> dict[str, Any]:
     """Let the run write what a peer reads, in place of its first step."""
     folder.mkdir()
-    clock = callback("Prepare", folder=str(folder), steps=steps)
+    clock = callback("Prepare", folder=str(folder), steps=steps, warm_up_steps=warm_up_steps)
     with pytest.raises(SystemExit) as ended:
-        run_with(config, folder / "prepare", clock, max_steps=1 + steps + training.PROFILED_STEPS)
+        run_with(config, folder / "prepare", clock, max_steps=1 + steps + training.PROFILED_STEPS, **trainer)
     assert ended.value.code == 0
     return json.loads((folder / "settings.json").read_text())
 
@@ -57,6 +59,22 @@ def test_the_peer_takes_the_same_steps_on_the_same_data(kind: str, workspace: Wo
     assert ours["losses"][:4] == pytest.approx(theirs["losses"], rel=2e-5)
     assert ours["tokens"] > 100 and ours["flops"] > 1e6 and theirs["seconds"] > 0 < theirs["peak_memory"]
     assert [*ours["phases"]] == [*PHASES] and sum(ours["phases"].values()) == pytest.approx(1)
+    assert min(ours["phases"].values()) > 0
+
+
+def test_micro_batches_count_like_the_peers_and_the_clock_may_start_at_once(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    config = configuration(workspace, "pretraining")
+    prepare(config, tmp_path / "peer", accumulate_grad_batches=2, warm_up_steps=0)
+    clock = callback("Stopwatch", file=str(tmp_path / "ours.json"), warm_up_steps=0)
+    run_with(config, tmp_path / "run", clock, accumulate_grad_batches=2)
+    ours, theirs = json.loads((tmp_path / "ours.json").read_text()), peers.measure(tmp_path / "peer", "own")
+    assert len(theirs["losses"]) == 3 and len(ours["losses"]) == 4 + training.PROFILED_STEPS
+    # a peer counts both micro-batches alike, whatever they mask; half of one would be far away
+    assert ours["losses"][0] == pytest.approx(theirs["losses"][0], rel=0.05)
+    assert ours["seconds"] > 0 < theirs["seconds"] and ours["seed"] == config["seed_everything"]
     assert min(ours["phases"].values()) > 0
 
 
@@ -82,6 +100,14 @@ def test_what_no_peer_does_is_refused_before_anything_is_timed(workspace: Worksp
     config["model"]["init_args"]["objectives"]["logits"] = {"class_path": "lit_distil.objectives.LogitMSELoss"}
     with pytest.raises(ValueError, match=r"compare: the peer of DistillationModule has .* and no 'logits'"):
         run_with(config, tmp_path / "b", callback("Prepare", folder=str(tmp_path)))
+    config = workspace.pretraining()
+    config["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    with pytest.raises(ValueError, match=r"compare: peers take AdamW, and model\.optimizer is SGD"):
+        run_with(config, tmp_path / "c", callback("Prepare", folder=str(tmp_path)))
+    config = workspace.configuration("finetuning")
+    config["model"]["init_args"]["layer_decay"] = 0.5
+    with pytest.raises(ValueError, match=r"peers have one learning rate for all layers; leave model\.layer_decay out"):
+        run_with(config, tmp_path / "d", callback("Prepare", folder=str(tmp_path)))
 
 
 def test_phases_are_shares_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,15 +115,18 @@ def test_phases_are_shares_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "now", lambda: float(next(clock)))
     with profiler.profile("[Loop].train_dataloader_next"):  # 0 to 1
         pass
-    with profiler.profile("[LightningModule]Module.optimizer_step"):  # 2 to 11
-        with profiler.profile("[Strategy]Single.training_step"), profiler.profile("forward"):  # 3 to 6, 4 to 5
+    for action in ("[Strategy]Single.training_step", "[Strategy]Single.backward"):  # 2 to 3, 4 to 5: takes no step
+        with profiler.profile(action):
             pass
-        with profiler.profile("[Strategy]Single.backward"):  # 7 to 8
+    with profiler.profile("[LightningModule]Module.optimizer_step"):  # 6 to 15
+        with profiler.profile("[Strategy]Single.training_step"), profiler.profile("forward"):  # 7 to 10, 8 to 9
             pass
-        with profiler.profile("[Callback]Other.on_before_optimizer_step"):  # 9 to 10
+        with profiler.profile("[Strategy]Single.backward"):  # 11 to 12
+            pass
+        with profiler.profile("[Callback]Other.on_before_optimizer_step"):  # 13 to 14
             pass
     shares = {name: 20 * share for name, share in profiler.phases(20.0).items()}
-    expected = {"data": 1, "forward": 1, "loss": 2, "backward": 1, "optimizer": 5, "rest": 10}
+    expected = {"data": 1, "forward": 1, "loss": 3, "backward": 2, "optimizer": 5, "rest": 8}
     assert shares == pytest.approx(expected)
 
 
@@ -107,7 +136,7 @@ def rounds(seconds: list[float], **more: Any) -> list[dict[str, Any]]:
 
 def example() -> dict[str, Any]:
     known = {"network": "bert 2 x 32", "device": "cpu", "precision": "32-true", "matmul_precision": "medium"}
-    known |= {"threads": 1, "ranks": 1, "micro_batches": 1, "phases": dict.fromkeys(PHASES, 1 / 6)}
+    known |= {"threads": 1, "seed": 7, "ranks": 1, "micro_batches": 1, "phases": dict.fromkeys(PHASES, 1 / 6)}
     known |= {"tokens": 600.0, "flops": 3e9, "product_rate": 1e9, "data_sheet": None}
     found = {"ours": rounds([4.0, 6.0, 5.0], **known), "peer": rounds([20.0, 12.0, 15.0])}
     return training._summary(found, {"fit": [], "steps": 3, "warm_up_steps": 1, "rounds": 3, "way": "trainer"})
@@ -119,6 +148,7 @@ def test_results_are_medians_and_ratios_are_those_of_the_pairs() -> None:
     assert result["ratio"] == 3 and result["ratio_of_cpu_seconds"] == 3  # of 5, 2 and 3
     assert result["ours"]["mfu"] == pytest.approx(0.6) and result["peer"]["mfu"] == pytest.approx(0.2)
     assert result["ours"]["peak_memory"] == result["peer"]["peak_memory"] == 10**9
+    assert result["product_rate"] == 1e9 and result["hardware"]["seed"] == 7
     assert result["peer_same_precision"] is result["ratio_same_precision"] is None
     assert result["settings"]["tokens_per_step"] == 200
     assert table_of(result)[1:] == [
@@ -144,6 +174,12 @@ def test_another_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(ValueError, match=r"mine\.json is there already"):
         training.run(["--config", "x.yaml", "--out", str(tmp_path / "mine.json")])
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out: .*file cannot be made \(.*\); give another path"):
+        training.run(["--config", "x.yaml", "--out", str(tmp_path / "file" / "speed.json")])
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ from lit_distil.commands.claims.verdicts import (
     verdict_of,
 )
 from lit_distil.commands.networks import open_masked_lm
+from lit_distil.commands.processes import ending_processes
 from lit_distil.commands.report.arms import relevant_settings
 from lit_distil.commands.score import MinimalPair, score_pairs
 from lit_distil.data import Docstrings
@@ -437,7 +438,7 @@ def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
 
     before = signal.getsignal(number)
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(SystemExit) as stopped, command._ending_its_runs():
+    with pytest.raises(SystemExit) as stopped, ending_processes():
         command._run_all(jobs, 1, tmp_path, {})
     assert stopped.value.code == 128 + number and signal.getsignal(number) == before
     assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()

@@ -37,7 +37,7 @@ from lit_distil.objectives.vocabulary import MOST_PIECES
 from lit_distil.pieces import OptionParser, call_command
 from lit_distil.run import TrainingCLI
 from lit_distil.run import run as run_command
-from lit_distil.schedules import extremes_of
+from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.types import Vocabulary
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -209,14 +209,15 @@ class Chain:
         trained, teachers = self._networks(module, data, tokenizer)
         self.networks[str(Path(trainer.default_root_dir, "export"))] = trained.config
         tokens, precision = data.step_capacity, str(trainer.precision)
-        devices = trainer.devices if str(trainer.devices).isdecimal() else self.num_devices
+        if isinstance(data.batch_tokens, StepValue):
+            self.notes[f"data.batch_tokens grows over the steps; each is counted with {tokens:,}, its most"] = None
         micro_batches = trainer.accumulate_grad_batches or 1
         lengths = [data.max_length] * round(tokens / data.max_length)
         rate = extremes_of(getattr(data.masking, "rate", 1.0))[1]
         rows = tokens if data.task is not None or module.terms.need_all_rows else round(rate * tokens)
         frozen = sum(_parameters(network) for network in teachers)
         trains, is_half = _parameters(trained), precision.startswith(("16", "bf16"))
-        of_teacher = 2 if getattr(module, "teacher_dtype", None) else 6 if is_half else 4
+        of_teacher = 2 if "16" in (getattr(module, "teacher_dtype", None) or "") else 6 if is_half else 4
         layers, every = trained.num_layers, module.activation_checkpointing
         recomputed = math.ceil(layers / every) if every else 0
         # what blocks keep, with one of those that are computed again; then logits and gradients of the vocabulary pass
@@ -235,7 +236,7 @@ class Chain:
             fixed=(18 if is_half else 16) * trains + of_teacher * frozen,
             per_token=kept * trained.config.hidden_size + logits,
             micro_batches=micro_batches,
-            devices=int(devices),
+            devices=_num_devices(trainer, self.num_devices),
             precision=precision,
         )
 
@@ -282,11 +283,19 @@ class Chain:
         return Vocabulary(config.vocab_size, {name: value for name, value in ids.items() if value is not None})
 
     def _steps(self, trainer: Any, data: TextDataModule, tokens: int) -> int:
-        if (trainer.max_steps or -1) > 0:
-            return int(trainer.max_steps)
-        epochs = trainer.max_epochs or -1
-        if epochs < 1:
+        """Of the run: until `max_steps` or the end of `max_epochs`, whichever is first."""
+        steps, epochs = trainer.max_steps or -1, trainer.max_epochs or -1
+        if steps < 1 and epochs < 1:
             raise ValueError("trainer.max_steps: give it, or trainer.max_epochs, to estimate a run by its length")
+        try:
+            of_epochs = self._steps_of_epochs(epochs, data, tokens) if epochs > 0 else math.inf
+        except (ValueError, OSError):  # the length of the text is not known here
+            if steps < 1:
+                raise
+            of_epochs = math.inf
+        return int(min(of_epochs, steps if steps > 0 else math.inf))
+
+    def _steps_of_epochs(self, epochs: int, data: TextDataModule, tokens: int) -> int:
         if data.task is None:
             return math.ceil(epochs * self._tokens(data.source) / tokens)
         rows = ROWS.get(data.source.config or "") if isinstance(data.source, HubDataset) else None
@@ -309,6 +318,18 @@ class Chain:
         return size / BYTES_PER_TOKEN
 
 
+def _num_devices(trainer: Any, auto: int) -> int:
+    """How many devices a Trainer's settings mean, on all nodes; `auto` is for those that leave it open."""
+    devices = trainer.devices
+    if isinstance(devices, str) and "," in devices:
+        devices = [index for index in devices.split(",") if index.strip()]
+    if isinstance(devices, list):
+        number = len(devices)
+    else:
+        number = int(devices) if str(devices).isdecimal() else auto
+    return number * (trainer.num_nodes or 1)
+
+
 def _parameters(network: FlatNetwork) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -326,13 +347,19 @@ def rate_of(stage: Stage, gpu: str, *, mfu: float | None, results: Path) -> tupl
         ValueError: Nothing is known of the GPU in this precision.
     """
     is_here = gpu in ("cpu", "cuda")
+    if gpu == "cuda" and not torch.cuda.is_available():
+        raise ValueError("gpu: there is no CUDA here; name a GPU, such as H100")
     peak = peak_flops(torch.device(gpu), stage.precision) if is_here else sheet_rate(gpu, stage.precision)
     if peak is None:
         raise ValueError(f"gpu: no data sheet of {gpu!r} in {stage.precision}; give H100, A100, ..., cuda or cpu")
     named = f"{peak / 1e12:,.3g} TFLOP/s {'measured here' if is_here else f'by the data sheet of {gpu}'}"
     if mfu is None and results.is_file():
-        measured = json.loads(results.read_text(encoding="utf-8"))
-        rows = [row for row in measured["rows"] if row["ours"]["mfu"] and row["case"].startswith(f"{stage.kind}-base")]
+        try:
+            measured = json.loads(results.read_text(encoding="utf-8"))
+            every = [row for row in measured["rows"] if row["ours"]["mfu"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"results: {results} is not what make gpu writes") from None
+        rows = [row for row in every if row["case"].startswith(f"{stage.kind}-base")]
         rows = [row for row in rows if ("→" in row["case"]) == stage.distils] or rows
         if rows:
             nearest = min(rows, key=lambda row: abs(int(row["case"].split(", ")[-2]) - stage.length))
@@ -351,6 +378,12 @@ def run(arguments: list[str]) -> None:
         ValueError: An option is wrong.
     """
     options, settings = _parser().parse_known_args(arguments)
+    if options.devices < 1:
+        raise ValueError(f"devices must be at least 1, got {options.devices}")
+    if options.mfu is not None and not 0 < options.mfu <= 1:
+        raise ValueError(f"mfu must lie in (0, 1], got {options.mfu}")
+    if options.results != RESULTS and not Path(options.results).is_file():
+        raise ValueError(f"results: there is no file {options.results!r}; make gpu writes one")
     commands = [["fit", *settings]]
     if options.commands is not None:
         if settings:

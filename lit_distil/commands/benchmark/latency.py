@@ -29,6 +29,7 @@ from transformers.utils import cached_file
 from lit_distil import __version__
 from lit_distil.commands.networks import exported_folder, load_network
 from lit_distil.commands.onnx import takes_segments
+from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
 from lit_distil.models.exported import EXPORTED, exported_bytes, open_exported
@@ -405,7 +406,8 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
     # with -P and our own path, so that no file in the working directory hides an installed package
     command = [sys.executable, "-P", "-m", "lit_distil.commands.benchmark.latency", json.dumps(settings)]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=variables)
+    with ending_processes():
+        done = run_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise ValueError(f"memory: measuring {network!r} failed ({said[-1]}); leave it out: --memory false")

@@ -75,7 +75,8 @@ class Clock:
         self.first, self.last = settings["warm_up_steps"], settings["warm_up_steps"] + settings["steps"]
         self.device = torch.device(settings["device"])
         self.times: list[tuple[float, float]] = []
-        self.losses: list[Tensor] = []
+        self.losses: list[Tensor] = []  # of micro-batches
+        self.accumulate = settings["accumulate"]
 
     def step_done(self, num_steps: int) -> None:
         """Look at the clock if so many steps begin or end what is timed."""
@@ -85,9 +86,9 @@ class Clock:
             self.times.append((perf_counter(), process_time()))
 
     def result(self) -> dict[str, Any]:
-        """Seconds, CPU seconds, and the losses of all micro-batches."""
+        """Seconds, CPU seconds, and the losses of all steps, each the mean of its micro-batches'."""
         (start, cpu_start), (end, cpu_end) = self.times
-        losses = [float(loss) for loss in self.losses]
+        losses = torch.stack(self.losses).view(-1, self.accumulate).mean(1).tolist()
         return {"seconds": end - start, "cpu_seconds": cpu_end - cpu_start, "losses": losses}
 
 
@@ -96,6 +97,10 @@ class StepClock(TrainerCallback):
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first step."""
+        self.clock.step_done(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the optimizer's step."""
@@ -172,6 +177,7 @@ def train_like_the_authors(folder: Path, settings: Settings, clock: Clock) -> No
     scheduler = schedule(optimizer, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings["dtype"] == "float16")
     accumulate, batches = settings["accumulate"], PaddedBatches(read_batches(folder), settings["pad_id"], student)
+    clock.step_done(0)
     for number, batch in enumerate(DataLoader(batches, batch_size=None), start=1):
         with autocast(settings):
             loss = authors_loss({name: each.to(device) for name, each in batch.items()}, student, teacher, settings)

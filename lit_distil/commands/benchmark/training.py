@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
 from lit_distil.commands.benchmark.latency import describe_hardware, hardware_lines, peak_bytes
+from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.console import Table, bullets, progress_bar, text_table
 from lit_distil.files import check_output_files, write_file
 from lit_distil.models.flops import data_sheet, product_rate
@@ -54,6 +55,7 @@ class PhaseProfiler(Profiler):
         self.device = device
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._begun: dict[str, float] = {}
+        self._within_step = 0.0  # seconds of forward and backward passes inside of `optimizer_step`
 
     def now(self) -> float:
         """The time once the device is idle."""
@@ -67,8 +69,13 @@ class PhaseProfiler(Profiler):
 
     def stop(self, action_name: str) -> None:
         """End it."""
-        if action_name in self._begun:
-            self.seconds[action_name.rpartition(".")[2]] += self.now() - self._begun.pop(action_name)
+        if action_name not in self._begun:
+            return
+        name, spent = action_name.rpartition(".")[2], self.now() - self._begun.pop(action_name)
+        self.seconds[name] += spent
+        # micro-batches that take no step run outside of it
+        if name in ("training_step", "backward") and any(one.endswith("optimizer_step") for one in self._begun):
+            self._within_step += spent
 
     def phases(self, whole: float) -> dict[str, float]:
         """The share of each of `PHASES` in the seconds of the profiled steps."""
@@ -78,7 +85,7 @@ class PhaseProfiler(Profiler):
             "forward": spent["forward"],
             "loss": spent["training_step"] - spent["forward"],
             "backward": spent["backward"],
-            "optimizer": spent["optimizer_step"] - spent["training_step"] - spent["backward"],
+            "optimizer": spent["optimizer_step"] - self._within_step,
         }
         return {**{name: value / whole for name, value in parts.items()}, "rest": 1 - sum(parts.values()) / whole}
 
@@ -96,11 +103,14 @@ class Stopwatch(Callback):
         self.file, self.first, self.last = Path(file), warm_up_steps, warm_up_steps + steps
         self.times: list[tuple[float, float]] = []
         self.tokens = self.flops = 0.0
-        self.losses: list[torch.Tensor] = []
+        self.losses: list[torch.Tensor] = []  # of steps
+        self.parts: list[torch.Tensor] = []  # of the micro-batches of a step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to profile."""
         self.profiler = PhaseProfiler(pl_module.device)
+        if self.first == 0:
+            self.times.append((self.profiler.now(), process_time()))
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -114,8 +124,12 @@ class Stopwatch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Look at the clock at the first and the last step."""
-        self.losses.append(outputs["loss"].detach())
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step in (self.first, self.last):
+        self.parts.append(outputs["loss"].detach())
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self.losses.append(torch.stack(self.parts).sum())  # micro-batches count by their tokens
+        self.parts = []
+        if trainer.global_step in (self.first, self.last):
             self.times.append((self.profiler.now(), process_time()))
             if trainer.global_step == self.last:
                 self._begin_profile(trainer, pl_module)
@@ -159,6 +173,7 @@ class Stopwatch(Callback):
             "matmul_precision": torch.get_float32_matmul_precision(),
             "threads": torch.get_num_threads(),
             "network": _described(cast(Any, pl_module)),
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
             "ranks": trainer.world_size,
             "micro_batches": trainer.accumulate_grad_batches,
         }
@@ -202,6 +217,10 @@ class Prepare(Callback):
             network.save_pretrained(self.folder / name)
         torch.save([_plain(batch) for batch in batches], self.folder / "batches.pt")
         optimizer = trainer.optimizers[0]
+        if type(optimizer) is not torch.optim.AdamW:
+            raise ValueError(f"compare: peers take AdamW, and model.optimizer is {type(optimizer).__name__}")
+        if len({group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}) > 1:
+            raise ValueError("compare: peers have one learning rate for all layers; leave model.layer_decay out")
         schedulers: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         factor = schedulers[0].lr_lambdas[0] if schedulers else lambda step: 1.0
         precision = str(trainer.precision).partition("-")[0]
@@ -330,7 +349,6 @@ def run(arguments: list[str]) -> None:
     print(text_table(table_of(result)))
     print(bullets(_notes(result)))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_file(out, json.dumps(result, indent=2) + "\n")
         print(f"written: {out}")
 
@@ -353,7 +371,7 @@ def measure(
     Raises:
         ValueError: A process failed; the message has the last line that it printed.
     """
-    with tempfile.TemporaryDirectory(prefix="lit-distil-benchmark-") as name:
+    with ending_processes(), tempfile.TemporaryDirectory(prefix="lit-distil-benchmark-") as name:
         folder = Path(name)
         timing = {"warm_up_steps": warm_up_steps, "steps": steps}
         ways: dict[str, Callable[[], dict[str, Any]]] = {
@@ -407,7 +425,7 @@ def _process(*arguments: str) -> str:
     # with -P and our own path, so that no file in the working directory hides an installed package
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    done = run_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise ValueError(said[-1].removeprefix("lit-distil: error: ").removeprefix("ValueError: "))
@@ -440,8 +458,9 @@ def _summary(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -
     known = ("network", "device", "precision", "matmul_precision", "threads", "ranks", "micro_batches")
     result["settings"] = {**settings, **{name: first[name] for name in known}}
     result["settings"]["tokens_per_step"] = first["tokens"] / settings["steps"]
-    result["product_rate"], result["data_sheet"] = first["product_rate"], first["data_sheet"]
-    result["hardware"] = describe_hardware(threads=first["threads"], device=first["device"], seed=0)
+    result["product_rate"] = statistics.median(one["product_rate"] for one in ours)
+    result["data_sheet"] = first["data_sheet"]
+    result["hardware"] = describe_hardware(threads=first["threads"], device=first["device"], seed=first["seed"])
     result["rounds"] = found
     return result
 
@@ -484,7 +503,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     ]
     if result["peer"] is not None:
         lines.append(
-            f"loss of the first micro-batch: ours {ours['first_loss']:.5f}, theirs {result['peer']['first_loss']:.5f} "
+            f"loss of the first step: ours {ours['first_loss']:.5f}, theirs {result['peer']['first_loss']:.5f} "
             "(the same network and data; dropout draws other values)"
         )
     return [*lines, *hardware_lines(result["hardware"])[:1]]

@@ -10,19 +10,16 @@ import functools
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -33,6 +30,7 @@ from lit_distil.commands.benchmark.latency import describe_hardware, measure_net
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
 from lit_distil.commands.claims.pages import summary_table, write_claim_pages
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
+from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar
 from lit_distil.files import hash_values, write_file, write_json
@@ -41,7 +39,6 @@ from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
 
 TOKENIZER = "runs/claims/tokenizer"
-_STOPPING = threading.Event()  # set once the command is told to stop; the runs are then ended
 _TIMING = threading.Lock()  # one network at a time, so that none slows another down
 _NUM_ENTRIES = 4096
 _TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", str(_NUM_ENTRIES)]
@@ -266,7 +263,7 @@ def claims(
         print(estimate_of(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), estimate))
         return
     if not only_pages:
-        with _ending_its_runs():
+        with ending_processes():
             _measure_exactly(chosen, range(1, seeds + 1), target)
             pairs = {claim.name: claim.pairs for claim in chosen}
             _run_all(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), jobs, target, pairs)
@@ -325,37 +322,14 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[st
             raise
 
 
-@contextmanager
-def _ending_its_runs() -> Iterator[None]:
-    """On SIGTERM and Ctrl-C, tell the runs to stop, wait until they have saved, and exit with the signal's status."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        _STOPPING.set()
-        sys.exit(128 + number)
-
-    _STOPPING.clear()
-    is_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
-    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT) if is_main}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
 def _lit_distil(arguments: list[str], log: Path) -> None:
     """Run the command line with one thread; what it prints goes to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "lit_distil", *arguments]
     with log.open("a", encoding="utf-8") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment) as child:
-            try:
-                while child.poll() is None and not _STOPPING.wait(0.1):
-                    pass
-            finally:
-                child.terminate()  # does nothing to one that has ended
-    if child.returncode != 0:
+        done = run_process(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode != 0:
         *_, last = ["", *log.read_text(encoding="utf-8").splitlines()]
         raise ValueError(f"claims: `lit-distil {' '.join(arguments)}` failed ({last}); {log} has all of it")
 

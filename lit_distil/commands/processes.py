@@ -1,0 +1,53 @@
+"""Processes that a command starts and waits for: they end with it, also when it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_STOPPING = threading.Event()  # set once the command is told to stop
+
+
+@contextmanager
+def ending_processes() -> Iterator[None]:
+    """On SIGTERM and Ctrl-C, end the processes of `run_process`, wait for them, and exit with the signal's status."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _STOPPING.set()
+        sys.exit(128 + number)
+
+    _STOPPING.clear()
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT) if is_main}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def run_process(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a process to its end; under `ending_processes` a signal ends it, in whichever thread it was started.
+
+    Args:
+        command: Its words.
+        options: See `subprocess.Popen`.
+    """
+    with subprocess.Popen(command, text=True, **options) as child:
+        said = errors = ""
+        try:
+            while not _STOPPING.is_set():
+                try:
+                    said, errors = child.communicate(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            child.terminate()  # does nothing to one that has ended
+    return subprocess.CompletedProcess(command, child.returncode, said, errors)
