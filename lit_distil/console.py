@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -12,6 +14,7 @@ Table = Sequence[Sequence[str]]
 """Rows of cells, the header first."""
 
 _SECONDS_BETWEEN_LINES = 15.0
+_THREAD = threading.local()
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, desc: str, unit: str, **settings: Any) -> tqdm:
@@ -28,7 +31,18 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, desc: str, unit: str,
     else:
         # tqdm ends lines with a carriage return, and a log should have few of them
         style = {"ncols": 110, "mininterval": _SECONDS_BETWEEN_LINES, "maxinterval": 4 * _SECONDS_BETWEEN_LINES}
-    return tqdm(iterable, desc=desc, unit=unit, file=sys.stderr, **style, **settings)
+    style["disable"] = getattr(_THREAD, "shows_no_bars", False)
+    return tqdm(iterable, desc=desc, unit=unit, file=sys.stderr, **{**style, **settings})
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Show no bar that this thread makes in the block: the work is a part of what another bar counts."""
+    _THREAD.shows_no_bars = True
+    try:
+        yield
+    finally:
+        _THREAD.shows_no_bars = False
 
 
 def text_table(table: Table, *, numbers: bool = True) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
-from lit_distil.console import bullets, markdown_table, metrics_table, progress_bar, signed, text_table
+from lit_distil.console import (
+    bullets,
+    markdown_table,
+    metrics_table,
+    progress_bar,
+    signed,
+    text_table,
+    without_bars,
+)
 
 TABLE = [["name", "size"], ["a", "1,000"], ["a | b", "5"]]
 
@@ -47,3 +57,14 @@ def test_a_bar_writes_few_lines_where_there_is_no_terminal(capsys: pytest.Captur
     assert sum(progress_bar(range(10_000), desc="work", unit="item")) == sum(range(10_000))
     written = capsys.readouterr().err
     assert "work" in written and written.count("\r") <= 2
+
+
+def test_bars_of_a_part_are_hidden_in_its_thread_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with without_bars():
+        list(progress_bar(range(3), desc="part", unit="step"))
+        other = threading.Thread(target=lambda: list(progress_bar(range(3), desc="whole", unit="step")))
+        other.start()
+        other.join()
+    list(progress_bar(range(3), desc="after", unit="step"))
+    shown = capsys.readouterr().err
+    assert "part" not in shown and "whole" in shown and "after" in shown

@@ -32,7 +32,7 @@ from lit_distil.commands.claims.pages import summary_table, write_claim_pages
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
 from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
-from lit_distil.console import markdown_table, progress_bar
+from lit_distil.console import markdown_table, progress_bar, without_bars
 from lit_distil.files import hash_values, write_file, write_json
 from lit_distil.messages import recipes_folder
 from lit_distil.models.sources import STAND_INS
@@ -302,13 +302,15 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[st
         if not job.is_finished:
             _lit_distil(job.command(), job.folder.with_suffix(".log"))
         (run,) = open_runs([str(job.folder)])
-        size = size_of(job.folder / "export") if missing[job] else {}
-        for claim, arm in missing[job]:
-            device = "cuda" if run.config["trainer"]["accelerator"] in ("gpu", "cuda") else "cpu"
-            result = result_of(run)
-            if pairs[claim] and "val/masked_lm_loss" in result["metrics"]:
-                result["metrics"] |= accuracy_on_pairs(job.folder / "export", pairs[claim])
-            _write_result(out, claim, arm, job.recipe, job.seed, {**result, "size": size}, device)
+        export, is_on_gpu = job.folder / "export", run.config["trainer"]["accelerator"] in ("gpu", "cuda")
+        with without_bars():
+            size = size_of(export) if missing[job] else {}
+            for claim, arm in missing[job]:
+                result = result_of(run)
+                if pairs[claim] and "val/masked_lm_loss" in result["metrics"]:
+                    result["metrics"] |= accuracy_on_pairs(export, pairs[claim])
+                result["size"] = size
+                _write_result(out, claim, arm, job.recipe, job.seed, result, "cuda" if is_on_gpu else "cpu")
 
     with ThreadPoolExecutor(num_jobs) as pool:
         for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up
