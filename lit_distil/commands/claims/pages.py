@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from lit_distil.commands.claims.verdicts import Effect, Estimate, Measured, Point, half_width_over_rows
 from lit_distil.commands.pages import Section, to_markdown
@@ -162,10 +163,17 @@ def _cost(measured: Measured) -> list[str]:
     """What the runs took, and on what; one line for each kind of machine."""
     if not measured.results:
         return []
-    made = {tuple(result["made_with"].items()): None for result in measured.results}
+    commits: dict[tuple[tuple[str, Any], ...], dict[str, None]] = {}  # by what they ran on
+    for result in measured.results:
+        made = {name: value for name, value in result["made_with"].items() if value is not None}
+        commit = made.pop("git_commit", None)
+        commits.setdefault(tuple(made.items()), {}).update({commit[:9]: None} if commit else {})
     minutes = f"{_minutes(measured):.0f} minutes of training by the clock, with one thread each"
     lines = [f"{len(measured.results)} runs, {minutes}; more than on an idle machine if other programs ran beside"]
-    return lines + [", ".join(f"{name} {value}" for name, value in one if value is not None) for one in made]
+    for made_with, found in commits.items():
+        at = f"; {'commit' if len(found) == 1 else 'commits'} {', '.join(found)}" if found else ""
+        lines.append(", ".join(f"{name} {value}" for name, value in made_with) + at)
+    return lines
 
 
 def _minutes(measured: Measured) -> float:
