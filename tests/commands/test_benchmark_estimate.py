@@ -184,7 +184,7 @@ def test_a_run_ends_at_its_steps_or_its_epochs_whichever_is_first(workspace: Wor
         (["--devices", "0"], "devices must be at least 1, got 0"),
         (["--mfu", "nan"], r"mfu must lie in \(0, 1\], got nan"),
         (["--mfu", "5"], r"mfu must lie in \(0, 1\], got 5"),
-        (["--results", "nowhere.json"], "results: there is no file 'nowhere.json'"),
+        (["--results", "/"], "results: '/' is a folder; give the speed"),
     ],
 )
 def test_wrong_options_are_refused(options: list[str], message: str) -> None:

@@ -501,6 +501,14 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     assert len(calls) == 2 and [path.name for path in (tmp_path / "results/size").iterdir()] == ["small-seed-1.json"]
     command.claims(["size"], seeds=1, **where)
     assert len(calls) == 4  # what was done is not repeated
+    done = sorted((tmp_path / "results/size").iterdir())
+    with monkeypatch.context() as patch:  # somebody edits a recipe in the meantime
+        patch.setattr(command, "_lit_distil", lambda *_: (root / "size/large.yaml").write_text(yaml.safe_dump({})))
+        (root / "size/large.yaml").write_text(yaml.safe_dump({"model": {}}))
+        with pytest.raises(ValueError, match=r"pretrain\.yaml or a file over it has changed since"):
+            command.claims(["size"], seeds=1, **where)
+    assert sorted((tmp_path / "results/size").iterdir()) == done
+    (root / "size/large.yaml").write_text(yaml.safe_dump(overlay))
     command.claims(["size"], seeds=1, **where)
     assert len(calls) == 4
     result = json.loads((tmp_path / "results/size/student-seed-1.json").read_text())

@@ -382,8 +382,8 @@ def run(arguments: list[str]) -> None:
         raise ValueError(f"devices must be at least 1, got {options.devices}")
     if options.mfu is not None and not 0 < options.mfu <= 1:
         raise ValueError(f"mfu must lie in (0, 1], got {options.mfu}")
-    if options.results != RESULTS and not Path(options.results).is_file():
-        raise ValueError(f"results: there is no file {options.results!r}; make gpu writes one")
+    if Path(options.results).is_dir():
+        raise ValueError(f"results: {options.results!r} is a folder; give the speed.json that make gpu writes")
     commands = [["fit", *settings]]
     if options.commands is not None:
         if settings:

@@ -296,11 +296,15 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[st
         _lit_distil(_TRAIN_TOKENIZER, Path(f"{TOKENIZER}.log"))
     started: dict[Job, Future[None]] = {}
 
+    contents = {job: _contents(job) for job in needed}
+
     def work(job: Job) -> None:
         if job.after in started:
             started[job.after].result()
         if not job.is_finished:
             _lit_distil(job.command(), job.folder.with_suffix(".log"))
+        if _contents(job) != contents[job]:  # what it was made from is not the recipe that its result would name
+            raise ValueError(f"claims: {job.files[0]} or a file over it has changed since; give the command again")
         (run,) = open_runs([str(job.folder)])
         export, is_on_gpu = job.folder / "export", run.config["trainer"]["accelerator"] in ("gpu", "cuda")
         with without_bars():
@@ -322,6 +326,10 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[st
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _contents(job: Job) -> list[str]:
+    return [file.read_text(encoding="utf-8") for file in job.files]
 
 
 def _lit_distil(arguments: list[str], log: Path) -> None:

@@ -1,6 +1,9 @@
+import io
 import json
 import pickle
+import sys
 import threading
+import time
 import tracemalloc
 import warnings
 
@@ -143,8 +146,9 @@ def test_a_failure_leaves_no_folder_behind(wordpiece, tmp_path):
         write_corpus([LINES], wordpiece, tmp_path / "corpus", progress=False)
 
 
-def test_a_second_writer_waits_and_uses_the_corpus_of_the_first(wordpiece, tmp_path, capsys):
-    second = []
+def test_a_second_writer_waits_and_uses_the_corpus_of_the_first(wordpiece, tmp_path, monkeypatch):
+    second, shown = [], io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)  # capsys loses what another thread prints while it is read
 
     def write_again():
         second.append(write_corpus([LINES[:2]], wordpiece, tmp_path / "corpus", progress=False))
@@ -153,8 +157,9 @@ def test_a_second_writer_waits_and_uses_the_corpus_of_the_first(wordpiece, tmp_p
 
     def documents():
         thread.start()
-        while "waiting for another process" not in capsys.readouterr().err:
+        while "waiting for another process" not in shown.getvalue():
             assert thread.is_alive()
+            time.sleep(0.01)
         yield LINES[:1]
 
     first = write_corpus(documents(), wordpiece, tmp_path / "corpus", progress=False)
