@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -22,9 +24,11 @@ def ending_processes() -> Iterator[None]:
         _STOPPING.set()
         sys.exit(128 + number)
 
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
     _STOPPING.clear()
-    is_main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
-    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT) if is_main}
+    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -32,17 +36,21 @@ def ending_processes() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def run_process(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def run_process(
+    command: Sequence[str], *, seconds: float = math.inf, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a process to its end; under `ending_processes` a signal ends it, in whichever thread it was started.
 
     Args:
         command: Its words.
+        seconds: After these it is ended.
         options: See `subprocess.Popen`.
     """
+    end = time.monotonic() + seconds
     with subprocess.Popen(command, text=True, **options) as child:
         said = errors = ""
         try:
-            while not _STOPPING.is_set():
+            while not _STOPPING.is_set() and time.monotonic() < end:
                 try:
                     said, errors = child.communicate(timeout=0.1)
                     break

@@ -46,3 +46,8 @@ def test_a_signal_ends_the_process_and_the_command(number: int, in_thread: bool,
             run()
     assert stopped.value.code == 128 + number and signal.getsignal(number) == before
     assert (tmp_path / "saved").read_text() == "saved\n"
+
+
+def test_a_process_that_takes_too_long_is_ended() -> None:
+    done = run_process([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.2)
+    assert done.returncode == -signal.SIGTERM

@@ -407,7 +407,7 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
     command = [sys.executable, "-P", "-m", "lit_distil.commands.benchmark.latency", json.dumps(settings)]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with ending_processes():
-        done = run_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
+        done = run_process(command, seconds=600, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise ValueError(f"memory: measuring {network!r} failed ({said[-1]}); leave it out: --memory false")

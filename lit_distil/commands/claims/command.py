@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -301,9 +302,11 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[st
     def work(job: Job) -> None:
         if job.after in started:
             started[job.after].result()
-        if not job.is_finished:
+        if is_new := not job.is_finished:
             _lit_distil(job.command(), job.folder.with_suffix(".log"))
         if _contents(job) != contents[job]:  # what it was made from is not the recipe that its result would name
+            if is_new:
+                shutil.rmtree(job.folder, ignore_errors=True)
             raise ValueError(f"claims: {job.files[0]} or a file over it has changed since; give the command again")
         (run,) = open_runs([str(job.folder)])
         export, is_on_gpu = job.folder / "export", run.config["trainer"]["accelerator"] in ("gpu", "cuda")
