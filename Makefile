@@ -68,12 +68,15 @@ format: $(VENV)/.dev  ## let ruff put the code in order
 
 # Speed. `make gpu` takes the Python that is there, with its packages: make gpu HALF=table, or HALF=tests, for one half
 
-.PHONY: benchmark benchmark-growth gpu
+.PHONY: benchmark benchmark-growth ablation gpu
 benchmark: $(VENV)/.dev  ## measure what results/speed lacks, and write the tables of docs/speed.md (AGAIN="mlm-small")
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/speed.py --again $(AGAIN)
 
 benchmark-growth: $(VENV)/.dev  ## how cost grows with batch, length, vocabulary, layers and ranks, beside a model of it
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/growth.py
+
+ablation: $(VENV)/.dev  ## what each fast piece is worth, and what Lightning costs a step (a quarter of an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ablation.py
 
 gpu:  ## on a machine with a GPU: its tests, then a table of training speed, into results/gpu (8 minutes at most)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(HALF),--half $(HALF))
@@ -172,7 +175,7 @@ claims-gpu: $(VENV)/.core  ## a claim ten times larger, in ten minutes of one GP
 		--jobs $(or $(JOBS),4) --out results/claims-gpu --runs runs/claims-gpu $(if $(DRY),--estimate $(DRY))
 
 .PHONY: claims-minilm
-claims-minilm: runs/minilm/config.json  ## the claims on students from MiniLM: CLAIM="soft-targets table4 half" TEXT=file (DRY=cpu: what it takes)
+claims-minilm: runs/minilm/config.json  ## claims on students from MiniLM, tasks from ./data: CLAIM="half" TEXT=file (DRY=cpu: what it takes)
 	@$(if $(DRY),$(LIT_DISTIL),$(RUN)) claims $(or $(CLAIM),soft-targets table4 half) --scale minilm --seeds $(or $(SEEDS),3) \
 		--jobs $(or $(JOBS),2) --out results/claims-minilm --runs runs/claims-minilm \
 		$(if $(TEXT),--text $(TEXT)) $(if $(DRY),--estimate $(DRY))

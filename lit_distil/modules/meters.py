@@ -279,7 +279,7 @@ class LoggedModule(LightningModule, ABC):
             self._row = self._training_row()
         fetcher = trainer.fit_loop._data_fetcher
         return {
-            # Lightning passes the row of the last step to the loggers only if it comes after `log_every_n_steps`
+            # the loggers get the row of the last step only if it comes after `log_every_n_steps`
             "row": {} if trainer.global_step % self._log_every else {k: float(v) for k, v in self._row.items()},
             "validate": is_validating or (fetcher is not None and loop._should_check_val_fx(fetcher)),
             "is_last": 0 < trainer.max_steps <= trainer.global_step,
@@ -294,9 +294,7 @@ class LoggedModule(LightningModule, ABC):
             self._is_entered = False
             loop.max_steps -= 1
         if row := unfinished.get("row"):
-            values = {name: torch.tensor(value).item() for name, value in row.items()}  # in float32, as Lightning logs
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=loop._batches_that_stepped)
+            self._write_row(row)
         if unfinished.get("validate") and trainer.enable_validation:
             self._row = row or {}  # if this validation is broken off, too
             trainer.validating = True
@@ -337,10 +335,23 @@ class LoggedModule(LightningModule, ABC):
         return [name for name, one in terms if one.weight and not sums.is_finite(f"loss/{name}")]
 
     def _log_training(self) -> None:
+        """Hand the row to callbacks and loggers. `self.log` would take longer for ten values than a small step does."""
+        trainer = self.trainer
         self._row = self._row or self._training_row()
         values = {name: value for name, value in self._row.items() if name != "epoch"}  # which Lightning adds
         self.latest.update(values)
-        self.log_dict(values)
+        tensors = dict(zip(values, torch.tensor(list(values.values())).unbind(), strict=True))
+        trainer.callback_metrics.update(tensors)
+        trainer.logged_metrics.update(tensors)
+        if trainer.global_step % self._log_every == 0:
+            self._write_row(self._row)
+
+    def _write_row(self, row: dict[str, float]) -> None:
+        trainer = self.trainer
+        values = {name: torch.tensor(value).item() for name, value in row.items()}  # in float32, as Lightning logs
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.save()
 
     def _training_row(self) -> dict[str, float]:
         """The means since the last row, over all ranks; the meters are then empty."""

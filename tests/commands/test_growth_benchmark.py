@@ -76,7 +76,7 @@ def test_gpus_help_less_the_more_they_have_to_send(growth: Any) -> None:
 def test_the_documentation_shows_what_was_measured(growth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     speed = importlib.import_module("speed")
     page, measured = speed.PAGE.read_text(encoding="utf-8"), speed.read_results()
-    assert {*speed.TRAINING, *speed.SCRIPTS, "growth"} == set(measured)
+    assert {*speed.TRAINING, *speed.SCRIPTS, "growth", "ablation"} == set(measured)
     assert speed.put(speed.with_tables(page, measured), "growth", growth.pages(measured["growth"])) == page
     with pytest.raises(ValueError, match="must have <!-- growth --> and <!-- end of growth --> once, found 0"):
         speed.put("nothing", "growth", "")
