@@ -134,8 +134,8 @@ class TaskModule(EncoderModule):
         if not predictions:
             return
         self.predictions[stage] = predictions
-        # those evaluated (max_eval_sequences): the scores' own errors follow from their number
-        num_rows = len({sample.row for sample in self.data.datasets[SPLITS[stage]].features})
+        # those evaluated (max_eval_sequences, limit_val_batches): the scores' own errors follow from their number
+        num_rows = len({sample.row for sample, _ in predictions})
         values = {f"{stage}/rows": float(num_rows), **{f"{stage}/{name}": value for name, value in scores.items()}}
         values[f"{stage}/score"] = scores[self.task.main_metric]  # one name for any task, for callbacks and reports
         self.latest.update(values)

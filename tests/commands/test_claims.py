@@ -142,9 +142,20 @@ def test_the_larger_claims_are_ten_times_as_large_and_count_as_others(larger: Pa
         assert len(steps) == 1 and after["trainer"]["accelerator"] == "gpu"
 
 
-def test_claims_on_a_real_network_adapt_it_and_take_layers_of_it(
-    real: Path,
-) -> None:
+TASKS = ("sst2", "trec", "mrpc", "stsb", "ner", "qa")
+
+
+def test_half_of_a_real_network_is_asked_about_six_public_tasks(real: Path) -> None:
+    claim = load_claim(real / "half")
+    asked = {tuple(effect.arms) for effect in claim.effects}
+    assert asked == {("teacher", "half"), ("half", "teacher"), *((f"half-{one}", f"teacher-{one}") for one in TASKS)}
+    assert not [arm for arm in claim.arms if arm.endswith(("-order", "-marks", "-package"))]
+    assert {"few", "most", "alone-few"} <= set(claim.arms)
+    small = load_claim(CLAIMS / "half")
+    assert {effect.margin for effect in claim.effects} == {effect.margin for effect in small.effects}
+
+
+def test_claims_on_a_real_network_adapt_it_and_take_layers_of_it(real: Path) -> None:
     """Every arm has the layers that its name says of 6, and no run is left at the small claims' network or length."""
     layers = {"few": 1, "half": 3, "most": 5, "teacher": 6, "first": 3, "last": 3, "spread": 3, "random": 3, "full": 3}
     for name in ON_A_REAL_NETWORK:
@@ -152,8 +163,10 @@ def test_claims_on_a_real_network_adapt_it_and_take_layers_of_it(
         for arm, spec in claim.arms.items():
             config = merged(files_of(real / name, spec.base, arm))
             model = config["model"]["init_args"]
-            if spec.base.startswith("task"):
-                assert config["trainer"]["max_epochs"] == 3 and spec.after
+            if spec.base in TASKS:
+                assert arm == f"{spec.after}-{spec.base}" and spec.after in ("teacher", "half", "alone-half")
+                files = config["data"]["init_args"]["source"]["init_args"]
+                assert {Path(file).parent for file in files.values()} == {Path("data", spec.base)}
                 continue
             assert config["trainer"]["max_steps"] == 120 and config["data"]["init_args"]["tokenizer"] == "runs/minilm"
             if spec.base == "pretrain":
@@ -176,12 +189,19 @@ def test_what_a_real_network_takes_is_estimated_from_its_configuration_alone(
     BertConfig(vocab_size=5000, **size).save_pretrained("runs/minilm")
     monkeypatch.setattr(estimate, "peak_flops", lambda *_: 1e11)
     jobs = command.plan([load_claim(real / "half")], [1, 2], configs=real, runs=Path("runs/claims"))
-    jobs = [job for job in jobs if {("half", name) for name in ("teacher", "few", "few-order")} & {*job.results}]
+    jobs = [job for job in jobs if {("half", name) for name in ("teacher", "few", "teacher-sst2")} & {*job.results}]
+    rows_file = Path("data/sst2/train.jsonl")
+    rows_file.parent.mkdir(parents=True)
+    rows_file.write_text("".join(json.dumps({"sentence": "a", "label": n % 2}) + "\n" for n in range(64)))
     with kept_environment():
         found = command.estimate_of(jobs, "cpu")
     rows = [re.split(r"  +", line) for line in found.splitlines() if "and 1 more seeds" in line]
-    assert len(rows) == 3 and [row[4] for row in rows[:2]] == ["120", "120"]
-    flops = [float(row[2].split()[0]) for row in rows]
+    assert [(row[0].split("/")[2].split("-")[0], row[4]) for row in rows] == [
+        ("pretrain", "120"),
+        ("sst2", "2"),  # 64 rows, 32 a step
+        ("distill", "120"),
+    ]
+    flops = [float(row[2].split()[0]) for row in rows if "/sst2-" not in row[0]]
     # 6 layers forward and backward, against these forward and one forward and backward; the rest is the vocabulary's
     assert flops[1] / flops[0] == pytest.approx((6 + 3) / (3 * 6), abs=0.05)
 
@@ -196,9 +216,9 @@ def test_a_text_takes_the_place_of_docstrings(tmp_path: Path) -> None:
         else:
             assert source and source.name == "data.source" and "novels.txt" in str(source.new)
     scale = tmp_path / "wrong.yaml"
-    for text in ("over: {pretrian: {}}", "arms: {half/fwe: {}}", "times: {task-odrer: {lr: 2}}"):
+    for text in ("over: {pretrian: {}}", "arms: {half/fwe: {}}", "times: {task-odrer: {lr: 2}}", "claims: {hlaf: {}}"):
         scale.write_text(text)
-        with pytest.raises(ValueError, match=r"there is no base or arm '[^']*'; there are \["):
+        with pytest.raises(ValueError, match=r"there is no base, arm or claim '[^']*'; there are \["):
             command.write_scaled(CLAIMS, scale, tmp_path / "again")
     with pytest.raises(ValueError, match=r"scale: no scale and no file 'gpus'; there are \['gpu', 'minilm'\]"):
         command.claims(["half"], scale="gpus", configs=str(CLAIMS), runs=str(tmp_path / "runs"))

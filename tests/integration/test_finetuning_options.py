@@ -84,11 +84,16 @@ def test_the_best_checkpoint_by_the_tasks_metric_is_exported_and_the_last_is_kep
         assert torch.equal(exported[key.removeprefix("network.model.")], value), key
 
 
-def test_the_rows_that_are_counted_are_those_that_are_evaluated(workspace: Workspace, tmp_path: Path) -> None:
-    config = workspace.finetuning()
-    config["data"]["init_args"]["max_eval_sequences"] = 3
-    run = fit(config, tmp_path / "run", max_steps=1, check_val_every_n_epoch=None, val_check_interval=1)
-    assert set(logged(run, "val/rows").values()) == {3.0}
+@pytest.mark.parametrize("way", ["max_eval_sequences", "limit_val_batches"])
+def test_the_rows_that_are_counted_are_those_that_are_evaluated(way: str, workspace: Workspace, tmp_path: Path) -> None:
+    config, limits = workspace.finetuning(), {}
+    if way == "max_eval_sequences":
+        config["data"]["init_args"]["max_eval_sequences"] = 3
+    else:
+        config["data"]["init_args"]["eval_batch_size"], limits = 3, {"limit_val_batches": 1}
+    run = fit(config, tmp_path / "run", max_steps=1, check_val_every_n_epoch=None, val_check_interval=1, **limits)
+    (num_rows,) = set(logged(run, "val/rows").values())
+    assert num_rows == 3 if way == "max_eval_sequences" else 1 <= num_rows <= 3
 
 
 def test_early_stopping_works_for_any_task(workspace: Workspace, tmp_path: Path) -> None:

@@ -112,7 +112,8 @@ def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None 
     Args:
         root: Folder of the claims.
         scale: What is multiplied, by the base of an arm (`times`), what lies over a base or over `every` one (`over`),
-            and what stands in place of an arm's own file (`arms`, by claim/arm); None for none of it.
+            what stands in place of an arm's own file (`arms`, by claim/arm), more bases (`bases`), and what lies over
+            a claim's file (`claims`, where an arm that is null goes); None for none of it.
         out: Where to write.
         text: File that the bases without a task train on; a tenth of it is held out.
 
@@ -120,14 +121,15 @@ def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None 
         `out`, which can take the place of `root`.
 
     Raises:
-        ValueError: The scale names a base or an arm that is none.
+        ValueError: The scale names a base, an arm or a claim that is none.
     """
     size = {} if scale is None else yaml.safe_load(scale.read_text(encoding="utf-8"))
-    times, over, arms = (size.get(name, {}) for name in ("times", "over", "arms"))
+    times, over, arms, more, anew = (size.get(name, {}) for name in ("times", "over", "arms", "bases", "claims"))
     bases, claims = sorted(root.glob("*.yaml")), sorted(root.glob(f"*/{CLAIM}"))
     known = {"every", *(file.stem for file in bases), *(f"{file.parent.name}/{file.stem}" for file in root.glob("*/*"))}
-    if unknown := [name for name in (*times, *over, *arms) if name not in known]:
-        raise ValueError(f"{scale}: there is no base or arm {unknown[0]!r}; there are {sorted(known)}")
+    known |= {file.parent.name for file in claims}
+    if unknown := [name for name in (*times, *over, *arms, *anew) if name not in known]:
+        raise ValueError(f"{scale}: there is no base, arm or claim {unknown[0]!r}; there are {sorted(known)}")
 
     def write(file: Path, content: Any) -> None:
         write_file(out / file.relative_to(root), yaml.safe_dump(content, sort_keys=False))
@@ -141,13 +143,17 @@ def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None 
             held_out = {"class_path": "lit_distil.data.HeldOut", "init_args": {"source": files}}
             content["data"]["init_args"]["source"] = held_out
         write(file, content)
+    for name, content in more.items():
+        write(root / f"{name}.yaml", content)
     for file in claims:
         (out / file.parent.name).mkdir(exist_ok=True)
-        write_file(out / file.relative_to(root), file.read_text(encoding="utf-8"))
-        for arm, spec in load_claim(file.parent).arms.items():
+        claim = _laid_over(yaml.safe_load(file.read_text(encoding="utf-8")), anew.get(file.parent.name, {}))
+        claim["arms"] = {arm: spec for arm, spec in claim["arms"].items() if spec is not None}
+        write(file, claim)
+        for arm, spec in claim["arms"].items():
             if (own := file.with_name(f"{arm}.yaml")).is_file():
                 content = yaml.safe_load(own.read_text(encoding="utf-8"))
-                write(own, arms.get(f"{file.parent.name}/{arm}") or _multiplied(content, times.get(spec.base, {})))
+                write(own, arms.get(f"{file.parent.name}/{arm}") or _multiplied(content, times.get(spec["base"], {})))
     return out
 
 

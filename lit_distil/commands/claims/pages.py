@@ -39,10 +39,13 @@ takes some 15 seconds each, four at a time: 2 minutes if none of it were hidden,
 ## From a real network
 
 `make claims-minilm` runs soft targets, DistilBERT's ablation and half the layers from MiniLM (6 layers of 384), adapted
-as masked-LM to docstrings, or to your own text with `TEXT=novels.txt` (`configs/claims/scales/minilm.yaml`). Its
-results go to `results/claims-minilm`. Three seeds are 120 runs and 0.8 PFLOP: 4 hours on two cores that reach 25
-GFLOP/s each, besides starting and validating. `make claims-minilm DRY=cpu` prints what they take here. It has not been
-run yet.
+as masked-LM to docstrings, or to your own text with `TEXT=novels.txt` (`configs/claims/scales/minilm.yaml`). Half of it
+is then fine-tuned on six public tasks, whose files you bring in a folder `data`: `sst2`, `trec`, `mrpc`, `stsb` and
+`ner` with train.jsonl and test.jsonl, and `qa` with train.json and validation.json in SQuAD's format. Its results go to
+`results/claims-minilm`. Three seeds are 129 runs and some 1.4 PFLOP, half of that fine-tuning: 3 to 4 hours on two
+cores that reach 60 GFLOP/s each. `make claims-minilm DRY=cpu` prints what they take here, with all sequences taken for
+full ones. It has not been run yet. What half of MiniLM keeps as a sentence encoder stands in
+[its guide](guides/sentence-encoder.md).
 """
 
 _TIMED = """\
