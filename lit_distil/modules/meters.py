@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_distil.console import progress_bar
 from lit_distil.models.flops import NetworkFlops, peak_flops, times_of_float32
-from lit_distil.modules.guards import StepGuard
+from lit_distil.modules.guards import StepGuard, keep_freed_memory
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import Batch, DataModule
 
@@ -206,6 +206,8 @@ class LoggedModule(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Note the weights, finish the step of the checkpoint, start the clock, say so if nothing will be validated."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.guard.start(self)
         self.start_counting_flops()
         self._finish_step()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import shutil
+import subprocess
+import sys
 import warnings
 from datetime import timedelta
 from functools import partial
@@ -18,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from lit_distil.modules import meters
 from lit_distil.modules.guards import DivergedError, StepGuard, host_group, with_all_outputs
 from lit_distil.objectives import HiddenCosineLoss
 from lit_distil.optim import BertAdam
@@ -348,3 +352,36 @@ def test_the_hosts_wait_for_a_lost_rank_as_long_as_the_strategy_says() -> None:
         assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=7)
     finally:
         torch.distributed.destroy_process_group()
+
+
+COUNT_FAULTS = """
+import resource, sys, torch
+from lit_distil.modules.guards import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(12 * 2**20)  # 48 MB, written and freed
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10
+
+faults()
+returned = faults()
+keep_freed_memory()
+faults()
+print(returned, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="needs Linux with glibc")
+def test_memory_that_is_freed_is_there_for_the_next_step() -> None:
+    """The kernel hands out a page (4 kB, or a huge one) at each first touch."""
+    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
+    returned, kept = map(float, done.stdout.split())
+    assert returned > 20 and kept < 2
+
+
+def test_a_run_on_the_cpu_keeps_it(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(meters, "keep_freed_memory", lambda: called.append(True))
+    fit(workspace.pretraining(), tmp_path / "run", max_steps=1)
+    assert called == [True]
