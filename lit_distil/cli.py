@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
 import types
@@ -134,12 +135,25 @@ def main(argv: list[str] | None = None) -> None:
         trust = importlib.import_module("lit_distil.trust")
         with trust.guard(trusted, remote_code=runs_remote_code):
             _run(command, arguments)
+        sys.stdout.flush()
     except (Exception, SystemExit) as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            sys.exit(141)  # 128 + SIGPIPE, as of any command that `head` ends
         pieces = importlib.import_module("lit_distil.pieces")
         message = pieces.users_mistake(error) or pieces.piece_that_raised(error)
         if message is None or (os.environ.get("LIT_DISTIL_TRACEBACK") and isinstance(error, Exception)):
             raise
         _fail(message)
+
+
+def _has_no_reader() -> bool:
+    """Whether who reads what is printed has left, such as `head`; what would still be printed is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    has_left = any(events & select.POLLERR for _, events in poll.poll(0))
+    if has_left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return has_left
 
 
 def _format_warning(

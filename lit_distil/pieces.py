@@ -268,6 +268,7 @@ def call_command(
     function: Callable[..., None],
     arguments: list[str],
     *,
+    name: str | None = None,
     words: str | None = None,
     help: str = "In quotes.",
     config_help: str = "A YAML file of these options.",
@@ -279,6 +280,7 @@ def call_command(
     Args:
         function: The command, which is called as its function is.
         arguments: The command line.
+        name: Of the command; None takes the function's.
         words: The parameter that needs no option name: `lit-distil score --model M "A text."`.
         help: Its description.
         config_help: Description of `--config`.
@@ -289,13 +291,13 @@ def call_command(
         ValueError: An option or a value is wrong.
     """
     description = str(function.__doc__).split("Args:")[0].strip()
-    prog = f"lit-distil {function.__name__.replace('_', '-')}"
+    prog = f"lit-distil {name or function.__name__.replace('_', '-')}"
     parser: Any = CommandParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=config_help)
     if words is not None:
         parser.add_argument(words, nargs="*", type=str, default=[], help=help)
-    for name in unused:
-        parser.add_argument(f"--{name}", type=Any, default=None, help="Part of the configuration of a run.")
+    for key in unused:
+        parser.add_argument(f"--{key}", type=Any, default=None, help="Part of the configuration of a run.")
     skipped = set() if words is None else {words}
     parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skipped, sub_configs=True)
     names = list(inspect.signature(function).parameters)
@@ -307,8 +309,8 @@ def call_command(
     tell_dropped(dropped, parsed)
     if before is not None:
         before(parsed)
-    for name in ("config", *unused):
-        parsed.pop(name, None)
+    for key in ("config", *unused):
+        parsed.pop(key, None)
     with whole_paths(parsed):
         function(**parser.instantiate(parsed).as_dict())
 

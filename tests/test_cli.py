@@ -317,6 +317,21 @@ def test_a_real_process_ends_with_status_2_and_the_message_on_stderr(tmp_path: P
     assert "did you mean 'fit'" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path: Path) -> None:
+    """As `head` does once it has its lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lit_distil", "recipes"],
+        env=environment(),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=60) == 141
+
+
 def test_an_error_that_nobody_put_into_words_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug must not look like a user's mistake."""
     from lit_distil import run as training

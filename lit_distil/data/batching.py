@@ -84,16 +84,7 @@ class TrainLoader:
         length_window: int | None = None,
     ) -> None:
         _check_rank(rank, world_size)
-        if accumulate < 1:
-            raise ValueError(f"accumulate_grad_batches must be at least 1, got {accumulate}")
-        shares = world_size * accumulate
-        if batch_tokens is None and batch_size % shares:
-            nearest = max(shares, round(batch_size / shares) * shares)
-            raise ValueError(
-                f"batch_size {batch_size} (sequences of one optimizer step) must be divisible by devices × "
-                f"accumulate_grad_batches = {world_size} × {accumulate} = {shares}: take batch_size {nearest}, or "
-                "another number of devices or accumulate_grad_batches"
-            )
+        shares = num_shares(world_size, accumulate, None if batch_tokens is not None else batch_size)
         order = EpochOrder(len(dataset), seed=seed, shuffle=shuffle)
         if length_window is not None:
             lengths = dataset.lengths
@@ -378,6 +369,25 @@ def _load(
 def _is_scarcity(error: Exception) -> bool:
     """Whether the system has too little of what worker processes need."""
     return getattr(error, "errno", None) in _SCARCE or str(error).startswith(_SCARCE_TEXTS)
+
+
+def num_shares(world_size: int, accumulate: int, batch_size: int | None) -> int:
+    """How many micro-batches an optimizer step has on all ranks; `batch_size` is None where a step counts tokens.
+
+    Raises:
+        ValueError: The step's sequences do not divide into as many.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate_grad_batches must be at least 1, got {accumulate}")
+    shares = world_size * accumulate
+    if batch_size is not None and batch_size % shares:
+        nearest = max(shares, round(batch_size / shares) * shares)
+        raise ValueError(
+            f"batch_size {batch_size} (sequences of one optimizer step) must be divisible by devices × "
+            f"accumulate_grad_batches = {world_size} × {accumulate} = {shares}: take batch_size {nearest}, or "
+            "another number of devices or accumulate_grad_batches"
+        )
+    return shares
 
 
 def _check_rank(rank: int, world_size: int) -> None:

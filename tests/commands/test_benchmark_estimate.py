@@ -108,6 +108,7 @@ def test_epochs_are_counted_on_the_corpus_that_is_there_or_will_be(workspace: Wo
     assert chain.read(["prepare", "--source", source, "--tokenizer", "x", "--out", f"{tmp_path}/corpus"]) is None
     corpus = f"--data.source lit_distil.data.PreparedCorpus --data.source.folder {tmp_path}/corpus"
     recipe = f"--config {CONFIGS}/distill/distilroberta.yaml --data.batch_size 2 --data.max_length 16 {corpus}"
+    recipe += " --trainer.accumulate_grad_batches 1"
     tokens = (workspace.root / "train.txt").stat().st_size / estimate.BYTES_PER_TOKEN
     assert read(chain, recipe).steps == -(-3 * tokens // 32)
     assert any("GB of text" in note for note in chain.notes)
@@ -165,14 +166,23 @@ def test_the_command_prints_a_table_and_what_it_assumes(capsys: pytest.CaptureFi
     ],
 )
 def test_devices_are_counted_as_the_trainer_does(trainer: str, number: int) -> None:
-    assert read(Chain(num_devices=4), f"--config {CONFIGS}/pretrain/roberta.yaml {trainer}").devices == number
+    recipe = f"--config {CONFIGS}/pretrain/roberta.yaml --data.batch_size {32 * 12}"
+    assert read(Chain(num_devices=4), f"{recipe} {trainer}").devices == number
+
+
+def test_a_step_that_does_not_divide_is_refused_as_fit_refuses_it() -> None:
+    recipe = f"--config {CONFIGS}/pretrain/roberta.yaml --data.batch_size 64"
+    assert read(Chain(), f"{recipe} --trainer.accumulate_grad_batches 4").micro_batches == 4
+    with pytest.raises(ValueError, match=r"must be divisible by devices × accumulate_grad_batches = 1 × 3 = 3"):
+        read(Chain(), f"{recipe} --trainer.accumulate_grad_batches 3")
 
 
 def test_a_run_ends_at_its_steps_or_its_epochs_whichever_is_first(workspace: Workspace) -> None:
     source = json.dumps(
         {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": f"{workspace.root}/train.txt"}}
     )
-    recipe = f"--config {CONFIGS}/pretrain/roberta.yaml --data.source {source.replace(' ', '')} --data.batch_size 2"
+    recipe = f"--config {CONFIGS}/pretrain/roberta.yaml --data.source {source.replace(' ', '')} --data.batch_size 2 "
+    recipe += "--trainer.accumulate_grad_batches 1"
     epochs = read(Chain(), f"{recipe} --trainer.max_steps -1 --trainer.max_epochs 2").steps
     assert read(Chain(), f"{recipe} --trainer.max_steps 100000 --trainer.max_epochs 2").steps == epochs
     assert read(Chain(), f"{recipe} --trainer.max_steps 1 --trainer.max_epochs 2").steps == 1

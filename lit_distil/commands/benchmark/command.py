@@ -118,7 +118,7 @@ def run(arguments: list[str]) -> None:
     if arguments[:1] in (["training"], ["estimate"]):
         importlib.import_module(f"lit_distil.commands.benchmark.{arguments[0]}").run(arguments[1:])
     else:
-        call_command(benchmark, arguments[arguments[:1] == ["inference"] :])
+        call_command(benchmark, arguments[arguments[:1] == ["inference"] :], name="benchmark inference")
 
 
 def read_pairs(

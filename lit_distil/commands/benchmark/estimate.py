@@ -24,6 +24,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lit_distil.commands.prepare import prepare
 from lit_distil.console import bullets, text_table
 from lit_distil.data import HubDataset, PreparedCorpus, TextDataModule, load_tokenizer
+from lit_distil.data.batching import num_shares
 from lit_distil.data.corpus.shards import MANIFEST, Manifest
 from lit_distil.data.tokenizers import vocabulary_of
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
@@ -211,7 +212,8 @@ class Chain:
         tokens, precision = data.step_capacity, str(trainer.precision)
         if isinstance(data.batch_tokens, StepValue):
             self.notes[f"data.batch_tokens grows over the steps; each is counted with {tokens:,}, its most"] = None
-        micro_batches = trainer.accumulate_grad_batches or 1
+        micro_batches, devices = trainer.accumulate_grad_batches or 1, _num_devices(trainer, self.num_devices)
+        num_shares(devices, micro_batches, data.batch_size if data.batch_tokens is None else None)
         lengths = [data.max_length] * round(tokens / data.max_length)
         rate = extremes_of(getattr(data.masking, "rate", 1.0))[1]
         rows = tokens if data.task is not None or module.terms.need_all_rows else round(rate * tokens)
@@ -236,7 +238,7 @@ class Chain:
             fixed=(18 if is_half else 16) * trains + of_teacher * frozen,
             per_token=kept * trained.config.hidden_size + logits,
             micro_batches=micro_batches,
-            devices=_num_devices(trainer, self.num_devices),
+            devices=devices,
             precision=precision,
         )
 

@@ -504,7 +504,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
     if result["peer"] is not None:
         lines.append(
             f"loss of the first step: ours {ours['first_loss']:.5f}, theirs {result['peer']['first_loss']:.5f} "
-            "(the same network and data; dropout draws other values)"
+            "(the same network and data; where there is dropout, it draws other values)"
         )
     return [*lines, *hardware_lines(result["hardware"])[:1]]
 
