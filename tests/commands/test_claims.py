@@ -15,7 +15,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import redirect_stdout
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,23 @@ def test_the_interval_is_students(tmp_path: Path) -> None:
     assert read_results(nothing_learned, tmp_path / "results").verdict == "undecided at this size"
 
 
+def test_a_page_shows_an_effect_at_the_validations_that_all_its_arms_had(tmp_path: Path) -> None:
+    claim = load_claim(write_claim(tmp_path / "configs"))
+    for arm, seed in product(("small", "large"), (1, 2)):
+        write_result(tmp_path, arm, seed, 3.0, recipe=claim.arms[arm].recipe)
+    measured = read_results(claim, tmp_path / "results")
+    assert "On the way" not in claim_page(measured, None)
+    values = {"small": {"5": 5.0, "10": 4.0, "20": 3.5}, "large": {"10": 3.5, "20": 3.25}}
+    results = [{**one, "validations": {claim.metric: values[one["arm"]]}} for one in measured.results]
+    measured = dataclasses.replace(measured, results=results)
+    (effect,) = claim.effects
+    assert measured.steps(effect) == [10, 20]
+    sign = effect.arms["small"]
+    assert [measured.estimate(effect, step).mean for step in (10, 20)] == [0.5 * sign, 0.25 * sign]
+    rows = claim_page(measured, None).partition("## On the way")[2].partition("##")[0].strip().splitlines()[2:]
+    assert [row.split("|")[2].strip() for row in rows] == ["10", "20", "all"]
+
+
 def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
     """For one arm that is the interval of a binomial share; for an effect the arms' variances add, times w²."""
     folder = write_claim(tmp_path / "configs", metric="val/accuracy", higher_is_better=True)
@@ -495,7 +512,7 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     write_claim(root, pairs=2)
     scored = [MinimalPair("The dog saw a cat.", "The saw dog a cat.", "", ""), MinimalPair("Is it?", "It is?", "", "")]
     monkeypatch.setattr(measurements, "docstring_pairs", lambda number: scored[:number])
-    settings = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    settings = {"max_steps": 2, "val_check_interval": 1, "check_val_every_n_epoch": None}
     for name in ("pretraining", "distillation"):
         config = with_trainer(workspace.configuration(name), tmp_path / "unused", **settings)
         write_config(config, root / f"{'pretrain' if name == 'pretraining' else 'distill'}.yaml")
@@ -542,6 +559,8 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     student = open_masked_lm(str(next((tmp_path / "runs").glob("distill-*/seed-1/export"))))
     assert result["metrics"]["pairs/accuracy"] == score_pairs(student, scored).mean()
     assert result["metrics"]["pairs/rows"] == 2
+    ((name, earlier),) = result["validations"].items()
+    assert name == "val/masked_lm_loss" and earlier.keys() == {"1"} and earlier["1"] != result["metrics"][name]
     assert "undecided at this size" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise, product
@@ -201,22 +201,28 @@ def estimate_of(planned: Sequence[Job], gpu: str) -> str:
     return report(named, gpu, [*chain.notes], mfu=None, results=Path(RESULTS))
 
 
-def result_of(run: Run) -> dict[str, Any]:
+def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
     """What a finished run measured, on what, and how long it trained.
 
-    The minutes are those of its steps, without validations, also of a run that was cut off and went on.
+    The minutes are those of its steps, without validations, also of a run that was cut off and went on. Of the metrics
+    that are `followed`, the values at earlier validations stand in `validations`.
     """
     speeds, tokens = (run.metrics.get(f"train/{name}", {}) for name in ("tokens_per_second", "tokens_per_step"))
     steps = [0, *sorted(speeds)]
     seconds = sum((b - a) * tokens[b] / speeds[b] for a, b in pairwise(steps))
     last = run.step("end")
     metrics = {name: run.value(name, "end") for name, column in run.metrics.items() if last in column}
+    on_the_way = {name: run.metrics[name] for name in followed if name in run.metrics}
     return {
         "config": hash_values(relevant_settings(run.config)),
         "steps": run.num_steps,
         "tokens": round(fmean(tokens.values()) * run.num_steps),
         "minutes": round(seconds / 60, 2),
         "metrics": {name: value for name, value in metrics.items() if name.startswith("val/") and math.isfinite(value)},
+        "validations": {
+            name: {str(step): value for step, value in column.items() if step < last and math.isfinite(value)}
+            for name, column in on_the_way.items()
+        },
     }
 
 
@@ -272,12 +278,12 @@ def claims(
     if not only_pages:
         with ending_processes():
             _measure_exactly(chosen, range(1, seeds + 1), target)
-            pairs = {claim.name: claim.pairs for claim in chosen}
-            _run_all(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), jobs, target, pairs)
+            planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
+            _run_all(planned, jobs, target, {claim.name: claim for claim in chosen})
     measured = [read_results(claim, target) for claim in chosen]
-    print(markdown_table(summary_table(measured)))
     if docs is not None:
         write_claim_pages(measured, Path(docs))
+    print(markdown_table(summary_table(measured)))
 
 
 def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -> None:
@@ -289,11 +295,8 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
                     _write_result(out, claim.name, arm, spec.recipe, seed, {"metrics": MEASUREMENTS[spec.base](seed)})
 
 
-def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[str, int]) -> None:
-    """Run what has no result yet, so many at a time; a run waits for the one that it starts from.
-
-    `pairs` tells how many minimal pairs each claim's masked-LM arms are scored on.
-    """
+def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, claims: Mapping[str, Claim]) -> None:
+    """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
     missing = {job: [one for one in job.results if not _has_result(out, *one, job.seed, job.recipe)] for job in planned}
     needed = {job for job, results in missing.items() if results}
     needed |= {job.after for job in needed if job.after is not None}
@@ -319,9 +322,9 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, pairs: Mapping[st
         with without_bars():
             size = size_of(export) if missing[job] else {}
             for claim, arm in missing[job]:
-                result = result_of(run)
-                if pairs[claim] and "val/masked_lm_loss" in result["metrics"]:
-                    result["metrics"] |= accuracy_on_pairs(export, pairs[claim])
+                result = result_of(run, claims[claim].metrics)
+                if (pairs := claims[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:
+                    result["metrics"] |= accuracy_on_pairs(export, pairs)
                 result["size"] = size
                 _write_result(out, claim, arm, job.recipe, job.seed, result, "cuda" if is_on_gpu else "cpu")
 

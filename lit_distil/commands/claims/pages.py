@@ -105,6 +105,8 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         page += f"\n{markdown_table(_sizes_table(measured))}\n\n{_TIMED}\n"
     table, cost = _arms_table(measured), _cost(measured)
     page += f"\n## Each arm\n\n{markdown_table(table)}\n" if len(table) > 1 else ""
+    on_the_way = _way_table(measured)
+    page += f"\n## On the way\n\n{markdown_table(on_the_way)}\n" if len(on_the_way) > 1 else ""
     page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}\n```\n"
     return page + (f"\n{bullets(cost)}\n" if cost else "")
 
@@ -158,7 +160,7 @@ def _arms_table(measured: Measured) -> Table:
     """A row for each arm and metric that an effect looks at."""
     claim = measured.claim
     table = [["arm", "metric", "mean over the seeds", "each seed"]]
-    for metric in dict.fromkeys([claim.metric, *(effect.metric or claim.metric for effect in claim.effects)]):
+    for metric in claim.metrics:
         values = measured.values(metric)
         for arm in claim.arms:
             if by_seed := values.get(arm):
@@ -167,6 +169,16 @@ def _arms_table(measured: Measured) -> Table:
                 if num_rows is not None:
                     cell += f", ± {half_width_over_rows([(1.0, mean)], num_rows):.3f} over {num_rows:,.0f} rows"
                 table.append([arm, metric, cell, ", ".join(f"{value:.4g}" for value in by_seed.values())])
+    return table
+
+
+def _way_table(measured: Measured) -> Table:
+    """A row for each effect that was measured on the way: its value at each validation, and at the end."""
+    table = [["effect", "after steps", "value"]]
+    for effect in measured.claim.effects:
+        steps = measured.steps(effect)
+        table += [[effect.label, f"{step:,}", _effect(measured.estimate(effect, step))] for step in steps]
+        table += [[effect.label, "all", _effect(measured.estimate(effect))]] if steps else []
     return table
 
 

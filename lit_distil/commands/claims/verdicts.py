@@ -137,6 +137,11 @@ class Claim:
     curves: list[Curves] = field(default_factory=list)
     pairs: int = 0
 
+    @property
+    def metrics(self) -> list[str]:
+        """What its effects look at."""
+        return list(dict.fromkeys([self.metric, *(effect.metric or self.metric for effect in self.effects)]))
+
 
 def load_claim(folder: Path) -> Claim:
     """Read a claim.
@@ -284,14 +289,22 @@ class Measured:
     claim: Claim
     results: list[dict[str, Any]]
 
-    def values(self, metric: str | None = None) -> dict[str, dict[int, float]]:
-        """Arm to seed to metric, of the arms that measure it."""
+    def values(self, metric: str | None = None, step: int | None = None) -> dict[str, dict[int, float]]:
+        """Arm to seed to metric, of the arms that measure it: at the end, or at a validation on the way."""
         name = metric or self.claim.metric
         found: dict[str, dict[int, float]] = {}
         for result in self.results:
-            if name in result["metrics"]:
-                found.setdefault(result["arm"], {})[result["seed"]] = result["metrics"][name]
+            on_the_way = result.get("validations", {}).get(name, {})
+            value = result["metrics"].get(name) if step is None else on_the_way.get(str(step))
+            if value is not None:
+                found.setdefault(result["arm"], {})[result["seed"]] = value
         return found
+
+    def steps(self, effect: Effect) -> list[int]:
+        """The steps at which all runs of an effect's arms were validated on the way; without the last."""
+        name, arms = effect.metric or self.claim.metric, "|".join(effect.arms).split("|")
+        found = [one.get("validations", {}).get(name, {}) for one in self.results if one["arm"] in arms]
+        return sorted(map(int, set.intersection(*map(set, found)))) if found else []
 
     def num_rows(self, metric: str | None, arms: Iterable[str]) -> float | None:
         """How many rows an accuracy of these arms is of, the fewest of their runs; None if the metric is none."""
@@ -317,16 +330,16 @@ class Measured:
     @property
     def estimates(self) -> list[Estimate]:
         """Each effect, in the claim's order."""
-        better = self.claim.higher_is_better
-        return [
-            estimate(
-                one,
-                self.values(one.metric),
-                higher_is_better=better,
-                num_rows=self.num_rows(one.metric, "|".join(one.arms).split("|")),
-            )
-            for one in self.claim.effects
-        ]
+        return [self.estimate(one) for one in self.claim.effects]
+
+    def estimate(self, effect: Effect, step: int | None = None) -> Estimate:
+        """An effect at the end, or at a step on the way."""
+        return estimate(
+            effect,
+            self.values(effect.metric, step),
+            higher_is_better=self.claim.higher_is_better,
+            num_rows=self.num_rows(effect.metric, "|".join(effect.arms).split("|")),
+        )
 
     @property
     def has_learned(self) -> bool:
