@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -32,7 +34,7 @@ from speed import PAGE, ROOT, TRAINING, prepare, put
 from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.console import markdown_table, progress_bar
 from lit_distil.models import attention, layout
-from lit_distil.modules import base
+from lit_distil.modules import base, guards
 from lit_distil.modules.base import EncoderModule
 from lit_distil.run import TrainingCLI, run
 from lit_distil.types import Batch
@@ -67,11 +69,16 @@ def _arguments(name: str) -> list[str]:
 
 
 WORKS: dict[str, tuple[str, list[str], int, int]] = {
-    "small": (TRAINING["mlm-small"][0], _arguments("mlm-small"), 8, 7),
-    "base": (TRAINING["mlm-base-sentences"][0], _arguments("mlm-base-sentences"), 2, 3),
-    "distil": (TRAINING["distil-base"][0], _arguments("distil-base"), 2, 3),
+    "small": ("4 × 256", _arguments("mlm-small"), 8, 7),
+    "base": ("BERT-base", _arguments("mlm-base-sentences"), 2, 3),
+    "bf16": ("BERT-base, bf16", _arguments("mlm-base-bf16"), 2, 5),
+    "distil": ("BERT-base into 6", _arguments("distil-base"), 2, 3),
 }
 """By name: a title, the arguments of `fit`, the batches of a turn, and the turns."""
+
+MEMORY = ("freed memory kept by the process", "given back to the system")
+MEMORY_ROUNDS = 2
+"""Two processes each round: what the C library does with memory cannot be changed back."""
 
 
 # The pieces
@@ -169,10 +176,12 @@ class Turns(Callback):
     Args:
         num_batches: Micro-batches of a turn.
         rounds: How often each piece has its turn; one more goes before, to warm up.
+        names: Of the pieces.
+        keeps_memory: Whether the process keeps what it frees.
     """
 
-    def __init__(self, num_batches: int, rounds: int) -> None:
-        self.num_batches, self.rounds = num_batches, rounds
+    def __init__(self, num_batches: int, rounds: int, names: Sequence[str], *, keeps_memory: bool = True) -> None:
+        self.num_batches, self.rounds, self.names, self.keeps_memory = num_batches, rounds, names, keeps_memory
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)
         self.losses: dict[str, float] = {}
 
@@ -182,15 +191,18 @@ class Turns(Callback):
         Raises:
             ValueError: A step without a piece has another loss.
         """
+        if self.keeps_memory:
+            guards.keep_freed_memory()
         self.batches = list(islice(iter(trainer.train_dataloader), self.num_batches))  # type: ignore[arg-type]
         self.tokens = sum(batch.num_tokens for batch in self.batches)
         saved = [parameter.detach().clone() for parameter in pl_module.network.parameters()]
-        pieces = {name: piece for name, (_, piece) in PIECES.items() if _applies(name, pl_module)}
+        pieces = {name: PIECES[name][1] for name in self.names if _applies(name, pl_module)}
         ways: dict[str, Any] = {"all": lambda _: nullcontext(), **pieces}
         for name, replaced in ways.items():
             with replaced(pl_module):
                 self.losses[name] = self._loss(pl_module)
-            if abs(self.losses[name] / self.losses["all"] - 1) > 1e-5:
+            most = 1e-5 if str(trainer.precision) == "32-true" else 1e-2
+            if abs(self.losses[name] / self.losses["all"] - 1) > most:
                 raise ValueError(f"without {name!r} the loss is {self.losses[name]}, not {self.losses['all']}")
         turns = [*ways.items()] * (self.rounds + 1)
         for number, (name, replaced) in enumerate(progress_bar(turns, desc="ablation", unit="turn")):
@@ -207,7 +219,7 @@ class Turns(Callback):
         """Of the first batch, without dropout."""
         batch = self.batches[0]
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
             student, teachers = module.outputs(batch)
             loss = float(module.terms.total(student, teachers, batch, batch.counts)[0])
         module.train()
@@ -307,10 +319,23 @@ def measure(name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             in_fit(overhead_arguments(Path(folder)), overhead, OVERHEAD_STEPS * (OVERHEAD_TURNS + 1))
         return {"fit": overhead.fit, "bare": overhead.bare, "hardware": described()}
+    turns = take_turns(name, [*PIECES])
+    memory: dict[str, list[float]] = {"kept": [], "given back": []}
+    for _, what in product(range(MEMORY_ROUNDS), memory):
+        done = subprocess.run(
+            [sys.executable, __file__, "--alone", name, what], stdout=subprocess.PIPE, text=True, check=True
+        )
+        memory[what].append(json.loads(done.stdout.splitlines()[-1]))
+    found = {"tokens": turns.tokens, "seconds": dict(turns.seconds), "losses": turns.losses, "memory": memory}
+    return {**found, "hardware": described()}
+
+
+def take_turns(name: str, names: Sequence[str], *, keeps_memory: bool = True) -> Turns:
+    """A run of `fit` with one kind of work, in which these pieces have their turns."""
     _, arguments, num_batches, rounds = WORKS[name]
-    turns = Turns(num_batches, rounds)
+    turns = Turns(num_batches, rounds, names, keeps_memory=keeps_memory)
     in_fit(arguments, turns, 1000)
-    return {"tokens": turns.tokens, "seconds": dict(turns.seconds), "losses": turns.losses, "hardware": described()}
+    return turns
 
 
 def described() -> dict[str, Any]:
@@ -328,8 +353,10 @@ def pages(results: dict[str, Any]) -> str:
     speeds = [f"{results[name]['tokens'] / statistics.median(results[name]['seconds']['all']):,.0f}" for name in works]
     table.append(["all pieces: tokens/s of a core", "", *speeds])
     for piece, (instead, _) in PIECES.items():
-        cells = [_times(results[name]["seconds"], piece) for name in works]
+        cells = [_times(results[name]["seconds"].get(piece), results[name]["seconds"]["all"]) for name in works]
         table.append([piece, instead, *cells])
+    memory = [results[name]["memory"] for name in works]
+    table.append([*MEMORY, *(_times(one["given back"], one["kept"]) for one in memory)])
     text = markdown_table(table)
     if "overhead" in results:
         fit, bare = (1e3 * statistics.median(results["overhead"][name]) for name in ("fit", "bare"))
@@ -343,11 +370,11 @@ def pages(results: dict[str, Any]) -> str:
     return text
 
 
-def _times(seconds: dict[str, list[float]], piece: str) -> str:
-    """The time without the piece over the time with it: the median over the turns, and their range."""
-    if piece not in seconds:
+def _times(without: list[float] | None, whole: list[float]) -> str:
+    """The time without a piece over the time with it: the median over the turns, and their range."""
+    if without is None:
         return "–"
-    ratios = sorted(without / whole for without, whole in zip(seconds[piece], seconds["all"], strict=True))
+    ratios = sorted(one / other for one, other in zip(without, whole, strict=True))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
@@ -356,7 +383,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What each fast piece is worth.")
     parser.add_argument("--works", nargs="*", choices=[*WORKS, "overhead"], default=[*WORKS, "overhead"])
     parser.add_argument("--only_pages", action="store_true", help="measure nothing")
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.alone:
+        turns = take_turns(options.alone[0], [], keeps_memory=options.alone[1] == "kept")
+        print(statistics.median(turns.seconds["all"]))
+        return
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for name in [] if options.only_pages else options.works:
         prepare()

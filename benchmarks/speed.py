@@ -35,6 +35,10 @@ _FEW = ["--steps", "5", "--warm_up_steps", "2"]
 
 TRAINING = {
     "mlm-base-sentences": ("BERT-base, masked-LM, sentences", [*_MLM, *_BASE, *_SENTENCES, *_FEW]),
+    "mlm-base-bf16": (
+        "BERT-base, masked-LM, sentences, bf16-mixed on a CPU with units for it",
+        [*_MLM, *_BASE, *_SENTENCES, "--trainer.precision", "bf16-mixed", *_FEW],
+    ),
     "mlm-base-packed": ("BERT-base, masked-LM, packed to 128", [*_MLM, *_BASE, *_FEW]),
     "mlm-small": ("4 layers of 256, masked-LM, sentences", [*_MLM, *_SMALL, *_SENTENCES, "--steps", "40"]),
     "distil-base": (

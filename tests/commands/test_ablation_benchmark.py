@@ -19,6 +19,7 @@ def ablation(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     module = importlib.import_module("ablation")
     monkeypatch.setattr(module, "prepare", lambda: None)
+    monkeypatch.setattr(module, "MEMORY_ROUNDS", 0)
     return module
 
 
@@ -60,12 +61,15 @@ def test_the_overhead_is_of_fit_beside_a_bare_loop(ablation: Any, monkeypatch: p
 
 def test_a_piece_is_worth_the_time_without_it(ablation: Any) -> None:
     seconds = {"all": [1.0, 2.0, 1.0], "fused AdamW": [1.5, 2.0, 1.25]}
-    results = {"small": {"tokens": 100, "seconds": seconds}, "overhead": {"fit": [3e-3, 4e-3], "bare": [2e-3, 2e-3]}}
+    memory = {"kept": [1.0, 1.0], "given back": [1.0, 1.5]}
+    results: dict[str, Any] = {"overhead": {"fit": [3e-3, 4e-3], "bare": [2e-3, 2e-3]}}
+    results["small"] = {"tokens": 100, "seconds": seconds, "memory": memory}
     text = ablation.pages(results)
     rows = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in text.splitlines() if "|" in line}
     assert rows["fused AdamW"] == "1.25 (1.00 to 1.50)"
     assert rows["all pieces: tokens/s of a core"] == "100"
     assert rows["one pass over the vocabulary"] == "–"
+    assert rows["freed memory kept by the process"] == "1.25 (1.00 to 1.50)"
     assert "The difference is 1.50 ms (1.00 to 2.00 over 2 turns)." in text
 
 
