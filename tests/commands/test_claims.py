@@ -559,6 +559,8 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     student = open_masked_lm(str(next((tmp_path / "runs").glob("distill-*/seed-1/export"))))
     assert result["metrics"]["pairs/accuracy"] == score_pairs(student, scored).mean()
     assert result["metrics"]["pairs/rows"] == 2
+    made = next((tmp_path / "runs").glob("distill-*/seed-1/made_with.json"))
+    assert json.loads(made.read_text()) == result["made_with"]  # of the training, for every claim that shares the run
     ((name, earlier),) = result["validations"].items()
     assert name == "val/masked_lm_loss" and earlier.keys() == {"1"} and earlier["1"] != result["metrics"][name]
     assert "undecided at this size" in capsys.readouterr().out
@@ -609,14 +611,14 @@ def test_curves_show_what_results_say_of_sizes(tmp_path: Path) -> None:
     write_claim_pages([read_results(claim, tmp_path / "results")], docs)
     assert [path.name for path in (docs / "claims").iterdir() if "sizes" in path.name] == []
     for arm, layers in {"small": 1, "large": 4}.items():
-        for seed, milliseconds in enumerate((1.0, 9.0, 2.0), start=1):  # one was timed while the machine was busy
+        for seed, milliseconds in enumerate((1.0, 9.0, 2.0), start=1):  # two were timed while the machine was busy
             size = {"layers": layers, "parameters": 1000 * layers, "milliseconds": layers * milliseconds}
             write_result(tmp_path, arm, seed, 5.0 - layers + seed, recipe=claim.arms[arm].recipe, size=size)
     measured = read_results(claim, tmp_path / "results")
     found = measured.line(["small", "large", "student"], None)
     assert [one[:5] for one in map(dataclasses.astuple, found)] == [
-        ("small", 1, 1000, 2.0, 6.0),
-        ("large", 4, 4000, 8.0, 3.0),
+        ("small", 1, 1000, 1.0, 6.0),
+        ("large", 4, 4000, 4.0, 3.0),
     ]
     assert found[0].half == pytest.approx(4.303 / 3**0.5, rel=1e-4)
     write_claim_pages([measured], docs)

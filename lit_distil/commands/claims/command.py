@@ -40,6 +40,7 @@ from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
 
 TOKENIZER = "runs/claims/tokenizer"
+_MADE_WITH = "made_with.json"
 _TIMING = threading.Lock()  # one network at a time, so that none slows another down
 _NUM_ENTRIES = 4096
 _TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", str(_NUM_ENTRIES)]
@@ -258,12 +259,12 @@ def claims(
         runs: Where the runs go.
         configs: Folder of the claims; None for those that come with the package.
         docs: Folder of pages to write: claims.md and one page for each claim; None writes none.
-        only_pages: Run nothing; take what is in `out`.
+        only_pages: Run nothing; print the table of what is in `out`, and write the pages if `docs` names a folder.
         scale: Another size, such as gpu, or another network (minilm): a file of `scales/` beside the claims, or of your
             own. Give it an `out` and `runs` of its own.
         text: Text file to pretrain and distil on in place of docstrings, a tenth of it held out; give it an `out` and
             `runs` of its own too. Claims that cut the text keep theirs.
-        estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100.
+        estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100; or cpu.
     """
     if seeds < 1 or jobs < 1:
         raise ValueError(f"{'seeds' if seeds < 1 else 'jobs'} must be at least 1, got {min(seeds, jobs)}")
@@ -273,7 +274,11 @@ def claims(
         root = write_scaled(root, file, Path(runs) / "configs", text=text)
     chosen = [load_claim(root / name) for name in names or sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))]
     if estimate is not None:
-        print(estimate_of(plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs)), estimate))
+        planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
+        missing = [
+            job for job in planned if any(not _has_result(target, *one, job.seed, job.recipe) for one in job.results)
+        ]
+        print(estimate_of(missing, estimate) if missing else f"every run has its result in {target}")
         return
     if not only_pages:
         with ending_processes():
@@ -292,12 +297,13 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
         for arm, spec in claim.arms.items():
             for seed in seeds if spec.base in MEASUREMENTS else ():
                 if not _has_result(out, claim.name, arm, seed, spec.recipe):
-                    _write_result(out, claim.name, arm, spec.recipe, seed, {"metrics": MEASUREMENTS[spec.base](seed)})
+                    found = {"metrics": MEASUREMENTS[spec.base](seed)}
+                    _write_result(out, claim.name, arm, spec.recipe, seed, found, _made_with())
 
 
 def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, claims: Mapping[str, Claim]) -> None:
     """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
-    missing = {job: [one for one in job.results if not _has_result(out, *one, job.seed, job.recipe)] for job in planned}
+    missing = {job: _missing(job, out) for job in planned}
     needed = {job for job, results in missing.items() if results}
     needed |= {job.after for job in needed if job.after is not None}
     starts = [job for job in needed if not job.is_finished and job.after is None and job.files]
@@ -317,8 +323,13 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, claims: Mapping[s
             if is_new:
                 shutil.rmtree(job.folder, ignore_errors=True)
             raise ValueError(f"claims: {job.files[0]} or a file over it has changed since; give the command again")
+        if is_new:
+            write_json(job.folder / _MADE_WITH, _made_with())
         (run,) = open_runs([str(job.folder)])
-        export, is_on_gpu = job.folder / "export", run.config["trainer"]["accelerator"] in ("gpu", "cuda")
+        export, note = job.folder / "export", job.folder / _MADE_WITH
+        made_with = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else _made_with()
+        if run.config["trainer"]["accelerator"] in ("gpu", "cuda"):
+            made_with["device"] = describe_hardware(threads=1, device="cuda", seed=job.seed)["device"]
         with without_bars():
             size = size_of(export) if missing[job] else {}
             for claim, arm in missing[job]:
@@ -326,7 +337,7 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, claims: Mapping[s
                 if (pairs := claims[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:
                     result["metrics"] |= accuracy_on_pairs(export, pairs)
                 result["size"] = size
-                _write_result(out, claim, arm, job.recipe, job.seed, result, "cuda" if is_on_gpu else "cpu")
+                _write_result(out, claim, arm, job.recipe, job.seed, result, made_with)
 
     with ThreadPoolExecutor(num_jobs) as pool:
         for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up
@@ -356,6 +367,11 @@ def _lit_distil(arguments: list[str], log: Path) -> None:
         raise ValueError(f"claims: `lit-distil {' '.join(arguments)}` failed ({last}); {log} has all of it")
 
 
+def _missing(job: Job, out: Path) -> list[tuple[str, str]]:
+    """The claims' arms that a run is, and that have no result yet."""
+    return [one for one in job.results if not _has_result(out, *one, job.seed, job.recipe)]
+
+
 def _result_file(out: Path, claim: str, arm: str, seed: int) -> Path:
     return out / claim / f"{arm}-seed-{seed}.json"
 
@@ -366,15 +382,19 @@ def _has_result(out: Path, claim: str, arm: str, seed: int, recipe: str) -> bool
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("recipe") == recipe
 
 
+def _made_with() -> dict[str, Any]:
+    """The machine, the versions and the commit; a run keeps them from its training for all claims that share it."""
+    found: dict[str, Any] = describe_hardware(threads=1, device="cpu", seed=0)
+    return {name: value for name, value in found.items() if name not in ("seed", "benchmark_threads")}
+
+
 def _write_result(
-    out: Path, claim: str, arm: str, recipe: str, seed: int, result: dict[str, Any], device: str = "cpu"
+    out: Path, claim: str, arm: str, recipe: str, seed: int, result: dict[str, Any], made_with: dict[str, Any]
 ) -> None:
     file = _result_file(out, claim, arm, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    hardware = describe_hardware(threads=1, device=device, seed=seed)
-    del hardware["seed"], hardware["benchmark_threads"]
     about = {"claim": claim, "arm": arm, "seed": seed, "recipe": recipe}
-    write_json(file, {**about, **result, "made_with": hardware})
+    write_json(file, {**about, **result, "made_with": made_with})
 
 
 run = functools.partial(

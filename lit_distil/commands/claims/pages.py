@@ -21,8 +21,8 @@ Each claim is an experiment on small networks, which `lit-distil claims NAME` ru
 each seed by itself, and its 95 % interval is that of the mean over the seeds (Student's t). A claim *holds* if the
 whole interval lies above the margin that its file states beforehand, it *does not hold* if the interval lies below, and
 it is *undecided at this size* otherwise. The interval of an accuracy also counts that other test rows would give
-another one. These pages are made from `results/claims`, which the runs write:
-`lit-distil claims --only_pages true --docs docs`.
+another one. The *deciding effect* is the first whose verdict is that of the claim. These pages are made from
+`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`.
 """
 
 _LARGER = """\
@@ -42,16 +42,21 @@ takes some 15 seconds each, four at a time: 2 minutes if none of it were hidden,
 as masked-LM to docstrings, or to your own text with `TEXT=novels.txt` (`configs/claims/scales/minilm.yaml`). Half of it
 is then fine-tuned on six public tasks, whose files you bring in a folder `data`: `sst2`, `trec`, `mrpc`, `stsb` and
 `ner` with train.jsonl and test.jsonl, and `qa` with train.json and validation.json in SQuAD's format. Its results go to
-`results/claims-minilm`. Three seeds are 129 runs and some 1.4 PFLOP, half of that fine-tuning: 3 to 4 hours on two
-cores that reach 60 GFLOP/s each. `make claims-minilm DRY=cpu` prints what they take here, with all sequences taken for
-full ones. It has not been run yet. What half of MiniLM keeps as a sentence encoder stands in
-[its guide](guides/sentence-encoder.md).
+`results/claims-minilm`. Rows have the columns `sentence` and `label`; `sentence1`, `sentence2` and `label` (MRPC,
+STS-B); `tokens` and `ner_tags`. Three seeds are 129 runs and some 1.4 PFLOP, half of that fine-tuning: 3 to 4 hours on
+two cores that reach 60 GFLOP/s each. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` prints what they
+take here, with all sequences taken for full ones. It has not been run yet. What half of MiniLM keeps as a sentence
+encoder stands in [its guide](guides/sentence-encoder.md).
 """
 
 _TIMED = """\
 The milliseconds are those of the encoder for one sequence of 64 tokens with one thread: in each run the median of 30
-calls, right after its training, while other runs may be at work; here the median over the seeds. Parameters are those
-of the whole network, with its head."""
+calls, right after its training, while other runs may be at work; here the least of all runs with as many layers, since
+other work can only add to it. Parameters are those of the whole network, with its head."""
+
+_ROWS = """\
+What comes from the rows is added in squares, as if each arm had test rows of its own. They share them and are often
+right together, so these intervals are rather too wide."""
 
 _BEGIN, _END = "<!-- claims:begin -->", "<!-- claims:end -->"  # around the table in the README
 
@@ -86,8 +91,12 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
     claim, estimates = measured.claim, measured.estimates
     figures = [f"{label}: {value}" for label, value in claim.figures.items()]
     paper = [f"{claim.paper}: {claim.says}", *figures]
-    here = [claim.compares, f"Matched in: {claim.matched}.", f"Measured: `{claim.metric}` at the last validation."]
+    here = [claim.compares]
+    if claim.bases:  # otherwise nothing is trained
+        here += [f"Matched in: {claim.matched}.", f"Measured: `{claim.metric}` at the last validation."]
+        here += [f"Base `{base}`: {settings}." for base, settings in claim.bases.items()]
     here += [f"Arms of one base differ only in {', '.join(f'`{key}`' for key in claim.keys)}."] if claim.keys else []
+    here.append(f"The arms are in `configs/claims/{claim.name}`, the results in `results/claims/{claim.name}`.")
     verdict = [f"**{measured.verdict}**"]
     if not measured.has_learned:
         verdict.append(f"No arm is better than {claim.learned:g}, so no difference could show here.")
@@ -96,8 +105,11 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {effect.margin:g}): {one.verdict}"
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
+    if any(one.of_rows is not None for one in estimates):
+        lines.append(_ROWS)
     sections = [Section("What the paper says", lines=paper), Section("What is compared", lines=here)]
     sections += [Section("Verdict", lines=[*verdict, *lines])]
+    sections += [Section("Before you believe it", lines=claim.caveats)] if claim.caveats else []
     page = to_markdown(claim.title, sections)
     page += f"\n![The effects of {claim.title}, with their intervals and margins]({figure})\n" if figure else ""
     if curves:
@@ -105,6 +117,8 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         page += f"\n{markdown_table(_sizes_table(measured))}\n\n{_TIMED}\n"
     table, cost = _arms_table(measured), _cost(measured)
     page += f"\n## Each arm\n\n{markdown_table(table)}\n" if len(table) > 1 else ""
+    missing = sorted(set(claim.arms) - {result["arm"] for result in measured.results})
+    page += f"\nNot run yet: {', '.join(missing)}.\n" if missing and measured.results else ""
     on_the_way = _way_table(measured)
     page += f"\n## On the way\n\n{markdown_table(on_the_way)}\n" if len(on_the_way) > 1 else ""
     page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}\n```\n"
@@ -192,7 +206,8 @@ def _cost(measured: Measured) -> list[str]:
         commit = made.pop("git_commit", None)
         commits.setdefault(tuple(made.items()), {}).update({commit[:9]: None} if commit else {})
     minutes = f"{_minutes(measured):.0f} minutes of training by the clock, with one thread each"
-    lines = [f"{len(measured.results)} runs, {minutes}; more than on an idle machine if other programs ran beside"]
+    beside = "more than on an idle machine if other programs ran beside, and counted again in claims that share a run"
+    lines = [f"{len(measured.results)} runs, {minutes}; {beside}"]
     for made_with, found in commits.items():
         at = f"; {'commit' if len(found) == 1 else 'commits'} {', '.join(found)}" if found else ""
         lines.append(", ".join(f"{name} {value}" for name, value in made_with) + at)
@@ -208,7 +223,7 @@ def _effect(one: Estimate) -> str:
 
 
 def _of_rows(one: Estimate) -> str:
-    return "" if one.of_rows is None else f", of which ± {one.of_rows:.3f} for the rows"
+    return "" if one.of_rows is None else f", ± {one.of_rows:.3f} of it from the rows"
 
 
 def _number(mean: float, half: float | None, *, sign: bool = False) -> str:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, Literal
 
 import yaml
@@ -83,7 +83,8 @@ class Point:
         arm: Its name.
         layers: How many.
         parameters: With its head; tied ones count once.
-        milliseconds: Of one sequence of 64 tokens with one thread, the median over the seeds.
+        milliseconds: Of one sequence of 64 tokens with one thread, the least of all runs with so many layers: what
+            else the machine does can only add to it.
         quality: Mean over the seeds.
         half: Half its 95 % interval over the seeds; None for a single one.
     """
@@ -118,6 +119,8 @@ class Claim:
         higher_is_better: Of the metric.
         curves: What the page draws against size and latency.
         pairs: How many minimal pairs each masked-LM arm is scored on (`pairs/accuracy`).
+        caveats: What a reader should know before believing the verdict, such as what was added when.
+        bases: How long and how fast the runs of each base train, in words; not written in the claim's file.
     """
 
     name: str
@@ -136,6 +139,8 @@ class Claim:
     higher_is_better: bool = False
     curves: list[Curves] = field(default_factory=list)
     pairs: int = 0
+    caveats: list[str] = field(default_factory=list)
+    bases: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
@@ -169,7 +174,18 @@ def load_claim(folder: Path) -> Claim:
     if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
         raise ValueError(f"{file}: {lost[0]}.yaml is no arm of the claim; name it in arms, or remove it")
     with_recipes = {name: dataclasses.replace(arm, recipe=_recipe(folder, arms, name)) for name, arm in arms.items()}
-    return dataclasses.replace(claim, arms=with_recipes)
+    files = {arm.base: folder.parent / f"{arm.base}.yaml" for arm in arms.values()}
+    bases = {base: _length_and_rate(file) for base, file in files.items() if file.is_file()}
+    return dataclasses.replace(claim, arms=with_recipes, bases=bases)
+
+
+def _length_and_rate(file: Path) -> str:
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    trainer, model = config.get("trainer", {}), config.get("model", {}).get("init_args", {})
+    steps = trainer.get("max_steps")
+    epochs = trainer.get("max_epochs")
+    length = f"{epochs} epoch{'s' * (epochs != 1)}" if steps in (None, -1) else f"{steps:,} steps"
+    return f"{length}, learning rate {(model.get('optimizer') or {}).get('init_args', {}).get('lr')}"
 
 
 def files_of(folder: Path, base: str, arm: str) -> tuple[Path, ...]:
@@ -318,12 +334,15 @@ class Measured:
     def line(self, arms: Sequence[str], metric: str | None) -> list[Point]:
         """A line of `Curves`: those of its arms that were run and whose results have their size."""
         values, found = self.values(metric), []
+        sizes = {result["arm"]: result["size"] for result in self.results if "size" in result}
+        times: dict[int, list[float]] = {}
+        for result in self.results:
+            if "size" in result:
+                times.setdefault(result["size"]["layers"], []).append(result["size"]["milliseconds"])
         for arm in arms:
-            own = [result["size"] for result in self.results if result["arm"] == arm and "size" in result]
-            if own and arm in values:
-                by_seed = [*values[arm].values()]
-                milliseconds = median(one["milliseconds"] for one in own)
-                size = own[0]["layers"], own[0]["parameters"], milliseconds
+            if arm in sizes and arm in values:
+                by_seed, layers = [*values[arm].values()], sizes[arm]["layers"]
+                size = layers, sizes[arm]["parameters"], min(times[layers])
                 found.append(Point(arm, *size, fmean(by_seed), half_width(by_seed)))
         return found
 
