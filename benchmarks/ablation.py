@@ -364,7 +364,7 @@ def pages(results: dict[str, Any]) -> str:
         text += (
             "\n\nA step of `fit` with all its callbacks, and a row for the loggers every tenth step, takes "
             f"{fit:.2f} ms for a network of 1 layer of 32; a bare loop over the same network and loss {bare:.2f} ms. "
-            f"The difference is {statistics.median(spread):.2f} ms "
+            f"The median of the turns' differences is {statistics.median(spread):.2f} ms "
             f"({spread[0]:.2f} to {spread[-1]:.2f} over {len(spread)} turns)."
         )
     return text

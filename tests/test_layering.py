@@ -104,6 +104,7 @@ def test_the_command_line_imports_its_commands_only_when_one_is_chosen() -> None
         "__future__",
         "importlib",
         "os",
+        "select",
         "signal",
         "sys",
         "traceback",

@@ -70,7 +70,7 @@ def test_a_piece_is_worth_the_time_without_it(ablation: Any) -> None:
     assert rows["all pieces: tokens/s of a core"] == "100"
     assert rows["one pass over the vocabulary"] == "–"
     assert rows["freed memory kept by the process"] == "1.25 (1.00 to 1.50)"
-    assert "The difference is 1.50 ms (1.00 to 2.00 over 2 turns)." in text
+    assert "The median of the turns' differences is 1.50 ms (1.00 to 2.00 over 2 turns)." in text
 
 
 def test_the_documentation_shows_what_was_measured(ablation: Any) -> None:

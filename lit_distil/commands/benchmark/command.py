@@ -56,6 +56,8 @@ def benchmark(
 ) -> None:
     """Measure parameters, size, latency and throughput of exported networks, and print a table.
 
+    How fast a configuration trains, or would train, is `lit-distil benchmark training` and `benchmark estimate`.
+
     Each network is timed on its own after a warm-up, and the networks take turns. With texts it is DistilBERT's table
     3: seconds for a whole evaluation set, one text at a time.
 

@@ -512,8 +512,9 @@ def _notes(result: dict[str, Any]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = OptionParser(
         prog="lit-distil benchmark training",
-        description="Time some steps of a configuration of `fit`, all of whose options may follow. Its callbacks are "
-        "left out, and nothing is validated or kept.",
+        usage="%(prog)s --config CONFIG [options below] [options of fit]",
+        description="Time some steps of a configuration of `fit`, all of whose options may follow, such as "
+        "--data.batch_size 32. Its callbacks are left out, and nothing is validated or kept.",
         allow_abbrev=False,
     )
     add = parser.add_argument
