@@ -100,6 +100,8 @@ EXAMPLES = {
 _OVERRIDES = ("--model.", "--data.", "--trainer.", "--config", "-c", "--matmul_precision")
 _ONLY_IN_PYTHON = ("objectives", "callbacks", "trainer", "overrides", "trust", "trust_remote_code")
 _FROM_RECIPES = "recipe:"
+_NEEDED = {"torch", "lightning", "transformers", "tokenizers", "safetensors", "torchmetrics", "datasets", "numpy"}
+_NEEDED |= {"jsonargparse", "typeshed_client", "docstring_parser", "numba", "joblib", "matplotlib", "tqdm", "yaml"}
 _FORMAT_OF_OTHERS = warnings.formatwarning
 
 
@@ -139,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     except (Exception, SystemExit) as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
             sys.exit(141)  # 128 + SIGPIPE, as of any command that `head` ends
+        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in _NEEDED:
+            _fail(f"the package {error.name!r} is not installed here; `pip install -e .` in the repository brings it")
         pieces = importlib.import_module("lit_distil.pieces")
         message = pieces.users_mistake(error) or pieces.piece_that_raised(error)
         if message is None or (os.environ.get("LIT_DISTIL_TRACEBACK") and isinstance(error, Exception)):

@@ -317,6 +317,16 @@ def test_a_real_process_ends_with_status_2_and_the_message_on_stderr(tmp_path: P
     assert "did you mean 'fit'" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("package", ["jsonargparse", "torch"])
+def test_a_package_that_is_missing_is_named_with_what_brings_it(package: str, tmp_path: Path) -> None:
+    script = f"import sys; sys.modules[{package!r}] = None; from lit_distil.cli import main; main(['fit'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"the package {package!r} is not installed here; `pip install -e .`" in done.stderr
+
+
 def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path: Path) -> None:
     """As `head` does once it has its lines."""
     process = subprocess.Popen(
