@@ -36,7 +36,7 @@ _SOURCE = (
 
 
 def benchmark(
-    networks: list[str],
+    networks: list[str] | str,
     length: int = 64,
     batch_size: int = 32,
     repeats: int = 30,
@@ -62,7 +62,8 @@ def benchmark(
     3: seconds for a whole evaluation set, one text at a time.
 
     Args:
-        networks: Folders that transformers loads, names on the Hub, or exported files; ratios are to the first.
+        networks: A folder that transformers loads, a name on the Hub, or an exported file; several as
+            [runs/teacher/export,runs/student/export], and ratios are to the first.
         length: Tokens of every sequence.
         batch_size: Sequences in a batch for the throughput; the latency is at 1.
         repeats: Timed calls for the latency; the throughput gets a third as many.
@@ -83,6 +84,7 @@ def benchmark(
     if out is not None:
         check_pages(Path(out, "latency.html"), overwrite=overwrite)
     pairs = read_pairs(texts, source, split, text_column, pair_column, max_texts)
+    networks = [networks] if isinstance(networks, str) else networks
     results = measure_networks(
         networks, length=length, batch_size=batch_size, repeats=repeats, threads=threads, device=device, part=part
     )

@@ -20,9 +20,10 @@ _INTRODUCTION = """\
 Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is taken for
 each seed by itself, and its 95 % interval is that of the mean over the seeds (Student's t). A claim *holds* if the
 whole interval lies above the margin that its file states beforehand, it *does not hold* if the interval lies below, and
-it is *undecided at this size* otherwise. The interval of an accuracy also counts that other test rows would give
-another one. The *deciding effect* is the first whose verdict is that of the claim. These pages are made from
-`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`.
+it is *undecided at this size* otherwise. Where an effect came later than the first runs, its page says so. The interval
+of an accuracy also counts that other test rows would give another one. The *deciding effect* is the first whose verdict
+is that of the claim. These pages are made from `results/claims`, which the runs write:
+`lit-distil claims --only_pages true --docs docs`.
 """
 
 _LARGER = """\
