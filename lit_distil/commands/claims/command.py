@@ -301,7 +301,7 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
                     _write_result(out, claim.name, arm, spec.recipe, seed, found, _made_with())
 
 
-def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, claims: Mapping[str, Claim]) -> None:
+def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[str, Claim]) -> None:
     """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
     missing = {job: _missing(job, out) for job in planned}
     needed = {job for job, results in missing.items() if results}
@@ -333,8 +333,8 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, claims: Mapping[s
         with without_bars():
             size = size_of(export) if missing[job] else {}
             for claim, arm in missing[job]:
-                result = result_of(run, claims[claim].metrics)
-                if (pairs := claims[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:
+                result = result_of(run, by_name[claim].metrics)
+                if (pairs := by_name[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:
                     result["metrics"] |= accuracy_on_pairs(export, pairs)
                 result["size"] = size
                 _write_result(out, claim, arm, job.recipe, job.seed, result, made_with)
