@@ -62,6 +62,7 @@ _APPLIED = (
         "data.eval_masking*",
         "data.num_workers",
         "data.worker_timeout",
+        "data.pad_to_multiple_of",
     ),
     *("data.num_processes", "data.cache_dir", "data.verify_corpus"),
 )

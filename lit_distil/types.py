@@ -176,6 +176,7 @@ class Batch:
         step_counts: How many items of each kind this rank has in the whole optimizer step, over all accumulated
             micro-batches; empty if this micro-batch is the whole step.
         readings: The same samples in the tokens of teachers with tokenizers of their own, by the teachers' names.
+        pad_to_multiple_of: Networks round T up to a multiple of this, by sequences that count nothing.
     """
 
     input_ids: Tensor
@@ -194,6 +195,7 @@ class Batch:
     mask_keys: tuple[tuple[int, int], ...] | None = None
     step_counts: dict[Countable, int] = field(default_factory=dict)
     readings: dict[str, Batch] = field(default_factory=dict)
+    pad_to_multiple_of: int = 8  # a tile of a tensor core
 
     @property
     def num_tokens(self) -> int:
@@ -263,20 +265,22 @@ class Projection:
         features: `[rows, width]`, the input of a masked-LM head's last linear layer.
         weight: `[vocabulary, width]`, often the embedding matrix itself.
         bias: `[vocabulary]`, if the layer has one.
+        num_rows: How many rows count, the first ones; None for all.
     """
 
     features: Tensor
     weight: Tensor
     bias: Tensor | None
+    num_rows: int | None = None
 
     def logits(self) -> Tensor:
         """`[rows, vocabulary]`, with a graph."""
-        return torch.nn.functional.linear(self.features, self.weight, self.bias)
+        return torch.nn.functional.linear(self.features[: self.num_rows], self.weight, self.bias)
 
     def over(self, num_entries: int) -> Projection:
         """The same over the first entries of the vocabulary only."""
         bias = None if self.bias is None else self.bias[:num_entries]
-        return Projection(self.features, self.weight[:num_entries], bias)
+        return dataclasses.replace(self, weight=self.weight[:num_entries], bias=bias)
 
 
 class SequenceGroup(Protocol):

@@ -245,13 +245,13 @@ def _pieces_of_logits(output: EncoderOutput) -> Iterator[Tensor]:
     """Logits in float32, a few rows at a time; at least one piece, even if it has no rows."""
     head = output.projection
     assert head is None or isinstance(head, Projection)
-    inputs = output.logits if head is None else head.features
+    inputs = output.logits if head is None else head.features[: head.num_rows]
     assert inputs is not None
     width = inputs.shape[-1] if head is None else len(head.weight)
     step = max(1, CHUNK_BYTES // (4 * width))
     for start in range(0, max(len(inputs), 1), step):
         piece = inputs[start : start + step]
-        yield (piece if head is None else dataclasses.replace(head, features=piece).logits()).float()
+        yield (piece if head is None else dataclasses.replace(head, features=piece, num_rows=None).logits()).float()
 
 
 def kept_shares(scores: NDArray[Any], rests: NDArray[Any], temperatures: Sequence[float]) -> NDArray[np.float64]:

@@ -64,6 +64,7 @@ class TrainLoader:
             a batch that grows.
         length_window: Group sequences of similar length into steps, within this many steps' sequences at a time
             (`LengthGroupedOrder`); None leaves the order as it is.
+        pad_to_multiple_of: What networks round tokens up to (`Batch.pad_to_multiple_of`).
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class TrainLoader:
         first_step: Callable[[], int] = lambda: 0,
         batch_tokens: int | StepValue | None = None,
         length_window: int | None = None,
+        pad_to_multiple_of: int = 8,
     ) -> None:
         _check_rank(rank, world_size)
         shares = num_shares(world_size, accumulate, None if batch_tokens is not None else batch_size)
@@ -101,7 +103,7 @@ class TrainLoader:
         self.num_workers = num_workers
         self._loading: dict[str, Any] = {"pin_memory": pin_memory, "timeout": worker_timeout}
         self._first_step = first_step
-        self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate)
+        self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate, pad_to_multiple_of)
 
     def __len__(self) -> int:
         """Micro-batches of this rank in one epoch."""
@@ -180,9 +182,10 @@ class EvalLoader:
 class _Steps(Dataset):
     """Item s is the list of one rank's micro-batches in step s."""
 
-    def __init__(self, dataset: SequenceDataset, plan: Plan, rank: int, world_size: int, accumulate: int) -> None:
-        self.dataset = dataset
-        self.plan = plan
+    def __init__(
+        self, dataset: SequenceDataset, plan: Plan, rank: int, world_size: int, accumulate: int, multiple: int
+    ) -> None:
+        self.dataset, self.plan, self.multiple = dataset, plan, multiple
         # one rank with 4 micro-batches, two with 2 and four with 1 cut a step in the same way
         self.shares = range(rank * accumulate, (rank + 1) * accumulate)
         self.num_shares = world_size * accumulate
@@ -193,6 +196,8 @@ class _Steps(Dataset):
         counts = [batch.counts for batch in batches]
         for batch in batches:
             batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}
+            for each in (batch, *batch.readings.values()):
+                each.pad_to_multiple_of = self.multiple
         return batches
 
 

@@ -74,6 +74,9 @@ class TextDataModule(LightningDataModule):
             only the sizes are compared.
         worker_timeout: Seconds to wait for a batch from the processes of `num_workers`, after which the run ends; 0
             waits for ever.
+        pad_to_multiple_of: Networks round the tokens of a micro-batch up to a multiple of this, by sequences that count
+            nothing, and the rows of its logits to one of a 32nd (8 at least), so that kernels meet few shapes. With a
+            number above `batch_tokens` for each micro-batch and `max_length` there is one shape; 1 adds nothing.
         eval_masking: Which positions to predict in evaluation, the same for all recipes unless it is set: None is 15 %
             of the tokens, all equally likely, 80/10/10; "as_training" takes `masking`. Without `masking` none are.
     """
@@ -101,6 +104,7 @@ class TextDataModule(LightningDataModule):
         num_processes: int | None = None,
         verify_corpus: bool = False,
         worker_timeout: float = WORKER_TIMEOUT,
+        pad_to_multiple_of: int = 8,
         eval_masking: MaskingStrategy | Literal["as_training"] | None = None,
     ) -> None:
         super().__init__()
@@ -118,6 +122,7 @@ class TextDataModule(LightningDataModule):
             "max_eval_sequences": max_eval_sequences,
             "batch_tokens": None if batch_tokens is None else extremes_of(batch_tokens)[0],
             "num_processes": num_processes,
+            "pad_to_multiple_of": pad_to_multiple_of,
         }
         for name, count in counts.items():
             if count is not None and count < 1:
@@ -140,7 +145,7 @@ class TextDataModule(LightningDataModule):
         self.max_length, self.batch_size = max_length, batch_size
         self.batch_tokens, self.length_window = batch_tokens, length_window
         self.eval_batch_size, self.max_eval_sequences = eval_batch_size, max_eval_sequences
-        self.validation_share = validation_share
+        self.validation_share, self.pad_to_multiple_of = validation_share, pad_to_multiple_of
         self.num_workers, self.worker_timeout, self.cache_dir = num_workers, worker_timeout, cache_dir
         self.filters, self.num_processes, self.verify_corpus = filters, num_processes, verify_corpus
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -389,6 +394,7 @@ class TextDataModule(LightningDataModule):
             first_step=lambda: trainer.global_step,
             batch_tokens=self.batch_tokens,
             length_window=self.length_window,
+            pad_to_multiple_of=self.pad_to_multiple_of,
             **self._rank_settings(),
         )
         limit = trainer.limit_train_batches

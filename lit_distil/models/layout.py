@@ -194,7 +194,18 @@ def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.
         return bias.masked_fill_(forbidden, torch.finfo(dtype).min / 2)
 
 
-@lru_cache(maxsize=4)  # teacher and student ask for the same layout, and batches of fixed length always do
+def filler_lengths(batch: Batch) -> tuple[int, ...]:
+    """Lengths of the sequences that fill a batch up to a multiple of tokens, none longer than its own."""
+    longest, num_missing = max(batch.lengths), -batch.num_tokens % batch.pad_to_multiple_of
+    return (longest,) * (num_missing // longest) + ((num_missing % longest,) if num_missing % longest else ())
+
+
+def row_filler(batch: Batch, num_rows: int) -> int:
+    """How many more rows of logits are computed, up to a multiple of a 32nd of the tokens' (of 8 at least)."""
+    return -num_rows % min(batch.pad_to_multiple_of, max(8, batch.pad_to_multiple_of // 32))
+
+
+@lru_cache(maxsize=8)  # teacher and student ask for the same layout, and batches of fixed length always do
 def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
     starts = np.concatenate([[0], np.cumsum(lengths)])
     slots = np.empty(starts[-1], dtype=np.int64)
@@ -299,17 +310,18 @@ class AttentionRecorder:
     Args:
         layers: The blocks to keep, from 1 to `num_layers`.
         num_layers: Blocks of the network.
+        num_tokens: T, those that count; what fills a batch up is left out.
 
     Raises:
         ValueError: The network has no such block.
     """
 
-    def __init__(self, layers: Collection[int], *, num_layers: int) -> None:
+    def __init__(self, layers: Collection[int], *, num_layers: int, num_tokens: int) -> None:
         missing = sorted(layer for layer in layers if not 1 <= layer <= num_layers)
         if missing:
             raise ValueError(f"attention_layers {missing}: the network has the blocks 1 to {num_layers}")
         self._wanted = frozenset(layers)
-        self._num_layers = num_layers
+        self._num_layers, self._num_tokens = num_layers, num_tokens
         self._num_calls = 0
         self._is_finished = False
         self._takes_gradient = torch.is_grad_enabled()
@@ -331,7 +343,7 @@ class AttentionRecorder:
                 f"queries, keys and values of block {self._num_calls} have no gradient under reentrant gradient "
                 "checkpointing; turn checkpointing on with use_reentrant=False, or leave it out"
             )
-        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, dim]
+        query, key, value = (one[0].transpose(0, 1)[: self._num_tokens] for one in (query, key, value))
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         self._states[self._num_calls] = AttentionStates(query, key, value, scaling=scaling, window=window)
 

@@ -7,10 +7,12 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
@@ -18,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.models.architectures import TASK_HEADS, Head, check_architecture, classes_for, head_of
 from lit_distil.models.attention import UNPADDED, choose_attention, leave_attention_uncompiled, supports_unpadded
-from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout
+from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout, filler_lengths, row_filler
 from lit_distil.models.positions import position_range, position_table
 from lit_distil.models.sources import sketching
 from lit_distil.types import Batch, EncoderOutput, Projection
@@ -158,7 +160,8 @@ class FlatNetwork(nn.Module):
         if attention_layers:
             if self.no_attention is not None:
                 raise ValueError(f"AttentionLoss and RelationLoss need queries, keys and values, {self.no_attention}")
-            recorder = inputs["attention_recorder"] = AttentionRecorder(attention_layers, num_layers=self.num_layers)
+            recorder = AttentionRecorder(attention_layers, num_layers=self.num_layers, num_tokens=batch.num_tokens)
+            inputs["attention_recorder"] = recorder
         captured: list[EncoderOutput] = []
 
         def choose_rows(module: nn.Module, args: Any, output: Any) -> Any:
@@ -184,17 +187,22 @@ class FlatNetwork(nn.Module):
         if isinstance(output, tuple):
             raise ValueError(f"{type(self.model).__name__} must return a ModelOutput with its logits, not a tuple")
         if recorder is not None:
-            captured[0].attention = recorder.finish(inputs["sequence_layout"].buckets)
+            layout = SequenceLayout.of(batch.lengths, device=batch.input_ids.device)  # without what fills it up
+            captured[0].attention = recorder.finish(layout.buckets)
         return output, captured[0]
 
     def _flat_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        inputs = {
+        num_tokens, filler = batch.num_tokens, filler_lengths(batch)
+        inputs: dict[str, Any] = {
             "input_ids": batch.input_ids,
             "position_ids": batch.position_ids + self._first_position,
             "token_type_ids": self._token_type_ids(batch),
-            "sequence_layout": SequenceLayout.of(batch.lengths, device=batch.input_ids.device),
         }
-        return {name: value for name, value in inputs.items() if value is not None}, lambda states: states[0]
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if filler:
+            inputs = {name: F.pad(value, (0, sum(filler))) for name, value in inputs.items()}
+        inputs["sequence_layout"] = SequenceLayout.of(batch.lengths + filler, device=batch.input_ids.device)
+        return inputs, lambda states: states[0, :num_tokens]
 
     def _padded_inputs(self, batch: Batch) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
         view, pad_id = PaddedView(batch), getattr(self.config, "pad_token_id", None)
@@ -282,9 +290,11 @@ class MaskedLMNetwork(FlatNetwork):
         if isinstance(rows, str) and rows != "all":
             raise ValueError(f"rows must be a tensor of positions, 'all' or None, got {rows!r}")
 
-        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, rows, hidden]
+        num_rows = len(rows) if isinstance(rows, Tensor) else None
+
+        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, rows, hidden], and more rows to fill them up
             if isinstance(rows, Tensor):
-                return hidden.index_select(0, rows)[None]
+                return hidden.index_select(0, F.pad(rows, (0, row_filler(batch, len(rows)))))[None]
             return hidden[None] if rows == "all" else hidden[None, :0]
 
         defers = rows is not None and not project and self._ends_in_projection is not False
@@ -292,9 +302,9 @@ class MaskedLMNetwork(FlatNetwork):
         with self._deferred_projection(enabled=defers) as captured:
             output, result = self._run(batch, select, **wanted)
         if rows is not None:
-            logits = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
+            logits = (output.prediction_logits if "prediction_logits" in output else output.logits)[0, :num_rows]
             if defers and self._is_deferred(captured, logits):
-                result.projection = captured[0]
+                result.projection = replace(captured[0], num_rows=num_rows)
             elif defers:
                 return self(batch, rows=rows, **wanted)
             else:

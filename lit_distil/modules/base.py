@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from lit_distil.files import short_hash
 from lit_distil.models import Head, MaskedLMNetwork
@@ -133,11 +132,6 @@ class EncoderModule(SavedModule):
     def vocabulary(self) -> Vocabulary:
         """Size and special ids of the data's tokenizer."""
         return self.data.vocabulary
-
-    @property
-    def config(self) -> PretrainedConfig:
-        """The network's Hugging Face configuration."""
-        return self.network.config
 
     # Steps
 

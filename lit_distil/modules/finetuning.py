@@ -306,7 +306,7 @@ class FineTuningModule(TaskModule):
         """The parameters that train; with `layer_decay`, each layer has its own factor of the learning rate."""
         if self.layer_decay is None or self.network is None:
             return super().optimizer_groups()
-        layers = layers_of_parameters(self.network.model, self.config.num_hidden_layers)
+        layers = layers_of_parameters(self.network.model, self.network.config.num_hidden_layers)
         named = {f"network.model.{name}": layer for name, layer in layers.items()}
         return layered_groups(self, named, decay=self.layer_decay)
 

@@ -241,13 +241,11 @@ def add_cross_entropy_gradient(
     is_counted = (labels != IGNORE_INDEX)[:, None]
     chosen = labels.clamp_min(0)[:, None]
     p = logits.softmax(dim=-1)
-    total = (logits.amax(-1, keepdim=True) - logits.gather(-1, chosen) - p.amax(-1, keepdim=True).log_()).mul_(
-        is_counted
-    )
+    values = logits.amax(-1, keepdim=True) - logits.gather(-1, chosen) - p.amax(-1, keepdim=True).log_()
     if gradient is not None:
         factor = is_counted.to(gradient.dtype).mul_(scale)
         gradient.addcmul_(p.to(gradient.dtype), factor).scatter_add_(-1, chosen, -factor)
-    return total.sum()
+    return values.mul_(is_counted).sum()
 
 
 def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
@@ -293,11 +291,8 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 def _check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape:
-        hint = (
-            "both models must share one vocabulary and see the same rows"
-            if what == "logits"
-            else "the widths must match, or be brought together by a projection (HiddenMSELoss has one)"
-        )
-        raise ValueError(
-            f"{what} of student {list(student.shape)} and teacher {list(teacher.shape)} differ in shape: {hint}"
-        )
+        hint = "the widths must match, or be brought together by a projection (HiddenMSELoss has one)"
+        if what == "logits":
+            hint = "both models must share one vocabulary and see the same rows"
+        shapes = f"{what} of student {list(student.shape)} and teacher {list(teacher.shape)}"
+        raise ValueError(f"{shapes} differ in shape: {hint}")

@@ -79,7 +79,10 @@ class VocabularyPass:
         Returns:
             `Σ scale · sum` with a graph to the student's hidden states and projection, and each term's sum without.
         """
-        total, sums = _Pass.apply(student.features, student.weight, student.bias, self, torch.is_grad_enabled())
+        tensors = [student.features, student.weight, student.bias]
+        if not torch.is_grad_enabled():  # which the pass cannot see
+            tensors = [one if one is None else one.detach() for one in tensors]
+        total, sums = _Pass.apply(*tensors, self, student.num_rows or len(student.features))
         return total, list(sums.unbind())
 
     def spans(self, start: int, end: int) -> dict[Positions, slice]:
@@ -101,15 +104,15 @@ class VocabularyPass:
         start, num_rows = teachers.rows.start + first, len(logits)
         spans = self.spans(start, start + num_rows)
         masked = spans["masked"].stop
-        labels = None if self.labels is None or not masked else _cut(self.labels, slice(start, start + masked))
+        labels = None if self.labels is None or not masked else self.labels[start : start + masked]
         padded = None if labels is None else F.pad(labels, (0, num_rows - masked), value=IGNORE_INDEX)
         given = {"masked": labels, "unmasked": None, "all": padded}
         for i, term in enumerate(self.terms):
             span = spans[term.objective.positions]
             if span.start < span.stop:
-                ours = _cut(logits, span)
+                ours = logits[span]
                 theirs = teachers.compared_with(term, slice(first + span.start, first + span.stop), ours)
-                into = _cut(gradient, span) if gradient is not None and term.scale else None
+                into = gradient[span] if gradient is not None and term.scale else None
                 rows = LogitRows(ours, theirs, given[term.objective.positions])
                 value = term.objective.add_gradient(rows, into, term.scale)
                 sums[i] = sums[i] + value if i in sums else value
@@ -117,10 +120,10 @@ class VocabularyPass:
             if self.labels is not None and (masked or not len(self.labels)):
                 # without a masked row, too, so that every rank counts the same things
                 shown = self.labels[:0] if labels is None else labels
-                self.observer(_cut(logits, spans["masked"]), teachers.mean(slice(first, first + masked)), shown)
+                self.observer(logits[spans["masked"]], teachers.mean(slice(first, first + masked)), shown)
             if masked < num_rows:
                 theirs = teachers.mean(slice(first + masked, first + num_rows))
-                self.observer(_cut(logits, spans["unmasked"]), theirs, None)
+                self.observer(logits[spans["unmasked"]], theirs, None)
 
 
 def rows_at_once(num_rows: int, row_bytes: int, device_type: str) -> tuple[int, int]:
@@ -136,42 +139,45 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, work: VocabularyPass, has_graph: bool
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, work: VocabularyPass, num_rows: int
     ) -> tuple[Tensor, Tensor]:
-        wants_features, wants_weight, wants_bias = (need and has_graph for need in ctx.needs_input_grad[:3])
+        wants_features, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         with_gradient = wants_features or wants_weight or wants_bias
         exact = wide(features.dtype)
-        begin, stop = work.needed(len(features))
-        step, part = rows_at_once(stop - begin, len(weight) * exact.itemsize, features.device.type)
-        student = _Projector(Projection(features, weight, bias), min(step, stop - begin))
-        teachers = _TeacherLogits(work, min(step, stop - begin))
+        begin, end = work.needed(num_rows)
+        end = len(features) if end == num_rows else end  # what fills them up is multiplied out, and counts nothing
+        step, part = rows_at_once(end - begin, len(weight) * exact.itemsize, features.device.type)
+        student = _Projector(Projection(features, weight, bias), min(step, end - begin))
+        teachers = _TeacherLogits(work, min(step, end - begin))
         gradients = _Gradients(
             features=torch.zeros_like(features, dtype=exact) if wants_features else None,
             weight=torch.zeros_like(weight, dtype=exact) if wants_weight else None,
             bias=torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None,
         )
-        buffer = features.new_empty(min(part, stop - begin) if with_gradient else 0, len(weight), dtype=exact)
+        buffer = features.new_empty(min(part, end - begin) if with_gradient else 0, len(weight), dtype=exact)
         sums: dict[int, Tensor] = {}
         with torch.autocast(features.device.type, enabled=False):  # the projectors set the precision
-            for start in range(begin, max(stop, begin + 1), step):
-                rows = slice(start, min(start + step, stop))
-                spans = work.spans(rows.start, rows.stop)
-                logits = student(rows)
+            for start in range(begin, max(end, begin + 1), step):
+                rows = slice(start, min(start + step, end))
+                spans = work.spans(start, min(rows.stop, max(start, num_rows)))
+                products = student(rows)
+                logits = products[spans["all"]]  # always a view, even of all: compiled terms tell the two apart
                 teachers.move_to(rows)
                 used = [spans[term.objective.positions] for term in work.terms if term.scale]
                 adds_gradient = with_gradient and any(span.start < span.stop for span in used)
-                magnitudes = logits.new_ones(len(logits), 1, dtype=exact) if logits.dtype == torch.float16 else None
+                magnitudes = products.new_ones(len(products), 1, dtype=exact) if logits.dtype == torch.float16 else None
                 for first in range(0, max(len(logits), 1), part):
                     few = slice(first, min(first + part, len(logits)))
-                    ours = _cut(logits, few)
-                    gradient = _cut(buffer, slice(0, len(ours))).zero_() if adds_gradient else None
+                    ours = logits[few]
+                    gradient = buffer[: len(ours)].zero_() if adds_gradient else None
                     work.look(ours, gradient, teachers, first, sums)
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
                         ours.copy_(gradient)  # these logits are not needed any more
                 if adds_gradient and len(logits):
-                    gradients.add(rows, logits, magnitudes, student)
+                    products[len(logits) :] = 0.0
+                    gradients.add(rows, products, magnitudes, student)
 
         ctx.gradients = (gradients.features, gradients.weight, gradients.bias)
         ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -193,11 +199,6 @@ class _Pass(torch.autograd.Function):
         scaled = (None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients)
         # rounded last: a loss scaler (float16) makes them large enough for it
         return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None, None)
-
-
-def _cut(tensor: Tensor, rows: slice) -> Tensor:
-    """Some rows; the tensor itself where that is all of them."""
-    return tensor if rows == slice(0, len(tensor)) else tensor[rows]
 
 
 @dataclass
@@ -275,7 +276,8 @@ class _Projector:
 
     def __call__(self, rows: slice) -> Tensor:
         """The logits of these rows; the next call writes over them."""
-        logits, features = _cut(self._buffer, slice(0, rows.stop - rows.start)), _cut(self.features, rows)
+        features = self.features[rows]
+        logits = self._buffer[: len(features)]
         for first, weight, bias in self._blocks:
             count, _, columns = weight.shape
             out = logits.as_strided((count, len(logits), columns), (columns, logits.stride(0), 1), first)
@@ -324,7 +326,7 @@ class _TeacherLogits:
         if isinstance(source, _Projector):
             if name not in self._logits:
                 self._logits[name] = source(self.rows)
-            return _cut(self._logits[name], few)
+            return self._logits[name][few]
         assert isinstance(source, TopLogits)
         rows = slice(self.rows.start + few.start, self.rows.start + few.stop)
         return source.logits(temperature, rows=rows, student=student)

@@ -90,6 +90,17 @@ def test_a_resume_at_any_step_gives_the_same_remaining_batches(accumulate):
     assert len(loader) == loader.plan.steps_per_epoch * accumulate
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_networks_round_up_to_changes_no_sample_and_no_mask(num_workers):
+    plain, filled = (
+        take(TrainLoader(make_dataset(), batch_size=8, num_workers=num_workers, pad_to_multiple_of=multiple), 9)
+        for multiple in (1, 640)
+    )
+    for one, other in zip(plain, filled, strict=True):
+        assert [batch.pad_to_multiple_of for batch in other] == [640] * len(other)
+        assert all(same(*pair) for pair in zip(one, other, strict=True))
+
+
 def test_workers_change_nothing_and_end_with_the_iteration():
     dataset = make_dataset(SegmentPair())
     expected = list(islice(TrainLoader(dataset, batch_size=4, accumulate=2), 9))
@@ -130,6 +141,7 @@ def with_shared_memory_of(size):
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"]
     if not is_alone or subprocess.run(["mount", "--make-rprivate", "/"]).returncode or subprocess.run(mount).returncode:
         os._exit(77)
+    torch.set_num_threads(1)  # OpenMP's threads are not in a fork, which would wait for them
     compare_with_and_without_workers()
 
 

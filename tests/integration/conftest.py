@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.processes import run_on_two_ranks
 from tests.workspace import KINDS, Workspace, ignore_rounding, shared, with_trainer, write_config
@@ -18,6 +20,15 @@ SHARDED = {
         "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
     },
 }
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as a rank has: products of other numbers of threads differ in their last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def probe(name: str, file: Path) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def two(shared_root: Path, workspace: Workspace) -> Path:
     return shared(shared_root, "two-ranks-of-tasks", make)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", TASKS)
 def test_two_ranks_validate_and_predict_like_one_process(
     name: str, two: Path, workspace: Workspace, tmp_path: Path

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_distil.models import layout as layout_module
-from lit_distil.models.layout import BUCKET_COST, MAX_WASTE, SequenceLayout
+from lit_distil.models.layout import BUCKET_COST, MAX_WASTE, SequenceLayout, filler_lengths, row_filler
+
+from .helpers import make_batch
 
 
 @settings(max_examples=60)
@@ -132,6 +134,19 @@ def test_layout_made_under_inference_mode_serves_training() -> None:
 
 def test_teacher_and_student_share_a_layout() -> None:
     assert SequenceLayout.of([3, 9]) is SequenceLayout.of((3, 9))
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=30), st.integers(1, 500), st.integers(0, 300))
+def test_a_batch_is_filled_up_by_sequences_no_longer_than_its_own(
+    lengths: list[int], multiple: int, num_rows: int
+) -> None:
+    batch = make_batch(tuple(lengths))
+    batch.pad_to_multiple_of = multiple
+    filler = filler_lengths(batch)
+    assert (sum(lengths) + sum(filler)) % multiple == 0 and sum(filler) < multiple
+    assert all(1 <= one <= max(lengths) for one in filler)
+    more = row_filler(batch, num_rows)
+    assert 0 <= more < min(multiple, max(8, multiple / 32)) and (num_rows > 0 or more == 0)
 
 
 @pytest.mark.parametrize("lengths", [[], [3, 0], [-1]])

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from lit_distil.models import MaskedLMNetwork, TaskNetwork
-from lit_distil.models.layout import AttentionRecorder
+from lit_distil.models.layout import AttentionRecorder, SequenceLayout
 from lit_distil.types import AttentionStates
 
 from .helpers import FLAT, LENGTHS, PADDED, make_batch, make_model, padded_inputs
@@ -151,10 +151,11 @@ def test_threads_that_share_a_network_do_not_see_each_others_states() -> None:
 
     def run(index: int) -> tuple[list[int], int, Tensor]:
         with torch.no_grad():
-            recorder = AttentionRecorder((index % 3 + 1,), num_layers=3)
-            inputs, _ = network._flat_inputs(batches[index])
+            batch = batches[index]
+            recorder = AttentionRecorder((index % 3 + 1,), num_layers=3, num_tokens=batch.num_tokens)
+            inputs, _ = network._flat_inputs(batch)
             network.model.base_model(**inputs, attention_recorder=recorder)
-            attention = recorder.finish(inputs["sequence_layout"].buckets)
+            attention = recorder.finish(SequenceLayout.of(batch.lengths).buckets)
         (states,) = attention.layers.values()
         return list(attention.layers), len(states.query), states.query
 

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_distil.models import MaskedLMNetwork, TaskNetwork
 
-from .helpers import ALL, FLAT, PADDED, make_batch, make_model, padded_inputs
+from .helpers import ALL, FLAT, LENGTHS, PADDED, make_batch, make_model, padded_inputs
 
 BATCH = make_batch()
 
@@ -80,6 +80,34 @@ def test_rows_and_hidden_states_are_those_of_the_full_run(name: str) -> None:
         close(ours, theirs[real])
     for result in (everything, chosen, nothing):
         close(result.last_hidden_state, expected.hidden_states[-1][real])
+
+
+@pytest.mark.parametrize("multiple", [8, 50, 400])
+@pytest.mark.parametrize("name", [*FLAT])
+def test_what_fills_a_batch_up_changes_nothing_that_counts(name: str, multiple: int) -> None:
+    """The sizes inside are multiples; outputs and gradients are those without."""
+    network, shapes = MaskedLMNetwork(make_model(name)), []
+    network.model.base_model.register_forward_hook(lambda _, __, output: shapes.append(output[0].shape[1]))
+    results = []
+    for each in (1, multiple):
+        batch = make_batch(segments=True)
+        batch.pad_to_multiple_of = each
+        request = {"output_hidden_states": True, "attention_layers": (1, 2)}
+        output = network(batch, rows=batch.masked_positions, project=False, **request)
+        logits = output.projection.logits()
+        assert output.hidden_states is not None and output.attention is not None
+        assert len(output.projection.features) % min(each, 8 if each < 300 else 12) == 0
+        states = [getattr(one, part) for one in output.attention.layers.values() for part in ("query", "value")]
+        gathered = [group.gather(states[0].transpose(0, 1)[None]) for group in output.attention.groups]
+        found = [logits, output.last_hidden_state, *output.hidden_states, *states, *gathered]
+        loss = F.cross_entropy(logits, batch.masked_labels) + output.last_hidden_state.square().mean()
+        weights = [one for one in network.parameters() if one.requires_grad]
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        results.append(found + [one for one in gradients if one is not None])
+    assert shapes == [sum(LENGTHS), -(-sum(LENGTHS) // multiple) * multiple]
+    assert len(results[0]) == len(results[1])
+    for filled, plain in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(filled, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "deberta"])

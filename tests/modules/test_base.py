@@ -156,8 +156,8 @@ def test_head_has_the_tasks_labels(workspace: Workspace, tmp_path: Path) -> None
     )
     module = FineTuningModule(Pretrained(workspace.teacher), optimizer=partial(AdamW, lr=1e-3))
     make_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)
-    assert module.config.id2label == {0: "code", 1: "prose", 2: "verse"}
-    assert module.config.problem_type == "single_label_classification"
+    assert module.network.config.id2label == {0: "code", 1: "prose", 2: "verse"}
+    assert module.network.config.problem_type == "single_label_classification"
 
 
 def test_evaluation_data_without_masking_cannot_be_predicted_on(workspace: Workspace, tmp_path: Path) -> None:

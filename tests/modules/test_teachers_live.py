@@ -70,7 +70,7 @@ def test_a_live_network_goes_on_in_pretraining_and_gets_a_new_head_in_fine_tunin
     assert_equal(found, trained(expected, workspace, tmp_path))
     module = FineTuningModule(network, optimizer=partial(AdamW, lr=0.0))
     make_trainer(tmp_path, max_steps=1).fit(module, datamodule=task_data(workspace))
-    assert module.config.id2label == {0: "code", 1: "prose", 2: "verse"}
+    assert module.network.config.id2label == {0: "code", 1: "prose", 2: "verse"}
     assert_equal(weights_of(module.network.model.roberta), weights_of(network.roberta))  # type: ignore[union-attr]
 
 

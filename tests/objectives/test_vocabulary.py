@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,21 @@ def test_every_objective_gives_its_loss_and_gradients(name: str) -> None:
     assert expected.item() > 0 and not sums[0].requires_grad
     for ours, theirs in zip(gradients(loss, student), gradients(expected, student), strict=True):
         assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows_a_piece", [1, 3, 4, ROWS, 50])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_that_fill_a_pass_up_count_nothing(name: str, rows_a_piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "rows_at_once", lambda *_: (rows_a_piece, min(rows_a_piece, 2)))
+    student, teacher = make_projection(1), make_projection(2, width=9)
+    results = []
+    for more in (0, 5):
+        filled = [replace(one, features=F.pad(one.features, (0, 0, 0, more), value=7.0)) for one in (student, teacher)]
+        given, taught = (replace(one, num_rows=ROWS) for one in filled)
+        loss, sums = VocabularyPass([RowTerm(OBJECTIVES[name], 0.37)], labels(), {"t": taught})(given)
+        results.append([loss, sums[0], given.logits(), *gradients(loss, student)])
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
