@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="measure none but these")
     parser.add_argument("--only_pages", action="store_true", help="measure nothing")
     options = parser.parse_args()
+    if unknown := {*options.again, *(options.only or [])} - {*TRAINING, *SCRIPTS}:
+        parser.error(f"there is no {sorted(unknown)[0]!r}; there are {', '.join([*TRAINING, *SCRIPTS])}")
     for name in [*TRAINING, *SCRIPTS]:
         file = RESULTS / f"{name}.json"
         is_wanted = name in options.again or not file.exists()

@@ -176,6 +176,7 @@ def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool
             "overwrite=True)"
         )
     for file in files:
+        check_writable(file.parent, field)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,7 +1,8 @@
-"""Processes that a command starts and waits for: they end with it, also when it is told to stop."""
+"""Processes that a command starts and waits for: they end with it, also when it is told to stop, or killed."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from types import FrameType
 from typing import Any
 
 _STOPPING = threading.Event()  # set once the command is told to stop
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @contextmanager
@@ -41,13 +44,15 @@ def run_process(
 ) -> subprocess.CompletedProcess[str]:
     """Run a process to its end; under `ending_processes` a signal ends it, in whichever thread it was started.
 
+    Where this process is killed and can end nothing, Linux tells the other to stop, so that no training goes on alone.
+
     Args:
         command: Its words.
         seconds: After these it is ended.
         options: See `subprocess.Popen`.
     """
     end = time.monotonic() + seconds
-    with subprocess.Popen(command, text=True, **options) as child:
+    with subprocess.Popen(command, text=True, preexec_fn=_end_with_parent, **options) as child:
         said = errors = ""
         try:
             while not _STOPPING.is_set() and time.monotonic() < end:
@@ -59,3 +64,8 @@ def run_process(
         finally:
             child.terminate()  # does nothing to one that has ended
     return subprocess.CompletedProcess(command, child.returncode, said, errors)
+
+
+def _end_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -137,6 +137,7 @@ class EvalLoader:
         num_workers: Processes that make batches ahead; 0 makes them in this process.
         pin_memory: Whether batches are put in page-locked memory.
         worker_timeout: Seconds to wait for a batch from the workers; 0 waits for ever.
+        pad_to_multiple_of: What networks round tokens up to (`Batch.pad_to_multiple_of`).
         sort_by_length: Whether to sort by length, longest first, so that what does not fit in memory fails at once.
 
     Raises:
@@ -153,6 +154,7 @@ class EvalLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         worker_timeout: float = WORKER_TIMEOUT,
+        pad_to_multiple_of: int = 8,
         sort_by_length: bool = False,
     ) -> None:
         _check_rank(rank, world_size)
@@ -167,7 +169,7 @@ class EvalLoader:
         multiple = 8 if 8 % world_size == 0 and len(dataset) >= 8 else world_size  # 1, 2, 4 and 8 ranks cut alike
         # at least one sample in every batch, and the same number of batches for every rank
         num_rounds = min(math.ceil(len(dataset) / (multiple * batch_size)), len(dataset) // multiple)
-        self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size)
+        self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size, pad_to_multiple_of)
         self.num_workers = num_workers
         self._loading: dict[str, Any] = {"pin_memory": pin_memory, "timeout": worker_timeout}
 
@@ -196,18 +198,24 @@ class _Steps(Dataset):
         counts = [batch.counts for batch in batches]
         for batch in batches:
             batch.step_counts = {kind: sum(count[kind] for count in counts) for kind in counts[0]}
-            for each in (batch, *batch.readings.values()):
-                each.pad_to_multiple_of = self.multiple
+            _filled(batch, self.multiple)
         return batches
+
+
+def _filled(batch: Batch, multiple: int) -> Batch:
+    """The batch, which networks will round up to this, as they will its readings."""
+    for each in (batch, *batch.readings.values()):
+        each.pad_to_multiple_of = multiple
+    return batch
 
 
 class _FixedBatches(Dataset):
     """All samples in `num_batches` batches of about equal size, in epoch 0; a rank has every n-th of them."""
 
     def __init__(
-        self, dataset: SequenceDataset, num_batches: int, order: Ints | None, rank: int, world_size: int
+        self, dataset: SequenceDataset, num_batches: int, order: Ints | None, rank: int, world_size: int, multiple: int
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.multiple = dataset, multiple
         self.order = order  # None is the data's own order, which needs no memory
         self.numbers = range(rank, num_batches, world_size)
         # if it does not divide evenly, the first batches have one more
@@ -222,7 +230,7 @@ class _FixedBatches(Dataset):
         samples = np.arange(start, start + self.size + (number < self.num_larger))
         if self.order is not None:
             samples = self.order[samples]
-        return self.dataset.batch(samples, np.zeros_like(samples))
+        return _filled(self.dataset.batch(samples, np.zeros_like(samples)), self.multiple)
 
 
 @dataclass(frozen=True)

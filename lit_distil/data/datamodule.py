@@ -75,8 +75,8 @@ class TextDataModule(LightningDataModule):
         worker_timeout: Seconds to wait for a batch from the processes of `num_workers`, after which the run ends; 0
             waits for ever.
         pad_to_multiple_of: Networks round the tokens of a micro-batch up to a multiple of this, by sequences that count
-            nothing, and the rows of its logits to one of a 32nd (8 at least), so that kernels meet few shapes. With a
-            number above `batch_tokens` for each micro-batch and `max_length` there is one shape; 1 adds nothing.
+            nothing, so that kernels meet few shapes; 1 adds nothing. See "Few shapes" in the documentation. Evaluation
+            takes 8 at most.
         eval_masking: Which positions to predict in evaluation, the same for all recipes unless it is set: None is 15 %
             of the tokens, all equally likely, 80/10/10; "as_training" takes `masking`. Without `masking` none are.
     """
@@ -156,6 +156,11 @@ class TextDataModule(LightningDataModule):
         """Tokenizers of teachers that read the same texts in their own tokens, by the teachers' names."""
         self._content: str | None = None
         self._tokenizer, self._tokenizer_revision = tokenizer, tokenizer_revision
+        if pad_to_multiple_of > max(2 * (self.step_capacity + max_length), 8):
+            raise ValueError(
+                f"data.pad_to_multiple_of: {pad_to_multiple_of:,} tokens would be filler for the most part, because a "
+                f"step has at most {self.step_capacity:,}; take less"
+            )
 
     # Checks before work
 
@@ -426,7 +431,12 @@ class TextDataModule(LightningDataModule):
         return next((split for split in STAND_INS if split in self.datasets), "test")
 
     def _eval_loader(self, split: str) -> EvalLoader:
-        return EvalLoader(self._dataset(split), batch_size=self.eval_batch_size, **self._rank_settings())
+        return EvalLoader(
+            self._dataset(split),
+            batch_size=self.eval_batch_size,
+            pad_to_multiple_of=min(self.pad_to_multiple_of, 8),
+            **self._rank_settings(),
+        )
 
     def _rank_settings(self) -> dict[str, Any]:
         trainer = self.trainer

@@ -100,6 +100,23 @@ def test_what_no_peer_does_is_refused_before_anything_is_timed(workspace: Worksp
     config["model"]["init_args"]["objectives"]["logits"] = {"class_path": "lit_distil.objectives.LogitMSELoss"}
     with pytest.raises(ValueError, match=r"compare: the peer of DistillationModule has .* and no 'logits'"):
         run_with(config, tmp_path / "b", callback("Prepare", folder=str(tmp_path)))
+    ramp = {"class_path": "lit_distil.schedules.LinearRamp", "init_args": {"start": 1.0, "end": 2.0, "steps": 5}}
+    soft = {"class_path": "lit_distil.objectives.SoftTargetLoss"}
+    for number, (settings, message) in enumerate(
+        [
+            ({"soft": soft, "again": soft}, "compare: the peer has one SoftTargetLoss; leave 'again' out"),
+            ({"soft": {**soft, "init_args": {"top": 3}}}, "whole vocabulary.* leave `top` out"),
+            ({"soft": {**soft, "init_args": {"positions": "unmasked"}}}, "set `positions: all` or `masked`"),
+            ({"soft": {**soft, "init_args": {"temperature": ramp}}}, "temperature of 'soft' changes over the steps"),
+        ]
+    ):
+        config = workspace.distillation()
+        config["model"]["init_args"]["objectives"] = settings
+        with pytest.raises(ValueError, match=message):
+            run_with(config, tmp_path / f"soft-{number}", callback("Prepare", folder=str(tmp_path)))
+    writes = callback("Prepare", folder=str(tmp_path))
+    with pytest.raises(ValueError, match="peers train in 32-true, bf16-mixed or 16-mixed, and not in bf16-true"):
+        run_with(workspace.pretraining(), tmp_path / "e", writes, precision="bf16-true")
     config = workspace.pretraining()
     config["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
     with pytest.raises(ValueError, match=r"compare: peers take AdamW, and model\.optimizer is SGD"):
@@ -153,7 +170,7 @@ def test_results_are_medians_and_ratios_are_those_of_the_pairs() -> None:
     assert result["settings"]["tokens_per_step"] == 200
     assert table_of(result)[1:] == [
         ["lit_distil, 32-true, medium", "120", "60", "60 %", "1,000", ""],
-        ["transformers' Trainer, 32-true, highest", "40", "20", "20 %", "1,000", "3.00 times"],
+        ["transformers' Trainer, 32-true, highest", "40", "20", "20 %", "1,000", "3.00 times as fast"],
     ]
 
 
@@ -178,7 +195,7 @@ def test_another_file_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"out: .*file cannot be made \(.*\); give another path"):
+    with pytest.raises(ValueError, match=r"out: .*file is a file; give another folder"):
         training.run(["--config", "x.yaml", "--out", str(tmp_path / "file" / "speed.json")])
 
 

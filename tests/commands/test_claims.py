@@ -33,6 +33,7 @@ from lit_distil.commands.claims.pages import claim_page, write_claim_pages
 from lit_distil.commands.claims.verdicts import (
     CLAIM,
     Effect,
+    Measured,
     effect_by_seed,
     files_of,
     load_claim,
@@ -452,6 +453,52 @@ def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
     assert [one["arm"] for one in read_results(claim, tmp_path / "results").results] == ["small", "large"]
     (folder / "large.yaml").write_text("model: {init_args: {network: {init_args: {seed: 2}}}}")
     assert [one["arm"] for one in read_results(load_claim(folder), tmp_path / "results").results] == ["small"]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"arm": "sm', "[]", "{}", '{"arm": "small", "seed": 1, "metrics": {"val/loss": NaN}}']
+)
+def test_a_damaged_result_is_named(content: str, tmp_path: Path) -> None:
+    folder = write_claim(tmp_path / "configs")
+    write_result(tmp_path, "small", 1, 3.0, recipe="r")
+    (tmp_path / "results/size/large-seed-1.json").write_text(content)
+    with pytest.raises(ValueError, match=r"large-seed-1\.json: this is no result of a claim, or it is damaged"):
+        read_results(load_claim(folder), tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("overs: {}", "'overs' is no part of a scale"), ("", "it is no mapping")]
+)
+def test_a_scale_that_says_nothing_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        command.claims(["dynamic"], scale=str(tmp_path / "mine.yaml"), runs=str(tmp_path / "runs"), estimate="cpu")
+
+
+def test_another_scale_or_text_has_results_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[str] = []
+
+    def read(claim: Any, folder: Path) -> Measured:
+        seen.append(str(folder))
+        return Measured(claim, [])
+
+    monkeypatch.setattr(command, "read_results", read)
+    for settings in ({}, {"scale": "gpu"}, {"text": "novels.txt"}, {"scale": "gpu", "out": "mine"}):
+        command.claims(["dynamic", "dynamic"], only_pages=True, **settings)
+    assert seen == ["results/claims", "results/claims-gpu", "results/claims-text", "mine"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["claims-gpu", "claims-text"]
+    with pytest.raises(ValueError, match="docs: there is no folder 'nowhere'"):
+        command.claims(["dynamic"], only_pages=True, docs="nowhere")
+
+
+def test_the_documentation_keeps_all_claims_when_one_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    command.claims(["dynamic"], out=str(tmp_path), only_pages=True, docs=str(tmp_path / "docs"))
+    page = (tmp_path / "docs/claims.md").read_text()
+    assert all(f"(claims/{claim.parent.name}.md)" in page for claim in CLAIMS.glob(f"*/{CLAIM}"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

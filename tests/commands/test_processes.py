@@ -51,3 +51,21 @@ def test_a_signal_ends_the_process_and_the_command(number: int, in_thread: bool,
 def test_a_process_that_takes_too_long_is_ended() -> None:
     done = run_process([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.2)
     assert done.returncode == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not tell a process that its parent has ended")
+def test_a_killed_command_leaves_no_process_behind(tmp_path: Path) -> None:
+    waits = f"trap 'touch {tmp_path}/ended; exit 0' TERM; touch {tmp_path}/begun; while :; do sleep 0.05; done"
+    script = f"from lit_distil.commands.processes import run_process; run_process(['sh', '-c', {waits!r}])"
+    command = subprocess.Popen([sys.executable, "-c", script])
+    wait_for(tmp_path / "begun")
+    command.kill()
+    command.wait()
+    wait_for(tmp_path / "ended")
+
+
+def wait_for(file: Path, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, f"{file} did not come"
+        time.sleep(0.02)

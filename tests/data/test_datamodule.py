@@ -487,6 +487,13 @@ def test_a_run_whose_workers_hang_ends_with_the_way_out(workspace, tmp_path, com
     assert not [each for each in multiprocessing.active_children() if each not in others]
 
 
+def test_a_multiple_that_would_be_filler_for_the_most_part_is_refused(made):
+    with pytest.raises(ValueError, match=r"data\.pad_to_multiple_of: 1,000,000 tokens would be filler .* at most "):
+        text_data(made, pad_to_multiple_of=1_000_000)
+    with pytest.raises(ValueError, match=r"data\.pad_to_multiple_of must be at least 1"):
+        text_data(made, pad_to_multiple_of=0)
+
+
 @pytest.mark.parametrize("timeout", [-1.0, float("inf"), float("nan")])
 def test_a_timeout_that_is_none_is_refused(made, timeout):
     with pytest.raises(ValueError, match=r"data\.worker_timeout must be 0 or more seconds"):

@@ -19,7 +19,7 @@ from lit_distil.commands.benchmark.latency import (
     time_texts,
 )
 from lit_distil.commands.pages import Section, check_pages, to_markdown, write_pages
-from lit_distil.console import Table, progress_bar, text_table
+from lit_distil.console import Table, bullets, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
 from lit_distil.pieces import call_command
@@ -117,8 +117,22 @@ def benchmark(
         write_pages(Path(out, "latency"), _TITLE, sections, {**numbers, "published": published})
 
 
+_KINDS = {
+    "training": "how fast a configuration trains here, alone or beside transformers' Trainer, and where a step goes",
+    "estimate": "what a configuration would take on a GPU: hours, memory, the largest micro-batch",
+    "inference": "parameters, size, latency and throughput of exported networks; its options follow",
+}
+
+
 def run(arguments: list[str]) -> None:
     """`benchmark training` and `benchmark estimate`, or else `benchmark inference`, whose name may be left out."""
+    first = arguments[0] if arguments else "--help"
+    if not first.startswith("-") and first not in _KINDS:
+        raise ValueError(f"benchmark: no benchmark {first!r}; there are {', '.join(_KINDS)}")
+    if first in ("-h", "--help"):
+        print("There are three benchmarks, each with a --help of its own:")
+        print(bullets([f"lit-distil benchmark {kind}: {text}" for kind, text in _KINDS.items()]), end="\n\n")
+        arguments = ["inference", "--help"]
     if arguments[:1] in (["training"], ["estimate"]):
         importlib.import_module(f"lit_distil.commands.benchmark.{arguments[0]}").run(arguments[1:])
     else:

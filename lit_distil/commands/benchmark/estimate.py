@@ -214,6 +214,12 @@ class Chain:
             self.notes[f"data.batch_tokens grows over the steps; each is counted with {tokens:,}, its most"] = None
         micro_batches, devices = trainer.accumulate_grad_batches or 1, _num_devices(trainer, self.num_devices)
         num_shares(devices, micro_batches, data.batch_size if data.batch_tokens is None else None)
+        share = tokens / (devices * micro_batches)
+        filled = math.ceil(share / data.pad_to_multiple_of) * data.pad_to_multiple_of / share
+        if filled > 1.01:
+            self.notes[f"data.pad_to_multiple_of makes {share:,.0f} tokens of a micro-batch {filled * share:,.0f}"] = (
+                None
+            )
         lengths = [data.max_length] * round(tokens / data.max_length)
         rate = extremes_of(getattr(data.masking, "rate", 1.0))[1]
         rows = tokens if data.task is not None or module.terms.need_all_rows else round(rate * tokens)
@@ -233,10 +239,10 @@ class Chain:
             length=data.max_length,
             steps=self._steps(trainer, data, tokens),
             tokens=tokens,
-            flops=sum(NetworkFlops(network)(lengths, rows) for network in (trained, *teachers)),
+            flops=filled * sum(NetworkFlops(network)(lengths, rows) for network in (trained, *teachers)),
             parameters=trains,
             fixed=(18 if is_half else 16) * trains + of_teacher * frozen,
-            per_token=kept * trained.config.hidden_size + logits,
+            per_token=filled * (kept * trained.config.hidden_size + logits),
             micro_batches=micro_batches,
             devices=devices,
             precision=precision,
@@ -390,7 +396,10 @@ def run(arguments: list[str]) -> None:
     if options.commands is not None:
         if settings:
             raise ValueError(f"commands: give them or the options of a run, not both ({settings[0]})")
-        text = sys.stdin.read() if options.commands == "-" else Path(options.commands).read_text(encoding="utf-8")
+        try:
+            text = sys.stdin.read() if options.commands == "-" else Path(options.commands).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"commands: {options.commands} cannot be read ({error.strerror})") from None
         lines = [shlex.split(line) for line in text.splitlines() if line.startswith("lit-distil ")]
         print(text.rstrip(), end="\n\n")
         commands = [words[1:] for words in lines]

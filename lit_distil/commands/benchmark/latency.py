@@ -387,11 +387,17 @@ def _cpu_model() -> str:
 
 
 def _git_commit() -> str | None:
+    """The commit, and `+changes` if the tree differs from it in more than what runs write."""
+    rest = [":/", *(f":(top,exclude){name}" for name in ("results", "docs", "README.md"))]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        done, changed = (
+            subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=False)
+            for words in (["rev-parse", "HEAD"], ["diff", "--quiet", "HEAD", "--", *rest])
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    commit = done.stdout.strip() if done.returncode == 0 else ""
+    return commit + "+changes" * (changed.returncode == 1) if commit else None
 
 
 def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = "cpu") -> float:

@@ -223,7 +223,9 @@ class Prepare(Callback):
             raise ValueError("compare: peers have one learning rate for all layers; leave model.layer_decay out")
         schedulers: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         factor = schedulers[0].lr_lambdas[0] if schedulers else lambda step: 1.0
-        precision = str(trainer.precision).partition("-")[0]
+        precision, _, kind = str(trainer.precision).partition("-")
+        if precision == "64" or (precision != "32" and kind == "true"):
+            raise ValueError(f"compare: peers train in 32-true, bf16-mixed or 16-mixed, and not in {trainer.precision}")
         settings |= {
             "classes": classes,
             "frozen": [name for name, each in module.network.model.named_parameters() if not each.requires_grad],
@@ -274,6 +276,13 @@ def _way_of(module: Any) -> dict[str, Any]:
     if other := [name for name, one in objectives.items() if type(one) not in known]:
         names = ", ".join(kind.__name__ for kind in known)
         raise ValueError(f"compare: the peer of {type(module).__name__} has {names} and no {other[0]!r}; leave it out")
+    for name, one in objectives.items():
+        if scheduled := next(iter(one.current_values), None):
+            raise ValueError(
+                f"compare: {scheduled} of {name!r} changes over the steps, and the peer's stays; give a number"
+            )
+        if twice := [other for other in objectives if other != name and type(objectives[other]) is type(one)]:
+            raise ValueError(f"compare: the peer has one {type(one).__name__}; leave {twice[0]!r} out")
     if known is not kinds[DistillationModule]:
         if scaled := [name for name, one in objectives.items() if one.weight != 1]:
             raise ValueError(f"compare: Trainer has no weights of losses; set that of {scaled[0]!r} to 1")
@@ -283,6 +292,11 @@ def _way_of(module: Any) -> dict[str, Any]:
     soft, cosine = by_name.get("soft"), by_name.get("cosine")
     if cosine is not None and cosine.positions != "all":
         raise ValueError("compare: the authors' step compares hidden states at all tokens; set `positions: all`")
+    if soft is not None and (soft.positions == "unmasked" or soft.top is not None):
+        raise ValueError(
+            "compare: the authors' step takes soft targets of the whole vocabulary, at all tokens or at the masked "
+            "ones; set `positions: all` or `masked`, and leave `top` out"
+        )
     return {
         "way": "authors",
         "objectives": {name: one.weight for name, one in by_name.items()},
@@ -483,9 +497,11 @@ def table_of(result: dict[str, Any]) -> Table:
         if (found := result[way]) is None:
             continue
         row = [titles[way], *(f"{found[name]:,.0f}" for name in ("tokens_per_second", "tokens_per_cpu_second"))]
-        row.append(f"{100 * found['mfu']:.0f} %")
+        row.append(f"{100 * found['mfu']:.{0 if found['mfu'] >= 0.095 else 1}f} %")
         row += [f"{100 * found['mfu_of_data_sheet']:.0f} %"] if has_sheet else []
-        rows.append([*row, f"{found['peak_memory'] / 1e6:,.0f}", "" if ratio is None else f"{result[ratio]:.2f} times"])
+        rows.append(
+            [*row, f"{found['peak_memory'] / 1e6:,.0f}", "" if ratio is None else f"{result[ratio]:.2f} times as fast"]
+        )
     return rows
 
 
@@ -506,6 +522,19 @@ def _notes(result: dict[str, Any]) -> list[str]:
             f"loss of the first step: ours {ours['first_loss']:.5f}, theirs {result['peer']['first_loss']:.5f} "
             "(the same network and data; where there is dropout, it draws other values)"
         )
+        lines.append(
+            "`ours is`: how many times as fast by the clock; "
+            + " and ".join(
+                f"{result[name]:.2f} times"
+                for name in ("ratio_of_cpu_seconds", "ratio_same_precision_of_cpu_seconds")
+                if result[name] is not None
+            )
+            + " by CPU seconds, which count less of what else the machine does"
+        )
+        if ours_alone := [
+            name for name in ("compile", "activation_checkpointing") if f"--model.{name}" in " ".join(settings["fit"])
+        ]:
+            lines.append(f"model.{ours_alone[0]} is ours alone: peers do without")
     return [*lines, *hardware_lines(result["hardware"])[:1]]
 
 

@@ -30,7 +30,7 @@ from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
 from lit_distil.commands.claims.pages import summary_table, write_claim_pages
-from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, read_results
+from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, load_result, read_results
 from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars
@@ -125,7 +125,11 @@ def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None 
         ValueError: The scale names a base, an arm or a claim that is none.
     """
     size = {} if scale is None else yaml.safe_load(scale.read_text(encoding="utf-8"))
-    times, over, arms, more, anew = (size.get(name, {}) for name in ("times", "over", "arms", "bases", "claims"))
+    parts = ("times", "over", "arms", "bases", "claims")
+    if not isinstance(size, dict) or (wrong := sorted(size.keys() - {*parts})):
+        found = f"{wrong[0]!r} is no part of a scale" if isinstance(size, dict) else "it is no mapping"
+        raise ValueError(f"{scale}: {found}; a scale has {', '.join(parts)}")
+    times, over, arms, more, anew = (size.get(name, {}) for name in parts)
     bases, claims = sorted(root.glob("*.yaml")), sorted(root.glob(f"*/{CLAIM}"))
     known = {"every", *(file.stem for file in bases), *(f"{file.parent.name}/{file.stem}" for file in root.glob("*/*"))}
     known |= {file.parent.name for file in claims}
@@ -209,6 +213,8 @@ def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
     that are `followed`, the values at earlier validations stand in `validations`.
     """
     speeds, tokens = (run.metrics.get(f"train/{name}", {}) for name in ("tokens_per_second", "tokens_per_step"))
+    if not speeds:
+        raise ValueError(f"claims: {run.folder} logged no step; take more than trainer.log_every_n_steps")
     steps = [0, *sorted(speeds)]
     seconds = sum((b - a) * tokens[b] / speeds[b] for a, b in pairwise(steps))
     last = run.step("end")
@@ -240,8 +246,8 @@ def claims(
     names: list[str] | None = None,
     seeds: int = 3,
     jobs: int = 2,
-    out: str = "results/claims",
-    runs: str = "runs/claims",
+    out: str | None = None,
+    runs: str | None = None,
     configs: str | None = None,
     docs: str | None = None,
     only_pages: bool = False,
@@ -255,24 +261,29 @@ def claims(
         names: Claims, by the names of their folders; none for all.
         seeds: How many seeds each arm has: 1, 2, and so on.
         jobs: Runs side by side, with one thread each.
-        out: Where a small JSON file of each run goes.
-        runs: Where the runs go.
+        out: Where a small JSON file of each run goes; None for results/claims, or results/claims-SCALE.
+        runs: Where the runs go; None for runs/claims, or runs/claims-SCALE.
         configs: Folder of the claims; None for those that come with the package.
         docs: Folder of pages to write: claims.md and one page for each claim; None writes none.
         only_pages: Run nothing; print the table of what is in `out`, and write the pages if `docs` names a folder.
         scale: Another size, such as gpu, or another network (minilm): a file of `scales/` beside the claims, or of your
-            own. Give it an `out` and `runs` of its own.
-        text: Text file to pretrain and distil on in place of docstrings, a tenth of it held out; give it an `out` and
-            `runs` of its own too. Claims that cut the text keep theirs.
+            own.
+        text: Text file to pretrain and distil on in place of docstrings, a tenth of it held out. Claims that cut the
+            text keep theirs. Without `scale`, results and runs go to claims-text.
         estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100; or cpu.
     """
     if seeds < 1 or jobs < 1:
         raise ValueError(f"{'seeds' if seeds < 1 else 'jobs'} must be at least 1, got {min(seeds, jobs)}")
-    root, target = Path(configs) if configs else recipes_folder() / "claims", Path(out)
+    root = Path(configs) if configs else recipes_folder() / "claims"
+    name = "claims" + (f"-{Path(scale).stem}" if scale is not None else "-text" if text is not None else "")
+    target, runs = Path(out or f"results/{name}"), runs or f"runs/{name}"
+    if docs is not None and not Path(docs).is_dir():
+        raise ValueError(f"docs: there is no folder {docs!r}; make it first, or give another")
     if scale is not None or text is not None:
         file = None if scale is None else _scale_file(root / "scales", scale)
         root = write_scaled(root, file, Path(runs) / "configs", text=text)
-    chosen = [load_claim(root / name) for name in names or sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))]
+    everyone = sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))
+    chosen = [load_claim(root / name) for name in dict.fromkeys(names or everyone)]
     if estimate is not None:
         planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
         missing = [
@@ -286,8 +297,8 @@ def claims(
             planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
             _run_all(planned, jobs, target, {claim.name: claim for claim in chosen})
     measured = [read_results(claim, target) for claim in chosen]
-    if docs is not None:
-        write_claim_pages(measured, Path(docs))
+    if docs is not None:  # the table is of all claims, whichever were asked for
+        write_claim_pages([read_results(load_claim(root / name), target) for name in everyone], Path(docs))
     print(markdown_table(summary_table(measured)))
 
 
@@ -379,7 +390,7 @@ def _result_file(out: Path, claim: str, arm: str, seed: int) -> Path:
 def _has_result(out: Path, claim: str, arm: str, seed: int, recipe: str) -> bool:
     """Whether the result is there, and of this recipe."""
     file = _result_file(out, claim, arm, seed)
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("recipe") == recipe
+    return file.is_file() and load_result(file).get("recipe") == recipe
 
 
 def _made_with() -> dict[str, Any]:

@@ -17,13 +17,16 @@ from lit_distil.files import write_file
 _INTRODUCTION = """\
 # The papers' claims
 
-Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is taken for
-each seed by itself, and its 95 % interval is that of the mean over the seeds (Student's t). A claim *holds* if the
-whole interval lies above the margin that its file states beforehand, it *does not hold* if the interval lies below, and
-it is *undecided at this size* otherwise. Where an effect came later than the first runs, its page says so. The interval
-of an accuracy also counts that other test rows would give another one. The *deciding effect* is the first whose verdict
-is that of the claim. These pages are made from `results/claims`, which the runs write:
-`lit-distil claims --only_pages true --docs docs`.
+Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is computed for
+each seed, and its 95 % interval is that of the mean over the seeds (Student's t). An effect *holds* if the whole
+interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
+at this size* otherwise. A claim holds if all its effects do, and does not hold if one does not. Margins were set before
+the first run; a page says which effects came later. The interval of an accuracy includes the sampling of its test rows.
+The *deciding effect* is the first whose verdict is that of the claim.
+
+A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
+`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`. Results of before 29 November
+2026 name the commit at which they were written, which may be later than that of the training.
 """
 
 _LARGER = """\
@@ -33,9 +36,9 @@ _LARGER = """\
 (`configs/claims/scales/gpu.yaml`), four runs side by side, and goes on like the others when it was stopped. Its results
 go to `results/claims-gpu`. For soft targets these are 36 runs with 215M tokens and 21,000 steps. Their 6.7 PFLOP would
 take an H100 19 seconds at an MFU of 35 %, but networks of this size do not reach that: the host has to start the
-kernels of each step. At 20 ms a step, one run after the other, it is 7 minutes, an MFU of 1.6 %. Starting 36 processes
-takes some 15 seconds each, four at a time: 2 minutes if none of it were hidden, so 9 in all.
-`make claims-gpu DRY=H100` prints the table behind this, for any claim. It has not been run on a GPU yet.
+kernels of each step. At 20 ms a step the 21,000 steps take 7 minutes, an MFU of 1.6 %. Each of the 36 processes takes
+some 15 seconds to start, four at a time: 2 minutes more. `make claims-gpu DRY=H100` prints the table behind this, for
+any claim. It has not been run on a GPU yet.
 
 ## From a real network
 
@@ -46,7 +49,7 @@ is then fine-tuned on six public tasks, whose files you bring in a folder `data`
 `results/claims-minilm`. Rows have the columns `sentence` and `label`; `sentence1`, `sentence2` and `label` (MRPC,
 STS-B); `tokens` and `ner_tags`. Three seeds are 129 runs and some 1.4 PFLOP, half of that fine-tuning: 3 to 4 hours on
 two cores that reach 60 GFLOP/s each. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` prints what they
-take here, with all sequences taken for full ones. It has not been run yet. What half of MiniLM keeps as a sentence
+take here, as if all sequences were of full length. What half of MiniLM keeps as a sentence
 encoder stands in [its guide](guides/sentence-encoder.md).
 """
 
@@ -62,23 +65,27 @@ right together, so these intervals are rather too wide."""
 _BEGIN, _END = "<!-- claims:begin -->", "<!-- claims:end -->"  # around the table in the README
 
 
-def summary_table(measured: Sequence[Measured], *, pages: str | None = None) -> Table:
+def summary_table(measured: Sequence[Measured], *, pages: str | None = None, is_brief: bool = False) -> Table:
     """A row for each claim: its verdict, the first effect that decides it, the seeds and what it cost.
 
     Args:
         measured: The claims.
         pages: The folder of pages that it links to; None links to none, and names a claim by its folder.
+        is_brief: Leave out the deciding effects and the minutes.
     """
-    table = [["claim", "verdict", "effects that hold", "deciding effect", "margin", "seeds", "minutes"]]
+    columns = ["deciding effect", "margin"] if pages is None else ["deciding effect, and its margin"]
+    table = [["claim", "verdict", "effects that hold", *columns, "seeds", "minutes"]]
     for one in measured:
         claim, verdicts = one.claim, [each.verdict for each in one.estimates]
         place = verdicts.index(one.verdict) if one.verdict in verdicts else 0
         found = one.estimates[place]
         title = claim.name if pages is None else f"[{claim.title}]({pages}/{claim.name}.md)"
-        cells = [f"{verdicts.count('holds')} of {len(verdicts)}", _effect(found), f"{claim.effects[place].margin:g}"]
+        effect, margin = _effect(found), f"{claim.effects[place].margin:g}"
+        cells = [f"{verdicts.count('holds')} of {len(verdicts)}"]
+        cells += [effect, margin] if pages is None else [f"{claim.effects[place].label}: {effect} ({margin})"]
         cells += [str(len(found.by_seed) or "–"), f"{_minutes(one):.0f}"]
         table.append([title, one.verdict if pages is None else f"**{one.verdict}**", *cells])
-    return table
+    return [[*row[:3], row[-2]] for row in table] if is_brief else table
 
 
 def claim_page(measured: Measured, figure: str | None, curves: str | None = None) -> str:
@@ -134,7 +141,7 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path) -> None:
     before, begin, rest = readme.read_text(encoding="utf-8").partition(_BEGIN) if readme.is_file() else ("", "", "")
     if begin:
         shown = [one for one in measured if one.verdict != "not run"]
-        table = markdown_table(summary_table(shown, pages=f"{docs.name}/claims"))
+        table = markdown_table(summary_table(shown, pages=f"{docs.name}/claims", is_brief=True))
         write_file(readme, f"{before}{begin}\n{table}\n{''.join(rest.partition(_END)[1:])}")
     (docs / "claims").mkdir(exist_ok=True)
     for one in measured:
@@ -205,10 +212,13 @@ def _cost(measured: Measured) -> list[str]:
     for result in measured.results:
         made = {name: value for name, value in result["made_with"].items() if value is not None}
         commit = made.pop("git_commit", None)
-        commits.setdefault(tuple(made.items()), {}).update({commit[:9]: None} if commit else {})
+        sha, changes, _ = (commit or "").partition("+")
+        commits.setdefault(tuple(made.items()), {}).update({sha[:9] + changes: None} if commit else {})
     minutes = f"{_minutes(measured):.0f} minutes of training by the clock, with one thread each"
     beside = "more than on an idle machine if other programs ran beside, and counted again in claims that share a run"
     lines = [f"{len(measured.results)} runs, {minutes}; {beside}"]
+    if not measured.claim.bases:
+        lines = [f"{len(measured.results)} measurements with numbers drawn anew; nothing is trained"]
     for made_with, found in commits.items():
         at = f"; {'commit' if len(found) == 1 else 'commits'} {', '.join(found)}" if found else ""
         lines.append(", ".join(f"{name} {value}" for name, value in made_with) + at)

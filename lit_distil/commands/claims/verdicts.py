@@ -375,9 +375,30 @@ class Measured:
         return overall([one.verdict for one in self.estimates], has_learned=self.has_learned)
 
 
+def load_result(file: Path) -> dict[str, Any]:
+    """What a run left.
+
+    Raises:
+        ValueError: The file is damaged, or of something else.
+    """
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        result = None
+    metrics = result.get("metrics") if isinstance(result, dict) else None
+    is_whole = isinstance(metrics, dict) and all(
+        isinstance(one, int | float) and one == one for one in metrics.values()
+    )
+    if not is_whole or not {"arm", "seed"} <= result.keys():
+        raise ValueError(
+            f"{file}: this is no result of a claim, or it is damaged; delete it, and its run is judged anew"
+        )
+    return dict(result)
+
+
 def read_results(claim: Claim, folder: Path) -> Measured:
     """A claim with the results of its recipes that lie in the folder, in the order of arms and seeds."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / claim.name).glob("*.json")]
+    results = [load_result(path) for path in (folder / claim.name).glob("*.json")]
     order = {name: place for place, name in enumerate(claim.arms)}
     results = [one for one in results if one["arm"] in order and one.get("recipe") == claim.arms[one["arm"]].recipe]
     return Measured(claim, sorted(results, key=lambda result: (order[result["arm"]], result["seed"])))
