@@ -20,6 +20,8 @@ IGNORE_INDEX = -100
 Countable = Literal["masked", "unmasked", "tokens", "sequences", "labels"]
 """What a loss can be a sum over: masked positions, the other tokens, all real tokens, sequences, a task's labels."""
 
+Compiling = bool | Literal["graphs"]
+
 COUNTABLES: tuple[Countable, ...] = get_args(Countable)
 
 

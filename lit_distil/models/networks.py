@@ -100,8 +100,11 @@ class FlatNetwork(nn.Module):
         for number, block in enumerate(self._blocks("activation_checkpointing") if every else []):
             block.gradient_checkpointing, block._gradient_checkpointing_func = number % every == 0, recompute
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, *, as_graphs: bool = False) -> None:
         """Compile each block in place, for batches of any size; attention within the sequences stays as it is.
+
+        Args:
+            as_graphs: On a GPU replay them as CUDA graphs, one for each size, which starts no kernel by itself.
 
         Raises:
             ValueError: The architecture has no blocks of transformers' class.
@@ -110,7 +113,7 @@ class FlatNetwork(nn.Module):
         leave_attention_uncompiled()
         for block in blocks:
             if block._compiled_call_impl is None:  # an evaluation after the training finds it compiled
-                block.compile(dynamic=True)
+                block.compile(dynamic=True, mode="reduce-overhead" if as_graphs else None)
 
     def _blocks(self, setting: str) -> list[Any]:
         blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]

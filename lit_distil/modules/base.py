@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from lit_distil.files import short_hash
 from lit_distil.models import Head, MaskedLMNetwork
 from lit_distil.modules.checkpoints import SavedModule
-from lit_distil.modules.checks import check_every, datamodule_of
+from lit_distil.modules.checks import check_every, check_graphs, datamodule_of
 from lit_distil.modules.guards import StepGuard, begin_counting, clips_by_plain_norm, shard, with_all_outputs
 from lit_distil.modules.meters import Stage, add_size
 from lit_distil.objectives.base import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule, apply_configured, build_optimizer, parameter_groups
-from lit_distil.types import Batch, Countable, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Compiling, Countable, DataModule, EncoderOutput, Vocabulary
 
 
 class EncoderModule(SavedModule):
@@ -41,6 +41,7 @@ class EncoderModule(SavedModule):
         schedule: Multiplier of the learning rate over the steps; None keeps it constant.
         max_skipped_steps: How many steps in a row may be skipped because a gradient is infinite or undefined.
         compile: Compile each block, and the terms on logits, once for all sizes of batches (`torch.compile`; for GPUs).
+            "graphs" also replays blocks as CUDA graphs, one for each size: give `data.pad_to_multiple_of` a large one.
         activation_checkpointing: Compute the activations of every n-th block again in the backward pass in place of
             keeping them (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"); 0 keeps all.
     """
@@ -51,7 +52,7 @@ class EncoderModule(SavedModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
-        compile: bool = False,
+        compile: Compiling = False,
         activation_checkpointing: int = 0,
     ) -> None:
         super().__init__()
@@ -143,6 +144,8 @@ class EncoderModule(SavedModule):
         self._seed_dropout(trainer.global_step * accumulate + batch_idx % accumulate)
         counting = begin_counting(self, batch) if is_first else None
         self.terms.set_step(trainer.global_step)
+        if self.compiles == "graphs":  # what the graphs of the last step gave may be written over
+            torch.compiler.cudagraph_mark_step_begin()
         student, teachers = self.outputs(batch)
         if counting is not None:
             self._global_counts = counting()
@@ -271,7 +274,8 @@ class EncoderModule(SavedModule):
         assert self.network is not None
         self.network.checkpoint_activations(self.activation_checkpointing)
         if self.compiles:
-            self.network.compile_blocks()
+            check_graphs(self.compiles, self.trainer.accumulate_grad_batches)
+            self.network.compile_blocks(as_graphs=self.compiles == "graphs")
             self.terms.compile()
         if is_new and self.device_mesh is not None:
             shard(self.network, self.terms.objectives.values(), self.device_mesh)

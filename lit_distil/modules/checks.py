@@ -18,7 +18,7 @@ from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
 from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
 from lit_distil.objectives.base import Positions
 from lit_distil.objectives.terms import LossTerms
-from lit_distil.types import COUNTABLES, DataModule, Vocabulary
+from lit_distil.types import COUNTABLES, Compiling, DataModule, Vocabulary
 
 _MOST_PADDING = 128
 """Rows that an embedding may have beyond its tokenizer if nothing else says whose it is, or 1 % of the entries."""
@@ -37,6 +37,14 @@ def datamodule_of(trainer: Any) -> DataModule:
             "in trainer.fit(module, datamodule=data)"
         )
     return cast(DataModule, data)
+
+
+def check_graphs(compiling: Compiling, accumulate: int) -> None:
+    """Refuse CUDA graphs with accumulation: a graph writes its gradients where those of the last micro-batch lie."""
+    if compiling == "graphs" and accumulate > 1:
+        raise ValueError(
+            "model.compile: graphs cannot accumulate gradients; set trainer.accumulate_grad_batches to 1, or take true"
+        )
 
 
 def check_every(activation_checkpointing: int) -> int:

@@ -30,7 +30,7 @@ from lit_distil.objectives import Objective
 from lit_distil.objectives.functional import soft_target_kl
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
-from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabulary
 
 
 class DistillationModule(StudentModule, LanguageModelModule):
@@ -75,7 +75,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
-        compile: bool = False,
+        compile: Compiling = False,
         activation_checkpointing: int = 0,
     ) -> None:
         super().__init__(

@@ -23,7 +23,7 @@ from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule, check_layer_decay, freeze_lowest, layered_groups, layers_of_parameters
 from lit_distil.tasks import Prediction, Task
 from lit_distil.tasks.base import unnamed_labels
-from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabulary
 
 SPLITS = {"val": "validation", "test": "test"}
 SampleOutputs = list[tuple[int, Any]]
@@ -44,7 +44,7 @@ class TaskModule(EncoderModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
-        compile: bool = False,
+        compile: Compiling = False,
         activation_checkpointing: int = 0,
     ) -> None:
         super().__init__(
@@ -230,7 +230,7 @@ class FineTuningModule(TaskModule):
         layer_decay: float | None = None,
         freeze_layers: int | None = None,
         max_skipped_steps: int = 25,
-        compile: bool = False,
+        compile: Compiling = False,
         activation_checkpointing: int = 0,
     ) -> None:
         super().__init__(

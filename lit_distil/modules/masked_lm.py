@@ -13,7 +13,7 @@ from lit_distil.modules.checks import check_length, check_networks
 from lit_distil.objectives import MaskedLMLoss, NextSentenceLoss, Objective
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
-from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabulary
 
 
 class MaskedLMModule(LanguageModelModule):
@@ -34,7 +34,7 @@ class MaskedLMModule(LanguageModelModule):
         schedule: Schedule | None = None,
         objectives: dict[str, Objective] | None = None,
         max_skipped_steps: int = 25,
-        compile: bool = False,
+        compile: Compiling = False,
         activation_checkpointing: int = 0,
     ) -> None:
         super().__init__(

@@ -17,7 +17,7 @@ from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import TeacherOutputs
 from lit_distil.optim import Schedule
 from lit_distil.tasks import Task
-from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabulary
 
 
 def check_task_teacher(source: Teacher, config: Any, head: Head) -> None:
@@ -79,7 +79,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         max_skipped_steps: int = 25,
-        compile: bool = False,
+        compile: Compiling = False,
         activation_checkpointing: int = 0,
     ) -> None:
         super().__init__(

@@ -22,7 +22,7 @@ from lit_distil.modules.checks import check_headless, check_settings, compare_to
 from lit_distil.objectives import Objective
 from lit_distil.objectives.terms import LossTerms, TeacherOutputs
 from lit_distil.optim import Schedule
-from lit_distil.types import Batch, DataModule, EncoderOutput, Vocabulary
+from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabulary
 
 
 class FrozenTeacher:
@@ -84,7 +84,7 @@ class StudentModule(EncoderModule):
         optimizer: OptimizerCallable | None,
         schedule: Schedule | None,
         max_skipped_steps: int,
-        compile: bool,
+        compile: Compiling,
         activation_checkpointing: int,
     ) -> None:
         super().__init__(
@@ -250,7 +250,7 @@ class StudentModule(EncoderModule):
                 reading = name if name in self.own_vocabularies else None
                 self.teachers[name] = FrozenTeacher(self.network_class(model), reading)
                 if self.compiles:
-                    self.teachers[name].network.compile_blocks()
+                    self.teachers[name].network.compile_blocks(as_graphs=self.compiles == "graphs")
 
     def _new_student(
         self, teacher: PreTrainedModel | None, head_settings: dict[str, Any]

@@ -17,6 +17,7 @@ from lit_distil.models.attention import register
 from lit_distil.modules import FineTuningModule, MaskedLMModule
 from lit_distil.objectives import SoftTargetLoss
 from lit_distil.tasks import TextClassification, TextRegression
+from lit_distil.types import Compiling
 from tests.modules.test_distillation import make_data, make_trainer
 from tests.modules.test_distillation import make_module as make_student
 from tests.workspace import TINY, Workspace, network_weights
@@ -216,9 +217,34 @@ def test_a_step_is_compiled_once_for_batches_of_all_sizes(
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
+def test_graphs_are_begun_anew_in_each_step_and_do_not_accumulate(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU has none, so what is asked for is looked at; tests/gpu replays them."""
+    modes: list[str | None] = []
+    begun: list[int] = []
+    traced = partial(torch.compile, backend="eager")
+
+    def compiled(function: Any, *, mode: str | None = None, **settings: Any) -> Any:
+        modes.append(mode)
+        return traced(function, **settings)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    plain = run_compiled(workspace, tmp_path / "plain")
+    assert not modes and not begun
+    graphs = run_compiled(workspace, tmp_path / "graphs", compile="graphs")
+    assert modes.count("reduce-overhead") == 2 + 4 and len(begun) == 8  # blocks of student and teacher; steps
+    assert graphs.losses == pytest.approx(plain.losses, rel=1e-5)
+    trainer = make_trainer(tmp_path / "accumulating", max_steps=1, accumulate_grad_batches=2)
+    with pytest.raises(ValueError, match=r"model\.compile: graphs cannot accumulate gradients"):
+        trainer.fit(make_student(workspace.teacher, compile="graphs"), datamodule=make_data(workspace))
+
+
 @pytest.mark.slow  # kernels are made, for a minute
-def test_compiled_kernels_train_as_plain_ones(workspace: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiling", [True, "graphs"])
+def test_compiled_kernels_train_as_plain_ones(workspace: Workspace, tmp_path: Path, compiling: Compiling) -> None:
     plain = run_compiled(workspace, tmp_path / "plain", student_dropout=False)
-    compiled = run_compiled(workspace, tmp_path / "compiled", student_dropout=False, compile=True)
+    compiled = run_compiled(workspace, tmp_path / "compiled", student_dropout=False, compile=compiling)
     assert compiled.graphs[2] == compiled.graphs[-1] >= 4
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
