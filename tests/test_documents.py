@@ -29,7 +29,7 @@ from lit_distil.cli import (
     named_modules,
     split_overrides,
 )
-from lit_distil.commands.benchmark import estimate
+from lit_distil.commands.benchmark import estimate, training
 from tests.reliability.harness import RESULTS, WHAT, table, table_on_page
 from tests.workspace import Workspace, fit, logged
 
@@ -91,8 +91,8 @@ def test_command_line_parses(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(pieces)
-    if arguments[:2] == ["benchmark", "estimate"]:  # the options of a run follow its own
-        arguments = ["fit", *estimate._parser().parse_known_args(arguments[2:])[1]]
+    if own := {"estimate": estimate, "training": training}.get(arguments[1]) if arguments[0] == "benchmark" else None:
+        arguments = ["fit", *own._parser().parse_known_args(arguments[2:])[1]]  # the options of a run follow its own
     command = arguments[0]
     if command in CALLS:
         assert vars(call_parser(command).parse_args(split_overrides(arguments[1:])[0]))
