@@ -20,7 +20,7 @@ IGNORE_INDEX = -100
 Countable = Literal["masked", "unmasked", "tokens", "sequences", "labels"]
 """What a loss can be a sum over: masked positions, the other tokens, all real tokens, sequences, a task's labels."""
 
-Compiling = bool | Literal["graphs"]
+Compiling = bool | Literal["graphs"]  # "graphs" also replays CUDA graphs
 
 COUNTABLES: tuple[Countable, ...] = get_args(Countable)
 

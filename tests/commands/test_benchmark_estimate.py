@@ -155,6 +155,21 @@ def test_the_command_prints_a_table_and_what_it_assumes(capsys: pytest.CaptureFi
     assert said.count("runs/roberta") == 2  # its largest micro-batches, too
 
 
+def test_what_fills_micro_batches_up_takes_time_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["benchmark", "estimate", "--gpu", "A100", "--devices", "8", "--config", "recipe:pretrain/bert"]
+    found = []
+    for settings in ([], ["--data.pad_to_multiple_of", "33280"]):
+        with kept_environment():
+            main([*command, *settings])
+        said = capsys.readouterr().out
+        rows = [line.split() for line in said.splitlines() if line.startswith("runs/bert")]
+        found.append((float(rows[0][-1].replace(",", "")), int(rows[1][1].replace(",", ""))))  # hours, tokens on 16 GB
+    times = 33_280 / 16_384
+    assert "data.pad_to_multiple_of makes 16,384 tokens of a micro-batch 33,280" in said
+    assert found[1][0] == pytest.approx(times * found[0][0], rel=0.02)
+    assert found[1][1] == pytest.approx(found[0][1] / times, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("trainer", "number"),
     [

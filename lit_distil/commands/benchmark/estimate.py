@@ -217,9 +217,8 @@ class Chain:
         share = tokens / (devices * micro_batches)
         filled = math.ceil(share / data.pad_to_multiple_of) * data.pad_to_multiple_of / share
         if filled > 1.01:
-            self.notes[f"data.pad_to_multiple_of makes {share:,.0f} tokens of a micro-batch {filled * share:,.0f}"] = (
-                None
-            )
+            note = f"data.pad_to_multiple_of makes {share:,.0f} tokens of a micro-batch {filled * share:,.0f}"
+            self.notes[note] = None
         lengths = [data.max_length] * round(tokens / data.max_length)
         rate = extremes_of(getattr(data.masking, "rate", 1.0))[1]
         rows = tokens if data.task is not None or module.terms.need_all_rows else round(rate * tokens)
