@@ -268,13 +268,13 @@ class EncoderModule(SavedModule):
             return
         is_new = self.network is None
         self.check_before_work(self.data)  # done already, unless the data module is somebody else's
+        check_graphs(self.compiles, self.trainer.accumulate_grad_batches)
         # on the CPU, whatever Lightning would choose: the same seed gives the same weights on any device
         with torch.device("cpu"):
             self.build_networks()
         assert self.network is not None
         self.network.checkpoint_activations(self.activation_checkpointing)
         if self.compiles:
-            check_graphs(self.compiles, self.trainer.accumulate_grad_batches)
             self.network.compile_blocks(as_graphs=self.compiles == "graphs")
             self.terms.compile()
         if is_new and self.device_mesh is not None:

@@ -111,7 +111,7 @@ def test_a_run_from_yaml_is_loaded_complete(kind: str, workspace: Workspace, tmp
     run = fit(workspace.configuration(kind), tmp_path / "run", max_steps=1, limit_val_batches=0)
     loaded = MODULES[kind].load_from_checkpoint(run / "checkpoints" / "last.ckpt")
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert json.loads(saved["network"]["config"])["model_type"] == loaded.config.model_type
+    assert json.loads(saved["network"]["config"])["model_type"] == loaded.network.config.model_type
     names = {name: value for name, value in saved["state_dict"].items() if name.startswith("network.")}
     assert_equal({f"network.{name}": value for name, value in weights_of(loaded.network).items()}, names)
     assert not loaded.training and not loaded.has_network_only and loaded.optimizer_factory is not None
