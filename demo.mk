@@ -13,7 +13,7 @@ exports = $(foreach stage,$(1),$(DEMO)/$(stage)/export/config.json)
 fit = mkdir -p $(DEMO)/$(1) && $(FIT) $(2) --trainer.default_root_dir $(DEMO)/$(1) $(call resume,$(1))
 
 .PHONY: demo demo-students demo-tasks
-demo: $(VENV)/.core  ## the whole chain on the docstrings of the installed packages (10 to 12 minutes on two cores)
+demo: $(VENV)/.core  ## the whole chain on the docstrings of the installed packages (6 to 12 minutes on two cores)
 	@$(MAKE) -s --no-print-directory $(DEMO)/teacher/export/config.json
 	@OMP_NUM_THREADS=$(THREADS) $(MAKE) -s --no-print-directory -j2 demo-students demo-tasks
 	@$(MAKE) -s --no-print-directory $(DEMO)/report/report.md
