@@ -156,7 +156,9 @@ def example() -> dict[str, Any]:
     known |= {"threads": 1, "seed": 7, "ranks": 1, "micro_batches": 1, "phases": dict.fromkeys(PHASES, 1 / 6)}
     known |= {"tokens": 600.0, "flops": 3e9, "product_rate": 1e9, "data_sheet": None}
     found = {"ours": rounds([4.0, 6.0, 5.0], **known), "peer": rounds([20.0, 12.0, 15.0])}
-    return training._summary(found, {"fit": [], "steps": 3, "warm_up_steps": 1, "rounds": 3, "way": "trainer"})
+    return training._summary(
+        found, {"fit": [], "steps": 3, "warm_up_steps": 1, "rounds": 3, "way": "trainer", "ours_alone": ["compile"]}
+    )
 
 
 def test_results_are_medians_and_ratios_are_those_of_the_pairs() -> None:
@@ -168,6 +170,9 @@ def test_results_are_medians_and_ratios_are_those_of_the_pairs() -> None:
     assert result["product_rate"] == 1e9 and result["hardware"]["seed"] == 7
     assert result["peer_same_precision"] is result["ratio_same_precision"] is None
     assert result["settings"]["tokens_per_step"] == 200
+    said = training._notes(result)
+    assert "model.compile is ours alone: the peer does without" in said
+    assert any("3.00 times by CPU seconds" in line for line in said)
     assert table_of(result)[1:] == [
         ["lit_distil, 32-true, medium", "120", "60", "60 %", "1,000", ""],
         ["transformers' Trainer, 32-true, highest", "40", "20", "20 %", "1,000", "3.00 times as fast"],

@@ -228,6 +228,14 @@ class Prepare(Callback):
             raise ValueError(f"compare: peers train in 32-true, bf16-mixed or 16-mixed, and not in {trainer.precision}")
         settings |= {
             "classes": classes,
+            "ours_alone": [
+                name
+                for name, is_on in (
+                    ("compile", module.compiles),
+                    ("activation_checkpointing", module.activation_checkpointing),
+                )
+                if is_on
+            ],
             "frozen": [name for name, each in module.network.model.named_parameters() if not each.requires_grad],
             "optimizer": {
                 "lr": optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"]),
@@ -402,7 +410,10 @@ def measure(
         turns = [(way, call) for _ in range(rounds) for way, call in ways.items()]
         for way, call in progress_bar(turns, desc="benchmark", unit="run"):
             found[way].append(call())
-    return _summary(found, {"fit": settings, **timing, "rounds": rounds, "way": shared.get("way")})
+    return _summary(
+        found,
+        {"fit": settings, **timing, "rounds": rounds, **{name: shared.get(name) for name in ("way", "ours_alone")}},
+    )
 
 
 def _time_ours(settings: list[str], folder: Path, timing: dict[str, int]) -> dict[str, Any]:
@@ -531,10 +542,7 @@ def _notes(result: dict[str, Any]) -> list[str]:
             )
             + " by CPU seconds, which count less of what else the machine does"
         )
-        if ours_alone := [
-            name for name in ("compile", "activation_checkpointing") if f"--model.{name}" in " ".join(settings["fit"])
-        ]:
-            lines.append(f"model.{ours_alone[0]} is ours alone: peers do without")
+        lines += [f"model.{name} is ours alone: the peer does without" for name in settings["ours_alone"]]
     return [*lines, *hardware_lines(result["hardware"])[:1]]
 
 

@@ -25,7 +25,7 @@ the first run; a page says which effects came later. The interval of an accuracy
 The *deciding effect* is the first whose verdict is that of the claim.
 
 A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
-`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`. Results of before 29 November
+`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`. Results of up to 29 November
 2026 name the commit at which they were written, which may be later than that of the training.
 """
 
@@ -49,7 +49,7 @@ is then fine-tuned on six public tasks, whose files you bring in a folder `data`
 `results/claims-minilm`. Rows have the columns `sentence` and `label`; `sentence1`, `sentence2` and `label` (MRPC,
 STS-B); `tokens` and `ner_tags`. Three seeds are 129 runs and some 1.4 PFLOP, half of that fine-tuning: 3 to 4 hours on
 two cores that reach 60 GFLOP/s each. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` prints what they
-take here, as if all sequences were of full length. What half of MiniLM keeps as a sentence
+take here, as if all sequences were of full length. It has not been run yet. What half of MiniLM keeps as a sentence
 encoder stands in [its guide](guides/sentence-encoder.md).
 """
 
