@@ -169,7 +169,9 @@ def test_claims_on_a_real_network_adapt_it_and_take_layers_of_it(real: Path) -> 
                 files = config["data"]["init_args"]["source"]["init_args"]
                 assert {Path(file).parent for file in files.values()} == {Path("data", spec.base)}
                 continue
-            assert config["trainer"]["max_steps"] == 120 and config["data"]["init_args"]["tokenizer"] == "runs/minilm"
+            assert config["data"]["init_args"]["tokenizer"] == "runs/minilm"
+            assert config["trainer"]["max_steps"] == (600 if spec.base == "pretrain" else 240)
+            assert "data/text.txt" in str(config["data"]["init_args"]["source"]) and "Docstrings" not in str(config)
             if spec.base == "pretrain":
                 assert model["network"]["init_args"]["name_or_path"] == "runs/minilm"
                 found = model["network"]["init_args"]["config"]
@@ -198,9 +200,9 @@ def test_what_a_real_network_takes_is_estimated_from_its_configuration_alone(
         found = command.estimate_of(jobs, "cpu")
     rows = [re.split(r"  +", line) for line in found.splitlines() if "and 1 more seeds" in line]
     assert [(row[0].split("/")[2].split("-")[0], row[4]) for row in rows] == [
-        ("pretrain", "120"),
+        ("pretrain", "600"),
         ("sst2", "2"),  # 64 rows, 32 a step
-        ("distill", "120"),
+        ("distill", "240"),
     ]
     flops = [float(row[2].split()[0]) for row in rows if "/sst2-" not in row[0]]
     # 6 layers forward and backward, against these forward and one forward and backward; the rest is the vocabulary's
