@@ -175,10 +175,9 @@ claims-gpu: $(VENV)/.core  ## a claim ten times larger, in ten minutes of one GP
 		--jobs $(or $(JOBS),4) --out results/claims-gpu --runs runs/claims-gpu $(if $(DRY),--estimate $(DRY))
 
 .PHONY: claims-minilm
-claims-minilm: runs/minilm/config.json  ## claims on students from MiniLM, tasks from ./data: CLAIM="half" TEXT=file (DRY=cpu: what it takes)
+claims-minilm: runs/minilm/config.json  ## claims on students from MiniLM, text and tasks from ./data: CLAIM="half" (DRY=cpu: what it takes)
 	@$(if $(DRY),$(LIT_DISTIL),$(RUN)) claims $(or $(CLAIM),soft-targets table4 half) --scale minilm --seeds $(or $(SEEDS),3) \
-		--jobs $(or $(JOBS),2) --out results/claims-minilm --runs runs/claims-minilm \
-		$(if $(TEXT),--text $(TEXT)) $(if $(DRY),--estimate $(DRY))
+		--jobs $(or $(JOBS),2) $(if $(DRY),--estimate $(DRY))
 
 .PHONY: clean
 clean:  ## remove the virtual environment and all runs

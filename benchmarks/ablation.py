@@ -5,7 +5,8 @@
     python benchmarks/ablation.py --only_pages     # the table anew
 
 A run of `fit` stops before its first step and takes steps on the same few batches, again and again: once as it is, once
-with each piece replaced, in turns. Losses are compared, so that nothing is left out. `overhead` compares `fit` itself,
+with each piece replaced, in turns. Losses are compared, so that nothing is left out. What rounding up is worth shows
+only on batches of new shapes, so its turns have new batches, each taken both ways. `overhead` compares `fit` itself,
 with its callbacks and loggers, with a bare loop over the same batches, on a network so small that this shows.
 """
 
@@ -76,6 +77,7 @@ WORKS: dict[str, tuple[str, list[str], int, int]] = {
 }
 """By name: a title, the arguments of `fit`, the batches of a turn, and the turns."""
 
+ROUNDING = ("tokens and rows rounded up, batches new", "as many as there are")
 MEMORY = ("freed memory kept by the process", "given back to the system")
 MEMORY_ROUNDS = 2
 """Two processes each round: what the C library does with memory cannot be changed back."""
@@ -183,6 +185,7 @@ class Turns(Callback):
     def __init__(self, num_batches: int, rounds: int, names: Sequence[str], *, keeps_memory: bool = True) -> None:
         self.num_batches, self.rounds, self.names, self.keeps_memory = num_batches, rounds, names, keeps_memory
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self.new: defaultdict[str, list[float]] = defaultdict(list)
         self.losses: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -193,7 +196,8 @@ class Turns(Callback):
         """
         if self.keeps_memory:
             guards.keep_freed_memory()
-        self.batches = list(islice(iter(trainer.train_dataloader), self.num_batches))  # type: ignore[arg-type]
+        batches: Iterator[Batch] = iter(trainer.train_dataloader)  # type: ignore[arg-type]
+        self.batches = list(islice(batches, self.num_batches))
         self.tokens = sum(batch.num_tokens for batch in self.batches)
         saved = [parameter.detach().clone() for parameter in pl_module.network.parameters()]
         pieces = {name: PIECES[name][1] for name in self.names if _applies(name, pl_module)}
@@ -210,9 +214,15 @@ class Turns(Callback):
                 seconds = self._steps(trainer, pl_module)
             if number >= len(ways):  # the first round warms up
                 self.seconds[name].append(seconds)
-            with torch.no_grad():
-                for parameter, before in zip(pl_module.network.parameters(), saved, strict=True):
-                    parameter.copy_(before)
+            _restore(pl_module, saved)
+        for number in progress_bar(range(2 * self.rounds), desc="new batches", unit="turn"):
+            self.batches = list(islice(batches, self.num_batches))
+            both = [("rounded", self.batches[0].pad_to_multiple_of), ("as they are", 1)]
+            for name, multiple in both if number % 2 else reversed(both):  # the first has whatever is new for both
+                for batch in self.batches:
+                    batch.pad_to_multiple_of = multiple
+                self.new[name].append(self._steps(trainer, pl_module))
+                _restore(pl_module, saved)
         raise SystemExit(0)
 
     def _loss(self, module: Any) -> float:
@@ -230,6 +240,12 @@ class Turns(Callback):
         for index, batch in enumerate(self.batches):
             step(trainer, module, batch, index)
         return now(module) - begin
+
+
+@torch.no_grad()
+def _restore(module: Any, saved: Sequence[torch.Tensor]) -> None:
+    for parameter, before in zip(module.network.parameters(), saved, strict=True):
+        parameter.copy_(before)
 
 
 def _applies(name: str, module: EncoderModule) -> bool:
@@ -327,6 +343,7 @@ def measure(name: str) -> dict[str, Any]:
         )
         memory[what].append(json.loads(done.stdout.splitlines()[-1]))
     found = {"tokens": turns.tokens, "seconds": dict(turns.seconds), "losses": turns.losses, "memory": memory}
+    found["new"] = dict(turns.new)
     return {**found, "hardware": described()}
 
 
@@ -355,6 +372,8 @@ def pages(results: dict[str, Any]) -> str:
     for piece, (instead, _) in PIECES.items():
         cells = [_times(results[name]["seconds"].get(piece), results[name]["seconds"]["all"]) for name in works]
         table.append([piece, instead, *cells])
+    new = [results[name].get("new", {}) for name in works]
+    table.append([*ROUNDING, *(_times(one.get("as they are"), one.get("rounded", [])) for one in new)])
     memory = [results[name]["memory"] for name in works]
     table.append([*MEMORY, *(_times(one["given back"], one["kept"]) for one in memory)])
     text = markdown_table(table)

@@ -22,10 +22,6 @@ from lit_distil.modules.checks import datamodule_of, reading_checkpoint
 LAST = "last.ckpt"
 
 
-def _where_it_is(storage: Any, location: Any) -> Any:
-    return storage
-
-
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes checkpoints so that a kill, a full disk or a power cut leaves the one before, and checks them on loading.
 
@@ -63,7 +59,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = _where_it_is, weights_only: bool | None = None
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint, if the file is what was written; tensors and plain values only, whatever was asked for.
 

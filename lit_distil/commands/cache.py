@@ -312,7 +312,7 @@ def cache(
     check_static_masks(data)
     role = _choose_teacher(teacher, list(model.teacher_sources))
     check_cacheable(model.terms, [role])
-    needed_positions, temperatures, changing = needs_of(model.terms, role)
+    needed_positions, temperatures = needs_of(model.terms, role)
     if positions == "masked" and needed_positions == "all":
         raise ValueError("positions: an objective has positions all or unmasked; take --positions all")
     torch.set_float32_matmul_precision(matmul_precision)
@@ -326,7 +326,7 @@ def cache(
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} entries of the vocabulary, got {k}")
     if k < vocabulary_size:
-        check_smaller(model.terms, role, changing, k, vocabulary_size)
+        check_smaller(model.terms, role, k, vocabulary_size)
 
     plans = _plan(data, network, positions or needed_positions, batch_size)
     manifest = {

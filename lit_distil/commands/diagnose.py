@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
 from lit_distil.data.sources.tables import read_rows
+from lit_distil.objectives.metrics import confusion_matrix
 from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY
 from lit_distil.tasks.question_answering import exact_match, f1
 
-_SMALLEST = 1e-12  # probability, so that a loss is finite
+_SMALLEST = 1e-12  # lowest probability, which keeps losses finite
 _CONTEXT = 12  # words shown on either side of a tagged one
 _CONFUSIONS = 10  # rows of the table of confusions
 _LONGEST_TEXT = 300  # characters of an example
@@ -49,7 +50,7 @@ def diagnose(
         title: Headline; None takes the path of the file.
         bins: Bins of equal width for the reliability diagram and the expected calibration error.
         examples: How many of the worst examples to show.
-        overwrite: Replace files of these names that no diagnosis wrote; a diagnosis may always be written again.
+        overwrite: Replace files of these names even if no diagnosis wrote them; a diagnosis may always be replaced.
     """
     if examples < 0:
         raise ValueError(f"examples must not be negative, got {examples}")
@@ -76,20 +77,20 @@ def diagnose(
 run = functools.partial(call_command, diagnose)
 
 
-# Predictions of every task as one kind of row
+# The predictions of every task in one form
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One thing that was predicted: the class of a row, the tag of a word, whether a label holds, an answer.
+    """One prediction: the class of a row, the tag of a word, whether a label applies, or an answer.
 
     Attributes:
-        text: What it was predicted for.
-        gold: What is true.
-        predicted: What the model said.
-        right: Whether these are the same; None for a value, which is near or far.
-        confidence: The probability of what the model said; None for a value.
-        wrongness: Larger if it went more wrong, in the unit that `Predictions.measure` names.
+        text: The input.
+        gold: The true label.
+        predicted: The model's prediction.
+        right: Whether the two agree; None for a value, which is only near or far.
+        confidence: The probability of the prediction; None for a value.
+        wrongness: How wrong it is, larger for worse, in the unit that `Predictions.measure` names.
         sample: Index of its row in the data set.
     """
 
@@ -108,9 +109,9 @@ class Predictions:
 
     Attributes:
         unit: What one prediction is about, in the plural: `rows`, `words`, `labels`, `questions`, `choices`, `values`.
-        measure: What `Prediction.wrongness` is.
+        measure: How `Prediction.wrongness` is measured.
         all: N predictions in the order of the file.
-        classes: C names if every prediction is one of these, in the order of the tables; else none.
+        classes: The C class names in the order of the tables; empty if predictions are not classes.
     """
 
     unit: str
@@ -128,29 +129,29 @@ class Predictions:
 
     @property
     def confidences(self) -> NDArray[np.float64]:
-        """float64 `[N]`: the probability of what the model said; empty for values."""
+        """float64 `[N]`: the probability of each prediction; empty for values."""
         return np.array([one.confidence for one in self.all if one.confidence is not None])
 
     @property
     def mean_wrongness(self) -> float:
-        """Mean over all predictions."""
+        """Mean `wrongness` over all predictions."""
         return float(np.mean([one.wrongness for one in self.all]))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
         """int64 `[C, C]`: predictions by true class (down) and predicted class (across)."""
-        counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
-        for one in self.all:
-            counts[self.classes.index(one.gold), self.classes.index(one.predicted)] += 1
-        return counts
+        predicted, gold = (
+            [self.classes.index(getattr(one, name)) for one in self.all] for name in ("predicted", "gold")
+        )
+        return confusion_matrix(predicted, gold, len(self.classes))
 
     def worst(self, count: int) -> list[Prediction]:
-        """The worst of those that are not right, the worst first."""
+        """The wrong predictions with the largest `wrongness`, worst first; values are never right."""
         wrong = [one for one in self.all if not one.right]
         return sorted(wrong, key=lambda one: -one.wrongness)[:count]
 
     def commonest_confusions(self, count: int) -> list[tuple[str, str, int]]:
-        """(true class, predicted class, predictions) of the commonest mistakes, in descending order."""
+        """(true class, predicted class, count) of the commonest mistakes, in descending order."""
         pairs = Counter((one.gold, one.predicted) for one in self.all if not one.right)
         ranked = sorted(pairs, key=lambda pair: (-pairs[pair], *map(self.classes.index, pair)))
         return [(*pair, pairs[pair]) for pair in ranked[:count]]
@@ -160,7 +161,7 @@ def read_predictions(path: str) -> Predictions:
     """Read what `lit-distil predict` wrote for labelled rows of any task.
 
     Raises:
-        ValueError: There is no such file, it is empty, or a row lacks its label or something that its task writes.
+        ValueError: There is no such file, it is empty, or a row lacks its label or a field of its task.
     """
     file = Path(path)
     if not file.is_file():
@@ -273,7 +274,7 @@ _READERS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Iterable[Prediction
     "words": ("−log(1 − confidence)", _words),
     "values": ("difference", _values),
 }
-"""For each unit what `wrongness` is, and how a row of the file is read."""
+"""By unit: how `wrongness` is measured, and the function that reads a row."""
 
 
 def _loss(probability: float) -> float:
@@ -281,12 +282,12 @@ def _loss(probability: float) -> float:
 
 
 def _text_of(row: Mapping[str, Any]) -> str:
-    """The text, or all texts of a row: they keep the names of their columns, and `sample` may be one of these."""
+    """All texts of a row. They keep their column names, so a text column may be called `sample`."""
     hidden = {*_NOT_TEXT, "sample"} if isinstance(row.get("sample"), int) else _NOT_TEXT
     return " ‖ ".join(str(value) for name, value in row.items() if name not in hidden and value is not None)
 
 
-# How far confidence can be trusted
+# Calibration
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ class Calibration:
 
     Attributes:
         filled_bins: For each bin that has predictions: its edges `from` and `to` (a bin includes its upper edge), the
-            number of predictions as `rows`, their mean `confidence`, and the share that is right as `accuracy`.
+            number of predictions `rows`, their mean `confidence`, and their `accuracy`.
         expected_error: Expected calibration error: |accuracy − confidence|, weighted by the predictions in each bin.
         largest_error: The largest |accuracy − confidence| of any bin.
     """
@@ -306,13 +307,7 @@ class Calibration:
 
 
 def calibrate(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, bins: int = 10) -> Calibration:
-    """Sort predictions into bins by their confidence.
-
-    Args:
-        confidences: float64 `[N]`, in [0, 1].
-        right: Bool `[N]`.
-        bins: Number of bins.
-    """
+    """Sort predictions into bins by their confidence: float64 `[N]` in [0, 1], and bool `[N]`."""
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     edges = np.linspace(0.0, 1.0, bins + 1)
@@ -327,7 +322,7 @@ def calibrate(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, bin
     return Calibration(filled, float(np.nansum(gaps * counts) / counts.sum()), float(np.nanmax(gaps)))
 
 
-# Lines, tables and numbers
+# Text, tables and numbers
 
 
 def _summary(found: Predictions, reliability: Calibration | None, bins: int) -> list[str]:

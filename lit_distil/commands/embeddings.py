@@ -1,7 +1,7 @@
-"""`lit-distil embeddings`: what sentence encoders are good for, side by side.
+"""`lit-distil embeddings`: compare the quality of sentence encoders.
 
-Similarity of pairs (STS: Spearman's correlation of cosines with people's scores), retrieval (question to paragraph:
-nDCG and MRR of the first ten), and how far each encoder agrees with the first one, its teacher.
+Similarity of pairs (STS: Spearman's correlation of cosines with human scores), retrieval (question to paragraph:
+nDCG@10 and MRR@10), and how far each encoder agrees with the first one, its teacher.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def embeddings(
         model: Exported folder, Hub name, checkpoint or file of `export` (ONNX, or OpenVINO's .xml); several as
             [runs/minilm,runs/sentence-encoder/export], the teacher first.
         pairs: Table (JSONL, CSV, Parquet, ...) of two texts and how similar they are, such as STS-B's test split.
-        columns: Its columns; by default [sentence1, sentence2, label].
-        questions: File in SQuAD's format. Each question is to find its paragraph among all of the file.
-        pooling: mean or cls; None takes what the folder says (1_Pooling/config.json).
-        batch_size: Texts of a batch; it changes the speed, not the embeddings.
+        columns: Columns of both texts and the score; by default [sentence1, sentence2, label].
+        questions: File in SQuAD's format. Each question must find its paragraph among all those in the file.
+        pooling: mean or cls; None takes the folder's setting (1_Pooling/config.json).
+        batch_size: Texts in a batch; changes the speed, not the embeddings.
         device: Where to run, such as cpu or cuda.
         out: Folder to write embeddings.md and embeddings.json to; None only prints.
-        overwrite: Replace files of these names that this command did not write; its own may always be written again.
+        overwrite: Replace files of these names even if this command did not write them; its own may always be replaced.
     """
     names = name_list(model)
     if out is not None:
@@ -89,7 +89,7 @@ run = functools.partial(call_command, embeddings)
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """A network in eval mode that makes unit vectors of texts; sorted by length, padded, and pooled by its format."""
+    """A network in eval mode that embeds texts as unit vectors, in padded batches sorted by length."""
 
     network: Any
     tokenizer: PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """`[texts, width]`, each of length 1; a text is cut after `max_length` tokens."""
+        """`[texts, width]`, each of length 1; texts are truncated to `max_length` tokens."""
         is_file = isinstance(self.network, ExportedNetwork)
         device = "cpu" if is_file else next(self.network.parameters()).device
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, verbose=False)
@@ -125,12 +125,12 @@ class SentenceEncoder:
 def open_encoder(
     name: str, *, pooling: str | None = None, batch_size: int = 64, device: str = "cpu"
 ) -> SentenceEncoder:
-    """Load a sentence encoder from whatever `open_network` takes; a head on it is left out.
+    """Load a sentence encoder, without its head if it has one, from whatever `open_network` takes.
 
-    A file of `export` is loaded too, with the tokenizer of its folder, and pools by itself.
+    It may also be a file of `export`, which pools by itself; the tokenizer comes from its folder.
 
     Raises:
-        ValueError: It cannot be loaded, or nothing says how it pools.
+        ValueError: It cannot be loaded, or its pooling is unknown.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -159,12 +159,12 @@ def open_encoder(
     return SentenceEncoder(network, tokenizer, sentences, longest, size, batch_size)
 
 
-# What they are measured on
+# Evaluation data
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs of texts, and how similar people found them."""
+    """Pairs of texts, with human similarity scores."""
 
     left: list[str]
     right: list[str]
@@ -173,7 +173,7 @@ class ScoredPairs:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions, paragraphs, and for each question the number of its paragraph."""
+    """Questions, paragraphs, and for each question the index of its paragraph."""
 
     questions: list[str]
     paragraphs: list[str]
@@ -184,7 +184,7 @@ def read_scored_pairs(file: str, columns: Sequence[str]) -> ScoredPairs:
     """Read a table of two texts and a score.
 
     Raises:
-        ValueError: The file is missing or has fewer than three rows, or a row lacks a text or a number.
+        ValueError: The file is missing, all its scores are the same, or a row lacks a text or a number.
     """
     if len(columns) != 3:
         raise ValueError(f"columns: give those of both texts and of the score, three in all, got {list(columns)}")
@@ -213,7 +213,7 @@ def read_scored_pairs(file: str, columns: Sequence[str]) -> ScoredPairs:
 
 
 def read_questions(file: str) -> Questions:
-    """Read a file in SQuAD's format; each paragraph is there once, whatever the number of its questions."""
+    """Read a file in SQuAD's format; a paragraph with several questions is kept once."""
     if not Path(file).is_file():
         raise ValueError(f"questions: no file at {file!r}; give one in SQuAD's format")
     numbers: dict[str, int] = {}
@@ -226,22 +226,22 @@ def read_questions(file: str) -> Questions:
     return Questions(asked, list(numbers), answers)
 
 
-# Measures
+# Evaluation
 
 
 @dataclass(frozen=True)
 class EncoderResult:
-    """What one encoder reached; None for what was not measured.
+    """The results of one encoder; None for what was not measured.
 
     Attributes:
         parameters: Of the encoder.
-        spearman: Of the pairs' cosines with their scores.
-        ndcg: Mean over the questions of `1 / log2(1 + rank)` of their paragraph, 0 beyond the tenth.
-        mrr: The same of `1 / rank`.
-        first: Share of the questions whose paragraph comes first.
+        spearman: Spearman's correlation of the pairs' cosines with their scores.
+        ndcg: Mean over the questions of `1 / log2(1 + rank)` of their paragraph, 0 beyond rank 10.
+        mrr: The same for `1 / rank`.
+        first: Share of the questions whose paragraph ranks first.
         agreement: Spearman's correlation of all cosines (of pairs, and of questions with paragraphs) with the first
             encoder's.
-        texts_per_second: Texts encoded in a second, tokenisation included.
+        texts_per_second: Including tokenisation.
     """
 
     parameters: int
@@ -256,7 +256,7 @@ class EncoderResult:
 def evaluate(
     encoder: SentenceEncoder, pairs: ScoredPairs | None, questions: Questions | None, *, reference: Floats | None = None
 ) -> tuple[EncoderResult, Floats]:
-    """What an encoder reaches, and its cosines (pairs, then questions with paragraphs), as the reference has them."""
+    """An encoder's results, and its cosines (pairs, then questions with paragraphs) in the order of `reference`."""
     found: dict[str, Any] = {}
     cosines: list[Floats] = []
     num_texts, start = 0, perf_counter()
@@ -281,14 +281,10 @@ def evaluate(
 
 
 def retrieval(similarities: Floats, answers: Sequence[int]) -> dict[str, float]:
-    """Measure nDCG and MRR of the first ten, and the share of questions answered by the first.
+    """Compute nDCG@10, MRR@10, and the share of questions whose paragraph ranks first.
 
-    Each question has one right paragraph. It comes after all others of the same similarity, so that an encoder for
-    which everything is alike finds nothing.
-
-    Args:
-        similarities: `[questions, paragraphs]`.
-        answers: The number of each question's paragraph.
+    Each question has one right paragraph. In a tie it ranks last, so an encoder that finds everything equally similar
+    scores nothing. `similarities` is `[questions, paragraphs]`; `answers` holds the index of each question's paragraph.
     """
     right = similarities[np.arange(len(answers)), answers]
     ranks = (similarities >= right[:, None]).sum(axis=1)

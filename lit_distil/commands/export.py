@@ -38,28 +38,27 @@ def export(
 ) -> None:
     """Turn a checkpoint into a folder that plain transformers loads, with ONNX and OpenVINO files on request.
 
-    These files are compared with the torch network before the folder appears; onnx.json keeps the result.
+    Those files are compared with the torch network before the folder is created; onnx.json records the result.
 
     Args:
-        checkpoint: Folder of a run, of which its export is taken; an exported folder; or a checkpoint, such as
+        checkpoint: Folder of a run, whose export is used; an exported folder; or a checkpoint, such as
             runs/demo/teacher/checkpoints/last.ckpt.
         out: Folder to write to.
-        tokenizer: Folder or Hub name; None takes the exported folder's own, or the one that the run's config.yaml
-            names.
-        pooling: Of a sentence encoder, mean or cls, so that SentenceTransformer(folder) loads it and the ONNX file has
-            its embeddings; None takes what an exported folder says.
+        tokenizer: Folder or Hub name; None takes the exported folder's own, or the one named in the run's config.yaml.
+        pooling: For a sentence encoder, mean or cls, so that SentenceTransformer(folder) loads it and the ONNX file
+            outputs embeddings; None takes the exported folder's setting.
         onnx: Write model.onnx too.
         int8: Write model.onnx and model_int8.onnx, with ONNX Runtime's dynamic quantisation.
-        openvino: Write model.onnx, and openvino_model.xml with its .bin, which Intel's OpenVINO runs.
-        tolerance: Largest difference of a logit between torch and a float32 file, as a share of the largest logit; the
-            cosine of its embeddings to torch's falls short of 1 by no more.
-        min_agreement: Smallest share of choices (at masks, of labels, of spans) that int8 and torch share; None takes
-            0.9. Of an encoder without a head these are the nearest neighbours of the texts, and None takes 0.8.
-        min_cosine: Of an encoder without a head, the smallest mean cosine of int8's embeddings to torch's.
-        check_on: Texts to compare on: a text file with one a line, or a table (JSONL, CSV, Parquet, ...) with
+        openvino: Write model.onnx, and openvino_model.xml with its .bin, for Intel's OpenVINO.
+        tolerance: Largest difference between a logit of torch and of a float32 file, as a share of the largest logit;
+            also how far below 1 the cosine between their embeddings may be.
+        min_agreement: Smallest share of choices (at masks, of labels, of spans) on which int8 and torch must agree; None
+            takes 0.9. Without a head, the choices are the nearest neighbours of the texts, and None takes 0.8.
+        min_cosine: Without a head, the smallest mean cosine between int8's and torch's embeddings.
+        check_on: Texts to compare on: a text file with one text a line, or a table (JSONL, CSV, Parquet, ...) with
             text_column; None takes paragraphs of the standard library's documentation.
         text_column: Column of the table that holds the texts.
-        allow_disagreement: Write the int8 file even if it agrees less than that.
+        allow_disagreement: Write the int8 file even if it agrees less.
         overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
     check_output(Path(out), overwrite=overwrite)
@@ -76,7 +75,7 @@ def export(
     with staged_folder(Path(out)) as staging:
         save_network(network, chosen, staging, sentences)
         if onnx or int8 or openvino:
-            if min_agreement is None:  # texts that are nearly as similar trade places without harm
+            if min_agreement is None:  # nearly equally similar texts swap ranks harmlessly
                 min_agreement = 0.8 if network.base_model is network else 0.9
             if allow_disagreement:
                 min_agreement, min_cosine = 0.0, -1.0
@@ -102,11 +101,11 @@ def _write_onnx_files(
     min_agreement: float,
     min_cosine: float,
 ) -> None:
-    """Write model.onnx, what is made of it (`kinds`: openvino, int8), and onnx.json with the comparisons."""
+    """Write model.onnx, the files made from it (`kinds`: openvino, int8), and onnx.json with the comparisons."""
     if "openvino" in kinds:
-        import_extra("openvino", "openvino")  # before the work
+        import_extra("openvino", "openvino")  # fail before the work
     lengths = [position_range(network)[1], tokenizer.model_max_length]
-    known = [int(limit) for limit in lengths if limit is not None and limit < 1_000_000]  # huge stands for no limit
+    known = [int(limit) for limit in lengths if limit is not None and limit < 1_000_000]  # a huge value means no limit
     torch_mb = network.get_memory_footprint(return_buffers=False) / 1e6
     results: dict[str, Any] = {"torch_mb": torch_mb}
     print(f"torch: {torch_mb:.1f} MB")
@@ -119,7 +118,7 @@ def _write_onnx_files(
 
     def check(path: Path, field: str) -> None:
         agreement = compare(path)
-        is_equal = agreement.largest_difference <= tolerance * max(agreement.largest_logit, 1.0)  # which NaN is not
+        is_equal = agreement.largest_difference <= tolerance * max(agreement.largest_logit, 1.0)  # False for NaN
         if agreement.least_cosine is not None:
             is_equal = is_equal and agreement.least_cosine >= 1 - tolerance
         if not is_equal:

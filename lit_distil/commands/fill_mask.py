@@ -1,4 +1,4 @@
-"""`lit-distil fill-mask`: what one or several masked language models predict at a mask."""
+"""`lit-distil fill-mask`: what one or several masked language models predict at each mask."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fill_mask(
 
     Args:
         model: Exported folder, Hub name or checkpoint; several as [runs/teacher/export,runs/student/export].
-        texts: Texts with one or more masks, written [MASK], <mask> or as the tokenizer writes it.
+        texts: Texts with one or more masks, written as [MASK], <mask> or the tokenizer's own mask token.
         file: Text file with one such text a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
         text_column: Column of the table that holds the texts.
         top: How many tokens to show for each mask.
@@ -49,7 +49,7 @@ def fill_mask(
     results = [fill(open_masked_lm(name, device=device), found, places=places, top=top) for name in names]
     for number, text in enumerate(found):
         print(f"\n{text}")
-        masks = list(zip(*(result[number] for result in results), strict=True))  # of each the fillings of all models
+        masks = list(zip(*(result[number] for result in results), strict=True))  # for each mask, all models' fillings
         for mask, fillings in enumerate(masks, start=1):
             title = f"mask {mask}" if len(masks) > 1 else "mask"
             table = [[title, *(cell for name in short_names(names) for cell in (name, "p"))]]
@@ -64,7 +64,7 @@ run = functools.partial(call_command, fill_mask, words="texts")
 
 @dataclass(frozen=True)
 class Filling:
-    """The most likely tokens at one mask, with `##` before one that continues a word, and their probabilities."""
+    """The most likely tokens at one mask and their probabilities; `##` marks a token that continues a word."""
 
     tokens: list[str]
     probabilities: list[float]
@@ -72,16 +72,16 @@ class Filling:
 
 @torch.inference_mode()
 def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: int = 5) -> list[list[Filling]]:
-    """Predict the most likely tokens at every mask of every text; the masks of a text see each other as masks.
+    """Predict the most likely tokens at every mask; all masks of a text are predicted at the same time.
 
     Args:
         model: The model that predicts.
-        texts: With `[MASK]`, `<mask>` or the tokenizer's own mask token in them.
+        texts: Texts that contain `[MASK]`, `<mask>` or the tokenizer's own mask token.
         places: Where each text came from, for messages.
-        top: How many tokens to give for each mask.
+        top: How many tokens to return for each mask.
 
     Returns:
-        For each text the fillings of its masks, from left to right.
+        For each text, the fillings of its masks from left to right.
 
     Raises:
         ValueError: A text has no mask or is too long, or `top` is out of range.
@@ -113,7 +113,7 @@ def fill(model: MaskedLM, texts: Sequence[str], *, places: Sequence[str], top: i
             tokens = []
             for token in best.indices[number].tolist():
                 text, has_space_before = texts_of(token)
-                # WordPiece marks parts of words; elsewhere, a token without a space before it may be punctuation
+                # WordPiece marks word pieces; in other vocabularies a token without a space may be punctuation
                 is_part = not has_space_before and (not texts_of.marks_spaces or (continues_word and text.isalnum()))
                 tokens.append(f"##{text}" if is_part else text)
             fillings[int(sequence[number])].append(Filling(tokens, best.values[number].tolist()))

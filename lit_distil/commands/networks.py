@@ -1,4 +1,4 @@
-"""Trained networks as the commands take them: a checkpoint, a folder or a name on the Hub, with its tokenizer."""
+"""Load trained networks for the commands, from a checkpoint, a folder or the Hub, with their tokenizers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lit_distil.modules.checkpoints import network_weights, saved_model
 from lit_distil.modules.checks import reading_checkpoint
 from lit_distil.objectives.embedding import Pooling, SentenceFormat, read_max_length, read_sentence_format
 from lit_distil.tasks import Features
-from lit_distil.tasks.base import SOURCE_KEY, place_of
+from lit_distil.tasks.base import SOURCE_KEY, encoded_arrays, place_of
 from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Batch
 
@@ -37,9 +37,9 @@ def open_network(
     """Load a network with `load_network`, and its tokenizer.
 
     Args:
-        name: What `load_network` takes.
-        tokenizer: Folder or Hub name; None takes the folder's own, or the one that the run's config.yaml names.
-        field: What messages call the argument that `name` came from.
+        name: As in `load_network`.
+        tokenizer: Folder or Hub name; None takes the folder's own, or the one named in the run's config.yaml.
+        field: As in `load_network`.
     """
     network = load_network(name, field=field)
     if tokenizer is None and _is_checkpoint(Path(name)):
@@ -52,7 +52,7 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
 
     Args:
         name: Checkpoint file, exported folder, folder of a run that has an export, or name on the Hub.
-        field: What messages call the argument that `name` came from.
+        field: Name of the argument in error messages.
 
     Raises:
         ValueError: There is no such network, or its head is unknown.
@@ -68,7 +68,7 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
         network: PreTrainedModel | None = kind and kind.from_pretrained(folder, dtype=torch.float32)
     except RemoteCodeError as error:
         raise ValueError(f"{field}: {error}") from error
-    except Exception as error:  # damaged files raise any
+    except Exception as error:  # damaged files can raise anything
         raise ValueError(
             f"{field}: {folder!r} could not be loaded ({one_line(error)}); give a checkpoint "
             "(<run>/checkpoints/last.ckpt), a folder that a run exported, or a name on the Hub"
@@ -85,7 +85,7 @@ def load_network(name: str | Path, *, field: str = "checkpoint") -> PreTrainedMo
 def load_checkpoint(checkpoint: str | Path) -> PreTrainedModel:
     """Load the network in a checkpoint of this package's modules, in eval mode on the CPU.
 
-    It has its head, unless that is new and was never trained.
+    A head that was never trained is left out.
 
     Raises:
         ValueError: The file is missing or damaged, or something else wrote it.
@@ -116,24 +116,24 @@ def tokenizer_of_run(checkpoint: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer that the `config.yaml` of a checkpoint's run names.
 
     Raises:
-        ValueError: There is no such file, or it names no tokenizer.
+        ValueError: There is no such file, or it does not name a tokenizer.
     """
     path = checkpoint.parent.parent / "config.yaml"
     if not path.is_file():
         raise ValueError(f"tokenizer: no file {path} to take it from; name it: --tokenizer FOLDER_OR_NAME")
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     data = config.get("data") if isinstance(config, dict) else None
-    settings = data.get("init_args", data) if isinstance(data, dict) else {}  # class_path may be left out
+    settings = data.get("init_args", data) if isinstance(data, dict) else {}  # class_path is optional
     if not settings.get("tokenizer"):
         raise ValueError(f"tokenizer: {path} names none under data; name it: --tokenizer FOLDER_OR_NAME")
     return load_tokenizer(settings["tokenizer"], revision=settings.get("tokenizer_revision"))
 
 
 def sentence_format_of(name: str | Path, pooling: str | None = None) -> SentenceFormat | None:
-    """How a network makes sentence embeddings: what its folder says, with another `pooling` if one is given.
+    """How a network makes sentence embeddings: its folder's setting, with `pooling` in place of its own if given.
 
     Raises:
-        ValueError: `pooling` is not known, or the folder pools in a way that is not.
+        ValueError: `pooling`, or the folder's way of pooling, is not supported.
     """
     if pooling is not None and pooling not in get_args(Pooling):
         raise ValueError(f"pooling: {pooling!r} is not known; give mean or cls")
@@ -146,10 +146,10 @@ def sentence_format_of(name: str | Path, pooling: str | None = None) -> Sentence
 
 
 def writable_sentence_format(name: str | Path, pooling: str | None = None) -> SentenceFormat | None:
-    """`sentence_format_of` for a folder to write; what is not known here is left out, and a line says so.
+    """Like `sentence_format_of`, for a folder to write: an unsupported setting of the old folder is printed and left out.
 
     Raises:
-        ValueError: `pooling` is not known.
+        ValueError: `pooling` is not supported.
     """
     try:
         return sentence_format_of(name, pooling)
@@ -165,13 +165,13 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def exported_folder(name: str | Path) -> str:
-    """The export of a run's folder; anything else is taken as it is."""
+    """The export of a run's folder; any other name unchanged."""
     export = Path(name, "export")
     return str(export if (export / "config.json").is_file() else name)
 
 
 def _class_that_wrote(config: PretrainedConfig) -> Any | None:
-    """The class that a configuration names as its own: one of transformers, or one that a user registered."""
+    """The model class that a configuration names: one of transformers, or one that a user registered."""
     registered = [kind for head in get_args(Head) for kind in classes_for(head, config)]
     for name in config.architectures or []:
         for kind in (getattr(transformers, name, None), *registered):
@@ -182,7 +182,7 @@ def _class_that_wrote(config: PretrainedConfig) -> Any | None:
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """A masked language model in eval mode with its tokenizer; `name` is what the user called it."""
+    """A masked language model in eval mode with its tokenizer; `name` is the name that the user gave."""
 
     name: str
     network: MaskedLMNetwork
@@ -190,17 +190,16 @@ class MaskedLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return next(self.network.parameters()).device
 
     def encode(self, texts: Sequence[str], *, places: Sequence[str]) -> list[Features]:
         """Turn texts into token ids, special tokens included; `places` says where each came from, for messages.
 
         Raises:
-            ValueError: A text is longer than the network takes, or has no tokens.
+            ValueError: A text is too long for the network, or has no tokens.
         """
         encoded = self.tokenizer(list(texts), return_attention_mask=False, verbose=False)
-        types = encoded.get("token_type_ids")
         longest = int(min(self.tokenizer.model_max_length, self.network.max_length or math.inf))
         for place, ids in zip(places, encoded["input_ids"], strict=True):
             if len(ids) > longest:
@@ -210,14 +209,7 @@ class MaskedLM:
                 )
             if set(ids) <= set(self.tokenizer.all_special_ids) - {self.tokenizer.mask_token_id}:
                 raise ValueError(f"{place}: {self.name!r}'s tokenizer finds no tokens in it; remove it")
-        return [
-            Features(
-                input_ids=np.asarray(ids, dtype=np.int64),
-                token_type_ids=None if types is None else np.asarray(types[i], dtype=np.int64),
-                label=None,
-            )
-            for i, ids in enumerate(encoded["input_ids"])
-        ]
+        return [Features(*encoded_arrays(encoded, index), label=None) for index in range(len(texts))]
 
 
 def open_masked_lm(name: str, *, device: str = "cpu") -> MaskedLM:
@@ -234,13 +226,13 @@ def open_masked_lm(name: str, *, device: str = "cpu") -> MaskedLM:
 
 
 def flat_batch(features: Sequence[Features], *, device: torch.device | str = "cpu") -> Batch:
-    """Encoded texts end to end, as the networks take them."""
+    """Encoded texts as one flat batch."""
     samples = np.arange(len(features))
     return LabelledSequences(list(features)).collate(samples, np.zeros_like(samples)).to(device)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names that tell networks apart in a table: `teacher` for `runs/demo/teacher/export` if that is enough."""
+    """Names for a table: `teacher` for `runs/demo/teacher/export` if that is unambiguous."""
     short = []
     for name in names:
         path = Path(name)
@@ -259,10 +251,10 @@ def name_list(model: list[str] | str) -> list[str]:
 
 
 def read_texts(texts: Sequence[str], file: str | None, text_column: str | None = None) -> tuple[list[str], list[str]]:
-    """Texts from the command line and from a file (`texts_in`); also where each came from, for messages.
+    """Texts from the command line and from a file (`texts_in`), and where each came from, for messages.
 
     Raises:
-        ValueError: The file is missing or of another kind, or there are no texts at all.
+        ValueError: The file is missing or cannot be used (`texts_in`), or there are no texts at all.
     """
     found = [(text, f"texts: {text!r}") for text in texts]
     if file is not None:
@@ -276,12 +268,12 @@ def texts_in(file: str, text_column: str | None, *, field: str) -> list[tuple[st
     """The texts of a file, each with its place: the lines of a text file, or a column of a table.
 
     Args:
-        file: The file.
-        text_column: Column of the texts if it is a table (JSONL, CSV, Parquet, ...).
-        field: What messages call the argument that names the file.
+        file: A text file or a table (JSONL, CSV, Parquet, ...).
+        text_column: Column of the texts in a table.
+        field: Name of the argument in error messages.
 
     Raises:
-        ValueError: It is missing or empty, a table without a column, or a text file with one.
+        ValueError: The file is missing or empty, `text_column` is missing for a table, or given for a text file.
     """
     path = Path(file)
     if not path.is_file():

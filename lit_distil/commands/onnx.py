@@ -1,4 +1,4 @@
-"""ONNX and OpenVINO files: writing and quantising them, and comparing what they say with the torch network."""
+"""ONNX and OpenVINO files: writing and quantising them, and comparing their outputs with the torch network's."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from lit_distil.models.exported import METADATA, ExportedNetwork, OnnxNetwork, i
 from lit_distil.objectives.embedding import Pooling
 
 _HEADS = ("masked_lm", "sequence_classification", "token_classification", "question_answering")
-_MOST_BYTES = 1_900_000_000  # in one protobuf; larger weights go to a file of their own
+_MOST_BYTES = 1_900_000_000  # of one protobuf; larger weights go to a separate file
 _SHAPES = ((1, 6), (1, 16), (2, 33), (3, 64), (5, 120))  # (texts, tokens) of the batches that are compared
 _MASK_EVERY = 7
 
 
 class _TupleOfOutputs(nn.Module):
-    """A network from named tensors to a tuple of logits, because a graph returns no dictionary.
+    """A network that returns a tuple of logits, because an exported graph cannot return a dictionary.
 
-    An encoder without a head gives its token states and, if it pools them, unit vectors of the texts.
+    An encoder without a head returns its token states and, if it pools, the unit vectors of the texts.
     """
 
     def __init__(self, model: PreTrainedModel, pooling: Pooling | None = None) -> None:
@@ -67,10 +67,10 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int, pooling: 
 
     Args:
         model: With a masked-LM, sequence-classification, token-classification or question-answering head, or an
-            encoder without a head, whose file gives `last_hidden_state`.
+            encoder without a head, whose file outputs `last_hidden_state`.
         path: File to write.
-        max_length: Tokens of the longest sequence, which the file's metadata keeps; 0 means no limit.
-        pooling: Of a sentence encoder, whose file gives `sentence_embedding` too, of length 1.
+        max_length: Tokens of the longest sequence, stored in the file's metadata; 0 means no limit.
+        pooling: For a sentence encoder: the file also outputs `sentence_embedding`, of length 1.
 
     Raises:
         ValueError: It has another head, or torch's exporter cannot write this architecture.
@@ -112,15 +112,15 @@ def write_onnx(model: PreTrainedModel, path: Path, *, max_length: int, pooling: 
         "max_length": max_length,
     }
     onnx.helper.set_model_props(written, {f"{METADATA}{name}": str(value) for name, value in properties.items()})
-    # nobody needs the shapes that the exporter infers for values in between, and wrong ones make quantisation fail
+    # the exporter's inferred shapes of intermediate values are not needed, and wrong ones make quantisation fail
     del written.graph.value_info[:]
     onnx.save(written, str(path))
 
 
 def quantise(path: Path, out: Path) -> None:
-    """Write an int8 file of one that `write_onnx` wrote: dynamic quantisation by ONNX Runtime, by channel.
+    """Quantise a file of `write_onnx` to int8: ONNX Runtime's dynamic quantisation, per channel.
 
-    Weights take 7 bits. With 8, sums saturate on processors without VNNI, which costs several points of agreement.
+    Weights use 7 bits. With 8, sums saturate on processors without VNNI, which costs several points of agreement.
     """
     import_extra("onnxruntime")
     onnx = import_extra("onnx")
@@ -138,12 +138,7 @@ def quantise(path: Path, out: Path) -> None:
 
 
 def write_openvino(path: Path, out: Path) -> None:
-    """Write OpenVINO's two files of one that `write_onnx` wrote; the weights stay in float32.
-
-    Args:
-        path: The ONNX file.
-        out: The `.xml` file to write; the weights go to a `.bin` beside it.
-    """
+    """Convert a file of `write_onnx` to OpenVINO in float32: an `.xml` file, and a `.bin` beside it for the weights."""
     openvino = import_extra("openvino", "openvino")
     network = openvino.convert_model(str(path))
     for name, value in OnnxNetwork(path).properties.items():
@@ -152,7 +147,7 @@ def write_openvino(path: Path, out: Path) -> None:
 
 
 def takes_segments(model: PreTrainedModel) -> bool:
-    """Whether the network tells the two segments of a pair apart."""
+    """Whether the network distinguishes the two segments of a pair."""
     accepted = "token_type_ids" in inspect.signature(model.forward).parameters
     return accepted and (getattr(model.config, "type_vocab_size", None) or 0) > 1
 
@@ -166,7 +161,7 @@ def _logits_of(output: Any) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's remarks about missing optional packages and about coming changes in torch."""
+    """Hide the exporter's warnings about missing optional packages and future changes in torch."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -177,22 +172,22 @@ def _quiet_exporter() -> Iterator[None]:
         logging.disable(level)
 
 
-# Comparing a file with the network
+# Comparing an exported file with the network
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two networks compare on the same texts.
+    """How an exported file compares with torch on the same texts.
 
     Attributes:
-        largest_difference: The largest difference of two logits (or states, without a head), padding aside.
-        largest_logit: The largest absolute logit of torch, to compare the difference with.
-        top_agreement: Share of the choices that are the same: masked tokens, labels, starts and ends of spans; without
-            a head the nearest neighbour of each text, by the cosine of embeddings.
+        largest_difference: The largest difference between two logits (or states, without a head), ignoring padding.
+        largest_logit: Torch's largest absolute logit, to compare the difference with.
+        top_agreement: Share of equal choices: masked tokens, labels, starts and ends of spans; without a head, the
+            nearest neighbour of each text by the cosine of embeddings.
         num_choices: How many choices there were.
         shapes: (texts, tokens) of the batches, each shape once.
-        mean_cosine: Without a head, the mean cosine of the file's embedding of a text to torch's.
-        least_cosine: The least of these cosines.
+        mean_cosine: Without a head, the mean cosine between the file's and torch's embedding of a text.
+        least_cosine: The smallest of these cosines.
     """
 
     largest_difference: float
@@ -229,25 +224,25 @@ def compare_with_torch(
 ) -> Agreement:
     """Compare logits on batches of several shapes, with padding in them.
 
-    A masked language model is compared at masks: every seventh token is masked. An encoder without a head is compared
-    by the embeddings of the texts, or the means of their token states if it does not pool. A network with a head that
-    tells segments apart, or finds answers, reads pairs of texts too.
+    For a masked language model, every seventh token is masked and the masks are compared. An encoder without a head is
+    compared by the embeddings of the texts, or by their mean token states if it does not pool. A network with a head
+    that distinguishes segments or answers questions is also given pairs of texts.
 
     Args:
         model: The torch network, in eval mode on the CPU.
         candidate: The file that was written from it.
         tokenizer: The network's.
-        texts: What to compare on; none takes paragraphs of the standard library's documentation.
-        pooling: That of `write_onnx`.
+        texts: What to compare on; if empty, paragraphs of the standard library's documentation.
+        pooling: As in `write_onnx`.
 
     Raises:
-        ValueError: Fewer than three of the texts differ, so that neighbours of embeddings say nothing.
+        ValueError: Without a head: fewer than three different texts, so nearest neighbours would mean nothing.
     """
     outputs = _TupleOfOutputs(model, pooling)
     longest = candidate.properties.get("max_length") or _SHAPES[-1][1]
     head = head_of(model)
     differences, sizes, same, shapes = [], [], [], []
-    embeddings: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # torch's and the file's, of every text once
+    embeddings: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # by text: torch's and the file's
     for inputs in _batches(model, tokenizer, list(texts) or sample_texts(), longest):
         mask = inputs["attention_mask"].bool()
         shapes.append((int(mask.shape[0]), int(mask.shape[1])))
@@ -259,12 +254,12 @@ def compare_with_torch(
             sizes.append(expected[real].abs().max())
             if head is None:
                 continue
-            choosers: Any = slice(None)  # every sequence makes a choice, unless tokens or masks do
+            choosers: Any = slice(None)  # one choice per sequence, unless tokens or masks make them
             if head == "masked_lm":
                 choosers = inputs["input_ids"] == tokenizer.mask_token_id
             elif head == "token_classification":
                 choosers = mask
-            elif head == "question_answering":  # a start or an end is one of the real tokens
+            elif head == "question_answering":  # only real tokens can be a start or an end
                 floor = torch.finfo(expected.dtype).min
                 expected, found = expected.masked_fill(~mask, floor), found.masked_fill(~mask, floor)
             same.append((_choices(model, expected) == _choices(model, found))[choosers].flatten())
@@ -293,14 +288,14 @@ def compare_with_torch(
 
 
 def _embeddings(outputs: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Unit vectors of the texts `[S, D]`: the second output, or the means of the token states, which are the first."""
+    """Unit vectors of the texts `[S, D]`: the second output if there is one, else the mean of the token states."""
     if len(outputs) == 1:
         outputs = (*outputs, (outputs[0] * mask[:, :, None]).sum(1))
     return nn.functional.normalize(outputs[1], dim=-1)
 
 
 def _nearest(vectors: Tensor) -> Tensor:
-    """The number of the vector that is most similar to each, itself aside."""
+    """The index of each vector's nearest neighbour."""
     found = []
     for rows in torch.arange(len(vectors)).split(1024):
         similarities = vectors[rows] @ vectors.T
@@ -310,7 +305,7 @@ def _nearest(vectors: Tensor) -> Tensor:
 
 
 def sample_texts() -> list[str]:
-    """Paragraphs of English that every installation has: documentation of the standard library."""
+    """English paragraphs that every installation has: documentation of the standard library."""
     things: list[Any] = [json, statistics, argparse, textwrap, inspect, inspect.signature, Path, json.dumps]
     things += [statistics.quantiles, textwrap.TextWrapper, argparse.ArgumentParser, json.JSONEncoder, Path.glob]
     paragraphs = [part for thing in things for part in (inspect.getdoc(thing) or "").split("\n\n")]
@@ -321,7 +316,7 @@ def sample_texts() -> list[str]:
 def _batches(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], longest: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of the shapes above, which start again at the first text if need be, then those of the other texts."""
+    """Batches of the shapes in `_SHAPES`, with texts repeated if they are too few, then batches of the other texts."""
     num_shown = sum(size for size, _ in _SHAPES)
     shapes = [*_SHAPES, *[(8, _SHAPES[-1][1])] * -(-max(0, len(texts) - num_shown) // 8)]
     head, start = head_of(model), 0
@@ -342,7 +337,7 @@ def _batches(
         ids = torch.tensor(encoded["input_ids"])
         inputs = {"input_ids": ids, "attention_mask": torch.tensor(encoded["attention_mask"])}
         if takes_segments(model):
-            types = encoded.get("token_type_ids")  # some tokenizers give none
+            types = encoded.get("token_type_ids")  # some tokenizers return none
             inputs["token_type_ids"] = torch.zeros_like(ids) if types is None else torch.tensor(types)
         if head_of(model) == "masked_lm":
             is_special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
@@ -352,7 +347,7 @@ def _batches(
 
 
 def _choices(model: PreTrainedModel, logits: Tensor) -> Tensor:
-    """The largest logit; for several labels, which of them hold; for one value, whether it exceeds the row before's."""
+    """The largest logit; for several labels, which apply; for one value, whether it exceeds that of the row before."""
     if model.config.problem_type == "multi_label_classification":
         return logits > 0
     if logits.dim() == 2 and logits.shape[-1] == 1:

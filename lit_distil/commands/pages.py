@@ -1,4 +1,4 @@
-"""The pages that commands write: Markdown, one HTML file that needs no other, and the numbers as JSON."""
+"""The pages that commands write: Markdown, a self-contained HTML file, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Section:
     """Part of a page: a heading, pictures, a table and a list, each of which may be missing.
 
     Attributes:
-        heading: Plain text; empty for none.
+        heading: Plain text; empty means no heading.
         table: Rows of cells, the header first.
         lines: Items of a list.
         pictures: PNG files in the folder of the page.
@@ -57,12 +57,12 @@ def check_pages(page: Path, others: Sequence[str] = (".md", ".json"), *, overwri
 
     Args:
         page: The page, HTML or Markdown.
-        others: What is written beside it: endings that take the place of its own, or names of files.
-        overwrite: Replace the files whoever wrote them.
-        mark: What stands at the beginning of the pages that the command writes.
+        others: Files written beside it: suffixes that replace its own, or file names.
+        overwrite: Replace the files, whoever wrote them.
+        mark: Text at the beginning of a page by which the command recognises its own pages.
 
     Raises:
-        ValueError: One of the files is there, and the page was not written by a command.
+        ValueError: One of the files exists, and no command wrote the page.
     """
     is_ours = page.is_file() and mark in page.read_text(encoding="utf-8", errors="replace")[:1000]
     beside = [page.with_suffix(name) if name[0] == "." else page.with_name(name) for name in others]
@@ -70,7 +70,7 @@ def check_pages(page: Path, others: Sequence[str] = (".md", ".json"), *, overwri
 
 
 def write_pages(file: Path, title: str, sections: Sequence[Section], numbers: Mapping[str, Any]) -> None:
-    """Write the page as `<file>.md` and `<file>.html`, and what it tells as `<file>.json`; the folder is made."""
+    """Write the page as `<file>.md` and `<file>.html`, and its numbers as `<file>.json`; create the folder."""
     page, html = render("sections.html.jinja", title=title, sections=sections), file.with_suffix(".html")
     write_report(file, to_markdown(title, sections), numbers)
     write_file(html, page)
@@ -78,7 +78,7 @@ def write_pages(file: Path, title: str, sections: Sequence[Section], numbers: Ma
 
 
 def write_report(file: Path, markdown: str, numbers: Mapping[str, Any]) -> None:
-    """Write a text as `<file>.md`, and what it tells as `<file>.json`; the folder is made."""
+    """Write a text as `<file>.md` and its numbers as `<file>.json`; create the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file.with_suffix(".md"), markdown)
     write_file(file.with_suffix(".json"), json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")

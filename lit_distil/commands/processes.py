@@ -1,4 +1,4 @@
-"""Processes that a command starts and waits for: they end with it, also when it is told to stop, or killed."""
+"""Child processes that a command waits for: they end with it, even when it is stopped or killed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ending_processes() -> Iterator[None]:
         _STOPPING.set()
         sys.exit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
     _STOPPING.clear()
@@ -42,14 +42,10 @@ def ending_processes() -> Iterator[None]:
 def run_process(
     command: Sequence[str], *, seconds: float = math.inf, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a process to its end; under `ending_processes` a signal ends it, in whichever thread it was started.
+    """Run a process to its end, or end it after so many seconds; `options` are those of `subprocess.Popen`.
 
-    Where this process is killed and can end nothing, Linux tells the other to stop, so that no training goes on alone.
-
-    Args:
-        command: Its words.
-        seconds: After these it is ended.
-        options: See `subprocess.Popen`.
+    Within `ending_processes`, a signal ends the process, whichever thread started it. If this process is killed and
+    cannot clean up, Linux stops the child, so that no training is left running.
     """
     end = time.monotonic() + seconds
     with subprocess.Popen(command, text=True, preexec_fn=_end_with_parent, **options) as child:
@@ -62,7 +58,7 @@ def run_process(
                 except subprocess.TimeoutExpired:
                     continue
         finally:
-            child.terminate()  # does nothing to one that has ended
+            child.terminate()  # does nothing if it has ended already
     return subprocess.CompletedProcess(command, child.returncode, said, errors)
 
 

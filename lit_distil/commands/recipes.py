@@ -1,6 +1,6 @@
 """`lit-distil recipes`: the configurations that come with the package.
 
-They are the files of `configs/` of a checkout, which a wheel carries as `lit_distil/configs/`.
+They are the files in `configs/` of a checkout, which a wheel installs as `lit_distil/configs/`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from lit_distil.messages import recipes_folder
 def recipe_names() -> list[str]:
     """All recipes and overlays, such as `distill/distilroberta-small`."""
     folder = recipes_folder()
-    # not the published scores, nor the arms of a claim, which `lit-distil claims` puts together
+    # without the published scores, and without the arms of claims, which only `lit-distil claims` can combine
     files = (path for path in folder.rglob("*.yaml") if path.stem != "papers" and path.parent.parent.name != "claims")
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe.
-
-    Args:
-        name: Its path without `.yaml`, or the last part of it where no other recipe has the same.
+    """The file of a recipe, by its path without `.yaml`, or by the last part of it if that is unique.
 
     Raises:
         ValueError: There is no such recipe, or several.
@@ -43,11 +40,11 @@ def find_recipe(name: str) -> Path:
 
 
 def summary(path: Path) -> str:
-    """The first sentence of the comment at a recipe's top."""
+    """The first sentence of the comment at the top of a recipe."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment: list[str] = []
     for line in lines:
-        if not line.startswith("#") or line.startswith("#  "):  # the settings, or a command line in the comment
+        if not line.startswith("#") or line.startswith("#  "):  # the settings begin, or an indented command line
             break
         comment.append(line.lstrip("# "))
     return re.split(r"(?<!et al)\. ", " ".join(comment))[0].rstrip(".:")

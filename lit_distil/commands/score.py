@@ -1,4 +1,4 @@
-"""`lit-distil score`: sentences and minimal pairs by pseudo-log-likelihood, one or several models side by side."""
+"""`lit-distil score`: score sentences and minimal pairs by pseudo-log-likelihood, for one or several models."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def score(
 
     Args:
         model: Exported folder, Hub name or checkpoint; several as [runs/teacher/export,runs/student/export].
-        texts: Sentences, each scored by itself.
+        texts: Sentences, each scored on its own.
         file: Text file with one sentence a line, or a table (JSONL, CSV, Parquet, ...) with text_column.
         text_column: Column of the table that holds the texts.
         pairs: JSONL file in BLiMP's format (sentence_good, sentence_bad, UID), or a folder of them, instead of
             sentences.
-        within_word: Mask a token together with the rest of its word (Kauf and Ivanova 2023), not the token alone.
-        tokens_per_batch: Most tokens of a batch; it changes the speed, not the scores.
+        within_word: Mask a token together with the rest of its word (Kauf and Ivanova 2023) instead of alone.
+        tokens_per_batch: Most tokens in a batch; changes the speed, not the scores.
         device: Where to run, such as cpu or cuda.
         out: Folder to write scores.md and scores.json to; None only prints.
-        overwrite: Replace files of these names that this command did not write; its own may always be written again.
+        overwrite: Replace files of these names even if this command did not write them; its own may always be replaced.
     """
     names = name_list(model)
     if out is not None:
@@ -91,7 +91,7 @@ def score(
 run = functools.partial(call_command, score, words="texts")
 
 
-# Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of what was masked
+# Pseudo-log-likelihood: mask one token at a time, and add up the log-probabilities of the masked tokens
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class PseudoLikelihoods:
     """Scores of N texts.
 
     Attributes:
-        totals: float64 `[N]`, the sum over the tokens of a text, in nats.
-        num_tokens: int64 `[N]`, the tokens that were scored; special tokens are not.
+        totals: float64 `[N]`, the pseudo-log-likelihood of each text in nats, summed over its tokens.
+        num_tokens: int64 `[N]`, the number of scored tokens, which excludes special tokens.
     """
 
     totals: NDArray[np.float64]
@@ -113,7 +113,7 @@ class PseudoLikelihoods:
 
     @property
     def corpus_perplexity(self) -> float:
-        """Pseudo-perplexity of all texts, every token with the same weight (Salazar et al., section 2.3)."""
+        """Pseudo-perplexity of all texts together, weighting every token equally (Salazar et al., section 2.3)."""
         return float(np.exp(-self.totals.sum() / self.num_tokens.sum()))
 
 
@@ -126,15 +126,14 @@ def pseudo_likelihoods(
     within_word: bool = False,
     tokens_per_batch: int = 4096,
 ) -> PseudoLikelihoods:
-    """Score texts, each of them one sequence.
+    """Score texts, each as one sequence.
 
     Args:
         model: The model that scores them.
         texts: One or more.
         places: Where each text came from, for messages.
         within_word: Mask the rest of a token's word too.
-        tokens_per_batch: Most tokens of a flat batch, counting a text once for each of its masked copies; a batch has
-            at least one copy.
+        tokens_per_batch: Most tokens in a flat batch of masked copies of the texts, which has at least one copy.
 
     Raises:
         ValueError: A text is too long or has no tokens, or `tokens_per_batch` is not positive.
@@ -158,7 +157,7 @@ def pseudo_likelihoods(
 def _chunks(
     features: Sequence[Features], scored: Sequence[Ints], tokens_per_batch: int
 ) -> Iterator[list[tuple[int, Ints]]]:
-    """Batches of (text, positions to mask one at a time), the longest texts first to batch similar lengths."""
+    """Batches of (text, positions to mask one at a time), longest texts first so that batches hold similar lengths."""
     chunk: list[tuple[int, Ints]] = []
     room = tokens_per_batch
     for text in sorted(range(len(features)), key=lambda i: -len(features[i].input_ids)):
@@ -181,7 +180,7 @@ def _log_probabilities(
     word_starts: Sequence[Bools] | None,
     chunk: Sequence[tuple[int, Ints]],
 ) -> NDArray[np.float64]:
-    """float64 `[copies]`: log-probability of the token that each copy hides."""
+    """float64 `[copies]`: log-probability of the masked token in each copy."""
     copies, labels, rows = [], [], []
     start = 0
     for text, positions in chunk:
@@ -192,7 +191,7 @@ def _log_probabilities(
             rows.append(start + position)
             end = position + 1
             if word_starts is not None:
-                end += int(np.flatnonzero(word_starts[text][end:])[0])  # a special token ends the last word
+                end += int(np.flatnonzero(word_starts[text][end:])[0])  # the closing special token ends the last word
             ids[position:end] = model.tokenizer.mask_token_id
             copies.append(Features(input_ids=ids, token_type_ids=feature.token_type_ids, label=None))
             start += len(ids)
@@ -203,7 +202,7 @@ def _log_probabilities(
 
 
 def _word_starts(model: MaskedLM, texts: Sequence[str], scored: Sequence[Ints], places: Sequence[str]) -> list[Bools]:
-    """For each text bool `[length]`: whether a token starts a word; special tokens do."""
+    """For each text, bool `[length]`: whether a token starts a word; special tokens count as word starts."""
     _, starts, lengths = TextEncoder(model.tokenizer.backend_tokenizer.to_str())(list(texts))
     found = []
     for place, of_text, positions in zip(places, np.split(starts, np.cumsum(lengths)[:-1]), scored, strict=True):
@@ -216,7 +215,7 @@ def _word_starts(model: MaskedLM, texts: Sequence[str], scored: Sequence[Ints], 
 
 
 def _sentences_table(names: Sequence[str], texts: Sequence[str], scores: Sequence[PseudoLikelihoods]) -> Table:
-    """A row for each sentence and one for all, with three columns for each model."""
+    """One row per sentence plus a total, with three columns per model."""
     table = [["sentence", *(cell for name in names for cell in (f"{name}: PLL", "tokens", "pseudo-perplexity"))]]
     for number, text in enumerate(texts):
         row = [text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"]
@@ -241,16 +240,16 @@ def _sentences_numbers(texts: Sequence[str], scores: PseudoLikelihoods) -> dict[
     }
 
 
-# Minimal pairs: which of two sentences scores higher (BLiMP, Warstadt et al. 2020)
+# Minimal pairs: whether the acceptable sentence scores higher (BLiMP, Warstadt et al. 2020)
 
 
 class MinimalPair(NamedTuple):
-    """Two sentences of which the first is the acceptable one.
+    """An acceptable sentence and its unacceptable counterpart.
 
     Attributes:
         good: The acceptable sentence.
-        bad: Its unacceptable counterpart.
-        paradigm: What the pair tests: its UID, or the name of its file if it has none.
+        bad: The unacceptable one.
+        paradigm: What the pair tests: its UID, or the name of its file if it has no UID.
         place: File and line.
     """
 
@@ -261,10 +260,10 @@ class MinimalPair(NamedTuple):
 
 
 def read_pairs(path: str) -> list[MinimalPair]:
-    """Read the pairs of a file, or of every JSONL file of a folder.
+    """Read the pairs in a file, or in every JSONL file of a folder.
 
     Raises:
-        ValueError: There are none, or a row lacks a sentence or has the same one twice.
+        ValueError: There are none, a row lacks a sentence, or both of its sentences are the same.
     """
     place = Path(path)
     files = sorted(file for file in place.rglob("*.jsonl*") if file.is_file()) if place.is_dir() else [place]
@@ -287,7 +286,7 @@ def read_pairs(path: str) -> list[MinimalPair]:
 
 
 def score_pairs(model: MaskedLM, pairs: Sequence[MinimalPair], **options: Any) -> Bools:
-    """Bool `[N]`: whether the good sentence of each pair scores higher; one that is in several pairs is scored once."""
+    """Bool `[N]`: whether each pair's good sentence scores higher. A sentence in several pairs is scored once."""
     place_of: dict[str, str] = {}
     for sentence, place in [(pair.good, pair.place) for pair in pairs] + [(pair.bad, pair.place) for pair in pairs]:
         place_of.setdefault(sentence, place)
@@ -298,7 +297,7 @@ def score_pairs(model: MaskedLM, pairs: Sequence[MinimalPair], **options: Any) -
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of pairs that are right, and its standard error from the number of pairs alone."""
+    """The share of pairs judged correctly, and its standard error given the number of pairs."""
 
     accuracy: float
     error: float
@@ -315,7 +314,7 @@ class PairsResult:
     Attributes:
         paradigms: By paradigm.
         pairs: Over all pairs.
-        mean: Mean over the paradigms with equal weight, the overall figure of BLiMP; its number is that of the pairs.
+        mean: Unweighted mean over the paradigms, which is BLiMP's overall figure; `num_pairs` counts all pairs.
     """
 
     paradigms: dict[str, Accuracy]
@@ -324,7 +323,7 @@ class PairsResult:
 
 
 def judge(paradigms: Sequence[str], right: Bools) -> PairsResult:
-    """Accuracies with standard errors, from whether the good sentence of each pair scored higher (bool `[N]`)."""
+    """Accuracies with standard errors; `right` is bool `[N]`, whether each pair's good sentence scored higher."""
 
     def accuracy_of(chosen: Bools) -> Accuracy:
         share = float(chosen.mean())
@@ -341,13 +340,13 @@ def judge(paradigms: Sequence[str], right: Bools) -> PairsResult:
 
 
 def paired_difference(ours: Bools, theirs: Bools) -> tuple[float, float]:
-    """Accuracy of one model minus another's on the same pairs, and the standard error of that difference."""
+    """Difference in accuracy between two models on the same pairs, and its standard error."""
     differences = ours.astype(float) - theirs.astype(float)
     return float(differences.mean()), float(differences.std() / math.sqrt(len(differences)))
 
 
 def _pairs_report(names: Sequence[str], results: Sequence[PairsResult], right: Sequence[Bools]) -> str:
-    """A table with a row for each paradigm and two overall, and how each further model differs from the first."""
+    """A table with one row per paradigm and two overall rows, and how each other model differs from the first."""
     table = [["paradigm", "pairs", *(f"{name} %" for name in names)]]
     for paradigm, first in results[0].paradigms.items():
         table.append([paradigm, f"{first.num_pairs:,}", *(str(result.paradigms[paradigm]) for result in results)])

@@ -15,9 +15,9 @@ from lit_distil.files import check_output, staged_folder, write_json
 from lit_distil.pieces import call_command
 
 TRAINING_SETTINGS = "training.json"
-"""File beside a tokenizer that says how it was trained."""
+"""File beside a tokenizer that records how it was trained."""
 
-# RoBERTa's special tokens stand at the ids that RobertaConfig expects of them
+# RoBERTa's special tokens have the ids that RobertaConfig expects
 _ROBERTA_SPECIALS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
 
 
@@ -38,9 +38,9 @@ def tokenizer(
         out: Folder to write to; transformers' AutoTokenizer loads it.
         kind: Byte-level BPE (RoBERTa) or WordPiece (BERT).
         vocab_size: Number of entries, special tokens included.
-        lowercase: Lower the case first (WordPiece only).
-        max_length: Longest input of the model, which the tokenizer keeps.
-        min_frequency: Pairs that are rarer are not merged.
+        lowercase: Convert the text to lower case first (WordPiece only).
+        max_length: Longest input of the model, in tokens; stored with the tokenizer.
+        min_frequency: Pairs that occur less often are not merged.
         overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
     if vocab_size < 300:
@@ -71,9 +71,9 @@ run = functools.partial(call_command, tokenizer)
 def _train_wordpiece(source: DocumentSource, *, lowercase: bool, **settings: Any) -> PreTrainedTokenizerBase:
     """Train a WordPiece tokenizer that depends on the text alone.
 
-    The library's trainer numbers the letters within words (`##a`) as a hash table lists them, in another order in every
-    process, and of two pairs that are equally frequent it merges the one with the lower numbers first. So the letters
-    are collected first, and then come before it in their own order, as if they were special tokens.
+    The library's trainer numbers the letters within words (`##a`) in hash-table order, which differs between processes,
+    and merges the pair with the lower numbers first when two are equally frequent. So the letters are collected first,
+    then passed to it in sorted order as if they were special tokens.
     """
     blank = BertTokenizer(do_lower_case=lowercase)
     letters = blank.train_new_from_iterator(_texts(source, "reading the letters"), **{**settings, "vocab_size": 0})

@@ -25,13 +25,13 @@ from lit_distil.trust import Parser
 
 @dataclass(frozen=True)
 class Size:
-    """A network and its tokenizer in numbers; what is known of the text is None without one.
+    """The size of a network and its tokenizer; counts on the text are None if there is no text.
 
     Attributes:
         entries: Entries of the tokenizer.
         parameters: Parameters of the network, tied ones counted once.
-        tokens_per_word: Mean number of tokens of a word of the text.
-        num_unknown: Tokens of the text that stand for what the tokenizer does not know.
+        tokens_per_word: Mean number of tokens per word of the text.
+        num_unknown: Unknown tokens in the text.
     """
 
     entries: int
@@ -45,11 +45,11 @@ class VocabularyChange:
     """What `vocabulary` did.
 
     Attributes:
-        folder: Where network and tokenizer are.
+        folder: Where the network and the tokenizer are.
         sources: For each entry of the new tokenizer, ids of the old one: the same entry, or the pieces of a new word.
-        before: The network that was given.
-        after: The new one.
-        num_added: Words that became entries; the others were entries already.
+        before: Size of the given network.
+        after: Size of the new one.
+        num_added: Words that became entries, not counting those that already were.
     """
 
     folder: Path
@@ -84,26 +84,25 @@ def vocabulary(
 ) -> VocabularyChange:
     """Trim the vocabulary of a network to what a text needs, or add words to it, and write both to a folder.
 
-    Trimming is exact: a text whose tokens all stay has the same tokens under new ids, and the network gives bitwise the
-    same hidden states. Other text is cut into smaller tokens. Nothing becomes unknown that was not.
+    Trimming is exact: a text whose tokens are all kept has the same tokens under new ids and bitwise the same hidden
+    states. Other text is split into smaller tokens. Nothing that was known becomes unknown.
 
     Args:
         network: Exported folder, folder of a run, checkpoint, or name on the Hub, with its tokenizer (WordPiece, BPE or
-            Unigram); with a masked-LM head, another one, or none.
+            Unigram). It may have a masked-LM head, another head, or none.
         out: Folder to write to; plain transformers loads it.
-        keep_from: Text files, folders or globs whose tokens stay; from Python also a document source. Without text,
-            nothing is left out.
-        size: Entries of the new vocabulary; by default all that the text has.
-        add: File with one word a line that becomes an entry; from Python also a list of words. Its rows start as the
-            mean of its pieces' rows.
+        keep_from: Text files, folders or globs whose tokens are kept; from Python also a document source. Without text,
+            nothing is removed.
+        size: Entries of the new vocabulary; by default all entries that occur in the text.
+        add: File of words to add as entries, one a line; from Python also a list of words. A word's embedding starts as
+            the mean of those of its pieces.
         overwrite: Replace what an earlier command wrote to `out`, and nothing else.
 
     Returns:
         Sizes before and after, and where each entry came from.
 
     Raises:
-        ValueError: There is neither text nor a word, a file is missing, a word can be no entry, or the size does not
-            fit.
+        ValueError: Neither text nor words are given, a file is missing, a word cannot be an entry, or the size is invalid.
     """
     check_output(Path(out), overwrite=overwrite)
     documents, (words, places) = _documents(keep_from), _words(add)
@@ -183,9 +182,9 @@ def _count(tokenizer: PreTrainedTokenizerBase, documents: DocumentSource) -> Tok
 
 
 def _trimmed(change: Derived, counts: TokenCounts, size: int | None, model: PreTrainedModel) -> Derived:
-    """Leave entries out, but neither the words that were added nor what the network's positions depend on."""
+    """Remove entries, except added words and the entries that the network's positions depend on."""
     new = [place for place, pieces in enumerate(change.sources) if len(pieces) > 1]
-    # RoBERTa-like networks count their positions from the padding token's id, which moves with what is before it
+    # RoBERTa-like networks count positions from the padding token's id, which must not move
     first, _ = position_range(model)
     trimmed = trim(change.tokenizer, counts.tokens, size=size, keep=[*range(first), *new])
     return Derived(trimmed.tokenizer, [change.sources[index] for (index,) in trimmed.sources])

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lit_distil.models.architectures import TASK_HEADS, Head, check_architecture, classes_for, head_of
 from lit_distil.models.attention import UNPADDED, choose_attention, leave_attention_uncompiled, supports_unpadded
 from lit_distil.models.layout import AttentionRecorder, PaddedView, SequenceLayout, filler_lengths, row_filler
-from lit_distil.models.positions import position_range, position_table
+from lit_distil.models.positions import position_range
 from lit_distil.models.sources import sketching
 from lit_distil.types import Batch, EncoderOutput, Projection
 
@@ -84,11 +84,6 @@ class FlatNetwork(nn.Module):
     def num_layers(self) -> int:
         """Number of blocks."""
         return int(self.config.num_hidden_layers)
-
-    @property
-    def position_table(self) -> nn.Embedding | None:
-        """The table of absolute positions; None in an architecture without one."""
-        return position_table(self.model)
 
     def checkpoint_activations(self, every: int) -> None:
         """Compute the activations of every so many blocks again in the backward pass; 0 keeps all.

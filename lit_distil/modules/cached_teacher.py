@@ -1,8 +1,8 @@
-"""A teacher that ran before: its most likely tokens and the mass of the others, read from a folder.
+"""A teacher's stored predictions, read from a folder: its most likely tokens and the probability mass of all others.
 
-A folder has a `manifest.json` and a folder for each split. There the rows of all sequences under pattern 0 come first,
-then those under pattern 1, and so on: sequence i of N under pattern p is masked sequence p · N + i. `offsets.npy` says
-where the rows of each start. Everything is memory-mapped.
+A cache has a `manifest.json` and one folder per split. In a split, the rows of all sequences under mask pattern 0 come
+first, then those under pattern 1, and so on: sequence i of N under pattern p is masked sequence p · N + i.
+`offsets.npy` says where the rows of each masked sequence start. Everything is memory-mapped.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _CHECKED_BATCHES = 8
 
 @dataclass(frozen=True, eq=False)
 class SplitArrays:
-    """The files of a split: R rows of N sequences under P patterns each.
+    """The files of a split: R rows, of N sequences under P mask patterns each.
 
     Attributes:
         samples: int64 `[N]`, the sequences' sample ids, ascending.
-        offsets: int64 `[P · N + 1]`, masked sequence i has the rows from `offsets[i]` to `offsets[i + 1]`.
-        checks: uint32 `[P · N]`, a check sum of each masked sequence's ids.
-        sums: uint32 `[P · N]`, a check sum of each masked sequence's rows, see `sum_of_rows`.
+        offsets: int64 `[P · N + 1]`; the rows of masked sequence i go from `offsets[i]` to `offsets[i + 1]`.
+        checks: uint32 `[P · N]`, a checksum of each masked sequence's ids.
+        sums: uint32 `[P · N]`, a checksum of each masked sequence's rows, see `sum_of_rows`.
         ids: uint16 or uint32 `[R, k]`, the most likely tokens, the most likely first.
         scores: float16 or float32 `[R, k]`, their logits minus the largest one.
         rests: float32 `[R, temperatures]`, see `TopLogits.rests`.
@@ -78,23 +78,19 @@ class SplitArrays:
 
     @staticmethod
     def open(folder: Path, manifest: dict[str, Any], split: str, *, writable: bool = False) -> SplitArrays:
-        """Map the files of a split into memory.
-
-        Raises:
-            ValueError: One is missing or damaged.
-        """
+        """Map the files of a split into memory; a missing or damaged file is a ValueError."""
         arrays = {}
         for name, (dtype, shape) in array_types(manifest, split).items():
             path = folder / f"{name}.npy"
             try:
                 mapped = np.load(path, mmap_mode="r+" if writable else "r")
-            except Exception as error:  # the header is Python, and a damaged one fails as Python's parser does
+            except Exception as error:  # the header is parsed as Python, so a damaged one raises anything
                 raise _damaged(path, error) from error
             if mapped.shape != shape:
                 raise _damaged(path, f"its shape is {list(mapped.shape)}, and the manifest says {list(shape)}")
             if mapped.dtype != dtype:
                 raise _damaged(path, f"it holds {mapped.dtype}, and the manifest says {dtype}")
-            # a plain view of the map, unless it will be flushed: slices of np.memmap itself are slow to make
+            # a plain view of the map, unless it will be flushed: slicing np.memmap itself is slow
             arrays[name] = mapped if writable else np.asarray(mapped)
         offsets, num_rows = arrays["offsets"], len(arrays["ids"])
         if offsets[0] != 0 or offsets[-1] != num_rows or (np.diff(offsets) < 0).any():
@@ -102,14 +98,14 @@ class SplitArrays:
         return SplitArrays(**arrays)
 
     def flush(self) -> None:
-        """Put what was written on disk."""
+        """Write all changes to disk."""
         for array in vars(self).values():
             assert isinstance(array, np.memmap)
             array.flush()
 
 
 def array_types(manifest: dict[str, Any], split: str) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Return type and shape of each array of a split."""
+    """Return the dtype and shape of each array of a split."""
     sizes, k = manifest["splits"][split], manifest["k"]
     num_masked, num_rows = sizes["sequences"] * sizes["patterns"], sizes["rows"]
     ids = np.uint16 if manifest["vocabulary_size"] <= 1 << 16 else np.uint32
@@ -129,12 +125,12 @@ def _damaged(path: Path, what: object) -> ValueError:
 
 
 def check_sum(ids: NDArray[np.int64]) -> int:
-    """Return the check sum of a masked sequence's ids, as the networks see them."""
+    """Return the checksum of a masked sequence's ids, as the networks see them."""
     return zlib.crc32(np.ascontiguousarray(ids, dtype="<i8").tobytes())
 
 
 def sum_of_rows(ids: NDArray[Any], scores: NDArray[Any], rests: NDArray[Any]) -> int:
-    """Return the check sum of a sequence's rows as they are stored, so that damage is noticed when they are read."""
+    """Return the checksum of a sequence's stored rows, so that damage is noticed when they are read."""
     total = 0
     for part in (ids, scores, rests):
         total = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, total)
@@ -147,11 +143,7 @@ def unfinished_folder(folder: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a finished cache.
-
-    Raises:
-        ValueError: The folder holds no cache, an unfinished or damaged one, or one of another version.
-    """
+    """Read the manifest of a finished cache; a missing, unfinished or damaged one, or another version, is refused."""
     path = folder / MANIFEST
     if not path.is_file():
         part = unfinished_folder(folder)
@@ -175,15 +167,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict[str, Any]:
-    """Hash the files of a teacher, without loading it.
+    """Hash the files of a teacher, named by folder or Hub name, without loading it; it must have weights.
 
-    Args:
-        name: Folder, or name on the Hub.
-        revision: Commit, tag or branch on the Hub.
-        dtype: The type that it runs in, if that is not the type of its files.
-
-    Raises:
-        ValueError: The teacher has no weights.
+    `dtype` is the type that the teacher runs in, if that is not the type of its files.
     """
 
     def find(file: str) -> Path | None:
@@ -212,17 +198,17 @@ def teacher_identity(name: str, revision: str | None, dtype: str | None) -> dict
 
 
 class CachedTeacher:
-    """Gives the rows that a teacher gave when `lit-distil cache` ran it, found by sample and static mask.
+    """Returns the predictions that `lit-distil cache` stored for a teacher, looked up by sample and static mask.
 
     Each process maps the files and reads the rows of its own batches.
 
     Args:
-        folder: What `lit-distil cache` wrote.
+        folder: The folder that `lit-distil cache` wrote.
         teacher: The hashes that the teacher must have, see `teacher_identity`.
-        data: By split, what its masked sequences depend on, see `TextDataModule.identity`.
+        data: What the masked sequences of each split depend on, see `TextDataModule.identity`.
 
     Raises:
-        ValueError: The folder holds no cache, a damaged one, or one of another teacher or other data.
+        ValueError: The folder holds no cache, a damaged one, or one for another teacher or other data.
     """
 
     def __init__(self, folder: str | Path, *, teacher: dict[str, Any], data: dict[str, dict[str, Any]]) -> None:
@@ -245,7 +231,7 @@ class CachedTeacher:
         self.temperatures: tuple[float, ...] = tuple(manifest["temperatures"])
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.has_all = manifest["positions"] == "all"
-        """Whether it has rows of all tokens, and not of the masked ones only."""
+        """Whether it has rows for all tokens, not only for the masked ones."""
         self._splits = {split: SplitArrays.open(self.folder / split, manifest, split) for split in data}
         self._batches_to_check = dict.fromkeys(data, _CHECKED_BATCHES)
 
@@ -253,9 +239,9 @@ class CachedTeacher:
         """Return the teacher's output at some positions of the batch, on the batch's device.
 
         Args:
-            batch: Masked, with its `mask_keys`.
-            split: The split that the batch is from.
-            rows: int64, positions in T: the masked ones, or any if the cache has all.
+            batch: A masked batch with `mask_keys`.
+            split: The split that the batch comes from.
+            rows: int64, positions in T: masked ones, or any if the cache has rows for all tokens.
 
         Raises:
             ValueError: A sequence is not in the cache, was masked differently when it was written, or its rows are
@@ -277,7 +263,7 @@ class CachedTeacher:
 
         def read(part: int, dtype: Any) -> Tensor:
             tensor = torch.from_numpy(np.concatenate([piece[part] for piece in pieces]).astype(dtype))
-            if rows.device.type == "cuda":  # page-locked, so that the copy waits for nothing
+            if rows.device.type == "cuda":  # page-locked, so that the copy does not block
                 tensor = tensor.pin_memory()
             tensor = tensor.to(rows.device, non_blocking=True)
             return tensor.index_select(0, rows) if self.has_all else tensor
@@ -295,7 +281,7 @@ class CachedTeacher:
         return self
 
     def _find(self, mask_keys: Sequence[tuple[int, int]], split: str) -> NDArray[np.int64]:
-        """The masked sequences with these sample ids and patterns."""
+        """Look up the masked sequences with these sample ids and patterns."""
         arrays = self._splits[split]
         samples, patterns = np.array(mask_keys, dtype=np.int64).T
         size = len(arrays.samples)
@@ -311,7 +297,7 @@ class CachedTeacher:
         return patterns * size + places
 
     def _check_ids(self, indices: NDArray[np.int64], batch: Batch, split: str) -> None:
-        """Compare the batch, token by token, with what the teacher saw when the cache was written."""
+        """Compare the batch's token ids with those that the teacher saw when the cache was written."""
         arrays, ids = self._splits[split], batch.input_ids[0].cpu().numpy()
         ends = np.cumsum(batch.lengths)
         for index, start, end in zip(indices, ends - batch.lengths, ends, strict=True):

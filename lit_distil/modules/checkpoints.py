@@ -1,4 +1,4 @@
-"""Saving and loading modules: the network's own configuration travels with its weights, in plain types."""
+"""Saving and loading modules: a checkpoint holds the network's own configuration with its weights, in plain types."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from lit_distil.trust import check_class_paths, guard
 
 
 def saved_model(checkpoint: dict[str, Any]) -> PreTrainedModel:
-    """The model that a checkpoint describes, with its head and random weights."""
+    """Build the model that a checkpoint describes, with its head and random weights."""
     network = checkpoint["network"]
     return random_network(network["head"], AutoConfig.for_model(**json.loads(network["config"])))
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint's network, named as the Hugging Face model names them."""
+    """The weights of a checkpoint's network, under the names of the Hugging Face model."""
     prefix = "network.model."
     state = checkpoint["state_dict"]
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 class SavedModule(LoggedModule):
-    """A module with a `network` that a checkpoint alone brings back, and with meters that a resumed run continues.
+    """A module whose `network` can be rebuilt from a checkpoint alone, and whose meters a resumed run continues.
 
     Attributes:
-        network_class: Runs the Hugging Face model on flat batches.
-        head: The kind of head that the network has.
+        network_class: The class that runs the Hugging Face model on flat batches.
+        head: The kind of head on the network.
     """
 
     network_class: type[FlatNetwork]
@@ -47,35 +47,35 @@ class SavedModule(LoggedModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network: Any = None  # built when the vocabulary and the strategy are known
+        self.network: Any = None  # built once the vocabulary and the strategy are known
         self.is_encoder_only = False
-        """Whether the network's head is new and never trained, so that only the encoder is exported."""
+        """Whether the network's head is new and untrained, so that only the encoder is exported."""
         self.has_network_only = False
         """Whether `load_from_checkpoint` restored the network and nothing else."""
         self.saved_groups: list[list[int]] | None = None
-        """Sizes of the parameter groups of the optimizer in the checkpoint that the run continues from."""
+        """Sizes of the optimizer's parameter groups in the checkpoint that the run continues from."""
 
     @property
     def has_trainer(self) -> bool:
-        """Whether a trainer runs the module; none does while a checkpoint is loaded for use."""
+        """Whether the module has a trainer; it has none while a checkpoint is loaded for use."""
         try:
             return self.trainer is not None
         except RuntimeError:
             return False
 
     def save_plain_hyperparameters(self) -> None:
-        """Keep the constructor's arguments in the checkpoint, if they came from the command line as plain types.
+        """Keep the constructor's arguments in the checkpoint if they came from the command line, as plain types.
 
-        A module built in Python got live objects, which a checkpoint that is read with `weights_only` may not hold.
+        A module built in Python got live objects, which a checkpoint read with `weights_only` cannot hold.
         """
-        if _given_hyperparameters.get() is not None:  # the only sign of it that Lightning gives
+        if _given_hyperparameters.get() is not None:  # Lightning gives no other sign of it
             self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's configuration, so that loading needs neither teacher nor data.
 
         Raises:
-            DivergedError: The network has diverged; what was saved before stays.
+            DivergedError: The network has diverged; earlier checkpoints stay as they are.
         """
         if self.has_trainer:
             self.guard.check_weights(self, self.trainer.global_step)
@@ -87,10 +87,10 @@ class SavedModule(LoggedModule):
             checkpoint["network"]["is_encoder_only"] = True
         if self.has_trainer:
             checkpoint["unfinished"] = self.unfinished_step()
-            checkpoint["meters"] = self._meters["train"].state(self.trainer)  # half full between two logged steps
+            checkpoint["meters"] = self._meters["train"].state(self.trainer)  # the sums since the last logged step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network of the checkpoint, unless there is one."""
+        """Build the checkpoint's network, unless the module has one already."""
         if "network" not in checkpoint:
             raise ValueError("ckpt_path: it was not written by a module of lit_distil, since it names no network")
         if self.network is None:
@@ -100,7 +100,7 @@ class SavedModule(LoggedModule):
         if self.has_trainer and "meters" in checkpoint:
             self._meters["train"].restore(checkpoint["meters"], self.trainer)
             self._unfinished = checkpoint.get("unfinished", {})
-            if self.trainer.strategy.restore_checkpoint_after_setup:  # `on_fit_start` was before
+            if self.trainer.strategy.restore_checkpoint_after_setup:  # `on_fit_start` has already run
                 self.enter_last_step()
         if self.has_trainer and "guard" in checkpoint:
             self.guard.restore(checkpoint["guard"])
@@ -111,11 +111,7 @@ class SavedModule(LoggedModule):
             self.saved_groups = [[len(group["params"]) for group in state["param_groups"]] for state in states]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch does.
-
-        Raises:
-            ValueError: The weights are those of another network.
-        """
+        """Load weights as torch does; weights of another network are a ValueError."""
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
@@ -134,21 +130,21 @@ class SavedModule(LoggedModule):
         trust: Sequence[str] = (),
         **arguments: Any,
     ) -> Self:
-        """The module of a checkpoint in eval mode, with the trained network; needs no teacher, data or trainer.
+        """Load a module from a checkpoint, in eval mode, with the trained network; needs no teacher, data or trainer.
 
         If the run was started from YAML, the checkpoint holds the constructor's arguments and the module is complete.
-        If the module was built in Python, give its arguments again to have it complete. Without them, a module with a
-        `network` argument is complete all the same, and one with a teacher has its network alone: it predicts.
+        If the module was built in Python, pass its arguments again to get a complete module. Without them, a module
+        with a `network` argument is complete anyway; one with a teacher gets only its network and can only predict.
 
         Args:
-            checkpoint_path: File, local or on object storage.
+            checkpoint_path: File on disk or on object storage.
             map_location: Where to put the tensors, as for `torch.load`.
-            weights_only: Refuse everything but plain types in the file.
+            weights_only: Refuse anything but plain types in the file.
             trust: Modules that the settings in the checkpoint may name; see `lit_distil.distil`.
-            arguments: Arguments of the constructor; they win over those in the checkpoint.
+            arguments: Constructor arguments; they override those in the checkpoint.
 
         Raises:
-            ValueError: The file is on the web, or its settings name what is not trusted.
+            ValueError: The file is on the web, or its settings name a module that is not trusted.
         """
         address = str(checkpoint_path)
         if address.startswith(("http://", "https://")) or "::" in address:
@@ -177,11 +173,7 @@ class SavedModule(LoggedModule):
         return module.to(next(iter(weights.values())).device).eval()
 
     def check_predicting(self) -> None:
-        """Refuse to train or evaluate a module that has its network alone.
-
-        Raises:
-            ValueError: The trainer does something else than predict.
-        """
+        """Refuse to train or evaluate a module that has only its network and so can only predict."""
         if self.trainer.state.fn != TrainerFn.PREDICTING:
             raise ValueError(
                 f"{type(self).__name__}: the checkpoint came from a module built in Python and holds its network "
@@ -191,6 +183,6 @@ class SavedModule(LoggedModule):
 
 
 def _required(kind: type) -> list[str]:
-    """Names of the constructor's arguments without a default."""
+    """The names of the constructor's arguments that have no default."""
     parameters = inspect.signature(kind).parameters.values()
     return [each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]

@@ -1,4 +1,4 @@
-"""Networks, objectives, data, caches and checkpoints that do not fit are refused before the first step."""
+"""Checks before the first step: refuse networks, objectives, data, caches and checkpoints that do not fit."""
 
 from __future__ import annotations
 
@@ -21,15 +21,11 @@ from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import COUNTABLES, Compiling, DataModule, Vocabulary
 
 _MOST_PADDING = 128
-"""Rows that an embedding may have beyond its tokenizer if nothing else says whose it is, or 1 % of the entries."""
+"""Most rows that a padded embedding has beyond its tokenizer's entries (or 1 % of the entries, if that is more)."""
 
 
 def datamodule_of(trainer: Any) -> DataModule:
-    """A trainer's data module.
-
-    Raises:
-        ValueError: It has none.
-    """
+    """A trainer's data module; it must have one."""
     data = getattr(trainer, "datamodule", None)
     if data is None:
         raise ValueError(
@@ -40,7 +36,7 @@ def datamodule_of(trainer: Any) -> DataModule:
 
 
 def check_graphs(compiling: Compiling, accumulate: int) -> None:
-    """Refuse CUDA graphs with accumulation: a graph writes its gradients where those of the last micro-batch lie."""
+    """Refuse CUDA graphs with accumulation: a graph overwrites the gradients of the micro-batch before."""
     if compiling == "graphs" and accumulate > 1:
         raise ValueError(
             "model.compile: graphs cannot accumulate gradients; set trainer.accumulate_grad_batches to 1, or take true"
@@ -48,7 +44,7 @@ def check_graphs(compiling: Compiling, accumulate: int) -> None:
 
 
 def check_every(activation_checkpointing: int) -> int:
-    """The setting itself, which counts blocks."""
+    """Return the interval in blocks, unless it is negative."""
     if activation_checkpointing < 0:
         raise ValueError(f"model.activation_checkpointing must be 0 or more, got {activation_checkpointing}")
     return activation_checkpointing
@@ -57,20 +53,12 @@ def check_every(activation_checkpointing: int) -> int:
 def check_pair(
     student: MaskedLMNetwork, teacher: MaskedLMNetwork, data: DataModule, vocabulary: Vocabulary | None = None
 ) -> None:
-    """Refuse a student and a teacher that cannot be trained together on this data.
+    """Refuse a student and a teacher with different padding ids, or with too few positions for this data.
 
-    Args:
-        student: The student.
-        teacher: The teacher.
-        data: The data.
-        vocabulary: That of the teacher's own tokenizer, if it does not read the data's tokens.
-
-    Raises:
-        ValueError: Padding ids differ, or a sequence is longer than a position table.
+    `vocabulary` is that of the teacher's own tokenizer, if the teacher does not read the data's tokens.
     """
     check_network("student", student, data)
-    check_padding_id("teacher", teacher, vocabulary or data.vocabulary)
-    check_length("teacher", teacher, data)
+    check_network("teacher", teacher, data, vocabulary)
     ours, theirs = (getattr(network.config, "type_vocab_size", 0) or 0 for network in (student, teacher))
     has_segments = any(getattr(dataset, "has_segments", False) for dataset in data.datasets.values())
     if has_segments and theirs > 1 >= ours:
@@ -88,21 +76,21 @@ def compared_entries(
     unnamed: Collection[str] = (),
     cached: Collection[str] = (),
 ) -> int | None:
-    """How many entries of the vocabulary the distributions of student and teachers are over; None for all logits.
+    """How many vocabulary entries the distributions of student and teachers cover; None for all logits.
 
-    Networks of one tokenizer may have rows beyond its entries, which pad the embedding to a multiple of 8 or 64. If
-    their numbers differ, all are cut to the tokenizer's entries.
+    Networks with the same tokenizer may have extra rows that pad the embedding to a multiple of 8 or 64. If their
+    numbers of logits differ, all are cut to the tokenizer's entries.
 
     Args:
-        student: Number of its logits.
-        teachers: The same of each teacher, by name.
+        student: Number of logits of the student.
+        teachers: Number of logits of each teacher, by name.
         vocabulary: The tokenizer's.
-        unnamed: Teachers in memory, whose tokenizers are not known and so were not compared.
+        unnamed: Teachers in memory; their tokenizers are not known, so they were not compared.
         cached: Teachers with a cache, which cannot be cut afterwards.
 
     Raises:
         ValueError: A network has fewer logits than the tokenizer has entries, a teacher in memory has so many more that
-            it must be of another tokenizer, or a cache holds more than the entries.
+            it must belong to another tokenizer, or a cache holds more than the entries.
     """
     sizes = [("student", student), *(("teacher", size) for size in teachers.values())]
     if len({size for _, size in sizes}) == 1:
@@ -131,12 +119,12 @@ def compared_entries(
 
 
 def needs_head(terms: LossTerms) -> bool:
-    """Whether any objective looks at logits of the student's masked-LM or next-sentence head, and so trains it."""
+    """Whether any objective uses the logits of the student's masked-LM or next-sentence head, and so trains it."""
     return any(one.rows is not None or one.needs_next_sentence for one in terms.objectives.values())
 
 
 def check_headless(terms: LossTerms, name: str, teacher: Any) -> None:
-    """Refuse a teacher whose masked-LM head is new, if an objective compares with what it says."""
+    """Refuse a teacher whose masked-LM head is new, if an objective compares with its logits."""
     asking = [
         f"model.objectives.{key} ({type(one).__name__})"
         for key, one in terms.comparing_with(name).items()
@@ -160,22 +148,19 @@ def compare_tokenizers(
     head: Head,
     is_origin: bool,
 ) -> Sequence[int] | Vocabulary | None:
-    """Compare the data's tokenizer with a teacher's.
+    """Compare the data's tokenizer with a teacher's; refuse a difference if an objective or the task needs the same.
 
     Args:
         terms: The objectives.
         name: The teacher's name.
-        teacher: The teacher and its revision; of a model in memory only the sizes are known.
+        teacher: The teacher and its revision; for a model in memory only the sizes are known.
         data: The data.
-        head: What the networks have on top.
-        is_origin: Whether the student is made from this teacher, and so reads the same tokens.
+        head: The networks' kind of head.
+        is_origin: Whether the student is made from this teacher and so reads the same tokens.
 
     Returns:
-        None if they are the same. The teacher's id of each entry, if the data's are a part of them. Its vocabulary, if
-        it is another one and the teacher reads the same texts with its own tokenizer from now on.
-
-    Raises:
-        ValueError: They differ, and what is compared depends on the tokens.
+        None if the tokenizers are the same. The teacher's id of each of the data's entries, if these are a subset of
+        the teacher's. The teacher's vocabulary if it differs; the teacher then reads the texts with its own tokenizer.
     """
     source, revision = teacher
     if not isinstance(source, str):
@@ -205,23 +190,16 @@ def compare_tokenizers(
 
 
 def called(network: Any) -> str:
-    """What messages call a network: its folder or name, or the class of a model in memory."""
+    """How messages name a network: its folder or name, or the class of a model in memory."""
     return network if isinstance(network, str) else type(network).__name__
 
 
 def check_networks(
     terms: LossTerms, student: FlatNetwork, teachers: Mapping[str, FlatNetwork], data: DataModule | None = None
 ) -> None:
-    """Let every objective refuse networks and data that it cannot use; see `Objective.check`.
+    """Let every objective refuse networks and data that it cannot use (`Objective.check`); errors name it by its key.
 
-    Args:
-        terms: The objectives, and which teachers each compares with.
-        student: The network that trains.
-        teachers: The teachers that run, by name; cached ones were checked when they were opened.
-        data: The data module; None where its masks do not matter.
-
-    Raises:
-        ValueError: An objective cannot use them; the message names it by its key.
+    `teachers` are those that run; cached ones were checked when they were opened. Without `data`, masks do not matter.
     """
     ours = capabilities_of(student)
     theirs = {name: capabilities_of(network) for name, network in teachers.items()}
@@ -242,11 +220,7 @@ def check_networks(
 
 
 def check_attributes(name: str, objective: Objective) -> None:
-    """Refuse an objective that does not say what its sum counts, or where it needs logits.
-
-    Raises:
-        ValueError: `Objective.counts` or `Objective.rows` is none of the words it may be.
-    """
+    """Refuse an objective whose `counts` (what its sum is over) or `rows` (where it needs logits) is unknown."""
     field, counts = f"model.objectives.{name}: {type(objective).__name__}", getattr(objective, "counts", None)
     if counts not in COUNTABLES:
         raise ValueError(f"{field}.counts must be one of {list(COUNTABLES)}, what its sum is over, got {counts!r}")
@@ -255,12 +229,12 @@ def check_attributes(name: str, objective: Objective) -> None:
 
 
 def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
-    """What objectives may ask of a network, from its configuration."""
+    """What objectives need to know about a network, taken from its configuration."""
     config: Any = network.config
     num_heads = getattr(config, "num_attention_heads", None)
     head_width = getattr(config, "head_dim", None) or (None if num_heads is None else config.hidden_size // num_heads)
     kinds = getattr(config, "layer_types", None) or []
-    # ModernBERT's local blocks see `sliding_window` tokens to either side
+    # ModernBERT's local blocks attend to `sliding_window` tokens on either side
     windows = tuple(config.sliding_window + 1 if kind == "sliding_attention" else None for kind in kinds)
     return NetworkCapabilities(
         model_type=config.model_type,
@@ -277,14 +251,14 @@ def capabilities_of(network: FlatNetwork) -> NetworkCapabilities:
     )
 
 
-def check_network(role: str, network: FlatNetwork, data: DataModule) -> None:
-    """Refuse a network that has another padding id than the data's tokenizer, or too few positions for the data."""
-    check_padding_id(role, network, data.vocabulary)
+def check_network(role: str, network: FlatNetwork, data: DataModule, vocabulary: Vocabulary | None = None) -> None:
+    """Refuse a network whose padding id is not its tokenizer's (by default the data's) or with too few positions."""
+    check_padding_id(role, network, vocabulary or data.vocabulary)
     check_length(role, network, data)
 
 
 def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) -> None:
-    """Refuse a network whose padding id is not the tokenizer's: RoBERTa-likes count their positions from it."""
+    """Refuse a network whose padding id is not the tokenizer's: models like RoBERTa count their positions from it."""
     ours, theirs = vocabulary.special_ids.get("pad_token_id"), getattr(network.config, "pad_token_id", None)
     if ours is not None and theirs is not None and ours != theirs:
         raise ValueError(
@@ -294,7 +268,7 @@ def check_padding_id(role: str, network: FlatNetwork, vocabulary: Vocabulary) ->
 
 
 def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
-    """Refuse sequences that may be longer than the network's position table."""
+    """Refuse data whose sequences may be longer than the network's position table."""
     if network.max_length is not None and data.max_length > network.max_length:
         raise ValueError(
             f"data.max_length: {data.max_length} tokens are more than the position table of the {role} "
@@ -306,7 +280,7 @@ def check_length(role: str, network: FlatNetwork, data: DataModule) -> None:
 def check_comparisons(terms: LossTerms) -> None:
     """Refuse objectives that train nothing, unknown names in `objective_teachers`, and terms with too many teachers.
 
-    A teacher that no objective compares with gets a warning: the student may still be made from its layers.
+    A teacher that no objective compares with only gets a warning: the student may still be made from its layers.
     """
     objectives, teachers, own_teacher = terms.objectives, sorted(terms.shares), terms.own_teacher
     if not objectives:
@@ -341,11 +315,7 @@ def check_comparisons(terms: LossTerms) -> None:
 
 
 def teacher_shares(teachers: Collection[str], weights: dict[str, float] | None) -> dict[str, float]:
-    """Each teacher's share in the mean of their distributions, with sum 1.
-
-    Raises:
-        ValueError: There is no teacher, a weight is not positive, or the names differ.
-    """
+    """Each teacher's share in the mean of their distributions; weights must be positive, and the shares sum to 1."""
     if not teachers:
         raise ValueError("model.teacher: no teacher is named; give a folder, or {name: folder, ...}")
     weights = weights if weights is not None else dict.fromkeys(teachers, 1.0)
@@ -357,7 +327,7 @@ def teacher_shares(teachers: Collection[str], weights: dict[str, float] | None) 
 
 
 def check_settings(terms: LossTerms, teacher_dtype: str | None, gradient_shares_every: int) -> None:
-    """Refuse what `check_comparisons` does, an unknown or integer dtype, and a negative number of steps."""
+    """Refuse what `check_comparisons` refuses, a dtype that is not floating point, and a negative number of steps."""
     check_comparisons(terms)
     if teacher_dtype is not None:
         dtype = getattr(torch, teacher_dtype, None)
@@ -371,7 +341,7 @@ def check_settings(terms: LossTerms, teacher_dtype: str | None, gradient_shares_
 
 
 def check_for_text(objectives: Mapping[str, Objective]) -> None:
-    """Refuse objectives on a task's labels in distillation on text, which has none."""
+    """Refuse objectives on a task's labels when distilling on text, which has none."""
     for name, objective in objectives.items():
         if objective.counts == "labels":
             raise ValueError(
@@ -381,7 +351,7 @@ def check_for_text(objectives: Mapping[str, Objective]) -> None:
 
 
 def check_for_task(objectives: Mapping[str, Objective]) -> None:
-    """Refuse objectives on the vocabulary or on masked tokens in distillation on a task, which has neither."""
+    """Refuse objectives on the vocabulary or on masked tokens when distilling on a task, which has neither."""
     for name, objective in objectives.items():
         kind = type(objective).__name__
         if isinstance(objective, RowObjective):
@@ -399,11 +369,9 @@ def check_for_task(objectives: Mapping[str, Objective]) -> None:
 def cache_folders(
     requested: str | dict[str, str] | None, teachers: Mapping[str, Any], terms: LossTerms
 ) -> dict[str, str]:
-    """The folder of each cached teacher, by the teacher's name.
+    """The cache folder of each cached teacher, by name; every objective that compares with it must work from a cache.
 
-    Raises:
-        ValueError: One folder for several teachers, an unknown name, a teacher that is not given by name or folder, or
-            an objective that no cache can serve.
+    A single folder is for a single teacher, and a model in memory cannot have a cache.
     """
     if requested is None:
         return {}
@@ -427,7 +395,7 @@ def cache_folders(
 
 
 def check_static_masks(data: DataModule) -> None:
-    """Refuse data without static masks: a cached teacher has an answer for a few masks of each sequence only."""
+    """Refuse data without static masks: a cached teacher has predictions for only a few masks of each sequence."""
     if data.masking is None:
         raise ValueError("model.teacher_cache: data.masking is not given, and a cache is keyed by masks; give one")
     if data.masking.patterns is None:
@@ -453,24 +421,21 @@ def check_cacheable(terms: LossTerms, cached: Iterable[str]) -> None:
         )
 
 
-def needs_of(terms: LossTerms, teacher: str) -> tuple[str, tuple[float, ...], list[str]]:
-    """What a cache of a teacher must hold.
-
-    Returns:
-        "masked" or "all"; the temperatures, with 1, at which evaluation compares; and the names of objective classes
-        whose temperature changes over the steps, for which only the whole vocabulary will do.
-    """
+def needs_of(terms: LossTerms, teacher: str) -> tuple[str, tuple[float, ...]]:
+    """What a teacher's cache must hold: rows for "masked" or "all" tokens, and the temperatures compared at, with 1."""
     positions = "masked" if all(one.rows in (None, "masked") for one in terms.objectives.values()) else "all"
-    theirs = [one for one in terms.comparing_with(teacher).values() if isinstance(one, RowObjective)]
-    temperatures = {1.0, *(float(one.mixing_temperature) for one in theirs)}
-    changing = [type(one).__name__ for one in theirs if "temperature" in one.current_values]
-    return positions, tuple(sorted(temperatures)), changing
+    temperatures = {1.0, *(float(one.mixing_temperature) for one in _of_rows(terms, teacher))}
+    return positions, tuple(sorted(temperatures))
+
+
+def _of_rows(terms: LossTerms, teacher: str) -> list[RowObjective]:
+    return [one for one in terms.comparing_with(teacher).values() if isinstance(one, RowObjective)]
 
 
 def open_cache(
     folder: str, teacher: str, identity: dict[str, Any], data: DataModule, terms: LossTerms
 ) -> CachedTeacher:
-    """A teacher's cache, if it fits this teacher (its name, its `teacher_identity`), the data and the terms."""
+    """Open a teacher's cache if it fits the teacher (its name and `teacher_identity`), the data and the terms."""
     check_static_masks(data)
     cached = CachedTeacher(folder, teacher=identity, data={split: data.identity(split) for split in data.datasets})
     check_needs(cached, terms, teacher)
@@ -478,8 +443,8 @@ def open_cache(
 
 
 def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
-    """Refuse a cache that lacks positions, temperatures, or what a mean over teachers needs."""
-    positions, temperatures, changing = needs_of(terms, teacher)
+    """Refuse a cache that lacks positions or temperatures, or what a mean over teachers needs."""
+    positions, temperatures = needs_of(terms, teacher)
     if positions == "all" and not cache.has_all:
         raise ValueError(
             f"model.teacher_cache: {str(cache.folder)!r} has the masked positions only, and an objective has positions "
@@ -487,7 +452,7 @@ def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
         )
     if cache.k == cache.vocabulary_size:
         return
-    check_smaller(terms, teacher, changing, cache.k, cache.vocabulary_size)
+    check_smaller(terms, teacher, cache.k, cache.vocabulary_size)
     if missing := [temperature for temperature in temperatures if temperature not in cache.temperatures]:
         raise ValueError(
             f"model.teacher_cache: {str(cache.folder)!r} knows the mass beyond the {cache.k} most likely tokens at the "
@@ -496,8 +461,9 @@ def check_needs(cache: CachedTeacher, terms: LossTerms, teacher: str) -> None:
         )
 
 
-def check_smaller(terms: LossTerms, teacher: str, changing: list[str], k: int, vocabulary_size: int) -> None:
-    """Refuse a temperature that changes and a mean of teachers: they need a cache of the whole vocabulary."""
+def check_smaller(terms: LossTerms, teacher: str, k: int, vocabulary_size: int) -> None:
+    """Refuse a changing temperature and a mean of teachers: both need a cache of the whole vocabulary."""
+    changing = [type(one).__name__ for one in _of_rows(terms, teacher) if "temperature" in one.current_values]
     if changing:
         raise ValueError(
             f"model.teacher_cache: the temperature of {', '.join(changing)} changes over the steps, and the mass "
@@ -515,15 +481,7 @@ def check_smaller(terms: LossTerms, teacher: str, changing: list[str], k: int, v
 
 @contextmanager
 def reading_checkpoint(path: str | Path, *, field: str = "ckpt_path") -> Iterator[None]:
-    """Say in one sentence why a checkpoint cannot be read within the block.
-
-    Args:
-        path: The file.
-        field: What messages call the argument that names it.
-
-    Raises:
-        ValueError: It is something else, damaged, or holds more than weights and plain values.
-    """
+    """Say in one sentence why a checkpoint cannot be read within the block; `field` is the argument that names it."""
     give = "give the one that a run keeps in <run>/checkpoints/last.ckpt"
     if Path(path).suffix in (".safetensors", ".bin"):
         raise ValueError(

@@ -39,21 +39,21 @@ class DistillationModule(StudentModule, LanguageModelModule):
     With several teachers, terms on logits compare with the weighted mean of their distributions, taken at the term's
     temperature. A term named in `objective_teachers` compares with one teacher alone.
 
-    All distributions are over the logits that the networks have. If their numbers differ, because the embedding of one
-    is padded beyond their common tokenizer, every term on logits, the masked-LM loss included, is over the tokenizer's
-    entries: as if both networks were cut to them.
+    Distributions cover all logits that the networks have. If the numbers of logits differ, because one embedding is
+    padded beyond the shared tokenizer, every term on logits, including the masked-LM loss, covers only the tokenizer's
+    entries, as if the networks were cut to them.
 
-    If the data's format draws pairs, next-sentence prediction is ignored, as in DistilBERT, unless an objective uses it
-    (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`). Arguments that are not listed are those of `StudentModule`.
+    If the data's format draws sentence pairs, next-sentence prediction is ignored, as in DistilBERT, unless an
+    objective uses it (`NextSentenceSoftTargetLoss`, `NextSentenceLoss`). `StudentModule` explains the other arguments.
 
     Args:
         student: Made from the first teacher's layers (`EveryOther`, `Layers`, ...), from a configuration
-            (`FromConfig`), from pretrained weights (`Pretrained`), or a copy of a model in memory.
+            (`FromConfig`), from pretrained weights (`Pretrained`), or as a copy of a model in memory.
         teacher_cache: Folder that `lit-distil cache` wrote for this teacher and this data; with several teachers,
-            folders by name. A teacher with a cache does not run (if the student is made from its layers, it is loaded
-            for that alone), and objectives use its cached distribution. Needs static masks. The logged divergence and
-            entropy of such a teacher are a little too large: they spread the mass of uncached tokens evenly.
-        evaluate_at_start: Validate before the first step too, so that the curves of `val/` begin with the untrained
+            folders by name. A cached teacher does not run (it is loaded only if the student is made from its layers);
+            objectives use its cached distribution. Needs static masks. The logged divergence and entropy are a little
+            too large for such a teacher, because the mass of uncached tokens is spread evenly.
+        evaluate_at_start: Also validate before the first step, so that the `val/` curves begin with the untrained
             student at step 0.
     """
 
@@ -103,10 +103,10 @@ class DistillationModule(StudentModule, LanguageModelModule):
         self.evaluate_at_start = evaluate_at_start
         self.cached_teachers: dict[str, CachedTeacher] = {}
         self.num_entries: int | None = None
-        """Entries of the vocabulary that distributions are over; None for all logits (see `compared_entries`)."""
+        """How many vocabulary entries the distributions cover; None for all logits (see `compared_entries`)."""
 
     def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
-        """See `EncoderModule.sketch_networks`; also look at the caches' manifests."""
+        """See `EncoderModule.sketch_networks`; also checks the caches' manifests."""
         if self.teacher_cache:
             check_static_masks(data)
         for folder in self.teacher_cache.values():
@@ -114,7 +114,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         super().sketch_networks(data, vocabulary)
 
     def build_networks(self) -> None:
-        """Load the teachers and make the student, unless they exist."""
+        """Load the teachers and build the student, unless they exist."""
         if self.teachers or self.cached_teachers:
             return
         cached = {}
@@ -150,8 +150,8 @@ class DistillationModule(StudentModule, LanguageModelModule):
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
         """The outputs of student and teachers on the same masked input, with logits where an objective needs them.
 
-        In evaluation there are logits at all tokens, to compare with the teacher on masked and on other tokens, unless
-        a cached teacher has the masked ones only.
+        In evaluation there are logits for all tokens, so that student and teacher are compared on masked and on other
+        tokens, unless a cached teacher has only the masked ones.
         """
         assert self.network is not None
         terms = self.terms
@@ -175,7 +175,7 @@ class DistillationModule(StudentModule, LanguageModelModule):
         return self.network(batch, rows=our_rows, project=False, **ours).over(self.num_entries), teachers
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
-        """Accuracy, agreement with the teacher and, in evaluation, divergence and the teacher's entropy (T = 1)."""
+        """Add accuracy, agreement with the teacher and, in evaluation, KL divergence and teacher entropy (T = 1)."""
         super().observe_rows(stage, student, teacher, labels)
         if teacher is None:
             return

@@ -1,4 +1,4 @@
-"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, and skipped if not finite; global counts.
+"""Gradients: sharded under FSDP2, one for every output under DDP, clipped, skipped if not finite; global counts.
 
 A run whose weights or validation loss are not finite ends before it writes a checkpoint or an export.
 """
@@ -29,35 +29,35 @@ from lit_distil.objectives import Objective
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Projection
 
 STOP_SIGNALS: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-"""Signals by which a run is told to stop."""
+"""The signals that tell a run to stop."""
 
 _TRIM_THRESHOLD, _MOST_MAPPED = -1, -4  # of glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
 
 _PLAIN_PLUGINS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
-_MOST_GROWTH = 1000.0  # of the largest weight, which is about 1 in an encoder; training moves it to 10 at most
+_MOST_GROWTH = 1000.0  # of the largest weight: about 1 in an encoder, at most 10 after training
 _ADVICE = (
     "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or use a wider precision (trainer.precision)"
 )
 
 
 class DivergedError(RuntimeError):
-    """The weights or the validation loss of a run are not finite, or have moved too far from where they began."""
+    """The weights or the validation loss of a run are not finite, or the weights have grown far beyond their start."""
 
 
 class StepGuard:
-    """Skips optimizer steps with infinite or undefined gradients, counts them, and ends a run with too many in a row.
+    """Skips optimizer steps with infinite or NaN gradients, counts them, and ends a run with too many in a row.
 
-    The weights stay as the last step with a finite gradient left them. Such a step may still be far too large, so the
-    weights are looked at whenever a checkpoint is written, and at the end of the run. The gradients and the weights,
-    and so the decisions, are the same on all ranks.
+    After a skipped step the weights are those of the last step with a finite gradient. Such a step may still be far too
+    large, so the weights are checked whenever a checkpoint is written, and at the end of the run. Gradients and weights
+    are the same on all ranks, and so are the decisions.
 
-    A fused optimizer of torch skips the step on the device, where the guard counts too: the host looks at the counts
-    when a step is logged, a checkpoint is written or a validation ends. For any other optimizer it looks in each step.
+    A fused torch optimizer skips the step on the device, where the guard counts too: the host reads the counts when a
+    step is logged, a checkpoint is written or a validation ends. With any other optimizer the host checks every step.
 
     Args:
-        patience: How many steps in a row may be skipped; one more is an error when the host next looks. A loss scaler
-            (`16-mixed`) skips some while it looks for its scale.
-        bad_terms: Names the terms of the loss that were not finite of late; it may wait for the device.
+        patience: How many steps in a row may be skipped; one more is an error when the host next reads the counts. A
+            loss scaler (`16-mixed`) skips some while it looks for its scale.
+        bad_terms: Returns the names of loss terms that recently were not finite; it may wait for the device.
     """
 
     def __init__(self, patience: int, bad_terms: Callable[[], list[str]] = list) -> None:
@@ -65,11 +65,12 @@ class StepGuard:
             raise ValueError(f"model.max_skipped_steps must not be negative, got {patience}")
         self.patience, self.bad_terms = patience, bad_terms
         self.norm: Tensor | None = None
-        """Of the current step's gradients, from `check` to `clip`."""
-        self._counts = torch.zeros(3, dtype=torch.int64)  # skipped in all; in a row now; in the longest row
+        """Norm of the current step's gradients, from `check` to `clip`."""
+        self._counts = torch.zeros(3, dtype=torch.int64)  # skipped in total; in a row now; in the longest row
         self._num_reported = 0
         self._largest_at_start: float | None = None
-        self._validation_loss = 0.0
+        self.validation_loss = 0.0
+        """Loss of the last validation; if it is not finite, the next `check_weights` raises an error."""
 
     @property
     def num_skipped(self) -> int:
@@ -77,15 +78,15 @@ class StepGuard:
         return int(self._counts[0])
 
     def check(self, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
-        """Let the optimizer skip its step if a gradient is not finite; gives the gradients' norm before clipping.
+        """Let the optimizer skip its step if a gradient is not finite; returns the gradient norm before clipping.
 
         Raises:
-            DivergedError: See `report`; only with an optimizer that cannot skip on the device.
+            DivergedError: See `report`; here only with an optimizer that cannot skip on the device.
         """
         parameters = _with_gradient(optimizer)
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         norm = self.norm
-        if isinstance(norm, DTensor):  # sharded, under FSDP2: gathered once, for the clipping as well
+        if isinstance(norm, DTensor):  # sharded under FSDP2: gathered once, also for clipping
             self.norm = norm.redistribute(placements=[Replicate()] * norm.device_mesh.ndim)
             norm = self.norm.to_local()
         is_bad = norm.isfinite().logical_not_()
@@ -102,7 +103,7 @@ class StepGuard:
         return norm
 
     def report(self, step: int) -> None:
-        """Warn of the steps that were skipped since the last call; it waits for the device.
+        """Warn about the steps skipped since the last call; it waits for the device.
 
         Raises:
             DivergedError: More steps in a row were skipped than the patience allows.
@@ -116,7 +117,7 @@ class StepGuard:
                 "(model.max_skipped_steps)"
             )
         self._counts[2] = in_a_row
-        if new > in_a_row or new == in_a_row > 0:  # otherwise a row goes on that was reported before
+        if new > in_a_row or new == in_a_row > 0:  # otherwise it is a row that was reported before
             rank_zero_warn(
                 f"step {step}: the gradient is infinite or undefined, and was so in {new} steps since the last report; "
                 f"they were skipped{self._told_terms()}"
@@ -127,27 +128,23 @@ class StepGuard:
         return f" (of the terms of the loss, {' and '.join(names)} had no finite value)" if names else ""
 
     def clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-        """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm that `check` took: nothing waits."""
+        """Do what `torch.nn.utils.clip_grad_norm_` does, with the norm from `check`, so nothing waits."""
         if self.norm is None:
             raise RuntimeError("clip() has no norm to clip by: call check() of this step first")
         torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), max_norm, self.norm)
         self.norm = None
 
     def start(self, module: nn.Module) -> None:
-        """Note the weights that a run starts from; a resumed run keeps those of its beginning."""
+        """Record the weights that a run starts from; a resumed run keeps the record of its first start."""
         if self._largest_at_start is None:
             self._largest_at_start = _largest(module)
 
-    def note_validation(self, loss: float) -> None:
-        """Take the loss of a validation; one that is no number is an error in the next `check_weights`."""
-        self._validation_loss = loss
-
     def check_weights(self, module: nn.Module, step: int) -> None:
-        """Refuse to go on with a network that has diverged; it reads from the device, so not in every step.
+        """Refuse to go on with a diverged network; it reads from the device, so do not call it in every step.
 
         Raises:
-            DivergedError: A weight is not finite, the largest is a thousand times that of the start (and of 1), or the
-                last validation loss is not finite; or see `report`.
+            DivergedError: A weight is not finite, the largest weight is over a thousand times its start (or 1, if that
+                is larger), the last validation loss is not finite, or too many steps were skipped (`report`).
         """
         self.report(step)
         largest, before = _largest(module), self._largest_at_start
@@ -155,8 +152,8 @@ class StepGuard:
             reason = "a weight is infinite or undefined"
         elif before is not None and largest > _MOST_GROWTH * max(before, 1.0):
             reason = f"the largest weight has grown from {before:.3g} to {largest:.3g}"
-        elif not math.isfinite(self._validation_loss):
-            reason = f"the validation loss is {self._validation_loss}"
+        elif not math.isfinite(self.validation_loss):
+            reason = f"the validation loss is {self.validation_loss}"
         else:
             return
         raise DivergedError(
@@ -165,11 +162,7 @@ class StepGuard:
         )
 
     def finish(self, step: int) -> None:
-        """Say at the end of a run how many steps were skipped.
-
-        Raises:
-            DivergedError: All of them were.
-        """
+        """Report at the end of a run how many steps were skipped; if all were, raise a `DivergedError`."""
         num_skipped = self.num_skipped
         if not num_skipped:
             return
@@ -181,7 +174,7 @@ class StepGuard:
         rank_zero_warn(message)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run continues with, in plain numbers."""
+        """The state that a resumed run continues with, in plain numbers."""
         num_skipped, in_a_row, _ = self._counts.tolist()
         return {"num_skipped": num_skipped, "in_a_row": in_a_row, "largest_at_start": self._largest_at_start}
 
@@ -193,10 +186,10 @@ class StepGuard:
 
 
 def _skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it leaves everything as it is where its attribute `found_inf` is 1: torch's fused ones do."""
+    """Whether the optimizer changes nothing while its attribute `found_inf` is 1, as torch's fused ones do."""
     groups = optimizer.param_groups
     if isinstance(optimizer, torch.optim.SGD) and not optimizer.state and any(group["momentum"] for group in groups):
-        return False  # in its first step, taken or not, the kernel leaves a momentum
+        return False  # its kernel sets the momentum in the first step, even if that is skipped
     kinds = (torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
     return isinstance(optimizer, kinds) and all(group.get("fused") for group in groups)
 
@@ -204,7 +197,7 @@ def _skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
 def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torch.optim.Optimizer) -> bool:
     """Whether Lightning would call `torch.nn.utils.clip_grad_norm_` on these gradients, unchanged.
 
-    It does not if it clips by value, if a plugin clips in its own way, or if the gradients still carry a loss scale
+    It would not if it clips by value, if a plugin clips in its own way, or if the gradients still carry a loss scale
     that the optimizer itself removes (`16-mixed` with a fused optimizer, which Lightning refuses to clip).
     """
     plugin = trainer.precision_plugin
@@ -213,7 +206,7 @@ def clips_by_plain_norm(trainer: Trainer, algorithm: str | None, optimizer: torc
 
 
 def _largest(module: nn.Module) -> float:
-    """The largest magnitude among the weights that train, infinite if one is undefined; all ranks call it together."""
+    """The largest magnitude among the trainable weights, infinite if one is NaN; call it on all ranks together."""
     weights = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
     if not weights:
         return 0.0
@@ -230,9 +223,9 @@ def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
 
 
 def host_group(trainer: Trainer) -> Any:
-    """All ranks, exchanging what lies in their hosts' memory; all call it together for the first time.
+    """A group of all ranks that exchanges host memory; the first call must be made on all ranks together.
 
-    Who waits for a lost rank waits as long as in any other group of the run: for the timeout of the strategy.
+    It waits for a lost rank as long as any other group of the run does: for the strategy's timeout.
     """
     return _host_group(torch.distributed.group.WORLD, getattr(trainer.strategy, "_timeout", None))
 
@@ -245,10 +238,10 @@ def _host_group(world: Any, timeout: timedelta | None) -> Any:
 
 
 def begin_counting(module: Any, batch: Batch) -> Callable[[], dict[Countable, int]]:
-    """Begin to add up the items of each kind in the global batch; the function that it gives waits for the sums.
+    """Begin to sum the items of each kind over the global batch; the returned function waits for the sums.
 
-    The ranks' hosts exchange them while the networks run, so nothing waits for the devices. They tell each other too
-    which of `STOP_SIGNALS` they were told to stop by (`stop_requested`), and note the first (`stop_agreed`).
+    The hosts of the ranks exchange them while the networks run, so nothing waits for the devices. In the same exchange
+    they share which of `STOP_SIGNALS` each has received (`stop_requested`), and agree on the first (`stop_agreed`).
     """
     local = batch.step_counts or batch.counts
     if module.trainer.world_size == 1:
@@ -269,11 +262,11 @@ def begin_counting(module: Any, batch: Batch) -> Callable[[], dict[Countable, in
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep large blocks of memory that it frees, for the next step to use.
+    """Let the process keep large blocks of memory that it frees, so that the next step can use them.
 
-    The C library of Linux gives a freed block of more than 32 MB back at once, such as the gradient of an embedding
+    The C library of Linux returns a freed block of more than 32 MB at once, such as the gradient of an embedding
     matrix, and the kernel then fills every page of the next one with zeros: a sixth of a step of BERT-base in bfloat16.
-    What a step needs at its peak stays as it is. Elsewhere nothing is changed.
+    The peak memory of a step stays the same. On other systems this does nothing.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:
@@ -282,10 +275,10 @@ def keep_freed_memory() -> None:
 
 
 def shard(network: nn.Module, objectives: Iterable[Objective], device_mesh: DeviceMesh) -> None:
-    """Under FSDP2 (`ModelParallelStrategy`), shard each layer of the network, the rest, and what objectives train.
+    """Under FSDP2 (`ModelParallelStrategy`), shard each block, the rest of the network, and objectives that train.
 
     Raises:
-        ValueError: The strategy splits single layers.
+        ValueError: The strategy has tensor parallelism.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -297,15 +290,15 @@ def shard(network: nn.Module, objectives: Iterable[Objective], device_mesh: Devi
             fully_shard(module, mesh=mesh)
     fully_shard(network, mesh=mesh)
     for objective in objectives:
-        if objective.is_trained:  # its gradients must be averaged, too
+        if objective.is_trained:  # its gradients must be averaged too
             fully_shard(objective, mesh=mesh)
 
 
 def with_all_outputs(loss: Tensor, student: EncoderOutput) -> Tensor:
-    """The same loss, with a graph to every output of the network; the gradient is zero where no term looks at it.
+    """The same loss, connected in the graph to every output of the network; unused outputs get zero gradients.
 
-    DDP waits for a gradient of every parameter that trains. Losses on hidden states or attention alone give none to
-    the head, nor to the blocks above the last one they compare. DDP's own search for such parameters
+    DDP waits for a gradient of every trainable parameter. Losses on hidden states or attention alone give none to the
+    head, nor to the blocks above the last one they compare. DDP's own search for such parameters
     (`find_unused_parameters`) would walk the graph in every step.
     """
     projection = student.projection
@@ -317,7 +310,7 @@ def with_all_outputs(loss: Tensor, student: EncoderOutput) -> Tensor:
 
 
 class _Joined(torch.autograd.Function):
-    """The first argument unchanged; the others get zero gradients, at no cost."""
+    """Returns the first argument unchanged; the others get zero gradients, at no cost."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Masked-language-model pretraining, with next-sentence prediction where the data carries its labels."""
+"""Masked-language-model pretraining, with next-sentence prediction if the data has its labels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class MaskedLMModule(LanguageModelModule):
     """Pretrains an encoder with masked-LM (BERT section 3.1 task 1; RoBERTa), and NSP if the format labels pairs.
 
     Args:
-        network: The architecture with fresh weights (`FromConfig`), one to go on with (`Pretrained`), or a model in
-            memory, which is copied.
-        objectives: Named objectives; the default is `masked_lm`, with `next_sentence` beside it if the format labels
-            pairs, both with weight 1, as BERT adds them.
+        network: An architecture with random weights (`FromConfig`), a network to continue from (`Pretrained`), or a
+            model in memory, which is copied.
+        objectives: Named objectives; the default is `masked_lm`, plus `next_sentence` if the format labels pairs, both
+            with weight 1, as BERT adds them.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MaskedLMModule(LanguageModelModule):
         check_networks(self.terms, network, {}, data)
 
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
-        """The network's output at the masked positions, with what else the objectives need."""
+        """The network's output at the masked positions, with whatever else the objectives need."""
         assert self.network is not None
         request, _ = self.terms.requests(self.network.num_layers, {})
         return self.network(batch, rows=self.terms.rows(batch), project=False, **request), {}

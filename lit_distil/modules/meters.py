@@ -235,7 +235,7 @@ class LoggedModule(LightningModule, ABC):
         """Log the means over the whole validation set."""
         values = self._evaluation_values("val")
         self.log_dict(values)
-        self.guard.note_validation(values.get("val/loss", 0.0))
+        self.guard.validation_loss = values.get("val/loss", 0.0)
 
     def on_test_epoch_end(self) -> None:
         """Log the means over the whole test set."""

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.models import NetworkSource, StudentInitialisation, TaskNetwork
 from lit_distil.models.architectures import Head, classes_for
-from lit_distil.modules.checks import called, check_for_task, check_length, check_networks, check_padding_id
+from lit_distil.modules.checks import called, check_for_task, check_network, check_networks
 from lit_distil.modules.finetuning import SPLITS, SampleOutputs, TaskModule, check_same_labels, label_list
 from lit_distil.modules.meters import Stage
 from lit_distil.modules.teachers import StudentModule, Teacher
@@ -127,8 +127,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
     def check_networks(self, student: TaskNetwork, teachers: dict[str, TaskNetwork], data: DataModule) -> None:
         """See `StudentModule.check_networks`."""
         for role, network in (("student", student), *teachers.items()):
-            check_padding_id(role, network, self.own_vocabularies.get(role, data.vocabulary))
-            check_length(role, network, data)
+            check_network(role, network, data, self.own_vocabularies.get(role))
         check_networks(self.terms, student, teachers)
 
     def check_teacher(self, name: str, config: PretrainedConfig, *, has_head: bool) -> None:

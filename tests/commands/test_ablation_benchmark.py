@@ -31,6 +31,7 @@ def test_every_piece_has_its_turn_with_the_same_loss_and_is_put_back(
     before = layout.MAX_WASTE, attention.PLAIN_PRODUCT_MAX_WIDTH, layout._Moved.apply, base.clips_by_plain_norm
     found = ablation.measure("tiny")
     assert set(found["seconds"]) == set(found["losses"]) == {"all", *ablation.PIECES}
+    assert {name: len(seconds) for name, seconds in found["new"].items()} == {"rounded": 4, "as they are": 4}
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found["seconds"].values())
     assert found["losses"] == pytest.approx(dict.fromkeys(found["losses"], found["losses"]["all"]), rel=1e-5)
     after = layout.MAX_WASTE, attention.PLAIN_PRODUCT_MAX_WIDTH, layout._Moved.apply, base.clips_by_plain_norm

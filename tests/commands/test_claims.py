@@ -402,12 +402,13 @@ def write_result(
     recipe: str,
     metric: str = "val/masked_lm_loss",
     rows: float = 1.0,
+    folder: str = "results/size",
     **more: Any,
 ) -> None:
     about = {"claim": "size", "arm": arm, "seed": seed, "recipe": recipe, **more}
     content = {**about, "minutes": 1.5, "metrics": {metric: value, "val/rows": rows}, "made_with": {"cpu": "x"}}
-    (root / "results/size").mkdir(parents=True, exist_ok=True)
-    (root / f"results/size/{arm}-seed-{seed}.json").write_text(json.dumps(content))
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / folder / f"{arm}-seed-{seed}.json").write_text(json.dumps(content))
 
 
 def test_arms_of_one_recipe_share_a_run_and_a_student_waits_for_its_teacher(tmp_path: Path) -> None:
@@ -494,6 +495,36 @@ def test_another_scale_or_text_has_results_of_its_own(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["claims-gpu", "claims-text"]
     with pytest.raises(ValueError, match="docs: there is no folder 'nowhere'"):
         command.claims(["dynamic"], only_pages=True, docs="nowhere")
+
+
+def test_pages_of_a_scale_stand_beside_those_of_the_small_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its table stands on the page of all verdicts and in the README, also after the small claims are written again."""
+    monkeypatch.chdir(tmp_path)
+    marks = "<!-- {0}:begin -->\n<!-- {0}:end -->\n"
+    Path("docs").mkdir()
+    Path("README.md").write_text(f"before\n{marks.format('claims')}between\n{marks.format('claims-minilm')}after\n")
+    settings: dict[str, Any] = {"configs": str(CLAIMS), "docs": "docs", "only_pages": True}
+    command.claims(**settings)
+    command.claims(scale="minilm", **settings)
+    claim = load_claim(Path("runs/claims-minilm/configs/half"))
+    assert claim.arms["half"].recipe != load_claim(CLAIMS / "half").arms["half"].recipe
+    for arm, loss in (("teacher", 2.0), ("half", 2.1)):
+        for seed in (1, 2):
+            recipe = claim.arms[arm].recipe
+            write_result(Path(), arm, seed, loss + seed / 100, recipe=recipe, folder="results/claims-minilm/half")
+    command.claims(scale="minilm", **settings)
+    first = {path: path.read_text() for path in (*Path("docs").rglob("*.md"), Path("README.md"))}
+    command.claims(**settings)
+    assert {path: path.read_text() for path in first} == first
+    (row,) = (line for line in first[Path("docs/claims-minilm.md")].splitlines() if "(claims-minilm/half.md)" in line)
+    assert row in first[Path("docs/claims.md")].splitlines()
+    assert [path.name for path in Path("docs/claims-minilm").glob("*.md")] == ["half.md"]
+    page = first[Path("docs/claims-minilm/half.md")]
+    assert "results/claims-minilm/half" in page and "\nlit-distil claims half --scale minilm\n" in page
+    readme = first[Path("README.md")].splitlines()
+    assert readme[0] == "before" and readme[-1] == "after" and "between" in readme
 
 
 def test_the_documentation_keeps_all_claims_when_one_is_asked_for(tmp_path: Path) -> None:
@@ -677,17 +708,23 @@ def test_curves_show_what_results_say_of_sizes(tmp_path: Path) -> None:
     assert "no teacher" in (docs / "claims/size-sizes.svg").read_text()
 
 
-def test_the_pages_in_the_documentation_are_those_of_the_results(tmp_path: Path) -> None:
+def test_the_pages_in_the_documentation_are_those_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A figure or a verdict that no result gives would be found here, in the README too."""
     docs = tmp_path / "docs"
     docs.mkdir()
     readme = (REPOSITORY / "README.md").read_text()
-    begin, end = (readme.index(f"<!-- claims:{word} -->") for word in ("begin", "end"))
-    (tmp_path / "README.md").write_text(readme[:begin] + "<!-- claims:begin -->\nold\n" + readme[end:])
-    write_claim_pages([read_results(load_claim(CLAIMS / name), RESULTS) for name in NAMES], docs)
+    emptied = re.sub(r"(<!-- [\w-]+:begin -->\n).*?(<!-- [\w-]+:end -->)", r"\1old\n\2", readme, flags=re.DOTALL)
+    assert emptied != readme
+    (tmp_path / "README.md").write_text(emptied)
+    monkeypatch.chdir(tmp_path)
+    for scale in (None, "minilm"):
+        results = RESULTS.with_name(f"claims-{scale}" if scale else "claims")
+        command.claims(scale=scale, out=str(results), configs=str(CLAIMS), only_pages=True, docs=str(docs))
     assert (tmp_path / "README.md").read_text() == readme
     made = sorted(path.relative_to(docs) for path in docs.rglob("*.*"))
-    kept = sorted(path.relative_to(DOCS) for path in (DOCS / "claims.md", *(DOCS / "claims").iterdir()))
+    kept = sorted(path.relative_to(DOCS) for path in (*DOCS.glob("claims*.md"), *DOCS.glob("claims*/*")))
     assert made == kept and len(made) > 10
     for path in made:
         assert (docs / path).read_text() == (DOCS / path).read_text(), path

@@ -261,10 +261,10 @@ def test_weights_are_compared_with_those_of_the_start_also_after_a_resume() -> N
 
 def test_a_validation_loss_that_is_no_number_ends_the_run_until_the_next_is_one() -> None:
     guard, layer = far_away(0.5)
-    guard.note_validation(math.nan)
+    guard.validation_loss = math.nan
     with pytest.raises(DivergedError, match=r"^step 3: the validation loss is nan"):
         guard.check_weights(layer, 3)
-    guard.note_validation(2.0)
+    guard.validation_loss = 2.0
     guard.check_weights(layer, 4)
 
 

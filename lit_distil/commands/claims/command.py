@@ -29,7 +29,7 @@ from transformers import AutoConfig
 from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
-from lit_distil.commands.claims.pages import summary_table, write_claim_pages
+from lit_distil.commands.claims.pages import Suite, summary_table, write_claim_pages
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, load_result, read_results
 from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
@@ -114,7 +114,8 @@ def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None 
         root: Folder of the claims.
         scale: What is multiplied, by the base of an arm (`times`), what lies over a base or over `every` one (`over`),
             what stands in place of an arm's own file (`arms`, by claim/arm), more bases (`bases`), and what lies over
-            a claim's file (`claims`, where an arm that is null goes); None for none of it.
+            a claim's file (`claims`, where an arm that is null goes); None for none of it. `about` says in words what
+            it is.
         out: Where to write.
         text: File that the bases without a task train on; a tenth of it is held out.
 
@@ -125,11 +126,11 @@ def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None 
         ValueError: The scale names a base, an arm or a claim that is none.
     """
     size = {} if scale is None else yaml.safe_load(scale.read_text(encoding="utf-8"))
-    parts = ("times", "over", "arms", "bases", "claims")
+    parts = ("times", "over", "arms", "bases", "claims", "about")
     if not isinstance(size, dict) or (wrong := sorted(size.keys() - {*parts})):
         found = f"{wrong[0]!r} is no part of a scale" if isinstance(size, dict) else "it is no mapping"
         raise ValueError(f"{scale}: {found}; a scale has {', '.join(parts)}")
-    times, over, arms, more, anew = (size.get(name, {}) for name in parts)
+    times, over, arms, more, anew = (size.get(name, {}) for name in parts[:-1])
     bases, claims = sorted(root.glob("*.yaml")), sorted(root.glob(f"*/{CLAIM}"))
     known = {"every", *(file.stem for file in bases), *(f"{file.parent.name}/{file.stem}" for file in root.glob("*/*"))}
     known |= {file.parent.name for file in claims}
@@ -169,6 +170,11 @@ def _scale_file(scales: Path, scale: str) -> Path:
             return file
     known = sorted(file.stem for file in scales.glob("*.yaml"))
     raise ValueError(f"scale: no scale and no file {scale!r}; there are {known}, or give a file of your own")
+
+
+def _about(scale: Path | None) -> str:
+    """What a scale says of itself."""
+    return "" if scale is None else str(yaml.safe_load(scale.read_text(encoding="utf-8")).get("about", ""))
 
 
 def _laid_over(below: Any, above: Any) -> Any:
@@ -279,16 +285,18 @@ def claims(
     target, runs = Path(out or f"results/{name}"), runs or f"runs/{name}"
     if docs is not None and not Path(docs).is_dir():
         raise ValueError(f"docs: there is no folder {docs!r}; make it first, or give another")
+    suite = Suite(name)
     if scale is not None or text is not None:
         file = None if scale is None else _scale_file(root / "scales", scale)
+        options = [("scale", scale), ("text", text)]
+        spoken = "".join(f" --{option} {value}" for option, value in options if value is not None)
         root = write_scaled(root, file, Path(runs) / "configs", text=text)
+        suite = Suite(name, spoken, _about(file) or f"# The papers' claims:{spoken}\n")
     everyone = sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))
     chosen = [load_claim(root / name) for name in dict.fromkeys(names or everyone)]
     if estimate is not None:
         planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
-        missing = [
-            job for job in planned if any(not _has_result(target, *one, job.seed, job.recipe) for one in job.results)
-        ]
+        missing = [job for job in planned if _missing(job, target)]
         print(estimate_of(missing, estimate) if missing else f"every run has its result in {target}")
         return
     if not only_pages:
@@ -298,7 +306,7 @@ def claims(
             _run_all(planned, jobs, target, {claim.name: claim for claim in chosen})
     measured = [read_results(claim, target) for claim in chosen]
     if docs is not None:  # the table is of all claims, whichever were asked for
-        write_claim_pages([read_results(load_claim(root / name), target) for name in everyone], Path(docs))
+        write_claim_pages([read_results(load_claim(root / name), target) for name in everyone], Path(docs), suite)
     print(markdown_table(summary_table(measured)))
 
 

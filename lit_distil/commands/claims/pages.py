@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -43,14 +45,15 @@ any claim. It has not been run on a GPU yet.
 ## From a real network
 
 `make claims-minilm` runs soft targets, DistilBERT's ablation and half the layers from MiniLM (6 layers of 384), adapted
-as masked-LM to docstrings, or to your own text with `TEXT=novels.txt` (`configs/claims/scales/minilm.yaml`). Half of it
-is then fine-tuned on six public tasks, whose files you bring in a folder `data`: `sst2`, `trec`, `mrpc`, `stsb` and
-`ner` with train.jsonl and test.jsonl, and `qa` with train.json and validation.json in SQuAD's format. Its results go to
-`results/claims-minilm`. Rows have the columns `sentence` and `label`; `sentence1`, `sentence2` and `label` (MRPC,
-STS-B); `tokens` and `ner_tags`. Three seeds are 129 runs and some 1.4 PFLOP, half of that fine-tuning: 3 to 4 hours on
-two cores that reach 60 GFLOP/s each. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` prints what they
-take here, as if all sequences were of full length. It has not been run yet. What half of MiniLM keeps as a sentence
-encoder stands in [its guide](guides/sentence-encoder.md).
+as masked-LM to your text (`configs/claims/scales/minilm.yaml`). Half of it is then fine-tuned on six public tasks. The
+files are yours to bring, in a folder `data`: `text.txt`; `sst2`, `trec`, `mrpc`, `stsb` and `ner` with train.jsonl and
+test.jsonl; `qa` with train.json and validation.json in SQuAD's format. Rows have the columns `sentence` and `label`;
+`sentence1`, `sentence2` and `label` (MRPC, STS-B); `tokens` and `ner_tags`. `make` fetches MiniLM first (82 MB).
+`make claims-minilm DRY=cpu` prints what the runs take here, as if all sequences were of full length. What half of
+MiniLM keeps as a sentence encoder stands in [its guide](guides/sentence-encoder.md).
+
+<!-- claims-minilm:begin -->
+<!-- claims-minilm:end -->
 """
 
 _TIMED = """\
@@ -62,7 +65,20 @@ _ROWS = """\
 What comes from the rows is added in squares, as if each arm had test rows of its own. They share them and are often
 right together, so these intervals are rather too wide."""
 
-_BEGIN, _END = "<!-- claims:begin -->", "<!-- claims:end -->"  # around the table in the README
+
+@dataclass(frozen=True)
+class Suite:
+    """All claims at one size.
+
+    Attributes:
+        name: `claims`, or `claims-` and the name of the scale: a folder of `results`, and one of the documentation.
+        options: What the command line takes behind the names of claims.
+        about: The scale in words, Markdown; empty for the small claims.
+    """
+
+    name: str = "claims"
+    options: str = ""
+    about: str = ""
 
 
 def summary_table(measured: Sequence[Measured], *, pages: str | None = None, is_brief: bool = False) -> Table:
@@ -88,13 +104,14 @@ def summary_table(measured: Sequence[Measured], *, pages: str | None = None, is_
     return [[*row[:3], row[-2]] for row in table] if is_brief else table
 
 
-def claim_page(measured: Measured, figure: str | None, curves: str | None = None) -> str:
+def claim_page(measured: Measured, figure: str | None, curves: str | None = None, *, suite: Suite = Suite()) -> str:
     """The page of a claim, as Markdown.
 
     Args:
         measured: The claim and its results.
         figure: Name of the picture of the effects beside the page; None without one.
         curves: Name of the picture of quality against size; None without one.
+        suite: Which claims it is of.
     """
     claim, estimates = measured.claim, measured.estimates
     figures = [f"{label}: {value}" for label, value in claim.figures.items()]
@@ -104,7 +121,7 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         here += [f"Matched in: {claim.matched}.", f"Measured: `{claim.metric}` at the last validation."]
         here += [f"Base `{base}`: {settings}." for base, settings in claim.bases.items()]
     here += [f"Arms of one base differ only in {', '.join(f'`{key}`' for key in claim.keys)}."] if claim.keys else []
-    here.append(f"The arms are in `configs/claims/{claim.name}`, the results in `results/claims/{claim.name}`.")
+    here.append(f"The arms are in `configs/claims/{claim.name}`, the results in `results/{suite.name}/{claim.name}`.")
     verdict = [f"**{measured.verdict}**"]
     if not measured.has_learned:
         verdict.append(f"No arm is better than {claim.learned:g}, so no difference could show here.")
@@ -129,32 +146,63 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
     page += f"\nNot run yet: {', '.join(missing)}.\n" if missing and measured.results else ""
     on_the_way = _way_table(measured)
     page += f"\n## On the way\n\n{markdown_table(on_the_way)}\n" if len(on_the_way) > 1 else ""
-    page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}\n```\n"
+    page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}{suite.options}\n```\n"
     return page + (f"\n{bullets(cost)}\n" if cost else "")
 
 
-def write_claim_pages(measured: Sequence[Measured], docs: Path) -> None:
-    """Write `claims.md`, a page and a figure for each claim, and the table of those that were run in the README."""
-    table = markdown_table(summary_table(measured, pages="claims"))
-    write_file(docs / "claims.md", f"{_INTRODUCTION}\n{table}\n\n{_LARGER}")
-    readme = docs.parent / "README.md"
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(_BEGIN) if readme.is_file() else ("", "", "")
-    if begin:
-        shown = [one for one in measured if one.verdict != "not run"]
-        table = markdown_table(summary_table(shown, pages=f"{docs.name}/claims", is_brief=True))
-        write_file(readme, f"{before}{begin}\n{table}\n{''.join(rest.partition(_END)[1:])}")
-    (docs / "claims").mkdir(exist_ok=True)
+def write_claim_pages(measured: Sequence[Measured], docs: Path, suite: Suite = Suite()) -> None:
+    """Write the page of all verdicts, a page and a figure for each claim, and the tables that other pages show.
+
+    The README beside the documentation, and `claims.md`, show a table between two comments: `<!-- claims:begin -->` and
+    `<!-- claims:end -->`, or with the name of another suite.
+    """
+    if suite.about:  # few of the claims are there at every scale
+        measured = [one for one in measured if one.results]
+    pages, summary = docs / suite.name, docs / f"{suite.name}.md"
+    table, readme = markdown_table(summary_table(measured, pages=suite.name)), docs.parent / "README.md"
+    if suite.about:
+        write_file(summary, f"{suite.about}\n{table}\n")
+        _show(summary.with_name("claims.md"), suite.name, table)
+    else:
+        others = {name: text for name, text in _shown_in(summary).items() if name != suite.name}
+        write_file(summary, f"{_INTRODUCTION}\n{table}\n\n{_LARGER}")
+        for name, text in others.items():
+            _show(summary, name, text)
+    run = [one for one in measured if one.verdict != "not run"]
+    _show(readme, suite.name, markdown_table(summary_table(run, pages=f"{docs.name}/{suite.name}", is_brief=True)))
+    pages.mkdir(exist_ok=True)
     for one in measured:
         name, effects = one.claim.name, _shown(one)
         if effects:
-            path = docs / "claims" / f"{name}.svg"
+            path = pages / f"{name}.svg"
             plot_effects(path, [_drawn(*each) for each in effects], unit=f"effect on {one.claim.metric}")
         lines = _lines(one)
         if lines:
             drawn = [(label, {line: [_size(each) for each in row[line]] for line in row}) for label, row in lines]
-            plot_sizes(docs / "claims" / f"{name}-sizes.svg", drawn)
+            plot_sizes(pages / f"{name}-sizes.svg", drawn)
         pictures = f"{name}.svg" if effects else None, f"{name}-sizes.svg" if lines else None
-        write_file(docs / "claims" / f"{name}.md", claim_page(one, *pictures))
+        write_file(pages / f"{name}.md", claim_page(one, *pictures, suite=suite))
+
+
+_TABLE = re.compile(
+    r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<text>.*?)(?P<end><!-- (?P=name):end -->)", re.DOTALL
+)
+
+
+def _shown_in(page: Path) -> dict[str, str]:
+    """The tables that a page shows between comments, by their names; of a page that is not there, none."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return {match["name"]: match["text"].rstrip() for match in _TABLE.finditer(text)}
+
+
+def _show(page: Path, name: str, table: str) -> None:
+    """Put a table between the comments of its name, if the page has them."""
+    if name in _shown_in(page):
+
+        def filled(match: re.Match[str]) -> str:
+            return f"{match['begin']}{table}\n{match['end']}" if match["name"] == name else match[0]
+
+        write_file(page, _TABLE.sub(filled, page.read_text(encoding="utf-8")))
 
 
 def _lines(measured: Measured) -> list[tuple[str, dict[str, list[Point]]]]:

@@ -366,20 +366,20 @@ def findings(results: Results) -> list[str]:
         parts = []
         difference = results.loss_difference(comparison.a, comparison.b)
         if difference is not None:
-            parts.append(f"the loss is {_more_or_less(difference, 2, 'higher', 'lower', ' nats')}")
+            parts.append(f"the loss is {_higher_or_lower(difference, 2, ' nats')}")
         accuracies = results.accuracy_difference(comparison.a, comparison.b)
         if accuracies is not None:
             gain, error = (100 * value for value in accuracies)
-            change = _more_or_less(gain, 1, "higher", "lower", " points")
+            change = _higher_or_lower(gain, 1, " points")
             verdict = "beyond" if abs(gain) > 1.96 * error else "within"
             parts.append(f"accuracy is {change}, {verdict} chance (± {1.96 * error:.1f})")
         lines.append(f"{comparison.label}: {'; '.join(parts) if parts else 'not measured on the same data'}")
     return lines
 
 
-def _more_or_less(value: float, digits: int, more: str, less: str, unit: str) -> str:
+def _higher_or_lower(value: float, digits: int, unit: str) -> str:
     size = f"{abs(value):.{digits}f}"
-    return "the same" if float(size) == 0 else f"{size}{unit} {more if value > 0 else less}"
+    return "the same" if float(size) == 0 else f"{size}{unit} {'higher' if value > 0 else 'lower'}"
 
 
 def notes(results: Results) -> list[str]:

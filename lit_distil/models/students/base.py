@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_distil.console import text_table
 from lit_distil.models.networks import FlatNetwork
+from lit_distil.models.positions import position_table
 from lit_distil.models.sources import sketching
 from lit_distil.types import Piece, refuse_result
 
@@ -327,11 +328,12 @@ def freeze_parts(network: FlatNetwork, *, head: bool, positions: bool) -> None:
             parameter.requires_grad_(False)
     if not positions:
         return
-    if network.position_table is None:
+    table = position_table(network.model)
+    if table is None:
         raise ValueError(
             f"model.freeze_positions: {network.config.model_type} has no table of position embeddings; set it to false"
         )
-    network.position_table.requires_grad_(False)
+    table.requires_grad_(False)
 
 
 def fill(student: PreTrainedModel, fillings: dict[str, Filling], *, expected_new: set[str]) -> list[CopyRecord]:
