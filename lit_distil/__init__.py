@@ -1,7 +1,7 @@
-"""lit_distil: pretrain a BERT-family encoder, distil it into a smaller one, fine-tune either.
+"""lit_distil: pretrain a BERT-family encoder, distil it into a smaller one, and fine-tune either.
 
-From Python: `pretrain`, `distil`, `finetune`, `vocabulary` and `load`, and the pieces to give them. Nothing is imported
-before it is used, since torch and transformers take seconds.
+The Python API is `pretrain`, `distil`, `finetune`, `vocabulary` and `load`, and the pieces that they take. They are
+imported on first use, because torch and transformers take seconds.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# On a CPU, oneDNN keeps what it made for each of the last 1,024 shapes of an activation, and the heap falls to pieces
-# around it. Flat batches bring a new shape in every step: within some hundred steps it would be gigabytes.
+# On a CPU, oneDNN caches primitives for the last 1,024 activation shapes, which fragments the heap. Flat batches have a
+# new shape in every step, so within some hundred steps this would take gigabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 _CALLS = ("Run", "distil", "finetune", "load", "pretrain", "vocabulary")
@@ -21,7 +21,7 @@ _ROOMS = ("data", "models", "objectives", "modules", "tasks", "callbacks", "opti
 
 
 def __getattr__(name: str) -> Any:
-    """A call, a room, or a class of one of the rooms (`lit_distil.EveryOther` is `lit_distil.models.EveryOther`)."""
+    """A call, a subpackage, or a class of a subpackage (`lit_distil.EveryOther` is `lit_distil.models.EveryOther`)."""
     if name in _CALLS:
         return getattr(importlib.import_module("lit_distil.api"), name)
     if name in _ROOMS:

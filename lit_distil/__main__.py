@@ -3,7 +3,7 @@
 import os
 import sys
 
-# Python puts the working directory first, where a file such as tokenizers.py would hide an installed package
+# Python puts the working directory first, so a file there such as tokenizers.py would hide an installed package
 if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
     sys.path.append(sys.path.pop(0))
 

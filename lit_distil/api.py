@@ -1,8 +1,8 @@
-"""The calls of the Python API: pretrain, distil, fine-tune, change a vocabulary, and load what came of it.
+"""The calls of the Python API: pretrain, distil, fine-tune, change a vocabulary, and load the results.
 
-A call fills a recipe, which is what a YAML file of `fit` holds (`recipe.py`), and trains it as `fit` does (`run.py`).
-A recipe of class paths and plain values goes through the parser of `fit`, which could read the run's `config.yaml`
-again. Python objects take the same defaults and skip the parser.
+A call fills in a recipe, the content of a YAML file for `fit` (`recipe.py`), and trains it as `fit` does (`run.py`). A
+recipe of class paths and plain values goes through the parser of `fit`, so `fit` can also read the run's `config.yaml`.
+Recipes with Python objects get the same defaults but skip the parser.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ Piece = Any
 """An object, a class path, or `{class_path: ..., init_args: ...}`."""
 
 _LENGTH_OPTIONS = ("max_steps", "max_epochs", "accumulate_grad_batches")
-_SHORT = 100  # steps; a run of fewer is a trial, which must not spend its time on validation
+_SHORT = 100  # steps; a shorter run is a trial, which must not spend its time on validation
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network, with what belongs to it.
+    """A trained network with its tokenizer and metrics.
 
     Attributes:
-        folder: The run's folder, or the file or folder that was loaded.
+        folder: The run's folder, or the loaded file or folder.
         model: The network with its head, a plain transformers model in eval mode on the CPU.
         tokenizer: Its tokenizer.
         metrics: The last value of each metric that the run logged.
@@ -94,7 +94,7 @@ class Run:
 
 
 def _guarded(call: Callable[..., Run]) -> Callable[..., Run]:
-    """A call within the guard that its arguments ask for, once these are of the right kind."""
+    """Check the types of a call's arguments, then run it within the guard that they ask for."""
 
     @functools.wraps(call)
     def guarded(*args: Any, **settings: Any) -> Run:
@@ -117,12 +117,12 @@ def load(path: str | Path, *, trust: Sequence[str] = (), trust_remote_code: bool
     """Open a run folder, an exported folder, or a checkpoint file.
 
     Args:
-        path: A run folder gives its export, or its last checkpoint if it did not come to its end.
+        path: For a run folder, its export is loaded, or its last checkpoint if it has not finished.
         trust: Modules that the run may import (`imports` in its config.yaml); see `distil`.
         trust_remote_code: See `distil`.
 
     Raises:
-        ValueError: There is nothing of the kind, or it needs what is not trusted.
+        ValueError: There is no such folder or file, or it needs something that is not trusted.
     """
     given = Path(path)
     parts = ("config.yaml", "checkpoints", "export")
@@ -180,8 +180,8 @@ def distil(
     """Distil a masked language model, or a sentence encoder, into a student.
 
     A masked language model follows DistilRoBERTa's recipe (Sanh et al. 2019, section 3). Every piece may be an object
-    or, as in YAML, a class path or `{class_path: ..., init_args: ...}`. Called again with the same settings, it
-    continues an interrupted run, or returns the run if it is finished.
+    or, as in YAML, a class path or `{class_path: ..., init_args: ...}`. The same call again continues an
+    interrupted run, or returns the finished run.
 
     Args:
         teacher: Name on the Hub, exported folder or run folder; from Python also a model, or a dictionary of several
@@ -189,22 +189,22 @@ def distil(
         data: The text: a file, folder or glob (text, or tables with a text column), or a dataset's name on the Hub;
             from Python also a list of files or of strings, a `datasets.Dataset`, a dictionary of splits of these, a
             document source, or a `TextDataModule`.
-        out: The run's folder; two processes cannot train in one.
+        out: The run's folder, in which only one process can train at a time.
         kind: What is distilled: "masked_lm", or "embedding" for a sentence encoder. A sentence encoder has its
             own defaults: one sequence for each line or unit of the text, nothing masked, the cosine of the pooled
             states, layers 1, 3, 5 of 6, no dropout, batches of 32, one pass, and a peak of the learning rate of 1.5e-4
             for a teacher of width 768.
-        tokenizer: Name, folder or object, which the student reads with; by default the one beside a pretrained student,
-            or else beside the teacher. A teacher of sentence embeddings with another tokenizer reads with its own.
+        tokenizer: The student's tokenizer: name, folder or object; by default the one beside a pretrained student, or
+            else beside the teacher. A sentence-embedding teacher with another tokenizer keeps its own.
         student: How the student is made; by default from every other layer of the teacher.
         objectives: Losses by name; by default soft targets, masked-LM and, for a student made of the teacher's layers,
             the cosine of the last hidden states.
-        validation: Text of its own, or the share of the text that is held out; 0 holds out nothing.
+        validation: Separate text, or the share of the text to hold out; 0 holds out nothing.
         text_column: Column of the text in tables and datasets.
-        format: How documents become sequences; by default full sentences fill them.
-        masking: Which tokens are masked; by default 15 %, rare tokens more often, anew in every epoch.
+        format: How documents become sequences; by default, sequences are filled with full sentences.
+        masking: Which tokens are masked; by default 15 %, rare tokens more often, chosen anew in every epoch.
         max_steps: Optimizer steps; by default three passes over the text, but at least 500 and at most 100,000 steps.
-            Fewer than 100 are a trial, which validates twice, and on few sequences; a longer run validates ten times.
+            Fewer than 100 are a trial, which validates twice on few sequences; longer runs validate ten times.
         max_length: Tokens of a sequence; by default 128, or what the teacher has positions for.
         batch_size: Sequences of an optimizer step; by default 32, or fewer if the text is small.
         lr: Peak of the learning rate; by default 2e-4 for a teacher of width 768, and in inverse proportion to the
@@ -214,12 +214,12 @@ def distil(
         schedule: Learning rate over the steps; by default it rises and falls linearly.
         callbacks: Further Lightning callbacks.
         trainer: Further arguments of Lightning's Trainer, such as {"devices": 2}.
-        seed: Of initialisation, order, masks and dropout.
-        overwrite: Remove the run that is in the folder and start again.
-        overrides: Options as `fit` takes them, such as ["--model.freeze_positions=true"]; they win over all else.
-        trust: Modules and packages whose classes may be named by their class path, besides this package, the libraries
-            that it is built on, and the files under the working directory.
-        trust_remote_code: Whether to run code that the folder of a network or tokenizer brings.
+        seed: Seed of initialisation, order, masks and dropout.
+        overwrite: Remove the run in the folder and start again.
+        overrides: Options of `fit`, such as ["--model.freeze_positions=true"], which override everything else.
+        trust: Modules and packages whose classes may be named by class path, in addition to this package, the libraries
+            that it builds on, and the files under the working directory.
+        trust_remote_code: Whether to run code that comes with the folder of a network or tokenizer.
 
     Raises:
         ValueError: An argument is wrong, or the folder holds another run or other files.
@@ -308,14 +308,14 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     See `distil` for the arguments that are not listed.
 
     Args:
-        network: Name or folder (from Python also a model) whose weights are trained further. By default random weights:
-            6 of ModernBERT's layers of width 256, which learn within minutes where BERT's and RoBERTa's do not. For
+        network: Name or folder (from Python also a model) whose weights are trained further. By default random weights
+            of 6 ModernBERT layers of width 256, which learn within minutes where BERT's and RoBERTa's do not. For
             another architecture: `--model.network.model_type bert`, from Python `FromConfig("bert", {...})`.
         tokenizer: Name, folder or object; by default the one beside the network. Without either, byte-level BPE is
             trained on the text and kept in the run's folder.
-        vocab_size: Entries of a tokenizer that is trained.
+        vocab_size: Entries of the tokenizer, if one is trained.
         objectives: Losses by name; by default masked-LM, and next-sentence prediction where the format has pairs.
-        masking: Which tokens are masked; by default 30 % (15 % for a pretrained network), anew in every epoch.
+        masking: Which tokens are masked; by default 30 % (15 % for a pretrained network), chosen anew in every epoch.
         max_steps: Optimizer steps; by default ten passes over the text, but at least 500 and at most 100,000 steps.
         max_length: Tokens of a sequence; by default 128, or what a pretrained network has positions for.
         batch_size: Sequences of an optimizer step; by default 16, or fewer if the text is small.
@@ -356,7 +356,7 @@ def pretrain(  # noqa: D417  the other arguments are described in distil
     @rank_zero_only
     def make_tokenizer(module: LightningDataModule) -> None:
         folder = Path(out, "tokenizer")
-        if is_new and not Path(out, "checkpoints", "last.ckpt").is_file():  # a resumed run keeps its own
+        if is_new and not Path(out, "checkpoints", "last.ckpt").is_file():  # a resumed run keeps its tokenizer
             rank_zero_info(f"training a tokenizer on the text, in {folder}")
             assert isinstance(module, TextDataModule) and isinstance(module.source, DocumentSource)
             train_tokenizer(module.source, str(folder), vocab_size=vocab_size, overwrite=True)
@@ -415,11 +415,11 @@ def finetune(  # noqa: D417  the other arguments are described in distil
         text: Column of the text.
         label: Column of the label.
         tokenizer: Name, folder or object; by default the one beside the network.
-        task: What the rows mean; by default one text is classified. Another class path of `lit_distil.tasks` is given
-            `text` and `label` where they differ from the defaults.
-        validation: Rows of its own, or the share of the rows that is held out, of each class alike.
+        task: The kind of task; by default, classification of one text. Another class path of `lit_distil.tasks` gets
+            `text` and `label` if they differ from the defaults.
+        validation: Separate rows, or the share of the rows to hold out, equally from each class.
         max_epochs: Passes over the rows.
-        max_steps: Optimizer steps, in place of `max_epochs`.
+        max_steps: Optimizer steps, instead of `max_epochs`.
         max_length: Tokens of a sequence; by default 256, or what the network has positions for.
         batch_size: Rows of an optimizer step; by default 32, or fewer if the table is small.
         lr: Peak of the learning rate; by default 3e-5 for a network of width 768, and in inverse proportion to the
@@ -491,7 +491,7 @@ def _train(
         "log_every_n_steps": max(1, min(10, steps.get("max_steps", 100) // 10)),
         "num_sanity_val_steps": 0,
     }
-    if "max_steps" in steps and steps.get("max_epochs", -1) == -1:  # validate by steps, whatever an epoch's length
+    if "max_steps" in steps and steps.get("max_epochs", -1) == -1:  # validate by steps, not by epochs
         num_validations = 10 if steps["max_steps"] >= _SHORT else 2
         batches = steps["max_steps"] * int(given.get("accumulate_grad_batches", 1))
         interval = max(1, batches // num_validations)
@@ -514,14 +514,14 @@ def _train(
     except RunFinishedError as finished:
         rank_zero_info(str(finished))
     finally:
-        torch.set_float32_matmul_precision(products)  # training sets it for the whole process
+        torch.set_float32_matmul_precision(products)  # training changes it for the whole process
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the first rank writes the export
     return load(folder)
 
 
 def _length_options(overrides: Sequence[str]) -> dict[str, int]:
-    """What the overrides say about how long to train; the parser names their mistakes."""
+    """The training length given in the overrides; mistakes in them are left to the parser."""
     found: dict[str, int] = {}
     for option, following in pairwise([*overrides, ""]):
         name, is_whole, value = option.partition("=")
@@ -551,7 +551,7 @@ _SIZES = ("vocab_size", "max_steps", "max_epochs", "max_length", "batch_size")
 
 
 def _check_kinds(settings: Mapping[str, Any]) -> None:
-    """Refuse arguments of a call that are of another kind."""
+    """Refuse arguments of a call that have a wrong type."""
     out = settings.get("out", "-")
     if not isinstance(out, str | Path) or not str(out):
         raise ValueError(f"out: expected the path of the run's folder, got {out!r}")
@@ -572,7 +572,7 @@ def _check_sizes(sizes: Mapping[str, Any]) -> None:
 
 
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Refuse to go on with the tokenizer of a run that asked for another size, which its recipe does not say."""
+    """Refuse to continue a run whose tokenizer was trained with another size, which its recipe does not record."""
     settings = folder / "tokenizer" / TRAINING_SETTINGS
     if saved_config(folder) is None or not settings.is_file():
         return
@@ -616,7 +616,7 @@ def _train_objects(
 
 @rank_zero_only
 def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """An export has its tokenizer; a run that is interrupted needs one too."""
+    """Store the tokenizer in the run's folder, since an interrupted run has no export with one."""
     if not folder.is_dir():
         with staged_folder(folder) as staging:
             tokenizer.save_pretrained(staging)

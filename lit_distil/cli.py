@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command is chosen, so that `--help` answers at once."""
+"""The command line. Nothing heavy is imported before a command is chosen, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ _FORMAT_OF_OTHERS = warnings.formatwarning
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command; a mistake in the configuration ends in one message and exit status 2."""
+    """Run a command; a mistake in the configuration prints one message and exits with status 2."""
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C ends a command at once; training handles it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a command at once; training handles it itself
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         _fail(f"no command {command!r}{hint}; there are {', '.join(COMMANDS)}")
     warnings.formatwarning = _format_warning
     try:
-        if arguments[:2] == ["benchmark", "training"]:  # it starts `fit`, which reads its options itself
+        if arguments[:2] == ["benchmark", "training"]:  # it starts `fit`, which parses its own options
             command_module(command).run(arguments[1:])
             return
         arguments = [_recipe_path(argument) for argument in arguments[1:]]
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except (Exception, SystemExit) as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
-            sys.exit(141)  # 128 + SIGPIPE, as of any command that `head` ends
+            sys.exit(141)  # 128 + SIGPIPE, as for any command that `head` ends
         if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in _NEEDED:
             _fail(f"the package {error.name!r} is not installed here; `pip install -e .` in the repository brings it")
         pieces = importlib.import_module("lit_distil.pieces")
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _has_no_reader() -> bool:
-    """Whether who reads what is printed has left, such as `head`; what would still be printed is then dropped."""
+    """Whether the reader of stdout, such as `head`, has closed it; further output is then dropped."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     has_left = any(events & select.POLLERR for _, events in poll.poll(0))
@@ -163,7 +163,7 @@ def _has_no_reader() -> bool:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of this package is for its user: without the place in the code."""
+    """Format warnings of this package for users, without the place in the code."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         return f"warning: {message}\n"
     return _FORMAT_OF_OTHERS(message, category, filename, lineno, line)
@@ -174,27 +174,27 @@ def _run(command: str, arguments: list[str]) -> None:
     if imports:
         importlib.import_module("lit_distil.trust").import_modules(imports)
     if imports and (command in CALLS or command in TRAINER_COMMANDS or command == "inspect"):
-        arguments.append(f"--imports=[{','.join(imports)}]")  # kept in the run's config.yaml
+        arguments.append(f"--imports=[{','.join(imports)}]")  # to be stored in the run's config.yaml
     if command in TRAINER_COMMANDS:
         importlib.import_module("lit_distil.run").run([command, *arguments])
     elif command in CALLS:
         _call(command, arguments)
     else:
         module = command_module(command)
-        if "transformers" in sys.modules:  # loading weights is too quick for a progress bar
+        if "transformers" in sys.modules:  # loading weights needs no progress bar
             importlib.import_module("transformers.utils.logging").disable_progress_bar()
         module.run(arguments if command == "inspect" else _with_values(arguments))
 
 
 def command_module(command: str) -> types.ModuleType:
-    """The module that holds a command's `run`: a file of `commands`, or `command.py` in a folder of it."""
+    """The module with a command's `run`: a file in `commands`, or `command.py` in a folder there."""
     name = command.replace("-", "_")
     is_folder = Path(__file__).with_name("commands").joinpath(name).is_dir()
     return importlib.import_module(f"lit_distil.commands.{name}" + (".command" if is_folder else ""))
 
 
 def call_parser(command: str) -> Any:
-    """The parser of a call: the arguments of the function of `lit_distil.api` that a command line can give."""
+    """The parser of a call: those arguments of the `lit_distil.api` function that can be given on a command line."""
     import argparse
     import inspect
 
@@ -202,7 +202,7 @@ def call_parser(command: str) -> Any:
 
     api = importlib.import_module("lit_distil.api")
     function = getattr(api, command)
-    described = {  # what the calls share is described once, in distil
+    described = {  # arguments that the calls share are described in distil
         argument.arg_name: argument.description
         for each in (api.distil, function)
         for argument in docstring_parser.parse(each.__doc__).params
@@ -242,7 +242,7 @@ def call_parser(command: str) -> Any:
 
 
 def _classes_for(api: types.ModuleType, annotation: str) -> str:
-    """The classes that an argument takes, by the names in its annotation: `lit_distil.data: A, B, ...`."""
+    """The classes that an argument accepts, from its annotation: `lit_distil.data: A, B, ...`."""
     import inspect
     import textwrap
 
@@ -264,7 +264,7 @@ def _with_subclasses(kind: Any) -> set[Any]:
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments of a call, and the options of `fit` among them."""
+    """Split the arguments of a call into its own and options of `fit`."""
     own: list[str] = []
     overrides: list[str] = []
     lacks_value = False
@@ -282,7 +282,7 @@ def _call(command: str, arguments: list[str]) -> None:
     options = sorted(name for name in parser._option_string_actions if name.startswith("--"))
     _check_options(own, options)
     settings = vars(parser.parse_args(own))
-    with suppress(ValueError):  # otherwise it names a file
+    with suppress(ValueError):  # not a share, so it names a file
         settings["validation"] = float(settings["validation"])
     try:
         run = getattr(importlib.import_module("lit_distil.api"), command)(**settings, overrides=overrides)
@@ -290,7 +290,7 @@ def _call(command: str, arguments: list[str]) -> None:
         option = "--" + (importlib.import_module("lit_distil.pieces").users_mistake(error) or "")
         if option.split(" ")[0].rstrip(":") not in options:
             raise
-        raise ValueError(option) from error  # the message begins with an argument, which is an option here
+        raise ValueError(option) from error  # the argument that the message begins with is an option here
     importlib.import_module("lightning.pytorch.utilities").rank_zero_only(_print_result)(run)
 
 
@@ -315,7 +315,7 @@ def _print_result(run: Any) -> None:
 
 
 def named_modules(option: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The modules that `--imports` or `--trust` names (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
+    """The modules given to `--imports` or `--trust` (`my_arch`, `a,b` or `[a, b]`), and the other arguments."""
     names: list[str] = []
     others: list[str] = []
     rest = iter(arguments)
@@ -331,7 +331,7 @@ def named_modules(option: str, arguments: list[str]) -> tuple[list[str], list[st
 
 
 def _recipe_path(argument: str) -> str:
-    """`recipe:NAME` as the file that holds it."""
+    """Replace `recipe:NAME` by the recipe's file."""
     start, found, name = argument.partition(_FROM_RECIPES)
     if not found or start not in ("", "--config="):
         return argument
@@ -339,7 +339,7 @@ def _recipe_path(argument: str) -> str:
 
 
 def _with_values(arguments: list[str]) -> list[str]:
-    """`--overwrite` as `--overwrite=true`: the parsers of these commands want a value for every option."""
+    """Turn `--overwrite` into `--overwrite=true`, because these commands' parsers need a value for every option."""
     is_bare = [argument in ("--overwrite", "--allow_disagreement") for argument in arguments]
     for place, following in enumerate(arguments[1:]):
         is_bare[place] &= following.startswith("-")

@@ -1,4 +1,4 @@
-"""What a command shows in a terminal: progress bars, and tables as plain text or Markdown."""
+"""Terminal output: progress bars, and tables as plain text or Markdown."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ _THREAD = threading.local()
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, desc: str, unit: str, **settings: Any) -> tqdm:
-    """A tqdm bar with rate and time left on stderr; in a log file it writes a line every few seconds only.
+    """A tqdm bar on stderr with rate and time left; in a log file, only a line every few seconds.
 
-    Args:
-        iterable: What to iterate over; None gives a bar that is updated by hand.
-        desc: What is being done.
-        unit: What is counted.
-        settings: Further arguments of `tqdm`, such as `total` and `disable`.
+    Without `iterable` it is updated by hand. `settings` are further arguments of `tqdm`, such as `total` and `disable`.
     """
     if sys.stderr.isatty():
         style: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.2}
     else:
-        # tqdm ends lines with a carriage return, and a log should have few of them
+        # every update stays in a log, so there should be few
         style = {"ncols": 110, "mininterval": _SECONDS_BETWEEN_LINES, "maxinterval": 4 * _SECONDS_BETWEEN_LINES}
     style["disable"] = getattr(_THREAD, "shows_no_bars", False)
     return tqdm(iterable, desc=desc, unit=unit, file=sys.stderr, **{**style, **settings})
@@ -37,7 +33,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, desc: str, unit: str,
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Show no bar that this thread makes in the block: the work is a part of what another bar counts."""
+    """Hide this thread's bars in the block, whose work another bar already counts."""
     _THREAD.shows_no_bars = True
     try:
         yield
@@ -46,12 +42,7 @@ def without_bars() -> Iterator[None]:
 
 
 def text_table(table: Table, *, numbers: bool = True) -> str:
-    """Aligned columns, two spaces apart.
-
-    Args:
-        table: Rows of cells, the header first.
-        numbers: Align all columns but the first to the right; otherwise all to the left.
-    """
+    """Aligned columns, two spaces apart; with `numbers`, all but the first are aligned to the right."""
     return "\n".join("  ".join(row).rstrip() for row in _padded(table, numbers=numbers))
 
 
@@ -64,12 +55,7 @@ def markdown_table(table: Table) -> str:
 
 
 def metrics_table(metrics: Mapping[str, Any], stage: str) -> str:
-    """The metrics of a stage (`val`, `test`) in two columns; empty if there are none.
-
-    Args:
-        metrics: Numbers or tensors by name, such as `val/loss`.
-        stage: What the names begin with.
-    """
+    """The metrics whose names begin with a stage (`val`, `test`) in two columns; empty if there are none."""
     rows = [
         (name, f"{float(value):,.0f}" if name.endswith("/rows") else f"{float(value):.4f}")
         for name, value in sorted(metrics.items())

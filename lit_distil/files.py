@@ -1,8 +1,8 @@
-"""Files and folders that are written whole or not at all, and hashes to tell whether they still are what was written.
+"""Files and folders that are written whole or not at all, and hashes to verify them later.
 
-Everything here writes under another name beside the target, puts the data on disk, and renames it. Whoever looks at
-the target at any moment, even after a kill or a power cut, finds the old content or the new one. What a killed process
-left beside a target is removed by the next one that writes to the same folder.
+Everything here writes under another name beside the target, syncs the data to disk, and renames it. At any moment, even
+after a kill or a power cut, the target has either the old content or the new. Leftovers of a killed process are removed
+by the next process that writes to the same folder.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ NETWORK_FILES = (
     *("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.onnx", "*.onnx_data", "*.onnx.data"),
     *("vocab.txt", "merges.txt", "1_Pooling/", "2_Normalize/"),
 )
-"""What a folder with a network, a tokenizer or both holds, as glob patterns."""
+"""Glob patterns of the files in a folder with a network, a tokenizer or both."""
 MISSING: Any = object()
-"""A setting that one of two trees does not have (`differences`)."""
+"""The value of a setting that one of two trees does not have (`differences`)."""
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write, which takes the place of `path` when the block ends; after an error `path` is untouched.
+    """Open a file to write that replaces `path` when the block ends; after an error, `path` is untouched.
 
-    The folder of `path` must exist. Until the end the data are in the file that the open file's `name` says.
+    The folder of `path` must exist. Until the block ends, the data are at the open file's `name`.
     """
     remove_leftovers(path.parent)
     file = _claimed_file(path)
@@ -60,7 +60,7 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if fcntl is None:  # Windows renames no open file
+            if fcntl is None:  # Windows cannot rename an open file
                 file.close()
             os.replace(staging, path)
         _sync(path.parent)
@@ -73,14 +73,14 @@ def write_file(path: Path, content: str | Iterable[bytes | memoryview], *, sha25
 
     Args:
         path: The file, which is replaced if it exists.
-        content: A text, written as UTF-8, or blocks of bytes.
+        content: Text, written as UTF-8, or blocks of bytes.
         sha256: The hash that the content must have; None accepts any.
 
     Returns:
         The sha256 of what was written.
 
     Raises:
-        ValueError: The content has another hash; nothing is written.
+        ValueError: The content has a different hash; nothing is written.
     """
     digest = hashlib.sha256()
     with staged_file(path) as file:
@@ -99,12 +99,12 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def staged_folder(folder: Path, replaces: Sequence[str] | None = NETWORK_FILES) -> Iterator[Path]:
-    """Make a folder to fill, which takes the place of `folder` when the block ends; after an error it is removed.
+    """Make a folder to fill, which replaces `folder` when the block ends; after an error it is removed.
 
     Args:
         folder: Where it goes.
-        replaces: Glob patterns of the files that belong to what is written. Others, which somebody else put into
-            `folder`, are kept. None replaces nothing: OSError is raised if `folder` exists and is not empty.
+        replaces: Glob patterns of the files that may be replaced. Other files in `folder` are kept. None replaces
+            nothing: OSError is raised if `folder` exists and is not empty.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent)
@@ -119,18 +119,18 @@ def staged_folder(folder: Path, replaces: Sequence[str] | None = NETWORK_FILES) 
 
 
 def foreign_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """What is in a folder, if it exists, besides what matches these patterns; those of folders end in a slash."""
+    """Entries of a folder, if it exists, that match none of these patterns; patterns of folders end in a slash."""
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [f"{path.name}/" if path.is_dir() else path.name for path in found]
     return [path for path, name in zip(found, names) if not any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def check_output(out: Path, *, overwrite: bool, replaces: Sequence[str] = NETWORK_FILES, field: str = "out") -> None:
-    """Refuse a folder to write to that holds something, before any work is done for it.
+    """Refuse an output folder that may not be replaced, before any work is done.
 
     Args:
-        out: The folder, which is replaced as a whole.
-        overwrite: Whether it may hold what an earlier command wrote, and nothing else.
+        out: The folder, which will be replaced as a whole.
+        overwrite: Whether it may hold files that an earlier command wrote, and no others.
         replaces: Glob patterns of the files that the command writes.
         field: Name of the argument, for the message.
 
@@ -154,16 +154,16 @@ def check_output(out: Path, *, overwrite: bool, replaces: Sequence[str] = NETWOR
 
 
 def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool, field: str = "out") -> None:
-    """Refuse to replace files, and make their folders, before any work is done for the new ones.
+    """Check that files may be written, and create their folders, before any work is done.
 
     Args:
-        files: What will be written.
-        are_ours: Whether those that are there may be replaced, because the same command wrote them.
-        overwrite: Whether they may be replaced whoever wrote them.
+        files: The files that will be written.
+        are_ours: Whether the same command wrote the existing files, so that they may be replaced.
+        overwrite: Whether they may be replaced, whoever wrote them.
         field: Name of the argument, for the message.
 
     Raises:
-        ValueError: A file is there and may not be replaced, a folder is in its place, or its own cannot be made.
+        ValueError: A file exists and may not be replaced, a folder is in its place, or its folder cannot be created.
     """
     for file in files:
         check_local(file, field)
@@ -184,12 +184,7 @@ def check_output_files(files: Sequence[Path], *, are_ours: bool, overwrite: bool
 
 
 def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = None) -> None:
-    """Rename a folder that was filled step by step to `folder`, once all of its files are on disk.
-
-    Args:
-        staging: The folder that was filled.
-        folder: Where it goes.
-        replaces: What it may replace there, see `staged_folder`; None replaces nothing.
+    """Rename a filled folder `staging` to `folder` after syncing its files to disk; see `staged_folder` for `replaces`.
 
     Raises:
         OSError: `folder` exists, is not empty, and nothing may be replaced.
@@ -203,7 +198,7 @@ def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = N
         os.replace(staging, folder)
     elif not _exchange(staging, folder):
         old = _staging_name(folder).with_suffix(".replaced")
-        os.rename(folder, old)  # after a kill between these two lines, `remove_leftovers` puts it back
+        os.rename(folder, old)  # after a kill between these lines, `remove_leftovers` restores it
         os.replace(staging, folder)
         shutil.rmtree(old, ignore_errors=True)
     _sync(folder.parent)
@@ -212,14 +207,10 @@ def place_folder(staging: Path, folder: Path, replaces: Sequence[str] | None = N
 
 @contextmanager
 def only_process(folder: Path, message: str) -> Iterator[None]:
-    """Keep other processes of this machine from the same work in a folder meanwhile.
-
-    Args:
-        folder: It need not exist yet.
-        message: The error of the second process.
+    """Keep other processes on this machine from the same work in a folder, which need not exist yet, within the block.
 
     Raises:
-        ValueError: Another process is at work in it.
+        ValueError: Another process is at work in it; the text is `message`.
     """
     try:
         lock = _acquire(f"{hash_of(str(folder.resolve()))[:16]}.lock")
@@ -232,7 +223,7 @@ def only_process(folder: Path, message: str) -> Iterator[None]:
 
 
 def _acquire(name: str) -> FileLock:
-    """A lock in the cache, or where that cannot be written to, among the temporary files."""
+    """A lock in the cache folder, or in the temporary folder if the cache is not writable."""
     user = os.getuid() if hasattr(os, "getuid") else "all"
     for parent in (default_cache_dir(), Path(gettempdir(), f"lit_distil-{user}")):
         try:
@@ -248,21 +239,21 @@ def _acquire(name: str) -> FileLock:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of their unfinished files and folders in `folder`.
+    """Remove unfinished files and folders that killed processes left in `folder`.
 
-    What a living process is writing stays: it holds a lock on it. Where the file system has no locks, all stays.
+    Those of a living process are locked by it and stay. On a file system without locks, everything stays.
     """
     if fcntl is None:
         return
-    with suppress(OSError):  # no such folder, or one that may not be listed
+    with suppress(OSError):  # no such folder, or no permission to list it
         for name in os.listdir(folder):
             if (found := _UNFINISHED.fullmatch(name)) is not None:
-                with suppress(OSError):  # it is locked, or was removed meanwhile
+                with suppress(OSError):  # locked, or removed meanwhile
                     _remove_leftover(folder / name, folder / found["name"] if found["kind"] == "replaced" else None)
 
 
 def _remove_leftover(path: Path, target: Path | None) -> None:
-    """Remove a path that nobody has locked, or put it back in the place of `target` if nothing is there."""
+    """Remove a path that is not locked, or rename it to `target` if that does not exist."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -277,18 +268,18 @@ def _remove_leftover(path: Path, target: Path | None) -> None:
 
 
 def _staging_name(path: Path) -> Path:
-    """A hidden name beside a path, which no other process uses."""
+    """A hidden name beside a path that no other process uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _claimed_file(path: Path) -> BinaryIO:
-    """A new file beside `path`, locked as long as it is open, so that nobody takes it for a leftover."""
+    """A new file beside `path`, locked while it is open, so that it is not taken for a leftover."""
     while True:
         file = _staging_name(path).open("xb")
         _lock(file.fileno())
         if Path(file.name).exists():
             return file
-        file.close()  # it was removed before it was locked
+        file.close()  # removed by another process before it was locked
 
 
 def _claimed_folder(folder: Path) -> tuple[Path, int | None]:
@@ -298,7 +289,7 @@ def _claimed_folder(folder: Path) -> tuple[Path, int | None]:
         staging.mkdir()
         if fcntl is None:
             return staging, None
-        with suppress(FileNotFoundError):  # it was removed before it was locked
+        with suppress(FileNotFoundError):  # removed by another process before it was locked
             descriptor = os.open(staging, os.O_RDONLY)
             _lock(descriptor)
             if staging.is_dir():
@@ -313,16 +304,16 @@ def _lock(descriptor: int) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one operation, so that neither name is free for a moment; False if it cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None  # Linux has it
+    """Swap two paths in one operation, so that neither is ever missing; False if the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None  # on Linux
     return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _settle(folder: Path) -> None:
-    """Put a folder's files on disk, with the permissions that the umask gives to new ones.
+    """Sync a folder's files to disk, with the permissions that the umask gives to new files.
 
-    Some writers, such as safetensors', make files that only their owner can read. The umask is read from a folder made
-    for this purpose: asking for it means changing it, which other threads would notice.
+    Some writers, such as safetensors', make files that only their owner can read. The umask is read from a new folder,
+    because querying it would change it for a moment for all threads.
     """
     probe = _staging_name(folder / "umask")
     probe.mkdir()
@@ -334,8 +325,8 @@ def _settle(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Put a file, or a folder's list of names, on disk."""
-    if path.is_dir() and os.name != "posix":  # Windows does not open folders
+    """Sync a file, or a folder's list of names, to disk."""
+    if path.is_dir() and os.name != "posix":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -351,7 +342,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_of(content: str | bytes) -> str:
-    """The sha256 of a text in UTF-8, or of bytes."""
+    """The sha256 of text in UTF-8, or of bytes."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
@@ -361,7 +352,7 @@ def hash_values(values: Any) -> str:
 
 
 def hash_code(kind: type) -> str:
-    """The sha256 of the file that defines a class, or of the class itself if there is no file."""
+    """The sha256 of the file that defines a class, or of its functions if there is no file."""
     try:
         return hash_of(inspect.getsource(sys.modules[kind.__module__]))
     except (OSError, TypeError):  # defined interactively
@@ -370,24 +361,20 @@ def hash_code(kind: type) -> str:
 
 
 def short_hash(data: bytes, num_bytes: int) -> bytes:
-    """A quick hash of a few bytes (BLAKE2b), for seeds and for large numbers of texts."""
+    """A fast hash of `num_bytes` bytes (BLAKE2b), for seeds and large numbers of texts."""
     return hashlib.blake2b(data, digest_size=num_bytes).digest()
 
 
 def is_whole(path: Path, sha256: str, num_bytes: int | None = None) -> bool:
-    """Whether a file exists and has this size, if given, and this hash."""
+    """Whether a file exists and has this hash, and this size if given."""
     return path.is_file() and (num_bytes is None or path.stat().st_size == num_bytes) and hash_file(path) == sha256
 
 
 def check_writable(folder: Path, field: str) -> None:
-    """Refuse a folder that cannot be made or written to, before there is work to lose.
-
-    Args:
-        folder: The folder, which need not exist.
-        field: What messages call the setting that names it.
+    """Refuse a folder that cannot be created or written to, before there is work to lose; it need not exist.
 
     Raises:
-        ValueError: It is a file or below one, or the system refuses to write there.
+        ValueError: It is a file or below one, or not writable; the message begins with `field`.
     """
     check_local(folder, field)
     try:
@@ -403,14 +390,11 @@ def check_writable(folder: Path, field: str) -> None:
 
 
 def check_local(path: Path, field: str) -> None:
-    """Refuse what is no path of this machine but would be written to as one.
-
-    Args:
-        path: Where something is to be written.
-        field: What messages call the setting that names it.
+    """Refuse an output path that is not a path on this machine.
 
     Raises:
-        ValueError: It is an address such as `s3://bucket/run`, or begins with `~`, which only a shell replaces.
+        ValueError: It is an address such as `s3://bucket/run`, or begins with `~`, which only a shell replaces; the
+            message begins with `field`.
     """
     if re.match(r"[A-Za-z][\w+.-]+:/", path.as_posix()):
         raise ValueError(f"{field}: {path.as_posix()!r} is an address; give a path on this machine")
@@ -424,11 +408,11 @@ def default_cache_dir(cache_dir: str | None = None) -> Path:
 
 
 def describe(piece: Any) -> Any:
-    """Plain values, fit for JSON, that are equal for two pieces of the same class and settings, and differ for others.
+    """Plain values for JSON that are equal exactly for pieces of the same class and settings.
 
     Args:
-        piece: A number, a text or None, which are returned as they are; a list, set or dictionary of pieces; or an
-            object that keeps its settings as attributes.
+        piece: A number, a text or None, which are returned unchanged; a list, set or dictionary of pieces; or an object
+            with its settings as attributes.
     """
     if piece is None or isinstance(piece, bool | int | float | str):
         return piece
@@ -445,31 +429,31 @@ def describe(piece: Any) -> Any:
 
 
 def _public_path(kind: type) -> str:
-    """Where a class is named from; one of this package by its room, so that its file may move."""
+    """The path of a class; one of this package by its subpackage, so that its file may move."""
     room = kind.__module__.split(".")[:2] if kind.__module__.startswith("lit_distil.") else [kind.__module__]
     return ".".join([*room, kind.__qualname__])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is not the same in two trees of settings; `MISSING` where a tree does not have it."""
+    """A setting that differs between two trees of settings; `MISSING` if a tree lacks it."""
 
     name: str
     old: Any
     new: Any
 
     def shown(self, longest: int | None = None) -> tuple[str, str]:
-        """Both values as a person would write them, cut to so many characters."""
+        """Both values in readable form, each cut to at most `longest` characters."""
         texts = tuple(_shown(value) for value in (self.old, self.new))
         old, new = (text if longest is None or len(text) <= longest else f"{text[: longest - 3]}..." for text in texts)
         return old, new
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[Difference]:
-    """The settings in which two trees of plain values differ, in their order.
+    """The settings in which two trees of plain values differ, in order.
 
-    Where a class is swapped, that is one difference: its arguments are not compared. Names leave out `init_args`. A
-    setting that one tree lacks and that is None in the other is the same in both.
+    A swapped class is one difference: its arguments are not compared. Names leave out `init_args`. A setting that is
+    missing in one tree and None in the other does not count as a difference.
     """
     if old == new or all(value is None or value is MISSING for value in (old, new)):
         return []

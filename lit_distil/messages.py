@@ -1,4 +1,4 @@
-"""Sentences for a user: what the parser says in short, near names, and the command that makes what is missing."""
+"""Messages for users: short forms of parser errors, similar names, and the command that makes a missing folder."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ _REQUIRED = re.compile(r"arguments are required: (?:fit|validate|test|predict)\.
 _LITERAL = re.compile(r"Expected a typing\.Literal\[(.*)\](?:\. Got value: (.*))?$")
 _CALLABLE = re.compile(r"Type typing\.Callable\S.*? expects a function or a callable class: ")
 _CALLABLE_CLASS = re.compile(r"Got value: Namespace\(class_path='([^']+)'.*")
-_VALUES = ((_NOT_OF_CLASS, 2), (_NO_CLASS, 1), (_NOT_A_SUBCLASS, 1))  # patterns, and which of their groups is the value
-# what the parser says about the types that were not meant, of those that a value may have
+_VALUES = ((_NOT_OF_CLASS, 2), (_NO_CLASS, 1), (_NOT_A_SUBCLASS, 1))  # patterns, and the group that holds the value
+# what the parser says about the types in a union that the user did not mean
 _BESIDE_THE_POINT = re.compile(
     r"Expected a <class 'list'>|Expected a dot import path string|does not correspond to a subclass of"
 )
@@ -59,14 +59,14 @@ _MOST_NAMES, _LONGEST = 25, 120
 
 
 def shorten(message: str, options: Iterable[str] = ()) -> str:
-    """The keys and the innermost reasons of an error of jsonargparse.
+    """The keys and innermost reasons of a jsonargparse error.
 
     Args:
-        message: What jsonargparse says.
-        options: Keys that the command knows, for a hint when one is misspelt: `trainer.max_steps`, `data`, ...
+        message: The error's message.
+        options: Known keys, such as `trainer.max_steps` and `data`, to suggest for a misspelt one.
 
     Returns:
-        One line for each reason, `key: reason`; the message as it is where nothing was recognised in it.
+        One line for each reason, `key: reason`; the unchanged message if nothing in it was recognised.
     """
     reasons = _reasons(message, list(options))
     if not reasons:
@@ -77,12 +77,12 @@ def shorten(message: str, options: Iterable[str] = ()) -> str:
 
 
 def _reasons(message: str, options: list[str]) -> list[str]:
-    # each key and class with the column that it stands at; what stands further right belongs to it
+    # each key and class with its column; what is indented further belongs to it
     keys: list[tuple[int, str]] = []
     classes: list[tuple[int, str]] = []
     reasons: list[str] = []
     others: list[str] = []
-    expected: dict[tuple[str, str], list[str]] = {}  # the classes that a key takes, where its value is of none of them
+    expected: dict[tuple[str, str], list[str]] = {}  # by key and value of no valid class: the valid classes
     lines = [line for line in message.splitlines() if line.strip()]
     for index, line in enumerate(lines):
         text = line.lstrip().removeprefix("- ")
@@ -110,7 +110,7 @@ def _reasons(message: str, options: list[str]) -> list[str]:
         if (match := _LITERAL.search(text)) and others and others[-1].startswith(f"{key}: no class"):
             reasons.append(f"{others.pop()}, or {match[1]}")
             continue
-        # a class that was given is neither a text nor a list, nor the base class that the parser then tries
+        # ignore reasons why a given class is not a text, a list, or the base class that the parser tries next
         is_class = "class_path" in given or f"'init_args': {given}" in lines[-1]
         is_other = is_class and _NOT_OF_TYPE.search(text)
         is_tried = "'class_path'" in lines[-1] and classes and classes[-1][1] not in lines[-1]
@@ -125,12 +125,9 @@ def _reasons(message: str, options: list[str]) -> list[str]:
 
 
 def _member(value: str, keys: list[tuple[int, str]], given: str) -> list[str]:
-    """The name of a piece among several, such as `soft` of the objectives, which the parser does not tell.
+    """The name of one of several pieces, such as `soft` in the objectives, which the parser does not report.
 
-    Args:
-        value: Its class path, or what was given in place of one.
-        keys: The keys that the parser tells, with their columns.
-        given: The whole value that the parser was given.
+    `value` is its class path or what was given instead, `keys` are the reported ones, `given` is the whole given value.
     """
     last = keys[-1][1] if keys else ""
     text = f"'?{re.escape(value)}'?"
@@ -142,7 +139,7 @@ def _member(value: str, keys: list[tuple[int, str]], given: str) -> list[str]:
 
 
 def _given(lines: list[str], column: int) -> str:
-    """The value that a reason at this column is about: the first one further left."""
+    """The value that a reason at this column is about: the first value further left."""
     given = (line for line in lines if line.lstrip().startswith(_GIVEN) and len(line) - len(line.lstrip()) < column)
     value = next(given, "").partition(_GIVEN)[2].partition(". Got value: Namespace(")[0]
     match = _NESTED.fullmatch(value)
@@ -150,10 +147,10 @@ def _given(lines: list[str], column: int) -> str:
 
 
 def _not_of(kinds: str, given: str) -> str:
-    """What is wrong with a value that is of none of these classes."""
+    """The error for a value that belongs to none of these classes."""
     try:
         value = ast.literal_eval(given)
-    except (ValueError, SyntaxError):  # it holds something that is not plain
+    except (ValueError, SyntaxError):  # not only plain values
         value = None
     if isinstance(value, dict) and "class_path" in value:
         for name in value.keys() - {"class_path", "init_args", "dict_kwargs"}:
@@ -162,7 +159,7 @@ def _not_of(kinds: str, given: str) -> str:
 
 
 def _with_value(reason: str, given: str) -> str:
-    """A reason about a type in plain words, with the value that was given."""
+    """A reason about a type in plain words, with the given value."""
     if match := _NOT_OF_TYPE.search(reason):
         value = match[2] or given
         return f"{reason[: match.start()]}expected {match[1]}" + (f", got {value!r}" if value else "")
@@ -216,7 +213,7 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
 
 
 def hint(name: str, candidates: Iterable[str]) -> str:
-    """The nearest name, if one is near, and the whole list, if it is short."""
+    """A hint with the most similar name, if any, and the whole list, if it is short."""
     known = list(candidates)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -228,7 +225,7 @@ _PUBLIC = ("torch.optim", "lightning.pytorch.callbacks", *(f"lit_distil.{room}" 
 
 
 def _near_classes(name: str) -> list[str]:
-    """The whole paths of public classes whose names are near, the nearest first; nothing is imported for it."""
+    """The full paths of public classes with similar names, most similar first; imports nothing."""
     paths = {own: f"{module}.{own}" for module in _PUBLIC if module in sys.modules for own in _names(module)}
     return [paths[near] for near in difflib.get_close_matches(name, paths, n=2, cutoff=0.7)]
 
@@ -238,8 +235,8 @@ def _names(module: str) -> list[str]:
 
 
 def _arguments(class_path: str) -> list[str]:
-    """The arguments that a class accepts; none if it cannot be found, since a hint must not fail."""
-    kind = imported(class_path)  # nothing is imported for a hint
+    """The arguments that a class accepts; empty if it cannot be found, since a hint must not fail."""
+    kind = imported(class_path)  # a hint imports nothing
     if kind is None:
         return []
     found: dict[str, None] = {}
@@ -248,15 +245,15 @@ def _arguments(class_path: str) -> list[str]:
             parameters = inspect.signature(base.__init__).parameters
             found.update(dict.fromkeys(parameters))
             if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-                break  # the arguments of the class below it are not accepted
+                break  # it does not pass on arguments to its base class
     return [argument for argument in found if argument not in ("self", "args", "kwargs")]
 
 
 def broken_file(arguments: list[str]) -> str | None:
-    """What is wrong with the first configuration file that is missing or not YAML; the parser does not name it."""
+    """The error for the first configuration file that is missing or not YAML, which the parser does not name."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
     for flag, name in pairwise(words):
-        if flag in ("--config", "-c") and os.path.isfile(name):  # False for a whole configuration, which is too long
+        if flag in ("--config", "-c") and os.path.isfile(name):  # False for an inline configuration
             try:
                 yaml.safe_load(Path(name).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -268,18 +265,18 @@ def broken_file(arguments: list[str]) -> str | None:
 
 
 def known_options() -> list[str]:
-    """The keys of a configuration, those of the Trainer included."""
-    from lightning.pytorch import Trainer  # takes seconds, and some commands need none
+    """The keys of a configuration, including the Trainer's."""
+    from lightning.pytorch import Trainer  # takes seconds, and some commands do not need it
 
     keys = ["config", "seed_everything", "model", "data", "ckpt_path", "matmul_precision", "imports", "trainer"]
     return keys + [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
 
 
-# Files and folders that are not there
+# Missing files and folders
 
 
 def near_names(path: Path) -> str:
-    """Names that are similar to a path that does not exist, as the end of a message."""
+    """The end of a message: names that are similar to a missing path."""
     if not path.parent.is_dir():
         return f"; the folder {str(path.parent)!r} does not exist"
     near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
@@ -287,9 +284,9 @@ def near_names(path: Path) -> str:
 
 
 def missing_folder(name: str) -> str | None:
-    """What to say of a folder of a network or tokenizer that is not there; None if it may be a name on the Hub."""
+    """The message for a missing folder of a network or tokenizer; None if it may be a name on the Hub."""
     path = Path(name).expanduser()
-    # a folder here may have the name of an organisation on the Hub, but hardly one with a similar network in it
+    # a local folder may share its name with a Hub organisation, but hardly with a similar network in it
     is_mistyped = "/" in name and path.parent.is_dir() and bool(near_names(path))
     is_path = name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1 or is_mistyped
     if path.exists() or not is_path:
@@ -300,15 +297,15 @@ def missing_folder(name: str) -> str | None:
 
 
 def recipes_folder() -> Path:
-    """Where the recipes are: in the package as it was installed, or in the checkout that it is used from."""
+    """The folder of the recipes: in the installed package, or in the checkout."""
     package = Path(__file__).parent
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def _maker_of(folder: Path) -> str | None:
-    """The command that makes a folder which a recipe names: one in a recipe's comments, or the run of a recipe."""
+    """The command that makes a folder that a recipe uses: one in a recipe's comments, or a run of a recipe."""
     for file in sorted(recipes_folder().rglob("*.yaml")):
-        text = re.sub(r"\\\n# +", "", file.read_text(encoding="utf-8"))  # lines that are continued
+        text = re.sub(r"\\\n# +", "", file.read_text(encoding="utf-8"))  # join continued lines
         if command := re.search(rf"^# +(lit-distil .*--out {re.escape(str(folder))})$", text, re.MULTILINE):
             return command[1]
         run = re.escape(str(folder.parent))
@@ -318,9 +315,9 @@ def _maker_of(folder: Path) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What a library says of an error, in one line of at most 300 characters; its name where it says nothing."""
+    """A library's error message in one line of at most 300 characters; the error's name if it is empty."""
     text = " ".join(str(error).split())
-    # torch's advice is to run what the file holds
+    # torch's message advises running the code in the file
     if "Weights only load failed" in text or "weights_only=True" in text:
         return "a file of weights holds Python objects, which could run code when they are read"
     if isinstance(error, KeyError) or not text:

@@ -1,7 +1,7 @@
-"""From an error in a piece of a configuration to a sentence that names the setting.
+"""Turn an error in a piece of a configuration into a message that names the setting.
 
-A piece such as a masking strategy does not know where it stands in a configuration, so its errors begin with the name
-of its own argument: `rate must lie in (0, 1]`. `whole_paths` puts the rest before it: `data.masking.rate must ...`.
+A piece such as a masking strategy does not know its place in a configuration, so its errors begin with the name of its
+own argument: `rate must lie in (0, 1]`. `whole_paths` prepends the rest of the path: `data.masking.rate must ...`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _SECTIONS = ("source", "task", "filters")
 
 
 class PieceError(BaseException):
-    """A piece of a configuration could not be made; `__cause__` says why.
+    """A piece of a configuration could not be made; `__cause__` is the reason.
 
-    Not an `Exception`, since the parser would take it for a sign that the value is of another type.
+    It is not an `Exception`, because the parser would then conclude that the value has another type.
     """
 
     def __init__(self, kind: type, arguments: Mapping[str, Any]) -> None:
@@ -44,19 +44,19 @@ _paths_are_wanted: ContextVar[bool] = ContextVar("paths_are_wanted", default=Fal
 
 
 def _make(kind: type, /, *args: Any, **arguments: Any) -> Any:
-    """Make a piece as the parser does; within `whole_paths` its errors say which one it is."""
+    """Make a piece as the parser does; within `whole_paths`, its errors say which piece it is."""
     if not _paths_are_wanted.get():
         return kind(*args, **arguments)
     try:
         return kind(*args, **arguments)
     except Exception as error:
         if not _takes(kind, *args, **arguments):
-            raise  # teachers by name are no arguments of a model: the parser tries the next type
+            raise  # not arguments of this class, such as teachers by name: the parser tries the next type
         raise PieceError(kind, arguments) from error
 
 
 def _takes(kind: type, /, *args: Any, **arguments: Any) -> bool:
-    """Whether a class may be called so; True where Python cannot tell."""
+    """Whether a class accepts these arguments; True if Python cannot tell."""
     try:
         inspect.signature(kind).bind(*args, **arguments)
     except (TypeError, ValueError) as error:
@@ -64,15 +64,15 @@ def _takes(kind: type, /, *args: Any, **arguments: Any) -> bool:
     return True
 
 
-add_instantiator(_make, object)  # type: ignore[arg-type]  # a parameter's name would hide an argument of a class
+add_instantiator(_make, object)  # type: ignore[arg-type]  # kind is positional, to leave its name to arguments
 
 
 @contextmanager
 def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
-    """Let errors within the block name the whole path of the setting that is wrong.
+    """Make errors within the block name the full path of the wrong setting.
 
-    An error of a constructor is a mistake in the configuration, whatever its type. Of other errors, those that this
-    package raises in a method of a piece get the path of the piece.
+    Any error of a constructor counts as a mistake in the configuration. Among other errors, those that this package
+    raises in a method of a piece get the path of the piece.
 
     Raises:
         ValueError: An error within the block, in one sentence.
@@ -86,7 +86,7 @@ def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
         message = users_mistake(reason)
         if missing := isinstance(reason, ImportError) and re.search("(wandb|mlflow)", str(reason)):
             message = f"{failure.kind.__name__} needs a package: pip install 'lit-distil[{missing[1]}]'"
-        elif message is None:  # of a library, which names no field of the configuration
+        elif message is None:  # a library's error, which names no field
             message = f"{failure.kind.__name__} refuses these arguments: {one_line(reason)}"
         path = _path_of(failure.kind, failure.arguments, config) or failure.kind.__name__
         raise ValueError(_with_path(message, path, failure.kind, config)) from reason
@@ -104,24 +104,24 @@ def whole_paths(config: Namespace | Mapping[str, Any]) -> Iterator[None]:
 
 
 def users_mistake(error: BaseException) -> str | None:
-    """The text of an error if it is a user's mistake that this package describes; otherwise None.
+    """The message of an error if it is a user's mistake that this package describes; otherwise None.
 
-    The parser wraps an error once for each level of the configuration. The outermost one of this package is shown.
+    The parser wraps an error once for each level of the configuration; the outermost one of this package is used.
     """
     for reason in causes(error):
         frames = traceback.extract_tb(reason.__traceback__)
         is_ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        # these two are a mistake of the user's only where a check raises them
+        # TypeError and RuntimeError are user mistakes only where a check raises them
         is_check = bool(frames) and str(frames[-1].line).startswith("raise ")
         if is_ours and isinstance(
             reason, ValueError | OSError | TypeError | RuntimeError if is_check else ValueError | OSError
         ):
             return str(reason)
-        if isinstance(reason, OSError) and reason.filename and reason.strerror:  # the system says what it refuses
+        if isinstance(reason, OSError) and reason.filename and reason.strerror:  # an error of the operating system
             return f"{reason.filename}: {reason.strerror}"
         if isinstance(reason, MemoryError) or re.search("not enough memory|out of memory|allocate memory", str(reason)):
             return f"not enough memory ({one_line(reason)}); make the batches, the sequences or the network smaller"
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised between any two lines
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised at any line
         return (
             f"data.num_workers: {str(error).split('. ')[0]}. Memory may have run out: take fewer data.num_workers, or "
             "0 to make batches in the training process"
@@ -139,14 +139,14 @@ def users_mistake(error: BaseException) -> str | None:
 
 
 def _with_path(message: str, path: str, kind: type, config: Namespace | Mapping[str, Any]) -> str:
-    """A piece's message with its path: before the argument that the message begins with, or before all of it."""
+    """A piece's message with its path, put before the argument that it begins with, or before the whole message."""
     if named := _argument_of(message, kind):
         return f"{path}.{named}"
     return _as_given(message, config) if _begins_with_key(message, config) else f"{path}: {message}"
 
 
 def _argument_of(message: str, kind: type) -> str | None:
-    """A message that begins with an argument of a class: `train: ...`, or `source.train: ...` without its section."""
+    """The message from the argument of a class that it begins with: `train: ...`, also of `source.train: ...`."""
     section, _, rest = message.partition(".")
     for text in (message, rest if section in _SECTIONS else ""):
         if _first_word(text) in _parameters(kind):
@@ -163,7 +163,7 @@ def _from_frames(message: str, error: BaseException, config: Namespace | Mapping
     if _begins_with_key(message, config):
         return _as_given(message, config)
     path = next((path for path, _ in pieces if "." in path), "")
-    if path and (column := re.search(r"column '([^']+)' \(task\)", message)):  # the argument that gives its name
+    if path and (column := re.search(r"column '([^']+)' \(task\)", message)):  # find the argument that names it
         settings = next(settings for place, _, settings in pieces_in(config) if place == path)
         named = [key for key, value in settings.items() if column[1] in (value if isinstance(value, list) else [value])]
         path = f"{path}.{named[0]}" if named else path
@@ -171,7 +171,7 @@ def _from_frames(message: str, error: BaseException, config: Namespace | Mapping
 
 
 def _of_library_piece(error: Exception, config: Namespace | Mapping[str, Any]) -> str | None:
-    """What to say of an error in a piece of a library, such as an optimizer; None if it arose elsewhere."""
+    """The message for an error in a library's piece, such as an optimizer; None if it arose elsewhere."""
     path, kind = next(_pieces_at_work(error, config), ("", object))
     if "." not in path or kind.__module__.partition(".")[0] not in LIBRARIES[1:]:
         return None
@@ -179,8 +179,8 @@ def _of_library_piece(error: Exception, config: Namespace | Mapping[str, Any]) -
 
 
 def _pieces_at_work(error: BaseException, config: Namespace | Mapping[str, Any]) -> Iterator[tuple[str, type]]:
-    """Path and class of the pieces of a configuration whose methods an error came through, the innermost first."""
-    # the frames of a cause end where it was caught
+    """Path and class of the configuration's pieces whose methods an error passed through, innermost first."""
+    # the frames of a cause end where it was caught, so take those of all causes
     frames = [frame for cause in causes(error) for frame, _ in traceback.walk_tb(cause.__traceback__)]
     for frame in reversed(frames):
         piece = frame.f_locals.get("self")
@@ -192,26 +192,26 @@ def _pieces_at_work(error: BaseException, config: Namespace | Mapping[str, Any])
 
 
 def _first_word(message: str) -> str:
-    """The name that a message begins with, if it is followed as a field is: `rate must`, `train: no`, `final=2`."""
+    """The name at the start of a message, if it is followed like a field: `rate must`, `train: no`, `final=2`."""
     match = re.match(r"([A-Za-z_]\w*)(?=[ .:=\[])", message)
     return match[1] if match else ""
 
 
 def _begins_with_key(message: str, config: Namespace | Mapping[str, Any]) -> bool:
     word = _first_word(message)
-    is_key = word in config and word != "config"  # which is an argument of networks, too
+    is_key = word in config and word != "config"  # networks also have an argument `config`
     return bool(word) and (is_key or _as_given(message, config) != message)
 
 
 def _as_given(message: str, config: Namespace | Mapping[str, Any]) -> str:
-    """`data.tokenizer: ...` for a command whose option is `--tokenizer`."""
+    """The message in terms of a command's options: `tokenizer: ...` if the option is `--tokenizer`."""
     section, _, rest = message.partition(".")
     is_outside = section in ("data", "model") and section not in config and _first_word(rest) in config
     return rest if is_outside else message
 
 
 def _path_of(kind: type, arguments: Mapping[str, Any], config: Namespace | Mapping[str, Any]) -> str | None:
-    """Where a piece stands in a configuration; of several of a class, the one whose settings are most like its own."""
+    """The path of a piece in a configuration; of several of its class, the one with the most similar settings."""
     best, most = None, -1
     for path, name, settings in pieces_in(config):
         if name is None:  # a dataclass has no class path
@@ -229,7 +229,7 @@ def _path_of(kind: type, arguments: Mapping[str, Any], config: Namespace | Mappi
 def _parameters(kind: type) -> Mapping[str, Any]:
     try:
         return inspect.signature(kind).parameters
-    except (TypeError, ValueError):  # some classes written in C have none
+    except (TypeError, ValueError):  # some classes written in C have no signature
         return {}
 
 
@@ -241,22 +241,18 @@ def _is_same(ours: Any, theirs: Any) -> bool:
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser of a few plain options, before those of `fit`; its errors are ValueErrors."""
+    """A parser of a few plain options that precede those of `fit`; its errors are ValueErrors."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise it.
-
-        Raises:
-            ValueError: An option or a value is wrong.
-        """
+        """Raise ValueError for a wrong option or value."""
         raise ValueError(message.removeprefix("argument --"))
 
 
 class CommandParser(Parser):
-    """A parser of options, pieces among them, whose help lists every class of the package."""
+    """A parser of options, including pieces, whose help lists every class of the package."""
 
     def format_help(self, *arguments: Any, **settings: Any) -> str:
-        """As jsonargparse does, which lists the classes that were imported."""
+        """Import all classes first, since jsonargparse only lists those that are imported."""
         for room in map(importlib.import_module, (f"lit_distil.{name}" for name in lit_distil._ROOMS)):
             for name in dir(room):
                 getattr(room, name)
@@ -278,14 +274,14 @@ def call_command(
     """Call a function whose parameters are the options of a command.
 
     Args:
-        function: The command, which is called as its function is.
+        function: The function of the command.
         arguments: The command line.
-        name: Of the command; None takes the function's.
-        words: The parameter that needs no option name: `lit-distil score --model M "A text."`.
+        name: Name of the command; None takes the function's.
+        words: The positional parameter, which has no option name: `lit-distil score --model M "A text."`.
         help: Its description.
         config_help: Description of `--config`.
-        unused: Further keys that a configuration may have, which the function does not take.
-        before: Called with what was parsed, before any piece is made.
+        unused: Further keys that a configuration may have but the function does not take.
+        before: Called with the parsed settings before any piece is made.
 
     Raises:
         ValueError: An option or a value is wrong.
@@ -315,22 +311,22 @@ def call_command(
         function(**parser.instantiate(parsed).as_dict())
 
 
-# A piece of a user's own that raises an error
+# Errors in a user's own piece
 
 
 def piece_that_raised(error: BaseException) -> str | None:
-    """What to say of an error in a class of a user's own (a loss, a mask, a callback): which, where, its contract.
+    """The message for an error in a user's own class (a loss, a mask, a callback): class, place and contract.
 
     Returns:
-        One sentence; None if no class that derives from one of this package or its libraries raised it, or if this
-        package was called by that class, so that the fault may be anywhere.
+        One sentence. None if no subclass of a class of this package or its libraries raised the error, or if it arose
+        in this package when called by such a class, so that the cause may be anywhere.
     """
     for reason in causes(error):
         place = ""
         for frame, line in reversed([*traceback.walk_tb(reason.__traceback__)]):
             file, kind, method = Path(frame.f_code.co_filename), type(frame.f_locals.get("self")), frame.f_code.co_name
             if file.is_relative_to(Path(__file__).parent):
-                if place and isinstance(reason, SystemExit):  # not of a class, but as a module was imported
+                if place and isinstance(reason, SystemExit):  # raised while importing a module
                     return f"{place}: it calls sys.exit({reason.code}), which would end the run unnoticed"
                 break
             base = next((one for one in kind.__mro__ if one.__module__.partition(".")[0] in LIBRARIES), None)

@@ -1,6 +1,6 @@
-"""From the arguments of a call to a recipe, and from a recipe to objects.
+"""Turn the arguments of a call into a recipe, and a recipe into objects.
 
-A recipe is what a YAML file of `fit` holds (`model`, `data`, `trainer`), except that a piece may be a Python object.
+A recipe has the content of a YAML file for `fit` (`model`, `data`, `trainer`), but a piece may be a Python object.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SPLITS = ("train", "validation", "test", "predict")
 
 
 def piece(class_path: str, **arguments: Any) -> Recipe:
-    """A class with its arguments, as YAML writes it."""
+    """A class with its arguments, in the form used in YAML."""
     return {"class_path": class_path, "init_args": arguments}
 
 
@@ -52,24 +52,24 @@ def adamw(lr: float, weight_decay: float) -> Recipe:
 
 
 def linear(warmup: float) -> Recipe:
-    """The learning rate rises for a share of the steps and then falls to 0."""
+    """A learning rate that rises for a share of the steps and then falls to 0."""
     return piece("lit_distil.optim.LinearSchedule", warmup=warmup)
 
 
 def pretrained(weights: Any) -> Any:
-    """The network of a name or folder; a model as it is."""
+    """The network source for a name or folder; a model unchanged."""
     return weights if isinstance(weights, PreTrainedModel) else piece(PRETRAINED, name_or_path=weights)
 
 
 def small_modernbert(max_length: int) -> Recipe:
-    """A network that two CPU cores train within minutes."""
+    """A network that trains within minutes on two CPU cores."""
     sizes = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 384}
     rest = {"max_position_embeddings": max(512, max_length), "local_attention": 16, "initializer_range": 0.06}
     return piece("lit_distil.models.FromConfig", model_type="modernbert", config={**sizes, **rest})
 
 
 def distillation_objectives(student: Any, *, has_one_teacher: bool) -> dict[str, Recipe]:
-    """DistilBERT's losses; the cosine of hidden states only for a student made of the layers of its one teacher."""
+    """DistilBERT's losses; the cosine of hidden states only for a student made from layers of a single teacher."""
     terms = {
         "soft": piece("lit_distil.objectives.SoftTargetLoss", weight=5.0, temperature=2.0, positions="all"),
         "masked_lm": piece("lit_distil.objectives.MaskedLMLoss", weight=2.0),
@@ -82,13 +82,13 @@ def distillation_objectives(student: Any, *, has_one_teacher: bool) -> dict[str,
 
 
 def last_of_each_two(config: Any) -> Recipe:
-    """A student of half the layers that keeps the last one, which makes a sentence's embedding: 1, 3, 5 of 6."""
+    """Half the layers, including the last one, which makes the sentence embedding: layers 1, 3, 5 of 6."""
     depth = int(getattr(config, "num_hidden_layers", 2))
     return piece("lit_distil.models.Layers", layers=[*range((depth + 1) % 2, depth, 2)])
 
 
 def network_name(network: Any, field: str = "network") -> Any:
-    """A model as it is; of a run folder its export; else the name."""
+    """A model unchanged; the export of a run folder; otherwise the name."""
     if isinstance(network, PreTrainedModel):
         return network
     if not isinstance(network, str | Path):
@@ -106,7 +106,7 @@ def network_name(network: Any, field: str = "network") -> Any:
 
 
 def tokenizer_beside(network: Any, tokenizer: Any, data: Any) -> Any:
-    """The tokenizer that was given or is the data module's, or the one beside the network."""
+    """The given tokenizer, else the data module's, else the one beside the network."""
     if isinstance(tokenizer, str | Path):
         return str(tokenizer)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -147,13 +147,13 @@ def config_of(network: Any, field: str = "network") -> Any:
 
 
 def learning_rate(config: Any, *, at_width_768: float, power: int) -> float:
-    """A peak that suits the width of a network: narrower ones bear, and need, larger steps; at most 1e-3."""
+    """A peak learning rate for a network's width, at most 1e-3: narrower networks tolerate and need larger steps."""
     width = getattr(config, "hidden_size", None) or 768
     return float(f"{min(1e-3, at_width_768 * (768 / width) ** power):.1e}")
 
 
 def room_for(config: Any, tokenizer: Any, wanted: int) -> int:
-    """The tokens wanted, or as many as the network has positions for."""
+    """The wanted number of tokens, or as many as the network has positions for."""
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
     room = None if config is None else room_of(config)
@@ -173,16 +173,16 @@ def text_data(
     Args:
         data: See `lit_distil.distil`.
         tokenizer: Name, folder or object.
-        validation: Text of its own, or the share to hold out.
+        validation: Separate text, or the share to hold out.
         text_column: Column of the text in tables and datasets.
-        settings: Arguments of the data module, each as what the caller gave (None if nothing) and the usual value. A
-            small text gets a smaller batch than the usual one.
+        settings: Arguments of the data module, each as the caller's value (None if not given) and the default. The
+            default batch size is lowered for a small text.
     """
     if isinstance(data, TextDataModule):
         return _with_own_settings(data, settings)
     source, chosen = _source_of(data, validation, text_column=text_column), _chosen(settings)
     if settings["batch_size"][0] is None:
-        size = _text_bytes(source)  # at 8 bytes a token, this counts fewer sequences than there are
+        size = _text_bytes(source)  # 8 bytes a token underestimates the number of sequences
         num_sequences = None if size is None else size // (8 * chosen["max_length"])
         chosen["batch_size"] = _batch_size(num_sequences, chosen["batch_size"])
     fixed = {"tokenizer": tokenizer, "source": source, "max_eval_sequences": 1000}
@@ -197,7 +197,7 @@ def row_data(
     columns: dict[str, str],
     settings: Mapping[str, tuple[Any, Any]],
 ) -> Any:
-    """The data of fine-tuning; see `text_data`. `columns` are those of the text and of the label."""
+    """The data of fine-tuning; see `text_data`. `columns` names those of the text and the label."""
     if isinstance(data, TextDataModule):
         return _with_own_settings(data, settings)
     source, chosen = _source_of(data, validation, rows=True), _chosen(settings)
@@ -224,7 +224,7 @@ def _with_own_settings(data: TextDataModule, settings: Mapping[str, tuple[Any, A
 
 
 def _batch_size(num_samples: int | None, usual: int) -> int:
-    """The usual batch size; for few samples a power of two that gives an epoch eight steps or more."""
+    """The usual batch size; for few samples, a power of two that gives an epoch at least eight steps."""
     if num_samples is None:
         return usual
     return min(usual, 1 << max(0, (num_samples // 8).bit_length() - 1))
@@ -242,7 +242,7 @@ def _num_rows(source: Any) -> int | None:
 
 
 def _splits_of(data: Any, validation: Any) -> dict[str, Any]:
-    """The data by split; empty where they are a source."""
+    """The data by split; empty if the data is a source."""
     if data is None or (isinstance(data, str | list | tuple | Mapping) and not data):
         raise ValueError(f"data: {data!r} is empty; give texts, rows, files or a dataset")
     if _is_source(data):
@@ -266,7 +266,7 @@ def _is_source(data: Any) -> bool:
 
 
 def _source_of(data: Any, validation: Any, *, rows: bool = False, **columns: str) -> Any:
-    """The source of documents or rows; a share of the documents is held out if they have no validation split."""
+    """The source of documents or rows; holds out a share of the documents if there is no validation split."""
     is_share = isinstance(validation, float | int)
     if is_share and not 0 <= validation <= (1 if rows else 0.5):
         raise ValueError(f"validation must be a file or a share up to {1 if rows else 0.5}, got {validation}")
@@ -293,7 +293,7 @@ def _are_paths(splits: dict[str, Any]) -> bool:
 
 
 def _is_path(data: Any) -> bool:
-    """Whether the data is a path or a list of files, and not texts."""
+    """Whether the data is a path or a list of files, not texts."""
     if not isinstance(data, list):
         return isinstance(data, str | Path)
     return all(
@@ -302,7 +302,7 @@ def _is_path(data: Any) -> bool:
 
 
 def _files(splits: dict[str, Any], *, rows: bool, **columns: str) -> Recipe:
-    """The source that reads paths: text files, tables, or a dataset of the Hub or on disk."""
+    """The source that reads these paths: text files, tables, or a dataset on the Hub or on disk."""
     splits = {name: list(map(str, one)) if isinstance(one, list) else str(one) for name, one in splits.items()}
     first = splits["train"] if isinstance(splits["train"], str) else splits["train"][0]
     folder = Path(first)
@@ -320,12 +320,12 @@ def _files(splits: dict[str, Any], *, rows: bool, **columns: str) -> Recipe:
 
 
 def training_length(data: Any, max_steps: int | None, *, passes: int) -> dict[str, int]:
-    """The steps to train; where the size of the text is unknown, so many passes over it."""
+    """The number of steps to train, or of passes if the size of the text is unknown."""
     if max_steps is None and isinstance(data, dict):
         settings = data["init_args"]
         size = _text_bytes(settings["source"])
         if size is not None:
-            tokens = size / 4.5  # bytes of a token of English text
+            tokens = size / 4.5  # bytes per token of English text
             steps = round(passes * tokens / (settings["batch_size"] * settings["max_length"]))
             max_steps = min(max(500, steps), 100_000)
     return {"max_epochs": passes} if max_steps is None else {"max_steps": max_steps}
@@ -335,7 +335,7 @@ def _text_bytes(source: Any) -> int | None:
     made = source if isinstance(source, DocumentSource) else build(source)
     try:
         return made.text_bytes("train") if isinstance(made, DocumentSource) else None
-    except ValueError as error:  # of the files
+    except ValueError as error:  # about the files
         raise ValueError(f"data.{error}") from error
 
 
@@ -343,16 +343,16 @@ def _text_bytes(source: Any) -> int | None:
 
 
 def override(recipe: Recipe, options: Sequence[str]) -> Recipe:
-    """A recipe with options of `fit` (`--model.freeze_positions=true`) set in it, for recipes that hold objects.
+    """Set options of `fit` (`--model.freeze_positions=true`) in a recipe, for recipes that hold objects.
 
     Raises:
-        ValueError: An option is no `--key=value`, or leads into an object.
+        ValueError: An option is not a `--key=value`, or points into an object.
     """
     recipe = copy.deepcopy(recipe, {id(one): one for one in objects_in(recipe)})
     words = iter(options)
     for option in words:
         name, found, value = option.removeprefix("--").partition("=")
-        if not found:  # as two words: --key value
+        if not found:  # given as two words: --key value
             value = next(words, "")
         *path, last = name.split(".")
         place: Any = recipe
@@ -379,10 +379,10 @@ def objects_in(value: Any) -> list[Any]:
 
 
 def refuse_classes(value: Any, name: str = "") -> None:
-    """Refuse a class in the place of an object, by the name of the argument; an optimizer may be a class.
+    """Refuse a class where an object is needed; `name` is the argument. An optimizer may be a class.
 
     Raises:
-        ValueError: There is one.
+        ValueError: There is a class.
     """
     if isinstance(value, type) and name != "optimizer":
         raise ValueError(f"{name}: expected an object, got the class {value.__name__}; give {value.__name__}(...)")
@@ -395,15 +395,15 @@ def refuse_classes(value: Any, name: str = "") -> None:
 
 
 def build(given: Any) -> Any:
-    """Make the object that a class path or `{class_path, init_args}` describes; small objects are copied.
+    """Make the object that a class path or `{class_path, init_args}` describes; copy small objects.
 
-    The arguments go through a parser, which knows their types: pieces within pieces are made as in YAML, and an object
-    of another class is refused.
+    The arguments go through a parser, which knows their types: nested pieces are made as from YAML, and an object of a
+    wrong class is refused.
     """
     if isinstance(given, str):
         given = piece(given)
     if not (isinstance(given, Mapping) and "class_path" in given):
-        # what a run learns, such as the labels of a task, must not stay in the caller's object
+        # what a run learns, such as the labels of a task, must not leak into the caller's object
         return given if isinstance(given, _NEVER_COPIED) else copy.deepcopy(given)
     with guard():
         return _build_class(given)
@@ -425,7 +425,7 @@ def _build_class(given: Mapping[str, Any]) -> Any:
 
 
 def _build_objects(value: Any) -> Any:
-    """Build an argument as far as it holds objects; the parser builds what is plain."""
+    """Build the parts of an argument that hold objects; the parser builds plain values."""
     if not objects_in(value):
         return value
     if isinstance(value, Mapping) and "class_path" not in value:
@@ -434,7 +434,7 @@ def _build_objects(value: Any) -> Any:
 
 
 def described(value: Any) -> Any:
-    """A recipe in plain values: objects become their class and their settings or content."""
+    """A recipe in plain values: objects become their class and a hash of their settings or content."""
     if isinstance(value, Mapping):
         return {str(name): described(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -466,7 +466,7 @@ def _hash_of(value: Any) -> str:
         parts += [repr(value.func), described(value.args), described(value.keywords)]
     elif isinstance(value, type) or not hasattr(value, "__dict__"):
         parts.append(repr(value))
-    else:  # what begins with an underscore changes while a run uses the object
+    else:  # attributes with an underscore change during a run
         parts.append(
             describe({name: one for name, one in vars(value).items() if name[0] != "_" and name != "training"})
         )

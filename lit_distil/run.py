@@ -1,7 +1,7 @@
-"""What every run has, whether YAML, a command or Python starts it: logs, checkpoints, resuming, signals, export.
+"""Run training from YAML, a command or Python, with the same logs, checkpoints, resuming, signals and export.
 
-`run` is `fit`, `validate`, `test` and `predict`; `fit_objects` trains pieces that are Python objects. Both complete the
-Trainer in `complete_trainer`, and both ask `RunFolder` whether a folder may be written to.
+`run` implements `fit`, `validate`, `test` and `predict`; `fit_objects` trains pieces that are Python objects. Both
+complete the Trainer with `complete_trainer`, and both ask `RunFolder` whether they may write to a folder.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class RunSummary(ModelSummary):
         total_flops: int,
         **kwargs: Any,
     ) -> None:
-        """Print what is left of it: a row for each part, and the parameters."""
+        """Print the rest of the summary: a row for each part, and the parameters."""
         columns = [(title.strip() or "part", values) for title, values in summary_data if title != "FLOPs"]
         rows = [[title for title, _ in columns], *zip(*(values for _, values in columns), strict=True)]
         table = text_table([[str(cell) for cell in row] for row in rows], numbers=False)
@@ -89,14 +89,14 @@ def complete_trainer(
 ) -> dict[str, Any]:
     """The Trainer's arguments with the loggers, callbacks and checkpoint files that every run has.
 
-    Whatever the settings bring themselves is kept: a progress bar, a ModelCheckpoint, loggers, ...
+    Anything that the settings already have is kept: a progress bar, a ModelCheckpoint, loggers, ...
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        settings: Arguments of `lightning.pytorch.Trainer`, `default_root_dir` among them.
-        is_call: Whether the run is one of `lit_distil.api`, which the same call continues.
-        overwrite: Whether an export or predictions elsewhere than in the run's folder may be replaced.
-        kept: The run's settings in plain values, for its checkpoints.
+        settings: Arguments of `lightning.pytorch.Trainer`, including `default_root_dir`.
+        is_call: Whether `lit_distil.api` started the run, so that the same call continues it.
+        overwrite: Whether an export or predictions outside of the run's folder may be replaced.
+        kept: The run's settings in plain values, to store in its checkpoints.
     """
 
     def listed(name: str) -> list[Any]:
@@ -136,7 +136,7 @@ def complete_trainer(
 
 
 def _loggers(command: str, given: Any, folder: str) -> Any:
-    """`metrics.csv` in every fit, since reports are made from it; beside it the given loggers, or else TensorBoard."""
+    """`metrics.csv` for every fit, since reports need it, and the given loggers, or TensorBoard by default."""
     is_default = given is None or given is True
     if given is False or command != "fit":
         return False if is_default else given
@@ -150,26 +150,26 @@ def _loggers(command: str, given: Any, folder: str) -> Any:
 
 
 class RunSettings(Callback):
-    """Keeps in a run's checkpoints its settings (see `check_continuation`) and hashes of the teachers' files."""
+    """Stores a run's settings (see `check_continuation`) and hashes of the teachers' files in its checkpoints."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.teachers: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hash the files of the teachers, before they are loaded; the settings know those in memory."""
+        """Hash the teachers' files before they are loaded; the settings already identify teachers in memory."""
         module: Any = pl_module
         for name, teacher in getattr(module, "teacher_sources", {}).items():
             if isinstance(teacher, str):
                 self.teachers[name] = teacher_identity(teacher, module.teacher_revision, None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add them, as text that loads with `weights_only`."""
+        """Add both to the checkpoint, as text that loads with `weights_only`."""
         checkpoint[SETTINGS_KEY] = json.dumps(self.settings, default=str)
         checkpoint["teachers"] = json.dumps(self.teachers)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the arguments of callbacks win over the saved ones, such as the patience of EarlyStopping.
+        """Let the arguments of callbacks, such as the patience of EarlyStopping, override the saved ones.
 
         Raises:
             ValueError: A teacher's files have changed, although its name has not.
@@ -184,21 +184,21 @@ class RunSettings(Callback):
             )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
-            if state and not isinstance(callback, ModelCheckpoint):  # which compares its folder with the saved one
+            if state and not isinstance(callback, ModelCheckpoint):  # it compares its folder with the saved one
                 names = state.keys() & inspect.signature(type(callback)).parameters.keys() & vars(callback).keys()
                 state.update({name: getattr(callback, name) for name in names})
 
 
 class RunConfigCallback(SaveConfigCallback):
-    """Writes `config.yaml` of a training run; evaluating it later leaves the file alone."""
+    """Writes `config.yaml` of a training run; a later evaluation leaves the file alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the configuration once the run begins; a trial with `fast_dev_run` leaves the folder alone."""
+        """Save the configuration when the run begins; a trial with `fast_dev_run` leaves the folder alone."""
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it without the options that are meant for one start: what to continue from, and what to replace."""
+        """Write it without the options that apply to one start only: what to continue from, and what to replace."""
         config = self.config.clone()
         config.ckpt_path, config.overwrite, config.allow_changes = None, False, False
         folder = Path(trainer.default_root_dir)
@@ -207,15 +207,15 @@ class RunConfigCallback(SaveConfigCallback):
 
 
 class RunParser(CommandParser, LightningArgumentParser):
-    """Lightning's parser, which makes objects of classes only."""
+    """Lightning's parser, restricted to making objects of classes."""
 
 
 class TrainingCLI(LightningCLI):
-    """Module and data are subclasses named by `class_path`; a run's files stand in `trainer.default_root_dir`.
+    """A CLI whose module and data are named by `class_path`; a run's files are in `trainer.default_root_dir`.
 
     Args:
-        is_call: Whether one of the calls of `lit_distil.api` trains (`RunFolder`).
-        overwrite: Replace the run that is in the folder, as the option of this name does.
+        is_call: Whether a call of `lit_distil.api` started the run (`RunFolder`).
+        overwrite: Replace the run in the folder, like the option of this name.
         before_training: Called with the data module before the run begins.
         settings: See LightningCLI.
     """
@@ -237,11 +237,11 @@ class TrainingCLI(LightningCLI):
             super().__init__(*args, **{"parser_class": RunParser, **settings})
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The command that runs: the parsers of the others would take a third of a second."""
+        """Only the command that runs: building the other parsers would take a third of a second."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises its errors; printing the usage of fifty options would hide them."""
+        """A parser that raises its errors, since printing the usage of fifty options would hide them."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -252,7 +252,7 @@ class TrainingCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As LightningCLI does, with errors that fit a screen.
+        """Parse like LightningCLI, with errors that fit on a screen.
 
         Raises:
             ValueError: A key, a value or a file is wrong.
@@ -272,7 +272,7 @@ class TrainingCLI(LightningCLI):
                 raise ValueError(f"{name}: a file cannot ask for it; give --{name} on the command line")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The precision of fp32 matrix products, which Lightning leaves to a warning, and the user's own modules."""
+        """Add options: the precision of fp32 matrix products, the user's modules, and how to treat an existing run."""
         parser.add_argument(
             "--matmul_precision",
             type=str,
@@ -312,7 +312,7 @@ class TrainingCLI(LightningCLI):
             self.settle_folder(config)
 
     def settle_folder(self, config: Any) -> None:
-        """Make sure that the run's folder is free or continued; until the end no other process trains in it."""
+        """Check that the run's folder is free or can be continued, and lock it for other processes until the end."""
         self.run_folder = RunFolder(config.trainer.default_root_dir, is_call=self.is_call)
         self._held.enter_context(self.run_folder.lock())
         self.run_settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False))
@@ -323,20 +323,20 @@ class TrainingCLI(LightningCLI):
                 checkpoint=config.ckpt_path,
                 allow_changes=config.allow_changes,
             )
-        except ValueError as error:  # a wrong setting is reported first: it alone may make this another run
+        except ValueError as error:  # first report wrong settings, which may be the cause
             self._refusal = error
 
     def _dump_config(self) -> None:
-        """As LightningCLI does, for the hyperparameters; `fit` has written the same out for its folder."""
+        """Dump the hyperparameters like LightningCLI; `fit` reuses the dump that it made for its folder."""
         if self.run_settings is not None:
             self.config_dump = copy.deepcopy(self.run_settings)
         super()._dump_config()
 
     def instantiate_classes(self) -> None:
-        """As LightningCLI does, with errors that name the whole path of their field.
+        """Instantiate like LightningCLI, with errors that name the full path of their field.
 
         Raises:
-            ValueError: A value, a combination of values, or a package that a class needs and is not installed.
+            ValueError: A value or combination of values is wrong, or a class needs a package that is not installed.
         """
         for name in ("model", "data"):
             _refuse_null(name, self.config[self.subcommand].get(name))
@@ -348,7 +348,7 @@ class TrainingCLI(LightningCLI):
             self._hand_labels_on()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Complete the Trainer as for every run."""
+        """Make the Trainer, completed as for every run."""
         settings = self._get(self.config_init, "trainer", default={})
         options: dict[str, Any] = {"is_call": self.is_call, "overwrite": self.overwrite, "kept": self.run_settings}
         for name, value in complete_trainer(str(self.subcommand), {**settings}, **options).items():
@@ -359,12 +359,12 @@ class TrainingCLI(LightningCLI):
             raise ValueError(f"trainer: {one_line(error)}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As LightningCLI does, with errors that name the whole path of their field."""
+        """Run like LightningCLI, with errors that name the full path of their field."""
         with whole_paths(self.config[subcommand]):
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
-        """Check before work, remove what the run replaces, and do what the caller wants done before it begins."""
+        """Run the checks, remove what the run replaces, and call `before_training`."""
         self.check_before_work()
         if self._refusal is not None:
             raise self._refusal
@@ -375,18 +375,18 @@ class TrainingCLI(LightningCLI):
             self.before_training(self.datamodule)
 
     def check_before_work(self) -> None:
-        """See the function of this name."""
+        """Call the function of this name."""
         check_before_work(
             self.model,
             self.datamodule,
             self.trainer,
             str(self.subcommand),
             is_resumed=bool(self.config[self.subcommand].get("ckpt_path")),
-            has_tokenizer=self.before_training is None,  # which may train one
+            has_tokenizer=self.before_training is None,  # it may train one
         )
 
     def before_test(self) -> None:
-        """Check before work, and open the exported file that is evaluated, if there is one."""
+        """Run the checks, and open the exported file to evaluate, if one is given."""
         self.check_before_work()
         if (file := self.config[self.subcommand].onnx) is None:
             return
@@ -399,13 +399,13 @@ class TrainingCLI(LightningCLI):
     before_validate = before_predict = before_test
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """As LightningCLI does, but the metrics are printed here, with four digits."""
+        """Like LightningCLI, but without its table of metrics; `after_fit` prints them with four digits."""
         settings = super()._prepare_subcommand_kwargs(subcommand)
         self.is_verbose = settings.get("verbose", not self.is_call)
         return settings | ({"verbose": False} if "verbose" in settings else {})
 
     def after_fit(self) -> None:
-        """Print the last metrics of validation, or of the evaluation that the command is."""
+        """Print the last validation metrics, or those of an evaluation command."""
         stage = "test" if self.subcommand == "test" else "val"
         table = metrics_table(self.trainer.callback_metrics, stage)
         if table and self.is_verbose and self.trainer.is_global_zero:
@@ -414,7 +414,7 @@ class TrainingCLI(LightningCLI):
     after_validate = after_test = after_fit
 
     def _hand_labels_on(self) -> None:
-        """Tell the task the labels of the head that is evaluated, where nothing else names them."""
+        """Give the task the labels of the evaluated head if nothing else names them."""
         task, source = getattr(self.datamodule, "task", None), getattr(self.model, "network_source", None)
         if task is None or task.knows_labels:
             return
@@ -427,28 +427,28 @@ class TrainingCLI(LightningCLI):
             task.take_labels(names)
 
     def _set_seed(self) -> None:
-        """As LightningCLI does, with an error that names the field."""
+        """Seed like LightningCLI, with an error that names the field."""
         try:
             super()._set_seed()
         except ValueError as error:
             raise ValueError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: settings in a checkpoint never win over the files and the command line."""
+        """Do nothing: settings in a checkpoint never override the files and the command line."""
 
 
 def check_before_work(
     module: Any, data: Any, trainer: Trainer, command: str, *, is_resumed: bool, has_tokenizer: bool
 ) -> None:
-    """Checks before work: refuse what the configuration, and the folders that it names, show to be wrong.
+    """Refuse mistakes that the configuration, and the folders that it names, show before any work is done.
 
     Args:
-        module: See `EncoderModule.check_before_work`; None checks the data alone.
+        module: See `EncoderModule.check_before_work`; None checks only the data.
         data: See `TextDataModule.check_before_work`.
-        trainer: Its callbacks look at what they would replace.
+        trainer: Its callbacks check the files that they would replace.
         command: `fit`, `validate`, `test` or `predict`.
         is_resumed: Whether the run continues from a checkpoint.
-        has_tokenizer: Whether the tokenizer exists; otherwise the vocabularies are compared once it does.
+        has_tokenizer: Whether the tokenizer exists already; otherwise vocabularies are compared once it does.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ExportCallback if command == "fit" else PredictionWriter):
@@ -462,7 +462,7 @@ def check_before_work(
 
 @guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
-    """Parse and run one of the trainer's commands, or by another `cli` a command that reads the same configuration."""
+    """Parse and run a command of the Trainer, or with another `cli` a command that reads the same configuration."""
     _quieten()
     _let_null_reach_its_key()
     cli(
@@ -492,12 +492,12 @@ def fit_objects(
     overwrite: bool,
     before_training: Callable[[LightningDataModule], None] | None = None,
 ) -> None:
-    """Train pieces that are Python objects as `fit` trains those of a configuration.
+    """Train pieces that are Python objects, as `fit` trains those of a configuration.
 
     Args:
-        build: Makes the module, the data module and the Trainer's arguments; called once the folder is settled.
+        build: Makes the module, the data module and the Trainer's arguments; called after the folder is checked.
         folder: The run's folder.
-        config: What identifies the run, in plain values; kept as `config.yaml`.
+        config: The run's settings in plain values, which identify it; stored as `config.yaml`.
         overwrite: See `RunFolder.settle`.
         before_training: Called with the data module before the run begins.
 
@@ -511,7 +511,7 @@ def fit_objects(
         checkpoint = refusal = None
         try:
             checkpoint = run_folder.settle(config, overwrite=overwrite)
-        except ValueError as error:  # reported if nothing else is wrong
+        except ValueError as error:  # raised later if nothing else is wrong
             refusal = error
         torch.set_float32_matmul_precision("medium")
         module, data, settings = build()
@@ -535,15 +535,15 @@ def fit_objects(
 
 
 def _content_of(checkpoint: str, device: str, *, is_needed: bool = False) -> Any:
-    """What a checkpoint file holds; None where it cannot be read but need not, since loading it will say why."""
+    """The content of a checkpoint file; None if it cannot be read and is not needed, since loading will report why."""
     with nullcontext() if is_needed else suppress(ValueError), reading_checkpoint(checkpoint):
-        is_zip = zipfile.is_zipfile(checkpoint)  # other files cannot be mapped, and torch says no more than that
+        is_zip = zipfile.is_zipfile(checkpoint)  # torch cannot map other files, and its error says no more
         return torch.load(checkpoint, map_location=device, weights_only=True, mmap=is_zip)
     return None
 
 
 def _refuse_null(name: str, piece: Any) -> None:
-    """Refuse null for an argument that takes none: the parser accepts it for all, and the class would fail on it."""
+    """Refuse null for an argument that does not accept it: the parser allows it, and the class would fail later."""
     kind = imported(piece.class_path) if piece is not None else None
     for base in getattr(kind, "__mro__", ()):
         parameters = inspect.signature(base.__init__).parameters if "__init__" in vars(base) else {}
@@ -555,14 +555,14 @@ def _refuse_null(name: str, piece: Any) -> None:
 
 
 def _check_devices(devices: Any) -> None:
-    """Refuse a number that would start more processes than the machine can bear; the parser may give it as a text."""
+    """Refuse a number of devices that would start too many processes; the parser may pass it as text."""
     most = 32 * (os.cpu_count() or 1)
     if str(devices).isdecimal() and int(devices) > most:
         raise ValueError(f"trainer.devices must be at most {most}, 32 for each core of this machine, got {devices}")
 
 
 def _find_checkpoint(name: str | None, run: str) -> str | None:
-    """The checkpoint as a file that exists. Lightning would silently start anew if `last` found none."""
+    """The checkpoint as an existing file. With a missing `last`, Lightning would silently start anew."""
     if name is None:
         return None
     path = last_checkpoint(Path(run)) if name == "last" else Path(name)
@@ -573,7 +573,7 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
         )
     if path.is_dir():
         raise ValueError(f"ckpt_path: {str(path)!r} is a folder; {_NO_SHARDS}")
-    has_hash = path.with_name(f"{path.name}.sha256").is_file()  # for a damaged file, another may be loaded
+    has_hash = path.with_name(f"{path.name}.sha256").is_file()  # another may be loaded in place of a damaged one
     content = _content_of(str(path), "meta", is_needed=not has_hash)
     is_whole = isinstance(content, dict) and {"state_dict", "pytorch-lightning_version"} <= content.keys()
     if content is not None and not (is_whole and all(isinstance(content.get(part, {}), dict) for part in _STATES)):
@@ -585,7 +585,7 @@ def _find_checkpoint(name: str | None, run: str) -> str | None:
 
 
 _STATES = ("state_dict", "loops", "callbacks", "network", "guard", "unfinished")
-"""What a checkpoint keeps as dictionaries."""
+"""The parts of a checkpoint that are dictionaries."""
 _NO_SHARDS = (
     "a sharded checkpoint is not read, since its files may run code; give the strategy save_distributed_checkpoint: "
     "false (ModelParallelStrategy) or state_dict_type: full (FSDPStrategy), which write one file"
@@ -598,15 +598,15 @@ _load_yaml = get_loader("yaml")
 def _let_null_reach_its_key() -> None:
     """Let `--data.source.validation null` mean null.
 
-    The parser hands the value of a nested class's argument down as text, one level at a time, and writes null as
-    Python's None on the way.
+    The parser passes the value of a nested class's argument down as text, one level at a time, and turns null into the
+    text None on the way.
     """
     set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), (yaml.YAMLError,))
 
 
 _UNWANTED_LINES = (
     *("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks"),
-    *("`weights_only` was not set", "Restored all states"),  # "Restoring states" names the file already
+    *("`weights_only` was not set", "Restored all states"),  # "Restoring states" already names the file
 )
 
 
@@ -614,29 +614,29 @@ _UNWANTED_LINES = (
 def leave_process_group() -> None:
     """Leave the group of ranks before the process exits.
 
-    Lightning does so for NCCL alone. A thread of Gloo that still runs at the exit now and then aborts the process, and
-    a run that succeeded ends with SIGABRT.
+    Lightning only does so for NCCL. A Gloo thread that still runs at exit sometimes aborts the process, and then a
+    successful run ends with SIGABRT.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _quieten() -> None:
-    """Silence the notices and warnings of libraries that a user can do nothing about."""
+    """Silence libraries' notices and warnings that a user cannot act on."""
     transformers_logging.disable_progress_bar()
-    # evaluation is reduced over the ranks before it is logged
+    # evaluation results are reduced over the ranks before logging
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has options too
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has its own options
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
     warnings.filterwarnings(
         "ignore", message="Found .* in eval mode at the start of training"
     )  # student_dropout: false
-    # callbacks of training have nothing to do in an evaluation, and predictions know their samples themselves
+    # training callbacks have nothing to do in an evaluation, and predictions store their own sample ids
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")
-    # a run that goes on has its folder, and was told which files are removed from it
+    # a resumed run has its folder already, and the user knows which files are replaced
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_wanted)
 

@@ -1,6 +1,6 @@
-"""The folder of a run: whether it may be written to, and whether its settings continue what is there.
+"""The folder of a run: whether a run may write to it, and whether its settings continue the run that is there.
 
-`fit` and the calls of `lit_distil.api` ask here before anything in the folder is touched.
+`fit` and the calls of `lit_distil.api` check this before they touch anything in the folder.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ RUN_FILES: dict[str, tuple[str, ...]] = {
     "tokenizer": NETWORK_FILES,
     "config.yaml": (),
 }
-"""What a run writes into its folder, and what it writes into each folder there. Removed in this order."""
+"""Names that a run writes in its folder, and the patterns of files in each subfolder. Removed in this order."""
 
 SETTINGS_KEY = "run_settings"
-"""Where a checkpoint keeps the settings of its run, as JSON."""
+"""The key of a checkpoint under which the settings of its run are kept as JSON."""
 
-# settings that do not change what a run computes
+# settings that do not affect what a run computes
 _FREE = (
     *("config", "ckpt_path", "imports", "overwrite", "allow_changes"),
     *("trainer.default_root_dir", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
 )
-# What may change at a resume. A setting that none of these patterns matches is applied as it is given; of two that
-# match, the longer one counts.
+# Whether a setting may change at a resume. The longest matching pattern decides; a setting that matches none is
+# applied as given.
 _BREAKING = ("seed_everything", "model*", "data*")
 _APPLIED = (
     *("model.optimizer.*", "model.schedule*", "model.layer_decay", "model.max_skipped_steps"),
@@ -69,7 +69,7 @@ _APPLIED = (
 
 
 class RunFinishedError(Exception):
-    """The folder holds this very run, and it came to its end."""
+    """The folder holds this run, and it has finished."""
 
 
 class RunFolder:
@@ -77,8 +77,8 @@ class RunFolder:
 
     Args:
         path: The folder.
-        is_call: Whether one of the calls (`pretrain`, `distil`, `finetune`) writes to it, which continues its own run
-            and wants a folder of its own; otherwise `fit` does, which continues only when asked to.
+        is_call: Whether a call (`pretrain`, `distil`, `finetune`) writes to it, which continues its own run and needs
+            a folder of its own. Otherwise `fit` does, which continues only on request.
     """
 
     def __init__(self, path: str | Path, *, is_call: bool) -> None:
@@ -88,7 +88,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes of this machine from training in the folder meanwhile.
+        """Keep other processes on this machine from training in the folder within the block.
 
         Raises:
             ValueError: Another process is training in it.
@@ -108,24 +108,24 @@ class RunFolder:
         checkpoint: str | None = None,
         allow_changes: bool = False,
     ) -> str | None:
-        """Decide what becomes of the folder. Nothing is touched; `clear` removes what is to be replaced.
+        """Decide what to do with the folder. Changes nothing; `clear` removes what must be replaced.
 
         Args:
-            settings: What the run is asked to do, in plain values; a run keeps it as `config.yaml`.
-            overwrite: Replace the run that is there (`RUN_FILES`, nothing else).
-            checkpoint: The file that to continue from; None to begin anew.
-            allow_changes: Go on from a checkpoint even if settings changed that break the continuation.
+            settings: The run's settings in plain values, which a run keeps as `config.yaml`.
+            overwrite: Replace an existing run (`RUN_FILES`, nothing else).
+            checkpoint: The file to continue from; None starts anew.
+            allow_changes: Continue from a checkpoint even if a change of settings breaks the continuation.
 
         Returns:
-            The checkpoint to continue from; None if the run begins anew.
+            The checkpoint to continue from; None if the run starts anew.
 
         Raises:
-            RunFinishedError: The same call has finished.
-            ValueError: The folder is a file, cannot be made, or holds another run or files that no run wrote; or the
-                settings do not continue the checkpoint.
+            RunFinishedError: The same call has already finished.
+            ValueError: The folder is a file, cannot be created, or holds another run or files that no run wrote; or
+                the settings do not continue the checkpoint.
         """
         if getattr(rank_zero_only, "rank", 0) != 0 and overwrite:
-            return checkpoint  # the first rank decides, and may be removing the old run already
+            return checkpoint  # the first rank decides, and may already be removing the old run
         check_writable(self.path, self.field)
         if checkpoint is not None:
             is_own = self.path.resolve() in Path(checkpoint).resolve().parents
@@ -150,7 +150,7 @@ class RunFolder:
 
     @rank_zero_only
     def clear(self) -> None:
-        """Remove what the new run replaces, and nothing that somebody else put there."""
+        """Remove what the new run replaces, but no files of others."""
         for name in self._to_remove:
             path = self.path / name
             if path.is_dir():
@@ -160,9 +160,9 @@ class RunFolder:
         self._to_remove = []
 
     def _refuse_foreign(self, names: set[str], *, overwrite: bool) -> None:
-        """Files beside a run may stay there, but those in the places of its own may be somebody's work."""
+        """Refuse files that may be somebody's work: those with a run's names, and in a call's folder any files."""
         in_place = names & {"config.yaml", "metrics.csv", "checkpoints", "export"}
-        # a start that failed may have left the other two
+        # a failed start may have left the other two
         foreign = sorted(names - {"tokenizer", "tensorboard"} if self.is_call and not overwrite else in_place)
         if foreign:
             ways_out = "give another folder"
@@ -173,7 +173,7 @@ class RunFolder:
             )
 
     def _continue(self, changes: list[Difference]) -> str | None:
-        """The last checkpoint of the same call; an error unless the run that is there may be continued or repeated."""
+        """The last checkpoint of the same call; raises unless the existing run may be continued or repeated."""
         changes = [change for change in changes if change.name not in _FREE]
         last = last_checkpoint(self.path)
         is_finished = (self.path / "export" / "config.json").is_file()
@@ -216,14 +216,14 @@ class RunFolder:
 
 
 def last_checkpoint(run: Path) -> Path:
-    """`last.ckpt` of a run's folder; or the newest, if the run was killed before its first `last.ckpt` was written."""
+    """A run's `last.ckpt`, or its newest checkpoint if it was killed before the first `last.ckpt` was written."""
     last = run / "checkpoints" / "last.ckpt"
     others = sorted(last.parent.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     return last if last.exists() or not others else others[-1]
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
-    """The `config.yaml` of the run in a folder; None if there is no run."""
+    """The content of a run's `config.yaml`; None if the folder holds no run."""
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -232,9 +232,9 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 
 def check_continuation(checkpoint: str, settings: dict[str, Any], *, allow_changes: bool) -> None:
-    """Print what differs from the settings of a checkpoint's run, and refuse what breaks the continuation.
+    """Print differences from the settings of a checkpoint's run, and refuse those that break the continuation.
 
-    The settings in the checkpoint count; without them, those of the `config.yaml` beside its folder.
+    Compares with the settings in the checkpoint, or without them with the `config.yaml` beside its folder.
 
     Raises:
         ValueError: A change breaks the continuation, and `allow_changes` is not set.
@@ -264,7 +264,7 @@ def check_continuation(checkpoint: str, settings: dict[str, Any], *, allow_chang
 
 
 def breaks_continuation(name: str) -> bool:
-    """Whether a run goes on as another one if this setting, such as `data.batch_size`, changes at a resume."""
+    """Whether changing this setting at a resume, such as `data.batch_size`, would make it another run."""
 
     def longest(patterns: tuple[str, ...]) -> int:
         return max((len(pattern) for pattern in patterns if fnmatch(name, pattern)), default=0)
@@ -273,23 +273,23 @@ def breaks_continuation(name: str) -> bool:
 
 
 def _settings_in(checkpoint: Path) -> dict[str, Any] | None:
-    """The settings that a checkpoint keeps; None where it has none or cannot be read."""
+    """The settings stored in a checkpoint; None if it has none or cannot be read."""
     file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
     try:
         text = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(SETTINGS_KEY)
         return None if text is None else json.loads(text)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ValueError):
-        return None  # loading it will say what is wrong
+        return None  # loading it will report the error
 
 
 def _is_written(folder: Path) -> bool:
-    """Whether a run wrote the folder's `config.yaml`, and not a person who wants to train there."""
+    """Whether a run wrote the folder's `config.yaml`, not a person who wants to train there."""
     with (folder / "config.yaml").open(encoding="utf-8") as file:
         return file.readline().startswith(("# lightning", "# Made by a call"))
 
 
 def _remove_folder(folder: Path, patterns: tuple[str, ...]) -> None:
-    """Remove a folder, but for what somebody else put into it."""
+    """Remove a folder, except for files of others in it."""
     foreign = foreign_files(folder, patterns)
     for path in sorted(folder.iterdir()):
         if path not in foreign:

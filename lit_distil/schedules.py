@@ -14,7 +14,7 @@ from lit_distil.types import Piece, refuse_result
 
 
 def _within_extremes(setting: StepValue, value: Any, step: int) -> float:
-    """A value that is a number, between the extremes that were checked before the first step."""
+    """Check a value: a number, between the extremes that were checked before the first step."""
     low, high = setting.extremes
     slack = 1e-9 * max(abs(low), abs(high))  # for rounding
     if not isinstance(value, Real) or not low - slack <= float(value) <= high + slack:
@@ -25,7 +25,7 @@ def _within_extremes(setting: StepValue, value: Any, step: int) -> float:
 class StepValue(Piece, ABC):
     """A number that depends on the optimizer step.
 
-    Where a setting is documented as `float | StepValue`, a plain number never changes.
+    Where a setting is documented as `float | StepValue`, a plain number stays constant.
     """
 
     contracts = {"at": _within_extremes}
@@ -37,21 +37,21 @@ class StepValue(Piece, ABC):
     @property
     @abstractmethod
     def extremes(self) -> tuple[float, float]:
-        """The lowest and the highest value it ever takes, to be checked before the first step."""
+        """The lowest and the highest value it ever takes; both are checked before the first step."""
 
     @property
     @abstractmethod
     def final(self) -> float:
-        """The last value; evaluation, which has no step, uses it."""
+        """The last value; evaluation uses it, because it has no step."""
 
 
 class LinearRamp(StepValue):
-    """From `start` to `end` in a straight line.
+    """A straight line from `start` to `end`.
 
     Args:
         start: Value up to step `begin`.
         end: Value from step `begin + steps` on.
-        steps: How many optimizer steps the ramp takes.
+        steps: Length of the ramp in optimizer steps.
         begin: Step at which the ramp begins.
     """
 
@@ -70,7 +70,7 @@ class LinearRamp(StepValue):
         return self.start + (self.end - self.start) * self.share(done)
 
     def share(self, done: float) -> float:
-        """The share of the ramp that is covered after this share of its steps, both in [0, 1]."""
+        """The share of the ramp covered after this share of its steps, both in [0, 1]."""
         return done
 
     @property
@@ -85,7 +85,7 @@ class LinearRamp(StepValue):
 
 
 class CosineRamp(LinearRamp):
-    """From `start` to `end` along half a cosine, slowly at both ends; arguments as in `LinearRamp`."""
+    """Half a cosine from `start` to `end`, slow at both ends; arguments as in `LinearRamp`."""
 
     def share(self, done: float) -> float:
         """See `LinearRamp.share`."""

@@ -2,8 +2,8 @@
 
 The parser would keep every argument whose name the new class has too, although `config` means one thing for
 `FromConfig` and another for `Pretrained`. Here an argument is kept only if a base class of both declares it, such as
-the `rate` of any masking strategy. What else was set for the old class is dropped, and a notice names it. What is given
-together with the new class, on the same command line or in the same section of a file, is for the new class.
+the `rate` of any masking strategy. Other settings of the old class are dropped, and a notice names them. What is
+given together with the new class, on the same command line or in the same section of a file, is for the new class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CLASS_PATH = re.compile(r"[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True)
 class Dropped:
-    """An argument that was set for a class which another one replaced; the classes are given by their paths."""
+    """An argument that was dropped because its class was replaced; the classes are given by their paths."""
 
     old: str
     new: str
@@ -36,10 +36,9 @@ _swaps: ContextVar[list[Dropped] | None] = ContextVar("swaps", default=None)
 
 @contextmanager
 def swapping() -> Iterator[list[Dropped]]:
-    """Within the block the parser keeps of a replaced class's arguments only what means the same.
+    """Within the block, the parser keeps only those arguments of a replaced class that mean the same.
 
-    Yields:
-        What was dropped, for `tell_dropped`; filled in while the block runs.
+    Yields the list of dropped arguments for `tell_dropped`; it is filled while the block runs.
     """
     dropped: list[Dropped] = []
     token = _swaps.set(dropped)
@@ -50,10 +49,10 @@ def swapping() -> Iterator[list[Dropped]]:
 
 
 def tell_dropped(dropped: list[Dropped], config: Namespace) -> None:
-    """Say what was dropped, a line for each class that was replaced; not what the new class was given itself."""
+    """Print what was dropped, one line per replaced class; arguments that the new class was given are left out."""
     if not dropped:
         return
-    from lightning.pytorch.utilities import rank_zero_info  # takes seconds, and some commands need none
+    from lightning.pytorch.utilities import rank_zero_info  # takes seconds, and some commands do not need it
 
     swaps: dict[tuple[str, str, str], list[str]] = {}
     for one in dict.fromkeys(dropped):
@@ -72,7 +71,7 @@ def tell_dropped(dropped: list[Dropped], config: Namespace) -> None:
 
 
 def classes_first(arguments: list[str]) -> list[str]:
-    """A command line in which the option of a class stands before those of its arguments, which are for that class."""
+    """Reorder a command line so that the option of a class comes before the options of its arguments."""
     options: list[list[str]] = []
     for argument in arguments:
         takes_value = options and len(options[-1]) == 1 and options[-1][0][:1] == "-" and "=" not in options[-1][0]
@@ -93,7 +92,7 @@ def classes_first(arguments: list[str]) -> list[str]:
 
 
 def shared_arguments(old: Any, new: Any) -> set[str]:
-    """Names of the arguments that mean the same for both classes: the constructor of a base class of both has them."""
+    """Names of the arguments that mean the same for both classes: those that a shared base class declares."""
     if not (isinstance(old, type) and isinstance(new, type)):
         return set()
     common = [kind for kind in new.__mro__ if kind in old.__mro__ and kind is not object and "__init__" in vars(kind)]
@@ -110,7 +109,7 @@ def _defaults(class_path: str) -> dict[str, Any]:
 
 
 def pieces_in(value: Any, path: str = "") -> Iterator[tuple[str, str | None, dict[str, Any]]]:
-    """Path, class path and arguments of every piece of a configuration; of a dictionary without class, None for it."""
+    """Path, class path and arguments of every piece of a configuration; the class path of a plain dict is None."""
     if isinstance(value, list | tuple):
         for index, part in enumerate(value):
             yield from pieces_in(part, f"{path}[{index}]")
@@ -132,20 +131,20 @@ _keep_by_name = _typehints.discard_init_args_on_class_path_change
 
 
 def _keep_by_meaning(parser: Any, previous: Any, value: Any) -> None:
-    """What the parser calls where a value's class may differ from that of the value before it, which it changes."""
+    """The parser calls this where a value's class may differ from the previous value's; changes the previous value."""
     dropped = _swaps.get()
     arguments = previous and "init_args" in previous and previous["init_args"]
     if dropped is not None and arguments and previous["class_path"] != value["class_path"]:
         old, new = previous["class_path"], value["class_path"]
         kept = shared_arguments(import_object(old), import_object(new))
-        defaults = {**_defaults(old), **_defaults(new)}  # what it falls back to where the new class has it too
+        defaults = {**_defaults(old), **_defaults(new)}  # the fallback, if the new class has the argument too
         for name in list(_dict_of(arguments)):
             if name not in kept:
                 given = arguments.pop(name)
-                if given != defaults.get(name):  # a whole configuration, as runs keep it, has the defaults too
+                if given != defaults.get(name):  # a run's saved configuration also contains the defaults
                     dropped.append(Dropped(old, new, name))
     _keep_by_name(parser, previous, value)
 
 
-# The parser has no setting for it. Outside of `swapping` this does what jsonargparse does.
+# The parser has no setting for this. Outside of `swapping` it does what jsonargparse does.
 _typehints.discard_init_args_on_class_path_change = _keep_by_meaning

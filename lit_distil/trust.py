@@ -1,9 +1,9 @@
-"""What a configuration, a checkpoint or a folder may run: classes of allowed modules, and no code from elsewhere.
+"""Limit what a configuration, checkpoint or folder may run: classes of allowed modules, and no code from elsewhere.
 
 A configuration names classes by their import path, and importing a module runs it. Within `guard` it may name this
-package, the libraries that it is built on, and the user's own files under the working directory. Everything else must
-be trusted by whoever starts the run: `--trust NAME` on the command line, `trust=[...]` in a call. A configuration
-cannot trust anything itself.
+package, the libraries that it builds on, and the user's own files under the working directory. For anything else, the
+person who starts the run must give `--trust NAME` on the command line, or `trust=[...]` in a call. A configuration
+cannot extend its own trust.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jsonargparse._common import parsing_settings
 from jsonargparse._optionals import _get_config_read_mode
 
 LIBRARIES = ("lit_distil", "torch", "lightning", "transformers", "torchmetrics")
-"""Whose classes a configuration may name. Lightning's are those of the loggers, too (W&B, MLflow, TensorBoard)."""
+"""Packages whose classes a configuration may name. Lightning includes loggers (W&B, MLflow, TensorBoard)."""
 
 _INSTALLED = ("site-packages", "dist-packages")
 _allowed: frozenset[str] = frozenset()
@@ -36,15 +36,15 @@ _remote_code = False
 def guard(trust: Sequence[str] = (), *, remote_code: bool = False) -> Iterator[None]:
     """Let configurations name only what is allowed, until the block ends.
 
-    A guard within another one adds to what that one trusts. The working directory is searched for modules, after
-    everything else, so that a file in it never hides an installed package.
+    A nested guard adds to the trust of the outer one. Modules are searched in the working directory after everything
+    else, so that a file in it never hides an installed package.
 
     Args:
-        trust: Further modules or packages that a configuration may import, with all that is in them.
+        trust: Further modules or packages that a configuration may import, with everything in them.
         remote_code: Whether code in the folder of a network or tokenizer may run.
 
     Raises:
-        ValueError: A name is none of a module, or must not be trusted.
+        ValueError: A name is not that of a module, or cannot be trusted.
     """
     global _allowed, _remote_code
     if isinstance(trust, str) or not all(isinstance(name, str) for name in trust):
@@ -55,10 +55,10 @@ def guard(trust: Sequence[str] = (), *, remote_code: bool = False) -> Iterator[N
         if name.partition(".")[0] == "jsonargparse":
             raise ValueError("trust: jsonargparse cannot be trusted, since it decides what a configuration may import")
     if _allowed.issuperset(trust) and _allowed and _remote_code >= remote_code:
-        yield  # the guard around this one does
+        yield  # the outer guard suffices
         return
     if _stubs_resolver.stubs_resolver is None:
-        # otherwise the parser asks a new process for its path, which files in the working directory can mislead
+        # otherwise the parser gets its path from a new process, which files in the working directory can mislead
         context = typeshed_client.get_search_context(search_path=[Path(place) for place in sys.path if place])
         resolver: Any = _stubs_resolver.StubsResolver(search_context=context)
         _stubs_resolver.stubs_resolver = resolver
@@ -73,7 +73,7 @@ def guard(trust: Sequence[str] = (), *, remote_code: bool = False) -> Iterator[N
         import_path_denylist=["*"],
         import_path_allowlist=sorted(_allowed),
         instantiate_subclass_spec_in_any=False,
-        config_read_mode_fsspec_enabled=False,  # otherwise each text with :// in it is opened as an address
+        config_read_mode_fsspec_enabled=False,  # otherwise any text with :// is opened as an address
     )
     try:
         yield
@@ -88,7 +88,7 @@ def guard(trust: Sequence[str] = (), *, remote_code: bool = False) -> Iterator[N
 def own_modules() -> list[str]:
     """Names of the user's own modules: files and folders under the working directory that Python would import.
 
-    What is installed is not the user's own, even if its environment is in the working directory.
+    Installed packages do not count, even if their environment is in the working directory.
     """
     here = Path.cwd()
     places = [Path(place) for place in dict.fromkeys(sys.path) if _is_own(Path(place), here)]
@@ -121,13 +121,13 @@ def _imports_own_file(name: str, here: Path) -> bool:
 
 
 def is_allowed(path: str) -> bool:
-    """Whether a module, or what is in it, may be imported for a configuration."""
+    """Whether a configuration may import this module, or this member of a module."""
     parts = path.split(".")
     return any(".".join(parts[:count]) in _allowed for count in range(1, len(parts) + 1))
 
 
 def refusal(path: str) -> str:
-    """The sentence that refuses an import path, with the way out."""
+    """The message that refuses an import path and says what to do."""
     top = path.partition(".")[0]
     try:
         is_there = top in sys.modules or importlib.util.find_spec(top) is not None
@@ -147,7 +147,7 @@ def find_class(path: str) -> Any:
     """Import the class that a path names, if it is allowed.
 
     Raises:
-        ValueError: There is no such class, it is something else than a class, or it is not allowed.
+        ValueError: There is no such class, it is not a class, or it is not allowed.
     """
     module, _, name = path.rpartition(".")
     if module and not is_allowed(path):
@@ -158,7 +158,7 @@ def find_class(path: str) -> Any:
         raise ValueError(f"no class {path!r}: {error}") from error
     if not isinstance(found, type):
         raise ValueError(_no_class(path))
-    defined_as = f"{found.__module__}.{found.__qualname__}"  # a module may hold what it imported from elsewhere
+    defined_as = f"{found.__module__}.{found.__qualname__}"  # its module may have imported it from elsewhere
     if not is_allowed(defined_as):
         raise ValueError(refusal(defined_as))
     return found
@@ -169,7 +169,7 @@ def _no_class(path: str) -> str:
 
 
 def imported(path: str) -> Any | None:
-    """What a path names, if its module was imported already; None otherwise."""
+    """The object at a path if its module is already imported; None otherwise."""
     module, _, name = path.rpartition(".")
     if module in sys.modules:
         return getattr(sys.modules[module], name, None)
@@ -181,7 +181,7 @@ def check_class_paths(value: Any) -> None:
     """Check every `class_path` in a tree of plain values, such as the settings in a checkpoint.
 
     Raises:
-        ValueError: One names something that is not allowed, or no class.
+        ValueError: One names something that is not allowed or not a class.
     """
     if isinstance(value, Mapping):
         if isinstance(path := value.get("class_path"), str) and "." in path:
@@ -206,7 +206,7 @@ def import_modules(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
-                raise  # the module is there, but imports one that is not
+                raise  # the module exists but imports a missing one
             raise ValueError(
                 f"imports: no module {name!r}; give the name of a file in {Path.cwd()} without .py, or of an "
                 "installed package"
@@ -214,13 +214,13 @@ def import_modules(names: Iterable[str]) -> None:
 
 
 class Parser(ArgumentParser):
-    """A parser that makes objects of classes only: no function that a configuration names is called or handed on."""
+    """A parser that only makes objects of classes: it never calls or passes on functions named in a configuration."""
 
     given: Sequence[Any] = ()
-    """Objects that come from Python and not from the configuration."""
+    """Objects that come from Python, not from the configuration."""
 
     def parse_args(self, *args: Any, **settings: Any) -> Any:
-        """As jsonargparse does.
+        """Parse like jsonargparse, but refuse functions.
 
         Raises:
             ValueError: A value names a function.
@@ -232,7 +232,7 @@ class Parser(ArgumentParser):
         return self._without_functions(super().parse_object(*args, **settings))
 
     def _without_functions(self, parsed: Namespace) -> Namespace:
-        # what is within a class is checked by the parser of that class, which knows its defaults
+        # the contents of a class are checked by the parser of that class, which knows its defaults
         defaults = {action.dest: action.default for action in self._actions}
         for key, value in _own_values(parsed, ""):
             if isinstance(value, str):  # a class path
@@ -247,7 +247,7 @@ class Parser(ArgumentParser):
 
 
 def _own_values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The class paths and the other values that are not texts, but not those within a class."""
+    """Yield the class paths, and the other values that are not texts, except those within a class."""
     if isinstance(value, Namespace | Mapping):
         parts = vars(value) if isinstance(value, Namespace) else value
         if isinstance(path := parts.get("class_path"), str):
@@ -270,7 +270,7 @@ _UNLESS_TRUSTED = (
 
 
 class RemoteCodeError(ValueError):
-    """A folder or a name on the Hub brings code of its own, which nobody trusted."""
+    """A folder or a name on the Hub comes with code of its own that is not trusted."""
 
 
 def trusts_remote_code() -> bool:
@@ -279,10 +279,10 @@ def trusts_remote_code() -> bool:
 
 
 def load_pretrained(load: Callable[..., Any], name: Any, **settings: Any) -> Any:
-    """Call `from_pretrained` or `from_config` of an auto class of transformers; it never asks whether to run code.
+    """Call `from_pretrained` or `from_config` of a transformers auto class, without its question whether to run code.
 
     Raises:
-        RemoteCodeError: It needs code that the folder brings, and `guard` does not trust it.
+        RemoteCodeError: It needs the folder's own code, and `guard` does not trust it.
     """
     check_attention(getattr(settings.get("config", name), "_attn_implementation", None))
     try:
@@ -297,10 +297,10 @@ def load_pretrained(load: Callable[..., Any], name: Any, **settings: Any) -> Any
 
 
 def check_attention(names: Any) -> None:
-    """Refuse an attention that is code from the Hub, such as `kernels-community/flash-attn`.
+    """Refuse attention code from the Hub, such as `kernels-community/flash-attn`.
 
     Args:
-        names: A name of transformers, or one for each part of a network.
+        names: Transformers' name of an attention implementation, or one for each part of a network.
 
     Raises:
         RemoteCodeError: `guard` does not trust it.

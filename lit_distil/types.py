@@ -1,4 +1,4 @@
-"""The types in which data and modules meet: the flat batch, the data module's protocol, what a network returns."""
+"""The types shared by data and modules: the flat batch, the data module's protocol, what a network returns."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ COUNTABLES: tuple[Countable, ...] = get_args(Countable)
 
 
 class Piece:
-    """Base of the pieces that a user may write: their base classes check what their methods return.
+    """Base of the pieces that a user may write: the base classes of pieces check what their methods return.
 
     Attributes:
-        contracts: By name of a method, the check of its result: it takes the piece, the result and the arguments of the
-            call, and gives the result back.
+        contracts: By method name, the check of its result. A check takes the piece, the result and the arguments of the
+            call, and returns the result.
     """
 
     contracts: ClassVar[dict[str, Callable[..., Any]]] = {}
 
     def __init_subclass__(cls, **settings: Any) -> None:
-        """Let the methods that a subclass overrides pass the checks of its base class."""
+        """Make the methods that a subclass overrides go through the checks of its base class."""
         super().__init_subclass__(**settings)
         for base in reversed(cls.__mro__):
             for name in vars(base).get("contracts", {}).keys() & vars(cls).keys():
@@ -52,16 +52,10 @@ def _checked(method: Callable[..., Any], check: Callable[..., Any]) -> Callable[
 
 
 def refuse_result(piece: Any, method: str, contract: str, given: Any) -> NoReturn:
-    """Refuse what a method of a user's class returned.
+    """Refuse what a method of a user's class returned; the ValueError names the class, the method and its contract.
 
-    Args:
-        piece: The object.
-        method: Name of the method.
-        contract: What it must do: `return a sum (a scalar)`.
-        given: What it did, in words; an object that is no text is named by its type.
-
-    Raises:
-        ValueError: Always; it names the class, the method and its contract.
+    `contract` is what it must do, such as `return a sum (a scalar)`. `given` is what it did, in words; anything that is
+    not a string is named by its type.
     """
     if isinstance(given, Tensor | np.ndarray):
         given = f"{type(given).__name__} of shape {[*given.shape]}"
@@ -71,13 +65,13 @@ def refuse_result(piece: Any, method: str, contract: str, given: Any) -> NoRetur
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What modules and masks need to know of the tokenizer.
+    """What modules and masks need to know about the tokenizer.
 
     Attributes:
-        size: Number of entries, added tokens included.
+        size: Number of entries, including added tokens.
         special_ids: Name (`pad_token_id`, `mask_token_id`, `cls_token_id`, `sep_token_id`, `bos_token_id`,
             `eos_token_id`, `unk_token_id`) to id, for those that the tokenizer has.
-        read_tokens: Gives the entries in the order of their ids; None if only size and special ids are known.
+        read_tokens: Returns the entries in the order of their ids; None if only size and special ids are known.
     """
 
     size: int
@@ -86,21 +80,21 @@ class Vocabulary:
 
     @cached_property
     def tokens(self) -> NDArray[np.object_]:
-        """`[size]` strings: the entries by id, as the tokenizer writes them ("##ing", "Ġthe"); read when first used."""
+        """`[size]` strings: the entries by id, as the tokenizer writes them ("##ing", "Ġthe"); read on first use."""
         if self.read_tokens is None:
             raise ValueError("this vocabulary was made without a tokenizer, so it does not know its tokens")
         return np.array(self.read_tokens(), dtype=object)
 
 
 class DataModule(Protocol):
-    """What modules ask of the data module, `lit_distil.data.TextDataModule`, which they never import."""
+    """What modules need from the data module, `lit_distil.data.TextDataModule`, which they never import."""
 
     allows_other_data: bool
-    """Whether a resumed run may go on with other data or another teacher."""
+    """Whether a resumed run may continue with other data or another teacher."""
 
     @property
     def tokenizer(self) -> Any:
-        """A fast tokenizer of transformers."""
+        """A fast tokenizer from transformers."""
 
     @property
     def masking(self) -> Any:
@@ -112,7 +106,7 @@ class DataModule(Protocol):
 
     @property
     def datasets(self) -> Mapping[str, Any]:
-        """The data sets by split, of the splits that are open."""
+        """The datasets of the open splits, by split."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -141,9 +135,9 @@ class DataModule(Protocol):
         """Raise a `ValueError` if the tokenizer in a folder or on the Hub has other entries than the data's."""
 
     def shared_entries(self, teacher: str, revision: str | None = None) -> Sequence[int] | None:
-        """A teacher's id of each of the data's entries, if the data's tokenizer is a part of the teacher's; else None.
+        """A teacher's id of each of the data's entries, if these are a subset of its own; None if they are the same.
 
-        Raises a `ValueError` if the two vocabularies are neither the same nor one a part of the other.
+        Raises a `ValueError` if the two vocabularies are neither the same nor one a subset of the other.
         """
 
     def read_also(self, name: str, teacher: str, revision: str | None = None) -> Vocabulary:
@@ -162,23 +156,23 @@ class Batch:
         position_ids: int64 `[1, T]`, counted from 0 within each sequence.
         cu_seq_lens: int32 `[S + 1]`; sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
         lengths: The S lengths on the host, so that planning the attention never waits for the device.
-        sample_ids: int64 `[S]`, the index of each sequence in its data set; `[G]` if G samples have several sequences.
+        sample_ids: int64 `[S]`, the index of each sequence in its dataset; `[G]` if G samples have several sequences.
         token_type_ids: int64 `[1, T]`, 0 for the first segment and 1 for the second, if the format has segments.
         masked_positions: int64 `[M]`, ascending indices into T: the positions to predict.
         masked_labels: int64 `[M]`, the original ids at those positions.
         next_sentence_labels: int64 `[S]`, 0 = is next, 1 = random (BERT's convention).
         labels: A task's labels: `[S]` (int64 classes or float32 values of sequences), int64 `[1, T]` (of tokens),
-            float32 `[S, K]` (0 or 1 for each of K labels), or int64 `[G]` (the right choice of each group).
+            float32 `[S, K]` (0 or 1 for each of K labels), or int64 `[G]` (the correct choice of each group).
         answer_spans: int64 `[S, 2]`, the first and last position in T of each sequence's answer; both
-            `IGNORE_INDEX` if it is not known.
-        num_labels: How many labels the task's losses sum over, on the host; given with labels or answer spans.
+            `IGNORE_INDEX` if it is unknown.
+        num_labels: Number of labels that the task's losses sum over, on the host; given with labels or answer spans.
         group_sizes: The number of sequences in each of G groups, on the host, if the sequences are choices.
         mask_keys: (sample id, pattern) of each of the S sequences, on the host, if masks are static: the key of a
-            cached teacher's rows. None if every epoch has new masks, or none.
-        step_counts: How many items of each kind this rank has in the whole optimizer step, over all accumulated
+            cached teacher's rows. None if nothing is masked, or every epoch has new masks.
+        step_counts: Number of items of each kind on this rank in the whole optimizer step, over all accumulated
             micro-batches; empty if this micro-batch is the whole step.
-        readings: The same samples in the tokens of teachers with tokenizers of their own, by the teachers' names.
-        pad_to_multiple_of: Networks round T up to a multiple of this, by sequences that count nothing.
+        readings: The same samples in the tokens of teachers with their own tokenizers, by the teachers' names.
+        pad_to_multiple_of: Networks pad T to a multiple of this, with sequences that count for nothing.
     """
 
     input_ids: Tensor
@@ -197,7 +191,7 @@ class Batch:
     mask_keys: tuple[tuple[int, int], ...] | None = None
     step_counts: dict[Countable, int] = field(default_factory=dict)
     readings: dict[str, Batch] = field(default_factory=dict)
-    pad_to_multiple_of: int = 8  # a tile of a tensor core
+    pad_to_multiple_of: int = 8  # the size of a tensor core's tile
 
     @property
     def num_tokens(self) -> int:
@@ -221,11 +215,11 @@ class Batch:
             return torch.arange(self.num_tokens, device=self.input_ids.device)
         is_other = torch.ones(self.num_tokens, dtype=torch.uint8, device=self.input_ids.device)
         is_other[self.masked_positions] = 0
-        return is_other.argsort(stable=True)  # of a known size, so nothing waits for the device
+        return is_other.argsort(stable=True)  # its size is known, so nothing waits for the device
 
     @property
     def counts(self) -> dict[Countable, int]:
-        """Items of each kind in this micro-batch."""
+        """The number of items of each kind in this micro-batch."""
         has_labels = self.labels is not None or self.answer_spans is not None
         if has_labels and self.num_labels is None:
             raise ValueError("Batch.num_labels: the batch has labels, and does not say how many of them count; give it")
@@ -243,7 +237,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; the DataLoader calls it."""
+        """The same batch in page-locked memory; the DataLoader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -261,13 +255,13 @@ class DeferredLogits(Protocol):
 
 @dataclass(frozen=True)
 class Projection:
-    """Logits before they are multiplied out: `features @ weight.T + bias`.
+    """Logits before the last matrix product: `features @ weight.T + bias`.
 
     Attributes:
         features: `[rows, width]`, the input of a masked-LM head's last linear layer.
         weight: `[vocabulary, width]`, often the embedding matrix itself.
         bias: `[vocabulary]`, if the layer has one.
-        num_rows: How many rows count, the first ones; None for all.
+        num_rows: Number of rows that count, from the first on; None for all.
     """
 
     features: Tensor
@@ -280,7 +274,7 @@ class Projection:
         return torch.nn.functional.linear(self.features[: self.num_rows], self.weight, self.bias)
 
     def over(self, num_entries: int) -> Projection:
-        """The same over the first entries of the vocabulary only."""
+        """The same projection, over only the first entries of the vocabulary."""
         bias = None if self.bias is None else self.bias[:num_entries]
         return dataclasses.replace(self, weight=self.weight[:num_entries], bias=bias)
 
@@ -290,14 +284,14 @@ class SequenceGroup(Protocol):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Real tokens of each sequence."""
+        """Number of real tokens in each sequence."""
 
     @property
     def width(self) -> int:
-        """Tokens of each sequence after padding at its end."""
+        """Number of tokens in each sequence after padding at its end."""
 
     def gather(self, states: Tensor) -> Tensor:
-        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]`; padding repeats one of the sequence's tokens."""
+        """From `[1, heads, T, dim]` to `[sequences, heads, width, dim]`; padding repeats a token of the sequence."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +303,7 @@ class AttentionStates:
         key: `[T, key heads, dim]`; heads is a multiple of key heads.
         value: Like `key`.
         scaling: Factor of the scores `q · k`.
-        window: Tokens i and j see each other if |i - j| < window; None means all of a sequence do.
+        window: Tokens i and j see each other if |i - j| < window; None means all tokens of a sequence do.
     """
 
     query: Tensor
@@ -324,7 +318,7 @@ class RecordedAttention:
     """Queries, keys and values of some blocks of a network.
 
     Attributes:
-        num_layers: Blocks of the network.
+        num_layers: Number of blocks in the network.
         layers: By block, from 1 to `num_layers`, as hidden states are counted (0 is the embeddings).
         groups: The batch's sequences, each in one group, so that tokens are compared within their own sequence.
     """
@@ -336,19 +330,19 @@ class RecordedAttention:
 
 @dataclass
 class EncoderOutput:
-    """What a network makes of a flat batch.
+    """A network's output for a flat batch.
 
     Attributes:
         last_hidden_state: `[T, hidden]`.
         hidden_states: `num_layers + 1` tensors `[T, hidden]`, the embeddings' output first, if requested.
         logits: Of a masked-LM head `[rows, vocabulary]`, at the requested rows; of a task head `[S, labels]` or
             `[T, labels]` (choices: `[S, 1]`; first and last tokens of answers: `[T, 2]`).
-        projection: In place of a masked-LM head's logits, if the caller computes them a few rows at a time.
+        projection: Replaces a masked-LM head's logits if the caller computes them a few rows at a time.
         rows: int64 `[rows]`, the positions in T of logits or projection: the masked ones, or all T with the masked
             ones first (`Batch.masked_first`); None means all T in their order.
         next_sentence_logits: `[S, 2]`, if the network has that head.
         attention: Queries, keys and values of the requested blocks.
-        cu_seq_lens: Where its sequences begin, if not where the batch's do: a reading's, see `Batch.readings`.
+        cu_seq_lens: Where its sequences begin, if not where the batch's do: for a reading, see `Batch.readings`.
     """
 
     last_hidden_state: Tensor
@@ -361,10 +355,10 @@ class EncoderOutput:
     cu_seq_lens: Tensor | None = None
 
     def over(self, num_entries: int | None) -> EncoderOutput:
-        """The same output, its masked-LM logits over the first entries of the vocabulary; None keeps all.
+        """The same output, with masked-LM logits over only the first entries of the vocabulary; None keeps all.
 
-        It leaves out the rows that pad an embedding beyond its tokenizer, so that networks of one tokenizer can be
-        compared. A cached teacher has the tokenizer's entries already.
+        This drops the rows that pad an embedding beyond its tokenizer, so that networks with one tokenizer can be
+        compared. A cached teacher already has only the tokenizer's entries.
         """
         if num_entries is None:
             return self

@@ -1,4 +1,4 @@
-"""Callbacks and logs of a run."""
+"""Callbacks and loggers of a run."""
 
 from lit_distil.callbacks.checkpoints import RunCheckpoint as RunCheckpoint
 from lit_distil.callbacks.checkpoints import WholeCheckpoints as WholeCheckpoints

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the last one always, the best ones by a metric, in the run's folder."""
+"""A run's checkpoints: always the last one, and the best ones by a metric, in the run's folder."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LAST = "last.ckpt"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints so that a kill, a full disk or a power cut leaves the one before, and checks them on loading.
+    """Writes checkpoints so that a kill, a full disk or a power cut leaves the previous one; verifies them on loading.
 
-    Beside each file stands its sha256, in the format of `sha256sum --check`. A damaged file is not loaded: for a
-    damaged `last.ckpt` the newest sound checkpoint of its folder is loaded, with a warning. Lightning handles addresses
-    that are not local paths.
+    Each file has its sha256 beside it, in the format of `sha256sum --check`. A damaged file is not loaded; in place of
+    a damaged `last.ckpt`, the newest intact checkpoint in its folder is loaded, with a warning. Lightning handles
+    addresses that are not local paths.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -35,7 +35,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         Raises:
             OSError: It could not be written; the one at `path` is untouched.
-            ValueError: It holds what could not be read back.
+            ValueError: It contains something that could not be read back.
         """
         check_readable(checkpoint)
         if "://" in str(path) or storage_options is not None:
@@ -47,11 +47,11 @@ class WholeCheckpoints(TorchCheckpointIO):
             with staged_file(target) as file:
                 torch.save(checkpoint, file)
                 file.flush()
-                # while the file is replaced, the hash of the old one and that of the new one are both right
+                # while the file is being replaced, both the old and the new hash are valid
                 line = f"{hash_file(Path(file.name))}  {target.name}\n"
                 write_file(_hashes(target), line + "".join(f"{old}  {target.name}\n" for old in _known(target)))
             write_file(_hashes(target), line)
-        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise OSError(
                 f"{target}: the checkpoint could not be written ({error}); the one before is untouched. Free space "
                 "and run the same command again; with `fit`, add --ckpt_path last, and another folder may be given "
@@ -61,10 +61,10 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, if the file is what was written; tensors and plain values only, whatever was asked for.
+        """Read a checkpoint if it is intact; always with `weights_only`, whatever the argument.
 
         Raises:
-            ValueError: It is on the web, or damaged and not the `last.ckpt` of a folder that holds a sound one.
+            ValueError: It is on the web, or damaged and not a `last.ckpt` with an intact checkpoint in its folder.
         """
         if str(path).startswith(("http://", "https://")):
             raise ValueError(f"ckpt_path: {str(path)!r} is not loaded from the web; fetch the file first")
@@ -78,7 +78,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             _hashes(Path(path)).unlink(missing_ok=True)
 
     def _sound(self, path: str | Path) -> str | Path:
-        """The path itself if the file is sound, or the checkpoint to load instead."""
+        """The path itself if the file is intact, or the checkpoint to load instead."""
         target = Path(path)
         if "://" in str(path) or not target.is_file() or _is_sound(target):
             return path
@@ -95,14 +95,10 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def check_readable(value: Any, name: str = "") -> None:
-    """Refuse a state that could be written but not read back, since only tensors and plain values are.
-
-    Args:
-        value: The state, or a part of it.
-        name: Where it is in a checkpoint.
+    """Refuse a state, found at `name` in a checkpoint, that could be written but not read back.
 
     Raises:
-        ValueError: A part is something else, such as a path or a function.
+        ValueError: A part is neither a tensor nor a plain value, but, for example, a path or a function.
     """
     if type(value) in (dict, OrderedDict):
         for key, part in value.items():
@@ -128,7 +124,7 @@ def _hashes(path: Path) -> Path:
 
 
 def _known(path: Path) -> list[str]:
-    """Hashes that the file may have: none if they were not written, two if a kill came while it was replaced."""
+    """The file's valid hashes: none if they were not written, two if a kill interrupted its replacement."""
     hashes = _hashes(path)
     return [line.split()[0] for line in hashes.read_text().splitlines() if line] if hashes.is_file() else []
 
@@ -139,7 +135,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run left beside its checkpoints: unfinished files, and hashes without their file."""
+    """Remove what a killed run left beside its checkpoints: unfinished files, and hashes without a file."""
     remove_leftovers(folder)
     for hashes in folder.glob("*.ckpt.sha256"):
         if not hashes.with_suffix("").exists():
@@ -149,17 +145,17 @@ def _remove_leftovers(folder: Path) -> None:
 class RunCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that writes to `checkpoints/` in the run's folder and always keeps `last.ckpt`.
 
-    After a validation in the middle of an optimizer step (`accumulate_grad_batches`), it is written at the step's end:
-    gradients are not kept, and the resumed run would take half a step.
+    After a validation in the middle of an optimizer step (`accumulate_grad_batches`), it saves at the end of the step:
+    checkpoints do not hold gradients, so a resumed run would take half a step.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints; None saves after each validation.
         every_n_minutes: Minutes between two checkpoints, instead.
-        monitor: Metric that decides which checkpoints are best, such as `val/loss`. None keeps the latest; but
-            fine-tuning with validation rows keeps the best by the task's main metric, unless checkpoints are written
-            every so many steps or minutes.
-        mode: Whether `min` or `max` of the metric is best.
-        keep: How many of the best to keep, or of the latest without a metric.
+        monitor: Metric that decides which checkpoints are best, such as `val/loss`. None keeps the latest, except that
+            fine-tuning with validation rows keeps the best by the task's main metric, unless `every_n_steps` or
+            `every_n_minutes` is set.
+        mode: Whether the `min` or the `max` of the metric is best.
+        keep: How many of the best checkpoints to keep, or of the latest without a metric.
     """
 
     def __init__(
@@ -188,16 +184,16 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear up after a killed run, and refuse a disk that has no room for a checkpoint.
+        """Clean up after a killed run, and check that checkpoints can be written.
 
         Raises:
-            ValueError: It has not.
+            ValueError: The disk has no room for one, or a callback's state could not be read back.
         """
         super().on_train_start(trainer, pl_module)
         folder = Path(str(self.dirpath))
         if not trainer.is_global_zero or trainer.fast_dev_run or "://" in str(folder):  # type: ignore[attr-defined]
             return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # now, and not after hours, at the first save
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # now, not hours later at the first save
             check_readable(callback.state_dict(), f"callbacks.{type(callback).__name__}")
         _remove_leftovers(folder)
         # Adam keeps two numbers for each parameter that it trains
@@ -213,7 +209,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Also save what waited for the end of the step."""
+        """Also make a save that waited for the end of the step."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._waits_for_step and not trainer.fit_loop._should_accumulate():
             self._waits_for_step = False
@@ -235,7 +231,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the folder, before Lightning takes one from the loggers."""
+        """Choose the folder before Lightning takes one from the loggers."""
         if self._may_follow_task and stage == "fit":
             self._follow_task(trainer)
         if self.dirpath is None:
@@ -243,7 +239,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As Lightning does, and a run whose folder was moved still knows its best checkpoints."""
+        """Like Lightning, but a run whose folder was moved still knows its best checkpoints."""
         names = ("best_model_path", "kth_best_model_path", "last_model_path")
         best = state_dict.get("best_k_models", {})
         old = [path for path in (*best, *(state_dict.get(name) for name in names)) if path]
@@ -258,7 +254,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
     def _follow_task(self, trainer: Trainer) -> None:
-        """Monitor the task's main metric, if there are validation rows, which the data module knows by now."""
+        """Monitor the task's main metric if there are validation rows, which the data module knows by now."""
         data = datamodule_of(trainer)
         if data.task is None or "validation" not in data.datasets or not trainer.limit_val_batches:
             return
@@ -266,7 +262,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.kth_value = torch.tensor(-torch.inf)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """Save the best; afterwards `last.ckpt` is written even if this checkpoint is not one of the best."""
+        """Save the best; afterwards, `last.ckpt` is written even if this checkpoint is not among the best."""
         is_known = self.monitor is None or self.monitor in monitor_candidates
         if is_known or not self._may_follow_task:  # a run may end before its first validation
             super()._save_topk_checkpoint(trainer, monitor_candidates)

@@ -1,4 +1,4 @@
-"""What a run hands on: the network as a folder that transformers loads, and predictions as a file of rows."""
+"""The results of a run: the network as a folder that transformers loads, and predictions as a file of rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lit_distil.trust import trusts_remote_code
 class ExportCallback(Callback):
     """Writes `export/` when training ends, from the last weights or from the best checkpoint.
 
-    The folder is written whole or not at all: if it exists, the run is finished. After distillation with a loss on
+    The folder is written whole or not at all, so if it exists, the run has finished. After distillation with a loss on
     sentence embeddings, `SentenceTransformer(folder)` loads it too.
 
     Args:
@@ -40,12 +40,12 @@ class ExportCallback(Callback):
         self.overwrite = overwrite
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See `check_before_work`, for a trainer that was made by hand."""
+        """Call `check_before_work`, for a Trainer that was made by hand."""
         if stage == "fit":
             self.check_before_work(trainer, None, is_resumed=trainer.ckpt_path is not None)
 
     def check_before_work(self, trainer: Trainer, data: Any, *, is_resumed: bool) -> None:
-        """Refuse a folder that holds something else."""
+        """Refuse an export folder that holds something else."""
         if self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_output(Path(self.folder), overwrite=self.overwrite or is_resumed, field="ExportCallback.folder")
 
@@ -56,7 +56,7 @@ class ExportCallback(Callback):
         network: Any = pl_module.network
         weights = self._best_weights(trainer)
         if weights is None and any(isinstance(parameter, DTensor) for parameter in network.parameters()):
-            # all ranks take part in putting the shards together
+            # all ranks take part in gathering the shards
             state = network.model.state_dict()
             weights = {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for k, v in state.items()}
         if not trainer.is_global_zero:
@@ -75,12 +75,12 @@ class ExportCallback(Callback):
         source: Any = getattr(pl_module, "network_source", None) or getattr(pl_module, "student_source", None)
         if (positions := getattr(source, "positions", None)) is not None:
             tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.model_max_length = positions.length  # of the longer table
+            tokenizer.model_max_length = positions.length  # that of the longer table
         write_export(model, tokenizer, folder, sentences=sentences)
         rank_zero_info(f"exported to {folder}")
 
     def _best_weights(self, trainer: Trainer) -> dict[str, Tensor] | None:
-        """The network's weights in the best checkpoint; None to take the last ones."""
+        """The network's weights from the best checkpoint; None means to take the last ones."""
         saving = trainer.checkpoint_callback
         path = getattr(saving, "best_model_path", "")
         if not (self.best and getattr(saving, "monitor", None) and Path(path).is_file()):
@@ -89,15 +89,15 @@ class ExportCallback(Callback):
 
 
 def write_export(network: Any, tokenizer: Any, folder: Path, *, sentences: SentenceFormat | None = None) -> None:
-    """Write a folder that `from_pretrained`, and with `sentences` `SentenceTransformer`, loads: whole or not at all."""
+    """Write a folder, whole or not at all, for `from_pretrained`, and with `sentences` for `SentenceTransformer`."""
     with staged_folder(folder) as staging:
         save_network(network, tokenizer, staging, sentences)
 
 
 def save_network(network: Any, tokenizer: Any, folder: Path, sentences: SentenceFormat | None) -> None:
-    """Write what `write_export` describes into a folder; nothing in it names code or a quantisation that is not there.
+    """Write the files of `write_export` into a folder, without fields that name missing code or quantisation.
 
-    A network that was made from another one's configuration inherits such fields.
+    A network that was made from another's configuration inherits such fields.
     """
     if not trusts_remote_code():
         vars(network.config).pop("auto_map", None)
@@ -113,13 +113,13 @@ def save_network(network: Any, tokenizer: Any, folder: Path, sentences: Sentence
 class PredictionWriter(BasePredictionWriter):
     """Writes `predictions.jsonl` in the run's folder: the rows of all ranks, in the order of the samples.
 
-    For a task, each line is what `Task.readable` makes of a row: its texts, the prediction with its probabilities, and
-    the true label if the row has one. The files that `Task.files` returns are written beside it. Without a task, each
-    line is a masked token with the most likely tokens.
+    For a task, each line is `Task.readable` of a row: its texts, the prediction with its probabilities, and the true
+    label if the row has one. The files of `Task.files` are written beside it. Without a task, each line is a masked
+    token with the most likely tokens.
 
     Args:
         file: Where to write; None takes `predictions.jsonl` in the run's folder.
-        overwrite: Whether the files may be there already.
+        overwrite: Whether to replace existing files.
     """
 
     def __init__(self, file: str | None = None, *, overwrite: bool = False) -> None:
@@ -128,13 +128,13 @@ class PredictionWriter(BasePredictionWriter):
         self.overwrite = overwrite
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See `check_before_work`, for a trainer that was made by hand."""
+        """Call `check_before_work`, for a Trainer that was made by hand."""
         super().setup(trainer, pl_module, stage)
         if stage == "predict":
             self.check_before_work(trainer, datamodule_of(trainer))
 
     def check_before_work(self, trainer: Trainer, data: Any, *, is_resumed: bool = False) -> None:
-        """Refuse to replace the file, or one of those that the task writes beside it."""
+        """Refuse to replace the file, or a file that the task writes beside it."""
         path = self._path(trainer)
         files = [path, *(path.with_name(name) for name in (data.task.file_names if data.task else ()))]
         check_output_files(files, are_ours=False, overwrite=self.overwrite, field="predictions")

@@ -1,4 +1,4 @@
-"""What a run tells as it goes: `metrics.csv` in its folder, which a resumed run continues, and a progress bar."""
+"""Logs of a run: `metrics.csv` in its folder, which a resumed run continues, and a progress bar."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lit_distil.files import write_file
 
 
 class RunCSVLogger(Logger):
-    """Writes `metrics.csv` in the run's folder: a row for each call, a column for each name, and `step`.
+    """Writes `metrics.csv` in the run's folder: one row per call, one column per name, and `step`.
 
-    If the file exists, the rows before the first new step stay. The others go: a killed run had logged them after its
-    last checkpoint, and the resumed run takes those steps again.
+    If the file exists, rows before the first new step are kept and the others removed: a killed run logged them after
+    its last checkpoint, and the resumed run repeats those steps.
 
     Args:
         save_dir: The run's folder.
@@ -63,7 +63,7 @@ class RunCSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that wait; new columns rewrite the file."""
+        """Write the buffered rows; new columns rewrite the file."""
         rows, self._pending = self._pending, []
         columns = sorted({*self._columns, *(name for row in rows for name in row)})
         if columns != self._columns:
@@ -102,7 +102,7 @@ _SHOWN = (
 
 
 class StepProgressBar(ProgressBar):
-    """Counts optimizer steps to the end of the run, so the time left is that of the run, not of an epoch.
+    """Counts optimizer steps to the end of the run, so that the time left is that of the run, not of an epoch.
 
     Args:
         title: Text before the bar; None takes the name of the run's folder.

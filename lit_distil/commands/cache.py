@@ -1,4 +1,4 @@
-"""`lit-distil cache`: run a teacher once over the data of a distillation, and keep what its students need of it."""
+"""`lit-distil cache`: run a teacher once over a distillation's data, and keep the outputs that students need."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ _TIMED_BATCHES = 4
 
 @dataclass(frozen=True, eq=False)
 class SplitPlan:
-    """The work to do for a split.
+    """What to cache of a split.
 
     Attributes:
-        dataset: Its sequences.
-        patterns: Masks of each sequence.
+        dataset: Its N sequences.
+        patterns: Masks per sequence.
         samples: int64 `[N]`, the sequences' sample ids.
         counts: int64 `[patterns · N]`, the number of rows of each masked sequence.
-        checks: uint32 `[patterns · N]`, the check sums of their ids.
+        checks: uint32 `[patterns · N]`, the checksums of their ids.
     """
 
     dataset: SequenceDataset
@@ -80,7 +80,7 @@ class SplitPlan:
 def masked_batches(
     dataset: SequenceDataset, patterns: int, batch_size: int, first: int = 0
 ) -> Iterator[tuple[int, int, Batch]]:
-    """Yield the masked sequences from number `first` on, in the order of the files: each batch with its range."""
+    """Yield (first, end, batch) over the masked sequences from number `first` on, in the order of the cache's files."""
     size = len(dataset)
     while first < patterns * size:
         pattern, start = divmod(first, size)
@@ -90,7 +90,7 @@ def masked_batches(
 
 
 def plan_split(dataset: SequenceDataset, patterns: int, *, positions: str, name: str, batch_size: int) -> SplitPlan:
-    """Mask a split once, to count the rows of each sequence and to take the check sums of its ids."""
+    """Mask a split once to count the rows of each sequence and compute the checksums of its ids."""
     samples, counts, checks = [], [], []
     with progress_bar(total=patterns * len(dataset), desc=f"masking the {name} split", unit=" sequences") as bar:
         for first, _, batch in masked_batches(dataset, patterns, batch_size):
@@ -112,7 +112,7 @@ def plan_split(dataset: SequenceDataset, patterns: int, *, positions: str, name:
 
 
 class CacheWriter:
-    """Runs a teacher over masked sequences and writes its rows."""
+    """Runs a teacher over masked sequences and writes its top logits."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class CacheWriter:
         """The size of all files on disk."""
 
     def trial(self) -> tuple[float, list[float]]:
-        """Run the first batches. The very first warms up, and its time does not count.
+        """Time a few batches after a warm-up batch.
 
         Returns:
             The seconds that all batches will take, and the share of the distribution that is kept at each temperature.
@@ -152,7 +152,7 @@ class CacheWriter:
         return seconds, np.concatenate(kept).mean(axis=0).tolist()
 
     def check_room(self, out: Path) -> None:
-        """Refuse a cache that the disk has no room for; what an earlier start wrote counts as free.
+        """Check that the disk has room, counting an unfinished cache of an earlier start as free.
 
         Raises:
             ValueError: There is too little.
@@ -167,14 +167,14 @@ class CacheWriter:
             )
 
     def write(self, out: Path, *, overwrite: bool = False) -> None:
-        """Write to a folder beside `out` and rename it at the end; an earlier start that was stopped is continued.
+        """Write to a folder beside `out` and rename it at the end; continue an interrupted earlier start.
 
         Args:
             out: Where the cache goes.
-            overwrite: Replace the cache that is there, and drop what an earlier start with other settings wrote.
+            overwrite: Replace an existing cache, and discard an unfinished one that had other settings.
 
         Raises:
-            ValueError: The earlier start was with other settings.
+            ValueError: The unfinished cache had other settings.
         """
         work = unfinished_folder(out)
         done = self._earlier_progress(work, overwrite=overwrite)
@@ -207,12 +207,12 @@ class CacheWriter:
             done[split] = end
             bar.update(end - first)
             if perf_counter() - saved > _SECONDS_BETWEEN_SAVES or end == len(plan.counts):
-                arrays.flush()  # before the progress file says that it is done
+                arrays.flush()  # before the progress file records it as done
                 write_json(work / _PROGRESS, {"manifest": self.manifest, "done": done})
                 saved = perf_counter()
 
     def _earlier_progress(self, work: Path, *, overwrite: bool) -> dict[str, int] | None:
-        """Sequences of each split that an earlier start has done; None if there was no earlier start."""
+        """Number of sequences of each split that an earlier start finished; None if there was none."""
         if not (work / _PROGRESS).is_file():
             return None
         try:
@@ -230,7 +230,7 @@ class CacheWriter:
 
     @torch.no_grad()
     def _rows(self, batch: Batch) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Ids, scores and the masses of the others for the rows of a batch, sequence by sequence."""
+        """Ids and scores of the kept tokens, and the mass of the others, for a batch's rows, sequence by sequence."""
         batch = batch.to(self.device)
         rows = "all" if self.manifest["positions"] == "all" else batch.masked_positions
         output = self.teacher(batch, rows=rows, project=False).over(self.manifest["vocabulary_size"])
@@ -242,7 +242,7 @@ class CacheWriter:
 
 
 def _pieces_of_logits(output: EncoderOutput) -> Iterator[Tensor]:
-    """Logits in float32, a few rows at a time; at least one piece, even if it has no rows."""
+    """Logits in float32, a few rows at a time; yields at least one piece, even without rows."""
     head = output.projection
     assert head is None or isinstance(head, Projection)
     inputs = output.logits if head is None else head.features[: head.num_rows]
@@ -255,7 +255,7 @@ def _pieces_of_logits(output: EncoderOutput) -> Iterator[Tensor]:
 
 
 def kept_shares(scores: NDArray[Any], rests: NDArray[Any], temperatures: Sequence[float]) -> NDArray[np.float64]:
-    """Return `[rows, temperatures]`, the share of the teacher's distribution that the kept tokens hold."""
+    """`[rows, temperatures]`: the share of the teacher's distribution that the kept tokens cover."""
     kept = np.stack([np.exp(scores.astype(np.float64) / each).sum(axis=-1) for each in temperatures], axis=-1)
     return kept / (kept + np.exp(rests.astype(np.float64)))
 
@@ -275,36 +275,36 @@ def cache(
     matmul_precision: str = "medium",
     overwrite: bool = False,
 ) -> None:
-    """Run the teacher of a distillation once over its data, and keep its most likely tokens and the mass of the others.
+    """Run a distillation's teacher once over the data, and keep its most likely tokens and the mass of the others.
 
-    Give the configuration of the distillation itself (--config). Then train with --model.teacher_cache FOLDER, and no
-    teacher runs. Masks must be static (data.masking.init_args.patterns). The objectives must be SoftTargetLoss,
+    Give the configuration of the distillation itself (--config). Then train with --model.teacher_cache FOLDER, which
+    runs no teacher. Masks must be static (data.masking.init_args.patterns). The objectives must be SoftTargetLoss,
     ReverseKLLoss, JensenShannonLoss, TeacherLabelLoss, or need no teacher. With several teachers, each either has a
     cache of its own (--teacher NAME) or runs. The folder holds the train split under every mask and the validation
-    split under its one.
+    split under its only one.
 
-    A row takes 4 k bytes, and 4 for each temperature (6 k for a vocabulary above 65,536; 2 k more in float32): 264
+    A row takes 4 k bytes (6 k for a vocabulary above 65,536; 2 k more in float32) plus 4 for each temperature: 264
     bytes with k = 64. There is a row for each masked token, or with positions "all" for every token: a million
     sequences of 128 tokens under 4 masks at a rate of 0.15 are 77 million rows, 20 GB. Before anything is written, the
-    command prints size, time, and which share of the teacher's distribution the k tokens hold. Of the other tokens a
-    student only learns how likely they are together. After an interruption, give the same command again to continue.
+    command prints the size, the time, and the share of the teacher's distribution that the k tokens cover. Of the other
+    tokens, a student only learns the total probability. After an interruption, run the same command to continue.
 
     Args:
-        model: The distillation; its teacher runs, and its objectives say at which temperatures and positions.
+        model: The distillation; its teacher runs, and its objectives determine the temperatures and positions.
         data: The data of the distillation.
         out: Folder to write to.
-        k: Tokens kept in a row; the size of the tokenizer keeps all, exactly if scores are float32. Logits beyond the
-            tokenizer's entries, which pad an embedding, are left out.
+        k: Tokens kept in a row; the tokenizer's size keeps all, exactly if scores are float32. Logits beyond the
+            tokenizer's entries, which come from a padded embedding, are left out.
         positions: "masked" keeps rows of the masked tokens, "all" of every token; None takes what the objectives need.
-        scores: Type of the kept logits, as differences to the largest; float16 changes them by 0.05 % at most.
+        scores: Type of the kept logits, stored as differences from the largest; float16 changes them by at most 0.05 %.
         batch_size: Sequences that the teacher sees at a time.
         device: Where the teacher runs, such as cpu or cuda; None takes a GPU if there is one.
         estimate: Print size and time, and write nothing.
-        teacher: Name of the teacher to run, if model.teacher has several; train with
-            --model.teacher_cache '{NAME: FOLDER}', and those without a cache run.
-        seed_everything: As for fit; the masks follow from it.
+        teacher: Name of the teacher to run, if model.teacher has several. Then train with
+            --model.teacher_cache '{NAME: FOLDER}'; teachers without a cache run.
+        seed_everything: As for fit; it determines the masks.
         matmul_precision: As for fit.
-        overwrite: Replace the cache that is in the folder, and nothing else.
+        overwrite: Replace a cache in the folder, and nothing else.
     """
     check_output(Path(out), overwrite=overwrite, replaces=CACHE_FILES)
     if batch_size < 1:
@@ -321,7 +321,7 @@ def cache(
     data.check_before_work("fit")
     model.check_before_work(data)
     network = _load_teacher(model, data, role)
-    # without the rows that pad the teacher's embedding, so that the cache serves students of any padding
+    # without the padding rows of the teacher's embedding, so that the cache serves students with any padding
     vocabulary_size = min(network.num_logits, data.vocabulary.size)
     if not 1 <= k <= vocabulary_size:
         raise ValueError(f"k must lie between 1 and the {vocabulary_size} entries of the vocabulary, got {k}")
@@ -382,7 +382,7 @@ def _plan(data: TextDataModule, network: MaskedLMNetwork, positions: str, batch_
     data.setup("fit")
     assert data.masking is not None and data.masking.patterns is not None
     check_network("teacher", network, data)
-    patterns: dict[Split, int] = {"train": data.masking.patterns, "validation": 1}  # evaluation has epoch 0's masks
+    patterns: dict[Split, int] = {"train": data.masking.patterns, "validation": 1}  # evaluation uses epoch 0's masks
     return {
         split: plan_split(data.datasets[split], number, positions=positions, name=split, batch_size=batch_size)
         for split, number in patterns.items()
@@ -413,7 +413,7 @@ def _summary(writer: CacheWriter) -> str:
 
 
 def _begin(settings: Namespace) -> None:
-    """Import and seed as `fit` does, before the data is made."""
+    """Import modules and seed as `fit` does, before the data module is built."""
     import_modules(settings.imports or [])
     if settings.seed_everything is not False:
         seed_all(None if settings.seed_everything is True else settings.seed_everything, verbose=False)

@@ -44,7 +44,7 @@ def export(
         checkpoint: Folder of a run, whose export is used; an exported folder; or a checkpoint, such as
             runs/demo/teacher/checkpoints/last.ckpt.
         out: Folder to write to.
-        tokenizer: Folder or Hub name; None takes the exported folder's own, or the one named in the run's config.yaml.
+        tokenizer: Folder or Hub name; None takes the exported folder's own, or the one in the run's config.yaml.
         pooling: For a sentence encoder, mean or cls, so that SentenceTransformer(folder) loads it and the ONNX file
             outputs embeddings; None takes the exported folder's setting.
         onnx: Write model.onnx too.
@@ -52,7 +52,7 @@ def export(
         openvino: Write model.onnx, and openvino_model.xml with its .bin, for Intel's OpenVINO.
         tolerance: Largest difference between a logit of torch and of a float32 file, as a share of the largest logit;
             also how far below 1 the cosine between their embeddings may be.
-        min_agreement: Smallest share of choices (at masks, of labels, of spans) on which int8 and torch must agree; None
+        min_agreement: Smallest share of choices (at masks, of labels, of spans) in which int8 agrees with torch; None
             takes 0.9. Without a head, the choices are the nearest neighbours of the texts, and None takes 0.8.
         min_cosine: Without a head, the smallest mean cosine between int8's and torch's embeddings.
         check_on: Texts to compare on: a text file with one text a line, or a table (JSONL, CSV, Parquet, ...) with

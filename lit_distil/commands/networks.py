@@ -146,7 +146,7 @@ def sentence_format_of(name: str | Path, pooling: str | None = None) -> Sentence
 
 
 def writable_sentence_format(name: str | Path, pooling: str | None = None) -> SentenceFormat | None:
-    """Like `sentence_format_of`, for a folder to write: an unsupported setting of the old folder is printed and left out.
+    """`sentence_format_of` for a folder to write: an unsupported setting of the old folder is reported and left out.
 
     Raises:
         ValueError: `pooling` is not supported.

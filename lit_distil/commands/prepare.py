@@ -43,33 +43,33 @@ def prepare(
 ) -> None:
     """Tokenise the splits of a source into folders of shards, once for any number of runs.
 
-    An interrupted run continues with the first shard that is not whole. The files are the same to the last byte
-    whatever the backend and the number of processes. To train on them:
+    An interrupted run continues at the first incomplete shard. The files are identical, byte for byte, for any backend
+    and number of processes. To train on them:
     `data.source: {class_path: lit_distil.data.PreparedCorpus, init_args: {folder: ...}}`.
 
     Args:
         source: Where the text comes from.
         tokenizer: Folder or Hub name of the tokenizer.
         out: Folder to write to, with a folder for each split.
-        splits: Which splits; None takes those that the source has.
+        splits: Which splits; None takes all that the source has.
         num_processes: Processes that tokenise; None is one for each core of the machine or cluster.
-        backend: Where the processes are: on this machine (loky), or on a Ray or Dask cluster, whose nodes have
+        backend: Where the processes run: on this machine (loky), or on a Ray or Dask cluster, whose nodes have
             lit_distil installed.
         address: Address of the cluster; None takes `RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS`, or starts a cluster on
             this machine.
-        shard_characters: A shard ends with the document by which it has this many characters; it is held in memory
-            until then. A sequence never crosses a shard boundary.
+        shard_characters: A shard ends after the document that brings it to this many characters; until then it is held
+            in memory. A sequence never crosses a shard boundary.
         filters: Which documents to leave out.
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
-        verify: Whether to read everything again at the end and compare it with its sha256.
-        format: Also make the sequences of this input format, so that the first run with it starts at once.
-        max_length: Most tokens of a sequence, for the format.
-        seed: Seed of the sequences, for the format: the seed of the run that will use them (only pairs are random).
-        overwrite: Replace corpora in the folder that were made of something else.
+        verify: Whether to read everything again at the end and check it against its sha256.
+        format: Also build the sequences of this input format, so that the first run with it starts at once.
+        max_length: With format: most tokens of a sequence.
+        seed: With format: the seed of the run that will use the sequences (only pairs are random).
+        overwrite: Replace corpora in the folder that were made from another source or with other settings.
     """
     if format is not None:
         format.check_length(max_length)
-    for split in splits or SPLITS:  # before the first of them is tokenised
+    for split in splits or SPLITS:  # before any is tokenised
         source.check(split)
     loaded = load_tokenizer(tokenizer, revision=tokenizer_revision)
     found = 0
@@ -100,7 +100,7 @@ def prepare(
 
 
 def run(arguments: list[str]) -> None:
-    """Parse the arguments and prepare."""
+    """Parse the arguments and prepare the corpora."""
 
     def check(settings: Namespace) -> None:
         if settings.address and not any(argument.partition("=")[0] == "--address" for argument in arguments):
@@ -113,7 +113,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _summary(folder: Path, filters: DocumentFilters) -> str:
-    """What a corpus holds, in a line."""
+    """The size of a corpus in one line."""
     manifest = Manifest.read(folder)
     dropped = filters.describe(manifest.dropped)
     left_out = f", left out: {dropped}" if dropped else ""

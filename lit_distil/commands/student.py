@@ -40,15 +40,15 @@ def student(
 
     Args:
         teacher: Folder or Hub name of an encoder, with its tokenizer. Without a trained masked-LM head, the student
-            gets none either.
+            has none either.
         student: How to make the student, such as EveryOther, Narrower or CrossArchitecture.
         out: Folder to write to; plain transformers loads it.
         data: Text to compare teacher and student on (source, format, masking, tokenizer); None compares nothing.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
-        freeze_positions: Show the position embeddings as frozen, like a run with model.freeze_positions; the folder
-            does not remember it.
+        freeze_positions: Show the position embeddings as frozen, as in a run with model.freeze_positions; this is not
+            stored in the folder.
         all_tensors: Also print a line for each tensor.
-        seed: Seed of the tensors that are new.
+        seed: Seed for initialising new tensors.
         overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
     check_output(Path(out), overwrite=overwrite)
@@ -97,7 +97,7 @@ def _check(
     *,
     freeze_positions: bool,
 ) -> None:
-    """The checks that a distillation makes before work: without weights, and before a document is read."""
+    """The checks that a distillation makes up front, which load no weights and read no documents."""
     _, has_head = teacher_config(teacher, revision, "masked_lm")
     if not has_head:
         _refuse_comparison(teacher, data)
@@ -143,7 +143,7 @@ def _compare(teacher: MaskedLMNetwork, student: MaskedLMNetwork, data: TextDataM
 
 
 def _size(model: PreTrainedModel) -> str:
-    """Parameters and the memory they take, tied ones counted once."""
+    """Number of parameters and their memory, tied ones counted once."""
     config, num_bytes = model.config, model.get_memory_footprint(return_buffers=False)
     return (
         f"{model.num_parameters():>13,} parameters  {num_bytes / 1e6:>9,.1f} MB  {config.model_type}, "
@@ -153,9 +153,9 @@ def _size(model: PreTrainedModel) -> str:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Means over the masked tokens: cross-entropies in nats, and shares of tokens that are predicted right.
+    """Means over the masked tokens: cross-entropies in nats, and the shares predicted correctly.
 
-    `agreement` is the share for which both predict the same; `kl` is KL(teacher‖student) at temperature 1, in nats.
+    `agreement` is the share with the same prediction from both; `kl` is KL(teacher‖student) at temperature 1, in nats.
     """
 
     num_masked: int
@@ -171,12 +171,12 @@ class PairScores:
 def compare(
     teacher: MaskedLMNetwork, student: MaskedLMNetwork, batches: Iterable[Batch], *, num_entries: int | None = None
 ) -> PairScores:
-    """Scores of both networks on the same masked batches; sets both to eval mode.
+    """Compare both networks on the same masked batches, on one device; sets both to eval mode.
 
     Args:
-        teacher: With as many logits as the student, unless `num_entries` is given.
-        student: On the same device as the teacher and the batches.
-        batches: Masked; one without a masked token adds nothing.
+        teacher: Must have as many logits as the student, unless `num_entries` is given.
+        student: The student.
+        batches: Batches without masked tokens are skipped.
         num_entries: Entries of the vocabulary to compare; None takes all logits.
 
     Raises:

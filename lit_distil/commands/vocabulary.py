@@ -102,7 +102,7 @@ def vocabulary(
         Sizes before and after, and where each entry came from.
 
     Raises:
-        ValueError: Neither text nor words are given, a file is missing, a word cannot be an entry, or the size is invalid.
+        ValueError: Neither text nor words are given, a file is missing, or a word or the size is invalid.
     """
     check_output(Path(out), overwrite=overwrite)
     documents, (words, places) = _documents(keep_from), _words(add)

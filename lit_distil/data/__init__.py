@@ -1,7 +1,7 @@
 """Text to flat batches: sources, formats, masking strategies, batching, and the data module over them.
 
-A name is imported when it is first used. So a worker process that only tokenises text does not import torch, Lightning
-and transformers, which take seconds to load.
+Names are imported when they are first used, so that a worker process that only tokenises text does not import torch,
+Lightning and transformers, which take seconds to load.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the names for type checkers and the documentation
+if TYPE_CHECKING:  # for type checkers and the documentation
     from lit_distil.data.batching import EvalLoader as EvalLoader
     from lit_distil.data.batching import TrainLoader as TrainLoader
     from lit_distil.data.corpus.corpus import TokenCorpus as TokenCorpus

@@ -1,8 +1,8 @@
 """From sequences to batches: which sequences each step, rank and accumulated micro-batch gets.
 
-A run is a function of its step. The order of samples is one permutation for each epoch, end to end. Step s takes the
-next `batch_size` samples, and each rank and accumulated micro-batch gets its share of them. Nothing is remembered, so a
-run resumed at any step continues as if it had never stopped, and another number of ranks sees the same batches.
+A run is a function of its step. The order of samples is one permutation per epoch, one epoch after the other. Step s
+takes the next `batch_size` samples, divided among ranks and accumulated micro-batches. No state is kept, so a run
+resumed at any step continues as if it had never stopped, and another number of ranks sees the same batches.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.types import Batch
 
 WORKER_TIMEOUT = 300.0
-"""Seconds that a run waits for its workers by default; a batch takes them milliseconds."""
+"""Seconds that a run waits for its workers by default; they need milliseconds for a batch."""
 
-# what a system may have too little of, and how torch and Python say so where they give no number
+# resources that a system may run out of, and the messages of torch and Python if they give no error number
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.ENOSYS}
 _SCARCE_TEXTS = ("Too many open files", "can't start new thread", "unable to")
 
 
 class TrainLoader:
-    """Endless micro-batches of one rank, starting at whatever step the run is at.
+    """Endless micro-batches of one rank, starting at the run's current step.
 
     It has no state: each iteration asks `first_step` and starts there. `len` is the number of micro-batches in an
     epoch, after which the Trainer stops by itself. Without a Trainer, use `itertools.islice(loader, len(loader))`.
@@ -51,20 +51,20 @@ class TrainLoader:
     Args:
         dataset: The samples.
         batch_size: Sequences of one optimizer step, over all ranks and accumulated micro-batches.
-        rank: Which of the ranks this is.
+        rank: Number of this rank.
         world_size: Number of ranks.
         accumulate: Micro-batches of a rank in one optimizer step.
         seed: Seed of the order.
-        num_workers: Processes that make batches ahead; 0 makes them in this process.
-        pin_memory: Whether batches are put in page-locked memory.
-        worker_timeout: Seconds to wait for a step from the workers; 0 waits for ever.
+        num_workers: Processes that prepare batches in advance; 0 makes them in this process.
+        pin_memory: Whether to put batches in page-locked memory.
+        worker_timeout: Seconds to wait for a step from the workers; 0 waits forever.
         shuffle: Whether the order is random.
-        first_step: Gives the number of optimizer steps done so far.
-        batch_tokens: Tokens of one optimizer step, in place of `batch_size` sequences (`TokenPlan`); a `StepValue` for
+        first_step: Returns the number of optimizer steps done so far.
+        batch_tokens: Tokens of one optimizer step, instead of `batch_size` sequences (`TokenPlan`); a `StepValue` for
             a batch that grows.
-        length_window: Group sequences of similar length into steps, within this many steps' sequences at a time
+        length_window: Group sequences of similar length into steps, within windows of this many steps
             (`LengthGroupedOrder`); None leaves the order as it is.
-        pad_to_multiple_of: What networks round tokens up to (`Batch.pad_to_multiple_of`).
+        pad_to_multiple_of: The multiple that networks pad the tokens to (`Batch.pad_to_multiple_of`).
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class TrainLoader:
         self._steps = _Steps(dataset, self.plan, rank, world_size, accumulate, pad_to_multiple_of)
 
     def __len__(self) -> int:
-        """Micro-batches of this rank in one epoch."""
+        """Number of micro-batches of this rank in one epoch."""
         return self.plan.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
@@ -114,34 +114,34 @@ class TrainLoader:
             yield from batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty; that this method exists tells Lightning that an epoch can be resumed in its middle."""
+        """Empty; Lightning takes its existence as a sign that an epoch can be resumed in the middle."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load: the position follows from `first_step`."""
+        """Do nothing: the position follows from `first_step`."""
 
 
 class EvalLoader:
     """Every sample exactly once over all ranks, in the same number of batches on each rank, with the masks of epoch 0.
 
     Nothing is padded or repeated, so sums over the ranks are sums over the data. 1, 2, 4 and 8 ranks make the same
-    batches, and so the same rounding errors: their results are equal to the last digit, unless there are fewer than 8
-    samples.
+    batches and so have the same rounding errors: their results are equal to the last digit, unless there are fewer than
+    8 samples.
 
     Args:
         dataset: The samples.
-        batch_size: Most sequences in a batch of one rank. A batch may have one more, so that each of 8 ranks could have
-            the same number of batches. Sizes differ by one if the data does not divide evenly.
-        rank: Which of the ranks this is.
+        batch_size: Most sequences in a batch of one rank. A batch may have one more, because the data is divided so
+            that each of 8 ranks could have the same number of batches. Sizes differ by one if it divides unevenly.
+        rank: Number of this rank.
         world_size: Number of ranks.
-        num_workers: Processes that make batches ahead; 0 makes them in this process.
-        pin_memory: Whether batches are put in page-locked memory.
-        worker_timeout: Seconds to wait for a batch from the workers; 0 waits for ever.
-        pad_to_multiple_of: What networks round tokens up to (`Batch.pad_to_multiple_of`).
-        sort_by_length: Whether to sort by length, longest first, so that what does not fit in memory fails at once.
+        num_workers: Processes that prepare batches in advance; 0 makes them in this process.
+        pin_memory: Whether to put batches in page-locked memory.
+        worker_timeout: Seconds to wait for a batch from the workers; 0 waits forever.
+        pad_to_multiple_of: The multiple that networks pad the tokens to (`Batch.pad_to_multiple_of`).
+        sort_by_length: Whether to sort by length, longest first, so that running out of memory shows at once.
 
     Raises:
-        ValueError: If there are fewer samples than ranks.
+        ValueError: There are fewer samples than ranks.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class EvalLoader:
                 f"{len(dataset)} devices, or more data"
             )
         order = np.argsort(-dataset.lengths, kind="stable") if sort_by_length else None
-        multiple = 8 if 8 % world_size == 0 and len(dataset) >= 8 else world_size  # 1, 2, 4 and 8 ranks cut alike
+        multiple = 8 if 8 % world_size == 0 and len(dataset) >= 8 else world_size  # the same for 1, 2, 4 and 8 ranks
         # at least one sample in every batch, and the same number of batches for every rank
         num_rounds = min(math.ceil(len(dataset) / (multiple * batch_size)), len(dataset) // multiple)
         self._batches = _FixedBatches(dataset, multiple * num_rounds, order, rank, world_size, pad_to_multiple_of)
@@ -174,7 +174,7 @@ class EvalLoader:
         self._loading: dict[str, Any] = {"pin_memory": pin_memory, "timeout": worker_timeout}
 
     def __len__(self) -> int:
-        """Batches of this rank, the same number on every rank."""
+        """Number of batches of this rank, the same on every rank."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -188,7 +188,7 @@ class _Steps(Dataset):
         self, dataset: SequenceDataset, plan: Plan, rank: int, world_size: int, accumulate: int, multiple: int
     ) -> None:
         self.dataset, self.plan, self.multiple = dataset, plan, multiple
-        # one rank with 4 micro-batches, two with 2 and four with 1 cut a step in the same way
+        # one rank with 4 micro-batches, two with 2 and four with 1 divide a step in the same way
         self.shares = range(rank * accumulate, (rank + 1) * accumulate)
         self.num_shares = world_size * accumulate
 
@@ -203,7 +203,7 @@ class _Steps(Dataset):
 
 
 def _filled(batch: Batch, multiple: int) -> Batch:
-    """The batch, which networks will round up to this, as they will its readings."""
+    """Set the multiple that networks pad the tokens to, for the batch and its readings."""
     for each in (batch, *batch.readings.values()):
         each.pad_to_multiple_of = multiple
     return batch
@@ -216,9 +216,9 @@ class _FixedBatches(Dataset):
         self, dataset: SequenceDataset, num_batches: int, order: Ints | None, rank: int, world_size: int, multiple: int
     ) -> None:
         self.dataset, self.multiple = dataset, multiple
-        self.order = order  # None is the data's own order, which needs no memory
+        self.order = order  # None: the data's own order, which needs no memory
         self.numbers = range(rank, num_batches, world_size)
-        # if it does not divide evenly, the first batches have one more
+        # if the data does not divide evenly, the first batches have one sample more
         self.size, self.num_larger = divmod(len(dataset), num_batches)
 
     def __len__(self) -> int:
@@ -235,17 +235,17 @@ class _FixedBatches(Dataset):
 
 @dataclass(frozen=True)
 class _Parcel:
-    """An item of a data set as bytes, or the error that came instead of it."""
+    """An item of a dataset as bytes, or the error raised instead."""
 
     content: bytes
     error: Exception | SystemExit | None = None
 
     def open(self) -> Any:
-        """The item."""
+        """Unpickle the item."""
         return pickle.loads(self.content)
 
     def pin_memory(self) -> Any:
-        """The item in page-locked memory; the DataLoader calls it in a thread."""
+        """Put the item in page-locked memory; the DataLoader calls this in a thread."""
         if self.error is not None:
             return self
         item = self.open()
@@ -253,10 +253,10 @@ class _Parcel:
 
 
 class _Packed(Dataset):
-    """A data set whose items are parcels.
+    """A dataset whose items are parcels.
 
-    A DataLoader would send every tensor through a shared memory file of its own. A container may have little shared
-    memory, and a process may have few files open. A worker that runs out of either sends nothing and goes on waiting.
+    A DataLoader would send every tensor through its own shared memory file. A container may have little shared memory,
+    and a process may open only so many files. A worker that runs out of either sends nothing, and the loader waits.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -265,13 +265,13 @@ class _Packed(Dataset):
     def __getitem__(self, index: int) -> _Parcel:
         try:
             item = self.dataset[index]
-        except (Exception, SystemExit) as error:  # torch would say of an exit that memory may have run out
+        except (Exception, SystemExit) as error:  # torch would explain an exit by a lack of memory
             place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
             is_ours = isinstance(error, ValueError) and place.is_relative_to(Path(__file__).parents[1])
             if is_ours or isinstance(error, OSError):
                 return _Parcel(b"", error)
             if (message := piece_that_raised(error)) is None:
-                raise  # torch sends its traceback, which is needed
+                raise  # torch sends the traceback, which is needed
             refusal = ValueError(message)
             refusal.add_note("".join(traceback.format_exception(error)))
             return _Parcel(b"", refusal)
@@ -281,18 +281,18 @@ class _Packed(Dataset):
 
 
 class _ByValue(pickle.Pickler):
-    """Writes tensors as arrays of numpy, which is many times faster than torch's own format."""
+    """Pickles tensors as numpy arrays, which is many times faster than torch's own format."""
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:  # numpy has no such type
+        if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:  # numpy has no bfloat16
             return torch.from_numpy, (value.numpy(),)
         return NotImplemented
 
 
 class _Watchdog(threading.Thread):
-    """Kills the workers once the training process has waited `seconds` for them, which torch's handler then reports.
+    """Kills the workers if the training process waits longer than `seconds` for them; torch's handler reports it.
 
-    A DataLoader's own timeout ends no wait for the rest of an item of which a part has come.
+    A DataLoader's own timeout does not apply once part of an item has arrived.
     """
 
     def __init__(self, workers: list[Any], seconds: float) -> None:
@@ -303,15 +303,15 @@ class _Watchdog(threading.Thread):
         self._is_over = threading.Event()
 
     def run(self) -> None:
-        """Look now and then."""
+        """Check from time to time."""
         while not self._is_over.wait(min(self.seconds / 4, 5.0)):
             since = self.waiting_since
             if since is not None and perf_counter() - since > self.seconds:
                 self.has_bitten = True
                 for worker in self.workers:
-                    worker.kill()  # one that hangs does not end when it is asked to
+                    worker.kill()  # a hanging worker ignores a request to end
                 break
-        while self.has_bitten and not self._is_over.wait(1.0):  # the kernel may have told another thread
+        while self.has_bitten and not self._is_over.wait(1.0):  # the kernel may have notified another thread
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
 
     def stop(self) -> None:
@@ -322,10 +322,9 @@ class _Watchdog(threading.Thread):
 def _load(
     dataset: Dataset, indices: Iterable[int], *, num_workers: int, pin_memory: bool, timeout: float
 ) -> Iterator[Any]:
-    """The items of a data set at these indices, in order, made by worker processes that end with the iteration.
+    """The dataset's items at these indices, in order, made by worker processes that end with the iteration.
 
-    Raises:
-        OSError: The workers cannot be started, or send nothing for `timeout` seconds.
+    Workers that cannot be started, or send nothing for `timeout` seconds, are an OSError.
     """
     loader = DataLoader(
         _Packed(dataset) if num_workers else dataset,
@@ -334,13 +333,13 @@ def _load(
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=end_with_parent,
-        generator=torch.Generator(),  # a loader draws a seed; taken from the global one, it would change dropout
+        generator=torch.Generator(),  # a loader draws a seed; from the global generator it would change dropout
     )
     if not num_workers:
         yield from loader
         return
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL:
-        # Lightning takes torch's handler away at the end of a run, and torch believes that it is still there
+        # Lightning removes torch's handler at the end of a run, but torch believes that it is still there
         signal_handling._SIGCHLD_handler_set = False
     iterator: Any = None
     watchdog = _Watchdog([], timeout)
@@ -380,15 +379,14 @@ def _load(
 
 
 def _is_scarcity(error: Exception) -> bool:
-    """Whether the system has too little of what worker processes need."""
+    """Whether the system ran out of something that worker processes need."""
     return getattr(error, "errno", None) in _SCARCE or str(error).startswith(_SCARCE_TEXTS)
 
 
 def num_shares(world_size: int, accumulate: int, batch_size: int | None) -> int:
-    """How many micro-batches an optimizer step has on all ranks; `batch_size` is None where a step counts tokens.
+    """Number of micro-batches of an optimizer step over all ranks; `batch_size` must be divisible by it.
 
-    Raises:
-        ValueError: The step's sequences do not divide into as many.
+    `batch_size` is None if a step counts tokens.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate_grad_batches must be at least 1, got {accumulate}")

@@ -1,6 +1,6 @@
-"""Compiling loops with numba: how it is done, where the result is kept, and telling the user when it happens.
+"""Compiling loops with numba: how it is done, where the result is cached, and telling the user when it happens.
 
-Importing numba takes a third of a second. So only the two `kernels` files import this one, and they are imported inside
+Importing numba takes a third of a second, so only the two `kernels` files import this one, and they are imported inside
 the functions that call them.
 """
 
@@ -20,11 +20,11 @@ from lit_distil.files import default_cache_dir
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled for the types that it is called with; it runs without the interpreter's lock.
+    """Compile a function for the types that it is called with; it then runs without holding the GIL.
 
-    What is compiled is kept beside the code. If the code's folder is read-only, it is kept in `$LIT_DISTIL_CACHE` (or
-    `~/.cache/lit_distil`), and if that is read-only too, each process compiles for itself. `$NUMBA_CACHE_DIR` comes
-    before both.
+    The result is cached beside the code. If that folder is read-only, it is cached in `$LIT_DISTIL_CACHE` (or
+    `~/.cache/lit_distil`), and if that is read-only too, each process compiles for itself. `$NUMBA_CACHE_DIR` has
+    priority over both.
     """
     dispatcher: Any = njit(function, nogil=True)
     settings: Any = config
@@ -33,7 +33,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         settings.CACHE_DIR = str(default_cache_dir() / "kernels")
     try:
         dispatcher._cache = _Cache(function)
-    except (RuntimeError, OSError):  # numba finds no folder that it can write to
+    except (RuntimeError, OSError):  # numba finds no writable folder
         _Notice.keeps = False
     finally:
         settings.CACHE_DIR = given
@@ -41,14 +41,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Cache(FunctionCache):
-    """numba's files of one compiled loop. A full disk or a damaged file costs another compilation, never the run."""
+    """numba's cache files of one loop. A full disk or a damaged file costs another compilation, never the run."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # reading a damaged pickle may raise anything
             with suppress(OSError):
-                self.flush()  # forget what is there, or the damaged file would stay for ever
+                self.flush()  # otherwise the damaged file would stay forever
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -57,7 +57,7 @@ class _Cache(FunctionCache):
 
 
 class _Notice(event.Listener):
-    """Says once that a loop of this package is being compiled. Loading a compiled loop from disk is no such event."""
+    """Says once that a loop of this package is being compiled; loading a compiled loop from disk does not count."""
 
     is_given = False
     keeps = True
@@ -77,7 +77,7 @@ class _Notice(event.Listener):
                 )
 
     def on_end(self, event: event.Event) -> None:
-        """Nothing to say."""
+        """Say nothing."""
 
 
 event.register("numba:compile", _Notice())

@@ -36,14 +36,14 @@ from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
 
-_MOST_COMPARED = 100_000_000  # tokens; a second
+_MOST_COMPARED = 100_000_000  # tokens; takes a second
 
 
 class TextDataModule(LightningDataModule):
     """Text to flat batches.
 
-    Give `format` and `masking` for pretraining and distillation, which read documents, or `task` for fine-tuning, which
-    reads labelled rows.
+    For pretraining and distillation, which read documents, give `format` and `masking`. For fine-tuning, which reads
+    labelled rows, give `task`.
 
     Args:
         tokenizer: Folder or Hub name of the tokenizer, or a loaded one.
@@ -56,29 +56,29 @@ class TextDataModule(LightningDataModule):
         eval_batch_size: Sequences in an evaluation batch of one rank.
         max_eval_sequences: Most sequences (or labelled rows) of a split to evaluate on, evenly spread over it; None
             evaluates on all.
-        validation_share: Share of the labelled training rows to hold out, from each class alike, if the source has no
-            validation rows; 0 holds out none.
+        validation_share: Share of the labelled training rows to hold out, the same from each class, if the source has
+            no validation rows; 0 holds out none.
         num_workers: Processes that make batches; 0 makes them in the training process.
         seed: Seed of order and masks; None takes the run's (`seed_everything`).
         tokenizer_revision: Commit, tag or branch of the tokenizer on the Hub.
         cache_dir: Where to keep tokenised corpora; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
-        batch_tokens: Tokens in an optimizer step, in place of `batch_size` sequences. This keeps steps comparable
+        batch_tokens: Tokens in an optimizer step, instead of `batch_size` sequences. This keeps steps comparable
             between formats (RoBERTa, section 4.2). A step differs from it by less than one sequence. With a class of
-            `lit_distil.schedules` the batch grows over the steps; micro-batches grow with it, since their number stays,
-            and every epoch has as many steps as the first.
-        length_window: Group sequences of similar length into steps, within this many steps' sequences at a time; None
-            leaves the order random.
+            `lit_distil.schedules` the batch grows over the steps: micro-batches grow too, since their number stays the
+            same, and every epoch has as many steps as the first.
+        length_window: Group sequences of similar length into steps, within windows of this many steps; None leaves the
+            order random.
         filters: Which documents of a corpus to leave out; None keeps all.
-        num_processes: Processes that tokenise a corpus which is not in the cache; None is one for each core.
+        num_processes: Processes that tokenise a corpus that is not in the cache; None is one for each core.
         verify_corpus: Compare every file of a corpus with its sha256 before the run, which reads all of it. Otherwise
             only the sizes are compared.
-        worker_timeout: Seconds to wait for a batch from the processes of `num_workers`, after which the run ends; 0
-            waits for ever.
-        pad_to_multiple_of: Networks round the tokens of a micro-batch up to a multiple of this, by sequences that count
-            nothing, so that kernels meet few shapes; 1 adds nothing. See "Few shapes" in the documentation. Evaluation
-            takes 8 at most.
-        eval_masking: Which positions to predict in evaluation, the same for all recipes unless it is set: None is 15 %
-            of the tokens, all equally likely, 80/10/10; "as_training" takes `masking`. Without `masking` none are.
+        worker_timeout: Seconds to wait for a batch from the processes of `num_workers` before the run ends; 0 waits
+            forever.
+        pad_to_multiple_of: Networks pad the tokens of a micro-batch to a multiple of this, with sequences that do not
+            count, so that kernels meet few shapes; 1 adds nothing. See "Few shapes" in the documentation. Evaluation
+            uses 8 at most.
+        eval_masking: Which positions to predict in evaluation, the same for all recipes unless you set it: None masks
+            15 % of the tokens, all equally likely, 80/10/10; "as_training" uses `masking`. Without `masking` none are.
     """
 
     def __init__(
@@ -151,9 +151,9 @@ class TextDataModule(LightningDataModule):
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.datasets: dict[str, SequenceDataset] = {}
         self.allows_other_data = False
-        """Whether a run may go on from a checkpoint of a run on other training data or teachers (`--allow_changes`)."""
+        """Whether a run may continue from a checkpoint with other training data or teachers (`--allow_changes`)."""
         self.readers: dict[str, PreTrainedTokenizerBase] = {}
-        """Tokenizers of teachers that read the same texts in their own tokens, by the teachers' names."""
+        """By teacher: its tokenizer, if the teacher reads the same texts in its own tokens."""
         self._content: str | None = None
         self._tokenizer, self._tokenizer_revision = tokenizer, tokenizer_revision
         if pad_to_multiple_of > max(2 * (self.step_capacity + max_length), 8):
@@ -169,10 +169,10 @@ class TextDataModule(LightningDataModule):
 
         Args:
             command: The command that will run, `fit`, `validate`, ...; None takes the trainer's.
-            has_tokenizer: Whether the tokenizer exists; otherwise it is trained on the text first.
+            has_tokenizer: Whether the tokenizer exists; if not, it is trained on the text first.
 
         Raises:
-            ValueError: A file or the tokenizer is not there, or `max_length` leaves no room for text.
+            ValueError: A file or the tokenizer is missing, or `max_length` leaves no room for text.
         """
         if self.format is not None:
             self.format.check_length(self.max_length)
@@ -185,14 +185,14 @@ class TextDataModule(LightningDataModule):
         elif has_tokenizer:
             _ = self.tokenizer
 
-    # Prepare: once on each node, before the ranks go on
+    # Prepare: once on each node, before the ranks continue
 
     def prepare_data(self) -> None:
-        """Download, read and tokenise whatever the running command needs and is not in the cache yet.
+        """Download, read and tokenise whatever the running command needs and the cache lacks.
 
         Raises:
-            ValueError: A check before work fails (in the module of the trainer, too), the train split has no
-                documents, or a corpus cannot be prepared or fetched.
+            ValueError: A check before work fails (also in the trainer's module), the train split has no documents, or a
+                corpus cannot be prepared or fetched.
         """
         if self.task is None and not isinstance(self.source, PreparedCorpus):
             check_writable(default_cache_dir(self.cache_dir), "data.cache_dir")
@@ -203,12 +203,12 @@ class TextDataModule(LightningDataModule):
                 self._prepare_documents(split)
             else:
                 assert isinstance(self.source, RowSource)
-                next(iter(self.source.rows(split)), None)  # a source that downloads rows does it here, once
+                next(iter(self.source.rows(split)), None)  # a source that downloads rows does so here, once
         if self.task is None:
             self._warn_of_shared_documents()
 
     def _check_module(self) -> None:
-        """Let the trainer's module compare its networks with the data, and say which teachers read it on their own."""
+        """Let the trainer's module compare its networks with the data, and find teachers with their own tokenizer."""
         check_module = getattr(self.trainer and self.trainer.lightning_module, "check_before_work", None)
         if check_module is not None:
             check_module(self)
@@ -228,12 +228,12 @@ class TextDataModule(LightningDataModule):
                     raise ValueError("data.source: the train split has no documents; check the files and their content")
                 if corpus is None:
                     rank_zero_info(f"data.source: the {split} split has no documents, so there is no {split}")
-        if folder is not None and holds_corpus(folder):  # that of the data's own tokenizer
-            # makes the table of sequences and compiles the batching code, which the ranks then load
+        if folder is not None and holds_corpus(folder):  # the folder of the data's own tokenizer
+            # makes the sequence table and compiles the batching code, which the ranks then load
             self._sequences(split, TokenCorpus.load(folder, verify=self.verify_corpus))
 
     def _warn_of_shared_documents(self) -> None:
-        """Warn of documents that are evaluated and trained on, in a corpus that is small enough to look at."""
+        """Warn about documents that are both evaluated and trained on, if the corpus is small enough to compare."""
         folders = {split: self._corpus_folder(split, fetch=False) for split in self._splits()}
         corpora = {split: TokenCorpus.load(at) for split, at in folders.items() if at is not None and holds_corpus(at)}
         train = corpora.pop("train", None)
@@ -253,7 +253,7 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the splits that the running command needs."""
-        self._check_module()  # where another rank prepared the data
+        self._check_module()  # needed if another rank prepared the data
         missing = [split for split in self._splits() if split not in self.datasets]
         if self.task is None:
             for split in missing:
@@ -281,14 +281,14 @@ class TextDataModule(LightningDataModule):
             self._content = _content_of(self.datasets["train"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: a hash of the training data."""
+        """What a checkpoint stores: a hash of the training data."""
         return {} if self._content is None else {"train": self._content}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare the training data with that of the checkpoint's run.
 
         Raises:
-            ValueError: It is not the same, although its settings are.
+            ValueError: The data differs, although its settings are the same.
         """
         if not self.allows_other_data and self._content not in (None, state_dict.get("train", self._content)):
             raise ValueError(
@@ -322,15 +322,15 @@ class TextDataModule(LightningDataModule):
     def _unread_sequences(
         self, split: Split, corpus: TokenCorpus, vocabulary: Vocabulary, masking: MaskingStrategy | None
     ) -> MaskedSequences:
-        """Sequences of one tokenizer."""
+        """The sequences in one tokenizer's tokens, without readings."""
         format = self._shared_format()
         assert format is not None
         seed = self.seed if split == "train" else 0
-        masking = copy.deepcopy(masking)  # each split binds its own token counts
+        masking = copy.deepcopy(masking)  # each split has its own token counts
         if masking is not None:
             masking.bind(corpus.token_counts)
             if split != "train" and masking.patterns is None:
-                masking.patterns = 1  # evaluation has the masks of epoch 0 only, which a cached teacher is asked for
+                masking.patterns = 1  # evaluation uses only the masks of epoch 0; a cached teacher needs them
         dataset = MaskedSequences(
             corpus,
             open_table(corpus, format, self.max_length, seed, cache_dir=default_cache_dir(self.cache_dir)),
@@ -349,19 +349,19 @@ class TextDataModule(LightningDataModule):
         return self.eval_masking or TokenMasking()
 
     def _shared_source(self) -> DocumentSource:
-        """The documents, as far as all tokenizers that read them find tokens."""
+        """The documents, reduced to the units in which every tokenizer that reads them finds tokens."""
         assert isinstance(self.source, DocumentSource)
         readers = [*self.readers.values()]
         return SharedTexts(self.source, [self.tokenizer, *readers]) if readers else self.source
 
     def _shared_format(self) -> SequenceFormat | None:
-        """The format; where several tokenizers read, the one that gives each text one sequence."""
+        """The format; with several tokenizers, the one that makes one sequence of each text."""
         return LinePerSequence(keep_rest=False) if self.readers else self.format
 
     def _corpus_folder(
         self, split: Split, *, fetch: bool, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Path | None:
-        """Folder of the tokenised split, named after everything that it depends on; None if there is no such split."""
+        """Folder of the tokenised split, named by a hash of what it depends on; None if there is no such split."""
         tokens, cache_dir = tokenizer_hash(tokenizer or self.tokenizer), default_cache_dir(self.cache_dir)
         source = self._shared_source()
         if isinstance(source, PreparedCorpus):
@@ -371,7 +371,7 @@ class TextDataModule(LightningDataModule):
         return cache_dir / "corpora" / hash_values(key)[:24]
 
     def _splits(self, command: str | None = None) -> list[Split]:
-        """The splits that a command, or else the running one, needs; all of them if there is no trainer."""
+        """The splits that a command (None: the running one) needs; all of them if there is no trainer."""
         needed: dict[str | None, list[Split]] = {
             "fit": ["train", "validation"],
             "validate": ["validation"],
@@ -381,7 +381,7 @@ class TextDataModule(LightningDataModule):
         return needed.get(command or self._command(), list(SPLITS))
 
     def _command(self) -> str | None:
-        """`fit`, `validate`, `test` or `predict`; None if there is no trainer, or it does nothing."""
+        """`fit`, `validate`, `test` or `predict`; None if there is no trainer, or it is idle."""
         function = None if self.trainer is None else self.trainer.state.fn
         return None if function is None else str(getattr(function, "value", function))
 
@@ -413,7 +413,7 @@ class TextDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
-        """Every validation sample once; `fit` goes on without if the source has no validation split."""
+        """Every validation sample once; empty if the source has no validation split."""
         is_optional = self._command() == "fit"
         return [] if is_optional and "validation" not in self.datasets else self._eval_loader("validation")
 
@@ -458,10 +458,10 @@ class TextDataModule(LightningDataModule):
             )
         return self.datasets[split]
 
-    # Identity and vocabulary: what modules ask for
+    # Identity and vocabulary: what modules need
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Everything that the masked sequences of a split depend on, as plain values that JSON can hold."""
+        """Everything that the masked sequences of a split depend on, as plain JSON values."""
         is_train = split == "train"
         return {
             "corpus_version": CORPUS_VERSION,
@@ -482,7 +482,7 @@ class TextDataModule(LightningDataModule):
 
     @property
     def step_capacity(self) -> int:
-        """Most tokens of an optimizer step: its budget, or `batch_size` sequences of full length."""
+        """Most tokens of an optimizer step: its budget, or `batch_size` sequences of maximum length."""
         most = None if self.batch_tokens is None else round(extremes_of(self.batch_tokens)[1])
         return most or self.batch_size * self.max_length
 
@@ -499,10 +499,10 @@ class TextDataModule(LightningDataModule):
     def check_same_vocabulary(
         self, other: str | PreTrainedTokenizerBase, revision: str | None = None, *, role: str = "teacher"
     ) -> None:
-        """Compare the vocabulary with that of a teacher, or of a student, entry by entry.
+        """Compare the vocabulary with that of a teacher or a student, entry by entry.
 
         Args:
-            other: Its tokenizer, or the folder or Hub name where it is.
+            other: The other tokenizer, or the folder or Hub name where it is.
             revision: Commit, tag or branch on the Hub.
             role: What the network is, "teacher" or "student".
 
@@ -516,10 +516,10 @@ class TextDataModule(LightningDataModule):
     def shared_entries(
         self, teacher: str | PreTrainedTokenizerBase, revision: str | None = None
     ) -> Sequence[int] | None:
-        """Compare the vocabulary with that of a teacher, of which it may be a part.
+        """Compare the vocabulary with that of a teacher, of which it may be a subset.
 
         Args:
-            teacher: Its tokenizer, or the folder or Hub name where it is.
+            teacher: The teacher's tokenizer, or the folder or Hub name where it is.
             revision: Commit, tag or branch on the Hub.
 
         Returns:
@@ -540,22 +540,22 @@ class TextDataModule(LightningDataModule):
     def read_also(self, name: str, teacher: str, revision: str | None = None) -> Vocabulary:
         """Let a teacher read the same texts with its own tokenizer: batches then have `Batch.readings[name]`.
 
-        A text that is longer than `max_length` in the tokens of either is cut there, and its rest left out.
+        A text longer than `max_length` in the tokens of either is cut there, and the rest is dropped.
 
         Args:
             name: The teacher's name.
-            teacher: The folder or Hub name where its tokenizer is.
+            teacher: The folder or Hub name of its tokenizer.
             revision: Commit, tag or branch on the Hub.
 
         Raises:
-            ValueError: There is no tokenizer, or the data cannot be read by several (`check_readable`).
+            ValueError: There is no tokenizer, or several tokenizers cannot read this data (`check_readable`).
         """
         check_readable(self.source, self.format, self.filters)
         reader = load_tokenizer(teacher, revision=revision)
         if name not in self.readers:
             self.readers[name] = reader
             opened, self.datasets = [*self.datasets], {}
-            if opened and self.task is None:  # for a module that came from a checkpoint, and asks late
+            if opened and self.task is None:  # a module from a checkpoint asks after the splits are open
                 for split in self._splits():
                     self._prepare_documents(split)
             if opened:
@@ -574,7 +574,7 @@ class TextDataModule(LightningDataModule):
 
 
 def _content_of(dataset: SequenceDataset) -> str:
-    """A hash of the tokens and labels of a data set; that of a corpus is taken from its manifest."""
+    """A hash of a dataset's tokens and labels; for a corpus it is computed from the manifest."""
     if isinstance(dataset, MaskedSequences):
         assert dataset.corpus.folder is not None
         return hash_values([shard.sha256 for shard in Manifest.read(dataset.corpus.folder).shards])

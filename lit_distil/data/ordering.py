@@ -1,4 +1,4 @@
-"""Which sample has which place in an epoch (an order), and which places each optimizer step takes (a plan).
+"""Which sample is at which place of an epoch (an order), and which places each optimizer step takes (a plan).
 
 Both are functions of their arguments alone. They have no state, so a run can be resumed at any step with any number of
 ranks.
@@ -18,10 +18,10 @@ _CHUNK = 1 << 16
 
 
 class EpochOrder:
-    """A permutation for each epoch, a function of (seed, epoch); or the data's own order.
+    """A permutation for each epoch, as a function of (seed, epoch); or the data's own order.
 
     Args:
-        num_samples: N, size of the data set.
+        num_samples: N, size of the dataset.
         seed: Seed of the order.
         shuffle: Whether epochs are permuted.
     """
@@ -35,11 +35,11 @@ class EpochOrder:
 
 
 class LengthGroupedOrder(EpochOrder):
-    """Sequences of similar length side by side, within windows of the epoch's permutation.
+    """Places sequences of similar length next to each other, within windows of the epoch's permutation.
 
-    The permutation is cut into windows. Each window is sorted by length and cut into groups, and its groups are
-    shuffled. So the lengths in a step are similar, while it stays random which samples meet and when a length comes. A
-    group that is not full stands last in the epoch.
+    The permutation is divided into windows. Each window is sorted by length and divided into groups, and the groups are
+    shuffled. So a step has similar lengths, but which samples are together and when a length comes is random. A group
+    that is not full comes last in the epoch.
 
     Args:
         lengths: int64 `[N]`, tokens of each sample.
@@ -67,7 +67,7 @@ class LengthGroupedOrder(EpochOrder):
         return found
 
     def _window_samples(self, epoch: int, window: int) -> Ints:
-        """The samples of a window in order; the last window is kept, as the next step mostly needs it again."""
+        """The samples of a window in order; the last window is cached, since the next step usually needs it again."""
         if self._cache[0] != (epoch, window):
             start = window * self.window
             samples = super().samples(epoch, np.arange(start, min(start + self.window, self.num_samples)))
@@ -83,7 +83,7 @@ class LengthGroupedOrder(EpochOrder):
 
 
 class Plan(ABC):
-    """Which samples each optimizer step takes from the endless stream of epochs.
+    """Which samples each optimizer step takes from the endless sequence of epochs.
 
     No step is short; a step may reach from one epoch into the next.
     """
@@ -91,7 +91,7 @@ class Plan(ABC):
     @property
     @abstractmethod
     def steps_per_epoch(self) -> int:
-        """Steps until every sample has been taken once; the last one reaches into the next epoch."""
+        """Number of steps until every sample has been taken once; the last one reaches into the next epoch."""
 
     @abstractmethod
     def samples(self, step: int) -> tuple[Ints, Ints]:
@@ -99,18 +99,18 @@ class Plan(ABC):
 
     @abstractmethod
     def shares(self, step: int, num_shares: int) -> list[tuple[Ints, Ints]]:
-        """`samples` cut into one part for each micro-batch of all ranks, in order; no part is empty."""
+        """`samples` divided into one part for each micro-batch of all ranks, in order; no part is empty."""
 
 
 class StepPlan(Plan):
     """Takes `batch_size` samples for each step.
 
     Args:
-        num_samples: N, size of the data set.
+        num_samples: N, size of the dataset.
         batch_size: B, samples of one optimizer step, over all ranks and accumulated micro-batches.
         seed: Seed of the order.
         shuffle: Whether epochs are permuted; otherwise all have the data's order.
-        order: The order of each epoch, in place of the one that `seed` and `shuffle` make.
+        order: The order of each epoch, instead of the one from `seed` and `shuffle`.
 
     Raises:
         ValueError: The batch is empty or larger than the data.
@@ -150,17 +150,17 @@ class StepPlan(Plan):
 class TokenPlan(Plan):
     """Takes about `batch_tokens` tokens for each step.
 
-    The stream of tokens is cut after every `batch_tokens`, and a sample belongs to the step in which its first token
-    lies. A step has `batch_tokens` tokens on average, and differs from that by less than the longest sample.
-    Where a step begins follows from all lengths before it in its epoch. They are added up when the epoch begins, and
-    one sum is kept for each 65,536 samples.
+    The stream of tokens is divided after every `batch_tokens`, and a sample belongs to the step that contains its first
+    token. A step has `batch_tokens` tokens on average, and differs from that by less than the longest sample. Where a
+    step begins depends on all lengths before it in its epoch. They are summed when the epoch begins, and one sum is
+    kept for every 65,536 samples.
 
     Args:
         lengths: int64 `[N]`, tokens of each sample.
         batch_tokens: Tokens of one optimizer step, over all ranks and accumulated micro-batches; a `StepValue` for a
             batch that grows.
         order: The order of each epoch.
-        num_shares: Micro-batches of a step over all ranks, each of which must have a sample.
+        num_shares: Micro-batches of a step over all ranks, each of which needs a sample.
 
     Raises:
         ValueError: A step could have fewer samples than micro-batches, or is larger than the data.
@@ -181,13 +181,13 @@ class TokenPlan(Plan):
                 f"most {self.total}, or take more data"
             )
         self.lengths, self.batch_tokens, self.order = lengths, batch_tokens, order
-        self._starts = [0]  # of the steps that were asked for, if they differ in size
+        self._starts = [0]  # of the steps requested so far, if they differ in size
         self._sums: dict[int, Ints] = {}
         self._chunk: tuple[tuple[int, int], tuple[Ints, Ints]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """See `Plan.steps_per_epoch`; if steps differ in size, it is the number of the first epoch's."""
+        """See `Plan.steps_per_epoch`; if steps differ in size, the number of steps in the first epoch."""
         if not isinstance(self.batch_tokens, StepValue):
             return math.ceil(self.total / self.batch_tokens)
         step = 0
@@ -196,7 +196,7 @@ class TokenPlan(Plan):
         return step
 
     def _start(self, step: int) -> int:
-        """The tokens of all steps before this one."""
+        """Number of tokens in all steps before this one."""
         if not isinstance(self.batch_tokens, StepValue):
             return step * self.batch_tokens
         while len(self._starts) <= step:
@@ -219,14 +219,14 @@ class TokenPlan(Plan):
         lengths = self.lengths[samples]
         middles = np.cumsum(lengths) - lengths / 2
         cuts = np.searchsorted(middles, lengths.sum() * np.arange(1, num_shares) / num_shares)
-        # where one sample is very long, leave its neighbours at least one each
+        # next to a very long sample, leave the neighbours at least one sample each
         places = np.arange(1, num_shares)
         cuts = np.maximum.accumulate(np.maximum(cuts, 1) - places) + places
         cuts = np.maximum(np.minimum(cuts, len(samples) - num_shares + places), places)
         return list(zip(np.split(samples, cuts), np.split(epochs, cuts), strict=True))
 
     def _between(self, epoch: int, start: int, end: int) -> Ints:
-        """The samples of an epoch whose first token is one of those from `start` to `end` (exclusive)."""
+        """The samples of an epoch whose first token is between `start` and `end` (exclusive)."""
         sums = self._chunk_sums(epoch)
         first_chunk, last_chunk = np.searchsorted(sums, [start, end - 1], side="right") - 1
         found = []
@@ -236,7 +236,7 @@ class TokenPlan(Plan):
         return np.concatenate(found)
 
     def _chunk_sums(self, epoch: int) -> Ints:
-        """int64: the tokens of an epoch before each of its chunks."""
+        """int64: the number of tokens of an epoch before each of its chunks."""
         if epoch not in self._sums:
             chunks = range(-(-len(self.lengths) // _CHUNK))
             sizes = [int(self.lengths[self.order.samples(epoch, self._places(chunk))].sum()) for chunk in chunks]
@@ -248,7 +248,7 @@ class TokenPlan(Plan):
         return np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.lengths)))
 
     def _chunk_samples(self, epoch: int, chunk: int, before: int) -> tuple[Ints, Ints]:
-        """The samples of a chunk, and where in the epoch's tokens each begins; the last chunk is kept."""
+        """The samples of a chunk, and where in the epoch's tokens each begins; the last chunk is cached."""
         if self._chunk is None or self._chunk[0] != (epoch, chunk):
             samples = self.order.samples(epoch, self._places(chunk))
             lengths = self.lengths[samples]

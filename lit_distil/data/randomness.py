@@ -2,8 +2,8 @@
 
 A number is a hash of (seed, key, key, ...) by the finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
 pseudorandom number generators"), vectorised over arrays of keys. The same keys give the same number in any process and
-order, next to any other keys. This makes masks independent of workers, ranks and resumes. (`masking/kernels.py` has the
-same for compiled loops, with 32 bits for each token.)
+order, whatever other keys are with them. This makes masks independent of workers, ranks and resumes.
+(`masking/kernels.py` has the same for compiled loops, with 32 bits per token.)
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _ROUNDS = 8
 
 
 def _words(key: ArrayLike) -> NDArray[np.uint64]:
-    """Integers, also negative ones, as 64-bit words modulo 2^64."""
+    """Integers, including negative ones, as 64-bit words modulo 2^64."""
     if isinstance(key, int):
         return np.array(key & _WORD, dtype=np.uint64)
     return np.asarray(key).astype(np.uint64, copy=False)
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One step of SplitMix64, a bijection of the 64-bit words in which every input bit moves every output bit."""
+    """One step of SplitMix64, a bijection of the 64-bit words in which every input bit affects every output bit."""
     # overflow is intended; numpy warns about it only for scalars
     words = np.atleast_1d(words) + GOLDEN
     scratch = words >> _SHIFT_30
@@ -47,7 +47,7 @@ def hash_words(seed: ArrayLike, *keys: ArrayLike) -> NDArray[np.uint64]:
     """64 random bits for each tuple of keys.
 
     Args:
-        seed: Integer, or an array of earlier hashes to go on from.
+        seed: Integer, or an array of earlier hashes to continue from.
         *keys: Integers or integer arrays that broadcast against each other.
 
     Returns:
@@ -67,9 +67,9 @@ def derive_seed(seed: int, *keys: int) -> int:
 class Permutation:
     """A pseudo-random bijection of range(size) that needs no memory.
 
-    A Feistel network permutes the next even power of two. A value outside the range goes through it again until it
-    falls inside (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). This takes at most 4
-    passes on average, however large the range.
+    A Feistel network permutes the next even power of two. A value outside the range is permuted again until it falls
+    inside (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). This takes at most 4 passes
+    on average, however large the range.
 
     Args:
         size: Number of elements, at least 1.
@@ -86,16 +86,10 @@ class Permutation:
         self._round_keys = hash_words(seed, epoch, np.arange(_ROUNDS))
 
     def __call__(self, positions: NDArray[np.integer]) -> Ints:
-        """The elements at these positions.
-
-        Args:
-            positions: Integers in [0, size), of any shape.
-
-        Returns:
-            int64 array of the same shape.
+        """The elements at these positions (integers of any shape), as an int64 array of the same shape.
 
         Raises:
-            ValueError: If a position is out of range.
+            ValueError: A position is not in [0, size).
         """
         positions = np.asarray(positions)
         if positions.size == 0:

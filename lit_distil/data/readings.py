@@ -1,7 +1,7 @@
 """The same texts in the tokens of several tokenizers, for a teacher whose tokenizer is not the student's.
 
-Each reading is a data set of its own, and all have the same samples: sample i is the same text in each. So a batch of
-any of them can be put beside the batch of the student.
+Each reading is a dataset of its own, and all have the same samples: sample i is the same text in each. So a batch from
+any of them can be put next to the student's batch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lit_distil.tasks import Task
 
 
 class SharedTexts(DocumentSource):
-    """The units of a source in which every tokenizer finds a token, so that all corpora made of it have the same units.
+    """The units of a source in which every tokenizer finds a token, so that all their corpora have the same units.
 
     Args:
-        source: Gives the documents.
-        tokenizers: Those that read them.
+        source: The source of the documents.
+        tokenizers: The tokenizers that read them.
     """
 
     def __init__(self, source: DocumentSource, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
@@ -38,17 +38,17 @@ class SharedTexts(DocumentSource):
         self._encoders = [TextEncoder(backend.to_str()) for backend in backends]
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """The source's documents without the units that a tokenizer finds nothing in."""
+        """The source's documents without the units in which a tokenizer finds nothing."""
         for document in self.source.documents(split):
             yield [unit for unit in document if self._is_read(unit)]
 
     def _is_read(self, unit: str) -> bool:
-        # a letter is a token, or part of one, in any tokenizer; only units without one are worth the time
+        # a letter is a token, or part of one, in any tokenizer; only units without a letter need checking
         has_letter = any(letter.isascii() and letter.isalnum() for letter in unit)
         return has_letter or all(encode([unit]).lengths[0] > 0 for encode in self._encoders)
 
     def fingerprint(self, split: Split) -> str:
-        """The source's, with the tokenizers."""
+        """The source's fingerprint, combined with the tokenizers."""
         return hash_values([self.source.fingerprint(split), *self._hashes])
 
     def check(self, split: Split) -> None:
@@ -56,17 +56,16 @@ class SharedTexts(DocumentSource):
         self.source.check(split)
 
     def text_bytes(self, split: Split) -> int | None:
-        """About the source's."""
+        """About as many as the source has."""
         return self.source.text_bytes(split)
 
 
 def check_readable(
     source: DocumentSource | RowSource, format: SequenceFormat | None, filters: DocumentFilters | None
 ) -> None:
-    """Refuse data that cannot be read by several tokenizers; labelled rows always can.
+    """Refuse data that several tokenizers cannot read; they can always read labelled rows.
 
-    Raises:
-        ValueError: The format cuts text by its tokens, or documents are left out by theirs, or the text is gone.
+    The format must not cut text by its tokens, no filter may depend on tokens, and the text itself must be available.
     """
     why = "the teacher has a tokenizer of its own and must read the same texts"
     if format is not None and not isinstance(format, LinePerSequence):
@@ -81,7 +80,7 @@ def check_readable(
 
 
 def check_same_units(ours: TokenCorpus, theirs: TokenCorpus, name: str) -> None:
-    """Refuse corpora of two tokenizers that are not of the same units."""
+    """Refuse corpora of two tokenizers that do not have the same units."""
     same = ours.shard_sizes and [sizes[1:] for sizes in ours.shard_sizes] == [sizes[1:] for sizes in theirs.shard_sizes]
     for number in range(len(ours.shard_sizes) if same else 0):
         mine, its = (corpus.part(number, number + 1).document_ends for corpus in (ours, theirs))
@@ -96,10 +95,9 @@ def check_same_units(ours: TokenCorpus, theirs: TokenCorpus, name: str) -> None:
 def read_rows_again(
     dataset: LabelledSequences, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, training: bool
 ) -> LabelledSequences:
-    """The rows of a data set in the tokens of another tokenizer, without labels.
+    """A dataset's rows in the tokens of another tokenizer, without labels.
 
-    Raises:
-        ValueError: The task makes several samples of a row, which end elsewhere in other tokens.
+    A task that makes several samples of a row is refused: they would end elsewhere in other tokens.
     """
     rows = [sample.row for sample in dataset.features]
     given = [dataset.rows[row] for row in rows]

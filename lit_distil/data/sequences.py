@@ -1,4 +1,4 @@
-"""Data sets that a loader makes batches of: masked sequences of a corpus, and labelled rows of a task."""
+"""Datasets that a loader makes batches from: masked sequences of a corpus, and labelled rows of a task."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lit_distil.types import Batch, Vocabulary
 
 
 class SequenceDataset(ABC):
-    """Samples from which any chosen ones can be put together into a batch.
+    """Samples, any of which can be combined into a batch.
 
     Attributes:
-        readings: The same samples in the tokens of teachers with tokenizers of their own, by the teachers' names.
+        readings: The same samples in the tokens of teachers with their own tokenizers, by the teachers' names.
     """
 
     readings: Mapping[str, SequenceDataset] = MappingProxyType({})
@@ -38,20 +38,20 @@ class SequenceDataset(ABC):
 
     @abstractmethod
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
-        """Put samples together into a flat batch, in the given order.
+        """Combine samples into a flat batch, in the given order.
 
         Args:
             sample_ids: int64 `[S]`, in [0, N).
             epochs: int64 `[S]`, the epoch of each sample; whatever is random in a sample depends on it.
-            step: The optimizer step that the batch is for; None in evaluation. A schedule takes its value at this step,
-                or its final value if there is none.
+            step: The optimizer step of the batch; None in evaluation. A schedule takes its value at this step, or its
+                final value if there is none.
 
         Returns:
             The batch; a pure function of the arguments.
         """
 
     def batch(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
-        """`collate` with the readings: the same samples, in the same order."""
+        """`collate`, with the readings of the same samples in the same order."""
         batch = self.collate(sample_ids, epochs, step)
         if self.readings:
             batch.readings = {name: one.collate(sample_ids, epochs, step) for name, one in self.readings.items()}
@@ -61,8 +61,8 @@ class SequenceDataset(ABC):
 class MaskedSequences(SequenceDataset):
     """Sequences of a corpus, masked.
 
-    A sequence is `[CLS] piece [SEP] piece [SEP] ...`. For [CLS] and [SEP] the vocabulary's `bos_token_id` and
-    `eos_token_id` are used if it has no `cls_token_id` and `sep_token_id`.
+    A sequence is `[CLS] piece [SEP] piece [SEP] ...`. If the vocabulary has no `cls_token_id` and `sep_token_id`,
+    `bos_token_id` and `eos_token_id` replace them.
 
     Args:
         corpus: The tokens.
@@ -73,7 +73,7 @@ class MaskedSequences(SequenceDataset):
         seed: Seed of the masks.
 
     Raises:
-        ValueError: The vocabulary lacks a special id that is needed, or is smaller than the corpus' vocabulary.
+        ValueError: The vocabulary lacks a required special id, or is smaller than the corpus' vocabulary.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class MaskedSequences(SequenceDataset):
     def compile(self) -> None:
         """Compile the loops that a batch needs, or load them from disk, by making a batch with each masking strategy.
 
-        Call this before worker processes start: they then share the compiled loops instead of each compiling its own.
+        Call this before worker processes start, so that they share the compiled loops instead of compiling their own.
         """
         first = np.zeros(1, dtype=np.int64)
         for strategy in [None] if self.masking is None else self.masking.parts:
             dataset = copy.copy(self)
             dataset.masking = strategy
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what is worth a warning comes again with the first batch
+                warnings.simplefilter("ignore")  # the first batch gives the same warnings again
                 dataset.collate(first, first)
 
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
@@ -178,11 +178,11 @@ class LabelledSequences(SequenceDataset):
 
     Args:
         features: The samples, one or more for each row.
-        rows: The rows themselves, which `Features.row` points into, for metrics and predictions.
+        rows: The rows themselves, which `Features.row` refers to, for metrics and predictions.
         label_kind: The kind of the samples' labels, which is the task's; None if they have none.
 
     Raises:
-        ValueError: The samples have labels, and their kind is not given.
+        ValueError: The samples have labels, but their kind is not given.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class LabelledSequences(SequenceDataset):
 
     @property
     def lengths(self) -> Ints:
-        """int64 `[N]`: tokens of each sample; all its choices together where it has several."""
+        """int64 `[N]`: tokens of each sample; the sum over its choices if it has several."""
         return self._lengths
 
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
@@ -227,7 +227,7 @@ class LabelledSequences(SequenceDataset):
 
 
 class SpreadSequences(SequenceDataset):
-    """Some sequences of a data set, evenly spread over it, since sources put documents of one kind side by side."""
+    """Some sequences of a dataset, evenly spread over it, because sources often have similar documents side by side."""
 
     def __init__(self, dataset: SequenceDataset, size: int) -> None:
         self.dataset = dataset
@@ -239,12 +239,12 @@ class SpreadSequences(SequenceDataset):
         return self.dataset.lengths[self.chosen]
 
     def collate(self, sample_ids: Ints, epochs: Ints, step: int | None = None) -> Batch:
-        """As the whole data set does, with the sample ids that the sequences have there."""
+        """Collate as the whole dataset does, with the sample ids that the sequences have there."""
         return self.dataset.batch(self.chosen[sample_ids], epochs, step)
 
 
 def spread(size: int, total: int) -> Ints:
-    """int64 `[size]`: that many indices, evenly spread over [0, total)."""
+    """int64 `[size]`: this many indices, evenly spread over [0, total)."""
     return np.arange(size, dtype=np.int64) * total // size
 
 

@@ -1,4 +1,4 @@
-"""The splits of a source of rows: read, divided if there is no validation split, and encoded."""
+"""The splits of a row source: read, divided if there is no validation split, and encoded."""
 
 from __future__ import annotations
 
@@ -31,14 +31,11 @@ def open_rows(
     validation_share: float,
     seed: int,
 ) -> dict[str, LabelledSequences]:
-    """Read and encode splits, after the task has learnt its labels from the training rows.
+    """Read and encode splits, after the task has learnt its labels from the training rows; empty splits are left out.
 
     The settings are those of `TextDataModule`; `labelled` says whether labels are needed. If they are not, and the task
-    knows them already (a trained head brings them along), the training rows are not read. If there are no rows to
-    predict, `test` is opened instead, or else `validation`.
-
-    Returns:
-        A data set for each split that has rows.
+    knows them already (from a trained head), the training rows are not read. If there are no rows to predict, `test` is
+    opened instead, or else `validation`.
 
     Raises:
         ValueError: A row breaks the task's contract, or no row of a split can be used.
@@ -87,7 +84,7 @@ def open_rows(
 
 
 def _warn_of_shared_rows(train: LabelledSequences, other: LabelledSequences, split: str) -> None:
-    """Warn of rows that are evaluated and trained on; the tokens are compared, not the labels or other columns."""
+    """Warn about rows that are both evaluated and trained on; only their tokens are compared."""
     rows: dict[bytes, set[int]] = defaultdict(set)
     for sample in other.features:
         rows[short_hash(sample.input_ids.tobytes(), 16)].add(sample.row)
@@ -109,7 +106,7 @@ def hold_out(rows: list[Row], task: Task, *, share: float, seed: int) -> tuple[l
     Returns:
         Indices of the rows to train on and of those held out, each ascending.
     """
-    members: dict[Hashable, list[int]] = defaultdict(list)  # of each group
+    members: dict[Hashable, list[int]] = defaultdict(list)  # by group
     for index, row in enumerate(rows):
         group = task.group(row)
         members[("row", index) if group is None else ("group", group)].append(index)

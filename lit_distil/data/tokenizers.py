@@ -1,4 +1,4 @@
-"""Tokenizers: loading and comparing them, and what networks and masks need to know about one."""
+"""Tokenizers: loading and comparing them, and what networks and masks need to know about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lit_distil.messages import missing_folder, near_names, one_line
 from lit_distil.trust import RemoteCodeError, load_pretrained
 from lit_distil.types import Vocabulary
 
-# What BERT and RoBERTa call their special tokens, for folders that do not say.
+# The names of BERT's and RoBERTa's special tokens, for folders that do not give them.
 _BERT_NAMES = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -92,19 +92,15 @@ def entries_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that decides how text becomes tokens."""
+    """A hash of everything that affects how text becomes tokens."""
     backend: Any = tokenizer.backend_tokenizer
-    backend.no_truncation()  # these belong to a single call, and a corpus does not depend on them
+    backend.no_truncation()  # set for single calls; a corpus does not depend on it
     backend.no_padding()
     return hash_of(backend.to_str())
 
 
 def check_same_vocabulary(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, *, role: str) -> None:
-    """Check that two tokenizers have the same entries and the same special tokens.
-
-    Raises:
-        ValueError: They differ; the message names the first difference and a way out.
-    """
+    """Refuse tokenizers with different entries or special tokens; the error names the first difference and a fix."""
     our_name, their_name = _name_of(ours), _name_of(theirs)
     if role == "teacher":
         way_out = (
@@ -151,7 +147,7 @@ def _load(name: str, revision: str | None) -> PreTrainedTokenizerBase:
         return load_pretrained(AutoTokenizer.from_pretrained, name, revision=revision)
     except RemoteCodeError as error:
         raise ValueError(f"data.tokenizer: {error}") from error
-    except Exception as error:  # a damaged folder may raise any
+    except Exception as error:  # a damaged folder may raise anything
         raise ValueError(
             f"data.tokenizer: no tokenizer {name!r} ({one_line(error)}){near_names(folder)}. Give a folder "
             "with a tokenizer.json or vocab.txt (`lit-distil tokenizer --source SOURCE --out FOLDER` trains one), or, "
@@ -162,7 +158,7 @@ def _load(name: str, revision: str | None) -> PreTrainedTokenizerBase:
 def _from_tokenizer_file(path: Path) -> PreTrainedTokenizerBase:
     try:
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower one
+    except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"data.tokenizer: {str(path)!r} is not a tokenizer ({error})") from error
     names = next(
         (names for names in (_BERT_NAMES, _ROBERTA_NAMES) if backend.token_to_id(names["mask_token"]) is not None), {}
@@ -171,7 +167,7 @@ def _from_tokenizer_file(path: Path) -> PreTrainedTokenizerBase:
     settings = json.loads(backend.to_str())
     normalizer = settings["normalizer"] or {}
     if known == _BERT_NAMES and settings["model"]["type"] == "WordPiece" and normalizer.get("type") == "BertNormalizer":
-        # BERT's own class gives the two texts of a pair different token type ids, which the general one does not
+        # BERT's own class gives the two texts of a pair different token type ids; the general class does not
         return BertTokenizer(
             vocab=backend.get_vocab(),
             do_lower_case=normalizer["lowercase"],

@@ -1,16 +1,16 @@
-"""A tokenizer with other entries: those that a text does not need are left out, and words of a domain are added.
+"""A tokenizer with another vocabulary: entries that a text does not need are removed, and domain words are added.
 
-What is left out changes no token of a text whose tokens all stay:
+A text whose tokens are all kept is tokenised as before:
 
-- WordPiece takes the longest entry that fits. With fewer entries to choose from, it still finds the one it took.
-- BPE applies its merges in their order. The entries that a kept one is merged from stay, and so do their merges.
+- WordPiece takes the longest entry that fits. With fewer entries to choose from, it still finds the same one.
+- BPE applies its merges in order. The entries that a kept one is merged from are kept too, and so are their merges.
 - Unigram takes the most likely path. Scores are kept, and so is the lowest of them, which sets the price of an unknown
   character.
 
-Single characters (in byte-level BPE: bytes) and all special and added tokens stay, so that other text is cut into
-smaller tokens and nothing becomes unknown that was not. (In WordPiece this supposes that every character has an entry
-of its own, and one that continues a word, as vocabularies that were trained have. In others, entries with a character
-that lacks one stay, but the pieces before them may end elsewhere.)
+Single characters (in byte-level BPE: bytes) and all special and added tokens are kept, so that other text is split into
+smaller tokens and nothing becomes unknown that was not. (In WordPiece this assumes that every character has its own
+entry, and one that continues a word, as trained vocabularies do. In others, entries with a character that lacks one are
+kept, but the pieces before them may end elsewhere.)
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _KINDS = ("WordPiece", "BPE", "Unigram")
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How a tokenizer cuts a text.
+    """How a tokenizer splits a text.
 
     Attributes:
         tokens: int64 `[vocabulary]`, how often each entry occurs.
-        num_words: Words of the text, which spaces separate.
-        num_unknown: Tokens that stand for what the tokenizer does not know.
+        num_words: Words of the text, separated by spaces.
+        num_unknown: Tokens that stand for something unknown to the tokenizer.
     """
 
     tokens: NDArray[np.int64]
@@ -54,7 +54,7 @@ class TokenCounts:
 
     @property
     def tokens_per_word(self) -> float:
-        """The mean number of tokens of a word."""
+        """The mean number of tokens per word."""
         return float(self.tokens.sum()) / max(self.num_words, 1)
 
 
@@ -63,8 +63,8 @@ class Derived:
     """A tokenizer made from another.
 
     Attributes:
-        tokenizer: The new one.
-        sources: For each of its entries, ids of the old one: the same entry, or the pieces that a new word had.
+        tokenizer: The new tokenizer.
+        sources: For each of its entries, ids of the old tokenizer: the same entry, or the pieces that a new word had.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -72,12 +72,7 @@ class Derived:
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, documents: Iterable[list[str]]) -> TokenCounts:
-    """Count the tokens of a text, without special ones around it.
-
-    Args:
-        tokenizer: A fast tokenizer.
-        documents: Each a list of texts, which are encoded one by one.
-    """
+    """Count the tokens of documents, each a list of texts, without special tokens around the texts."""
     encoder = TextEncoder(_json_of(tokenizer))
     counts, num_words = np.zeros(len(tokenizer), dtype=np.int64), 0
     all_texts = chain.from_iterable(documents)
@@ -95,17 +90,17 @@ def trim(
     size: int | None = None,
     keep: Collection[int] = (),
 ) -> Derived:
-    """Leave out the entries that a text needs least.
+    """Remove the entries that a text needs least.
 
-    The others keep their order. What must stay: special and added tokens, single characters and, in WordPiece, their
+    The others stay in order. Always kept: special and added tokens, single characters and, in WordPiece, their
     continuations, entries with a character that has no entry of its own, and in BPE what a kept entry is merged from.
 
     Args:
         tokenizer: A fast tokenizer with a WordPiece, BPE or Unigram model.
         counts: int64 `[vocabulary]`, how often the text has each entry.
-        size: Number of entries; places that the text does not fill go to the first of the others. None keeps what the
-            text has.
-        keep: Ids of further entries that stay.
+        size: Number of entries; if the text uses fewer, the first of the others fill the rest. None keeps only what the
+            text uses.
+        keep: Ids of further entries to keep.
 
     Raises:
         ValueError: The model is of another kind, or the size is too small or not smaller.
@@ -135,19 +130,19 @@ def trim(
 
 
 def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, places: Sequence[str]) -> Derived:
-    """Add words of a domain, each as one entry; text without them has the tokens that it had.
+    """Add words of a domain, each as one entry; text without them is tokenised as before.
 
     In WordPiece a word becomes an entry of the vocabulary, in the tokenizer's own spelling (lower case, for example).
-    It is then found at the beginning of longer words too. In BPE and Unigram, whose merges and scores such an entry
-    would disturb, it becomes an added token: found as it is written, as a whole word, with the space before it.
+    It is then also found at the beginning of longer words. In BPE and Unigram, whose merges and scores such an entry
+    would disturb, it becomes an added token: found only as written, as a whole word, with the space before it.
 
     Args:
         tokenizer: A fast tokenizer with a WordPiece, BPE or Unigram model.
-        words: The words; those that are one token already are left out.
+        words: The words; those that are already one token are skipped.
         places: Where each word came from, for messages.
 
     Raises:
-        ValueError: The model is of another kind, or a word is empty or can be no entry.
+        ValueError: The model is of another kind, or a word is empty or cannot be an entry.
     """
     state = json.loads(_json_of(tokenizer))
     backend, names = tokenizer.backend_tokenizer, entries_of(tokenizer)
@@ -171,10 +166,9 @@ def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], *, place
 
 
 def shared_entries(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[int] | None:
-    """Say for each entry of a tokenizer which id it has in a larger one that cuts text by the same rules.
+    """For each entry of `ours`, its id in `theirs`, a larger tokenizer with the same rules.
 
-    Returns:
-        Ids of `theirs` in the order of ours; None if ours is not theirs with entries left out.
+    None if `ours` is not `theirs` with entries removed.
     """
     our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
     is_part = len(our_ids) < len(their_ids) and our_ids.keys() <= their_ids.keys()
@@ -201,16 +195,16 @@ def _kind(state: dict[str, Any]) -> str:
 
 
 def _required(tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]) -> set[str]:
-    """The entries that stay whatever the text is."""
+    """The entries that are kept whatever the text."""
     kind, model = _kind(state), state["model"]
     required = {token["content"] for token in state["added_tokens"]} | set(tokenizer.all_special_tokens)
     if kind == "BPE":
-        # characters or bytes, and whatever else no merge makes
+        # characters or bytes, and everything else that no merge makes
         made = {product for product, _ in _merges(model)}
         return required | (model["vocab"].keys() - made)
     if kind == "Unigram":
         scores = dict(model["vocab"])
-        # classes of transformers expect the unknown token where it is
+        # transformers' classes expect the unknown token at its old place
         first = [] if model["unk_id"] is None else [name for name, _ in model["vocab"][: model["unk_id"] + 1]]
         required |= {*first, min(scores, key=scores.__getitem__)}
         vocabulary, prefix = scores.keys(), ""
@@ -225,7 +219,7 @@ def _required(tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]) -> set[
 
 
 def _characters(entry: str, prefix: str) -> list[str]:
-    """The entries of one character each that an entry could be cut into."""
+    """The single-character entries that an entry could be split into."""
     if prefix and entry.startswith(prefix) and entry != prefix:
         return [prefix + character for character in entry.removeprefix(prefix)]
     return [entry[:1], *(prefix + character for character in entry[1:])]
@@ -240,7 +234,7 @@ def _merges(model: dict[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _parts_of_entries(state: dict[str, Any], ids: dict[str, int]) -> dict[int, set[int]]:
-    """For each entry of a BPE model, those that it is merged from; empty for the other models."""
+    """For each entry of a BPE model, the entries that it is merged from; empty for other models."""
     parts: dict[int, set[int]] = {}
     if _kind(state) == "BPE":
         for product, pair in _merges(state["model"]):
@@ -249,7 +243,7 @@ def _parts_of_entries(state: dict[str, Any], ids: dict[str, int]) -> dict[int, s
 
 
 def _closure(index: int, parts: dict[int, set[int]]) -> set[int]:
-    """An entry and all that it is merged from, and these are, down to what no merge makes."""
+    """An entry with everything that it is merged from, directly or indirectly."""
     found, waiting = {index}, [index]
     while waiting:
         more = parts.get(waiting.pop(), set()) - found
@@ -283,7 +277,7 @@ def _with_entries(
     *,
     new: Collection[str] = (),
 ) -> Derived:
-    """The tokenizer with these entries, in this order; those that only an added token makes go to the end."""
+    """The tokenizer with these entries, in this order; entries that exist only as added tokens go to the end."""
     state, model = copy.deepcopy(state), state["model"]
     vocabulary = model["vocab"] if isinstance(model["vocab"], dict) else dict(model["vocab"])
     own = [entry for entry in entries if entry[0] in vocabulary or entry[0] in new]
@@ -308,12 +302,12 @@ def _with_entries(
     with TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
-        for path in folder.iterdir():  # a vocab.txt beside it would hold the old entries
+        for path in folder.iterdir():  # a vocab.txt beside it would have the old entries
             if path.name not in _KEPT_FILES:
                 path.unlink()
         (folder / "tokenizer.json").write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        settings.pop("added_tokens_decoder", None)  # with the old ids; tokenizer.json has the new ones
+        settings.pop("added_tokens_decoder", None)  # it has the old ids; tokenizer.json has the new ones
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         made = type(tokenizer).from_pretrained(folder)
     made.name_or_path = tokenizer.name_or_path
@@ -326,7 +320,7 @@ def _with_entries(
 
 
 def _renumber(processor: Any, ids: dict[str, int]) -> None:
-    """Give the special tokens in a post-processor, or a sequence of them, their new ids."""
+    """Give the special tokens in a post-processor, or a sequence of post-processors, their new ids."""
     if processor is None:
         return
     for one in processor.get("processors", []):

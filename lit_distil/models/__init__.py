@@ -1,4 +1,4 @@
-"""Networks: building them, running them on flat batches, making a student out of its teacher."""
+"""Networks: building them, running them on flat batches, and making a student from its teacher."""
 
 from lit_distil.models.architectures import Head as Head
 from lit_distil.models.attention import choose_attention as choose_attention

@@ -1,4 +1,4 @@
-"""Architectures as transformers knows them: their heads, the fields of their configurations, and what is refused."""
+"""Architectures as transformers defines them: their heads, the fields of their configurations, and what is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Head = Literal[
     "question_answering",
     "multiple_choice",
 ]
-"""What stands on the encoder. `pretraining` is masked-LM and next-sentence prediction."""
+"""The kind of head on the encoder. `pretraining` is masked-LM and next-sentence prediction."""
 
 AUTO_MODELS: dict[str, Any] = {
     "masked_lm": AutoModelForMaskedLM,
@@ -41,19 +41,19 @@ AUTO_MODELS: dict[str, Any] = {
     "question_answering": AutoModelForQuestionAnswering,
     "multiple_choice": AutoModelForMultipleChoice,
 }
-"""The class of transformers that builds and loads each head."""
+"""The transformers class that builds and loads each head."""
 
 TASK_HEADS: tuple[Head, ...] = get_args(Head)[2:]
-"""All but the two heads of language models."""
+"""All heads but the two of language models."""
 
 _WIDTHS = ("hidden_size", "dim", "embedding_size", "intermediate_size", "num_attention_heads", "n_heads")
 _MOST = {"num_hidden_layers": 1000, "n_layers": 1000, "num_labels": 50_000} | dict.fromkeys(_WIDTHS, 1_000_000)
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """Return the head that a model carries: the one that its class is registered for, or else that its name ends in.
+    """Return a model's head, from the auto class its own is registered for, or else from the ending of its class name.
 
-    A model with a pretraining head counts as `masked_lm`. None means a head that is not known here.
+    A pretraining head counts as `masked_lm`. None means that the head is unknown here.
     """
     name = type(model).__name__
     heads: tuple[Head, ...] = ("masked_lm", *TASK_HEADS)
@@ -65,18 +65,18 @@ def head_of(model: PreTrainedModel) -> Head | None:
 
 
 def classes_for(head: Head, config: PretrainedConfig) -> tuple[type, ...]:
-    """The classes that transformers knows for a head of this architecture; mostly one, or none."""
+    """The classes that transformers has for a head of this architecture; usually one, or none."""
     found = AUTO_MODELS[head]._model_mapping.get(type(config), ())
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
 
 def lacks_head(config: PretrainedConfig, head: Head) -> bool:
-    """Whether the folder of a configuration was written by a class without this head, as its `architectures` say.
+    """Whether a configuration's `architectures` say that its folder was saved by a class without this head.
 
-    False where they say nothing, or name a class that is not known here: loading it will tell.
+    False if they say nothing or name a class unknown here: loading will show.
     """
     others: list[Head] = [other for other in get_args(Head) if other != head]
-    if head == "masked_lm":  # a pretraining head has a masked-LM part, unless it is ELECTRA's
+    if head == "masked_lm":  # a pretraining head contains a masked-LM head, except in ELECTRA
         others.remove("pretraining")
     known = {kind.__name__ for other in others for kind in classes_for(other, config)}
     encoder: Any = AutoModel._model_mapping.get(type(config), ())
@@ -86,7 +86,7 @@ def lacks_head(config: PretrainedConfig, head: Head) -> bool:
 
 
 def check_sane(fields: dict[str, Any]) -> None:
-    """Refuse values that nobody means: they would take hours, or all memory, to build, or fail in a step."""
+    """Refuse absurd values: building them would take hours or all memory, or a step would fail."""
     for name, value in fields.items():
         most = _MOST.get(name)
         if most is not None and value is not None and not (isinstance(value, int) and 1 <= value <= most):
@@ -99,7 +99,7 @@ def check_sane(fields: dict[str, Any]) -> None:
 
 
 def check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:
-    """Refuse a misspelt field: transformers would keep it, and use the default of the field that was meant."""
+    """Refuse a misspelt field: transformers would keep it and use the default of the intended field."""
     known = [*vars(config), *config.attribute_map]
     for name in overrides:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
@@ -108,7 +108,7 @@ def check_spelling(overrides: dict[str, Any], config: PretrainedConfig) -> None:
 
 
 def check_head(head: str, config: PretrainedConfig) -> None:
-    """Refuse a head that is unknown, or that transformers does not have for this architecture."""
+    """Refuse a head that is unknown, or that transformers does not offer for this architecture."""
     if head not in AUTO_MODELS:
         raise ValueError(f"head must be one of {list(get_args(Head))}, got {head!r}")
     # most architectures have a pretraining class, but without the next-sentence part
@@ -126,11 +126,7 @@ def check_head(head: str, config: PretrainedConfig) -> None:
 
 
 def check_architecture(model: PreTrainedModel) -> None:
-    """Refuse a decoder, and an architecture that lacks what batches, students and exports need.
-
-    Raises:
-        ValueError: It does; the message names the one thing to add.
-    """
+    """Refuse a decoder, and an architecture that lacks something batches, students or exports need."""
     if getattr(model.config, "is_decoder", False):
         raise ValueError(
             "model: is_decoder=True: only encoders are trained here; set is_decoder to False in the config"

@@ -1,8 +1,8 @@
-"""Attention over flat batches: many sequences end to end in one row, none of which sees another.
+"""Attention over flat batches: many sequences end to end in one row, each of which attends only to itself.
 
-`register` makes the function known to transformers' AttentionInterface under the name `unpadded`, so that stock
-Hugging Face encoders train without padding and need no rewriting. A `SequenceLayout` says where the sequences are; it
-is made once for a batch, and travels through the model as the keyword argument `sequence_layout`.
+`register` adds the function to transformers' AttentionInterface under the name `unpadded`, so that stock Hugging Face
+encoders train without padding and without changes to their code. A `SequenceLayout` says where the sequences are; it is
+made once per batch and passes through the model as the keyword argument `sequence_layout`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lit_distil.models.layout import AttentionRecorder, SequenceLayout
 from lit_distil.trust import check_attention
 
 UNPADDED = "unpadded"
-"""The name under which transformers knows the function."""
+"""The name of the function in transformers."""
 
 PLAIN_PRODUCT_MAX_WIDTH = 300
-"""On CPU, below this many tokens, matmul-softmax-matmul is faster than SDPA's flash kernel."""
+"""On a CPU, matmul-softmax-matmul is faster than SDPA's flash kernel below this many tokens."""
 
-# what torch.nn.attention.varlen calls, which has no dropout itself
+# the operator that torch.nn.attention.varlen calls; varlen itself has no dropout
 _flash_attention: Callable[..., tuple[Tensor, ...]] = torch.ops.aten._flash_attention_forward.default
 
 
@@ -48,11 +48,11 @@ def unpadded_attention(
     """Attention within each sequence of a flat batch, with the signature of transformers' AttentionInterface.
 
     Args:
-        module: The attention layer that calls.
+        module: The calling attention layer.
         query: `[1, heads, T, dim]`.
         key: `[1, key heads, T, dim]`; heads is a multiple of key heads.
         value: Like `key`.
-        attention_mask: Must be None; the layout takes its place.
+        attention_mask: Must be None; the layout replaces it.
         scaling: Factor of the scores; None means `dim ** -0.5`.
         dropout: Probability of dropping an attention weight.
         sliding_window: Tokens i and j see each other if |i - j| < sliding_window; None means all do.
@@ -96,18 +96,18 @@ def unpadded_attention(
 
 
 def register() -> None:
-    """Make `unpadded` known to transformers; may be called again."""
+    """Register `unpadded` with transformers; calling it again does no harm."""
     ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(UNPADDED, _no_mask)
 
 
 def leave_attention_uncompiled() -> None:
-    """Keep torch.compile out of `unpadded`: it would compile again for each batch's lengths."""
+    """Keep torch.compile out of `unpadded`: it would recompile for the lengths of every batch."""
     ALL_ATTENTION_FUNCTIONS.register(UNPADDED, torch.compiler.disable(unpadded_attention))
 
 
 def supports_unpadded(model: PreTrainedModel) -> bool:
-    """Whether the architecture lets its attention function be chosen, and takes positions and further arguments."""
+    """Whether the architecture lets you choose its attention function, and accepts positions and extra arguments."""
     parameters = inspect.signature(model.forward).parameters
     takes_layout = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     return bool(getattr(model, "_supports_attention_backend", False)) and "position_ids" in parameters and takes_layout
@@ -118,8 +118,8 @@ def choose_attention(model: PreTrainedModel, attention: str | None = None) -> No
 
     Args:
         model: The model.
-        attention: A name that transformers knows (`sdpa`, `eager`, ...) or `unpadded`; None for `unpadded` if the
-            architecture supports it and its own default if not.
+        attention: A name that transformers knows (`sdpa`, `eager`, ...) or `unpadded`; None chooses `unpadded` if the
+            architecture supports it, otherwise the architecture's default.
     """
     if attention == UNPADDED and not supports_unpadded(model):
         raise ValueError(
@@ -137,13 +137,13 @@ def choose_attention(model: PreTrainedModel, attention: str | None = None) -> No
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """No mask: the layout keeps sequences apart."""
+    """Return no mask: the layout keeps the sequences apart."""
 
 
 def _plain_product(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scaling: float | None
 ) -> Tensor:
-    """`[sequences, heads, width, dim]` each, softmax(q k^T * scaling + bias) v."""
+    """softmax(q k^T * scaling + bias) v, with `[sequences, heads, width, dim]` each."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if bias is not None:
@@ -157,12 +157,12 @@ def _plain_product(
 def _fused_product(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float, scaling: float | None
 ) -> Tensor:
-    """The same through SDPA, which picks a kernel."""
+    """The same through SDPA, which chooses a kernel."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
 
 
 def _flash_applies(query: Tensor) -> bool:
-    """Whether torch's variable-length kernel applies: CUDA from Ampere on, and half precision."""
+    """Whether torch's variable-length kernel can be used: CUDA from Ampere on, in half precision."""
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.float16, torch.bfloat16)
@@ -182,7 +182,7 @@ def _flash_product(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """`[1, heads, T, dim]` each to `[1, T, heads, dim]`, all sequences in one kernel, by cumulative lengths."""
+    """From `[1, heads, T, dim]` each to `[1, T, heads, dim]`, with one kernel for all sequences."""
     rows = [states[0].transpose(0, 1).contiguous() for states in (query, key, value)]
     starts, longest, side = layout.cu_seq_lens, layout.max_length, None if window is None else window - 1
     sizes = (starts, starts, longest, longest)

@@ -1,6 +1,6 @@
-"""Networks that were exported to a file, ONNX or OpenVINO, and are called like the torch network.
+"""Networks exported to a file, ONNX or OpenVINO, and called like the torch network.
 
-The libraries that run them are extras, imported when a file is opened.
+The libraries that run them are optional extras, imported when a file is opened.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from torch import Tensor
 from lit_distil.messages import one_line
 
 METADATA = "lit_distil."
-"""Prefix of our entries in the metadata of an ONNX file; in OpenVINO's they are in a section of this name."""
+"""Prefix of our entries in an ONNX file's metadata; in an OpenVINO file they are in a section of this name."""
 
 
 def import_extra(package: str, extra: str = "onnx") -> Any:
-    """Import a package of an extra of this project.
-
-    Raises:
-        ValueError: It is not installed; the message says how to install it.
-    """
+    """Import a package of one of this project's extras; if it is missing, the error says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -36,9 +32,10 @@ class ExportedNetwork(ABC):
     """An exported file, called like the torch network.
 
     Attributes:
-        inputs: Names of what it takes: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 `[S, L]`.
-        outputs: Names of what it gives, in the order of `run`.
-        properties: What the export kept: `parameters`, `encoder_parameters`, `vocab_size`, `max_length` (0: no limit).
+        inputs: Names of its inputs: `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 `[S, L]`.
+        outputs: Names of its outputs, in the order of `run`.
+        properties: What the export recorded: `parameters`, `encoder_parameters`, `vocab_size`, `max_length` (0: no
+            limit).
     """
 
     inputs: list[str]
@@ -46,7 +43,7 @@ class ExportedNetwork(ABC):
     properties: dict[str, int]
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """The logits, on the CPU; without token_type_ids all tokens are in the first segment."""
+        """The logits, on the CPU; without token_type_ids all tokens belong to the first segment."""
         inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
         outputs = self.run({name: inputs[name].numpy() for name in self.inputs})
         return tuple(torch.from_numpy(output) for output in outputs)
@@ -57,14 +54,14 @@ class ExportedNetwork(ABC):
 
 
 class OnnxNetwork(ExportedNetwork):
-    """An ONNX file in ONNX Runtime.
+    """An ONNX file, run by ONNX Runtime.
 
     Args:
         path: File that `lit-distil export` wrote.
-        threads: Threads within an operator; None leaves it to ONNX Runtime.
+        threads: Threads within an operator; None leaves the number to ONNX Runtime.
 
     Raises:
-        ValueError: There is no such file, it cannot be read, or ONNX Runtime is not installed.
+        ValueError: The file does not exist or cannot be read, or ONNX Runtime is not installed.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
@@ -95,21 +92,21 @@ class OnnxNetwork(ExportedNetwork):
 
 
 class OpenVinoNetwork(ExportedNetwork):
-    """A file of OpenVINO (`.xml`, its weights in a `.bin` beside it), run on the CPU in float32.
+    """An OpenVINO file (`.xml`, with the weights in a `.bin` beside it), run on the CPU in float32.
 
     Args:
         path: File that `lit-distil export` wrote.
-        threads: Threads; None leaves it to OpenVINO.
+        threads: Number of threads; None leaves it to OpenVINO.
 
     Raises:
-        ValueError: There is no such file, it cannot be read, or OpenVINO is not installed.
+        ValueError: The file does not exist or cannot be read, or OpenVINO is not installed.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         openvino = import_extra("openvino", "openvino")
         if not Path(path).is_file():
             raise ValueError(f"no OpenVINO file at {str(path)!r}; `lit-distil export --openvino true` writes one")
-        # without the hint, processors with units for bfloat16 use them, and their answers are not torch's
+        # without the hint, processors with bfloat16 units use them, and the results differ from torch's
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -129,15 +126,11 @@ class OpenVinoNetwork(ExportedNetwork):
 
 
 EXPORTED = {".onnx": OnnxNetwork, ".xml": OpenVinoNetwork}
-"""What runs an exported file, by its suffix."""
+"""The class that runs an exported file, by its suffix."""
 
 
 def open_exported(path: str | Path, *, threads: int | None = None) -> ExportedNetwork:
-    """Open an exported file, whose suffix says what runs it.
-
-    Raises:
-        ValueError: The suffix is another one, or the file cannot be opened.
-    """
+    """Open an exported file with the class for its suffix; other suffixes are refused."""
     kind = EXPORTED.get(Path(path).suffix)
     if kind is None:
         raise ValueError(f"{str(path)!r} is no exported file; give one that ends in {' or '.join(EXPORTED)}")
@@ -145,10 +138,10 @@ def open_exported(path: str | Path, *, threads: int | None = None) -> ExportedNe
 
 
 def exported_bytes(path: Path) -> int:
-    """Size of an exported file, with the file of its weights if there is one."""
+    """Size of an exported file, including its weights file if there is one."""
     return sum(file.stat().st_size for file in (path, weights_file(path)) if file.is_file())
 
 
 def weights_file(path: Path) -> Path:
-    """Where the weights are, if they are not in the file itself."""
+    """The file with the weights, if they are not in the exported file itself."""
     return path.with_suffix(".bin") if path.suffix == ".xml" else path.with_name(f"{path.name}.data")

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and how many a second the device can do: MFU is one over the other."""
+"""Floating-point operations of a training step, and the device's peak rate; MFU is the ratio of the two."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _DATA_SHEETS = {
     "L40S": (362e12, 183e12),
     "L4": (121e12, 60e12),
 }
-"""Dense products a second by part of the GPU's name, in half precision and in TF32 (NVIDIA's data sheets)."""
+"""Dense peak FLOP/s in half precision and in TF32, by part of the GPU's name (NVIDIA's data sheets)."""
 
 _CPU_SIZES = (128, 256, 512, 1024)
 _CUDA_SIZES = (4096, 8192)
 
 
 class NetworkFlops:
-    """Counts a network's floating-point operations on a flat batch; a multiplication and an addition are two.
+    """Counts a network's floating-point operations on a flat batch; a multiplication and an addition count as two.
 
-    Linear layers count for the rows they are run on: the encoder's for each token, the pooler's for each sequence, the
+    Linear layers count for the rows they run on: the encoder's for each token, the pooler's for each sequence, the
     head's for the rows that need logits. Attention counts for each pair of tokens that see each other. Nothing else
-    counts (PaLM, Chowdhery et al. 2022, appendix B), nor does what is done again or on padding. The backward pass of
-    what trains costs twice its forward pass; what is frozen has none.
+    counts (PaLM, Chowdhery et al. 2022, appendix B), and neither does recomputation or padding. For trainable parts the
+    backward pass costs twice the forward pass; frozen parts have none.
 
     Args:
-        network: The network, built, with its parameters frozen or not.
+        network: The built network, with its parameters frozen or not.
     """
 
     def __init__(self, network: FlatNetwork) -> None:
         model, config = network.model, network.config
         encoder = {id(module) for module in model.base_model.modules()}
-        # ALBERT's blocks are groups of layers that run several times
+        # ALBERT's blocks are groups of layers, which run several times
         groups = getattr(config, "num_hidden_groups", None)
         repeats = config.num_hidden_layers / (groups * config.inner_group_num) if groups else 1
         predicts_tokens = model.get_output_embeddings() is not None
@@ -62,7 +62,7 @@ class NetworkFlops:
                 self._per_row += flops
         trains = any(parameter.requires_grad for parameter in model.base_model.parameters())
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._per_pair = 4.0 * width * config.num_attention_heads * (3 if trains else 1)  # scores, and their use
+        self._per_pair = 4.0 * width * config.num_attention_heads * (3 if trains else 1)  # scores, weighted sum
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * network.num_layers
         self._windows = {
             reach: kinds.count(kind)
@@ -74,19 +74,14 @@ class NetworkFlops:
         }
 
     def __call__(self, lengths: Sequence[int], num_rows: int) -> float:
-        """The operations of a step.
-
-        Args:
-            lengths: Tokens of each sequence.
-            num_rows: Rows at which the head gives logits.
-        """
+        """The operations of a step on sequences of these lengths in tokens, with the head run on `num_rows` rows."""
         pairs = sum(layers * _visible_pairs(lengths, reach) for reach, layers in self._windows.items())
         flops = self._per_token * sum(lengths) + self._per_sequence * len(lengths)
         return flops + self._per_row * num_rows + self._per_pair * pairs
 
 
 def _visible_pairs(lengths: Sequence[int], reach: int | None) -> int:
-    """Pairs of tokens at most `reach` places apart, each way and with themselves; None for all of a sequence."""
+    """Number of pairs of tokens at most `reach` positions apart, counted both ways, with self; None: whole sequence."""
     if reach is None:
         return sum(length * length for length in lengths)
     near = [min(reach, length - 1) for length in lengths]
@@ -94,22 +89,20 @@ def _visible_pairs(lengths: Sequence[int], reach: int | None) -> int:
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations a second that MFU is taken of: a GPU's data sheet, or else what products reach here (`product_rate`).
+    """FLOP/s that MFU is relative to: from a GPU's data sheet, or else the rate measured here (`product_rate`).
 
-    Args:
-        device: Where the network runs.
-        precision: The Trainer's, such as `32-true` or `bf16-mixed`.
+    `precision` is the Trainer's, such as `32-true` or `bf16-mixed`.
     """
     return data_sheet(device, precision) or product_rate(device, precision)
 
 
 def data_sheet(device: torch.device, precision: str) -> float | None:
-    """What a GPU's data sheet promises; None for a CPU, an unknown GPU, and fp32 without TF32."""
+    """FLOP/s in a GPU's data sheet; None for a CPU, an unknown GPU, and fp32 without TF32."""
     return sheet_rate(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
 def sheet_rate(name: str, precision: str) -> float | None:
-    """What the data sheet of a GPU of this name promises, see `data_sheet`."""
+    """FLOP/s in the data sheet of the GPU with this name, see `data_sheet`."""
     rates = next((rates for part, rates in _DATA_SHEETS.items() if part.casefold() in name.casefold()), None)
     dtype = _dtype_of(precision)
     if rates is None or dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -120,20 +113,15 @@ def sheet_rate(name: str, precision: str) -> float | None:
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """Operations a second that products of square matrices reach here, with this process's threads; measured once.
-
-    It takes about 0.1 s on a CPU. Arguments are those of `peak_flops`.
-    """
+    """FLOP/s of square matrix products here, with this process's threads; measured once, in about 0.1 s on a CPU."""
     setting = torch.get_float32_matmul_precision()
     return _measured_rate(device, _dtype_of(precision), torch.get_num_threads(), setting)
 
 
 def times_of_float32(device: torch.device, precision: str) -> float:
-    """How many times as long products take on this CPU as in float32; 1 on other devices.
+    """How many times as long as in float32 matrix products take on this CPU; 1 on other devices.
 
-    Args:
-        device: Where the network runs.
-        precision: The Trainer's, such as `bf16-mixed`, or a dtype's name.
+    `precision` is the Trainer's, such as `bf16-mixed`, or the name of a dtype.
     """
     if device.type != "cpu" or _dtype_of(precision) not in (torch.bfloat16, torch.float16):
         return 1.0
@@ -150,12 +138,12 @@ def _dtype_of(precision: str) -> torch.dtype:
 @torch.no_grad()
 def _measured_rate(device: torch.device, dtype: torch.dtype, threads: int, setting: str) -> float:
     fastest = 0.0
-    generator = torch.Generator(device).manual_seed(0)  # its own, so that a run's randomness stays as it is
+    generator = torch.Generator(device).manual_seed(0)  # its own generator, so that the run's random state is untouched
     for size in _CUDA_SIZES if device.type == "cuda" else _CPU_SIZES:
         matrix = torch.randn(size, size, generator=generator, device=device).to(dtype)
-        seconds = min(_seconds_of_product(matrix) for _ in range(8))  # other work on this machine slows most of them
+        seconds = min(_seconds_of_product(matrix) for _ in range(8))  # other work on the machine slows most of them
         fastest = max(fastest, 2 * size**3 / seconds)
-        if seconds > 0.02 and device.type == "cpu":  # the next size takes eight times as long, and tells no more
+        if seconds > 0.02 and device.type == "cpu":  # the next size takes eight times as long and adds nothing
             break
     return fastest
 

@@ -1,4 +1,4 @@
-"""How a flat batch goes through a model: its layout, its padded view, and a recorder of attention states.
+"""How a flat batch passes through a model: its layout, its padded view, and a recorder of attention states.
 
 A batch is planned once, on the host and from its lengths, and every layer of every network uses the same plan.
 """
@@ -20,21 +20,21 @@ MAX_WASTE = 0.25
 """A sequence shares a bucket with another that is at most 1 / (1 - MAX_WASTE) times as long ..."""
 
 BUCKET_COST = 3000
-"""... or if padding it costs less than a bucket of its own, which costs about as much as this many attention scores of
-each head, forward and backward (measured on CPU: 2,000 with 12 heads, 5,000 with 4)."""
+"""... or if padding it costs less than a bucket of its own, which costs about as much as this many attention scores per
+head, forward and backward (measured on a CPU: 2,000 with 12 heads, 5,000 with 4)."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences of similar lengths that attention takes together, each padded to `width`.
+    """Sequences of similar lengths that attention processes together, each padded to `width`.
 
     Attributes:
         lengths: Real tokens of each sequence.
         width: Tokens of each sequence after padding.
-        start: Where in the row the sequences begin if they lie end to end and need no padding, so that a view will do;
-            else None.
-        tokens: int64 `[len(lengths) * width]`, which token of the row goes into each slot (into padding, the
-            sequence's first: it is never attended to); None if `start` is given.
+        start: If the sequences lie end to end in the row and need no padding, the position where they begin, so that a
+            view is enough; otherwise None.
+        tokens: int64 `[len(lengths) * width]`, which token of the row goes into each slot (padding gets the sequence's
+            first token, but nothing attends to it); None if `start` is given.
         lengths_there: The lengths on the device, int64 `[len(lengths)]`.
     """
 
@@ -50,7 +50,7 @@ class Bucket:
         return all(length == self.width for length in self.lengths)
 
     def gather(self, states: Tensor) -> Tensor:
-        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]`."""
+        """From `[1, heads, T, dim]` to `[sequences, heads, width, dim]`."""
         rows = states[0].transpose(0, 1)  # [T, heads, dim]
         num_slots = len(self.lengths) * self.width
         if self.tokens is not None:
@@ -67,10 +67,10 @@ class SequenceLayout:
     Attributes:
         lengths: Lengths of the sequences, on the host.
         cu_seq_lens: int32 `[S + 1]` on the device: sequence i is `[cu_seq_lens[i], cu_seq_lens[i + 1])`.
-        buckets: Groups of sequences; each sequence is in one of them.
-        slots: int64 `[T]`, the place of each token among the slots of all buckets; None if that is the order of the
-            tokens already.
-        tokens: int64 `[slots]`, which token goes into each slot, as in `Bucket.tokens`; None if `slots` is.
+        buckets: Groups of sequences; each sequence is in exactly one.
+        slots: int64 `[T]`, the place of each token among the slots of all buckets; None if the tokens are already in
+            that order.
+        tokens: int64 `[slots]`, which token goes into each slot, as in `Bucket.tokens`; None if `slots` is None.
         padding: int64, the slots that are padding; None if there are none.
     """
 
@@ -92,7 +92,7 @@ class SequenceLayout:
             device: Where the batch is.
 
         Raises:
-            ValueError: There is no sequence, or an empty one.
+            ValueError: There is no sequence, or one is empty.
         """
         if len(lengths) == 0 or min(lengths) < 1:
             raise ValueError(
@@ -111,9 +111,9 @@ class SequenceLayout:
         return max(self.lengths)
 
     def into_buckets(self, states: Tensor) -> list[Tensor]:
-        """`[1, heads, T, dim]` to `[sequences, heads, width, dim]` for each bucket; see `Bucket.gather`.
+        """From `[1, heads, T, dim]` to `[sequences, heads, width, dim]` for each bucket; see `Bucket.gather`.
 
-        Gradients at padding are taken for 0, which they are wherever nothing that comes out of padding is used.
+        Gradients at padding are taken as 0, which they are if nothing uses the outputs at padding.
         """
         rows = states[0].transpose(0, 1)  # [T, heads, dim]
         if self.tokens is not None and self.slots is not None:
@@ -123,7 +123,7 @@ class SequenceLayout:
         return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
 
     def out_of_buckets(self, states: list[Tensor]) -> Tensor:
-        """The inverse: `[1, T, heads, dim]`."""
+        """The inverse of `into_buckets`, to `[1, T, heads, dim]`."""
         parts = [part.transpose(1, 2).flatten(0, 1) for part in states]  # [slots, heads, dim]
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.tokens is not None and self.slots is not None:
@@ -131,15 +131,15 @@ class SequenceLayout:
         return rows[None]
 
     def bias(self, index: int, *, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores of bucket `index`: 0 where a token may look, very negative where it may not.
+        """What to add to the scores of bucket `index`: 0 where a token may attend, very negative where it may not.
 
         Args:
             index: Which bucket.
             window: Tokens i and j see each other if |i - j| < window; None means all do.
-            dtype: Type of the scores.
+            dtype: Dtype of the scores.
 
         Returns:
-            A tensor that broadcasts to `[sequences, heads, width, width]`, or None if every token may look everywhere.
+            A tensor that broadcasts to `[sequences, heads, width, width]`, or None if every token may attend to all.
         """
         bucket = self.buckets[index]
         if window is not None and max(bucket.lengths) <= window:
@@ -155,33 +155,29 @@ class SequenceLayout:
 class _Moved(torch.autograd.Function):
     """Rows in another order: `rows[there]`.
 
-    The gradient is gathered from where each row went to. Autograd would add row by row to zeros, which is slow on a CPU
-    and comes in any order on a GPU.
+    The gradient is gathered from where each row went. Autograd would add it row by row to zeros, which is slow on a CPU
+    and happens in no fixed order on a GPU.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, there: Tensor, back: Tensor, unused: Tensor | None) -> Tensor:
-        """Move rows.
+        """Move rows `[n, ...]`: `there` is int64 `[m]`, which row goes to each of m places.
 
-        Args:
-            ctx: Keeps the way back.
-            rows: `[n, ...]`.
-            there: int64 `[m]`, which row goes to each of m places.
-            back: int64 `[n]`, a place of each row; the gradients of its other places are taken for 0.
-            unused: The rows that went nowhere, whose `back` means nothing.
+        `back` is int64 `[n]`, one place of each row; gradients of its other places are taken as 0. `unused` are the
+        rows that went nowhere, for which `back` means nothing.
         """
         ctx.back, ctx.unused = back, unused
         return rows.index_select(0, there)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """Move their gradients back."""
+        """Move the gradients back."""
         gradient = gradient.index_select(0, ctx.back)
         return gradient if ctx.unused is None else gradient.index_fill_(0, ctx.unused, 0.0), None, None, None
 
 
 def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # an inference tensor could not be saved for a later backward pass
+    # a later backward pass could not use an inference tensor
     with torch.inference_mode(False), torch.no_grad():
         place = torch.arange(bucket.width, device=device)
         forbidden = torch.zeros(1, 1, 1, bucket.width, dtype=torch.bool, device=device)
@@ -189,19 +185,19 @@ def _bias(bucket: Bucket, window: int | None, dtype: torch.dtype, device: torch.
             forbidden = (place[None] >= bucket.lengths_there[:, None])[:, None, None]
         if window is not None:
             forbidden = forbidden | ((place[:, None] - place[None]).abs() >= window)
-        # half the minimum: a padding token may see nothing at all, and -inf throughout would be NaN
+        # half the minimum: a padding token may see nothing at all, and a row of -inf would give NaN
         bias = torch.zeros(forbidden.shape, dtype=dtype, device=device)
         return bias.masked_fill_(forbidden, torch.finfo(dtype).min / 2)
 
 
 def filler_lengths(batch: Batch) -> tuple[int, ...]:
-    """Lengths of the sequences that fill a batch up to a multiple of tokens, none longer than its own."""
+    """Lengths of the sequences that pad a batch to a multiple of tokens, none longer than the batch's own."""
     longest, num_missing = max(batch.lengths), -batch.num_tokens % batch.pad_to_multiple_of
     return (longest,) * (num_missing // longest) + ((num_missing % longest,) if num_missing % longest else ())
 
 
 def row_filler(batch: Batch, num_rows: int) -> int:
-    """How many more rows of logits are computed, up to a multiple of a 32nd of the tokens' (of 8 at least)."""
+    """How many rows of logits to add, up to a multiple of 1/32 of the tokens' multiple (at least 8)."""
     return -num_rows % min(batch.pad_to_multiple_of, max(8, batch.pad_to_multiple_of // 32))
 
 
@@ -250,7 +246,7 @@ def _plan(lengths: tuple[int, ...], device: torch.device) -> SequenceLayout:
 
 
 def _group(lengths: tuple[int, ...]) -> list[list[int]]:
-    """Indices of the sequences that share a bucket."""
+    """Indices of the sequences in each bucket."""
     alike: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not alike or lengths[index] < (1 - MAX_WASTE) * lengths[alike[-1][0]]:
@@ -267,20 +263,20 @@ def _group(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 def _cost(width: int) -> int:
-    """The cost of attention within a sequence, in scores; the work for each token costs as much as 16 of them."""
+    """The cost of attention within a sequence, in scores; the work per token costs as much as 16 scores."""
     return width * (width + 16)
 
 
 def _to_device(arrays: list[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
-    """Vectors of int64 as tensors, sent in one buffer."""
+    """Int64 vectors as tensors, sent in one buffer."""
     buffer = torch.from_numpy(np.concatenate(arrays))
-    if device.type == "cuda":  # page-locked, so that the copy waits for nothing
+    if device.type == "cuda":  # page-locked, so that the copy does not block
         buffer = buffer.pin_memory()
     return buffer.to(device, non_blocking=True).split([len(array) for array in arrays])
 
 
 class PaddedView:
-    """A flat batch as `[S, width]`, a sequence in each row, for architectures that cannot attend to it as it is."""
+    """A flat batch as `[S, width]`, one sequence per row, for architectures whose attention needs padding."""
 
     def __init__(self, batch: Batch) -> None:
         self._shape = (batch.num_sequences, max(batch.lengths))
@@ -290,27 +286,27 @@ class PaddedView:
         self._slots = batch.position_ids[0] + offsets  # [T]
 
     def pad(self, values: Tensor, filler: int) -> Tensor:
-        """`[1, T]` to `[S, width]`."""
+        """From `[1, T]` to `[S, width]`."""
         num_sequences, width = self._shape
         padded = values.new_full((num_sequences * width,), filler)
         return padded.index_copy(0, self._slots, values[0]).view(num_sequences, width)
 
     def flatten(self, states: Tensor) -> Tensor:
-        """`[S, width, hidden]` to `[T, hidden]`."""
+        """From `[S, width, hidden]` to `[T, hidden]`."""
         return states.flatten(0, 1).index_select(0, self._slots)
 
 
 class AttentionRecorder:
     """Keeps the queries, keys and values of some blocks.
 
-    Blocks are known by the order in which they attend, even if they share their weights (ALBERT). Under gradient
-    checkpointing blocks attend again in the backward pass; the recorder is finished by then and ignores them. What it
-    kept in the forward pass has a graph, unless checkpointing is reentrant, which is an error.
+    Blocks are identified by the order in which they run, even if they share their weights (ALBERT). With gradient
+    checkpointing they run again in the backward pass; the recorder is finished by then and ignores them. What it kept
+    in the forward pass has a graph; with reentrant checkpointing it has none, which is an error.
 
     Args:
         layers: The blocks to keep, from 1 to `num_layers`.
-        num_layers: Blocks of the network.
-        num_tokens: T, those that count; what fills a batch up is left out.
+        num_layers: Number of blocks in the network.
+        num_tokens: T, the real tokens; the padding of a batch is left out.
 
     Raises:
         ValueError: The network has no such block.
@@ -328,10 +324,9 @@ class AttentionRecorder:
         self._states: dict[int, AttentionStates] = {}
 
     def record(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None) -> None:
-        """Count a block, and keep its states if they are requested; see `unpadded_attention` for the arguments.
+        """Count a block, and keep its states if they are requested; states without a gradient are an error.
 
-        Raises:
-            ValueError: The states would have no gradient.
+        See `unpadded_attention` for the arguments.
         """
         if self._is_finished:
             return
@@ -348,14 +343,7 @@ class AttentionRecorder:
         self._states[self._num_calls] = AttentionStates(query, key, value, scaling=scaling, window=window)
 
     def finish(self, groups: tuple[SequenceGroup, ...]) -> RecordedAttention:
-        """Return what was kept, and keep nothing more.
-
-        Args:
-            groups: The sequences of the batch.
-
-        Raises:
-            ValueError: The network did not attend once in each block.
-        """
+        """Return what was kept, and keep nothing more; an error if the network did not attend once in each block."""
         states, self._states, self._is_finished = self._states, {}, True
         if self._num_calls != self._num_layers:
             raise ValueError(

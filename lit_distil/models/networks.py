@@ -1,4 +1,4 @@
-"""Networks: a Hugging Face model with the head of a language model or of a task, run on flat batches."""
+"""Networks: a Hugging Face model with a language-model head or a task head, run on flat batches."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _RULED_OUT = -30.0
 """The bias of a logit that is never trained: exp(-30) is 1e-13, and unlike -inf it stays finite in any loss."""
 
 Rows = Tensor | Literal["all"] | None
-"""Which rows of T a head is computed on: these positions, all of them, or none."""
+"""For which rows of T to compute a head: these positions, all of them, or none."""
 
 
 def room_of(config: PretrainedConfig) -> int | None:
-    """How many tokens fit the position table of a configuration; None without such a table, or if it is not known."""
+    """How many tokens fit a configuration's position table; None if there is no table or its size is unknown."""
     kinds = [kind for head in get_args(Head) for kind in classes_for(head, config)]
     with sketching():
         return position_range(kinds[0](copy.deepcopy(config)))[1] if kinds else None
@@ -42,16 +42,16 @@ def room_of(config: PretrainedConfig) -> int | None:
 class FlatNetwork(nn.Module):
     """Base of the networks: runs a Hugging Face model on flat batches.
 
-    Most architectures (`bert`, `roberta`, `modernbert`, ...) let their attention function be chosen and run on the flat
-    batch itself. Those with an attention of their own (`deberta`, `mpnet`), and models whose attention was set to
-    anything but transformers' default, run on the padded view of the same batch. The output has the same shape.
+    Most architectures (`bert`, `roberta`, `modernbert`, ...) let you choose their attention function, and run on the
+    flat batch directly. Those with their own attention code (`deberta`, `mpnet`), and models whose attention was set to
+    anything but transformers' default, run on a padded view of the same batch. The output has the same shape.
 
     The keys of the state dict are those of the Hugging Face model, after `model.`.
 
     Args:
         model: The encoder with its head.
-        attention: The name of an attention in transformers, such as `sdpa` or `eager`, which makes batches padded. None
-            keeps what the model has, but replaces transformers' default (`sdpa`) by `unpadded`.
+        attention: The name of an attention in transformers, such as `sdpa` or `eager`, which needs padded batches. None
+            keeps the model's own, but replaces transformers' default (`sdpa`) by `unpadded`.
 
     Raises:
         ValueError: See `check_architecture`.
@@ -68,7 +68,7 @@ class FlatNetwork(nn.Module):
         if attention is not None or model.config._attn_implementation == "sdpa":
             choose_attention(model, attention)
         self._first_position, self.max_length = position_range(model)
-        """The longest sequence that fits the position table, in tokens; None without such a table."""
+        """Length in tokens of the longest sequence that fits the position table; None without such a table."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -86,28 +86,28 @@ class FlatNetwork(nn.Module):
         return int(self.config.num_hidden_layers)
 
     def checkpoint_activations(self, every: int) -> None:
-        """Compute the activations of every so many blocks again in the backward pass; 0 keeps all.
+        """Recompute the activations of every n-th block in the backward pass; 0 keeps all.
 
         Raises:
-            ValueError: The architecture has no blocks that can.
+            ValueError: The architecture has no blocks that support it.
         """
         recompute = functools.partial(checkpoint, use_reentrant=False)
         for number, block in enumerate(self._blocks("activation_checkpointing") if every else []):
             block.gradient_checkpointing, block._gradient_checkpointing_func = number % every == 0, recompute
 
     def compile_blocks(self, *, as_graphs: bool = False) -> None:
-        """Compile each block in place, for batches of any size; attention within the sequences stays as it is.
+        """Compile each block in place, for batches of any size; attention within the sequences is not compiled.
 
         Args:
-            as_graphs: On a GPU replay them as CUDA graphs, one for each size, which starts no kernel by itself.
+            as_graphs: On a GPU, replay blocks as CUDA graphs, one per size, which avoids launching single kernels.
 
         Raises:
-            ValueError: The architecture has no blocks of transformers' class.
+            ValueError: The architecture's blocks are not of transformers' block class.
         """
         blocks = self._blocks("compile")
         leave_attention_uncompiled()
         for block in blocks:
-            if block._compiled_call_impl is None:  # an evaluation after the training finds it compiled
+            if block._compiled_call_impl is None:  # in an evaluation after training it is compiled already
                 block.compile(dynamic=True, mode="reduce-overhead" if as_graphs else None)
 
     def _blocks(self, setting: str) -> list[Any]:
@@ -121,7 +121,7 @@ class FlatNetwork(nn.Module):
 
     @property
     def no_attention(self) -> str | None:
-        """Why it cannot give queries, keys and values, and what to do; None if it can."""
+        """Why it cannot return queries, keys and values, and what to do; None if it can."""
         if self.is_unpadded:
             return None
         model_type, attention = self.config.model_type, self.config._attn_implementation
@@ -179,13 +179,13 @@ class FlatNetwork(nn.Module):
 
         options = {"output_hidden_states": output_hidden_states, "return_dict": True}
         inputs.update((name, value) for name, value in options.items() if self._takes_any or name in self._accepted)
-        # a hook for one call, so that copies, pickles and other callers of the model never meet it
+        # a hook for this call only, so that copies, pickles and other callers of the model never see it
         with self.model.base_model.register_forward_hook(choose_rows):
             output = self.model(**inputs)
         if isinstance(output, tuple):
             raise ValueError(f"{type(self.model).__name__} must return a ModelOutput with its logits, not a tuple")
         if recorder is not None:
-            layout = SequenceLayout.of(batch.lengths, device=batch.input_ids.device)  # without what fills it up
+            layout = SequenceLayout.of(batch.lengths, device=batch.input_ids.device)  # without the padding
             captured[0].attention = recorder.finish(layout.buckets)
         return output, captured[0]
 
@@ -216,7 +216,7 @@ class FlatNetwork(nn.Module):
         return inputs, view.flatten
 
     def _token_type_ids(self, batch: Batch) -> Tensor | None:
-        """The segments, for an architecture that tells them apart; all in the first where it knows only one."""
+        """The segment ids, if the architecture uses them; all zero if it has only one segment."""
         num_types = getattr(self.config, "type_vocab_size", None) or 0
         if "token_type_ids" not in self._accepted or num_types == 0:
             return None
@@ -226,11 +226,11 @@ class FlatNetwork(nn.Module):
 
 
 def _pool(encoder: nn.Module, first: Tensor) -> Tensor:
-    """The encoder's own pooler on the first token of each sequence: `[S, 1, hidden]` to `[S, hidden]`."""
+    """Apply the encoder's own pooler to the first token of each sequence: `[S, 1, hidden]` to `[S, hidden]`."""
     pooler = getattr(encoder, "pooler", None)
     if pooler is None:
         raise ValueError(f"{type(encoder).__name__} returns a pooler_output and has no `pooler` that makes it")
-    if isinstance(pooler, nn.Linear):  # ALBERT keeps the layer and its activation apart
+    if isinstance(pooler, nn.Linear):  # ALBERT stores the layer and its activation separately
         return encoder.pooler_activation(pooler(first[:, 0]))  # type: ignore[operator]
     return pooler(first)
 
@@ -240,19 +240,19 @@ class MaskedLMNetwork(FlatNetwork):
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
         super().__init__(model, attention=attention)
-        # whether the head ends in a linear layer that gives the logits; None until the first batch shows it
+        # whether the head ends in a linear layer that gives the logits; None until the first batch has shown it
         self._ends_in_projection: bool | None = None
 
     @property
     def num_logits(self) -> int:
-        """The size of the vocabulary that the network predicts, which may be more than the tokenizer's."""
+        """Size of the vocabulary that the network predicts, which may be larger than the tokenizer's."""
         head: Any = self.model.get_output_embeddings()
         return head.weight.shape[0] if head is not None else self.config.vocab_size
 
     def rule_out_beyond(self, num_entries: int) -> None:
-        """Make the network's own softmax all but 0 beyond these entries of the vocabulary, where its head has a bias.
+        """Make the probability of vocabulary rows from `num_entries` on almost 0, if the head has a bias.
 
-        Called where no term of the loss trains these rows, so that the exported network predicts what was trained.
+        Called if no loss term trains these rows, so that the exported network predicts what was trained.
         """
         bias = getattr(self.model.get_output_embeddings(), "bias", None)
         if bias is not None:
@@ -275,22 +275,22 @@ class MaskedLMNetwork(FlatNetwork):
             rows: int64 `[rows]`, the positions in T that need logits; "all" for every one; None for no logits.
             output_hidden_states: Whether to return the hidden states of all layers.
             attention_layers: The blocks, counted from 1, whose queries, keys and values to return (flat batches only).
-            project: Whether to multiply out the logits. If not, the output has a `projection` in their place, unless
-                the head does not end in a linear layer.
+            project: Whether to compute the logits. If not, the output has a `projection` instead, unless the head does
+                not end in a linear layer.
 
         Returns:
             Logits `[rows, vocabulary]` if requested, and next-sentence logits `[S, 2]` if the model has that head.
 
         Raises:
             ValueError: A sequence is longer than the position table, `rows` is not one of the above, or the network
-                cannot give the `attention_layers`.
+                cannot return the `attention_layers`.
         """
         if isinstance(rows, str) and rows != "all":
             raise ValueError(f"rows must be a tensor of positions, 'all' or None, got {rows!r}")
 
         num_rows = len(rows) if isinstance(rows, Tensor) else None
 
-        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, rows, hidden], and more rows to fill them up
+        def select(hidden: Tensor) -> Tensor:  # [T, hidden] -> [1, rows, hidden], with padding rows
             if isinstance(rows, Tensor):
                 return hidden.index_select(0, F.pad(rows, (0, row_filler(batch, len(rows)))))[None]
             return hidden[None] if rows == "all" else hidden[None, :0]
@@ -313,7 +313,7 @@ class MaskedLMNetwork(FlatNetwork):
 
     @contextmanager
     def _deferred_projection(self, *, enabled: bool) -> Iterator[list[Projection]]:
-        """Make the head's last layer multiply out one row at most, and keep what it was given."""
+        """Make the head's last layer project one row at most, and keep its input."""
         captured: list[Projection] = []
 
         def capture(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -332,7 +332,7 @@ class MaskedLMNetwork(FlatNetwork):
         """Whether the captured projection gives the logits; the first batch compares one row."""
         if self._ends_in_projection is None:
             if len(captured) == 1 and len(captured[0].features) == 0:
-                return True  # without a row there is nothing to compare
+                return True  # there is no row to compare
             self._ends_in_projection = len(captured) == 1 and len(logits) == 1
             if self._ends_in_projection:
                 first = Projection(captured[0].features[:1], captured[0].weight, captured[0].bias)
@@ -343,14 +343,14 @@ class MaskedLMNetwork(FlatNetwork):
 
 
 class TaskNetwork(FlatNetwork):
-    """An encoder with a task's head: for classes of texts or tokens, answers to questions, or multiple choice.
+    """An encoder with a task head: for classes of texts or tokens, answers to questions, or multiple choice.
 
     Args:
         model: The encoder with its head: `...ForSequenceClassification`, `...ForTokenClassification`,
             `...ForQuestionAnswering` or `...ForMultipleChoice`, or a class registered for one of these.
 
     Raises:
-        ValueError: The model has another head, or pools its sequences in an unknown way.
+        ValueError: The model has another head, or pools its sequences in an unsupported way.
     """
 
     def __init__(self, model: PreTrainedModel, *, attention: str | None = None) -> None:
@@ -363,7 +363,7 @@ class TaskNetwork(FlatNetwork):
         if self._pooling not in ("cls", "mean"):
             raise ValueError(f"classifier_pooling must be 'cls' or 'mean', got {self._pooling!r}")
         self.exported: Callable[..., tuple[Tensor, ...]] | None = None
-        """A file that was exported from the network, and gives the logits in its place; of padded inputs by name."""
+        """An exported file of the network that gives the logits instead, from padded inputs by name."""
 
     def forward(
         self, batch: Batch, *, output_hidden_states: bool = False, attention_layers: Collection[int] = ()
@@ -371,11 +371,11 @@ class TaskNetwork(FlatNetwork):
         """Run a flat batch.
 
         Returns:
-            Logits `[S, labels]` for each sequence (`[S, 1]` for choices, a score each) or `[T, labels]` for each token
-            (`[T, 2]` for answers, as the first and the last token of one).
+            Logits `[S, labels]` for each sequence (`[S, 1]` for choices, one score each) or `[T, labels]` for each
+            token (`[T, 2]` for answers: the scores for being the first and the last token).
 
         Raises:
-            ValueError: A sequence is longer than the position table, or the network cannot give the
+            ValueError: A sequence is longer than the position table, or the network cannot return the
                 `attention_layers`.
         """
 
@@ -399,7 +399,7 @@ class TaskNetwork(FlatNetwork):
         return result
 
     def _exported_output(self, batch: Batch, exported: Callable[..., tuple[Tensor, ...]]) -> EncoderOutput:
-        """The file's logits alone: it has no states."""
+        """The logits of the exported file, which gives no hidden states."""
         if self._head == "multiple_choice":
             raise ValueError("multiple choice has no exported file to score")
         inputs, flatten = self._padded_inputs(batch)
@@ -421,16 +421,16 @@ class TaskNetwork(FlatNetwork):
     def _as_choices(
         self, inputs: dict[str, Any], flatten: Callable[[Tensor], Tensor]
     ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-        """Give every sequence as a question with one choice, because groups may differ in size."""
+        """Present every sequence as a question with one choice, because groups may differ in size."""
         if self._head == "multiple_choice":
             inputs["input_ids"] = inputs["input_ids"][:, None]
-            if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools once more, over one token
+            if self._pooling == "mean" and "attention_mask" not in inputs:  # the head pools again, over one token
                 inputs["attention_mask"] = inputs["input_ids"].new_ones(1, 1)
         return inputs, flatten
 
 
 def _mean_of_sequences(hidden: Tensor, batch: Batch) -> Tensor:
-    """`[T, hidden]` to `[S, hidden]`."""
+    """Average over tokens: `[T, hidden]` to `[S, hidden]`."""
     lengths = batch.cu_seq_lens.diff().long()
     sequence = torch.arange(batch.num_sequences, device=hidden.device)
     sequence = sequence.repeat_interleave(lengths, output_size=batch.num_tokens)

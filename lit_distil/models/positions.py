@@ -1,4 +1,4 @@
-"""The table of learned absolute positions: where it is, how many tokens fit, and how it is made longer."""
+"""The table of learned absolute positions: where it is, how many tokens fit, and how to make it longer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ _MOST = 1_000_000
 
 @dataclass(frozen=True)
 class Positions:
-    """A longer table of positions for a pretrained network (BERT, RoBERTa, DistilBERT and their like).
+    """A longer table of positions for a pretrained network (BERT, RoBERTa, DistilBERT and similar ones).
 
     Attributes:
-        length: Tokens that fit the new table; those of RoBERTa-likes that stand before the first position do not count.
-        how: "tile" repeats the table (as Longformer does: Beltagy et al. 2020, section 5), so the network is bitwise
-            unchanged on sequences that fitted before. "interpolate" stretches it: neighbours stay alike everywhere, and
-            every position but the first changes.
+        length: Tokens that fit the new table, not counting the rows that RoBERTa and its kin keep before the first
+            position.
+        how: "tile" repeats the table (as Longformer does: Beltagy et al. 2020, section 5), so sequences that fitted
+            before give bitwise the same result. "interpolate" stretches it: neighbouring positions stay similar
+            everywhere, but every position except the first changes.
 
     Raises:
-        ValueError: The length is out of range, or `how` is another word.
+        ValueError: The length is out of range, or `how` is unknown.
     """
 
     length: int
@@ -46,24 +47,19 @@ def position_table(model: PreTrainedModel) -> nn.Embedding | None:
 
 
 def position_range(model: PreTrainedModel) -> tuple[int, int | None]:
-    """The position of the first token, and how many tokens fit the position table; None without such a table."""
+    """The position of the first token, and how many tokens fit the position table (None without such a table)."""
     table = position_table(model)
     if table is None:
         return 0, None
-    # RoBERTa-like models give padding a position of its own, and start after it
+    # RoBERTa and models like it reserve a position for padding and start after it
     first = 0 if table.padding_idx is None else table.padding_idx + 1
     return first, table.num_embeddings - first
 
 
 def lengthen(model: PreTrainedModel, positions: Positions) -> None:
-    """Give a model a longer table of positions, in place, and its configuration the new `max_position_embeddings`.
+    """Give a model a longer position table, in place, and set `max_position_embeddings` in its configuration.
 
-    Args:
-        model: The model, on the CPU or without weights on the meta device.
-        positions: The new table.
-
-    Raises:
-        ValueError: The architecture has no such table, or one that is longer already.
+    The model is on the CPU, or a sketch on the meta device; it needs such a table, shorter than the new one.
     """
     config: Any = model.config
     table, (first, room) = position_table(model), position_range(model)
@@ -87,7 +83,7 @@ def lengthen(model: PreTrainedModel, positions: Positions) -> None:
                 setattr(module, name, longer)
         for name, buffer in [*module.named_buffers(recurse=False)]:
             if buffer.dim() == 2 and buffer.shape == (1, table.num_embeddings):
-                # places that count up, and token types of the first segment
+                # buffers of position ids, and of token types of the first segment
                 counts = torch.arange(size, dtype=buffer.dtype, device=buffer.device)[None]
                 setattr(module, name, counts if name == "position_ids" else torch.zeros_like(counts))
     config.max_position_embeddings = size
@@ -101,7 +97,7 @@ def lengthen(model: PreTrainedModel, positions: Positions) -> None:
 
 
 def _longer(rows: Tensor, positions: Positions) -> Tensor:
-    """`[room, width]` to `[length, width]`."""
+    """From `[room, width]` to `[length, width]`."""
     if positions.how == "tile":
         return rows[torch.arange(positions.length, device=rows.device) % len(rows)]
     columns = rows.float().T[None]  # [1, width, room]

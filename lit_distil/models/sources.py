@@ -1,6 +1,6 @@
 """Where a network comes from: a configuration (random weights), or a folder or name (pretrained weights).
 
-Architectures are those that transformers' auto classes know at run time: the ones that ship, and those that a user
+The architectures are those that transformers' auto classes know at run time: the built-in ones, and those that a user
 registered with `AutoConfig.register` and `AutoModelForMaskedLM.register`.
 """
 
@@ -50,7 +50,7 @@ def _hugging_face_model(source: NetworkSource, model: Any, *arguments: Any, **na
     if not isinstance(model, PreTrainedModel):
         refuse_result(source, "load", "return a transformers model (PreTrainedModel)", model)
     unset = next((name for name, value in model.state_dict().items() if value.is_meta), None)
-    if unset and torch.get_default_device().type != "meta":  # where sketches are made
+    if unset and torch.get_default_device().type != "meta":  # the device of sketches
         refuse_result(source, "load", "set every tensor of the model", f"{unset} on the meta device")
     return model
 
@@ -58,11 +58,11 @@ def _hugging_face_model(source: NetworkSource, model: Any, *arguments: Any, **na
 class NetworkSource(Piece, ABC):
     """Builds a Hugging Face model with a head, in training mode.
 
-    A subclass answers in `load`.
+    A subclass implements `load`.
 
     Attributes:
         attention: The attention of the model, see `FromConfig`.
-        positions: A longer table of positions than the network has, see `Pretrained`.
+        positions: A longer position table than the network has, see `Pretrained`.
     """
 
     attention: str | None = None
@@ -83,12 +83,12 @@ class NetworkSource(Piece, ABC):
 
         Args:
             vocabulary: Size and special ids of the tokenizer; None trusts the configuration.
-            head: What stands on the encoder.
-            num_labels: Outputs of a task's head.
-            id2label: Names of a task's labels, kept in the exported config.
-            problem_type: `regression`, `single_label_classification` or `multi_label_classification`, kept in the
+            head: The kind of head on the encoder.
+            num_labels: Number of outputs of a task head.
+            id2label: Names of a task's labels, stored in the exported config.
+            problem_type: `regression`, `single_label_classification` or `multi_label_classification`, stored in the
                 exported config.
-            label_names: Names of a task's labels where they are not those of the outputs, kept in the exported config.
+            label_names: Names of a task's labels if they are not those of the outputs, stored in the exported config.
 
         Raises:
             ValueError: The source, the vocabulary and the head do not fit together.
@@ -107,20 +107,20 @@ class NetworkSource(Piece, ABC):
         """What `build` would make, without weights: on the meta device, for checks before any work.
 
         Returns:
-            The model; None if only building it can tell, as for a subclass that answers in `load` alone.
+            The model; None if only building it can tell, as for a subclass that implements only `load`.
 
         Raises:
             ValueError: See `build`.
         """
         kind = next(kind for kind in type(self).__mro__ if "load" in vars(kind))
-        answers = "network_config" in vars(kind)  # an inherited answer need not be about this `load`
+        answers = "network_config" in vars(kind)  # an inherited one may not describe this `load`
         config = self.network_config(vocabulary, head, {}) if answers else None
         if config is None:
             return None
         with sketching():
             try:
                 model = random_network(head, config)
-            except RuntimeError:  # an architecture of the user's that computes with values when it is made
+            except RuntimeError:  # a user's architecture that computes with values in its constructor
                 return None
             if self.positions is not None:
                 lengthen(model, self.positions)
@@ -131,15 +131,15 @@ class NetworkSource(Piece, ABC):
     def network_config(
         self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]
     ) -> PretrainedConfig | None:
-        """The configuration of what `load`, which takes the same arguments, makes; None if only `load` can tell.
+        """The configuration of the model that `load` makes from the same arguments; None if only `load` can tell.
 
-        A subclass with a `load` of its own may answer here too, so that what does not fit is found before any work.
+        A subclass with its own `load` may override this too, so that mismatches are found before any work.
         """
         return None
 
     @abstractmethod
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
-        """Make the model; `build` checks its size, and sets its attention and its mode.
+        """Make the model; `build` checks its size, and sets its attention and training mode.
 
         Args:
             vocabulary: See `build`.
@@ -158,9 +158,9 @@ class FromConfig(NetworkSource):
     Args:
         model_type: The architecture: `bert`, `roberta`, `distilbert`, `modernbert`, or any other that transformers
             knows or that you registered with `AutoConfig.register`.
-        config: Fields of its configuration; the rest have the architecture's defaults. The size of the vocabulary and
-            the special ids come from the tokenizer. Give `vocab_size` to have more rows than the tokenizer has entries.
-        attention: A name that transformers knows, for example `eager`; None takes attention over unpadded batches if
+        config: Fields of its configuration; the rest keep the architecture's defaults. The vocabulary size and the
+            special ids come from the tokenizer. Set `vocab_size` to have more rows than the tokenizer has entries.
+        attention: A name that transformers knows, for example `eager`; None uses attention over unpadded batches if
             the architecture supports it.
 
     Raises:
@@ -208,16 +208,16 @@ class FromConfig(NetworkSource):
 
 
 class Pretrained(NetworkSource):
-    """A network with the weights of a folder or of a model on the Hub.
+    """A network with pretrained weights, from a folder or the Hub.
 
     Args:
         name_or_path: Folder written by `save_pretrained`, or a name on the Hub.
         revision: Branch, tag or commit on the Hub.
         config: Fields of the configuration to change, for example dropout rates.
         attention: See `FromConfig`.
-        dtype: Type of the weights, whatever that of the file is.
-        positions: For longer sequences than the network was made for, a longer table of its learned positions:
-            `{length: 2048, how: tile}`. The new positions want some training. None keeps the table.
+        dtype: Dtype of the weights, whatever the file has.
+        positions: A longer table of learned positions, for longer sequences than the network was made for:
+            `{length: 2048, how: tile}`. The new positions need some training. None keeps the table.
 
     Raises:
         ValueError: `dtype` is not a floating-point type of torch, or `positions` is wrong (`Positions`).
@@ -244,14 +244,14 @@ class Pretrained(NetworkSource):
         self.dtype = parsed
         self.positions = Positions(**positions) if isinstance(positions, dict) else positions
         self.new_tensors: set[str] = set()
-        """Names of the tensors that the files lack, once the model is built; not those of a task's new head."""
+        """Names of the tensors missing from the files, once the model is built; without those of a task's new head."""
 
     def network_config(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PretrainedConfig:
         """See `NetworkSource.network_config`."""
         config = self.read_config()
         check_spelling(self.overrides, config)
         check_head(head, config)
-        # read again, because other fields may follow from the changed ones
+        # read again, because other fields may depend on the changed ones
         return self.read_config(**{**self.overrides, **labels})
 
     def load(self, vocabulary: Vocabulary | None, head: Head, labels: dict[str, Any]) -> PreTrainedModel:
@@ -272,7 +272,7 @@ class Pretrained(NetworkSource):
             raise ValueError(f"name_or_path: {error}") from error
         except OSError as error:
             raise ValueError(self._not_found(error)) from error
-        except Exception as error:  # damaged files, and fields that an architecture refuses in its own ways
+        except Exception as error:  # damaged files, and fields: each architecture refuses them its own way
             raise ValueError(
                 f"name_or_path={self.name_or_path!r} could not be loaded: {one_line(error)}; write the folder again "
                 "with save_pretrained, or fetch it again"
@@ -293,7 +293,7 @@ class Pretrained(NetworkSource):
         return [str(labels[index]) for index in sorted(labels)]
 
     def read_config(self, **fields: Any) -> PretrainedConfig:
-        """The configuration of the folder or name, with other values of these fields.
+        """The configuration of the folder or name, with these fields changed.
 
         Raises:
             ValueError: There is none, it needs code that is not trusted, or the architecture refuses the fields.
@@ -305,7 +305,7 @@ class Pretrained(NetworkSource):
             raise ValueError(f"name_or_path: {error}") from error
         except (OSError, ValueError) as error:
             raise ValueError(self._not_found(error)) from error
-        except Exception as error:  # fields that an architecture refuses in its own ways
+        except Exception as error:  # each architecture refuses fields its own way
             raise ValueError(
                 f"config: the configuration of {self.name_or_path!r} cannot be read with these fields: "
                 f"{one_line(error)}"
@@ -324,11 +324,10 @@ class Pretrained(NetworkSource):
 
 
 class LiveModel(NetworkSource):
-    """A model in memory. It is copied, so that training and attention settings leave the original alone.
+    """A model in memory. It is copied, so that training and attention settings do not change the original.
 
     Args:
-        model: A transformers model. If it has another head than the one needed, its encoder is taken and the head is
-            new.
+        model: A transformers model. If it has another head than the one needed, its encoder is used with a new head.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -357,12 +356,9 @@ class LiveModel(NetworkSource):
         return model
 
     def shared(self, vocabulary: Vocabulary | None, head: Head) -> PreTrainedModel:
-        """A copy for reading: its own modules and settings, on the memory of the original's weights.
+        """A read-only copy: its own modules and settings, on the original's weights in memory.
 
-        A head that the model lacks is new, in memory of its own.
-
-        Raises:
-            ValueError: The model lacks rows of the vocabulary, or its architecture has no such head.
+        A head that the model lacks is new, with its own memory. The model must have all rows of the vocabulary.
         """
         tensors = [*self.model.parameters(), *self.model.buffers()]
         same = {id(one): nn.Parameter(one.detach()) if isinstance(one, nn.Parameter) else one for one in tensors}
@@ -383,23 +379,23 @@ class LiveModel(NetworkSource):
         return [str(names[index]) for index in sorted(names)] if is_trained else None
 
     def has(self, head: Head) -> bool:
-        """Whether the model carries this head."""
+        """Whether the model has this head."""
         return isinstance(self.model, classes_for(head, self.model.config))
 
 
 def without_argument(error: ValueError) -> str:
-    """What `Pretrained` refuses, for a caller whose argument has another name than `name_or_path`."""
+    """The message of an error of `Pretrained`, for a caller whose argument is not called `name_or_path`."""
     return re.sub("^name_or_path(: |=)", "", str(error))
 
 
 def as_source(network: NetworkSource | PreTrainedModel) -> NetworkSource:
-    """A source as it is, and a model in memory as a source."""
+    """Return a source as it is, and wrap a model in memory in one."""
     return LiveModel(network) if isinstance(network, PreTrainedModel) else network
 
 
 @contextmanager
 def sketching() -> Iterator[None]:
-    """Make networks without weights, on the meta device; no random number is drawn and no line is logged."""
+    """Make networks without weights, on the meta device; no random numbers are drawn and nothing is logged."""
     package = logging.getLogger("lit_distil")
     level = package.level
     package.setLevel(logging.ERROR)
@@ -412,11 +408,7 @@ def sketching() -> Iterator[None]:
 
 
 def random_network(head: Head, config: PretrainedConfig) -> PreTrainedModel:
-    """A network with random weights.
-
-    Raises:
-        ValueError: Fields of the configuration contradict each other.
-    """
+    """A network with random weights; contradicting fields of the configuration are refused."""
     check_sane(config.to_dict())
     with _naming_fields(config.model_type):
         return load_pretrained(AUTO_MODELS[head].from_config, config)
@@ -428,13 +420,13 @@ def _naming_fields(model_type: str) -> Iterator[None]:
         yield
     except RemoteCodeError as error:
         raise ValueError(f"config: {error}") from error
-    except Exception as error:  # an architecture refuses its fields in its own ways
+    except Exception as error:  # each architecture refuses its fields its own way
         raise ValueError(f"config: no {model_type} with these fields: {one_line(error)}") from error
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Load without a progress bar, and without a report in which a new head looks like a mistake."""
+    """Load without a progress bar, and without a report that makes a new head look like a mistake."""
     level, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -447,7 +439,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def new_encoder_tensors(model: PreTrainedModel, missing: set[str]) -> set[str]:
-    """The tensors of the encoder among those that files lack; the pooler counts as part of the head."""
+    """The encoder's tensors among those missing from the files; the pooler counts as part of the head."""
     prefix = f"{model.base_model_prefix}."
     return {key for key in missing if key.startswith(prefix) and ".pooler." not in key}
 
@@ -459,7 +451,7 @@ def _warn_of_new_weights(missing: set[str], name: str) -> None:
 
 
 def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], name: str) -> None:
-    """Warn about a head for other labels (MNLI has three, RTE two), which is new; refuse an encoder of another size."""
+    """Warn about a head for other labels (MNLI has three, RTE two), which is replaced; refuse other encoder sizes."""
     sizes = {str(key): (tuple(theirs), tuple(ours)) for key, theirs, ours in mismatched}
     for key, (theirs, ours) in sorted(sizes.items()):
         if key.startswith(f"{model.base_model_prefix}."):
@@ -473,9 +465,9 @@ def _check_sizes(model: PreTrainedModel, mismatched: Iterable[tuple[Any, ...]], 
 
 
 def special_ids(vocabulary: Vocabulary, default: PretrainedConfig) -> dict[str, int]:
-    """The special ids that the configuration has fields for.
+    """The tokenizer's special ids for which the configuration has fields.
 
-    A field with a default that the tokenizer has no id for gets the id of its stand-in.
+    If a field has a default but the tokenizer has no such id, it gets the id of its stand-in.
     """
     ids = {name: value for name, value in vocabulary.special_ids.items() if hasattr(default, name)}
     for name, stand_in in STAND_INS.items():
@@ -500,7 +492,7 @@ def _label_fields(num_labels: int | None, id2label: dict[int, str] | None, probl
 
 
 def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> None:
-    """Refuse a model with fewer rows in its embedding than the tokenizer has entries; more are padding."""
+    """Refuse a model whose embedding has fewer rows than the tokenizer has entries; extra rows are padding."""
     embedding: Any = model.get_input_embeddings()
     num_rows = embedding.weight.shape[0]
     if vocabulary is not None and num_rows < vocabulary.size:
@@ -512,9 +504,9 @@ def check_embedding(model: PreTrainedModel, vocabulary: Vocabulary | None) -> No
 
 
 def check_finite(model: PreTrainedModel, field: str = "network") -> None:
-    """Refuse weights that are infinite or undefined, which a run that diverged may have left."""
+    """Refuse infinite or NaN weights, which a diverged run may have left."""
     for name, weights in model.named_parameters():
-        if not (weights.is_meta or weights.isfinite().all()):  # a sketch has none to look at
+        if not (weights.is_meta or weights.isfinite().all()):  # a sketch has no values to check
             raise ValueError(
                 f"{field}: {model.name_or_path or type(model).__name__!r} has infinite or undefined weights in {name}; "
                 "give one that did not diverge"

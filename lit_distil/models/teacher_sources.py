@@ -25,19 +25,11 @@ def load_teacher(
     *,
     shared: Sequence[int] | None = None,
 ) -> tuple[PreTrainedModel, bool]:
-    """A teacher's network, and whether its masked-LM or pretraining head is trained; a new head gives random answers.
+    """A teacher's network, and whether its masked-LM or pretraining head is trained (a new one predicts at random).
 
-    A model in memory is not copied, only its settings are.
-
-    Args:
-        teacher: The teacher.
-        revision: Commit, tag or branch on the Hub.
-        vocabulary: The data's.
-        head: What it compares with.
-        shared: The teacher's id of each entry, if the data's vocabulary is a part of its own: it is cut to these.
-
-    Raises:
-        ValueError: It cannot be loaded, is too small for the vocabulary, or has no weights for some of its encoder.
+    If the data's vocabulary is a subset of the teacher's, `shared` has the teacher's id of each entry, and the network
+    is cut to these. A model in memory is not copied, only its settings are. An encoder without all its weights is
+    refused.
     """
     with _naming_the_teacher():
         if isinstance(teacher, PreTrainedModel):
@@ -45,7 +37,7 @@ def load_teacher(
             return live.shared(vocabulary, head), live.has(head)
         source = Pretrained(teacher, revision=revision)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* has no weights for ")  # reported below, with what it means
+            warnings.filterwarnings("ignore", message=".* has no weights for ")  # reported below, with its consequences
             model = source.build(vocabulary, head=head)
         if missing := sorted(new_encoder_tensors(model, source.new_tensors)):
             raise ValueError(
@@ -58,7 +50,7 @@ def load_teacher(
 def _over_shared(
     model: PreTrainedModel, vocabulary: Vocabulary | None, shared: Sequence[int] | None
 ) -> PreTrainedModel:
-    """A teacher, cut to the entries that the data's vocabulary shares with its own."""
+    """Cut a teacher to the entries that the data's vocabulary shares with its own."""
     if vocabulary is None or shared is None:
         return model
     return with_vocabulary(model, vocabulary, [(index,) for index in shared])
@@ -66,7 +58,7 @@ def _over_shared(
 
 @contextmanager
 def _naming_the_teacher() -> Iterator[None]:
-    """Let errors begin with the field of the teacher, in place of the argument of the source that reads it."""
+    """Let errors begin with the teacher's field instead of the argument of the source that reads it."""
     try:
         yield
     except ValueError as error:
@@ -74,11 +66,7 @@ def _naming_the_teacher() -> Iterator[None]:
 
 
 def teacher_config(teacher: Teacher, revision: str | None, head: Head) -> tuple[PretrainedConfig, bool]:
-    """A teacher's configuration, and whether its head is trained, as far as that tells.
-
-    Raises:
-        ValueError: There is no such folder or name, or its architecture has no such head.
-    """
+    """A teacher's configuration, and whether it says that the head is trained."""
     with _naming_the_teacher():
         if isinstance(teacher, PreTrainedModel):
             return teacher.config, LiveModel(teacher).has(head)
@@ -94,7 +82,7 @@ def sketch_teacher(
     *,
     shared: Sequence[int] | None = None,
 ) -> PreTrainedModel | None:
-    """What `load_teacher` would give, without weights; see `NetworkSource.sketch`."""
+    """What `load_teacher` would return, without weights; see `NetworkSource.sketch`."""
     source = LiveModel(teacher) if isinstance(teacher, PreTrainedModel) else Pretrained(teacher, revision=revision)
     with _naming_the_teacher():
         sketch = source.sketch(vocabulary, head=head)

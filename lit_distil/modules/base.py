@@ -1,8 +1,8 @@
-"""What all modules share: the loss over the global batch, optimisation, randomness by step.
+"""What all modules share: the loss over the global batch, the optimizer, and randomness that depends on the step.
 
-A step is always the same. Networks give outputs; every objective gives a sum over the items it counts; each sum is
-divided by the number of such items in the whole global batch (all ranks, all accumulated micro-batches); the weighted
-terms are added.
+Every step works the same way. The networks give outputs; each objective sums over the items it counts; each sum is
+divided by the number of those items in the global batch (all ranks, all accumulated micro-batches); the weighted terms
+are added up.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from lit_distil.types import Batch, Compiling, Countable, DataModule, EncoderOut
 class EncoderModule(SavedModule):
     """A network in training: pretraining, distillation or fine-tuning.
 
-    A subclass builds its `network` in `build_networks` and runs its networks on a batch in `outputs`. `training_step`
-    is here. What it adds to `_meters` is logged by `LoggedModule` (`meters.py`), and `SavedModule` (`checkpoints.py`)
-    writes and reads checkpoints.
+    A subclass builds `network` in `build_networks` and runs it on a batch in `outputs`; `training_step` is here.
+    `LoggedModule` (`meters.py`) logs whatever is added to `_meters`, and `SavedModule` (`checkpoints.py`) writes and
+    reads checkpoints.
 
     Args:
-        optimizer: Optimizer class with its arguments; called with parameter groups in which biases and normalisation
+        optimizer: Optimizer class with its arguments. It gets parameter groups in which biases and normalisation
             weights have no weight decay.
-        schedule: Multiplier of the learning rate over the steps; None keeps it constant.
-        max_skipped_steps: How many steps in a row may be skipped because a gradient is infinite or undefined.
-        compile: Compile each block, and the terms on logits, once for all sizes of batches (`torch.compile`; for GPUs).
-            "graphs" also replays blocks as CUDA graphs, one for each size: give `data.pad_to_multiple_of` a large one.
-        activation_checkpointing: Compute the activations of every n-th block again in the backward pass in place of
-            keeping them (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"); 0 keeps all.
+        schedule: Factor of the learning rate over the steps; None keeps the rate constant.
+        max_skipped_steps: How many steps in a row may be skipped because a gradient is infinite or NaN.
+        compile: Compile each block, and the terms on logits, once for all batch sizes (`torch.compile`; for GPUs).
+            "graphs" also replays blocks as CUDA graphs, one per batch size; set `data.pad_to_multiple_of` high.
+        activation_checkpointing: Recompute the activations of every n-th block in the backward pass instead of keeping
+            them (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"); 0 keeps all.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EncoderModule(SavedModule):
         self.schedule = schedule
         self.compiles, self.activation_checkpointing = compile, check_every(activation_checkpointing)
         self.objectives: nn.ModuleDict = nn.ModuleDict()
-        self.stop_requested = self.stop_agreed = 0  # a signal, on this rank; on all of them (`begin_counting`)
+        self.stop_requested = self.stop_agreed = 0  # the stop signal of this rank; of all ranks (`begin_counting`)
         self._global_counts: dict[Countable, int] = {}
         self._configured: list[dict[str, Any]] = []
         self._is_checked = False
@@ -71,33 +71,33 @@ class EncoderModule(SavedModule):
 
     @abstractmethod
     def build_networks(self) -> None:
-        """Build `self.network` and what belongs to it, unless it exists; called when there is a trainer."""
+        """Build `self.network` and what belongs to it, unless it exists; called once there is a trainer."""
 
     def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
         """Sketch the networks (`NetworkSource.sketch`); refuse those that do not fit data, objectives or each other.
 
         Args:
             data: The data module, whose splits are not open yet.
-            vocabulary: That of its tokenizer; None if the tokenizer is still to be trained.
+            vocabulary: The tokenizer's vocabulary; None if the tokenizer has not been trained yet.
 
         Raises:
-            ValueError: The configuration, or a folder that it names, shows that building the networks would fail.
+            ValueError: The configuration, or a folder it names, shows that building the networks would fail.
         """
 
     @abstractmethod
     def outputs(self, batch: Batch) -> tuple[EncoderOutput, TeacherOutputs]:
-        """The output of the trained network, and the teachers' by name."""
+        """The output of the network in training, and the teachers' outputs by name."""
 
     @property
     def terms(self) -> LossTerms:
-        """The objectives, and which teachers each compares with."""
+        """The objectives, and which teachers each of them compares with."""
         return LossTerms(dict(cast("dict[str, Objective]", self.objectives).items()))
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Add metrics of a batch, such as accuracies, to `self._meters[stage]`; called under `no_grad`."""
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
-        """Add metrics of some rows of masked-LM logits; labels are None where no token is masked."""
+        """Add metrics for some rows of masked-LM logits; labels is None for rows of unmasked tokens."""
 
     def observe_gradients(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
         """Add metrics that need the graph; called in the first micro-batch of a training step."""
@@ -105,14 +105,14 @@ class EncoderModule(SavedModule):
     # Checks before work
 
     def check_before_work(self, data: DataModule, *, has_tokenizer: bool = True) -> None:
-        """Refuse what cannot work, as far as the configuration and the folders that it names tell: in about a second.
+        """Refuse a run that cannot work, judging from the configuration and the folders it names; takes about a second.
 
-        No document and no weight is read. A run does this first; nothing happens if it was done, or if there is a
-        network already.
+        It reads no documents and no weights. Every run does this first; it does nothing if it has passed before, or if
+        the network already exists.
 
         Args:
             data: The data module.
-            has_tokenizer: Whether its tokenizer exists; without, the vocabularies are compared later.
+            has_tokenizer: Whether the tokenizer exists; if not, the vocabularies are compared later.
 
         Raises:
             ValueError: Networks, objectives and data do not fit together.
@@ -122,7 +122,7 @@ class EncoderModule(SavedModule):
         self.sketch_networks(data, data.vocabulary if has_tokenizer else None)
         self._is_checked = has_tokenizer
 
-    # What the data module and the network know
+    # Shortcuts to the data module
 
     @property
     def data(self) -> DataModule:
@@ -137,14 +137,14 @@ class EncoderModule(SavedModule):
     # Steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a micro-batch, scaled so that Lightning's and DDP's means make it the global batch's mean."""
+        """The loss of a micro-batch, scaled so that averaging by Lightning and DDP gives the global batch's mean."""
         trainer = self.trainer
         accumulate = trainer.accumulate_grad_batches
         is_first = batch_idx % accumulate == 0
         self._seed_dropout(trainer.global_step * accumulate + batch_idx % accumulate)
         counting = begin_counting(self, batch) if is_first else None
         self.terms.set_step(trainer.global_step)
-        if self.compiles == "graphs":  # what the graphs of the last step gave may be written over
+        if self.compiles == "graphs":  # the outputs of the last step's graphs may be overwritten
             torch.compiler.cudagraph_mark_step_begin()
         student, teachers = self.outputs(batch)
         if counting is not None:
@@ -157,11 +157,11 @@ class EncoderModule(SavedModule):
         return loss * (accumulate * trainer.world_size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the sums of a batch."""
+        """Add the batch's sums to the validation meters."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the sums of a batch."""
+        """Add the batch's sums to the test meters."""
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: Stage, batch: Batch) -> None:
@@ -177,33 +177,33 @@ class EncoderModule(SavedModule):
         batch: Batch,
         counts: dict[Countable, int],
     ) -> Tensor:
-        """The weighted loss; every term's sum goes to the meters."""
+        """The weighted loss; adds the sum of every term to the meters."""
         meters, local_counts = self._meters[stage], batch.counts
         observer = functools.partial(self.observe_rows, stage)
         terms = self.terms if stage == "train" else self.terms.with_masked_lm(student, batch)
         loss, sums = terms.total(student, teachers, batch, counts, observer=observer)
         for name, objective in self.terms.objectives.items():
             meters.add(f"loss/{name}", sums[name], local_counts[objective.counts])
-        if stage != "train" and terms.masked_lm is not None:  # whatever the loss is, so that any two runs compare
+        if stage != "train" and terms.masked_lm is not None:  # whatever the loss, so that any two runs can be compared
             meters.add("masked_lm_loss", sums[terms.masked_lm], local_counts["masked"])
         with torch.no_grad():
             self.observe(stage, student, teachers, batch)
-        if stage == "train":  # an evaluation is about the student, not about its batches
+        if stage == "train":  # in evaluation the batch size says nothing about the student
             add_size(meters, batch)
         return loss
 
     def _seed_dropout(self, micro_step: int) -> None:
-        """Make dropout a function of (seed, micro-step, rank), so that a resumed run repeats the unbroken one."""
+        """Make dropout a function of (seed, micro-step, rank), so that a resumed run repeats an uninterrupted one."""
         key = f"{self._seed}:{micro_step}:{self.global_rank}".encode()
         seed = int.from_bytes(short_hash(key, 7), "big")
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend and takes milliseconds
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every backend and takes milliseconds
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
     # Optimisation
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over the parameters that train, and the schedule by step."""
+        """The optimizer over the trainable parameters, and the schedule, which advances with each optimizer step."""
         if self.optimizer_factory is None:
             raise ValueError("model.optimizer: training needs one, such as {class_path: torch.optim.AdamW, ...}")
         optimizer = build_optimizer(self.optimizer_factory, self.optimizer_groups())
@@ -214,14 +214,14 @@ class EncoderModule(SavedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """The parameters that train, in groups as the optimizer takes them."""
+        """The trainable parameters, in the groups that the optimizer gets."""
         return parameter_groups(self)
 
     def on_fit_start(self) -> None:
         """Turn dropout on: a network from `from_pretrained` or `load_from_checkpoint` is in eval mode.
 
         Raises:
-            ValueError: The optimizer of the checkpoint to continue from had other groups of parameters.
+            ValueError: The optimizer in the checkpoint had other parameter groups.
         """
         self.train()
         super().on_fit_start()
@@ -233,13 +233,13 @@ class EncoderModule(SavedModule):
             )
 
     def on_train_start(self) -> None:
-        """Let settings of the configuration win over those of a checkpoint."""
+        """Let the configuration's settings override the checkpoint's."""
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         apply_configured(self.trainer.optimizers, schedulers, self._configured)
         super().on_train_start()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step whose gradient is not finite; note its learning rate and, if it will be logged, its norm."""
+        """Skip a step whose gradient is not finite; record the learning rate and, if the step is logged, the norm."""
         self._learning_rate = optimizer.param_groups[0]["lr"]  # the scheduler moves on before the step is logged
         norm = self.guard.check(optimizer, self.trainer.global_step)
         if (self.trainer.global_step + 1) % self._log_every == 0 and norm.isfinite():
@@ -251,7 +251,7 @@ class EncoderModule(SavedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, but by the norm that the guard has already taken where it is the same."""
+        """Clip as Lightning does, but reuse the norm that the guard has computed where it is the same."""
         if self.guard.norm is None or not clips_by_plain_norm(self.trainer, gradient_clip_algorithm, optimizer):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val is not None and gradient_clip_val > 0:
@@ -260,16 +260,16 @@ class EncoderModule(SavedModule):
     # Building
 
     def configure_model(self) -> None:
-        """Build the networks, once the data module and the strategy are there."""
+        """Build the networks, once the data module and the strategy are known."""
         if not self.has_trainer:
             return
         if self.has_network_only:
             self.check_predicting()
             return
         is_new = self.network is None
-        self.check_before_work(self.data)  # done already, unless the data module is somebody else's
+        self.check_before_work(self.data)  # does nothing if the data module has called it
         check_graphs(self.compiles, self.trainer.accumulate_grad_batches)
-        # on the CPU, whatever Lightning would choose: the same seed gives the same weights on any device
+        # on the CPU, whatever device Lightning would choose: the same seed then gives the same weights everywhere
         with torch.device("cpu"):
             self.build_networks()
         assert self.network is not None
@@ -289,12 +289,12 @@ class LanguageModelModule(EncoderModule):
     head: Head = "masked_lm"  # or "pretraining", with a next-sentence head
 
     def observe_rows(self, stage: Stage, student: Tensor, teacher: Tensor | None, labels: Tensor | None) -> None:
-        """Accuracy on the masked tokens."""
+        """Add the accuracy on the masked tokens."""
         if labels is not None:
             self._meters[stage].add("masked_accuracy", (student.argmax(-1) == labels).sum(), len(labels))
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Accuracy of next-sentence prediction."""
+        """Add the accuracy of next-sentence prediction."""
         meters = self._meters[stage]
         if student.next_sentence_logits is not None and batch.next_sentence_labels is not None:
             correct = (student.next_sentence_logits.argmax(-1) == batch.next_sentence_labels).sum()

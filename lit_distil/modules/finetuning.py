@@ -1,4 +1,4 @@
-"""Fine-tuning an encoder on a labelled task, which the data module holds."""
+"""Fine-tuning an encoder on a labelled task; the task belongs to the data module."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabu
 
 SPLITS = {"val": "validation", "test": "test"}
 SampleOutputs = list[tuple[int, Any]]
-"""The index of each sample in its split, and what `Task.predict` kept of its logits."""
+"""The index of each sample in its split, and what `Task.predict` keeps of the sample's logits."""
 
 
 class TaskModule(EncoderModule):
-    """Base of the modules whose network has the head of a task; the arguments are those of `EncoderModule`."""
+    """Base of the modules whose network has a task head; the arguments are those of `EncoderModule`."""
 
     network: TaskNetwork | None
     network_class = TaskNetwork
     from_checkpoint = False
-    """Whether the weights are those of a checkpoint, and no longer those that the configuration names."""
+    """Whether the weights come from a checkpoint and not from what the configuration names."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class TaskModule(EncoderModule):
             activation_checkpointing=activation_checkpointing,
         )
         self.predictions: dict[str, list[Prediction]] = {"val": [], "test": []}
-        """For all samples of the last evaluation, in their order and from all ranks."""
+        """Predictions of the last evaluation, for the samples of all ranks in their order."""
         self._outputs: dict[str, SampleOutputs] = {"val": [], "test": []}
         self.exported: Callable[..., tuple[torch.Tensor, ...]] | None = None
-        """An exported file that is evaluated in place of the network (`TaskNetwork.exported`)."""
+        """An exported model to evaluate in place of the network (`TaskNetwork.exported`)."""
 
     @property
     def task(self) -> Task:
@@ -75,14 +75,14 @@ class TaskModule(EncoderModule):
         return data.task
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also refuse a checkpoint that was trained for other labels, or for the same in another order."""
+        """Also refuse a checkpoint trained for other labels, or for the same labels in another order."""
         super().on_load_checkpoint(checkpoint)
         self.from_checkpoint = True
         if self.has_trainer:
             check_same_labels("ckpt_path: the checkpoint", saved_labels(checkpoint), self.task)
 
     def configure_model(self) -> None:
-        """Also let the exported file answer, if there is one; its loss is that of the labels, without teachers."""
+        """Also let an exported model, if there is one, give the logits; its loss uses the labels, without teachers."""
         super().configure_model()
         if self.exported is not None and self.network is not None:
             self.network.exported = self.exported
@@ -98,17 +98,17 @@ class TaskModule(EncoderModule):
         return logits
 
     def predict_step(self, batch: Batch, batch_idx: int) -> SampleOutputs:
-        """Each sample's index, and what `Task.predict` keeps of its logits; `PredictionWriter` makes them readable."""
+        """Each sample's index, and what `Task.predict` keeps of its logits; `PredictionWriter` makes it readable."""
         return self.outputs_by_sample(self.data.predict_split, self(batch), batch)
 
     def outputs_by_sample(self, split: str, logits: torch.Tensor, batch: Batch) -> SampleOutputs:
-        """The same from the logits of a batch of any split."""
+        """The same, from the logits of a batch of any split."""
         features, indices = self.data.datasets[split].features, batch.sample_ids.tolist()
         outputs = self.task.predict(logits.float().cpu(), batch, [features[n] for n in indices])
         return list(zip(indices, outputs, strict=True))
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Keep what the metrics of an evaluation need; in training, count the right predictions of the batch."""
+        """Keep the outputs for the metrics of an evaluation; in training, count the batch's correct predictions."""
         if student.logits is None:
             return
         if stage != "train":
@@ -134,15 +134,15 @@ class TaskModule(EncoderModule):
         if not predictions:
             return
         self.predictions[stage] = predictions
-        # those evaluated (max_eval_sequences, limit_val_batches): the scores' own errors follow from their number
+        # how many rows were evaluated (max_eval_sequences, limit_val_batches): standard errors follow from it
         num_rows = len({sample.row for sample, _ in predictions})
         values = {f"{stage}/rows": float(num_rows), **{f"{stage}/{name}": value for name, value in scores.items()}}
-        values[f"{stage}/score"] = scores[self.task.main_metric]  # one name for any task, for callbacks and reports
+        values[f"{stage}/score"] = scores[self.task.main_metric]  # one name for every task, for callbacks and reports
         self.latest.update(values)
         self.log_dict(values)
 
     def score_together(self, stage: Stage, outputs: SampleOutputs) -> tuple[list[Prediction], dict[str, float]]:
-        """Predictions for the samples of all ranks, in their order, and the task's metrics, the same on every rank.
+        """The predictions for all ranks' samples, in order, and the task's metrics, the same on every rank.
 
         Args:
             stage: `val` or `test`.
@@ -161,26 +161,20 @@ class TaskModule(EncoderModule):
 
 
 def saved_labels(checkpoint: dict[str, Any]) -> list[str]:
-    """The labels of a checkpoint's network, in the order of its outputs; empty if it names none."""
+    """The labels of a checkpoint's network, in the order of its outputs; empty if the checkpoint names none."""
     return label_list(json.loads(checkpoint["network"]["config"]).get("id2label") or {})
 
 
 def label_list(id2label: dict[Any, Any]) -> list[str]:
-    """The labels of a head's configuration, in the order of its outputs."""
+    """The labels in a head's configuration, in the order of its outputs."""
     return [str(id2label[index]) for index in sorted(id2label, key=int)]
 
 
 def check_same_labels(what: str, theirs: list[str], task: Task, *, allow_unnamed: bool = True) -> None:
-    """Refuse a trained head whose outputs stand for other labels than the task's, or for the same in another order.
+    """Refuse a trained head whose labels are not the task's, or not in the same order; `theirs` is in output order.
 
-    Args:
-        what: What has the head, for the message.
-        theirs: Its labels in the order of its outputs.
-        task: A task whose labels are known.
-        allow_unnamed: Whether the head may leave its outputs unnamed (`LABEL_0`, ...).
-
-    Raises:
-        ValueError: The labels differ, or the task's labels have no names and the head has another size.
+    `what` names the head in the message; `allow_unnamed` accepts a head with unnamed outputs (`LABEL_0`, ...). If the
+    task's labels have no names, only the numbers of outputs are compared.
     """
     settings = task.head_settings()
     if "id2label" not in settings:
@@ -215,10 +209,9 @@ class FineTuningModule(TaskModule):
         network: The encoder: `Pretrained` for an exported folder or a Hub name, `FromConfig` for random weights, or a
             model in memory, which is copied.
         layer_decay: Factor of the learning rate from each layer to the one below, from the head down to the embeddings
-            (ELECTRA: 0.8 to 0.9, and the factor twice below the head, as in its code); None gives all the same
-            learning rate.
+            (ELECTRA: 0.8 to 0.9, applied twice below the head, as in its code); None gives all layers the same rate.
         freeze_layers: Freeze the embeddings and this many of the lowest blocks; 0 freezes only the embeddings, None or
-            -1 nothing. Their dropout stays on in training.
+            -1 freezes nothing. Dropout stays on in frozen layers.
     """
 
     def __init__(
@@ -271,12 +264,12 @@ class FineTuningModule(TaskModule):
             freeze_lowest(model, self.freeze_layers, model.config.num_hidden_layers)
 
     def on_train_start(self) -> None:
-        """Also warn of a head that was trained for other labels; training starts from it all the same."""
+        """Also warn if the head was trained for other labels; training starts from it anyway."""
         super().on_train_start()
         self._check_trained_head()
 
     def on_validation_start(self) -> None:
-        """Outside of `fit`, refuse a head that was trained for other labels, and warn of an untrained one."""
+        """Outside of `fit`, refuse a head that was trained for other labels, and warn about an untrained one."""
         super().on_validation_start()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._check_trained_head()
@@ -284,7 +277,7 @@ class FineTuningModule(TaskModule):
     on_test_start = on_predict_start = on_validation_start
 
     def _check_trained_head(self) -> None:
-        if self.from_checkpoint or self.exported is not None:  # compared when it was loaded; in a file without names
+        if self.from_checkpoint or self.exported is not None:  # compared when loaded; an export has no label names
             return
         is_fit = self.trainer.state.fn == TrainerFn.FITTING
         names = self.network_source.label_names(self.head)
@@ -303,7 +296,7 @@ class FineTuningModule(TaskModule):
             rank_zero_warn(str(error))
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """The parameters that train; with `layer_decay`, each layer has its own factor of the learning rate."""
+        """The trainable parameters; with `layer_decay`, each layer has its own factor of the learning rate."""
         if self.layer_decay is None or self.network is None:
             return super().optimizer_groups()
         layers = layers_of_parameters(self.network.model, self.network.config.num_hidden_layers)

@@ -1,4 +1,4 @@
-"""Metrics: sums and counts, gathered on the device, and reduced over the ranks only when they are logged."""
+"""Metrics: sums and counts, kept on the device, and reduced over the ranks only when they are logged."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Stage = Literal["train", "val", "test"]
 
 
 class SumMeters:
-    """Named sums with the number of items behind them; a mean is total over count, over all ranks."""
+    """Named sums, each with the number of items it is over; a mean is total over count, over all ranks."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, total: Tensor | float, count: int) -> None:
-        """Add a sum over `count` items; a tensor is left on its device, so nothing waits for it."""
+        """Add a sum over `count` items; a tensor stays on its device, so nothing waits for it."""
         value = total.to(_widest(total.device)) if isinstance(total, Tensor) else float(total)
         self._totals[name] = self._totals.get(name, 0.0) + value
         self._counts[name] = self._counts.get(name, 0) + count
 
     def is_finite(self, name: str) -> bool:
-        """Whether the sum of this name is, on this rank; it waits for the device."""
+        """Whether the sum with this name is finite on this rank; it waits for the device."""
         return math.isfinite(self._totals.get(name, 0.0))
 
     def drop(self, name: str) -> None:
@@ -45,7 +45,7 @@ class SumMeters:
         self._counts.pop(name, None)
 
     def state(self, trainer: Trainer) -> list[dict[str, Any]]:
-        """The sums so far, one dictionary of plain numbers for each rank; called on all ranks."""
+        """The sums so far, as one dictionary of plain numbers per rank; call it on all ranks."""
         totals = {name: float(total) for name, total in self._totals.items()}
         mine: dict[str, Any] = {"totals": totals, "counts": dict(self._counts)}
         if trainer.world_size == 1:
@@ -55,7 +55,7 @@ class SumMeters:
         return gathered
 
     def restore(self, states: list[dict[str, Any]], trainer: Trainer) -> None:
-        """Continue from `state`; with another number of ranks the first takes all, which gives the same means."""
+        """Continue from `state`; with another number of ranks the first takes all sums; the means stay the same."""
         self._totals, self._counts = {}, {}
         if len(states) == trainer.world_size:
             states = [states[trainer.global_rank]]
@@ -66,9 +66,9 @@ class SumMeters:
                 self.add(name, total, state["counts"][name])
 
     def reduce(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
-        """Means and totals over all ranks, by name; the meters are then empty.
+        """Means and totals over all ranks, by name; empties the meters.
 
-        A name whose count is 0 has a total and no mean.
+        A name with count 0 has a total but no mean.
         """
         names = sorted(self._totals)
         if not names:
@@ -96,9 +96,9 @@ def add_size(meters: SumMeters, batch: Batch) -> None:
 
 
 def warn_if_never_validated(trainer: Any) -> None:
-    """Warn of a run that ends before its first validation."""
+    """Warn if the run will end before its first validation."""
     interval, every, per_epoch = trainer.val_check_batch, trainer.check_val_every_n_epoch, trainer.num_training_batches
-    if not trainer.enable_validation or trainer.fast_dev_run or interval is None:  # None counts in time
+    if not trainer.enable_validation or trainer.fast_dev_run or interval is None:  # None: the interval is a time
         return
     first = interval if every is None else (every - 1) * per_epoch + min(interval, per_epoch)
     ends = [trainer.max_steps * trainer.accumulate_grad_batches] if trainer.max_steps > 0 else []
@@ -112,13 +112,7 @@ def warn_if_never_validated(trainer: Any) -> None:
 
 
 def step_size(tokens: float, trainer: Trainer, capacity: int) -> dict[str, float]:
-    """The tokens of an optimizer step, and their share of what it may hold.
-
-    Args:
-        tokens: Mean tokens of a micro-batch on one rank.
-        trainer: Knows ranks and accumulation.
-        capacity: The tokens that a step may hold.
-    """
+    """The tokens of an optimizer step, and their share of `capacity`; `tokens` is the mean of a rank's micro-batch."""
     tokens_per_step = tokens * trainer.world_size * trainer.accumulate_grad_batches
     return {"tokens_per_step": tokens_per_step, "fill": tokens_per_step / capacity}
 
@@ -128,12 +122,7 @@ def _widest(device: torch.device) -> torch.dtype:
 
 
 def warn_of_slow_products(device: torch.device, precisions: dict[str, Any]) -> None:
-    """Warn where products in 16 bits take more than twice as long as in float32: this CPU has no units for them.
-
-    Args:
-        device: Where the networks run.
-        precisions: The settings by name; see `times_of_float32`.
-    """
+    """Warn if 16-bit matrix products take over twice as long as in float32, as on a CPU without units for them."""
     for name, precision in precisions.items():
         if (times := times_of_float32(device, str(precision))) > 2:
             rank_zero_warn(
@@ -143,7 +132,7 @@ def warn_of_slow_products(device: torch.device, precisions: dict[str, Any]) -> N
 
 
 class LoggedModule(LightningModule, ABC):
-    """Logs means of what a subclass adds to `_meters`: every few training steps, and at the end of an evaluation.
+    """Logs the means of what a subclass adds to `_meters`: every few training steps, and at the end of an evaluation.
 
     Attributes:
         latest: The values logged last.
@@ -157,12 +146,12 @@ class LoggedModule(LightningModule, ABC):
         self.latest: dict[str, float] = {}
         self._meters = {stage: SumMeters() for stage in ("train", "val", "test")}
         self._last_logged = (0, perf_counter())
-        self._learning_rate = math.nan  # of the step that was taken last, of the first parameter group
-        self._row: dict[str, float] = {}  # of the current step, once its means are taken
-        self._unfinished: dict[str, Any] = {}  # what the step of a loaded checkpoint still has to do
-        self._is_entered = False  # whether `enter_last_step` had an effect
-        self._is_finishing = False  # whether a validation that was to come runs now
-        self._flops: list[tuple[NetworkFlops, bool]] = []  # of each network, and whether its head is run
+        self._learning_rate = math.nan  # in the last step, of the first parameter group
+        self._row: dict[str, float] = {}  # the current step's log row, once its means are taken
+        self._unfinished: dict[str, Any] = {}  # what a loaded checkpoint's last step still has to do
+        self._is_entered = False  # whether `enter_last_step` changed anything
+        self._is_finishing = False  # whether the checkpoint's pending validation is running
+        self._flops: list[tuple[NetworkFlops, bool]] = []  # for each network, with whether its head runs
         self._peak_flops = math.nan
 
     @property
@@ -173,10 +162,10 @@ class LoggedModule(LightningModule, ABC):
     @property
     @abstractmethod
     def terms(self) -> LossTerms:
-        """The objectives, and which teachers each compares with."""
+        """The objectives, and which teachers each of them compares with."""
 
     def start_counting_flops(self) -> None:
-        """Count from here on what the networks do, and find out what the device could do in that time."""
+        """Start counting the networks' floating-point operations, and find out how fast the device could be."""
         module: Any = self
         head_runs = not module.is_encoder_only
         self._flops = [(NetworkFlops(module.network), head_runs)]
@@ -189,7 +178,7 @@ class LoggedModule(LightningModule, ABC):
         )
 
     def flops(self, batch: Batch) -> float:
-        """The floating-point operations of a step on this micro-batch, of real tokens alone; see `NetworkFlops`."""
+        """The floating-point operations of a step on this micro-batch, for real tokens only; see `NetworkFlops`."""
         num_masked = batch.num_tokens if batch.masked_positions is None else len(batch.masked_positions)
         num_rows = batch.num_tokens if self.terms.need_all_rows else num_masked
         return sum(count(batch.lengths, num_rows * head_runs) for count, head_runs in self._flops)
@@ -200,12 +189,12 @@ class LoggedModule(LightningModule, ABC):
 
     @property
     def _is_due(self) -> bool:
-        """Whether the step that was just taken is logged."""
+        """Whether the step just taken is logged."""
         step = self.trainer.global_step
         return step % self._log_every == 0 or step == self.trainer.max_steps
 
     def on_train_start(self) -> None:
-        """Note the weights, finish the step of the checkpoint, start the clock, say so if nothing will be validated."""
+        """Record the weights, finish the checkpoint's step, start the clock, warn if nothing will be validated."""
         if self.device.type == "cpu":
             keep_freed_memory()
         self.guard.start(self)
@@ -216,17 +205,17 @@ class LoggedModule(LightningModule, ABC):
             warn_if_never_validated(self.trainer)
 
     def on_train_end(self) -> None:
-        """Refuse weights that are not finite, also in a run that writes no checkpoints."""
+        """Refuse diverged weights, even in a run that writes no checkpoints."""
         self.guard.check_weights(self, self.trainer.global_step)
         self.guard.finish(self.trainer.global_step)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Forget the row of the step before; count what this micro-batch costs."""
+        """Forget the previous step's row; count the operations of this micro-batch."""
         self._row = {}
         self._meters["train"].add("flops", self.flops(batch), 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log every `log_every_n_steps` optimizer steps, and nothing in between."""
+        """Log every `log_every_n_steps` optimizer steps."""
         is_step_end = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if is_step_end and self._is_due:
             self._log_training()
@@ -242,37 +231,37 @@ class LoggedModule(LightningModule, ABC):
         self.log_dict(self._evaluation_values("test"))
 
     def on_validation_start(self) -> None:
-        """Leave the tokens before a validation, and their operations, out of the training throughput."""
+        """Leave the tokens and operations counted so far out of the training throughput."""
         for name in ("tokens", "flops"):
             self._meters["train"].drop(name)
 
     def on_validation_end(self) -> None:
-        """Leave the time of a validation out of the training throughput; end a run that has diverged."""
+        """Leave the time of the validation out of the training throughput; end a run that has diverged."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.guard.check_weights(self, self.trainer.global_step)
         self._last_logged = (self.trainer.global_step, perf_counter())
 
     def on_fit_start(self) -> None:
-        """Open the last step again, if the checkpoint was written in it."""
+        """Reopen the last step, if the checkpoint was written during it."""
         self.enter_last_step()
 
     def enter_last_step(self) -> None:
-        """Let Lightning enter its loop though all steps are taken, so that `_finish_step` can finish the last one."""
+        """Let Lightning enter its loop even if all steps are taken, so that `_finish_step` can finish the last one."""
         if self._unfinished.get("is_last") and not self._is_entered:
             self._is_entered = True
             self.trainer.fit_loop.epoch_loop.max_steps += 1
 
     def unfinished_step(self) -> dict[str, Any]:
-        """What a step still has to do while a checkpoint is written, in plain types; called on all ranks.
+        """What is still left to do in the current step when a checkpoint is written, in plain types; call on all ranks.
 
-        Lightning writes the checkpoint of a step before it logs the step's row and validates. Without this, a run that
-        is killed in between would never do either.
+        Lightning writes the checkpoint of a step before it logs the step's row and validates. Without this, a run
+        killed in between would never do either.
         """
         trainer = self.trainer
         loop = trainer.fit_loop.epoch_loop
         trained: Any = loop.batch_progress.current
         validated = loop.val_loop.batch_progress.current
-        # Lightning counts the step of a loaded checkpoint as completed when it begins the next one
+        # Lightning counts a loaded checkpoint's step as completed only when it begins the next one
         is_open = trained.completed < trained.processed and not self._is_finishing
         is_validating = trainer.validating and validated.completed < validated.ready
         if not is_open and not is_validating:
@@ -281,14 +270,14 @@ class LoggedModule(LightningModule, ABC):
             self._row = self._training_row()
         fetcher = trainer.fit_loop._data_fetcher
         return {
-            # the loggers get the row of the last step only if it comes after `log_every_n_steps`
+            # the loggers get the row of the last step only if it is a multiple of `log_every_n_steps`
             "row": {} if trainer.global_step % self._log_every else {k: float(v) for k, v in self._row.items()},
             "validate": is_validating or (fetcher is not None and loop._should_check_val_fx(fetcher)),
             "is_last": 0 < trainer.max_steps <= trainer.global_step,
         }
 
     def _finish_step(self) -> None:
-        """Log the row of the step that a checkpoint was written in, and run its validation, if they were to come."""
+        """Log the row and run the validation that were still due in the step when the checkpoint was written."""
         trainer, unfinished = self.trainer, self._unfinished
         self._unfinished = {}
         loop = trainer.fit_loop.epoch_loop
@@ -298,18 +287,18 @@ class LoggedModule(LightningModule, ABC):
         if row := unfinished.get("row"):
             self._write_row(row)
         if unfinished.get("validate") and trainer.enable_validation:
-            self._row = row or {}  # if this validation is broken off, too
+            self._row = row or {}  # in case this validation is interrupted too
             trainer.validating = True
             loop.val_loop.restarting = False
             self._is_finishing = True
             loop.val_loop.run()
             self._is_finishing = False
-            loop.val_loop._has_run = False  # so that Lightning still takes this epoch for a restarted one
+            loop.val_loop._has_run = False  # so that Lightning still sees this epoch as a restarted one
             trainer.training = True
 
     @torch.no_grad()
     def validate_before_training(self) -> None:
-        """Validate once, and log the values to step 0."""
+        """Validate once, and log the values at step 0."""
         trainer = self.trainer
         if not trainer.enable_validation:
             rank_zero_warn(
@@ -332,15 +321,15 @@ class LoggedModule(LightningModule, ABC):
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=0)
 
     def bad_terms(self) -> list[str]:
-        """Names of the weighted terms with an infinite or undefined sum since the last row, on this rank."""
+        """Names of the weighted terms whose sum since the last row is infinite or NaN, on this rank."""
         terms, sums = self.terms.objectives.items(), self._meters["train"]
         return [name for name, one in terms if one.weight and not sums.is_finite(f"loss/{name}")]
 
     def _log_training(self) -> None:
-        """Hand the row to callbacks and loggers. `self.log` would take longer for ten values than a small step does."""
+        """Give the row to callbacks and loggers; `self.log` takes longer for ten values than a small step does."""
         trainer = self.trainer
         self._row = self._row or self._training_row()
-        values = {name: value for name, value in self._row.items() if name != "epoch"}  # which Lightning adds
+        values = {name: value for name, value in self._row.items() if name != "epoch"}  # Lightning adds it
         self.latest.update(values)
         tensors = dict(zip(values, torch.tensor(list(values.values())).unbind(), strict=True))
         trainer.callback_metrics.update(tensors)
@@ -356,9 +345,9 @@ class LoggedModule(LightningModule, ABC):
             logger.save()
 
     def _training_row(self) -> dict[str, float]:
-        """The means since the last row, over all ranks; the meters are then empty."""
+        """The means since the last row, over all ranks; empties the meters."""
         trainer, step, now = self.trainer, self.trainer.global_step, perf_counter()
-        self.guard.report(step)  # while the meters know which term it was
+        self.guard.report(step)  # while the meters still know which term was not finite
         means, totals = self._meters["train"].reduce(trainer)
         since_step, since = self._last_logged
         means.pop("flops", None)
@@ -378,7 +367,7 @@ class LoggedModule(LightningModule, ABC):
         return {**values, "epoch": float(trainer.current_epoch)}
 
     def _evaluation_values(self, stage: Stage) -> dict[str, float]:
-        """The means of an evaluation, as they are logged; none if it had no batch."""
+        """The means of an evaluation, under the names they are logged by; empty if there was no batch."""
         means, totals = self._meters[stage].reduce(self.trainer)
         if not totals:
             return {}
@@ -393,4 +382,4 @@ class LoggedModule(LightningModule, ABC):
         terms = self.terms.objectives.items()
         return sum(
             objective.weight * means.get(f"loss/{name}", 0.0) for name, objective in terms if objective.weight
-        )  # a term that is only watched may be infinite
+        )  # a term with weight 0 may be infinite

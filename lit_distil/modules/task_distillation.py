@@ -21,7 +21,7 @@ from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabu
 
 
 def check_task_teacher(source: Teacher, config: Any, head: Head) -> None:
-    """Refuse a teacher whose head is new, by the `architectures` of its configuration."""
+    """Refuse a teacher without a trained head for the task, judging by the `architectures` in its configuration."""
     needed, saved = [kind.__name__ for kind in classes_for(head, config)], config.architectures or []
     if isinstance(source, PreTrainedModel):
         saved = [type(source).__name__]
@@ -34,7 +34,7 @@ def check_task_teacher(source: Teacher, config: Any, head: Head) -> None:
 
 
 def check_task_labels(source: Teacher, config: Any, task: Task) -> None:
-    """Refuse a teacher whose head was trained for another problem or other labels; the task knows its labels."""
+    """Refuse a teacher whose head was trained for another kind of problem or other labels than the task's."""
     problem = task.head_settings().get("problem_type")
     if None not in (problem, config.problem_type) and config.problem_type != problem:
         raise ValueError(
@@ -48,16 +48,15 @@ class TaskDistillationModule(StudentModule, TaskModule):
 
     The task belongs to the data module; the objectives learn its kind of labels (`Objective.follow_task`). The student
     is evaluated and predicts as in fine-tuning. An evaluation also logs how often the student agrees with the teacher
-    and how far it is from it; the first one logs the teacher's own metrics (`val/teacher/`).
+    and how far its outputs are from the teacher's; the first one logs the teacher's own metrics (`val/teacher/`).
 
     Several teachers, by name, act as one: `TaskSoftTargetLoss` compares with the weighted mean of their distributions.
-    A term named in `objective_teachers` compares with that teacher alone. Arguments that are not listed are those of
-    `StudentModule`.
+    A term named in `objective_teachers` compares with that teacher alone. `StudentModule` explains the other arguments.
 
     Args:
-        teacher: An exported folder of a network that is fine-tuned on this task, a name on the Hub, or a model in
-            memory; or several of them, by names of your choice.
-        student: How the student is made: from the layers and the head of the (first) teacher (`EveryOther`, ...), or
+        teacher: An exported folder of a network fine-tuned on this task, a name on the Hub, or a model in memory; or
+            several of them, by names of your choice.
+        student: How to make the student: from the layers and the head of the (first) teacher (`EveryOther`, ...), or
             from a pretrained or distilled export with a new head (`Pretrained`).
         objectives: Named objectives: `TaskLoss`, `TaskSoftTargetLoss`, and those on hidden states or attention at all
             tokens; each is logged unweighted under its name.
@@ -110,7 +109,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         super().sketch_networks(data, vocabulary)
 
     def build_networks(self) -> None:
-        """Load the teachers and make the student, both with the task's head, unless they exist."""
+        """Load the teachers and build the student, all with the task's head, unless they exist."""
         if self.teachers:
             return
         task = self.task
@@ -120,7 +119,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         settings = task.head_settings()
         self.build_student_and_teachers(head_settings=settings)
         assert self.network is not None
-        if "problem_type" in settings:  # a teacher from elsewhere may not have it
+        if "problem_type" in settings:  # a teacher trained elsewhere may not have it
             self.network.config.problem_type = settings["problem_type"]
         self.check_networks(self.network, {name: each.network for name, each in self.teachers.items()}, self.data)
 
@@ -135,7 +134,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         check_task_teacher(self.teacher_sources[name], config, self.head)
 
     def load_teacher(self, name: str) -> PreTrainedModel:
-        """A network that was fine-tuned on the task, with its head."""
+        """A network fine-tuned on the task, with its head."""
         model = super().load_teacher(name)
         check_task_labels(self.teacher_sources[name], model.config, self.task)
         return model
@@ -150,7 +149,7 @@ class TaskDistillationModule(StudentModule, TaskModule):
         return self.network(batch, **ours), teachers
 
     def observe(self, stage: Stage, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Also compare student and teacher, at temperature 1, and keep the teacher's predictions once."""
+        """Also compare student and teacher, at temperature 1; keep the teacher's outputs of the first validation."""
         super().observe(stage, student, teachers, batch)
         if not teachers:
             return

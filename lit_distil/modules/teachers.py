@@ -1,4 +1,4 @@
-"""Teachers: freezing them, and the base of the modules whose student learns from them."""
+"""Frozen teachers, and the base of the modules whose student learns from teachers."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from lit_distil.types import Batch, Compiling, DataModule, EncoderOutput, Vocabu
 
 
 class FrozenTeacher:
-    """Holds a teacher beside the student's parameters, not among them.
+    """Keeps a teacher next to the student, but not among its parameters.
 
-    It is no submodule, so optimizer, DDP's buckets, checkpoints, `state_dict` and weight averaging never see it; a
-    deep copy of the module shares it; `.train()` on the module cannot turn on its dropout.
+    It is not a submodule, so the optimizer, DDP's buckets, checkpoints, `state_dict` and weight averaging never see it;
+    a deep copy of the module shares it; `.train()` on the module cannot turn on its dropout.
     """
 
     def __init__(self, network: FlatNetwork, reading: str | None = None) -> None:
         self.network: Any = network.eval().requires_grad_(False)
-        self.reading = reading  # the key of `Batch.readings`, if it has a tokenizer of its own
+        self.reading = reading  # the key of `Batch.readings`, if it has its own tokenizer
 
-    @torch.no_grad()  # not inference mode: inference tensors cannot be saved for the student's backward
+    @torch.no_grad()  # not inference mode: its tensors cannot be saved for the student's backward pass
     def __call__(self, batch: Batch, **request: Any) -> EncoderOutput:
-        """The teacher's output, on the batch's device; the request holds arguments of its network's `forward`."""
+        """The teacher's output, on the batch's device; `request` holds arguments of the network's `forward`."""
         if next(self.network.parameters()).device != batch.input_ids.device:
             self.network.to(batch.input_ids.device)
         if self.reading is None:
@@ -54,18 +54,18 @@ class StudentModule(EncoderModule):
     """Base of the modules whose network, the student, learns from teachers.
 
     Args:
-        teacher: Name on the Hub, an exported folder, or a model in memory; or several of them, by names of your choice.
-        student: What makes the student.
+        teacher: Name on the Hub, exported folder, or model in memory; or several of them, by names of your choice.
+        student: How to make the student.
         objectives: Named objectives with their weights; each is logged unweighted under its name.
-        teacher_weights: The share of each teacher in their mean, by name; None weighs them alike.
-        objective_teachers: Names of objectives to the name of the one teacher they compare with.
+        teacher_weights: The share of each teacher in their mean, by name; None gives all the same share.
+        objective_teachers: Names of objectives, each with the name of the one teacher it compares with.
         teacher_revision: Commit, tag or branch of the teacher on the Hub.
-        teacher_dtype: `bfloat16` keeps the teachers' weights in half the memory; None keeps their own.
+        teacher_dtype: `bfloat16` stores the teachers' weights in half the memory; None keeps their own dtype.
         freeze_positions: Keep the student's position embeddings as they were copied, as DistilBERT's authors do.
-        student_dropout: Whether the student's dropout is on in training. The teacher's never is, and a student made of
-            its layers comes closer in few steps without.
-        gradient_shares_every: Log every this many steps the share of each term in the norm of the gradient, which
-            costs one more backward pass for each term; 0 for never.
+        student_dropout: Whether the student's dropout is on in training; the teacher's never is. A student made from
+            the teacher's layers gets closer to it in few steps without dropout.
+        gradient_shares_every: Log the share of each term in the gradient norm every this many steps, which costs one
+            more backward pass per term; 0 for never.
     """
 
     def __init__(
@@ -107,13 +107,13 @@ class StudentModule(EncoderModule):
         self.student_dropout = student_dropout
         self.gradient_shares_every = gradient_shares_every
         self.teacher_cache: dict[str, str] = {}
-        """Folders of the caches that stand for teachers, by the teachers' names."""
+        """Cache folders, by the names of the teachers that they replace."""
         self.headless: set[str] = set()
-        """Names of the teachers whose head is new, or of other entries; no objective compares with their logits."""
+        """Teachers with a new head or another vocabulary; no objective compares with their logits."""
         self.shared_entries: dict[str, Sequence[int]] = {}
-        """By teachers' names, their ids of the data's entries, if the data's vocabulary is a part of theirs."""
+        """By teacher: its id of each of the data's entries, if the data's vocabulary is a subset of the teacher's."""
         self.own_vocabularies: dict[str, Vocabulary] = {}
-        """By teachers' names, those of teachers that read the texts with another tokenizer (`Batch.readings`)."""
+        """By teacher: its vocabulary, if it reads the texts with its own tokenizer (`Batch.readings`)."""
         self.teachers: dict[str, FrozenTeacher] = {}
         """The teachers that run, by name; empty before the networks are built."""
 
@@ -126,20 +126,20 @@ class StudentModule(EncoderModule):
 
     @property
     def terms(self) -> LossTerms:
-        """The objectives, and which teachers each compares with."""
+        """The objectives, and which teachers each of them compares with."""
         objectives = dict(cast("dict[str, Objective]", self.objectives).items())
         return LossTerms(objectives, self.teacher_shares, self.objective_teachers)
 
     @property
     def teacher_depths(self) -> dict[str, int]:
-        """Blocks of each teacher that runs, by name."""
+        """Number of blocks of each teacher that runs, by name."""
         return {name: teacher.network.num_layers for name, teacher in self.teachers.items()}
 
     def load_teacher(self, name: str) -> PreTrainedModel:
-        """A teacher's network, with the head that this module compares with.
+        """A teacher's network, with the head that the objectives compare with.
 
         Raises:
-            ValueError: It cannot be loaded, or lacks a head that an objective needs.
+            ValueError: The teacher cannot be loaded, or lacks a head that an objective needs.
         """
         teacher = self.teacher_sources[name]
         if not self._is_checked:  # the network came from a checkpoint
@@ -173,7 +173,7 @@ class StudentModule(EncoderModule):
 
     def sketch_networks(self, data: DataModule, vocabulary: Vocabulary | None) -> None:
         """See `EncoderModule.sketch_networks`."""
-        if vocabulary is None:  # its vocabulary is what teachers and student are compared with
+        if vocabulary is None:  # teachers and student are compared with the data's vocabulary
             return
         sketches: dict[str, PreTrainedModel | None] = {}
         first, makes_student = self._first_teacher()
@@ -192,7 +192,7 @@ class StudentModule(EncoderModule):
             model = sketches[first]
             student = None if model is None else source.sketch(model)
         else:
-            if isinstance(source, Pretrained):  # a vocabulary of the same size may have other entries
+            if isinstance(source, Pretrained):  # vocabularies of the same size may have different entries
                 data.check_same_vocabulary(source.name_or_path, source.revision, role="student")
             student = source.sketch(vocabulary, head=self.head)
         if student is None:
@@ -209,7 +209,7 @@ class StudentModule(EncoderModule):
 
     @abstractmethod
     def check_networks(self, student: Any, teachers: dict[str, Any], data: DataModule) -> None:
-        """Refuse networks that do not fit together, the data or the objectives: before work as sketches, then built."""
+        """Refuse networks that do not fit each other, data or objectives; called first with sketches."""
 
     def _first_teacher(self) -> tuple[str, bool]:
         """The first teacher's name, and whether the student is made from it."""
@@ -217,12 +217,10 @@ class StudentModule(EncoderModule):
         return next(iter(self.teacher_sources)), makes_student
 
     def build_student_and_teachers(self, *, head_settings: dict[str, Any] | None = None) -> None:
-        """Load the teachers, make the student unless it exists, and freeze what does not train.
+        """Load the teachers, build the student unless it exists, and freeze what does not train.
 
-        A teacher with a cache does not run; the first is loaded all the same if the student is made from it.
-
-        Args:
-            head_settings: Arguments of `NetworkSource.build` for the student's head.
+        A cached teacher does not run; the first one is loaded anyway if the student is made from it. `head_settings`
+        are arguments of `NetworkSource.build` for the student's head.
         """
         first, makes_student = self._first_teacher()
         loaded = {
@@ -255,7 +253,7 @@ class StudentModule(EncoderModule):
     def _new_student(
         self, teacher: PreTrainedModel | None, head_settings: dict[str, Any]
     ) -> tuple[PreTrainedModel, list[CopyRecord]]:
-        """The untrained student and, if it is made from the first teacher, what became of each of its tensors."""
+        """The untrained student and, if it is made from the first teacher, how each of its tensors was made."""
         source = self.student_source
         if isinstance(source, StudentInitialisation):
             assert teacher is not None
@@ -265,7 +263,7 @@ class StudentModule(EncoderModule):
         return source.build(self.vocabulary, head=self.head, **head_settings), []
 
     def observe_gradients(self, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Every `gradient_shares_every` steps, the share of each term in the gradient's norm."""
+        """Every `gradient_shares_every` steps, add the share of each term in the gradient norm."""
         every = self.gradient_shares_every
         if not every or (self.trainer.global_step + 1) % every or self.device_mesh is not None:
             return

@@ -1,4 +1,4 @@
-"""The terms of the loss: pure functions in `functional`, and a small configurable class around each."""
+"""The terms of the loss: pure functions in `functional`, and a small configurable class around each of them."""
 
 from lit_distil.objectives.attention import AttentionLoss as AttentionLoss
 from lit_distil.objectives.attention import RelationLoss as RelationLoss

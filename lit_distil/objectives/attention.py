@@ -1,9 +1,9 @@
 """Losses on attention, layer by layer: TinyBERT's scores, MiniLM's distributions, MiniLMv2's relations.
 
-The blocks compared are counted from 1, as `HiddenMSELoss` counts them (its 0, the embeddings, does not attend);
-negative numbers count from the end, as in Python. Both networks run on flat batches. Products are formed again from the
-recorded queries, keys and values (after rotary positions), a few sequences at a time. Divided by the number of tokens,
-a batch of one sequence gives the papers' loss of that sequence, and a batch of several their mean weighted by length.
+Blocks are counted from 1, as in `HiddenMSELoss` (whose layer 0, the embeddings, has no attention); negative numbers
+count from the end, as in Python. Both networks run on flat batches. The products are recomputed from the recorded
+queries, keys and values (after rotary positions), a few sequences at a time. Divided by the number of tokens, a batch
+of one sequence gives the papers' loss of that sequence; a batch of several gives their mean, weighted by length.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Kind = Literal["scores", "distributions"]
 
 
 class AttentionLoss(Objective):
-    """`Σ_pairs Σ_tokens` of how student and teacher attend, averaged over heads.
+    """`Σ_pairs Σ_tokens` of the difference between the student's and the teacher's attention, averaged over heads.
 
-    `scores` is TinyBERT (Jiao et al. 2020, equation 7): for each token the mean squared difference of its scores
-    `q · k / √d`, before the softmax, over the tokens that it sees. `distributions` is `KL(teacher‖student)` of the
-    attention weights in nats, MiniLM's attention transfer (Wang et al. 2020, section 3.1) on any layers. Pairs are
-    summed. Dropout of attention weights does not enter.
+    `scores` is TinyBERT (Jiao et al. 2020, equation 7): for each token, the mean squared difference of its scores
+    `q · k / √d`, before the softmax, over the tokens it attends to. `distributions` is `KL(teacher‖student)` of the
+    attention weights in nats: MiniLM's attention transfer (Wang et al. 2020, section 3.1) on any layers. Pairs are
+    summed. Dropout on attention weights is left out.
 
-    In local attention (ModernBERT) a token sees those of its window; blocks compared must have the same window. Both
-    networks must have the same number of heads, which `RelationLoss` does not need; their widths may differ.
+    In local attention (ModernBERT) a token attends only to those in its window; compared blocks must have the same
+    window. Both networks need the same number of heads (`RelationLoss` does not require it); widths may differ.
 
     Args:
         layer_map: Pairs `[student block, teacher block]`. None is TinyBERT's uniform map: student block i with teacher
@@ -61,7 +61,7 @@ class AttentionLoss(Objective):
         return {ours for ours, _ in pairs}, {theirs for _, theirs in pairs}
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that the numbers of heads are equal, and the windows of paired blocks."""
+        """Also check that the numbers of heads are equal, and the windows of paired blocks."""
         super().check(student, teacher)
         assert teacher is not None
         if None not in (student.num_heads, teacher.num_heads) and student.num_heads != teacher.num_heads:
@@ -90,31 +90,31 @@ class AttentionLoss(Objective):
 
 
 RelationName = Literal["qk", "qq", "kk", "vv"]
-"""Which states are multiplied: queries with keys (attention itself), or queries, keys, values with their own kind."""
+"""Which states are multiplied: queries with keys (as in attention), or queries, keys or values with themselves."""
 
 
 class RelationLoss(Objective):
     """`Σ_relations α · Σ_tokens 1/A Σ_heads KL(teacher‖student)` of one student block and one teacher block, in nats.
 
-    The relation of a token, in each of A heads, is the softmax over the tokens of its sequence of `x · y / √d`, with d
-    the dimensions of that network's head.
+    In each of A heads, the relation of a token is the softmax of `x · y / √d` over the tokens of its sequence, where d
+    is the head dimension of that network.
 
-    - MiniLMv2 (Wang et al. 2021, section 3), the default: `qq`, `kk` and `vv`, with `relation_heads` heads: the
-      network's own are joined and split anew, so that neither widths nor numbers of heads need be equal. The paper
-      takes more of them than there are attention heads (48 with a base teacher, 64 with a large one), and an upper
-      middle layer of a large teacher (21 of 24).
-    - MiniLM (Wang et al. 2020, sections 3.1 and 3.2): `relations: [qk, vv]` of the last blocks, with the attention
+    - MiniLMv2 (Wang et al. 2021, section 3), the default: `qq`, `kk` and `vv` with `relation_heads` heads. The
+      network's own heads are joined and split again, so neither widths nor numbers of heads need to be equal. The
+      paper uses more relation heads than there are attention heads (48 with a base teacher, 64 with a large one), and
+      an upper middle layer of a large teacher (21 of 24).
+    - MiniLM (Wang et al. 2020, sections 3.1 and 3.2): `relations: [qk, vv]` of the last blocks with the attention
       heads, whose number must be the same in both networks. `qk` is then the attention distribution itself.
 
-    In blocks of local attention (ModernBERT) `qk` keeps to the window, which must be the same in both, and needs the
-    attention heads; the other relations are between all tokens of a sequence.
+    In blocks with local attention (ModernBERT), `qk` stays within the window, which must be the same in both networks,
+    and needs the attention heads; the other relations are between all tokens of a sequence.
 
     Args:
         relations: Some of qk, qq, kk, vv; None is MiniLMv2's qq, kk, vv.
-        relation_heads: A, a divisor of both widths; None takes the attention heads.
-        student_layer: The student's block. MiniLM's student has its last.
+        relation_heads: A, a divisor of both widths; None uses the attention heads.
+        student_layer: The student's block. In MiniLM it is the last one.
         teacher_layer: The teacher's block: the last in MiniLM, 21 of a large teacher's 24 in MiniLMv2.
-        relation_weights: α of each relation, in their order; None is 1 each.
+        relation_weights: α of each relation, in the same order; None is 1 each.
     """
 
     counts = "tokens"
@@ -158,7 +158,7 @@ class RelationLoss(Objective):
         return (student,), (teacher,)
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that heads are equal in number or can be split, and that `qk` has the same window in both."""
+        """Also check that heads are equal in number or can be split, and that `qk` has the same window in both."""
         super().check(student, teacher)
         assert teacher is not None
         (ours,), (theirs,) = self.attention_layers(student.num_layers, teacher.num_layers)
@@ -203,7 +203,7 @@ class RelationLoss(Objective):
         return window
 
     def _check_heads(self, name: RelationName, student: NetworkCapabilities, teacher: NetworkCapabilities) -> None:
-        has_queries = name in ("qk", "qq")  # in `qk`, keys are repeated for each query head
+        has_queries = name in ("qk", "qq")  # for `qk`, keys are repeated for each query head
         ours, theirs = (one.num_heads if has_queries else one.num_key_heads for one in (student, teacher))
         if ours != theirs:
             raise ValueError(
@@ -223,7 +223,7 @@ class RelationLoss(Objective):
         return Relation(left, right, left.shape[-1] ** -0.5)
 
     def extra_repr(self) -> str:
-        """Show the relations too."""
+        """Add the relations to the weight and what it counts."""
         return f"{super().extra_repr()}, relations={self.relations}, relation_heads={self.relation_heads}"
 
 
@@ -236,11 +236,7 @@ def _recorded(objective: Objective, who: str, output: EncoderOutput) -> Recorded
 
 
 def _shared_window(objective: Objective, blocks: tuple[int, int], windows: tuple[int | None, int | None]) -> int | None:
-    """The window of a student's and a teacher's block.
-
-    Raises:
-        ValueError: One sees further than the other. Distributions over different tokens cannot be compared.
-    """
+    """The window that a student's and a teacher's block share; distributions over different tokens are refused."""
     if windows[0] != windows[1]:
         sight = ["all tokens" if window is None else f"tokens less than {window} away" for window in windows]
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What an objective is: one term of the loss, and what it asks of the networks."""
+"""What an objective is: one term of the loss, and what it needs from the networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_distil.schedules import StepValue, extremes_of, value_at
 from lit_distil.types import Batch, Countable, EncoderOutput, Piece, refuse_result
 
 Positions = Literal["masked", "unmasked", "all"]
-"""Where an objective compares: at the masked positions, at the other tokens (special ones included), or at all."""
+"""Where an objective compares: at masked positions, at the other tokens (special ones included), or at all tokens."""
 
 Given = TypeVar("Given")
 
@@ -27,7 +27,7 @@ _COUNTED: dict[Positions, Countable] = {"masked": "masked", "unmasked": "unmaske
 
 
 def sum_of(method: str) -> Callable[..., Tensor]:
-    """The check of what a method of a loss returned: a scalar, and of an objective that trains, one with a graph."""
+    """Make a check of what a loss method returns: a scalar, with a graph if the objective trains."""
 
     def check(piece: Any, value: Any, *arguments: Any, **named: Any) -> Tensor:
         if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
@@ -75,21 +75,21 @@ class Objective(Piece, nn.Module, ABC):
     `LossTerms` multiplies it by `weight` and divides it by the number of items (`counts`) in the whole global batch.
     A micro-batch without items gives 0, never NaN.
 
-    A subclass sets the attributes below, on the class or in its constructor, and implements `forward`. It may own
-    parameters (a projection), which are trained with the student.
+    A subclass sets the attributes below, on the class or in its constructor, and implements `forward`. It may have its
+    own parameters (a projection), which are trained with the student.
 
     Args:
-        weight: Factor of this term in the total loss, 0 or more; a number, or a `StepValue` that changes over the
-            optimizer steps. The attribute is the value of the current one.
+        weight: Factor of this term in the total loss, 0 or more: a number, or a `StepValue` that changes over the
+            optimizer steps. The attribute holds the current value.
 
     Attributes:
-        counts: What the sum is over, the key of `Batch.counts` that it is divided by.
+        counts: What the sum is over; the key of `Batch.counts` that it is divided by.
         rows: Where it needs logits of the masked-LM head; None for nowhere. An objective that needs the masked rows
             also accepts outputs with all rows.
         needs_teacher: Whether `teacher` must be given.
         needs_hidden_states: Whether both networks must return the hidden states of all layers.
         needs_next_sentence: Whether both networks must have a next-sentence head.
-        across_tokenizers: Whether student and teacher may cut a text into different tokens.
+        across_tokenizers: Whether student and teacher may have different tokenizers.
     """
 
     counts: Countable
@@ -108,21 +108,21 @@ class Objective(Piece, nn.Module, ABC):
         super().__init__()
         self._scheduled: dict[str, StepValue] = {}
         low, high = extremes_of(weight)
-        if not (low >= 0 and high < 1e30):  # what float32 holds, with room for sums
+        if not (low >= 0 and high < 1e30):  # within float32, with room for sums
             wrong = high if low >= 0 else low
             raise ValueError(f"weight of {type(self).__name__} must be 0 or more and below 1e30, got {wrong}")
         self.weight = self.scheduled("weight", weight)
         self.heaviest = high
-        """The largest weight it ever has; at 0 the objective is logged and trains nothing."""
+        """The largest weight it ever has; if that is 0, the objective is only logged."""
 
     def scheduled(self, name: str, setting: float | StepValue) -> float:
-        """The first value of attribute `name`; a `StepValue` moves it from step to step."""
+        """The first value of attribute `name`; if the setting is a `StepValue`, it changes the attribute every step."""
         if isinstance(setting, StepValue):
             self._scheduled[name] = setting
         return value_at(setting, 0)
 
     def set_step(self, step: int | None) -> None:
-        """Move scheduled attributes to their values in an optimizer step; None, in evaluation, to their last ones."""
+        """Set scheduled attributes to their values in an optimizer step; None, in evaluation, takes the last ones."""
         for name, setting in self._scheduled.items():
             setattr(self, name, value_at(setting, step))
 
@@ -138,10 +138,10 @@ class Objective(Piece, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The unweighted sum over the counted items; `teacher` is None for an objective that needs none."""
+        """The unweighted sum over the counted items; `teacher` is None for an objective that needs no teacher."""
 
     def follow_task(self, *, kind: Any, class_weights: list[float] | None = None) -> None:
-        """Adapt to a task, before the first step; does nothing, unless a loss on a task's logits overrides it.
+        """Adapt to a task before the first step; only losses on a task's logits override this.
 
         Args:
             kind: The task's `LabelKind`.
@@ -154,7 +154,7 @@ class Objective(Piece, nn.Module, ABC):
         return type(self).mix_teachers is not Objective.mix_teachers
 
     def mix_teachers(self, outputs: dict[str, EncoderOutput], shares: dict[str, float], batch: Batch) -> EncoderOutput:
-        """One output that stands for several teachers (by name, with shares of sum 1); `forward` compares with it."""
+        """One output to compare with, made from several teachers' outputs, by name, with shares that sum to 1."""
         raise ValueError(f"{type(self).__name__} compares with one teacher, got {sorted(outputs)}")
 
     def attention_layers(
@@ -162,18 +162,18 @@ class Objective(Piece, nn.Module, ABC):
     ) -> tuple[Collection[int], Collection[int]]:
         """The blocks of student and teacher, counted from 1, whose queries, keys and values it needs.
 
-        The depths are the numbers of blocks; the teacher's is None where there is no teacher.
+        The depths are the numbers of blocks; `teacher_depth` is None if there is no teacher.
         """
         return (), ()
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Refuse networks that it cannot compare; called before the first step, for each teacher in turn.
+        """Refuse networks that it cannot compare; called before the first step, once for each teacher.
 
-        A subclass that needs more calls this one first.
+        A subclass with further requirements calls this one first.
 
         Raises:
-            ValueError: It needs a teacher and there is none, or a next-sentence head, a block, or queries, keys and
-                values that a network does not have.
+            ValueError: There is no teacher but it needs one, or a network lacks a next-sentence head, a block, or
+                queries, keys and values that it needs.
         """
         if self.needs_teacher:
             require_teacher(self, teacher)
@@ -195,8 +195,8 @@ class LogitRows:
 
     Attributes:
         student: `[rows, vocabulary]`.
-        teacher: `[rows, vocabulary]`, without a gradient; None where there is no teacher.
-        labels: int64 `[rows]`, the original tokens, and `IGNORE_INDEX` in rows that are not masked; None if none is.
+        teacher: `[rows, vocabulary]`, without a gradient; None if there is no teacher.
+        labels: int64 `[rows]`, the original tokens, or `IGNORE_INDEX` in rows that are not masked; None if no row is.
     """
 
     student: Tensor
@@ -215,9 +215,9 @@ class RowObjective(Objective):
 
     Attributes:
         mixing_temperature: The temperature at which the distributions of several teachers are averaged.
-        tail: How it divides the mass of the tokens that a cached teacher does not list. "student": as the student
-            does, so that a divergence takes them as one outcome (right for any f-divergence at `mixing_temperature`).
-            "even": evenly. None: it needs every logit, and refuses caches.
+        tail: How to divide the mass of the tokens that a cached teacher does not list. "student": as the student does,
+            so that a divergence treats them as one outcome (right for any f-divergence at `mixing_temperature`).
+            "even": evenly. None: the term needs every logit and cannot use a cache.
     """
 
     mixing_temperature: float = 1.0
@@ -239,16 +239,16 @@ class RowObjective(Objective):
 
     @property
     def mixes_teachers(self) -> bool:
-        """Whether it shares the pass, which averages the teachers' distributions."""
+        """Whether it shares the vocabulary pass, which averages the teachers' distributions."""
         return self.shares_the_pass
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
-        """`on_rows`, without a graph; the gradient of `scale` times it is added to `gradient`, unless that is None."""
+        """`on_rows` without a graph; adds the gradient of `scale` times the sum to `gradient`, unless that is None."""
         if gradient is None:
             with torch.no_grad():
                 return self.on_rows(rows)
         with torch.enable_grad():
-            # `scale` is applied after the gradient: float16 has no number as small as a softmax's tail
+            # `scale` is applied after the gradient: float16 cannot hold numbers as small as a softmax's tail
             leaf = rows.student.detach().to(gradient.dtype).requires_grad_()
             total = self.on_rows(dataclasses.replace(rows, student=leaf))
             gradient.add_(torch.autograd.grad(total, leaf)[0], alpha=scale)
@@ -282,31 +282,31 @@ class LogitObjective(RowObjective):
     needs_teacher = True
 
     def on_rows(self, rows: LogitRows) -> Tensor:
-        """The comparison; the labels are not used."""
+        """The comparison; labels are not used."""
         assert rows.teacher is not None
         return self.compare(rows.student, rows.teacher)
 
     @abstractmethod
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The difference of two `[rows, vocabulary]`, summed over the rows; the teacher takes no gradient."""
+        """The difference of two `[rows, vocabulary]`, summed over the rows; no gradient flows to the teacher."""
 
 
 def require_teacher(objective: Objective, teacher: Given | None) -> Given:
-    """The teacher, or an error that names the objective without one."""
+    """The teacher; an error names the objective if there is none."""
     if teacher is None:
         raise ValueError(f"{type(objective).__name__} compares with a teacher, and there is none; use it to distil")
     return teacher
 
 
 def count_of(positions: Positions) -> Countable:
-    """What a sum over these positions counts; an error if they are none of the three words."""
+    """What a sum over these positions counts; an error if it is none of the three words."""
     if positions not in _COUNTED:
         raise ValueError(f"positions must be 'masked', 'unmasked' or 'all', got {positions!r}")
     return _COUNTED[positions]
 
 
 def checked_temperature(temperature: float | StepValue) -> float | StepValue:
-    """`temperature` if it is positive, with a warning above 100, where soft targets become matching of logits."""
+    """`temperature` if it is positive, with a warning above 100, where soft targets turn into logit matching."""
     low, high = extremes_of(temperature)
     check_temperature(low)
     if check_temperature(high) > 100:
@@ -334,13 +334,9 @@ def hidden_at(hidden: Tensor, batch: Batch, where: Positions) -> Tensor:
 
 
 def rows_at(output: EncoderOutput, batch: Batch, where: Positions) -> slice | None:
-    """Which rows of an output's logits stand at the positions that an objective compares.
+    """The rows of an output's logits at the positions that an objective compares; an error if it lacks some of them.
 
-    Returns:
-        A slice; None if the output has all T tokens in their order, where `hidden_at` picks the rows.
-
-    Raises:
-        ValueError: The output lacks some of the positions.
+    None if the output has all T tokens in order: `hidden_at` then picks the rows.
     """
     has_all = output.rows is None or output.rows.numel() == batch.num_tokens
     if where != "masked" and not has_all:
@@ -365,8 +361,8 @@ def logits_at(output: EncoderOutput, batch: Batch, where: Positions) -> Tensor:
     """The masked-LM logits `[rows, vocabulary]` at the positions that an objective compares.
 
     Args:
-        output: Has logits, or a projection to multiply out, of all T tokens in their order (`output.rows` is None),
-            of all T with the masked ones first, or of the masked positions only.
+        output: Has logits, or a projection that gives them, for all T tokens in order (`output.rows` is None), for all
+            T with the masked ones first, or for the masked positions only.
         batch: Its batch.
         where: "masked", "unmasked" or "all".
 

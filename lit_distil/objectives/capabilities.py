@@ -1,4 +1,4 @@
-"""What objectives know of networks before the first step: their sizes, and which of their layers are compared."""
+"""What objectives know about networks before the first step: their sizes, and which of their layers are compared."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NetworkCapabilities:
-    """What a network's configuration says that objectives may ask of it.
+    """What a network's configuration tells the objectives.
 
     Attributes:
         model_type: Its architecture.
-        num_layers: Its blocks.
-        width: Of the hidden states.
-        num_heads: Attention heads of a block; None where the configuration does not say.
+        num_layers: Number of blocks.
+        width: Width of the hidden states.
+        num_heads: Attention heads per block; None if the configuration does not say.
         num_key_heads: Heads of keys and values, a divisor of `num_heads`.
         head_width: Dimensions of a head.
         windows: For each block: tokens i and j see each other if |i − j| < window; None means all tokens do.
-        no_attention: Why it cannot give queries, keys and values, and what to do; None if it can.
+        no_attention: Why it cannot return queries, keys and values, and what to do; None if it can.
         has_next_sentence: Whether it has a next-sentence head.
-        name: Folder, or name on the Hub, that it was loaded from; empty for none.
+        name: Folder, or name on the Hub, that it was loaded from; empty if there is none.
         revision: Its commit on the Hub, if it came from there.
     """
 
@@ -36,7 +36,7 @@ class NetworkCapabilities:
     revision: str | None = None
 
     def check_for(self, objective: str, *, next_sentence: bool, attention: bool) -> None:
-        """Refuse the network if an objective needs a next-sentence head or attention states that it does not have."""
+        """Refuse the network if it lacks a next-sentence head or attention states that an objective needs."""
         if next_sentence and not self.has_next_sentence:
             raise ValueError(
                 f"{objective} needs a network with a next-sentence head, and {self.model_type} has none here; take an "
@@ -51,7 +51,7 @@ class NetworkCapabilities:
 
     @property
     def relation_widths(self) -> dict[str, int]:
-        """Width of all heads of queries, keys or values together, by relation; empty if the heads are not known."""
+        """Width of all heads of queries, keys or values together, by relation; empty if the heads are unknown."""
         if self.num_heads is None or self.num_key_heads is None or self.head_width is None:
             return {}
         queries, keys = self.num_heads * self.head_width, self.num_key_heads * self.head_width
@@ -59,7 +59,7 @@ class NetworkCapabilities:
 
 
 def check_equal_widths(student: NetworkCapabilities, teacher: NetworkCapabilities | None, instead: str) -> None:
-    """Refuse a cosine between hidden states of different widths; `instead` names the objective that allows them."""
+    """Refuse cosines between hidden states of different widths; `instead` names an objective that allows them."""
     if teacher is not None and student.width != teacher.width:
         raise ValueError(
             f"the cosine needs equal widths, the student's is {student.width} and the teacher's {teacher.width}; "
@@ -79,17 +79,14 @@ def check_layer_map(layer_map: list[list[int]] | None) -> None:
 def mapped_layers(
     layer_map: list[list[int]] | None, student_depth: int, teacher_depth: int, *, first: int
 ) -> list[tuple[int, int]]:
-    """Return the pairs of layers to compare, counted from the start.
+    """Return the pairs of layers to compare, counted from the start; layers out of range are refused.
 
     Args:
         layer_map: Pairs `[student layer, teacher layer]`; None is TinyBERT's uniform map, student layer i with teacher
             layer i · L_t / L_s.
         student_depth: Blocks of the student.
-        teacher_depth: Blocks of the teacher.
+        teacher_depth: Blocks of the teacher; a multiple of the student's for the uniform map.
         first: The first layer: 0, the embeddings' output, or 1, the first block.
-
-    Raises:
-        ValueError: A layer is out of range, or there is no uniform map for these depths.
     """
     if layer_map is None:
         if teacher_depth % student_depth:
@@ -108,11 +105,7 @@ def mapped_layers(
 
 
 def layer_number(whose: str, number: int, depth: int, *, first: int) -> int:
-    """Return a layer's number counted from the start; negative numbers count from the end.
-
-    Raises:
-        ValueError: There is no such layer.
-    """
+    """Return a layer's number counted from the start, if it exists; negative numbers count from the end."""
     if not (first <= number <= depth or first - depth - 1 <= number <= -1):
         lowest, note = ("0 (embeddings)", "") if first == 0 else ("1", "; the embeddings (0) do not attend")
         raise ValueError(

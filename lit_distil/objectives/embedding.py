@@ -1,6 +1,6 @@
-"""Sentence embeddings: one vector of unit length for each sequence, and the losses that compare them.
+"""Sentence embeddings: one unit vector per sequence, and the losses that compare them.
 
-How token states become one vector (the pooling) is a fact of the network, which sentence-transformers keeps in files
+How token states become one vector (the pooling) is a property of the network that sentence-transformers stores in files
 beside it. This module reads and writes them.
 """
 
@@ -30,23 +30,20 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 @dataclass(frozen=True)
 class SentenceFormat:
-    """What a folder of sentence-transformers says beside the network.
+    """What a sentence-transformers folder says beside the network's own files.
 
     Attributes:
         pooling: How token states become one vector.
-        max_length: Tokens after which a text is cut; None for as many as the network takes.
+        max_length: Number of tokens at which a text is cut; None for as many as the network takes.
     """
 
     pooling: Pooling
     max_length: int | None = None
 
     def files(self, width: int) -> dict[str, Any]:
-        """The files that `SentenceTransformer(folder)` reads, by path, as JSON content.
+        """The files that `SentenceTransformer(folder)` reads, as JSON content by path, for hidden states of `width`.
 
-        The class names are those of sentence-transformers 2 to 5, which later versions read too.
-
-        Args:
-            width: Of the network's hidden states.
+        The class names are those of sentence-transformers 2 to 5, which later versions also read.
         """
         modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
         return {
@@ -66,7 +63,7 @@ class SentenceFormat:
         }
 
     def write(self, folder: Path, width: int) -> None:
-        """Write `files` into a folder that is being made."""
+        """Write `files` into a new folder."""
         for name, content in self.files(width).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -76,12 +73,12 @@ def read_sentence_format(name_or_path: str, revision: str | None = None) -> Sent
     """What a folder, or a name on the Hub, says about its sentence embeddings; None if it says nothing.
 
     Raises:
-        ValueError: It pools in a way that is not known here, or has a layer after the pooling.
+        ValueError: Its pooling is not supported, or it has a layer after the pooling.
     """
     pooling = _json_beside(name_or_path, "1_Pooling/config.json", revision)
     if pooling is None:
         return None
-    # old folders have a flag for each way, new ones the name of the way
+    # old folders have a flag for each pooling mode, new ones the name of the mode
     modes = [name for name, is_on in pooling.items() if name.startswith("pooling_mode_") and is_on]
     given = pooling.get("pooling_mode", [mode.removeprefix("pooling_mode_").removesuffix("_tokens") for mode in modes])
     names = [given] if isinstance(given, str) else list(given)
@@ -99,23 +96,19 @@ def read_sentence_format(name_or_path: str, revision: str | None = None) -> Sent
 
 
 def read_max_length(name_or_path: str, revision: str | None = None) -> int | None:
-    """The tokens after which a folder's sentence encoder cuts a text; None if it does not say."""
+    """The number of tokens at which a folder's sentence encoder cuts a text; None if it does not say."""
     return (_json_beside(name_or_path, "sentence_bert_config.json", revision) or {}).get("max_seq_length")
 
 
 def _json_beside(name_or_path: str, file: str, revision: str | None) -> Any | None:
-    """A JSON file beside a network; None if there is none, or nothing can be fetched.
-
-    Raises:
-        ValueError: It is not JSON.
-    """
+    """A JSON file beside a network; None if there is none or it cannot be fetched, an error if it is not JSON."""
     path: Any = Path(name_or_path, file)
     if not path.is_file():
         if Path(name_or_path).exists() or name_or_path.count("/") > 1:
             return None
         try:
             path = cached_file(name_or_path, file, revision=revision)
-        except (OSError, ValueError):  # not there, or no name of the Hub's
+        except (OSError, ValueError):  # not there, or not a name on the Hub
             return None
     try:
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
@@ -124,17 +117,17 @@ def _json_beside(name_or_path: str, file: str, revision: str | None) -> Any | No
 
 
 class EmbeddingObjective(Objective):
-    """A term on sentence embeddings: token states are pooled, and compared by their cosines, so lengths do not count.
+    """A term on sentence embeddings: token states are pooled and compared by cosine, so vector lengths do not matter.
 
     Nothing needs to be masked. The sum is over sequences.
 
     Args:
         pooling: "mean" or "cls"; None takes what the teacher's folder says (`1_Pooling/config.json`, as
-            sentence-transformers writes it). Student and teacher pool alike.
+            sentence-transformers writes it). Student and teacher pool in the same way.
         weight: Factor of this term in the total loss.
 
     Attributes:
-        format: The pooling and the length that the student's folder will name; known after `check`.
+        format: The pooling and maximum length that the student's folder will state; known after `check`.
     """
 
     counts = "sequences"
@@ -149,7 +142,7 @@ class EmbeddingObjective(Objective):
         self.format: SentenceFormat | None = None if pooling is None else SentenceFormat(pooling)
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that the way of pooling is given, or found beside the teacher."""
+        """Also check that the pooling is given, or found beside the teacher."""
         super().check(student, teacher)
         assert teacher is not None
         if self.pooling is not None:
@@ -177,12 +170,12 @@ class EmbeddingObjective(Objective):
 class EmbeddingCosineLoss(EmbeddingObjective):
     """`Σ_sequences (1 − cos(e_s, e_t))` of the pooled token states: 0 to 2 for each sequence.
 
-    For vectors of unit length this is half their squared distance, the loss of Reimers and Gurevych (2020, "Making
-    Monolingual Sentence Embeddings Multilingual using Knowledge Distillation", equation 1) times half the width.
+    For unit vectors this is half their squared distance: the loss of Reimers and Gurevych (2020, "Making Monolingual
+    Sentence Embeddings Multilingual using Knowledge Distillation", equation 1) times half the width.
     """
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that the widths are equal."""
+        """Also check that the widths are equal."""
         super().check(student, teacher)
         check_equal_widths(student, teacher, "EmbeddingRelationLoss, which compares similarities")
 
@@ -195,10 +188,10 @@ class EmbeddingCosineLoss(EmbeddingObjective):
 class EmbeddingRelationLoss(EmbeddingObjective):
     """`Σ_i KL(p_t(· | i) ‖ p_s(· | i))` with `p(j | i) = softmax_j(cos(e_i, e_j) / T)` over the other texts j ≠ i.
 
-    The student need not have the teacher's width. The other texts are those of the same micro-batch on the same rank:
-    with accumulation or more ranks a text has fewer to be compared with, so unlike other terms this one depends on how
-    a global batch is cut. Take large micro-batches. A text that is alone in its micro-batch adds 0. There is no factor
-    of T² (as Hinton's soft targets have), so that the value is a divergence in nats.
+    The student may have another width than the teacher. The other texts are those of the same micro-batch on the same
+    rank: with accumulation or more ranks a text is compared with fewer others, so unlike other terms this one depends
+    on how a global batch is divided. Use large micro-batches. A text that is alone in its micro-batch adds 0. There is
+    no factor T² (as in Hinton's soft targets), so the value is a divergence in nats.
 
     Args:
         temperature: T, above 0. Cosines lie close together, so values far below 1 are usual.
@@ -222,6 +215,6 @@ class EmbeddingRelationLoss(EmbeddingObjective):
 
 
 def unit_embeddings(states: Tensor, cu_seq_lens: Tensor, pooling: Pooling) -> Tensor:
-    """Token states `[T, width]` of S sequences as vectors of unit length, `[S, width]`."""
+    """Pool the token states `[T, width]` of S sequences into unit vectors, `[S, width]`."""
     with torch.autocast(states.device.type, enabled=False):
         return F.normalize(pool_sequences(states, cu_seq_lens, pooling), dim=-1)

@@ -1,10 +1,10 @@
 """The mathematics of the objectives: pure functions from tensors to one number.
 
 Each returns a **sum over rows** (positions, sequences), never a mean: the caller divides by the number of items in the
-global batch, so the gradient does not depend on how that batch was cut over ranks and micro-batches. Zero rows give
-zero, with a graph. The arithmetic and the result are in float32 at least, whatever the input; divergences and
-cross-entropies are in nats. Logits are `[rows, vocabulary]`, hidden states `[rows, width]`; the teacher's take no
-gradient. A temperature T is positive and softens a distribution: `p = softmax(logits / T)`.
+global batch, so the gradient does not depend on how that batch is divided over ranks and micro-batches. Zero rows give
+zero, with a graph. Computation and result are in float32 or wider, whatever the input; divergences and cross-entropies
+are in nats. Logits are `[rows, vocabulary]`, hidden states `[rows, width]`; the teacher's get no gradient. A
+temperature T is positive and softens a distribution: `p = softmax(logits / T)`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch.autograd.function import once_differentiable
 from lit_distil.types import IGNORE_INDEX
 
 DOUBLE_ABOVE_TEMPERATURE = 32.0
-"""Above this temperature softened distributions are taken in float64. They are so nearly equal there that float32
+"""Above this temperature softened distributions are computed in float64. They are so nearly equal there that float32
 rounds their divergence away before T² multiplies it (it gave −5.96 at T = 1e4)."""
 
 _CPU_CHUNK_BYTES = 2**18
-"""Size of a piece of rows on a CPU, for each thread: it stays in the cache."""
+"""Size of a chunk of rows on a CPU, per thread, so that it stays in the cache."""
 
 _DEVICE_CHUNK_BYTES = 2**28
-"""The same on an accelerator: few kernel launches, and no temporary as large as the logits."""
+"""The same on an accelerator: few kernel launches, but no temporary tensor as large as the logits."""
 
 
 def soft_target_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of the student from the teacher's softened distribution, times T².
 
-    `T² · Σ_rows Σ_v p_t(v) · (log p_t(v) − log p_s(v))`. Thanks to T² the gradient with respect to the student's
-    logits, `T · (p_s − p_t)`, keeps its scale for any T (Hinton et al. 2015, section 2). As T grows it becomes that of
-    matching the logits (section 2.1). The backward pass uses this closed form: on a CPU it takes about a third of plain
-    autograd's time, and keeps no buffer as large as the logits.
+    `T² · Σ_rows Σ_v p_t(v) · (log p_t(v) − log p_s(v))`. With T² the gradient with respect to the student's logits,
+    `T · (p_s − p_t)`, keeps its scale for any T (Hinton et al. 2015, section 2). As T grows it approaches the gradient
+    of matching the logits (section 2.1). The backward pass uses this closed form: on a CPU it takes about a third of
+    the time of plain autograd, and keeps no buffer as large as the logits.
     """
     _check_same_shape("logits", student_logits, teacher_logits)
     check_temperature(temperature)
@@ -58,8 +58,8 @@ def jensen_shannon(
 ) -> Tensor:
     """Generalised Jensen-Shannon divergence, times T² (GKD, Agarwal et al. 2024, section 2).
 
-    `T² · Σ_rows (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))` with `m = β · p_t + (1 − β) · p_s`. Bounded, and at β = 0.5
-    symmetric; divided by β it tends to `soft_target_kl` as β → 0, divided by 1 − β to `reverse_kl` as β → 1. β is the
+    `T² · Σ_rows (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))` with `m = β · p_t + (1 − β) · p_s`. It is bounded, and symmetric
+    at β = 0.5; divided by β it tends to `soft_target_kl` as β → 0, divided by 1 − β to `reverse_kl` as β → 1. β is the
     teacher's share of the mixture, in the open interval (0, 1).
     """
     check_beta(beta)
@@ -91,7 +91,7 @@ def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor) -> Tenso
     """`Σ_rows (1 − cos(h_s, h_t))` (DistilBERT, section 3)."""
     _check_same_shape("hidden states", student_hidden, teacher_hidden)
     student, teacher = _at_least_float32(student_hidden), _at_least_float32(teacher_hidden.detach())
-    # +1 asks for vectors that point the same way
+    # +1 asks for vectors that point in the same direction
     return F.cosine_embedding_loss(student, teacher, student.new_ones(student.shape[0]), reduction="sum")
 
 
@@ -99,7 +99,7 @@ def hidden_mse_sum(student_hidden: Tensor, teacher_hidden: Tensor, *, normalise:
     """`Σ_rows mean_width (h_s − h_t)²` (TinyBERT, equation 8).
 
     With `normalise` each vector is first divided by its L2 norm, so that only directions count (PKD, equation 7; the
-    mean over the width is that of PKD's code).
+    mean over the width follows PKD's code).
     """
     _check_same_shape("hidden states", student_hidden, teacher_hidden)
     student, teacher = _at_least_float32(student_hidden), _at_least_float32(teacher_hidden.detach())
@@ -109,30 +109,25 @@ def hidden_mse_sum(student_hidden: Tensor, teacher_hidden: Tensor, *, normalise:
 
 
 def pool_sequences(states: Tensor, cu_seq_lens: Tensor, pooling: str) -> Tensor:
-    """One vector for each of S sequences, `[S, width]`, of their token states end to end, `[T, width]`.
+    """Pool token states `[T, width]` of S sequences, end to end, into one vector each, `[S, width]`.
 
-    Args:
-        states: Of real tokens only.
-        cu_seq_lens: int32 `[S + 1]`, where each sequence begins; the last is T.
-        pooling: "mean" of a sequence's tokens, special ones included, or "cls" for its first one.
+    `cu_seq_lens` is int32 `[S + 1]`, where each sequence begins; the last is T. `pooling` is "mean" over a sequence's
+    tokens, special ones included, or "cls" for its first token.
     """
     if pooling == "cls":
         return _at_least_float32(states.index_select(0, cu_seq_lens[:-1].long()))
-    # unlike index_add, it adds in the same order on every device; `unsafe` leaves out checks that wait for the device
+    # unlike index_add, it adds in the same order on every device; `unsafe` skips checks that wait for the device
     lengths = cu_seq_lens.long().diff()
     return torch.segment_reduce(_at_least_float32(states), "mean", lengths=lengths, unsafe=True)
 
 
 def embedding_relation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`Σ_i KL(p_t(· | i) ‖ p_s(· | i))` with `p(j | i) = softmax_j(cos(e_i, e_j) / T)` over j ≠ i.
+    """`Σ_i KL(p_t(· | i) ‖ p_s(· | i))` with `p(j | i) = softmax_j(cos(e_i, e_j) / T)` over j ≠ i, without T².
 
-    Args:
-        student: Embeddings `[S, width]`.
-        teacher: Embeddings `[S, another width]`.
-        temperature: T; no T² multiplies the divergence.
+    Embeddings are `[S, width]`; student and teacher may have different widths.
     """
     check_temperature(temperature)
-    # products in half precision would lose differences of cosines that T magnifies
+    # products in half precision would lose differences of cosines, which T magnifies
     with torch.autocast(student.device.type, enabled=False):
         ours, theirs = (_others(F.normalize(_at_least_float32(one), dim=-1)) for one in (student, teacher.detach()))
         log_p, log_q = (torch.log_softmax(one / temperature, dim=-1) for one in (theirs, ours))
@@ -145,12 +140,12 @@ def _others(embeddings: Tensor) -> Tensor:
     cosines = embeddings @ embeddings.T
     if size < 2:
         return cosines[:, :0]
-    # in the flat matrix without its first entry, every (S + 1)-th is the next one of the diagonal
+    # in the flat matrix without its first entry, every (S + 1)-th entry is on the diagonal
     return cosines.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
 def check_temperature(temperature: float) -> float:
-    """`temperature` as a float if it is positive and its square a float32, an error otherwise."""
+    """`temperature` as a float if it is positive and its square fits into float32, otherwise an error."""
     if not 0 < temperature < 1e15:
         raise ValueError(
             f"temperature must be positive and below 1e15, got {temperature}; usual values are 1 to 20, and the limit "
@@ -160,7 +155,7 @@ def check_temperature(temperature: float) -> float:
 
 
 def check_beta(beta: float) -> float:
-    """`beta` as a float if it makes a mixture, an error otherwise."""
+    """`beta` as a float if it is between 0 and 1 (both excluded), otherwise an error."""
     if not 0.0 < beta < 1.0:
         raise ValueError(
             f"beta must lie between 0 and 1 (both excluded), got {beta}; "
@@ -170,7 +165,7 @@ def check_beta(beta: float) -> float:
 
 
 class _SoftTargetKL(torch.autograd.Function):
-    """`soft_target_kl` with its closed-form gradient, both a piece of rows at a time."""
+    """`soft_target_kl` with its closed-form gradient, both computed in chunks of rows."""
 
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -210,17 +205,17 @@ class _SoftTargetKL(torch.autograd.Function):
 def add_soft_target_gradient(
     gradient: Tensor | None, scale: float | Tensor, student_logits: Tensor, teacher_logits: Tensor, temperature: float
 ) -> Tensor:
-    """The value of `soft_target_kl`; the gradient of `scale` times it, `scale · T · (p_s − p_t)`, goes to `gradient`.
+    """The value of `soft_target_kl`; adds the gradient of `scale` times it, `scale · T · (p_s − p_t)`, to `gradient`.
 
-    `gradient` is `[rows, vocabulary]` and added to in place; None if none is wanted. The rows are few: it takes three
-    buffers of their size, and few operations.
+    `gradient` is `[rows, vocabulary]`, or None if none is wanted. Call it with few rows: it needs three buffers of
+    their size, and few operations.
     """
     dtype = working_dtype(student_logits, temperature)
     student, teacher = student_logits.to(dtype), teacher_logits.to(dtype)
     buffer = student / temperature
     p_student = buffer.softmax(dim=-1)
     p_teacher = torch.div(teacher, temperature, out=buffer).softmax(dim=-1)
-    # the largest probability is 1 / Σ exp(z − largest); only small numbers are subtracted, for high temperatures
+    # the largest probability is 1 / Σ exp(z − largest); only small numbers are subtracted, as high T needs
     ratio = p_teacher.amax(dim=-1).div_(p_student.amax(dim=-1)).log_()
     cross = torch.sub(teacher, student, out=buffer).mul_(p_teacher).sum(dim=-1)
     divergence = cross.sub_(teacher.amax(dim=-1)).add_(student.amax(dim=-1)).div_(temperature).add_(ratio)
@@ -233,9 +228,9 @@ def add_soft_target_gradient(
 def add_cross_entropy_gradient(
     gradient: Tensor | None, scale: float | Tensor, logits: Tensor, labels: Tensor
 ) -> Tensor:
-    """The value of `cross_entropy_sum`; the gradient of `scale` times it, `scale · (p − one-hot)`, goes to `gradient`.
+    """The value of `cross_entropy_sum`; adds the gradient of `scale` times it, `scale · (p − one-hot)`, to `gradient`.
 
-    `gradient` is `[rows, classes]` and added to in place; None if none is wanted.
+    `gradient` is `[rows, classes]`, or None if none is wanted.
     """
     logits = logits.to(working_dtype(logits, 1.0))
     is_counted = (labels != IGNORE_INDEX)[:, None]
@@ -249,7 +244,7 @@ def add_cross_entropy_gradient(
 
 
 def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
-    """Pieces of the rows of `[rows, vocabulary]`, small enough for the cache at this precision."""
+    """Divide the rows of `[rows, vocabulary]` into chunks small enough for the cache at this precision."""
     num_rows, width = logits.shape
     row_bytes = max(1, width * dtype.itemsize)
     on_cpu = logits.device.type == "cpu"
@@ -258,7 +253,7 @@ def row_chunks(logits: Tensor, dtype: torch.dtype) -> list[slice]:
 
 
 def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The softened distributions of student and teacher, as logarithms."""
+    """The log-probabilities of student and teacher at this temperature."""
     _check_same_shape("logits", student_logits, teacher_logits)
     check_temperature(temperature)
     student, teacher = (
@@ -269,19 +264,19 @@ def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperatu
 
 
 def _scaled(divergence: Tensor, temperature: float, logits: Tensor) -> Tensor:
-    """Times T², in the precision that the caller expects."""
+    """The divergence times T², in the precision that the caller expects."""
     return (divergence * temperature**2).to(working_dtype(logits, 1.0))
 
 
 def working_dtype(logits: Tensor, temperature: float) -> torch.dtype:
-    """The precision for these logits: float32 at least, float64 at high temperatures."""
+    """The precision to compute with: float32 or wider, float64 at high temperatures."""
     if temperature > DOUBLE_ABOVE_TEMPERATURE:
         return torch.float64
     return wide(logits.dtype)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The precision of sums: float32 at least."""
+    """The precision of sums: float32 or wider."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -17,8 +17,8 @@ class HiddenCosineLoss(Objective):
     """`Σ_positions (1 − cos(h_s, h_t))` of the last hidden states (DistilBERT, section 3): 0 to 2 for each position.
 
     Args:
-        positions: "all" compares at every real token, special ones included, as DistilBERT does; "masked" where a
-            token was masked.
+        positions: "all" compares at every real token, special ones included, as DistilBERT does; "masked" only at
+            masked tokens.
         weight: Factor of this term in the total loss. DistilBERT used 1.
     """
 
@@ -30,7 +30,7 @@ class HiddenCosineLoss(Objective):
         self.positions = positions
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that the widths are equal."""
+        """Also check that the widths are equal."""
         super().check(student, teacher)
         check_equal_widths(student, teacher, "HiddenMSELoss with a projection")
 
@@ -44,23 +44,23 @@ class HiddenCosineLoss(Objective):
 
 
 States = Literal["all", "masked", "first"]
-"""Which hidden states are compared: those of every real token, of the masked ones, or of each sequence's first."""
+"""Which hidden states are compared: those of every real token, of the masked tokens, or of each sequence's first."""
 
 
 class HiddenMSELoss(Objective):
     """`Σ_pairs Σ_positions mean_width (W · h_s − h_t)²` over mapped pairs of layers.
 
-    TinyBERT (Jiao et al. 2020, equations 8 and 9): the blocks and, as layer 0, the embeddings, with one learned `W` for
-    all pairs as in its code. With `normalise` and `positions: first` it is the patience loss of PKD (Sun et al. 2019,
-    equation 7), which compares [CLS], but with the mean over the width, as in PKD's code. Pairs are summed.
+    This is TinyBERT's loss (Jiao et al. 2020, equations 8 and 9) on the blocks and, as layer 0, the embeddings, with
+    one learned `W` for all pairs as in its code. With `normalise` and `positions: first` it is PKD's patience loss (Sun
+    et al. 2019, equation 7) on [CLS], but with the mean over the width, as in PKD's code. Pairs are summed.
 
     Args:
         layer_map: Pairs `[student layer, teacher layer]`. Layer 0 is the embeddings' output, layer i the output of
             block i; negative numbers count from the end, as in Python. None is TinyBERT's uniform map: student layer i
             with teacher layer i · L_t / L_s, for i from 0; the teacher's depth must then be a multiple of the
             student's.
-        normalise: Compare directions: divide each vector by its L2 norm first (after the projection).
-        student_width: Hidden size of the student, to pass its vectors through a learned projection.
+        normalise: Compare directions only: first divide each vector by its L2 norm (after the projection).
+        student_width: Hidden size of the student, for a learned projection of its vectors to the teacher's width.
         teacher_width: Hidden size of the teacher; give both or neither. Without them the widths must be equal.
         positions: "all" (every real token), "masked", or "first" (the [CLS] or `<s>` of each sequence; the sum is
             then over sequences).
@@ -96,7 +96,7 @@ class HiddenMSELoss(Objective):
             self.projection = nn.Linear(student_width, teacher_width)
 
     def check(self, student: NetworkCapabilities, teacher: NetworkCapabilities | None) -> None:
-        """Check also that the layers exist, and that the widths are equal or brought together."""
+        """Also check that the layers exist, and that widths are equal or there is a projection."""
         super().check(student, teacher)
         assert teacher is not None
         self.pairs(student.num_layers, teacher.num_layers)

@@ -1,8 +1,8 @@
-"""Kinds of labels: classes, values, label sets, choices and spans, each in one object.
+"""Kinds of labels: classes, values, label sets, choices and spans, one class for each.
 
 A task names its kind (`Task.label_kind`), and everything else asks that object: the data for the labels of a batch, the
-losses for their value, the modules for the mean of several teachers and the agreement with one, the task for its head,
-its metrics and the form of a prediction. A new kind is a subclass of `LabelKind`, in one file.
+losses for their value, the modules for the mean of several teachers and the agreement with a teacher, the task for its
+head, its metrics and the form of a prediction. A new kind is a subclass of `LabelKind`, in one file.
 """
 
 # ruff: noqa: D102 - `LabelKind` documents the methods
@@ -37,7 +37,7 @@ from lit_distil.objectives.vocabulary import mix_logits
 from lit_distil.types import IGNORE_INDEX, Batch, Piece, refuse_result
 
 _PADDING_LOGIT = -1e30
-"""A probability of 0 at any temperature; unlike infinities, two of them can be subtracted."""
+"""Gives probability 0 at any temperature; unlike infinities, two of them can be subtracted."""
 
 
 def _tensor_of_labels(kind: LabelKind, tensor: Any, labels: list[Any], starts: list[int]) -> Tensor:
@@ -65,12 +65,12 @@ class LabelKind(Piece, ABC):
 
     Attributes:
         name: Its name in YAML, for `kind:` of `TaskLoss` and `TaskSoftTargetLoss`.
-        problem_type: Its name in the configuration of a sequence classification head, if there is one.
+        problem_type: Its name in the configuration of a sequence classification head, if it has one.
         batch_field: The field of `Batch` that holds the labels.
         per_token: Whether `Batch.labels` has an entry for each token.
         takes_class_weights: Whether `TaskLoss` may weight the classes.
-        may_be_unknown: Whether a sample of labelled data may have None for a label, which then counts nothing.
-        distance_name: The name under which the student's distance from its teacher is logged.
+        may_be_unknown: Whether a sample of labelled data may have the label None, which then counts as no item.
+        distance_name: The name under which the student's distance from the teacher is logged.
     """
 
     name: ClassVar[str]
@@ -93,7 +93,7 @@ class LabelKind(Piece, ABC):
         """The labels of a batch in one tensor.
 
         Args:
-            labels: `Features.label` of each sample; None if it is not known.
+            labels: `Features.label` of each sample; None if it is unknown.
             starts: The position in the flat batch at which each sample begins.
         """
 
@@ -108,15 +108,15 @@ class LabelKind(Piece, ABC):
         """
 
     def softmax_rows(self, logits: Tensor, batch: Batch) -> list[Tensor]:
-        """The head's logits as `[items, outcomes]`, one softmax for each row, also for items without a label.
+        """The head's logits as `[items, outcomes]`, one softmax per row, including items without a label.
 
-        One tensor, or one for each part of a label: a span has a first and a last token. Soft targets and the mean of
-        several teachers use them; a kind without distributions overrides `soft_target_loss`, `num_agreeing` and `mix`.
+        There is one tensor per part of a label: a span has two, for its first and last token. Soft targets and the mean
+        of teachers use them; a kind without distributions overrides `soft_target_loss`, `num_agreeing` and `mix`.
         """
         raise ValueError(self._without_distributions())
 
     def from_softmax_rows(self, rows: list[Tensor], batch: Batch) -> Tensor:
-        """The inverse of `softmax_rows`: logits in the shape of the head's."""
+        """The inverse of `softmax_rows`: logits in the shape that the head gives."""
         raise ValueError(self._without_distributions())
 
     def _without_distributions(self) -> str:
@@ -126,11 +126,11 @@ class LabelKind(Piece, ABC):
         )
 
     def head_settings(self, names: list[str]) -> dict[str, Any]:
-        """Settings of the head's Hugging Face configuration; `names` are those of the task's labels, if it has any."""
+        """Settings for the head's Hugging Face configuration; `names` are the task's label names, if it has any."""
         return {"num_labels": len(names), "id2label": dict(enumerate(names))} if names else {}
 
     def count(self, labels: Tensor) -> int:
-        """The number of labels in a tensor of `to_tensor`; the losses are divided by it."""
+        """The number of labels in a tensor from `to_tensor`; the losses are divided by it."""
         return labels.numel()
 
     def split(self, logits: Tensor, batch: Batch) -> Sequence[Tensor]:
@@ -138,7 +138,7 @@ class LabelKind(Piece, ABC):
         return logits.unbind()
 
     def describe(self, output: Any, names: list[str]) -> dict[str, Any]:
-        """The prediction for one sample, for a reader.
+        """The prediction for one sample, in readable form.
 
         Args:
             output: The sample's part of `split`, as a numpy array.
@@ -147,7 +147,7 @@ class LabelKind(Piece, ABC):
         raise ValueError(f"{type(self).__name__} has no readable form; override the task's `readable`")
 
     def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
-        """The usual metrics of a data set, by name; shares are fractions of 1.
+        """The usual metrics of a dataset, by name; shares are fractions of 1.
 
         Args:
             outputs: The part of `split` of each sample, as a numpy array.
@@ -162,7 +162,7 @@ class LabelKind(Piece, ABC):
         return {self.batch_field: tensor, "num_labels": self.count(tensor)}
 
     def label_texts(self, batch: Batch, names: dict[int, str]) -> list[str | None]:
-        """The label of each sequence in words, for `lit-distil inspect`; None if there is none to show.
+        """The label of each sequence in words, for `lit-distil inspect`; None where there is none to show.
 
         Args:
             batch: The batch, on the CPU.
@@ -183,39 +183,39 @@ class LabelKind(Piece, ABC):
         return labels
 
     def distributions(self, logits: Tensor, batch: Batch) -> list[Tensor]:
-        """`softmax_rows` of the labelled items only."""
+        """`softmax_rows` for the labelled items only."""
         self.labels_in(batch)
         return self.softmax_rows(logits, batch)
 
     def num_correct(self, logits: Tensor, batch: Batch) -> Tensor | None:
-        """How many labelled items are predicted right, for the accuracy in training; None to log none."""
+        """How many labelled items are predicted correctly, for the training accuracy; None to log none."""
         return None
 
     def soft_target_loss(
         self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch, temperature: float
     ) -> Tensor:
-        """`T² · KL(teacher‖student)` at temperature T, summed over the labelled items; the mean over their parts.
+        """`T² · KL(teacher‖student)` at temperature T, averaged over the parts of a label, summed over labelled items.
 
-        The teacher's logits have the shape of the student's and take no gradient.
+        The teacher's logits have the same shape as the student's and get no gradient.
         """
         ours, theirs = (self.distributions(logits, batch) for logits in (student_logits, teacher_logits))
         parts = [soft_target_kl(s, t, temperature) for s, t in zip(ours, theirs, strict=True)]
         return torch.stack(parts).mean()
 
     def num_agreeing(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor | None:
-        """For how many labelled items student and teacher predict the same; None if that has no meaning."""
+        """For how many labelled items student and teacher predict the same; None if the kind has no such notion."""
         ours, theirs = (self.distributions(logits, batch) for logits in (student_logits, teacher_logits))
         same = [s.argmax(-1) == t.argmax(-1) for s, t in zip(ours, theirs, strict=True)]
         return torch.stack(same).all(0).sum()
 
     def mix(self, logits: list[Tensor], shares: list[float], batch: Batch, temperature: float) -> Tensor:
-        """Logits of the weighted mean of several teachers' distributions, in the shape of the head's.
+        """Logits of the weighted mean of several teachers' distributions, in the shape that the head gives.
 
         Args:
             logits: The logits of each teacher.
-            shares: The share of each teacher, positive and of sum 1.
+            shares: The share of each teacher, positive, with sum 1.
             batch: The flat batch; its labels are not used.
-            temperature: At which the distributions are averaged.
+            temperature: The temperature at which the distributions are averaged.
         """
         by_teacher = [self.softmax_rows(each, batch) for each in logits]
         rows = [mix_logits(list(parts), shares, temperature) for parts in zip(*by_teacher, strict=True)]
@@ -223,10 +223,10 @@ class LabelKind(Piece, ABC):
 
 
 class _OneOutcome(LabelKind):
-    """A kind whose label is the right one of a row's outcomes: cross-entropy."""
+    """A kind whose label is the correct one of a row's outcomes: cross-entropy."""
 
     def targets(self, batch: Batch) -> list[Tensor]:
-        """int64 `[items]` for each tensor of `softmax_rows`: the right outcome, or `IGNORE_INDEX`."""
+        """int64 `[items]` for each tensor of `softmax_rows`: the correct outcome, or `IGNORE_INDEX`."""
         return [self.labels_in(batch).flatten()]
 
     def to_tensor(self, labels: list[Any], starts: list[int]) -> Tensor:
@@ -241,7 +241,7 @@ class _OneOutcome(LabelKind):
         return torch.stack([F.cross_entropy(rows, targets, **settings) for rows, targets in pairs]).mean()
 
     def distributions(self, logits: Tensor, batch: Batch) -> list[Tensor]:
-        # those with a label first; the host knows how many there are, so nothing waits for the device
+        # labelled items first; the host knows their number, so nothing waits for the device
         is_other = (self.targets(batch)[0] == IGNORE_INDEX).to(torch.uint8)
         labelled = is_other.argsort(stable=True)[: batch.counts["labels"]]
         return [rows.index_select(0, labelled) for rows in self.softmax_rows(logits, batch)]
@@ -252,7 +252,7 @@ class _OneOutcome(LabelKind):
 
 
 class ClassLabel(_OneOutcome):
-    """One of K classes for each text, or for each token: cross-entropy (BERT section 4).
+    """One of K classes for each text or each token: cross-entropy (BERT section 4).
 
     Logits `[S, K]` or `[T, K]`, labels int64 `[S]` or `[1, T]`.
 
@@ -287,7 +287,7 @@ class ClassLabel(_OneOutcome):
         return {"label": names[int(np.argmax(output))], "probabilities": probabilities}
 
     def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
-        """Accuracy, macro-F1, Matthews' correlation, and F1 of the second of two classes."""
+        """Accuracy, macro-F1, Matthews correlation, and, for two classes, F1 of the second."""
         confusion = confusion_matrix([int(np.argmax(output)) for output in outputs], labels, len(names))
         values = {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion), "matthews": matthews(confusion)}
         if len(names) == 2:
@@ -296,7 +296,7 @@ class ClassLabel(_OneOutcome):
 
 
 class ChoiceLabel(_OneOutcome):
-    """The right one of each sample's choices, whose number may differ: cross-entropy over the choices.
+    """The correct one of each sample's choices, whose number may differ: cross-entropy over the choices.
 
     Logits `[S, 1]`, a score for each choice; labels int64 `[G]` for the G groups of `Batch.group_sizes`.
     """
@@ -331,10 +331,10 @@ class ChoiceLabel(_OneOutcome):
 
 
 class SpanLabel(_OneOutcome):
-    """A span of each sequence: half the cross-entropy of its first token, and half that of its last.
+    """A span in each sequence: half the cross-entropy of its first token plus half that of its last.
 
     Logits `[T, 2]`; labels int64 `[S, 2]`, first and last position in the flat batch (`Batch.answer_spans`). A sample's
-    label is a pair of positions within it, or None if its span is not known.
+    label is a pair of positions within it, or None if its span is unknown.
     """
 
     name = "span"
@@ -374,10 +374,10 @@ class SpanLabel(_OneOutcome):
 
 
 class MultiLabel(LabelKind):
-    """Any number of K labels for each text, each decided on its own: binary cross-entropy.
+    """Any number of K labels for each text, each decided independently: binary cross-entropy.
 
-    Logits `[S, K]`, labels float32 `[S, K]`, zeros and ones, each of which counts. Having a label with logit z is a
-    softmax over the two logits z and 0.
+    Logits `[S, K]`; labels float32 `[S, K]`, zeros and ones, each of which counts as an item. For a logit z, the
+    softmax over z and 0 gives the probability of the label.
 
     Args:
         threshold: The lowest probability at which a text gets a label.
@@ -411,7 +411,7 @@ class MultiLabel(LabelKind):
         return {"labels": given, "probabilities": dict(zip(names, sigmoid(output).tolist(), strict=True))}
 
     def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
-        """Micro-F1, macro-F1, the share of texts with all labels right, and F1 of each label."""
+        """Micro-F1, macro-F1, the share of texts with all labels correct, and F1 of each label."""
         shape = (len(outputs), len(names))
         predicted = np.array([self._is_given(output) for output in outputs], dtype=bool).reshape(shape)
         right = np.array(labels, dtype=bool).reshape(shape)
@@ -428,7 +428,7 @@ class MultiLabel(LabelKind):
 
 
 class ValueLabel(LabelKind):
-    """A number for each text: squared error. Logits `[S, 1]`, labels float32 `[S]`; a temperature has no meaning."""
+    """A number for each text: squared error. Logits `[S, 1]`, labels float32 `[S]`; a temperature has no effect."""
 
     name = "value"
     problem_type = "regression"
@@ -464,7 +464,7 @@ class ValueLabel(LabelKind):
         return {"value": float(output[0])}
 
     def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
-        """Pearson's and Spearman's correlation, and the mean squared error."""
+        """Pearson and Spearman correlation, and the mean squared error."""
         values = np.array([output[0] for output in outputs], dtype=np.float64)
         right = np.array(labels, dtype=np.float64)
         squared_error = float(np.mean((values - right) ** 2)) if outputs else 0.0
@@ -477,7 +477,7 @@ _BY_NAME: dict[str, type[LabelKind]] = {
 
 
 def label_kind(kind: str | LabelKind) -> LabelKind:
-    """The kind of labels with this name, or the kind itself."""
+    """The kind of labels with this name; an object is returned as it is."""
     if isinstance(kind, LabelKind):
         return kind
     if kind not in _BY_NAME:
@@ -489,12 +489,12 @@ def label_kind(kind: str | LabelKind) -> LabelKind:
 
 
 def side_by_side(scores: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """`[N]`, groups end to end, to `[G, largest]`; padding has probability 0."""
+    """Lay out `[N]`, groups end to end, as `[G, largest]`; padding has probability 0."""
     return pad_sequence(scores.split(sizes), batch_first=True, padding_value=_PADDING_LOGIT)
 
 
 def _end_to_end(rows: list[Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """The inverse of `side_by_side` for each part: `[N, parts]`."""
+    """The inverse of `side_by_side`, for each part: `[N, parts]`."""
     flat = [torch.cat([row[:size] for row, size in zip(part, sizes, strict=True)]) for part in rows]
     return torch.stack(flat, dim=-1)
 

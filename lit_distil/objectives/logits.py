@@ -1,6 +1,6 @@
 """Losses on logits: Hinton's soft targets and their relatives, the teacher's labels, and BERT's two pretraining tasks.
 
-All are in nats, except `LogitMSELoss`. The mathematics stands in `functional`.
+All are in nats, except `LogitMSELoss`. The mathematics is in `functional`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from lit_distil.types import Batch, EncoderOutput
 
 
 class _SoftenedLoss(LogitObjective):
-    """A divergence of distributions that are softened by a temperature, `p = softmax(logits / T)`, times T².
+    """A divergence between distributions softened by a temperature, `p = softmax(logits / T)`, times T².
 
     T² keeps the scale of the gradient when T changes (Hinton et al. 2015, section 2). Several teachers are averaged
-    after they are softened.
+    after softening.
     """
 
     tail: Literal["student", "even"] = "student"
@@ -51,7 +51,7 @@ class _SoftenedLoss(LogitObjective):
 
     @property
     def mixing_temperature(self) -> float:  # type: ignore[override]
-        """The temperature in the current step."""
+        """The temperature of the current step."""
         return self.temperature
 
 
@@ -64,11 +64,11 @@ class SoftTargetLoss(_SoftenedLoss):
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT trained
             with 2.
-        positions: "masked" compares where a token was masked; "all" at every real token, special ones included, as
-            DistilBERT's code does by default, which needs logits (and time) at all of them.
+        positions: "masked" compares at masked tokens; "all" at every real token, special ones included, as DistilBERT's
+            code does by default, which needs logits (and time) for all of them.
         weight: Factor of this term in the total loss. DistilBERT used 5.
-        top: Keep the teacher's most likely tokens only, so many of them, and renormalise: p_t is 0 elsewhere. With 1
-            they are the teacher's labels, at T = 1 `TeacherLabelLoss`. None keeps all.
+        top: Keep only this many of the teacher's most likely tokens and renormalise: p_t is 0 elsewhere. With 1 the
+            target is the teacher's label; at T = 1 this is `TeacherLabelLoss`. None keeps all.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class SoftTargetLoss(_SoftenedLoss):
         if top is not None and top < 1:
             raise ValueError(f"top must be at least 1, got {top}; null keeps the teacher's whole distribution")
         self.top = top
-        self.tail = "student" if top is None else "even"  # so that no token which a cache does not list is among them
+        self.tail = "student" if top is None else "even"  # so that no token missing from a cache is among the top
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the divergence times T², summed over the rows."""
         return soft_target_kl(student_logits, self._kept(teacher_logits), self.temperature)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
-        """See `RowObjective.add_gradient`; in closed form."""
+        """See `RowObjective.add_gradient`; uses the closed form."""
         assert rows.teacher is not None
         return add_soft_target_gradient(gradient, scale, rows.student, self._kept(rows.teacher), self.temperature)
 
@@ -98,7 +98,7 @@ class SoftTargetLoss(_SoftenedLoss):
         if self.top is None or self.top >= teacher_logits.shape[-1]:
             return teacher_logits
         values, ids = teacher_logits.topk(self.top, dim=-1)
-        # finite, because the divergence multiplies it by a probability of 0
+        # finite, because the divergence multiplies it by probability 0
         return torch.full_like(teacher_logits, torch.finfo(values.dtype).min / 4).scatter_(-1, ids, values)
 
 
@@ -117,8 +117,8 @@ class ReverseKLLoss(_SoftenedLoss):
 class JensenShannonLoss(_SoftenedLoss):
     """`T² · Σ_positions (β · KL(p_t‖m) + (1 − β) · KL(p_s‖m))`, `m = β · p_t + (1 − β) · p_s`, in nats.
 
-    GKD, Agarwal et al. 2024, section 2. Its gradient vanishes as β → 0 or 1: divided by β, or by 1 − β, it tends to
-    that of `SoftTargetLoss`, or of `ReverseKLLoss`.
+    GKD, Agarwal et al. 2024, section 2. Its gradient vanishes as β → 0 or 1. Divided by β it tends to that of
+    `SoftTargetLoss` as β → 0, divided by 1 − β to that of `ReverseKLLoss` as β → 1.
 
     Args:
         beta: The teacher's share of the mixture, between 0 and 1 (both excluded).
@@ -144,8 +144,8 @@ class JensenShannonLoss(_SoftenedLoss):
 class TeacherLabelLoss(LogitObjective):
     """`Σ_positions −log p_s(argmax_v z_t(v))`, in nats: the teacher's most likely token is the label.
 
-    The limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Beside
-    `SoftTargetLoss` it shows what the rest of the teacher's distribution is worth.
+    This is the limit of soft targets as the teacher's temperature goes to 0 (Hinton et al. 2015, section 2). Compare it
+    with `SoftTargetLoss` to see what the rest of the teacher's distribution is worth.
     """
 
     tail = "even"
@@ -155,7 +155,7 @@ class TeacherLabelLoss(LogitObjective):
         return hard_label_cross_entropy(student_logits, teacher_logits)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
-        """See `RowObjective.add_gradient`; in closed form."""
+        """See `RowObjective.add_gradient`; uses the closed form."""
         assert rows.teacher is not None
         return add_cross_entropy_gradient(gradient, scale, rows.student, rows.teacher.argmax(dim=-1))
 
@@ -163,9 +163,9 @@ class TeacherLabelLoss(LogitObjective):
 class LogitMSELoss(LogitObjective):
     """`Σ_positions Σ_v (z_s(v) − z_t(v))²`, on raw logits.
 
-    The `alpha_mse` term of DistilBERT's code (weight 0 by default there). It is a sum over the vocabulary: choose a
-    small weight, or divide by its size. With logits of zero mean, soft targets tend to `1 / (2 · vocabulary)` of this
-    as T grows (Hinton et al. 2015, section 2.1).
+    This is the `alpha_mse` term of DistilBERT's code (its default weight is 0). It is a sum over the vocabulary: choose
+    a small weight, or divide by the vocabulary size. For logits with zero mean, soft targets tend to
+    `1 / (2 · vocabulary)` times this as T grows (Hinton et al. 2015, section 2.1).
     """
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class LogitMSELoss(LogitObjective):
 class MaskedLMLoss(RowObjective):
     """`Σ_masked −log p_s(original token)`, in nats (BERT, section 3.1, task 1).
 
-    The temperature is always 1. Divided by the number of masked positions it is the loss of BERT and RoBERTa, and the
+    The temperature is always 1. Divided by the number of masked positions this is the loss of BERT and RoBERTa, and the
     masked-LM term of DistilBERT.
     """
 
@@ -189,7 +189,7 @@ class MaskedLMLoss(RowObjective):
         return cross_entropy_sum(rows.student, rows.labels)
 
     def add_gradient(self, rows: LogitRows, gradient: Tensor | None, scale: float) -> Tensor:
-        """See `RowObjective.add_gradient`; in closed form."""
+        """See `RowObjective.add_gradient`; uses the closed form."""
         assert rows.labels is not None
         return add_cross_entropy_gradient(gradient, scale, rows.student, rows.labels)
 
@@ -214,8 +214,8 @@ class NextSentenceLoss(Objective):
 class NextSentenceSoftTargetLoss(Objective):
     """`T² · Σ_sequences KL(p_t‖p_s)` of the two next-sentence classes, with `p = softmax(logits / T)`, in nats.
 
-    Hinton et al. 2015, section 2, on BERT's second task. DistilBERT drops that task; this keeps it. Teacher and student
-    then have BERT's pretraining head; `NextSentenceLoss` beside it takes the labels.
+    This is Hinton et al. 2015, section 2, on BERT's second task, which DistilBERT drops. Teacher and student then have
+    BERT's pretraining head; add `NextSentenceLoss` to use the labels too.
 
     Args:
         temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps.

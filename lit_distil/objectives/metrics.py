@@ -1,4 +1,4 @@
-"""Probabilities and metrics of predictions: pure functions of numpy arrays, in float64."""
+"""Probabilities and metrics of predictions: pure functions on numpy arrays, in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def softmax(logits: ArrayLike) -> NDArray[np.float64]:
 
 
 def sigmoid(logits: ArrayLike) -> NDArray[np.float64]:
-    """Probability of each label, by a hyperbolic tangent, which is exact at 0 and never overflows."""
+    """Probability of each label, computed with tanh, which is exact at 0 and never overflows."""
     return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(logits, dtype=np.float64))
 
 
@@ -24,7 +24,7 @@ def confusion_matrix(predicted: ArrayLike, labels: ArrayLike, num_classes: int) 
 
 
 def accuracy(confusion: NDArray[np.int64]) -> float:
-    """The share of samples that were classified right."""
+    """The share of samples that were classified correctly."""
     return _ratio(float(np.trace(confusion)), float(confusion.sum()))
 
 
@@ -40,7 +40,7 @@ def macro_f1(confusion: NDArray[np.int64]) -> float:
 
 
 def matthews(confusion: NDArray[np.int64]) -> float:
-    """Matthews' correlation of several classes (Gorodkin 2004)."""
+    """Matthews correlation for several classes (Gorodkin 2004)."""
     table = confusion.astype(np.float64)
     labelled, predicted, total = table.sum(1), table.sum(0), table.sum()
     covariance = np.trace(table) * total - labelled @ predicted
@@ -57,7 +57,7 @@ def f1_of_labels(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> tup
 
 
 def pearson(values: ArrayLike, labels: ArrayLike) -> float:
-    """Pearson's correlation; 0 if one of the two is constant."""
+    """Pearson correlation; 0 if one of the two is constant."""
     x, y = np.asarray(values, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
@@ -67,7 +67,7 @@ def pearson(values: ArrayLike, labels: ArrayLike) -> float:
 
 
 def spearman(values: ArrayLike, labels: ArrayLike) -> float:
-    """Spearman's correlation; equal values share the mean of their ranks."""
+    """Spearman correlation; equal values share the mean of their ranks."""
     return pearson(_ranks(values), _ranks(labels))
 
 

@@ -1,8 +1,8 @@
-"""The mathematics of attention transfer: how the tokens of a sequence relate, student against teacher.
+"""The mathematics of attention transfer: compare how the tokens of a sequence relate in student and teacher.
 
-As in `functional`, each function returns a **sum over rows** (a row is a token and how it sees the others), in at
-least float32, with the teacher as a constant. The products `[heads, length, length]` are the largest tensors of all:
-they are formed for a few sequences at a time, together with their gradient, and never exist for a whole batch.
+As in `functional`, each function returns a **sum over rows** (a row is a token and its relation to the others), in
+float32 or wider, with the teacher as a constant. The products `[heads, length, length]` are the largest tensors of all:
+they are computed for a few sequences at a time, together with their gradient, and never exist for a whole batch.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Relation:
     """How the tokens of a sequence relate: `left · right * scaling` in each head, before the softmax.
 
     Attributes:
-        left: `[T, heads, dim]`, states of the token that looks (the query, in attention).
-        right: `[T, heads, dim]`, states of the token that it looks at.
+        left: `[T, heads, dim]`, states of the token that attends (the query, in attention).
+        right: `[T, heads, dim]`, states of the token that it attends to.
         scaling: Factor of the products.
     """
 
@@ -54,12 +54,12 @@ def relation_kl(
     """KL of the student's relations from the teacher's, summed over tokens (MiniLM, sections 3.1 and 3.2; MiniLMv2, 3).
 
     `Σ_i 1/A Σ_a Σ_j p_t(j) · (log p_t(j) − log p_s(j))` with `p(j) = softmax_j(left_ia · right_ja * scaling)`, where
-    i are all tokens of the batch, a the A heads, and j the tokens of i's own sequence. The papers' loss of one sequence
-    x is this divided by |x|.
+    i runs over all tokens of the batch, a over the A heads, and j over the tokens of i's own sequence. The papers' loss
+    of one sequence x is this divided by |x|.
 
     Args:
-        student: Relation of T tokens. It must have as many heads as the teacher's; the dimensions of a head may differ.
-        teacher: The teacher's relation; no gradient is taken.
+        student: Relation of T tokens, with as many heads as the teacher's; the head dimensions may differ.
+        teacher: The teacher's relation; it gets no gradient.
         groups: The sequences that make up the T tokens.
         window: Only tokens with |i − j| < window see each other, in both networks; None means all do.
 
@@ -69,7 +69,7 @@ def relation_kl(
 
     def compare(student_scores: Tensor, teacher_scores: Tensor, visible: Tensor | None) -> Tensor:
         if visible is not None:
-            # half the minimum: 0 · (difference of two such) is 0, where infinities would give NaN
+            # half the minimum: 0 · (difference of two of these) is 0, where infinities would give NaN
             floor = torch.finfo(student_scores.dtype).min / 2
             student_scores = student_scores.masked_fill(~visible, floor)
             teacher_scores = teacher_scores.masked_fill(~visible, floor)
@@ -85,8 +85,8 @@ def score_mse(
     """Squared differences of attention scores, summed over tokens (TinyBERT, equation 7).
 
     `Σ_i 1/h Σ_a mean_j (a_s(i, j) − a_t(i, j))²` with the scores before the softmax, `left_ia · right_ja * scaling`;
-    i are all tokens of the batch, a the h heads, and j the tokens that i sees. The paper's loss of one sequence of l
-    tokens is this divided by l.
+    i runs over all tokens of the batch, a over the h heads, and j over the tokens that i sees. The paper's loss of one
+    sequence of l tokens is this divided by l.
 
     The arguments are those of `relation_kl`.
     """
@@ -101,13 +101,13 @@ def score_mse(
 
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:
-    """Split `[T, heads, dim]` into other heads, `[T, num_heads, width / num_heads]` (MiniLMv2)."""
+    """Split `[T, heads, dim]` into another number of heads, `[T, num_heads, width / num_heads]` (MiniLMv2)."""
     width = states.shape[1] * states.shape[2]
     return states.reshape(states.shape[0], num_heads, width // num_heads)
 
 
 Compare = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Scores of both, `[sequences, heads, width, width]`, and what is visible, to `[sequences, heads, width]`."""
+"""From the scores of both, `[sequences, heads, width, width]`, and what is visible, to `[sequences, heads, width]`."""
 
 
 def _sum_over_tokens(
@@ -120,7 +120,7 @@ def _sum_over_tokens(
         )
     dtype = torch.promote_types(student.left.dtype, torch.float32)
     total = student.left.new_zeros((), dtype=dtype)
-    if not groups:  # with a graph all the same
+    if not groups:  # zero, but with a graph
         return total + 0.0 * (student.left.sum() + student.right.sum())
     for group in groups:
         total = total + _sum_over_group(student, teacher, group, compare, window, dtype)
@@ -148,14 +148,14 @@ def _sum_over_group(
 
 
 class _PieceByPiece(torch.autograd.Function):
-    """`piece` summed over pieces of sequences, with the gradient of each taken while its products are there."""
+    """`piece` summed over pieces of sequences; the gradient of each is computed while its products exist."""
 
     @staticmethod
     def forward(ctx: Any, piece: Callable[[slice, Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
         takes_gradient = any(ctx.needs_input_grad)
         gradients = [torch.empty_like(states) for states in (left, right)] if takes_gradient else []
         total = left.new_zeros(())
-        # products in half precision would lose what the softmax's tail is made of
+        # products in half precision would lose the softmax's tail
         with torch.autocast(left.device.type, enabled=False), torch.set_grad_enabled(takes_gradient):
             for rows in _pieces(left):
                 leaves = [states[rows].detach().requires_grad_(takes_gradient) for states in (left, right)]
@@ -182,12 +182,12 @@ def _pieces(states: Tensor) -> list[slice]:
 
 
 def _of_group(states: Tensor, group: SequenceGroup) -> Tensor:
-    """`[T, heads, dim]` to `[sequences, heads, width, dim]`."""
+    """Gather `[T, heads, dim]` into `[sequences, heads, width, dim]`."""
     return group.gather(states.transpose(0, 1)[None])
 
 
 def _masks(group: SequenceGroup, window: int | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """Who sees whom, for `[sequences, heads, width, width]`, and which rows are real, `[sequences, width]`."""
+    """Which tokens see each other, for `[sequences, heads, width, width]`; and the real rows, `[sequences, width]`."""
     visible: Tensor | None = None
     is_real: Tensor | None = None
     place = torch.arange(group.width, device=device)

@@ -1,4 +1,4 @@
-"""The two losses of a task: on its labels, and on the answers of a fine-tuned teacher."""
+"""The two losses of a task: on its labels, and on the predictions of a fine-tuned teacher."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TaskLoss(Objective):
     """The loss of a task's labels, summed over them (BERT section 4).
 
     Args:
-        kind: The kind of labels, which defines the loss: by name (`class`, `value`, `labels`, `choice` or `span`) or as
-            an object. A module that knows the task sets it.
+        kind: The kind of labels, which defines the loss: a name (`class`, `value`, `labels`, `choice` or `span`) or an
+            object. A module that knows the task sets it.
         class_weights: Factor of each class, for `class`. The sum is still divided by the number of labels, so weights
             with mean 1 over the data keep the scale of the loss.
     """
@@ -40,10 +40,10 @@ class TaskLoss(Objective):
         if class_weights is not None and not self.kind.takes_class_weights:
             raise ValueError(f"class_weights: only classes have weights, and the labels are of kind {self.kind.name!r}")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)  # follows from the data and the configuration
+        self.register_buffer("class_weights", weights, persistent=False)  # derived from the data and the configuration
 
     def forward(self, student: EncoderOutput, teacher: EncoderOutput | None, batch: Batch) -> Tensor:
-        """The sum over the labels, without those that are `IGNORE_INDEX`."""
+        """The sum over the labels, leaving out those that are `IGNORE_INDEX`."""
         if student.logits is None:
             raise ValueError("TaskLoss needs a network with the task's head")
         return self.kind.loss(student.logits.float(), batch, self.class_weights)
@@ -59,19 +59,19 @@ class TaskSoftTargetLoss(Objective):
     - `choice`: `T² · Σ KL` over the choices of each group, `[S, 1]`;
     - `span`: `T² · Σ (KL of the first + KL of the last token) / 2` over the tokens of each window whose answer is
       known, `[T, 2]`;
-    - `value`: `Σ (student − teacher)²` over the texts `[S, 1]`; T has no meaning.
+    - `value`: `Σ (student − teacher)²` over the texts `[S, 1]`; T has no effect.
 
-    Like `TaskLoss`, it is divided by the number of labels, so the two have the ratio of their weights.
+    Like `TaskLoss`, it is divided by the number of labels, so the two terms are in the ratio of their weights.
 
     Args:
-        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT took 2.
+        temperature: T, positive; a number, or a `StepValue` that changes over the optimizer steps. DistilBERT used 2.
         kind: The kind of labels, by name or as an object; a module that knows the task sets it.
-        weight: Factor of this term in the total loss. DistilBERT took 0.5, beside 0.5 for the labels.
+        weight: Factor of this term in the total loss. DistilBERT used 0.5, with 0.5 for the labels.
     """
 
     counts: Countable = "labels"
     needs_teacher = True
-    across_tokenizers = True  # unless the labels are of tokens, which the module refuses
+    across_tokenizers = True  # except for labels of tokens, which the module refuses
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class TaskSoftTargetLoss(Objective):
         self.follow_task(kind=kind)
 
     def follow_task(self, *, kind: str | LabelKind, class_weights: list[float] | None = None) -> None:
-        """Take the task's kind of labels; class weights change nothing here."""
+        """Set the task's kind of labels; class weights change nothing here."""
         self.kind = label_kind(kind)
 
     def mix_teachers(self, outputs: dict[str, EncoderOutput], shares: dict[str, float], batch: Batch) -> EncoderOutput:

@@ -1,4 +1,4 @@
-"""The terms of the loss together: which teachers each compares with, what they need of the networks, and their sum."""
+"""All terms of the loss: which teachers each compares with, what they need from the networks, and their sum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_distil.objectives.vocabulary import Observer, RowTerm, VocabularyPass, 
 from lit_distil.types import Batch, Countable, EncoderOutput, Projection
 
 TeacherOutputs = dict[str, EncoderOutput]
-"""By the teachers' names."""
+"""The teachers' outputs, by name."""
 
 Request = dict[str, Any]
 """Keyword arguments of a network's `forward`."""
@@ -29,10 +29,10 @@ class LossTerms:
     """The terms of the loss, and which teachers each compares with.
 
     Attributes:
-        objectives: By name.
-        shares: All teachers by name, each with its share in the mean of their distributions; sum 1.
-        own_teacher: Names of objectives that compare with one teacher alone, to that teacher's name. The others
-            compare with the mean of all.
+        objectives: The terms, by name.
+        shares: The share of each teacher, by name, in the mean of their distributions; with sum 1.
+        own_teacher: For objectives that compare with one teacher alone: name of the objective to name of the teacher.
+            The others compare with the mean of all.
     """
 
     objectives: dict[str, Objective]
@@ -40,7 +40,7 @@ class LossTerms:
     own_teacher: dict[str, str] = field(default_factory=dict)
 
     def teachers_of(self, name: str) -> tuple[str, ...]:
-        """Names of the teachers that an objective compares with: none, one, or those whose mean it takes."""
+        """Names of the teachers that an objective compares with: none, one, or those that it averages."""
         if not self.objectives[name].needs_teacher:
             return ()
         return (self.own_teacher[name],) if name in self.own_teacher else tuple(self.shares)
@@ -60,12 +60,12 @@ class LossTerms:
         return any(objective.rows in ("all", "unmasked") for objective in self.objectives.values())
 
     def rows(self, batch: Batch, *, all_rows: bool = False) -> Tensor:
-        """int64 `[rows]`: where the terms need logits, or everywhere; the masked positions come first."""
+        """int64 `[rows]`: where the terms need logits, or all positions; the masked ones come first."""
         all_rows |= self.need_all_rows or batch.masked_positions is None
         return batch.masked_first if all_rows else batch.masked_positions  # type: ignore[return-value]
 
     def requests(self, student_depth: int, teacher_depths: dict[str, int]) -> tuple[Request, dict[str, Request]]:
-        """What to ask of the student and of each teacher: hidden states, and queries, keys and values of blocks.
+        """What to request from the student and from each teacher: hidden states, and queries, keys, values of blocks.
 
         Args:
             student_depth: Blocks of the student.
@@ -95,29 +95,29 @@ class LossTerms:
 
     @property
     def embeddings(self) -> EmbeddingObjective | None:
-        """The first term on sentence embeddings, which says how the student makes them; None without one."""
+        """The first term on sentence embeddings, which defines how the student makes them; None without one."""
         return next((one for one in self.objectives.values() if isinstance(one, EmbeddingObjective)), None)
 
     @property
     def masked_lm(self) -> str | None:
-        """Name of the first term that is the masked-LM loss; None without one."""
+        """Name of the first masked-LM loss among the terms; None without one."""
         return next((name for name, one in self.objectives.items() if type(one) is MaskedLMLoss), None)
 
     def with_masked_lm(self, student: EncoderOutput, batch: Batch) -> LossTerms:
-        """These terms and, unless it is one of them, the masked-LM loss with weight 0; unchanged without masked logits.
+        """These terms plus, unless it is among them, the masked-LM loss with weight 0; unchanged without masked logits.
 
-        It shares the pass over the vocabulary, so its sum has the same bits whether it is part of the loss or not.
+        It shares the vocabulary pass, so its sum has the same bits whether it is part of the loss or not.
         """
         has_logits = student.logits is not None or student.projection is not None
         if self.masked_lm is not None or batch.masked_labels is None or not has_logits:
             return self
-        # no configuration can name a term with a dot
+        # no configuration can have a term with a dot in its name
         return dataclasses.replace(self, objectives={**self.objectives, "masked_lm.measured": MaskedLMLoss(weight=0.0)})
 
     def compile(self) -> None:
-        """Compile what terms with a closed gradient do in the pass over the vocabulary, for any number of rows.
+        """Compile the closed-form gradients of terms in the vocabulary pass, once for any number of rows.
 
-        A term whose temperature changes over the steps would be compiled in each of them, and stays as it is.
+        A term whose temperature changes over the steps is not compiled: it would be compiled again in each step.
         """
         for objective in self.objectives.values():
             if not isinstance(objective, RowObjective) or objective.current_values.keys() - {"weight"}:
@@ -145,11 +145,11 @@ class LossTerms:
         Terms on the logits of a masked-LM head share one pass over the vocabulary; the others are called one by one.
 
         Args:
-            student: The trained network's output.
+            student: The output of the network in training.
             teachers: The teachers' outputs, by name.
             batch: The micro-batch.
             counts: Items of each kind in the global batch.
-            observer: Is shown the logits of the masked-LM head, piece by piece.
+            observer: Sees the logits of the masked-LM head, piece by piece.
         """
         loss: Tensor = student.last_hidden_state.new_zeros(())
         sums: dict[str, Tensor] = {}
@@ -163,9 +163,9 @@ class LossTerms:
                 continue
             value = objective(student, self._teacher(name, teachers, batch), batch)
             sums[name] = value.detach()
-            if objective.weight or objective.is_trained:  # what is trained needs a gradient in every step, for DDP
+            if objective.weight or objective.is_trained:  # DDP needs a gradient in every step for what is trained
                 loss = loss + objective.weight * value / num_items
-        if is_deferred:  # even without a term in it: the head is then part of the graph in every step
+        if is_deferred:  # even if no term needs it, so that the head is in the graph in every step
             assert isinstance(student.projection, Projection)
             if any(term.objective.positions != "all" for term in in_pass.values()):
                 masked_positions(batch)  # refuses a batch that was never masked
@@ -186,7 +186,7 @@ class LossTerms:
         batch: Batch,
         counts: dict[Countable, int],
     ) -> dict[str, Tensor]:
-        """The norm of each weighted term's gradient on this micro-batch, by name; the graph is kept."""
+        """The norm of each weighted term's gradient on this micro-batch, by name; keeps the graph."""
         norms = {}
         for name, objective in self.objectives.items():
             if objective.weight:
@@ -204,7 +204,7 @@ class LossTerms:
         return next(iter(compared.values()), None)
 
     def _show_in_full(self, observer: Observer, student: EncoderOutput, teachers: TeacherOutputs, batch: Batch) -> None:
-        """Show the observer logits that are already there, or are multiplied out at once."""
+        """Show the observer logits that already exist or are computed all at once."""
         with torch.no_grad():
             ours = _masked_logits(student, batch)
             theirs = {name: _masked_logits(one, batch) for name, one in teachers.items()}
@@ -218,7 +218,7 @@ class LossTerms:
 
 
 def _compiled(add_gradient: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A compiled `RowObjective.add_gradient`; the scale, which differs from step to step, becomes a tensor in it."""
+    """A compiled `RowObjective.add_gradient`; the scale is passed as a tensor because it changes from step to step."""
     compiled = torch.compile(add_gradient, dynamic=True)
     return lambda rows, gradient, scale: compiled(
         rows, gradient, rows.student.new_full((), scale, dtype=wide(rows.student.dtype))
@@ -226,7 +226,7 @@ def _compiled(add_gradient: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _masked_logits(output: EncoderOutput, batch: Batch) -> Tensor | None:
-    """Logits `[masked, vocabulary]`; None for a network that gives none."""
+    """Logits `[masked, vocabulary]`; None for a network that returns none."""
     if output.logits is None and output.projection is None:
         return None
     return logits_at(output, batch, "masked").detach()

@@ -1,4 +1,4 @@
-"""The logits of a teacher whose most likely tokens alone were kept."""
+"""The logits of a teacher of which only the most likely tokens were kept."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class TopLogits:
 
     Attributes:
         ids: int64 `[rows, k]`, the entries with the largest logits, the largest first.
-        scores: `[rows, k]`, their logits less the largest.
+        scores: `[rows, k]`, their logits minus the largest.
         rests: `[rows, temperatures]`, `log Σ exp((z − largest) / T)` over the other entries.
         temperatures: The values of T in `rests`.
-        vocabulary_size: Entries of a row.
+        vocabulary_size: Number of entries in a full row.
     """
 
     ids: Tensor
@@ -37,10 +37,10 @@ class TopLogits:
         return TopLogits(ids, values - largest, torch.stack(rests, -1), temperatures, logits.shape[-1])
 
     def logits(self, temperature: float = 1.0, *, rows: slice = slice(None), student: Tensor | None = None) -> Tensor:
-        """All logits of some rows, `[rows, vocabulary]`, less each row's largest, in float32 at least.
+        """All logits of some rows, `[rows, vocabulary]`, minus each row's largest, in float32 or wider.
 
-        The other entries share their mass at this temperature evenly or, if the student's logits of these rows are
-        given, as the student divides it. A divergence from the student then takes them as one outcome.
+        The other entries share their mass at this temperature evenly or, if the student's logits for these rows are
+        given, in the student's proportions. A divergence from the student then treats them as one outcome.
 
         Raises:
             ValueError: The mass of the others is not known at this temperature.

@@ -1,10 +1,10 @@
-"""One pass over the vocabulary: projection, every term of the loss and the gradients, a few rows at a time.
+"""One pass over the vocabulary: projection, all terms of the loss, and the gradients, a few rows at a time.
 
-The logits of a batch are by far its largest tensor (2,048 tokens by 30,522 entries are 250 MB), and plain autograd
-keeps about eight of that size. Here the hidden states of student and teachers are multiplied out for a few rows. Every
-term looks at these logits and adds its gradient, which goes straight back to the hidden states and to the embedding
-matrix. Beside those gradients, a step needs one buffer of `CHUNK_BYTES` for each network on a CPU. On an accelerator,
-where each operation is a launch, there are few pieces instead.
+The logits are by far the largest tensor of a batch (2,048 tokens by 30,522 entries are 250 MB), and plain autograd
+keeps about eight tensors of that size. Here the logits of student and teachers are computed for a few rows at a time.
+Every term reads them and adds its gradient, which goes straight back to the hidden states and to the embedding matrix.
+Apart from those gradients, a step on a CPU needs one buffer of `CHUNK_BYTES` per network. On an accelerator, where each
+operation is a kernel launch, there are only a few large pieces.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from lit_distil.objectives.top_logits import TopLogits
 from lit_distil.types import IGNORE_INDEX, DeferredLogits, Projection
 
 CHUNK_BYTES = 44 * 2**20
-"""Size of the logits of one piece: many rows for the matrix products, and little beside a batch's."""
+"""Size of the logits of one piece: many rows for the matrix products, but little compared with a whole batch."""
 
-_CACHE_BYTES = 8 * 2**20  # of the rows of a piece that terms look at together on a CPU: four buffers stay in its cache
-_CPU_COLUMNS = 1024  # of the vocabulary: blocks are a third faster than the whole of a wide matrix
-_LAUNCH_BYTES = 256 * 2**20  # at least in a piece on an accelerator ...
-MOST_PIECES = 2  # ... which has no more of them than this, whatever the rows
+_CACHE_BYTES = 8 * 2**20  # the rows that terms read together on a CPU: four such buffers stay in the cache
+_CPU_COLUMNS = 1024  # of the vocabulary: such blocks are a third faster than one wide matrix
+_LAUNCH_BYTES = 256 * 2**20  # the least in a piece on an accelerator ...
+MOST_PIECES = 2  # ... which never has more pieces than this
 
 Observer = Callable[[Tensor, Tensor | None, Tensor | None], None]
-"""Is shown some rows at a time: the student's logits, the mean teacher's, and labels (None where not masked)."""
+"""Called with some rows at a time: the student's logits, the mean teacher's, and labels (None for unmasked rows)."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class RowTerm:
     """A term of the loss in the pass.
 
     Attributes:
-        objective: What is summed over the rows.
-        scale: Its weight divided by the number of items in the global batch; at 0 it is summed and adds no gradient.
+        objective: The objective to sum over the rows.
+        scale: Its weight divided by the number of items in the global batch; at 0 it is summed but adds no gradient.
         teachers: Names of the teachers whose mean it compares with; empty for all.
     """
 
@@ -53,15 +53,15 @@ class RowTerm:
 
 @dataclass
 class VocabularyPass:
-    """What one pass does.
+    """The inputs of one pass.
 
     Attributes:
-        terms: What is summed.
+        terms: The terms to sum.
         labels: int64 `[M]`, of the masked positions, which are the first M rows.
-        teachers: By name, the teachers' logits before they are multiplied out, or a cached teacher's; of the same rows
-            as the student's.
-        shares: The share of each teacher in a mean, positive; one teacher needs none.
-        observer: Is shown all logits, for metrics.
+        teachers: By name, the teachers' logits before the projection, or a cached teacher's, for the same rows as the
+            student's.
+        shares: The share of each teacher in a mean, positive; not needed for one teacher.
+        observer: Sees all logits, for metrics.
     """
 
     terms: list[RowTerm]
@@ -74,13 +74,13 @@ class VocabularyPass:
         """Run the pass.
 
         Args:
-            student: Of the rows `[R, width]`: the M masked ones, then the others if there are any.
+            student: For the rows `[R, width]`: the M masked ones, then the others if there are any.
 
         Returns:
             `Σ scale · sum` with a graph to the student's hidden states and projection, and each term's sum without.
         """
         tensors = [student.features, student.weight, student.bias]
-        if not torch.is_grad_enabled():  # which the pass cannot see
+        if not torch.is_grad_enabled():  # inside the pass this is not visible
             tensors = [one if one is None else one.detach() for one in tensors]
         total, sums = _Pass.apply(*tensors, self, student.num_rows or len(student.features))
         return total, list(sums.unbind())
@@ -92,7 +92,7 @@ class VocabularyPass:
         return {"masked": slice(0, middle), "unmasked": slice(middle, end - start), "all": slice(0, end - start)}
 
     def needed(self, num_rows: int) -> tuple[int, int]:
-        """The first and the last of the rows that a term or the observer looks at."""
+        """The range of rows that a term or the observer needs."""
         masked = self.spans(0, num_rows)["masked"].stop
         looked_at = {term.objective.positions for term in self.terms} | ({"all"} if self.observer else set())
         return 0 if looked_at - {"unmasked"} else masked, num_rows if looked_at - {"masked"} else masked
@@ -100,7 +100,7 @@ class VocabularyPass:
     def look(
         self, logits: Tensor, gradient: Tensor | None, teachers: _TeacherLogits, first: int, sums: dict[int, Tensor]
     ) -> None:
-        """Let terms and observer look at a few rows, which are rows `first` on of the teachers' piece."""
+        """Show a few rows to the terms and the observer; the first of them is row `first` of the teachers' piece."""
         start, num_rows = teachers.rows.start + first, len(logits)
         spans = self.spans(start, start + num_rows)
         masked = spans["masked"].stop
@@ -118,7 +118,7 @@ class VocabularyPass:
                 sums[i] = sums[i] + value if i in sums else value
         if self.observer is not None:
             if self.labels is not None and (masked or not len(self.labels)):
-                # without a masked row, too, so that every rank counts the same things
+                # even without a masked row, so that every rank counts the same things
                 shown = self.labels[:0] if labels is None else labels
                 self.observer(logits[spans["masked"]], teachers.mean(slice(first, first + masked)), shown)
             if masked < num_rows:
@@ -127,7 +127,7 @@ class VocabularyPass:
 
 
 def rows_at_once(num_rows: int, row_bytes: int, device_type: str) -> tuple[int, int]:
-    """How many rows, of `num_rows`, are multiplied out together, and at how many of these the terms look together."""
+    """How many of `num_rows` rows to project together, and how many of these the terms read together."""
     if device_type == "cpu":
         return max(1, CHUNK_BYTES // row_bytes), max(1, _CACHE_BYTES // row_bytes)
     step = max(1, _LAUNCH_BYTES // row_bytes, math.ceil(num_rows / MOST_PIECES))
@@ -145,7 +145,7 @@ class _Pass(torch.autograd.Function):
         with_gradient = wants_features or wants_weight or wants_bias
         exact = wide(features.dtype)
         begin, end = work.needed(num_rows)
-        end = len(features) if end == num_rows else end  # what fills them up is multiplied out, and counts nothing
+        end = len(features) if end == num_rows else end  # padding rows are projected too, but do not count
         step, part = rows_at_once(end - begin, len(weight) * exact.itemsize, features.device.type)
         student = _Projector(Projection(features, weight, bias), min(step, end - begin))
         teachers = _TeacherLogits(work, min(step, end - begin))
@@ -161,7 +161,7 @@ class _Pass(torch.autograd.Function):
                 rows = slice(start, min(start + step, end))
                 spans = work.spans(start, min(rows.stop, max(start, num_rows)))
                 products = student(rows)
-                logits = products[spans["all"]]  # always a view, even of all: compiled terms tell the two apart
+                logits = products[spans["all"]]  # always a view, even of all rows: compiled terms tell them apart
                 teachers.move_to(rows)
                 used = [spans[term.objective.positions] for term in work.terms if term.scale]
                 adds_gradient = with_gradient and any(span.start < span.stop for span in used)
@@ -174,7 +174,7 @@ class _Pass(torch.autograd.Function):
                     if gradient is not None:
                         if magnitudes is not None:
                             gradient.div_(_measure(gradient, out=magnitudes[few]))
-                        ours.copy_(gradient)  # these logits are not needed any more
+                        ours.copy_(gradient)  # these logits are no longer needed
                 if adds_gradient and len(logits):
                     products[len(logits) :] = 0.0
                     gradients.add(rows, products, magnitudes, student)
@@ -194,29 +194,25 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("backward() was called twice on one vocabulary pass; run the pass again")
-        # scaled in place and given away: they are as large as the embedding matrix
+        # scaled in place and handed over: they are as large as the embedding matrix
         gradients, ctx.gradients = ctx.gradients, None
         scaled = (None if each is None else each.mul_(grad_total.to(each.dtype)) for each in gradients)
-        # rounded last: a loss scaler (float16) makes them large enough for it
+        # rounded last: a loss scaler (float16) has by then made them large enough
         return (*(None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)), None, None)
 
 
 @dataclass
 class _Gradients:
-    """The gradients that the pieces add up to, at the precision of the sums; None where none is needed."""
+    """The gradients summed over the pieces, at the precision of the sums; None where none is needed."""
 
     features: Tensor | None  # [R, width]
     weight: Tensor | None  # [V, width]
     bias: Tensor | None  # [V]
 
     def add(self, rows: slice, of_logits: Tensor, magnitudes: Tensor | None, student: _Projector) -> None:
-        """Add a piece.
+        """Add the gradient of a piece's logits, `of_logits` `[rows, V]`, at the precision of the products.
 
-        Args:
-            rows: The piece.
-            of_logits: `[rows, V]`, the gradient of its logits at the precision of the products.
-            magnitudes: `[rows, 1]`, what each row of `of_logits` was divided by; None for 1.
-            student: The projector that gave the logits.
+        Each row was divided by its entry in `magnitudes`, `[rows, 1]`; None means by 1.
         """
         features = student.features[rows]
         exact = wide(of_logits.dtype)
@@ -241,17 +237,17 @@ class _Gradients:
 
 
 def _measure(gradient: Tensor, out: Tensor) -> Tensor:
-    """The power of two at each row's largest entry, `[rows, 1]`, into `out`.
+    """Write the power of two at each row's largest entry, `[rows, 1]`, to `out`.
 
-    Divided by it, a gradient fits into float16. Its smallest number (6e-8) is larger than most entries of a softmax
-    divided by the items of a batch, and a loss scaler comes too late: it scales after this pass.
+    Divided by it, a gradient fits into float16, whose smallest number (6e-8) is larger than most entries of a softmax
+    divided by the items of a batch. A loss scaler comes too late: it scales after this pass.
     """
     largest = gradient.abs().amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(gradient.dtype).tiny)
     return out.copy_(largest.log2_().floor_().exp2_())
 
 
 class _Projector:
-    """Multiplies out a few rows at a time, into one buffer; under autocast at its precision."""
+    """Computes the logits of a few rows at a time into one buffer; under autocast at its precision."""
 
     def __init__(self, projection: Projection, most_rows: int) -> None:
         dtype = projection.features.dtype
@@ -263,7 +259,7 @@ class _Projector:
         self.weight = projection.weight.to(dtype).contiguous()
         bias = None if projection.bias is None else projection.bias.to(dtype)
         self._buffer = self.features.new_empty(most_rows, len(self.weight))
-        # blocks of columns, and the rest: [blocks, width, columns] each
+        # full blocks of columns, and the remaining columns: [blocks, width, columns] each
         size, width = self.weight.shape
         columns = _CPU_COLUMNS if device == "cpu" else max(size, 1)
         self._blocks: list[tuple[int, Tensor, Tensor | None]] = []
@@ -275,7 +271,7 @@ class _Projector:
                 self._blocks.append((first, block, at_bias))
 
     def __call__(self, rows: slice) -> Tensor:
-        """The logits of these rows; the next call writes over them."""
+        """The logits of these rows; the next call overwrites them."""
         features = self.features[rows]
         logits = self._buffer[: len(features)]
         for first, weight, bias in self._blocks:
@@ -287,7 +283,7 @@ class _Projector:
 
 
 class _TeacherLogits:
-    """The teachers' logits of one piece, each multiplied out when it is first asked for."""
+    """The teachers' logits of one piece; each teacher's are computed when they are first needed."""
 
     def __init__(self, work: VocabularyPass, most_rows: int) -> None:
         self._shares = work.shares
@@ -299,11 +295,11 @@ class _TeacherLogits:
         self._logits: dict[str, Tensor] = {}
 
     def move_to(self, rows: slice) -> None:
-        """Begin a piece."""
+        """Start a new piece."""
         self.rows, self._logits = rows, {}
 
     def compared_with(self, term: RowTerm, few: slice, student: Tensor) -> Tensor | None:
-        """What a term compares some of the piece's rows with; `student` holds the student's logits of them."""
+        """The teacher logits that a term compares with some of the piece's rows; `student` is for a cached tail."""
         objective, names = term.objective, term.teachers or tuple(self._sources)
         if not objective.needs_teacher:
             return None
@@ -337,12 +333,12 @@ def mix_logits(logits: list[Tensor], shares: list[float], temperature: float = 1
 
     Args:
         logits: `[rows, vocabulary]` each.
-        shares: Positive, of sum 1.
+        shares: Positive, with sum 1.
         temperature: T, positive.
 
     Returns:
-        `[rows, vocabulary]`, in float32 at least; in float64 at high temperatures, where the logarithms differ in their
-        last digits only and T multiplies their rounding.
+        `[rows, vocabulary]`, in float32 or wider; in float64 at high temperatures, where the logarithms differ only in
+        their last digits and T multiplies their rounding.
     """
     parts = [
         torch.log_softmax(each.to(working_dtype(each, temperature)) / temperature, -1) + math.log(share)

@@ -1,4 +1,4 @@
-"""Optimizers of BERT and ModernBERT, and what one is given besides gradients: parameter groups, schedules."""
+"""Optimizers of BERT and ModernBERT, and what an optimizer needs besides gradients: parameter groups, schedules."""
 
 from lit_distil.optim.bert_adam import BertAdam as BertAdam
 from lit_distil.optim.groups import apply_configured as apply_configured

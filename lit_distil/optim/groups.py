@@ -17,12 +17,12 @@ def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> li
     """Split the trained parameters into two groups for an optimizer: with weight decay, and without.
 
     Biases and normalisation weights are not decayed (BERT, appendix A.2, and its code): a parameter that is called
-    `bias`, that has fewer than two dimensions, or that belongs to a layer whose class has a name ending in `Norm`. All
-    others are decayed, embeddings included. A tied parameter is there once. The order is the same on every rank and
-    after a resume.
+    `bias`, that has fewer than two dimensions, or that belongs to a layer whose class name ends in `Norm`. All others
+    are decayed, including embeddings. A tied parameter is listed once. The order is the same on every rank and after a
+    resume.
 
     Args:
-        module: What is trained.
+        module: The module to train.
         weight_decay: Decay of the first group, 0 or more; None takes the optimizer's own.
 
     Returns:
@@ -48,14 +48,14 @@ def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> li
 
 
 def build_optimizer(factory: Callable[..., Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
-    """An optimizer over groups, each with its scaled learning rate.
+    """Build an optimizer over groups, each with its scaled learning rate.
 
     Raises:
-        ValueError: It refuses its settings or the parameters.
+        ValueError: The optimizer refuses its settings or the parameters.
     """
     try:
         optimizer = factory(groups)
-    except (Exception, PieceError) as error:  # each optimizer refuses its settings in its own way
+    except (Exception, PieceError) as error:  # each optimizer refuses settings its own way
         reason = one_line([*causes(error)][-1])
         raise ValueError(
             f"model.optimizer: it refuses its settings or these parameters: {reason}; it must "
@@ -68,7 +68,7 @@ def build_optimizer(factory: Callable[..., Optimizer], groups: list[dict[str, An
 def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
     """Number the layer of each parameter: 0 for the embeddings, 1 to `num_layers` for the blocks, then the rest.
 
-    The rest is the head, with a pooler and a last normalisation. A tied parameter has the layer of its first name.
+    The rest is the head, with a pooler and a final normalisation. A tied parameter has the layer of its first name.
 
     Args:
         model: A Hugging Face encoder with a head.
@@ -94,7 +94,7 @@ def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
             layers[name] = int(name[len(prefix) :].split(".", 1)[0]) + 1
         else:
             is_table = isinstance(modules[name.rpartition(".")[0]], nn.Embedding)
-            # or something among the embeddings, such as ELECTRA's `embeddings_project`
+            # or a module of the embeddings, such as ELECTRA's `embeddings_project`
             is_embedding = is_table or any(part.startswith("embeddings") for part in name.split("."))
             layers[name] = 0 if is_embedding else num_layers + 1
     return layers
@@ -103,19 +103,19 @@ def layers_of_parameters(model: nn.Module, num_layers: int) -> dict[str, int]:
 def layered_groups(module: nn.Module, layers: dict[str, int], *, decay: float) -> list[dict[str, Any]]:
     """Make parameter groups whose learning rates fall by a factor from each layer to the one below (ELECTRA, table 6).
 
-    As in ELECTRA's code, there are two steps from the head to the highest block: of n blocks, the head learns at the
-    peak, block i (counted from 1) at `decay ** (n + 2 - i)` times it, and the embeddings at `decay ** (n + 2)`. The
-    group keeps the factor as `lr_factor`, for `scale_learning_rates`. Groups are as in `parameter_groups`, those of the
-    head first.
+    As in ELECTRA's code, there are two steps from the head to the highest block: with n blocks, the head learns at the
+    peak rate, block i (counted from 1) at `decay ** (n + 2 - i)` times the peak, and the embeddings at
+    `decay ** (n + 2)` times. The group stores the factor as `lr_factor`, for `scale_learning_rates`. Groups are split
+    as in `parameter_groups`, with the head's first.
 
     Args:
-        module: What is trained.
-        layers: Name of a parameter to its layer. A parameter without one, such as a loss's own, learns at the full
+        module: The module to train.
+        layers: Name of a parameter to its layer. A parameter without a layer, such as a loss's own, learns at the full
             rate.
         decay: Factor between two layers, see `check_layer_decay`.
 
     Raises:
-        ValueError: Nothing is trained.
+        ValueError: There is nothing to train.
     """
     top = max(layers.values())
     layer_of = {id(parameter): layers.get(name, top) for name, parameter in module.named_parameters()}
@@ -143,7 +143,7 @@ def scale_learning_rates(groups: list[dict[str, Any]]) -> None:
 def freeze_lowest(model: nn.Module, num_frozen: int, num_layers: int) -> None:
     """Freeze the embeddings and the lowest blocks: their parameters get no gradient and are in no optimizer.
 
-    Their dropout stays on in training, so that the blocks above learn on the same noise as with nothing frozen.
+    Their dropout stays on in training, so that the blocks above see the same noise as without freezing.
 
     Args:
         model: A Hugging Face encoder with a head.
@@ -151,7 +151,7 @@ def freeze_lowest(model: nn.Module, num_frozen: int, num_layers: int) -> None:
         num_layers: Number of blocks in its configuration.
 
     Raises:
-        ValueError: There are fewer blocks.
+        ValueError: The model has fewer blocks.
     """
     if not -1 <= num_frozen <= num_layers:
         raise ValueError(
@@ -169,7 +169,7 @@ def freeze_lowest(model: nn.Module, num_frozen: int, num_layers: int) -> None:
 def apply_configured(
     optimizers: Iterable[Optimizer], schedulers: Iterable[Any], configured: Sequence[dict[str, Any]]
 ) -> None:
-    """Let the configuration win over a checkpoint: a resumed optimizer comes with the options it was saved with.
+    """Let the configuration override a checkpoint: a resumed optimizer has the options that it was saved with.
 
     Args:
         optimizers: The restored optimizers.

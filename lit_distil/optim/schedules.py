@@ -1,9 +1,9 @@
 """Learning-rate schedules: pure functions from the step to a factor of the peak learning rate.
 
 The convention is that of transformers: the optimizer's n-th step, counted from 0, is taken at `multiplier(n)`. Warm-up
-is `n / warmup`, so **the very first step is taken at 0** and step `warmup` at the peak; without warm-up step 0 is at
-the peak. The decay ends at step `num_steps`, which is never taken: the last one, `num_steps - 1`, is still a little
-above the final value. Any step past the end stays at the final value.
+is `n / warmup`, so **the very first step has factor 0** and step `warmup` is at the peak; without warm-up step 0 is at
+the peak. The decay ends at step `num_steps`, which is never taken: the last step taken, `num_steps - 1`, is still a
+little above the final value. Any step past the end stays at the final value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lit_distil.types import Piece, refuse_result
 
 
 def _factor(schedule: Schedule, factor: Any, step: int, *arguments: int, **named: int) -> float:
-    """A factor of the learning rate: finite, and not negative, which would climb the loss."""
+    """Check a factor of the learning rate: finite, and not negative, which would increase the loss."""
     if not isinstance(factor, Real) or not 0 <= float(factor) < math.inf:
         method = "multiplier" if "multiplier" in vars(type(schedule)) else "after_warmup"
         contract = "return a factor of the learning rate, finite and not negative"
@@ -52,15 +52,15 @@ class Schedule(Piece, ABC):
 
     @abstractmethod
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """Return the factor at a step from `warmup` on, also past `num_steps`; all three in steps from the start."""
+        """Return the factor at a step from `warmup` on, also past `num_steps`; all three are counted from the start."""
 
     @property
     def needs_end(self) -> bool:
-        """Whether the factors depend on the number of steps, so that a run without a known one cannot use it."""
+        """Whether the factors depend on the number of steps, so that a run of unknown length cannot use them."""
         return True
 
     def whole_length(self, num_steps: float) -> int:
-        """The steps of a run as a number to build over.
+        """The steps of a run, as a whole number to build the schedule for.
 
         Args:
             num_steps: Optimizer steps of the run; infinite or -1 if unknown, as under `trainer.max_time` alone.
@@ -87,7 +87,7 @@ class Schedule(Piece, ABC):
 
         Args:
             optimizer: Its groups have the peak learning rates.
-            num_steps: See `whole_length`, as are the errors.
+            num_steps: See `whole_length`, also for errors.
         """
         num_steps = self.whole_length(num_steps)
         if _num_steps_of(self.warmup, num_steps) >= num_steps:
@@ -96,18 +96,18 @@ class Schedule(Piece, ABC):
                 "the learning rate never reaches its peak",
                 stacklevel=2,
             )
-        for step in {0, 1, num_steps // 2, num_steps - 1, num_steps}:  # a wrong one is found before the first step
+        for step in {0, 1, num_steps // 2, num_steps - 1, num_steps}:  # finds a wrong factor before the first step
             self.multiplier(step, num_steps)
-        # LambdaLR saves the attributes of a callable object; a partial has none
+        # LambdaLR stores the attributes of a callable object; a partial has none
         return LambdaLR(optimizer, functools.partial(self.multiplier, num_steps=num_steps))
 
 
 class ConstantSchedule(Schedule):
-    """The peak to the end, after the warm-up."""
+    """The peak rate until the end, after the warm-up."""
 
     @property
     def needs_end(self) -> bool:
-        """Only for a warm-up that is a share of it."""
+        """Only if the warm-up is a share of it."""
         return isinstance(self.warmup, float) and self.warmup > 0
 
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
@@ -116,11 +116,11 @@ class ConstantSchedule(Schedule):
 
 
 class LinearSchedule(Schedule):
-    """Straight down to 0 (BERT, appendix A.2; RoBERTa; DistilBERT).
+    """A straight line down to 0 (BERT, appendix A.2; RoBERTa; DistilBERT).
 
     Args:
         decay_from_start: Fall as if from step 0, as BERT's code does: after the warm-up, step s of N is taken at
-            (N − s) / N. The rate then jumps down at the end of the warm-up, by the share of it in the run. Otherwise it
+            (N − s) / N. So the rate drops at the end of the warm-up, by the warm-up's share of the run. Otherwise it
             falls from the peak, at the end of the warm-up, as in transformers and fairseq.
     """
 
@@ -129,7 +129,7 @@ class LinearSchedule(Schedule):
         self.decay_from_start = decay_from_start
 
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """The share of the steps after the warm-up, or of all steps, that remains."""
+        """The remaining share of the steps after the warm-up, or of all steps."""
         first = 0 if self.decay_from_start else warmup
         return max(0.0, (num_steps - step) / max(1, num_steps - first))
 
@@ -146,7 +146,7 @@ class CosineSchedule(Schedule):
         self.final = _check_final(final)
 
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """`final + (1 − final) · (1 + cos(π · p)) / 2`, p the share of the steps after the warm-up that is done."""
+        """`final + (1 − final) · (1 + cos(π · p)) / 2`, where p is the share done of the steps after the warm-up."""
         progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
@@ -157,7 +157,7 @@ class WarmupStableDecaySchedule(Schedule):
     A run can be continued from any checkpoint of the stable part, whatever length was planned.
 
     Args:
-        decay: Number of steps of the decay, or a share of all steps below 1, at the end of the run.
+        decay: Number of steps of the decay at the end of the run, or a share of all steps below 1.
         shape: "linear", or "1-sqrt" (ModernBERT), which falls faster at first.
         final: Factor at the end, from 0 to 1.
     """
@@ -178,7 +178,7 @@ class WarmupStableDecaySchedule(Schedule):
         self.final = _check_final(final)
 
     def after_warmup(self, step: int, warmup: int, num_steps: int) -> float:
-        """1, then in the last `decay` steps down to `final`."""
+        """1, then down to `final` in the last `decay` steps."""
         decay = _num_steps_of(self.decay, num_steps)
         start = max(warmup, num_steps - decay)
         if step < start or decay == 0:
@@ -202,7 +202,7 @@ def _check_span(name: str, span: int | float) -> int | float:
 
 
 def _num_steps_of(span: int | float, num_steps: int) -> int:
-    # rounded up, but 0.07 · 100 = 7.000000000000001 is 7
+    # rounded up, but 0.07 · 100 = 7.000000000000001 should be 7
     return span if isinstance(span, int) else math.ceil(span * num_steps - 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""ModernBERT's optimizer: AdamW whose steps are smaller where a gradient is larger than it used to be."""
+"""ModernBERT's optimizer: AdamW with smaller steps where a gradient is larger than usual."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.optim import Optimizer
 
 
 class StableAdamW(Optimizer):
-    """AdamW with Adafactor's update clipping (Wortsman et al. 2023, algorithm 2), which takes the place of clipping.
+    """AdamW with Adafactor's update clipping (Wortsman et al. 2023, algorithm 2), which replaces gradient clipping.
 
     In step t, with gradient g and parameter w, `m` and `v` are the means of g and g² so far, weighted by powers of β₁
-    and β₂ and corrected for their start. For each tensor, `RMS = √mean(g² / max(v, ε²))` tells how much larger the
-    gradient is than it was. The step is `w = w − η · (m / (√v + ε) + weight_decay · w)` with `η = lr / max(1, RMS)`.
+    and β₂, with bias correction. For each tensor, `RMS = √mean(g² / max(v, ε²))` tells how much larger the gradient is
+    than before. The step is `w = w − η · (m / (√v + ε) + weight_decay · w)` with `η = lr / max(1, RMS)`.
 
-    So a gradient that is suddenly large takes a small step, in its own tensor alone. ModernBERT trains with it and
-    without clipping gradients: set `trainer.gradient_clip_val` to null.
+    So a tensor whose gradient is suddenly large takes a small step, and other tensors are not affected. ModernBERT uses
+    this without gradient clipping: set `trainer.gradient_clip_val` to null.
 
-    ModernBERT's code takes its weight decay of 1e-5 apart from the learning rate. At its peak of 8e-4 that is a
+    ModernBERT's code applies its weight decay of 1e-5 independently of the learning rate. At its peak of 8e-4 that is a
     `weight_decay` of 1e-5 / 8e-4 = 0.0125 here.
 
     Args:
@@ -55,7 +55,7 @@ class StableAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step with the gradients that are there; a parameter without one stays as it is."""
+        """Take a step with the present gradients; a parameter without a gradient stays as it is."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -74,7 +74,7 @@ class StableAdamW(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["step"] += 1
         step, mean, square = int(state["step"]), state["exp_avg"], state["exp_avg_sq"]
-        # (β − β^t) / (1 − β^t): with these weights the averages are those that Adam corrects afterwards
+        # (β − β^t) / (1 − β^t): with these weights the averages equal Adam's bias-corrected ones
         keep1, keep2 = ((beta - beta**step) / (1 - beta**step) for beta in (beta1, beta2))
         mean.lerp_(gradient, 1 - keep1)
         square.mul_(keep2).addcmul_(gradient, gradient, value=1 - keep2)

@@ -22,13 +22,13 @@ Row = dict[str, Any]
 """A row of a source: columns by name."""
 
 SOURCE_KEY = "__source__"
-"""The entry of a row that says which file and line it came from."""
+"""The key of a row under which its file and line are stored."""
 
-_ROWS_AT_ONCE = 1_000  # rows that are tokenised together: a tokenizer's lists take far more memory than arrays
+_ROWS_AT_ONCE = 1_000  # rows to tokenise together: a tokenizer's lists take far more memory than arrays
 
 
 class ClassName(str):
-    """The name of a class, from a source that also numbers its classes, from 0."""
+    """The name of a class from a source that also numbers its classes, starting at 0."""
 
     number: int
 
@@ -46,13 +46,13 @@ class Features:
     """One sample: an encoded row, or one window of a row that is too long for a sequence.
 
     Attributes:
-        input_ids: int64 `[length]`, special tokens included; the choices of a group end to end.
-        token_type_ids: int64 `[length]`; None if the tokenizer gives none.
-        label: As the task's label kind takes it: a class index, a value, an array, a pair of positions; None if it is
-            not known.
-        row: Index of its row among those that were encoded.
-        choices: Length of each choice, if the sample is a group of them.
-        detail: Whatever the task needs later to read the logits.
+        input_ids: int64 `[length]`, special tokens included; the choices of a group are concatenated.
+        token_type_ids: int64 `[length]`; None if the tokenizer has none.
+        label: In the form of the task's label kind: a class index, a value, an array, a pair of positions; None if it
+            is not known.
+        row: Index of its row among the encoded rows.
+        choices: Length of each choice, if the sample is a group of choices.
+        detail: Anything that the task needs later to interpret the logits.
     """
 
     input_ids: np.ndarray
@@ -64,7 +64,7 @@ class Features:
 
 
 class Prediction(NamedTuple):
-    """A sample, and what `Task.predict` kept of its logits."""
+    """A sample, and what `Task.predict` returned for it."""
 
     sample: Features
     output: Any
@@ -80,7 +80,7 @@ def _whole_features(
     labelled: bool = True,
     training: bool = False,
 ) -> list[Features]:
-    """Samples whose fields fit each other, the tokenizer and the rows."""
+    """Check that the fields of samples match each other, the tokenizer and the rows."""
 
     def refuse(contract: str, given: Any) -> NoReturn:
         refuse_result(task, "encode", contract, given)
@@ -113,15 +113,15 @@ def _whole_features(
 class Task(Piece, ABC):
     """A fine-tuning task. The data module holds it; the module asks it for head, loss and metrics.
 
-    A subclass sets the attributes and implements `encode` and `readable`; the label kind gives the rest. Metrics are
-    computed once for a whole split, from the predictions of all ranks in the order of the samples, so one process and
-    many give the same values.
+    A subclass sets the attributes and implements `encode` and `readable`; the label kind provides the rest. Metrics are
+    computed once for a whole split, from the predictions of all ranks in the order of the samples, so that any number
+    of processes gives the same values.
 
     Attributes:
         head: The kind of Hugging Face head.
         label_kind: The kind of its labels, such as `lit_distil.objectives.ClassLabel()`.
-        main_metric: The metric by which checkpoints are compared, a key of what `score` gives; more is better.
-        names: The names of its labels; None if they have none.
+        main_metric: The metric by which checkpoints are compared, a key of `score`'s result; higher is better.
+        names: The names of its labels; None if they have no names.
     """
 
     head: ClassVar[Literal["sequence_classification", "token_classification", "question_answering", "multiple_choice"]]
@@ -131,16 +131,16 @@ class Task(Piece, ABC):
     contracts = {"encode": _whole_features}
 
     def learn_labels(self, rows: Iterable[Row]) -> None:
-        """Learn from the training rows what the configuration leaves open, such as the names of the labels."""
+        """Learn what the configuration leaves open, such as the names of the labels, from the training rows."""
 
     @property
     def knows_labels(self) -> bool:
-        """Whether it needs no training rows to learn from: the labels are known, or have no names."""
+        """Whether the labels are known or have no names, so that no training rows are needed to learn them."""
         return self.names is None or self.names.names is not None
 
     @property
     def label_names(self) -> list[str]:
-        """The names of the labels in the order of their indices; empty if they have none."""
+        """The names of the labels in the order of their indices; empty if they have no names."""
         return [] if self.names is None else self.names.known
 
     def take_labels(self, names: list[str]) -> None:
@@ -164,9 +164,9 @@ class Task(Piece, ABC):
             rows: The rows of a split.
             tokenizer: A fast tokenizer.
             max_length: Most tokens of a sequence, special tokens included.
-            labelled: Whether labels are needed; prediction needs none.
-            training: Whether the rows are for training. Rows that teach nothing may then be left out; an evaluation
-                counts every row.
+            labelled: Whether labels are needed, which they are not for prediction.
+            training: Whether the rows are for training, when rows of no use may be left out. Evaluation counts every
+                row.
 
         Raises:
             ValueError: A row breaks the contract; the message names the row.
@@ -175,7 +175,7 @@ class Task(Piece, ABC):
     def head_settings(self) -> dict[str, Any]:
         """Settings of the head's configuration: `num_labels`, `id2label` (or `label_names`), ..."""
         settings = self.label_kind.head_settings(self.label_names)
-        if self.label_names and "id2label" not in settings:  # a kind whose outputs are not its labels, one by one
+        if self.label_names and "id2label" not in settings:  # this kind has no output per label
             settings["label_names"] = self.label_names
         if self.head == "sequence_classification" and self.label_kind.problem_type is not None:
             settings["problem_type"] = self.label_kind.problem_type
@@ -186,7 +186,7 @@ class Task(Piece, ABC):
         return {"kind": self.label_kind}
 
     def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
-        """What to keep of a batch's logits: for each sample a small array or a few numbers, on the host.
+        """Reduce a batch's logits to a small array or a few numbers for each sample, on the host.
 
         Args:
             logits: float32 on the CPU, in the shape of `EncoderOutput.logits`.
@@ -196,10 +196,10 @@ class Task(Piece, ABC):
         return [each.numpy() for each in self.label_kind.split(logits, batch)]
 
     def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
-        """The metrics of a split, named as they are logged; shares are fractions of 1.
+        """The metrics of a split by the names under which they are logged; shares are fractions of 1.
 
         Args:
-            predictions: For every evaluated sample, in the order of the samples.
+            predictions: One for every evaluated sample, in the order of the samples.
             rows: The rows of the split, which `Features.row` points into.
         """
         outputs = [output for _, output in predictions]
@@ -207,10 +207,10 @@ class Task(Piece, ABC):
 
     @abstractmethod
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """A readable prediction for each row: `sample` (the row's index), its texts, what was predicted."""
+        """A readable prediction for each row: `sample` (the row's index), its texts, and what was predicted."""
 
     def files(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, Any]:
-        """More files of predictions, name to JSON content, for a benchmark with a format of its own."""
+        """Further prediction files in a benchmark's own format: JSON content by file name."""
         return {}
 
     @property
@@ -219,11 +219,11 @@ class Task(Piece, ABC):
         return list(self.files([], []))
 
     def stratum(self, row: Row) -> Hashable:
-        """The stratum of a training row, such as its class; a validation split that is held out keeps the shares."""
+        """The stratum of a training row, such as its class; held-out validation rows keep the shares of the strata."""
         return None
 
     def group(self, row: Row) -> Hashable:
-        """The group of a training row, which is held out as a whole; None for a row that stands alone."""
+        """The group of a training row; groups are held out whole. None if the row belongs to no group."""
         return None
 
 
@@ -231,7 +231,7 @@ class Task(Piece, ABC):
 
 
 def place_of(row: Row) -> str:
-    """Where a row came from, its file and line, for messages."""
+    """The file and line that a row came from, for messages."""
     return str(row.get(SOURCE_KEY, "row"))
 
 
@@ -251,7 +251,7 @@ def column_of(row: Row, name: str) -> Any:
 
 
 def text_in(row: Row, name: str) -> str:
-    """The text in a column; a number becomes a text.
+    """The text in a column; a number is converted to text.
 
     Raises:
         ValueError: The row has no such column, or it holds neither a text nor a number.
@@ -265,7 +265,7 @@ def text_in(row: Row, name: str) -> str:
 
 
 def refuse_printed_list(text: str, row: Row, name: str) -> None:
-    """Refuse a list as Python prints it: cut at commas or spaces, it would become wrong labels."""
+    """Refuse a list in Python's print format, which would give wrong labels when split at commas or spaces."""
     inside = text.strip()
     if inside == "[]" or (inside[:2] in ("['", '["') and inside[-2:] in ("']", '"]')):
         raise ValueError(
@@ -275,7 +275,7 @@ def refuse_printed_list(text: str, row: Row, name: str) -> None:
 
 
 def unlabelled(row: Row) -> ValueError:
-    """The error for a row whose label is -1, the mark of splits without labels."""
+    """The error for a row whose label is -1, which marks splits without labels."""
     return ValueError(f"{place_of(row)}: label -1 marks an unlabelled split; use it with `predict`, or leave it out")
 
 
@@ -292,13 +292,13 @@ def encoded_arrays(encoded: Any, index: int) -> tuple[np.ndarray, np.ndarray | N
 
 
 class Window(NamedTuple):
-    """An encoded part of a text that is too long for a sequence."""
+    """One window of an encoded text, which may be too long for one sequence."""
 
     text: int  # the index of the text
     input_ids: np.ndarray
     token_type_ids: np.ndarray | None
     offsets: np.ndarray  # int32 [length, 2]: first character of each token and the one after its last; 0, 0 for special
-    is_text: np.ndarray  # bool [length]: not special, and not of the question
+    is_text: np.ndarray  # bool [length]: neither special nor part of the question
 
 
 def cut_into_windows(
@@ -309,14 +309,10 @@ def cut_into_windows(
     max_length: int,
     stride: int,
 ) -> Iterator[Window]:
-    """The windows of each text, in order.
+    """The windows of each text, in order; needs a fast tokenizer.
 
-    Args:
-        tokenizer: A fast tokenizer.
-        texts: The texts.
-        questions: A question for each text; it stands before each window and is never cut.
-        max_length: Most tokens of a window, special tokens and question included.
-        stride: How many tokens of text a window shares with the one before.
+    Each window has at most `max_length` tokens, special tokens and question included, and shares `stride` tokens of
+    text with the window before. Each text's question, if given, precedes its windows and is never cut.
     """
     text_side = 0 if questions is None else 1
     for start in range(0, len(texts), _ROWS_AT_ONCE):
@@ -350,7 +346,7 @@ class LabelNames:
         self.names = [str(name) for name in names] if names else None
         if self.names is not None and len(set(self.names)) != len(self.names):
             raise ValueError(f"task.labels: a name stands twice in {self.names}")
-        # rows may give an index instead of a name if the names were given, or if their source numbers them
+        # rows may have indices instead of names if the names were given, or if their source numbers them
         self._accepts_indices = self.names is not None and not all(map(_is_number, self.names))
 
     @property
@@ -365,26 +361,26 @@ class LabelNames:
         return self.names
 
     def take(self, names: list[str]) -> None:
-        """Take the names of a trained head, unless there are names already, or the head has only `LABEL_0`, ..."""
+        """Take the names of a trained head, unless names are known already or the head only has `LABEL_0`, ..."""
         if self.names is None and names != unnamed_labels(len(names)):
             self.names = list(names)
 
     def learn(self, labelled: Iterable[tuple[Row, list[Any]]], *, column: str, at_least: int = 2) -> Counter[int]:
         """Learn the names from the training rows, unless they are known, and count the rows of each label.
 
-        Names that the source numbers keep its order. Numbers are put in numerical order, other names are sorted, with
-        `O` first. A known name without a row gets a warning, because nothing can be learnt about it.
+        Names that the source numbers keep its order. Numbers are sorted by value, other names alphabetically with `O`
+        first. A known name without a row causes a warning, because the network cannot learn it.
 
         Args:
             labelled: Each row with its labels.
             column: The column of the labels, for messages.
-            at_least: How many names there must be.
+            at_least: The smallest valid number of names.
 
         Returns:
             How often each index occurs.
 
         Raises:
-            ValueError: There are fewer names, or a label is no name.
+            ValueError: There are fewer names, or a label is not a valid name.
         """
         occurrences: Counter[str] = Counter()
         first_rows: dict[str, Row] = {}
@@ -424,7 +420,7 @@ class LabelNames:
         return sorted(first_rows, key=float)
 
     def index_of(self, value: Any, row: Row) -> int:
-        """The index of a row's label: a name, or an index where the configuration names the classes.
+        """The index of a row's label, which is a name, or an index if the configuration or the source orders the names.
 
         Raises:
             ValueError: The label is not one of them.
@@ -438,7 +434,7 @@ class LabelNames:
         return index
 
     def name_of(self, value: Any) -> str | None:
-        """The name of a row's label for a reader; an unknown label is written as it is. Never an error."""
+        """The name of a row's label for display. An unknown label is returned unchanged, never an error."""
         index, text = self._find(value), as_text(value)
         if index is not None:
             return self.known[index]
@@ -449,17 +445,17 @@ class LabelNames:
         if name in self.known:
             return self.known.index(name)
         if isinstance(value, ClassName) and value.number < len(self.known):
-            return value.number  # the configuration gives the classes other names
+            return value.number  # the configuration renames the classes
         if not self._accepts_indices or not _is_number(name):
             return None
-        index = float(name)  # data frames may have written 1.0 for 1
+        index = float(name)  # data frames may write 1.0 for 1
         return int(index) if index.is_integer() and 0 <= index < len(self.known) else None
 
     def _checked(self, value: Any, row: Row) -> str:
         """A row's label as a name; numbers are written as integers.
 
         Raises:
-            ValueError: It is no name, a fractional number, empty, or marks a row (-1) or a token (-100) without label.
+            ValueError: It is not a name, is fractional or empty, or marks an unlabelled row (-1) or token (-100).
         """
         place, name = place_of(row), as_text(value)
         if not isinstance(value, str | Number):
@@ -482,12 +478,12 @@ class LabelNames:
 
 
 def unnamed_labels(number: int) -> list[str]:
-    """The names that transformers gives to the outputs of a head if nobody names them."""
+    """The names that transformers gives to the outputs of a head by default."""
     return [f"LABEL_{index}" for index in range(number)]
 
 
 def as_text(value: Any) -> str:
-    """A label as a text: 1.0 is "1", as data frames write integers beside missing values."""
+    """A label as text: 1.0 becomes "1", since data frames write integers as floats beside missing values."""
     if isinstance(value, ClassName):
         return value
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()

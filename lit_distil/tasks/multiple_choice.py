@@ -1,4 +1,4 @@
-"""Multiple choice: which of several endings or answers is the right one."""
+"""Multiple choice: which of several endings or answers is right."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from lit_distil.tasks.base import (
 class MultipleChoice(Task):
     """The right one of a row's choices, whose number may differ from row to row (BERT section 4.4: SWAG).
 
-    Each choice is encoded as a pair: the context, then the question followed by the choice. Without a context or
-    without a question, the pair is the other one and the choice.
+    Each choice is encoded as a pair: the context, then the question followed by the choice. If the context or the
+    question is missing, the pair is the remaining one and the choice.
 
     Metric: accuracy.
 
@@ -65,7 +65,7 @@ class MultipleChoice(Task):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """The choices of each row end to end, each cut to `max_length` (the longer of its pair first)."""
+        """The concatenated choices of each row, each truncated to `max_length` (the longer text of its pair first)."""
         if not rows:
             return []
         choices = [self._choices_of(row) for row in rows]
@@ -82,7 +82,7 @@ class MultipleChoice(Task):
         return features
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """Texts, index and text of the best choice, the probability of each; the row's own label (`gold`) if any."""
+        """Texts, index and text of the best choice, the probability of each choice, and the label (`gold`) if any."""
         read = []
         for sample, output in predictions:
             row, choice = rows[sample.row], self.label_kind.describe(output, [])
@@ -133,7 +133,7 @@ class MultipleChoice(Task):
 
 
 def _index(value: Any) -> int | None:
-    """The index that a label means; None if it is neither an index nor a letter."""
+    """The index of a label, which is an index or a letter; otherwise None."""
     text = as_text(value)
     if text.lstrip("-").isdigit():
         return int(text)

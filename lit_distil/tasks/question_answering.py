@@ -1,4 +1,4 @@
-"""Extractive question answering: the span of a context that answers a question, or that there is none."""
+"""Extractive question answering: find the span of a context that answers a question, or that there is none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lit_distil.objectives.label_kinds import SpanLabel
 from lit_distil.tasks.base import Features, Prediction, Row, Task, column_of, cut_into_windows, place_of, text_in
 from lit_distil.types import Batch
 
-_IS_BLANK = np.array([*(chr(code).isspace() for code in range(0x3001)), False])  # the last stands for all others
+_IS_BLANK = np.array([*(chr(code).isspace() for code in range(0x3001)), False])  # the last is for all other characters
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -30,8 +30,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalise_answer(text: str) -> str:
     """The text in lower case, without punctuation, articles and extra spaces (SQuAD's official script).
 
-    Invisible characters, such as zero-width spaces, are left out too: BERT's tokenizers drop them, so that no span of
-    tokens would equal an answer that ends in one.
+    Invisible characters, such as zero-width spaces, are also removed: BERT's tokenizers drop them, so no span of tokens
+    could match an answer that ends in one.
     """
     if not text.isprintable():
         text = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
@@ -44,7 +44,7 @@ def exact_match(answer: str, gold: Sequence[str]) -> float:
 
 
 def f1(answer: str, gold: Sequence[str]) -> float:
-    """Overlap in words with the closest right answer; if there are none, 1 for an empty answer."""
+    """F1 of the words shared with the closest right answer; if there are none, 1 for an empty answer."""
     return max(_overlap(normalise_answer(answer).split(), normalise_answer(one).split()) for one in _right_ones(gold))
 
 
@@ -55,14 +55,14 @@ def best_threshold(
 
     Args:
         scores: The score of each question's best answer.
-        odds: By how much "no answer" scores better than the best span; above the threshold, no answer is given.
+        odds: By how much "no answer" scores above the best span; above the threshold, no answer is given.
         has_answer: Whether the question has an answer.
-        is_empty: Whether the best answer is empty, and so right for a question without one.
+        is_empty: Whether the best answer is empty, and so right for a question without an answer.
     """
-    total = float(sum(not has for has in has_answer))  # if no question is answered
+    total = float(sum(not has for has in has_answer))  # at first, no question is answered
     best, threshold = total, min(odds, default=0.0) - 1.0
     order = sorted(range(len(scores)), key=lambda n: odds[n])
-    for odd, members in groupby(order, key=lambda n: odds[n]):  # equal odds fall on the same side
+    for odd, members in groupby(order, key=lambda n: odds[n]):  # equal odds are on the same side of a threshold
         for n in members:
             total += scores[n] if has_answer[n] else (0.0 if is_empty[n] else -1.0)
         if total > best:
@@ -85,7 +85,7 @@ def _overlap(answer: list[str], gold: list[str]) -> float:
 
 
 NO_SPAN_ODDS = 1.0e6
-"""The odds of no answer if a question has no span at all; finite, because JSON has no infinity."""
+"""The odds of "no answer" if a question has no span at all; finite, because JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Answers:
 
     Attributes:
         scores: Scores of the best spans (logit of the first token plus that of the last), best first.
-        spans: Their places in the context: first character, and the one after the last.
-        null: The score of no answer, the lowest of any window.
+        spans: Their positions in the context: first character, and the one after the last.
+        null: The score of "no answer", the lowest of all windows.
     """
 
     scores: list[float]
@@ -104,19 +104,15 @@ class Answers:
 
     @property
     def odds(self) -> float:
-        """By how much "no answer" scores better than the best span."""
+        """By how much "no answer" scores above the best span."""
         return self.null - self.scores[0] if self.scores else NO_SPAN_ODDS
 
 
 def places_of(offsets: np.ndarray, text: str) -> np.ndarray:
-    """The characters of tokens without blanks at their ends, and with the accents that belong to the last letter.
+    """Characters `[tokens, 2]` of tokens in order, without blanks at their ends and with their last letter's accents.
 
-    Byte-level tokenizers have tokens of blanks, which become empty, and uncased BERT drops the accents of decomposed
-    text, which then stand between two tokens.
-
-    Args:
-        offsets: int `[tokens, 2]`, characters of each token in the text, in order.
-        text: The text.
+    Byte-level tokenizers have tokens of only blanks, which become empty. Uncased BERT drops the accents of decomposed
+    text, which are then between two tokens.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     solid = np.flatnonzero(~_IS_BLANK[np.minimum(codes, len(_IS_BLANK) - 1)])
@@ -133,7 +129,7 @@ def places_of(offsets: np.ndarray, text: str) -> np.ndarray:
 
 
 def shrink_to_tokens(answer: tuple[int, int], offsets: np.ndarray) -> tuple[int, int] | None:
-    """An answer without the characters at its ends that no token has; None if none of its characters has one.
+    """An answer without characters at its ends that belong to no token; None if none of its characters does.
 
     Args:
         answer: First character of the answer and the one after its last; negative if there is none.
@@ -150,18 +146,18 @@ def shrink_to_tokens(answer: tuple[int, int], offsets: np.ndarray) -> tuple[int,
 
 
 def tokens_of(answer: tuple[int, int], first: int, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of an answer in a window; (0, 0) if the window does not hold the whole answer.
+    """First and last token of an answer in a window; (0, 0) if the window does not contain the whole answer.
 
     Args:
         answer: First character of the answer and the one after its last; negative if there is none.
-        first: The first token of context in the window.
-        offsets: int `[context, 2]`, characters of each token of context.
+        first: Position of the first context token in the window.
+        offsets: int `[context, 2]`, characters of each context token.
     """
     start, end = answer
     if start < 0 or not len(offsets) or offsets[0, 0] > start or offsets[-1, 1] < end:
         return 0, 0
-    begin = int(np.searchsorted(offsets[:, 1], start, side="right"))  # the first token that ends after its start
-    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1  # the last token that begins before its end
+    begin = int(np.searchsorted(offsets[:, 1], start, side="right"))  # the first token that ends after `start`
+    last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1  # the last token that begins before `end`
     return first + begin, first + max(begin, last)
 
 
@@ -173,12 +169,12 @@ def best_spans(
     Args:
         starts: float32 `[context]`, logits of the first token.
         ends: float32 `[context]`, logits of the last token.
-        offsets: int `[context, 2]`, characters of each token; a span neither begins nor ends with an empty one.
+        offsets: int `[context, 2]`, characters of each token; spans neither begin nor end with an empty token.
         longest: Most tokens of a span.
         n_best: How many spans.
 
     Returns:
-        Scores float32 `[n]` and characters int32 `[n, 2]`, in no order.
+        Scores float32 `[n]` and characters int32 `[n, 2]`, unordered.
     """
     longest = min(longest, len(starts))
     if longest == 0:
@@ -196,11 +192,9 @@ def best_spans(
 
 
 def merge_windows(predictions: list[Prediction], n_best: int) -> dict[int, Answers]:
-    """The answers to each question, by its row, from all its windows; a span in two windows is listed once.
+    """The `n_best` answers to each question, by row, from all its windows; a span in two windows is listed once.
 
-    Args:
-        predictions: Each window with its score of no answer, and the scores and characters of its best spans.
-        n_best: How many spans of a question to keep.
+    Each prediction is a window with its score of "no answer", and the scores and characters of its best spans.
     """
     spans: dict[int, dict[tuple[int, int], float]] = {}
     nulls: dict[int, float] = {}
@@ -225,22 +219,22 @@ class ExtractiveQA(Task):
     """The answer to a question as a span of a context, in SQuAD's format (BERT sections 4.2 and 4.3).
 
     A context that is too long for a sequence becomes several overlapping windows. A window without the whole answer is
-    trained to point at its first token, which stands for no answer. The best span of all windows is the prediction.
+    trained to point at its first token, which means "no answer". The best span of all windows is the prediction.
 
-    Metrics: `exact_match` and `f1` by SQuAD's official normalisation, as fractions of 1. With `no_answer` also F1 over
-    the questions that have an answer, accuracy over those that have none, and the scores at the best threshold.
+    Metrics: `exact_match` and `f1` by SQuAD's official normalisation, as fractions of 1. With `no_answer`, also both
+    over the questions that have an answer, accuracy over those that have none, and both at the best threshold.
 
     Args:
         question: Column of the question.
         context: Column of the text that holds the answer.
         answers: Column of the right answers: `{text: [...], answer_start: [...]}` or a list of such pairs; a
             start is counted in characters.
-        id: Column of the question's name in `predictions.json`; rows without one are numbered.
+        id: Column of the question's id for `predictions.json`; rows without an id are numbered.
         no_answer: Whether questions may have no answer (SQuAD v2).
-        null_threshold: With `no_answer`, by how much no answer must score better than the best span to be given.
+        null_threshold: With `no_answer`, by how much "no answer" must score above the best span to be predicted.
         stride: How many tokens of context a window shares with the one before; None takes 128, or half of what the
             longest question leaves if that is less.
-        max_question_length: Most tokens of a question; the rest is cut.
+        max_question_length: Most tokens of a question; longer ones are truncated.
         max_answer_length: Most tokens of an answer.
         n_best: How many answers the readable predictions list.
     """
@@ -286,8 +280,8 @@ class ExtractiveQA(Task):
     ) -> list[Features]:
         """One or more windows for each row: the question, then a part of the context.
 
-        A training row whose answer is not in its context is left out, with a warning. An evaluation keeps it, because
-        the predicted answer can still be compared.
+        A training row whose answer is not in its context is left out, with a warning. Evaluation keeps such a row,
+        because the predicted answer can still be compared.
 
         Raises:
             ValueError: A row breaks the contract, or the stride is as long as a window.
@@ -324,7 +318,7 @@ class ExtractiveQA(Task):
         return features
 
     def predict(self, logits: Tensor, batch: Batch, samples: list[Features]) -> list[Any]:
-        """The score of no answer and the best spans (scores, characters) of each window."""
+        """The score of "no answer" and the best spans (scores, characters) of each window."""
         outputs = []
         for window_logits, window in zip(self.label_kind.split(logits, batch), samples, strict=True):
             starts, ends = window_logits.numpy().T
@@ -356,7 +350,7 @@ class ExtractiveQA(Task):
         return values
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """Question, answer, the n best with their probabilities; the right answers (`gold`) if the row has any."""
+        """Question, answer, the n best answers with their probabilities, and the right answers (`gold`) if any."""
         read = []
         for index, answers in merge_windows(predictions, self.n_best).items():
             row = rows[index]
@@ -403,7 +397,7 @@ class ExtractiveQA(Task):
         return "" if self.no_answer and answers.odds > self.null_threshold else self._best_text(answers, row)
 
     def _gold(self, row: Row) -> tuple[list[str], list[int | None]]:
-        """The right answers, none if there is no answer, and the first character of each if the row says it."""
+        """The right answers, if any, and the first character of each, if the row has it."""
         value = column_of(row, self.answers)
         if isinstance(value, dict):
             texts, starts = value.get("text"), value.get("answer_start")
@@ -421,7 +415,7 @@ class ExtractiveQA(Task):
         return texts, starts
 
     def _span_of(self, row: Row) -> tuple[int, int] | None:
-        """The characters of the first answer that is in the context, or None; (-1, -1) for no answer."""
+        """The characters of the first answer found in the context, or None; (-1, -1) for no answer."""
         texts, starts = self._gold(row)
         if not any(texts):
             if not self.no_answer:
@@ -438,7 +432,7 @@ class ExtractiveQA(Task):
         return None
 
     def _questions(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """The questions, cut to `max_question_length` with a warning."""
+        """The questions, truncated to `max_question_length` with a warning."""
         questions = [text_in(row, self.question).strip() for row in rows]
         if not questions:
             return []

@@ -31,7 +31,7 @@ ClassWeights = Literal["balanced"] | list[float] | None
 
 
 class TextTask(Task):
-    """Base of the tasks on one text or a pair of texts.
+    """Base class of tasks on one text or a pair of texts.
 
     A subclass sets `label_kind` and `main_metric`, and implements `label_of`.
 
@@ -48,14 +48,14 @@ class TextTask(Task):
 
     @abstractmethod
     def label_of(self, row: Row) -> Any:
-        """The label of a row, as the label kind takes it."""
+        """The label of a row, in the form of the label kind."""
 
     def readable_label(self, row: Row) -> Any:
-        """The label of a row for a reader; None if the row has none."""
+        """The label of a row for display; None if the row has none."""
         return row.get(self.label)
 
     def check_labels(self, rows: list[Row], labels: list[Any]) -> None:
-        """Refuse the labels of a split that are valid one by one, but not together."""
+        """Refuse labels of a split that are valid individually but not together."""
 
     def encode(
         self,
@@ -66,7 +66,7 @@ class TextTask(Task):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """Texts, cut to `max_length` with a warning (the longer of a pair first), and labels."""
+        """Texts, truncated to `max_length` with a warning (the longer of a pair first), and labels."""
         if not rows:
             return []
         first = [text_in(row, self.text) for row in rows]
@@ -104,15 +104,15 @@ class TextTask(Task):
 class TextClassification(TextTask):
     """One class for each text or pair of texts.
 
-    Metrics: accuracy, macro-F1, Matthews' correlation, and for two classes the F1 of the second.
+    Metrics: accuracy, macro-F1, Matthews' correlation, and for two classes the F1 of the second class.
 
     Args:
         label: Column of the label, a name or a class index.
         labels: Names of the classes in the order of their indices; None takes the sorted ones of the training rows.
-        class_weights: Factors of the classes in the loss, in the order of `labels`; `balanced` makes them inversely
-            proportional to the training rows of each class.
-        main_metric: Metric by which checkpoints are compared: `accuracy`, `macro_f1`, `matthews`, or for two classes
-            `f1`.
+        class_weights: Weights of the classes in the loss, in the order of `labels`; `balanced` makes them inversely
+            proportional to the number of training rows of each class.
+        main_metric: Metric by which checkpoints are compared: `accuracy`, `macro_f1`, `matthews`, or `f1` for two
+            classes.
     """
 
     label_kind = ClassLabel()
@@ -150,7 +150,7 @@ class TextClassification(TextTask):
             )
 
     def loss_settings(self) -> dict[str, Any]:
-        """Also the weights of the classes; balanced ones are 1 on average over the training rows."""
+        """Also the class weights; balanced ones average 1 over the training rows."""
         weights, names, counts = self.class_weights, self.names.known, self._counts
         if weights == "balanced":
             total = sum(counts.values())
@@ -176,17 +176,17 @@ class TextClassification(TextTask):
 
 
 class MultiLabelClassification(TextTask):
-    """Every label that holds for a text, each decided on its own.
+    """All labels that apply to a text, each decided independently.
 
     Metrics: F1 over all decisions (micro), its mean over the labels (macro), F1 of each label (`f1/<name>`), and the
     share of rows with every label right.
 
     Args:
-        label: Column of the labels: a list of names or indices, or a text in which `separator` stands between them.
-            A row without labels has an empty list or text.
+        label: Column of the labels: a list of names or indices, or a text of labels joined by `separator`. A row
+            without labels has an empty list or text.
         labels: Names of the labels in the order of their indices; None takes the sorted ones of the training rows.
-        separator: What separates the labels in a text, as in CSV.
-        threshold: The lowest probability at which a label is given.
+        separator: Separator of the labels in a text, as in CSV.
+        threshold: The lowest probability at which a label is predicted.
     """
 
     main_metric = "micro_f1"
@@ -213,7 +213,7 @@ class MultiLabelClassification(TextTask):
         self.names.learn(((row, self._labels_in(row)) for row in rows), column=self.label, at_least=1)
 
     def label_of(self, row: Row) -> np.ndarray:
-        """float32 `[K]`, 1 for each label that holds."""
+        """float32 `[K]`, 1 for each label that applies."""
         label = np.zeros(len(self.names.known), dtype=np.float32)
         for each in self._labels_in(row):
             label[self.names.index_of(each, row)] = 1.0
@@ -269,13 +269,13 @@ class TextRegression(TextTask):
         return number if math.isfinite(number) else None
 
     def check_labels(self, rows: list[Row], labels: list[Any]) -> None:
-        """Refuse a split whose values are all -1, as in GLUE's test splits: it has no labels."""
+        """Refuse a split whose values are all -1, which means no labels, as in GLUE's test splits."""
         if len(rows) > 1 and all(label == -1 for label in labels):
             raise unlabelled(rows[0])
 
 
 def _number(value: Any) -> float:
-    """The value as a number; NaN if it is none."""
+    """The value as a number; NaN if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):

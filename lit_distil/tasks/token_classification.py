@@ -32,17 +32,17 @@ class TokenClassification(Task):
     """One tag for each word (BERT section 5.3).
 
     A word is tagged on its first token. A row that is too long for a sequence becomes several overlapping windows. Each
-    word is trained and scored once, in the window where it has most context on both sides, so no tag is lost. A word
-    without a token counts as tagged `O`.
+    word is trained and scored once, in the window where it has the most context on both sides, so no tag is lost. A
+    word without a token counts as tagged `O`.
 
-    Metrics for tags that mark spans (`B-`, `I-` and `O`): precision, recall and F1 of whole spans, strictly IOB2
+    Metrics for tags that mark spans (`B-`, `I-` and `O`): precision, recall and F1 of whole spans in strict IOB2
     (seqeval), and the accuracy of the tags. For other tags: accuracy and macro-F1.
 
     Args:
-        tokens: Column of the words: a list, or a text that is cut at its spaces.
+        tokens: Column of the words: a list, or a text that is split at spaces.
         tags: Column of the tags, one for each word: names, or indices into `labels`.
         labels: Names of the tags in the order of their indices; None takes those of the training rows.
-        label_all: Tag the other tokens of a word too, with `I-` after `B-`.
+        label_all: Also tag the other tokens of a word, with `I-` after `B-`.
         stride: How many tokens a window shares with the one before; None takes a quarter of a window.
     """
 
@@ -72,10 +72,10 @@ class TokenClassification(Task):
         return not self._other_tags()
 
     def learn_labels(self, rows: Iterable[Row]) -> None:
-        """Take the names of the tags from the training rows, and warn of tags that are not scored as spans.
+        """Take the names of the tags from the training rows, and warn about tags that cannot be scored as spans.
 
         Raises:
-            ValueError: A row's tags are no names, or seqeval is not installed and the tags mark spans.
+            ValueError: A row's tags are not valid names, or seqeval is missing and the tags mark spans.
         """
         rows = list(rows)
         self.names.learn(((row, _items(row, self.tags)) for row in rows), column=self.tags)
@@ -101,10 +101,10 @@ class TokenClassification(Task):
         labelled: bool = True,
         training: bool = False,
     ) -> list[Features]:
-        """One or more windows for each row; the words are joined by spaces, as in the text of pretraining.
+        """One or more windows for each row; words are joined by spaces, as in pretraining text.
 
         Raises:
-            ValueError: A row has not as many tags as words, or the stride is as long as a window.
+            ValueError: A row has more or fewer tags than words, or the stride is as long as a window.
         """
         room = max_length - tokenizer.num_special_tokens_to_add()
         stride = room // 4 if self.stride is None else self.stride
@@ -136,12 +136,12 @@ class TokenClassification(Task):
         return outputs
 
     def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
-        """F1, precision and recall of spans if the tags mark them, and accuracy; see the class."""
+        """F1, precision and recall of spans if the tags mark spans, and accuracy; see the class."""
         predicted, gold = [], []
         for index, (tags, _) in self._by_row(predictions, rows).items():
             predicted.append(tags)
             gold.append([self.names.known[tag] for tag in self._tags_of(rows[index], len(tags))])
-        number_of = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" is never right
+        number_of = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" never matches
         tags_of_words, gold_of_words = ([number_of[tag] for tag in chain(*each)] for each in (predicted, gold))
         confusion = confusion_matrix(tags_of_words, gold_of_words, len(number_of))
         if not self.marks_spans:
@@ -152,7 +152,7 @@ class TokenClassification(Task):
         return {**values, "accuracy": accuracy(confusion)}
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
-        """Words, their tags and the probability of each; `gold` if the row has tags."""
+        """Words, their predicted tags and probabilities, and the row's tags (`gold`) if it has any."""
         read = []
         for index, (tags, probabilities) in self._by_row(predictions, rows).items():
             row = rows[index]
@@ -164,11 +164,11 @@ class TokenClassification(Task):
         return read
 
     def _other_tags(self) -> list[str]:
-        """The tags that are none of `O`, `B-...` and `I-...`."""
+        """The tags other than `O`, `B-...` and `I-...`."""
         return [name for name in self.names.known if name != "O" and name[:2] not in ("B-", "I-")]
 
     def _warn_of_unknown_spans(self) -> None:
-        """Warn of tags that seem to mark spans in another scheme."""
+        """Warn if the tags seem to mark spans in another scheme."""
         names, others = self.names.known, self._other_tags()
         if all(name.lstrip("-").isdigit() for name in names):
             why = "are numbers; name them in task.labels, in the order of the numbers"
@@ -181,7 +181,7 @@ class TokenClassification(Task):
         )
 
     def _by_row(self, predictions: list[Prediction], rows: list[Row]) -> dict[int, tuple[list[str], list[float]]]:
-        """Tags and probabilities of all words of each evaluated row; a word without a token is outside any span."""
+        """Tags and probabilities of all words of each evaluated row; a word without a token is outside all spans."""
         names = self.names.known
         outside = "O" if "O" in names else ""
         by_row: dict[int, tuple[list[str], list[float]]] = {}
@@ -196,7 +196,7 @@ class TokenClassification(Task):
         return by_row
 
     def _labels_of(self, tags: list[int], word_of_token: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """int64 `[length]`: the tag of each token, `IGNORE_INDEX` if it has none."""
+        """int64 `[length]`: the tag of each token, or `IGNORE_INDEX` without a tag."""
         labels = np.full(len(word_of_token), IGNORE_INDEX, dtype=np.int64)
         labels[positions] = [tags[word] for word in word_of_token[positions]]
         if self.label_all:
@@ -231,7 +231,7 @@ def _items(row: Row, column: str) -> list[Any]:
 
 
 def _begins_inside(names: Sequence[str]) -> bool:
-    """Whether a span begins with I-: after no span, or after one of another type."""
+    """Whether a span begins with I-: outside a span, or after a span of another type."""
     befores = ["O", *names]
     return any(name[:2] == "I-" and before[2:] != name[2:] for before, name in zip(befores, names, strict=False))
 
@@ -244,23 +244,23 @@ def _words(row: Row, column: str) -> list[str]:
 
 
 def _place_words(words: list[str], offsets: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Where the words of a row stand in its windows.
+    """Find the words of a row in its windows.
 
     Args:
         words: The words, which were joined by single spaces.
         offsets: int `[length, 2]` for each window, the characters of each token; special tokens have none.
 
     Returns:
-        For each window int64 `[length]`, the word of each token (-1: none), and the positions of the words that are
-        tagged there. Each word is tagged in one window, where its first token has most tokens on both sides.
+        For each window int64 `[length]`, the word of each token (-1: none), and the positions of the words tagged
+        there. Each word is tagged in the window where its first token has the most tokens on both sides.
     """
     word_starts = np.cumsum([0, *(len(word) + 1 for word in words[:-1])])
     words_of_tokens: list[np.ndarray] = []
     first_starts: dict[int, int] = {}
-    best: dict[int, tuple[int, int, int]] = {}  # of each word: tokens on its shorter side, window, position
+    best: dict[int, tuple[int, int, int]] = {}  # by word: tokens on its shorter side, window, position
     for window, spans in enumerate(offsets):
         is_text = spans[:, 1] > spans[:, 0]
-        # by the last character, because some tokenizers count the space before a word as part of it
+        # by its last character, because some tokenizers include the space before a word
         word_of_token = np.where(is_text, np.searchsorted(word_starts, spans[:, 1] - 1, side="right") - 1, -1)
         words_of_tokens.append(word_of_token)
         is_first = is_text & (word_of_token != np.concatenate([[-1], word_of_token[:-1]]))

@@ -1,4 +1,4 @@
-"""`lit-distil benchmark inference`: parameters, size, latency and throughput of exported networks, side by side."""
+"""`lit-distil benchmark inference`: compare parameters, size, latency and throughput of exported networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 
 Pair = tuple[str, str | None]
-"""A text, and the second one where rows are pairs."""
+"""A text, and the second text if rows are pairs."""
 
 _TITLE = "Latency and size"
 _SOURCE = (
@@ -56,30 +56,30 @@ def benchmark(
 ) -> None:
     """Measure parameters, size, latency and throughput of exported networks, and print a table.
 
-    How fast a configuration trains, or would train, is `lit-distil benchmark training` and `benchmark estimate`.
+    See `lit-distil benchmark training` and `benchmark estimate` for how fast a configuration trains, or would train.
 
-    Each network is timed on its own after a warm-up, and the networks take turns. With texts it is DistilBERT's table
-    3: seconds for a whole evaluation set, one text at a time.
+    Each network is timed on its own after a warm-up, and the networks take turns. With texts, this is the measurement
+    of DistilBERT's table 3: seconds for a whole evaluation set, one text at a time.
 
     Args:
         networks: A folder that transformers loads, a name on the Hub, or an exported file; several as
-            [runs/teacher/export,runs/student/export], and ratios are to the first.
+            [runs/teacher/export,runs/student/export], with ratios to the first.
         length: Tokens of every sequence.
-        batch_size: Sequences in a batch for the throughput; the latency is at 1.
+        batch_size: Sequences in a batch for the throughput; latency is measured at 1.
         repeats: Timed calls for the latency; the throughput gets a third as many.
         threads: Threads of torch, ONNX Runtime and OpenVINO.
         device: Where to run, such as cpu or cuda.
-        part: Time the encoder without its head, or the whole network, which is what exported files have.
+        part: Time the encoder without its head, or the whole network; exported files only have the whole.
         texts: File of rows (JSONL, CSV, TSV, Parquet) to time a pass over, one text at a time.
-        source: The same from any source of rows, such as lit_distil.data.HubDataset.
+        source: Any other source of such rows, such as lit_distil.data.HubDataset.
         split: Which split of the source.
         text_column: Column of the text.
         pair_column: Column of the second text, for pairs.
         rounds: Passes over the texts.
-        max_texts: Take only the first so many texts.
-        memory: Also measure peak memory, each network in a process of its own (with texts or out).
+        max_texts: Use only this many texts, from the first.
+        memory: With texts or out, also measure peak memory, each network in its own process.
         out: Folder to write latency.md, latency.html and latency.json to.
-        overwrite: Replace files of these names that no benchmark wrote; a benchmark may always be written again.
+        overwrite: Replace files of these names even if no benchmark wrote them; a benchmark may always be replaced.
     """
     if out is not None:
         check_pages(Path(out, "latency.html"), overwrite=overwrite)
@@ -125,7 +125,7 @@ _KINDS = {
 
 
 def run(arguments: list[str]) -> None:
-    """`benchmark training` and `benchmark estimate`, or else `benchmark inference`, whose name may be left out."""
+    """Run `benchmark training`, `benchmark estimate`, or `benchmark inference`, whose name may be left out."""
     first = arguments[0] if arguments else "--help"
     if not first.startswith("-") and first not in _KINDS:
         raise ValueError(f"benchmark: no benchmark {first!r}; there are {', '.join(_KINDS)}")
@@ -173,7 +173,7 @@ def read_pairs(
 
 
 def main_table(results: Sequence[NetworkBenchmark], batch_size: int) -> Table:
-    """A row for each network; times are medians with quartiles."""
+    """One row per network; times are medians with quartiles."""
     first = results[0]
     header = ["network", "parameters", "encoder", "MB on disk"]
     header += ["peak memory MB"] if first.peak_memory_mb is not None else []

@@ -1,7 +1,7 @@
-"""`lit-distil benchmark estimate`: the hours and the memory that runs will take, from their configurations alone.
+"""`lit-distil benchmark estimate`: estimate hours and memory of runs from their configurations alone.
 
-No text, weight or tokenizer is read that is not here: a network that an earlier run of the list will export is known by
-that run's configuration, and the networks and data sets that the papers' recipes name by what was published of them.
+Nothing is downloaded. A network that an earlier run in the list will export is known from that run's configuration, and
+the networks and data sets of the papers' recipes from their published figures.
 """
 
 from __future__ import annotations
@@ -50,57 +50,57 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
     },
 }
-"""Networks of the papers' recipes: where they differ from the defaults of their architecture."""
+"""Networks of the papers' recipes: their differences from the defaults of their architecture."""
 
 TEXT_BYTES = {"20231101.en": 20_200_000_000}
-"""Text of a configuration of a data set: `wikimedia/wikipedia` (its card)."""
+"""Bytes of text by configuration of the data set `wikimedia/wikipedia` (from its card)."""
 
 ROWS = {"cola": 8_551, "mnli": 392_702, "mrpc": 3_668, "qnli": 104_743, "qqp": 363_846, "rte": 2_490}
 ROWS |= {"sst2": 67_349, "stsb": 5_749, "wnli": 635}
-"""Training rows of a configuration of a data set: `nyu-mll/glue` (its card)."""
+"""Training rows by configuration of the data set `nyu-mll/glue` (from its card)."""
 
 RESULTS = "results/gpu/speed.json"
-"""What `make gpu` writes."""
+"""The file that `make gpu` writes."""
 
 BYTES_PER_TOKEN = 4.5
 ASSUMED_MFU = 0.35
 LEAST_SECONDS = 0.02
-"""A micro-batch takes a GPU no less, however small it is: the host has to start some thousand kernels."""
+"""Lower bound for a micro-batch of any size on a GPU: the host has to launch some thousand kernels."""
 
 
 class EstimateCLI(TrainingCLI):
-    """Reads a configuration as `fit` does, and makes its module and data module, without weights, text or Trainer."""
+    """Reads a configuration as `fit` does, and builds its module and data module without weights, text or Trainer."""
 
     def __init__(self, *args: Any, found: list[TrainingCLI], **settings: Any) -> None:
         self.found = found
         super().__init__(*args, **settings)
 
     def before_instantiate_classes(self) -> None:
-        """As for a run that begins anew."""
+        """Prepare for a run that starts anew."""
         self.config[self.subcommand].ckpt_path = None
         super().before_instantiate_classes()
 
     def settle_folder(self, config: Any) -> None:
-        """Nothing: no run is written."""
+        """Do nothing, since no run is written."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """None: its devices need not be here."""
+        """None, because its devices may not exist here."""
 
     def _set_seed(self) -> None:
-        """Not here: nothing is drawn."""
+        """Do nothing, since nothing is drawn."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.found.append(self)
 
 
 KEPT_BYTES = {"fp32": 76, "half": 46}
-"""What BERT's block keeps for the backward pass, without attention's scores; counted, for a token and unit of width."""
+"""Bytes that a BERT block keeps for backward per token and unit of width, without attention scores; counted."""
 
 INPUT_BYTES = 4
-"""What it keeps if its activations are computed again (`model.activation_checkpointing`)."""
+"""What it keeps if its activations are recomputed (`model.activation_checkpointing`)."""
 
 GIGABYTES = (16, 24, 80)
-"""Of GPUs for which the largest micro-batch is told; a tenth of it is left for what is not counted."""
+"""GPU sizes for which to print the largest micro-batch; a tenth is left for what is not counted."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,18 @@ class Stage:
 
     Attributes:
         folder: Where it writes.
-        kind: Architecture of the network that the work is for, the teacher's if there is one.
+        kind: Architecture of the teacher, or of the trained network without one.
         distils: Whether a teacher runs.
         length: Most tokens of a sequence.
         steps: Optimizer steps.
-        tokens: Of a step.
-        flops: Of a step, as `train/mfu` counts them.
-        parameters: Of the trained network.
-        fixed: Bytes on each device, whatever the batch: weights, gradients and the optimizer's state.
-        per_token: Bytes for each token of a micro-batch.
-        micro_batches: Of a step.
-        devices: How many work at it.
-        precision: The Trainer's.
+        tokens: Tokens per step.
+        flops: FLOPs per step, counted as for `train/mfu`.
+        parameters: Parameters of the trained network.
+        fixed: Bytes per device that do not depend on the batch: weights, gradients and the optimizer's state.
+        per_token: Bytes per token of a micro-batch.
+        micro_batches: Micro-batches per step.
+        devices: Number of devices.
+        precision: The Trainer's precision.
     """
 
     folder: str
@@ -148,23 +148,23 @@ class Stage:
         return self.fixed + self.per_token * self.micro_tokens
 
     def largest(self, gigabytes: float) -> int:
-        """Most tokens of a micro-batch on a device of that size; 0 if not even the weights fit."""
+        """Most tokens of a micro-batch on a device with this much memory; 0 if not even the weights fit."""
         return max(0, int((0.9e9 * gigabytes - self.fixed) / self.per_token))
 
     def seconds(self, rate: float) -> float:
-        """Of its training, at so many operations a second of one device."""
+        """Seconds of training, at `rate` operations a second per device."""
         return self.steps * max(self.flops / (rate * self.devices), self.micro_batches * LEAST_SECONDS)
 
 
 @dataclass
 class Chain:
-    """Reads the commands of a chain of runs, in their order.
+    """Reads the commands of a chain of runs, in order.
 
     Attributes:
         num_devices: What `devices: auto` means.
-        networks: Folder of each export that a run will write, to its network's configuration.
-        corpora: Folder of each corpus that will be prepared, to its source.
-        notes: What was taken from somewhere else than the configurations.
+        networks: The network's configuration by folder of an export that a run will write.
+        corpora: The source by folder of a corpus that will be prepared.
+        notes: Assumptions that do not come from the configurations.
     """
 
     num_devices: int = 1
@@ -173,13 +173,10 @@ class Chain:
     notes: dict[str, None] = field(default_factory=dict)
 
     def read(self, words: Sequence[str]) -> Stage | None:
-        """What a command will do: a Stage for `fit`; other commands take little time.
-
-        Args:
-            words: What follows `lit-distil`.
+        """The Stage of a `fit` command (the words after `lit-distil`); None for other commands, which take little time.
 
         Raises:
-            ValueError: An option or a value is wrong, or a stage starts from what is not there.
+            ValueError: An option or a value is wrong, or a stage starts from something that does not exist.
         """
         if words[:1] == ["prepare"]:
             call_command(self._noting_the_corpus(), list(words[1:]))
@@ -199,14 +196,7 @@ class Chain:
         return note
 
     def stage(self, module: EncoderModule, data: TextDataModule, trainer: Any, tokenizer: str) -> Stage:
-        """A run of a module on data.
-
-        Args:
-            module: Its networks are not built.
-            data: Nothing of it is read.
-            trainer: The Trainer's settings.
-            tokenizer: Its folder or name.
-        """
+        """The run of a module on data, with the Trainer's settings; builds no networks and reads no data."""
         trained, teachers = self._networks(module, data, tokenizer)
         self.networks[str(Path(trainer.default_root_dir, "export"))] = trained.config
         tokens, precision = data.step_capacity, str(trainer.precision)
@@ -227,7 +217,7 @@ class Chain:
         of_teacher = 2 if "16" in (getattr(module, "teacher_dtype", None) or "") else 6 if is_half else 4
         layers, every = trained.num_layers, module.activation_checkpointing
         recomputed = math.ceil(layers / every) if every else 0
-        # what blocks keep, with one of those that are computed again; then logits and gradients of the vocabulary pass
+        # kept by the blocks, including one recomputed block; then logits and gradients of the vocabulary pass
         whole = KEPT_BYTES["half" if is_half else "fp32"]
         kept = (layers - recomputed + bool(every)) * whole + INPUT_BYTES * recomputed
         logits = 4 * (2 + len(teachers)) * rows / tokens * getattr(trained, "num_logits", 0) / MOST_PIECES
@@ -274,7 +264,7 @@ class Chain:
             return random_network(head, config)
 
     def _config(self, name: str) -> PretrainedConfig:
-        """Of a network that an earlier stage exports, of one that is published, or of a folder."""
+        """The configuration of a network that an earlier stage exports, of a published one, or of a folder."""
         if name in self.networks:
             return type(self.networks[name]).from_dict(self.networks[name].to_dict())
         if name in PUBLISHED:
@@ -290,7 +280,7 @@ class Chain:
         return Vocabulary(config.vocab_size, {name: value for name, value in ids.items() if value is not None})
 
     def _steps(self, trainer: Any, data: TextDataModule, tokens: int) -> int:
-        """Of the run: until `max_steps` or the end of `max_epochs`, whichever is first."""
+        """Steps of the run: until `max_steps` or the end of `max_epochs`, whichever comes first."""
         steps, epochs = trainer.max_steps or -1, trainer.max_epochs or -1
         if steps < 1 and epochs < 1:
             raise ValueError("trainer.max_steps: give it, or trainer.max_epochs, to estimate a run by its length")
@@ -312,7 +302,7 @@ class Chain:
         return epochs * math.ceil(rows / data.batch_size)
 
     def _tokens(self, source: Any) -> float:
-        """Of the training text."""
+        """Tokens of the training text."""
         if isinstance(source, PreparedCorpus):
             if Path(source.folder, "train", MANIFEST).is_file():
                 return Manifest.read(Path(source.folder, "train")).tokens
@@ -326,7 +316,7 @@ class Chain:
 
 
 def _num_devices(trainer: Any, auto: int) -> int:
-    """How many devices a Trainer's settings mean, on all nodes; `auto` is for those that leave it open."""
+    """Number of devices on all nodes in a Trainer's settings; `auto` is used if they leave it open."""
     devices = trainer.devices
     if isinstance(devices, str) and "," in devices:
         devices = [index for index in devices.split(",") if index.strip()]
@@ -342,12 +332,12 @@ def _parameters(network: FlatNetwork) -> int:
 
 
 def rate_of(stage: Stage, gpu: str, *, mfu: float | None, results: Path) -> tuple[float, str]:
-    """Operations a second that a device will reach on a stage, and where that is taken from.
+    """Operations a second that a device is expected to reach on a stage, and the origin of that figure.
 
     Args:
-        stage: What it does.
-        gpu: Part of a GPU's name, or `cpu` or `cuda` for what is here.
-        mfu: Share of the device's own rate; None takes what `make gpu` measured of the nearest case, or `ASSUMED_MFU`.
+        stage: The run.
+        gpu: Part of a GPU's name, or `cpu` or `cuda` for the device here.
+        mfu: Share of the device's peak; None takes what `make gpu` measured for the nearest case, or `ASSUMED_MFU`.
         results: `speed.json` of `make gpu`; it need not exist.
 
     Raises:
@@ -411,7 +401,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _without_seed(words: list[str]) -> list[str]:
-    """A command without what differs between seeds, so that each is read once."""
+    """A command without the options that differ between seeds, so that it is read only once."""
     changing = ("--seed_everything", "--trainer.default_root_dir", "--ckpt_path", "--overwrite")
     return [
         word for before, word in zip(["", *words], words, strict=False) if not {before, word}.intersection(changing)
@@ -421,15 +411,7 @@ def _without_seed(words: list[str]) -> list[str]:
 def report(
     stages: Sequence[tuple[Stage, int]], gpu: str, notes: Sequence[str], *, mfu: float | None, results: Path
 ) -> str:
-    """The table, and what it rests on.
-
-    Args:
-        stages: Each with how many runs there are of its kind.
-        gpu: See `rate_of`.
-        notes: What else was assumed.
-        mfu: See `rate_of`.
-        results: See `rate_of`.
-    """
+    """The table of stages, each with its number of runs, and the assumptions. See `rate_of` for other arguments."""
     header = ["run", "parameters", "FLOPs/token", "tokens/step", "steps", "tokens", "devices", "GB each", "hours"]
     table, hours, said = [header], 0.0, dict[str, None]()
     for stage, count in stages:

@@ -1,7 +1,7 @@
 """Parameters, size, latency, throughput and peak memory of exported networks, ONNX and OpenVINO files.
 
-A network is timed on its own, in blocks of calls after a warm-up, so that its figure does not depend on which networks
-stand beside it. The networks take turns with their blocks, so that whatever slows the machine down affects all of them.
+A network is timed on its own, in blocks of calls after a warm-up, so that its figure does not depend on the other
+networks. The networks take turns with their blocks, so that anything that slows the machine down affects all of them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ DISTILBERT_TABLE_3 = {"ELMo": (180, 895), "BERT-base": (110, 668), "DistilBERT":
 _BLOCKS = 5
 _WARM_UP_CALLS = 2
 _WARM_UP_SECONDS = 0.2
-"""Before each block a network runs this often and this long. A block of another one leaves caches, memory allocator and
-clock rate in a state that slows its first calls down: of a small network beside a large one, by two thirds."""
+"""Warm-up before each block: at least this many calls and seconds. After another network's block, the state of caches,
+memory allocator and clock rate slows the first calls: for a small network after a large one, by two thirds."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Quartiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
-        """Of these values."""
+        """The quartiles of these values."""
         lower, middle, upper = np.percentile(np.asarray(values, dtype=float), [25, 50, 75]).tolist()
         return cls(median=middle, lower=lower, upper=upper)
 
@@ -68,9 +68,9 @@ class TextsTime:
     """Passes over a set of texts, one text at a time.
 
     Attributes:
-        seconds: Of a whole pass, over the rounds.
-        text_ms: Of one text, over all texts and rounds.
-        num_tokens: Tokens of all texts together, special tokens included.
+        seconds: Time of a whole pass, over the rounds.
+        text_ms: Time of one text, over all texts and rounds.
+        num_tokens: Total tokens of the texts, special tokens included.
     """
 
     seconds: Quartiles
@@ -80,21 +80,21 @@ class TextsTime:
 
 @dataclass(frozen=True)
 class NetworkBenchmark:
-    """What was measured of one network; the ratios are to the first network.
+    """The results of one network; ratios are to the first network.
 
     Attributes:
         network: Folder or name.
-        parameters: Of the whole network with its head; tied ones count once.
-        encoder_parameters: Of the encoder.
+        parameters: Parameters of the whole network with its head, tied ones counted once.
+        encoder_parameters: Parameters of the encoder.
         size_mb: Weight files on disk, in 10^6 bytes.
-        latency_ms: One sequence at a time.
-        batch_ms: One batch of `batch_size` sequences.
+        latency_ms: Time of a single sequence.
+        batch_ms: Time of a batch of `batch_size` sequences.
         sequences_per_second: From the median of `batch_ms`.
         tokens_per_second: The same in tokens.
-        latency_ratio: Of the median latencies.
-        throughput_ratio: Of the sequences per second.
+        latency_ratio: Ratio of the median latencies.
+        throughput_ratio: Ratio of the sequences per second.
         texts: Passes over texts, if they were timed.
-        peak_memory_mb: If it was measured, in 10^6 bytes.
+        peak_memory_mb: In 10^6 bytes, if it was measured.
     """
 
     network: str
@@ -117,10 +117,10 @@ class TimedNetwork:
 
     Attributes:
         whole: The network with its head, called with input_ids, attention_mask and perhaps token_type_ids.
-        encoder: The network without its head; None for an exported file, which has no such part.
-        parameters: Of the whole network; tied ones count once.
-        encoder_parameters: Of the encoder.
-        vocab_size: Ids are smaller than it.
+        encoder: The network without its head; None for an exported file, which has no separate encoder.
+        parameters: Parameters of the whole network, tied ones counted once.
+        encoder_parameters: Parameters of the encoder.
+        vocab_size: Number of token ids.
         max_length: Tokens of the longest sequence; None if there is no limit.
         has_segments: Whether it takes token_type_ids for the two texts of a pair.
     """
@@ -146,11 +146,11 @@ def measure_networks(
 ) -> list[NetworkBenchmark]:
     """Measure exported networks side by side; the arguments are those of `lit-distil benchmark`.
 
-    Each network runs with transformers' default attention, in float32, in eval mode, under `torch.inference_mode`. The
-    earlier number of torch's threads is restored afterwards.
+    Each network runs with transformers' default attention, in float32, in eval mode, under `torch.inference_mode`.
+    Torch's number of threads is restored afterwards.
 
     Raises:
-        ValueError: A number is out of range, a network cannot be loaded, or has no room for `length` tokens.
+        ValueError: A number is out of range, a network cannot be loaded, or `length` tokens are too long for it.
     """
     if not networks:
         raise ValueError("networks: give at least one folder")
@@ -188,9 +188,9 @@ def time_texts(
     device: str,
     part: str,
 ) -> list[TextsTime]:
-    """Time passes over texts at batch 1; the networks take turns, a pass each. Tokenising is not timed.
+    """Time passes over texts at batch 1, without tokenising; the networks take turns, one pass each.
 
-    A text that is too long for a network is cut. An exported file's tokenizer is the one in its folder.
+    A text that is too long for a network is truncated. An exported file uses the tokenizer in its folder.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
@@ -221,7 +221,7 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
     """Load a network or an exported file.
 
     Raises:
-        ValueError: It cannot be loaded, has no room for `length` tokens, or cannot run on `device`.
+        ValueError: It cannot be loaded, is too short for `length` tokens, or cannot run on `device`.
     """
     if Path(name).suffix not in EXPORTED:
         model = load_network(name, field="networks")
@@ -263,7 +263,7 @@ def open_timed(name: str, *, length: int, device: str, threads: int | None = Non
 def _open_all(
     networks: Sequence[str], *, length: int, device: str, threads: int, part: str
 ) -> tuple[list[TimedNetwork], list[Callable[..., Any]]]:
-    """The networks, and the part of each that is timed."""
+    """The networks, and the part of each that will be timed."""
     if part not in ("encoder", "whole"):
         raise ValueError(f"part must be 'encoder' or 'whole', got {part!r}")
     opened = [open_timed(name, length=length, device=device, threads=threads) for name in networks]
@@ -310,7 +310,7 @@ def timed(call: Callable[..., Any], inputs: dict[str, Tensor]) -> float:
 
 
 def _warm_up(call: Callable[..., Any], inputs: Sequence[dict[str, Tensor]]) -> None:
-    """Run a network on these inputs, again and again, until it is warm."""
+    """Run a network on these inputs repeatedly until it is warm."""
     elapsed = 0.0
     for number in itertools.count():
         if number >= _WARM_UP_CALLS and elapsed >= 1000 * _WARM_UP_SECONDS:
@@ -319,7 +319,7 @@ def _warm_up(call: Callable[..., Any], inputs: Sequence[dict[str, Tensor]]) -> N
 
 
 def describe_hardware(*, threads: int, device: str, seed: int) -> dict[str, str | int | None]:
-    """What the numbers were measured on and with."""
+    """The hardware and software of a measurement."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -357,7 +357,7 @@ def _time_blocks(
 def _encode(
     name: str, network: TimedNetwork, pairs: Sequence[tuple[str, str | None]], device: str
 ) -> list[dict[str, Tensor]]:
-    """Each text as a batch of one, by the network's own tokenizer."""
+    """Each text as a batch of one, from the network's own tokenizer."""
     tokenizer = load_tokenizer(str(Path(name).parent) if Path(name).suffix in EXPORTED else name)
     limits = [limit for limit in (network.max_length, tokenizer.model_max_length) if limit]
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if network.has_segments else ()))
@@ -387,7 +387,7 @@ def _cpu_model() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit, and `+changes` if the tree differs from it in more than what runs write."""
+    """The commit, with `+changes` if files other than those that runs write differ from it."""
     rest = [":/", *(f":(top,exclude){name}" for name in ("results", "docs", "README.md"))]
     try:
         done, changed = (
@@ -406,7 +406,7 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
     On a CPU this is resident memory, including the pages of the file; on CUDA what torch allocated on the device.
 
     Raises:
-        ValueError: The process failed; the message has the last line that it printed.
+        ValueError: The process failed; the message contains its last line.
     """
     settings = {"network": network, "length": length, "batch_size": batch_size, "device": device}
     # with -P and our own path, so that no file in the working directory hides an installed package
@@ -436,7 +436,7 @@ def _measure(network: str, length: int, batch_size: int, device: str) -> float:
 def peak_bytes() -> int:
     """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would include the parent, which this process was forked from
+    if status.is_file():  # getrusage would include the parent that this process was forked from
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
         return 1024 * int(lines["VmHWM"].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,6 +1,6 @@
-"""What others' code makes of the same data: transformers' Trainer, and the step of DistilBERT's authors.
+"""Train on the same data with other code: transformers' Trainer, and the step of DistilBERT's authors.
 
-It runs in a process of its own, which imports torch and transformers and nothing of this package, and reads what
+This runs in its own process, which imports torch and transformers but nothing of this package, and reads what
 `training.Prepare` wrote: the networks, the batches, and the settings. Batches are padded to their longest sequence.
 """
 
@@ -30,13 +30,7 @@ IGNORED = -100
 
 
 class PaddedBatches(Dataset):
-    """The micro-batches as `[sequences, longest]`, named as a model's forward takes them.
-
-    Args:
-        batches: What `Prepare` wrote.
-        pad_id: The token of padding.
-        model: Its forward says what it takes.
-    """
+    """The micro-batches of `Prepare` as `[sequences, longest]`, with the arguments that the model's forward accepts."""
 
     def __init__(self, batches: list[dict[str, Any]], pad_id: int, model: PreTrainedModel) -> None:
         self.batches, self.pad_id = batches, pad_id
@@ -69,46 +63,46 @@ class PaddedBatches(Dataset):
 
 
 class Clock:
-    """The time from the end of the warm-up to the end of the last step, of this process and on the wall."""
+    """Measures wall-clock and CPU time from the end of the warm-up to the end of the last step."""
 
     def __init__(self, settings: Settings) -> None:
         self.first, self.last = settings["warm_up_steps"], settings["warm_up_steps"] + settings["steps"]
         self.device = torch.device(settings["device"])
         self.times: list[tuple[float, float]] = []
-        self.losses: list[Tensor] = []  # of micro-batches
+        self.losses: list[Tensor] = []  # one for each micro-batch
         self.accumulate = settings["accumulate"]
 
     def step_done(self, num_steps: int) -> None:
-        """Look at the clock if so many steps begin or end what is timed."""
+        """Take the time if the timed steps begin or end after this many steps."""
         if num_steps in (self.first, self.last):
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.times.append((perf_counter(), process_time()))
 
     def result(self) -> dict[str, Any]:
-        """Seconds, CPU seconds, and the losses of all steps, each the mean of its micro-batches'."""
+        """Seconds, CPU seconds, and the loss of each step, the mean over its micro-batches."""
         (start, cpu_start), (end, cpu_end) = self.times
         losses = torch.stack(self.losses).view(-1, self.accumulate).mean(1).tolist()
         return {"seconds": end - start, "cpu_seconds": cpu_end - cpu_start, "losses": losses}
 
 
 class StepClock(TrainerCallback):
-    """Shows Trainer's steps to a clock."""
+    """Tells a clock about Trainer's steps."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first step."""
+        """Start before the first step."""
         self.clock.step_done(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the optimizer's step."""
+        """Report the step."""
         self.clock.step_done(state.global_step)
 
 
 class PreparedTrainer(Trainer):
-    """Trainer over micro-batches that are ready, in their order; it keeps their losses."""
+    """Trainer over prepared micro-batches, in their order; records their losses."""
 
     clock: Clock
 
@@ -117,7 +111,7 @@ class PreparedTrainer(Trainer):
         return self.accelerator.prepare(DataLoader(cast(Any, self.train_dataset), batch_size=None))
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer does."""
+        """Record the loss."""
         result = super().compute_loss(*args, **kwargs)
         self.clock.losses.append((result[0] if isinstance(result, tuple) else result).detach())
         return result
@@ -148,7 +142,7 @@ def train_with_trainer(folder: Path, settings: Settings, clock: Clock) -> None:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # it would spread each batch over all that it sees
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # otherwise each batch is split over all visible GPUs
     batches = PaddedBatches(read_batches(folder), settings["pad_id"], model)
     trainer = PreparedTrainer(model, arguments, train_dataset=batches, callbacks=[StepClock(clock)])
     trainer.clock = clock
@@ -198,10 +192,10 @@ def train_like_the_authors(folder: Path, settings: Settings, clock: Clock) -> No
 def authors_loss(
     batch: dict[str, Tensor], student: PreTrainedModel, teacher: PreTrainedModel, settings: Settings
 ) -> Tensor:
-    """The weighted sum of the losses of a micro-batch.
+    """The weighted sum of a micro-batch's losses.
 
-    KL of softened distributions at the real, or at the masked, positions, masked-LM, and the cosine of the last hidden
-    states at the real positions; the states that count are copied out of padded ones first.
+    KL of softened distributions at the real or the masked positions, masked-LM, and the cosine of the last hidden
+    states at the real positions, which are first copied out of the padded states.
     """
     labels = batch.pop("labels")
     terms, temperature = settings["objectives"], settings["temperature"]
@@ -243,13 +237,13 @@ def read_batches(folder: Path) -> list[dict[str, Any]]:
 
 
 def schedule(optimizer: Any, settings: Settings) -> LambdaLR:
-    """The learning rate of each step, which is that of our run."""
+    """The learning rate of our run at each step."""
     factors = settings["multipliers"]
     return LambdaLR(optimizer, lambda step: factors[min(step, len(factors) - 1)])
 
 
 def autocast(settings: Settings) -> Any:
-    """The precision of the products."""
+    """The precision of matrix products."""
     if settings["dtype"] == "float32":
         return nullcontext()
     return torch.autocast(settings["device"].partition(":")[0], getattr(torch, settings["dtype"]))
@@ -262,11 +256,9 @@ WAYS: dict[str, Callable[[Path, Settings, Clock], None]] = {
 
 
 def measure(folder: Path, precision: str) -> dict[str, Any]:
-    """Train, and tell what was measured.
+    """Train and return the measurements, from the folder that `Prepare` wrote.
 
-    Args:
-        folder: What `Prepare` wrote.
-        precision: `own` for what a script gets that sets nothing, which is fp32; `same` for that of our run.
+    `precision` is `own` for the default of a script that sets none (fp32), or `same` for that of our run.
     """
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     if precision == "own":
@@ -280,7 +272,7 @@ def measure(folder: Path, precision: str) -> dict[str, Any]:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: of this process's resident memory, or of what torch allocated on a GPU."""
+    """Peak bytes: resident memory of this process, or memory that torch allocated on a GPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

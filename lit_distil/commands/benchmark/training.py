@@ -1,4 +1,4 @@
-"""`lit-distil benchmark training`: how fast a configuration trains, and where its steps go; beside others' code."""
+"""`lit-distil benchmark training`: time a configuration's training and its phases, alone or beside other code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lit_distil.pieces import OptionParser
 from lit_distil.types import Batch
 
 PROFILED_STEPS = 3
-"""Steps after the timed ones in which each part is timed on its own, which on a GPU means to wait for it."""
+"""Steps after the timed ones in which each part is timed separately, which on a GPU means waiting for it."""
 
 PHASES = ("data", "forward", "loss", "backward", "optimizer", "rest")
 PEERS = {"trainer": "transformers' Trainer", "authors": "the step of DistilBERT's authors"}
@@ -40,22 +40,18 @@ _CALLBACK = "lit_distil.commands.benchmark.training.{}"
 _MARK = "lit-distil benchmark training"
 
 
-# In the process that trains
+# In the training process
 
 
 class PhaseProfiler(Profiler):
-    """Adds up the seconds of each of Lightning's actions, by the last word of its name.
-
-    Args:
-        device: On a GPU, each action begins and ends when the device has done what it was given.
-    """
+    """Adds up the seconds of each of Lightning's actions, by the last part of its name; waits for a GPU each time."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._begun: dict[str, float] = {}
-        self._within_step = 0.0  # seconds of forward and backward passes inside of `optimizer_step`
+        self._within_step = 0.0  # seconds of forward and backward passes within `optimizer_step`
 
     def now(self) -> float:
         """The time once the device is idle."""
@@ -64,21 +60,21 @@ class PhaseProfiler(Profiler):
         return perf_counter()
 
     def start(self, action_name: str) -> None:
-        """Begin an action."""
+        """Start timing an action."""
         self._begun[action_name] = self.now()
 
     def stop(self, action_name: str) -> None:
-        """End it."""
+        """Stop timing an action."""
         if action_name not in self._begun:
             return
         name, spent = action_name.rpartition(".")[2], self.now() - self._begun.pop(action_name)
         self.seconds[name] += spent
-        # micro-batches that take no step run outside of it
+        # without an optimizer step, a micro-batch runs outside of `optimizer_step`
         if name in ("training_step", "backward") and any(one.endswith("optimizer_step") for one in self._begun):
             self._within_step += spent
 
     def phases(self, whole: float) -> dict[str, float]:
-        """The share of each of `PHASES` in the seconds of the profiled steps."""
+        """The share of each of `PHASES` in `whole`, the seconds of the profiled steps."""
         spent = self.seconds
         parts = {
             "data": spent["train_dataloader_next"] + spent["batch_to_device"],
@@ -91,7 +87,7 @@ class PhaseProfiler(Profiler):
 
 
 class Stopwatch(Callback):
-    """Times the steps of a run after a warm-up, profiles a few more, and writes what it found.
+    """Times the steps of a run after a warm-up, profiles a few more, and writes the results.
 
     Args:
         file: JSON file to write.
@@ -103,11 +99,11 @@ class Stopwatch(Callback):
         self.file, self.first, self.last = Path(file), warm_up_steps, warm_up_steps + steps
         self.times: list[tuple[float, float]] = []
         self.tokens = self.flops = 0.0
-        self.losses: list[torch.Tensor] = []  # of steps
-        self.parts: list[torch.Tensor] = []  # of the micro-batches of a step
+        self.losses: list[torch.Tensor] = []  # one for each step
+        self.parts: list[torch.Tensor] = []  # one for each micro-batch of the current step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Get ready to profile."""
+        """Make the profiler, and start the clock if there is no warm-up."""
         self.profiler = PhaseProfiler(pl_module.device)
         if self.first == 0:
             self.times.append((self.profiler.now(), process_time()))
@@ -115,7 +111,7 @@ class Stopwatch(Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Count what is timed."""
+        """Count tokens and FLOPs of the timed steps."""
         if self.first <= trainer.global_step < self.last:
             self.tokens += batch.num_tokens
             self.flops += cast(EncoderModule, pl_module).flops(batch)
@@ -123,11 +119,11 @@ class Stopwatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Look at the clock at the first and the last step."""
+        """Take the time when the timed steps begin and end."""
         self.parts.append(outputs["loss"].detach())
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        self.losses.append(torch.stack(self.parts).sum())  # micro-batches count by their tokens
+        self.losses.append(torch.stack(self.parts).sum())  # their losses are already weighted by tokens
         self.parts = []
         if trainer.global_step in (self.first, self.last):
             self.times.append((self.profiler.now(), process_time()))
@@ -149,7 +145,7 @@ class Stopwatch(Callback):
         self.profile_began = self.profiler.now()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
+        """Write the results."""
         whole = self.profiler.now() - self.profile_began
         (start, cpu_start), (end, cpu_end) = self.times
         sums = torch.tensor([self.tokens, self.flops, cpu_end - cpu_start], dtype=torch.float64)
@@ -182,13 +178,13 @@ class Stopwatch(Callback):
 
 
 class Prepare(Callback):
-    """Writes what a peer needs to do the same work, and ends the run before its first step.
+    """Writes what a peer needs for the same work, and ends the run before its first step.
 
     Args:
         folder: Where to write.
         warm_up_steps: See `Stopwatch`.
         steps: See `Stopwatch`.
-        goes_on: Train after that.
+        goes_on: Train afterwards instead.
     """
 
     def __init__(self, folder: str, warm_up_steps: int, steps: int, goes_on: bool = False) -> None:
@@ -198,7 +194,7 @@ class Prepare(Callback):
         """Write networks, batches and settings.
 
         Raises:
-            ValueError: The peers do other work than this configuration asks for.
+            ValueError: No peer can do the work of this configuration.
         """
         module = cast(Any, pl_module)
         if trainer.world_size > 1:
@@ -259,15 +255,15 @@ class Prepare(Callback):
 
 
 def module_teachers(module: Any) -> list[Any]:
-    """The teachers that run."""
+    """The teachers that run during training."""
     return list(getattr(module, "teachers", {}).values())
 
 
 def _way_of(module: Any) -> dict[str, Any]:
-    """Which peer does what a module does, and the settings of its losses.
+    """The peer that does the same as a module, and the settings of its losses.
 
     Raises:
-        ValueError: None does.
+        ValueError: No peer does.
     """
     objectives = dict(module.terms.objectives)
     kinds: dict[type, tuple[type, ...]] = {
@@ -315,10 +311,10 @@ def _way_of(module: Any) -> dict[str, Any]:
 
 
 def _plain(batch: Batch) -> dict[str, Any]:
-    """A batch as a peer reads it.
+    """A batch in the format of the peers.
 
     Raises:
-        ValueError: It has what peers do not know.
+        ValueError: The peers do not know this kind of task.
     """
     if batch.answer_spans is not None or batch.group_sizes is not None:
         raise ValueError("compare: peers know tasks with a label for each sequence or token, and no others")
@@ -337,12 +333,12 @@ def _plain(batch: Batch) -> dict[str, Any]:
 
 
 def _described(module: Any) -> str:
-    """`bert 12 x 768 -> distilbert 6 x 768`."""
+    """Networks as `bert 12 x 768 -> distilbert 6 x 768`."""
     networks = [*(each.network for each in module_teachers(module)), module.network]
     return " -> ".join(f"{n.config.model_type} {n.num_layers} x {n.config.hidden_size}" for n in networks)
 
 
-# In the process of the command
+# In the command's process
 
 
 def run(arguments: list[str]) -> None:
@@ -378,11 +374,11 @@ def run(arguments: list[str]) -> None:
 def measure(
     settings: list[str], *, compare: bool, steps: int = 10, warm_up_steps: int = 3, rounds: int = 3
 ) -> dict[str, Any]:
-    """Train in processes of their own, ours and the peers' alternating.
+    """Train in separate processes, alternating between ours and the peers'.
 
     Args:
         settings: Arguments of `lit-distil fit`.
-        compare: Whether a peer does the same.
+        compare: Whether to measure a peer too.
         steps: Optimizer steps that are timed.
         warm_up_steps: Steps before them.
         rounds: How often each way is measured.
@@ -391,7 +387,7 @@ def measure(
         What `--out` writes: medians as `ours`, `peer` and `peer_same_precision`, ratios, and every round.
 
     Raises:
-        ValueError: A process failed; the message has the last line that it printed.
+        ValueError: A process failed; the message contains its last line.
     """
     with ending_processes(), tempfile.TemporaryDirectory(prefix="lit-distil-benchmark-") as name:
         folder = Path(name)
@@ -423,7 +419,7 @@ def _time_ours(settings: list[str], folder: Path, timing: dict[str, int]) -> dic
 
 
 def _fit(settings: list[str], folder: Path, callback: str, options: dict[str, Any]) -> None:
-    """Run `lit-distil fit` for some steps with a callback of ours in place of the configuration's."""
+    """Run `lit-distil fit` for some steps with our callback in place of the configuration's."""
     trainer = {
         "default_root_dir": str(folder / "run"),
         "max_steps": options["warm_up_steps"] + options["steps"] + PROFILED_STEPS,
@@ -446,7 +442,7 @@ def _time_peer(folder: Path, precision: str) -> dict[str, Any]:
 
 
 def _process(*arguments: str) -> str:
-    """What a Python process prints."""
+    """Run a Python process and return its output."""
     # with -P and our own path, so that no file in the working directory hides an installed package
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", *arguments]
@@ -458,7 +454,7 @@ def _process(*arguments: str) -> str:
 
 
 def _summary(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Medians over the rounds, and ratios of the rounds' pairs."""
+    """Medians over the rounds, and medians of the ratios within rounds."""
     ours = found["ours"]
     first = ours[0]
     result: dict[str, Any] = {"made_by": _MARK}
@@ -494,7 +490,7 @@ _MEDIANS = ("tokens_per_second", "tokens_per_cpu_second", "mfu", "mfu_of_data_sh
 
 
 def table_of(result: dict[str, Any]) -> Table:
-    """A row for each way; the ratios say how many times ours is as fast."""
+    """One row per way; the last column says how many times as fast ours is."""
     has_sheet = result["data_sheet"] is not None
     header = ["way", "tokens/s", "tokens/CPU s", "MFU", *(["of data sheet"] if has_sheet else []), "peak MB", "ours is"]
     rows = [header]
@@ -502,7 +498,7 @@ def table_of(result: dict[str, Any]) -> Table:
     peer = PEERS.get(settings["way"] or "", "")
     own = (settings["precision"], settings["matmul_precision"])
     titles = {"ours": f"lit_distil, {own[0]}", "peer": f"{peer}, 32-true", "peer_same_precision": f"{peer}, {own[0]}"}
-    if own[0] == "32-true":  # then it is the precision of products alone that differs
+    if own[0] == "32-true":  # then only the precision of matrix products differs
         titles = {name: f"{title}, {'highest' if name == 'peer' else own[1]}" for name, title in titles.items()}
     for way, ratio in (("ours", None), ("peer", "ratio"), ("peer_same_precision", "ratio_same_precision")):
         if (found := result[way]) is None:
@@ -517,7 +513,7 @@ def table_of(result: dict[str, Any]) -> Table:
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
-    """What was measured, and how to read it."""
+    """What was measured, and how to read the table."""
     settings, ours = result["settings"], result["ours"]
     phases = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ours["phases"].items())
     lines = [

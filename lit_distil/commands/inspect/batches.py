@@ -1,4 +1,4 @@
-"""What is in a batch, in words: each sequence with its tokens, masks and labels, and totals; as text and as a page."""
+"""Batches in readable form: each sequence with its tokens, masks and labels, and totals; as text and as a page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "→"}
 
 
 class TokenTexts:
-    """The text of the token ids of a tokenizer (byte-level, SentencePiece or WordPiece), cached."""
+    """The text of a tokenizer's token ids (byte-level, SentencePiece or WordPiece), cached."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: set[int]) -> None:
         self.tokenizer = tokenizer
         self.special_ids = special_ids
         self.marks_spaces = any(token.startswith(("Ġ", "▁")) for token in tokenizer.get_vocab())
-        """Whether the vocabulary marks the space before a word, rather than the lack of one as WordPiece does."""
+        """Whether the vocabulary marks a space before a token, where WordPiece marks that there is none."""
         self._known: dict[int, tuple[str, bool]] = {}
 
     def __call__(self, token_id: int) -> tuple[str, bool]:
@@ -44,7 +44,7 @@ class TokenTexts:
             return printable(token[2:] if goes_on else token), not goes_on
         begins = token.startswith(("Ġ", "▁"))
         text = str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-        if "\N{REPLACEMENT CHARACTER}" in text:  # part of a character: its bytes as the vocabulary writes them
+        if "\N{REPLACEMENT CHARACTER}" in text:  # part of a character: show its bytes as in the vocabulary
             text = token[1:] if begins and len(token) > 1 else token
         elif not text.strip(" "):  # a token of spaces only
             return "␣" * max(1, len(text)), False
@@ -52,7 +52,7 @@ class TokenTexts:
 
 
 def printable(text: str) -> str:
-    """The text with invisible characters made visible: line ends, escape characters, changes of direction."""
+    """The text with invisible characters made visible: line ends, escape characters, direction marks."""
     if text.isprintable():
         return text
     return "".join(
@@ -62,7 +62,7 @@ def printable(text: str) -> str:
 
 
 Kind = Literal["text", "special", "unknown", "mask", "random", "kept"]
-"""Text, a special token, an unknown one; or a position to predict that is masked, randomly replaced or kept."""
+"""Ordinary text, a special or an unknown token; or a token to predict: masked, randomly replaced or kept."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Piece:
     """One token.
 
     Attributes:
-        position: Its place in the sequence, from 0.
-        text: What the network gets there.
-        kind: What it is.
+        position: Its position in the sequence, from 0.
+        text: The input text at this position.
+        kind: Its kind.
         spaced: Whether there is a space before it.
-        original: The text before masking, at a position to predict; None elsewhere.
-        label: The token's own label, where a task labels tokens.
+        original: The text before masking, if it is to be predicted; otherwise None.
+        label: Its label, if the task labels tokens.
         in_answer: Whether it is part of the answer to a question.
     """
 
@@ -90,7 +90,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of one segment (`A`, `B`, or empty without segments), or up to and including a separator."""
+    """Tokens of one segment, up to and including a separator; `segment` is `A`, `B`, or empty without segments."""
 
     segment: str
     pieces: list[Piece]
@@ -98,7 +98,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SequenceView:
-    """One sequence of a batch: a line about it (sample, length, masks, label, origin), and its tokens."""
+    """One sequence of a batch: a heading (sample, length, masks, label, origin), and its tokens."""
 
     heading: str
     parts: list[Part]
@@ -111,7 +111,7 @@ class SequenceView:
 
 @dataclass(frozen=True)
 class BatchView:
-    """A batch: a line about it, its first sequences, and a line about the others (empty if there are none)."""
+    """A batch: a heading, its first sequences, and a line about the remaining ones (empty if there are none)."""
 
     heading: str
     sequences: list[SequenceView]
@@ -120,11 +120,11 @@ class BatchView:
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns the numbers of batches on the CPU into words.
+    """Turns batches on the CPU into readable form.
 
     Attributes:
-        tokens: The text of ids.
-        vocabulary: Special ids.
+        tokens: The text of token ids.
+        vocabulary: For its special ids.
         labels: Name of each class or tag of a task.
         places: File and line of each sample that is a row.
         label_kind: The kind of a task's labels; None without a task.
@@ -137,14 +137,14 @@ class Reader:
     label_kind: LabelKind | None = None
 
     def view(self, number: int, batch: Batch, first: int | None) -> BatchView:
-        """Batch `number` (from 1) with its first so many sequences; None gives all."""
+        """Batch `number` (from 1) with its `first` sequences; None shows all."""
         views = self.sequences(batch, first)
         rest = batch.num_sequences - len(views)
         heading = f"batch {number}: {batch.num_sequences:,} sequences, {batch.num_tokens:,} tokens"
         return BatchView(heading, views, f"and {rest:,} more sequences (--show)" if rest else "")
 
     def sequences(self, batch: Batch, first: int | None = None) -> list[SequenceView]:
-        """The first so many sequences of a batch; None gives all."""
+        """The `first` sequences of a batch; None gives all."""
         sizes = batch.group_sizes or (1,) * batch.num_sequences
         samples = [sample for sample, size in zip(batch.sample_ids.tolist(), sizes, strict=True) for _ in range(size)]
         labels = self.sequence_labels(batch)
@@ -170,14 +170,14 @@ class Reader:
         return views
 
     def sequence_labels(self, batch: Batch) -> list[str | None]:
-        """The label of each sequence in words."""
+        """The readable label of each sequence."""
         if self.label_kind is None:
             return [None] * batch.num_sequences
         texts = self.label_kind.label_texts(batch, self.labels)
         return [None if text is None else printable(text) for text in texts]
 
     def token_labels(self, batch: Batch) -> list[str | None]:
-        """The label of each token in words."""
+        """The readable label of each token."""
         if batch.labels is None or self.label_kind is None or not self.label_kind.per_token:
             return [None] * batch.num_tokens
         tags = batch.labels[0].tolist()
@@ -193,7 +193,7 @@ class Reader:
         after_special = False
         for place, token_id in enumerate(batch.input_ids[0, start:end].tolist()):
             original = originals.get(start + place)
-            # a mask within a word takes the place of that part of the word
+            # a mask within a word is spaced like the piece that it replaces
             text, spaced = self.tokens(token_id if original is None else original)
             is_special = original is None and token_id in self.tokens.special_ids
             pieces.append(
@@ -211,7 +211,7 @@ class Reader:
         return pieces
 
     def kind(self, token_id: int, original: int | None) -> Kind:
-        """What a token is, by its id and the id before masking; a random token that equals the old one is `kept`."""
+        """The kind of a token, by its id and the id before masking; a random token equal to the original is `kept`."""
         special = self.vocabulary.special_ids
         if original is not None:
             if token_id == special.get("mask_token_id"):
@@ -228,7 +228,7 @@ class Reader:
         begin = 0
         for end in range(1, len(pieces) + 1):
             is_end = end == len(pieces)
-            # RoBERTa puts two separators between a pair
+            # RoBERTa puts two separators between the texts of a pair
             is_cut = not is_end and ids[end - 1] in separators and ids[end] not in separators
             if is_end or is_cut or (segments is not None and segments[end] != segments[end - 1]):
                 parts.append(Part("" if segments is None else "AB"[segments[begin]], pieces[begin:end]))
@@ -253,7 +253,7 @@ def _answer(span: list[int], start: int, pieces: list[Piece]) -> str:
     return f"answer: {words.strip()}"
 
 
-_WIDTHS = (1, 2, 5, 10)  # of a bar in the histogram, in percentage points
+_WIDTHS = (1, 2, 5, 10)  # possible widths of a histogram's bars, in percentage points
 _MOST_BARS = 12
 
 
@@ -264,15 +264,15 @@ class Totals:
     Attributes:
         num_batches: How many batches.
         num_padded: Tokens if each batch were padded to its longest sequence.
-        lengths: Of each sequence.
-        num_masked: Positions to predict, of each sequence.
+        lengths: Length of each sequence.
+        num_masked: Tokens to predict in each sequence.
         has_masks: Whether the batches have masks at all.
-        replaced: How many of those positions are hidden (`mask`), replaced at random or kept.
+        replaced: How many of those are masked, replaced at random or kept.
         frequent: The most frequent tokens before masking, without special ones.
         num_ordinary: Tokens before masking that are not special, including unknown ones.
         num_unknown: Unknown tokens.
         labels: How often each label of a sequence or token occurs.
-        num_random_next: Pairs whose second segment is random, of `num_pairs`.
+        num_random_next: How many of the `num_pairs` have a random second segment.
         num_pairs: Sequences with a next-sentence label.
     """
 
@@ -291,7 +291,7 @@ class Totals:
 
 
 def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
-    """Count what is in batches on the CPU, naming the `top` most frequent tokens."""
+    """The totals of batches on the CPU, with the `top` most frequent tokens."""
     replaced: Counter[Kind] = Counter()
     originals: Counter[int] = Counter()
     labels: Counter[str] = Counter()
@@ -306,7 +306,7 @@ def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
         for start, end in pairwise(batch.cu_seq_lens.tolist()):
             num_masked.append(sum(position in masked for position in range(start, end)))
         named = reader.token_labels(batch)
-        if batch.group_sizes is None:  # each choice of a group has a name of its own
+        if batch.group_sizes is None:  # otherwise each choice has a text of its own
             named += reader.sequence_labels(batch)
         labels.update(label for label in named if label is not None)
         if batch.next_sentence_labels is not None:
@@ -333,7 +333,7 @@ def totals_of(batches: Sequence[Batch], reader: Reader, *, top: int) -> Totals:
 
 
 def summary(totals: Totals) -> list[list[str]]:
-    """The totals as rows of a name and a value."""
+    """The totals as rows of name and value."""
     lengths = totals.lengths
     rows = [
         ["batches shown", f"{totals.num_batches:,}"],
@@ -361,7 +361,7 @@ def summary(totals: Totals) -> list[list[str]]:
 
 
 def histogram(totals: Totals) -> list[tuple[str, int]]:
-    """How many sequences have which share of their tokens to predict: `12 to 13 %` and a count."""
+    """Histogram of the share of a sequence's tokens to predict: rows such as `12 to 13 %` and a count."""
     shares = [Fraction(100 * masked, n) for masked, n in zip(totals.num_masked, totals.lengths, strict=True)]
     lowest, highest = min(shares), max(shares)
     width = next((w for w in _WIDTHS if highest // w - lowest // w < _MOST_BARS), _WIDTHS[-1])
@@ -378,7 +378,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 _LONGEST_BAR = 40
-# bold on a colour of its own for positions to predict, which is readable on light and dark terminals
+# tokens to predict are bold on a colour of their own, readable on light and dark terminals
 _STYLES: dict[str, str] = {
     "special": "2",
     "unknown": "1;4;31",
@@ -398,19 +398,19 @@ MEANINGS: dict[Kind, str] = {
 
 
 class Painter:
-    """Puts terminal colours around words, if `colours` is set."""
+    """Colours text for a terminal, if `colours` is set."""
 
     def __init__(self, colours: bool) -> None:
         self.colours = colours
 
     def __call__(self, text: str, style: str) -> str:
-        """The text in the style of a kind of token, or of `answer`, `label` and `heading`."""
+        """The text in the style of a kind of token, or of an `answer`, `label` or `heading`."""
         code = _STYLES.get(style)
         return f"\x1b[{code}m{text}\x1b[0m" if self.colours and code else text
 
 
 def legend(batches: Sequence[BatchView], painter: Painter) -> str:
-    """What the marks in these sequences mean; empty if there are none."""
+    """What the marks in these sequences mean; empty without marks."""
     used = {piece.kind for batch in batches for view in batch.sequences for piece in view.pieces}
     lines = [f"{painter(mark, kind)} {MEANINGS[kind]}" for kind, mark in EXAMPLES.items() if kind in used]
     if "unknown" in used:
@@ -419,7 +419,7 @@ def legend(batches: Sequence[BatchView], painter: Painter) -> str:
 
 
 def sequence_text(view: SequenceView, painter: Painter) -> str:
-    """A sequence with its heading, a line for each part."""
+    """A sequence: its heading, then one line per part."""
     lines = [painter(view.heading, "heading")]
     for part in view.parts:
         words = "".join(f"{' ' if piece.spaced else ''}{_token(piece, painter)}" for piece in part.pieces).strip()
@@ -428,7 +428,7 @@ def sequence_text(view: SequenceView, painter: Painter) -> str:
 
 
 def totals_text(totals: Totals, rows: Table, painter: Painter) -> str:
-    """The rows of the summary, and a histogram of the share to predict."""
+    """The summary, and a histogram of the share of tokens to predict."""
     lines = []
     for row in text_table(rows, numbers=False).splitlines():
         name, gap, value = row.partition("  ")
@@ -439,7 +439,7 @@ def totals_text(totals: Totals, rows: Table, painter: Painter) -> str:
         wide = max(len(name) for name, _ in bars)
         lines += ["", painter("share of a sequence's tokens to predict", "heading")]
         for name, count in bars:
-            length = -(-_LONGEST_BAR * count // most)  # a single sequence still shows
+            length = -(-_LONGEST_BAR * count // most)  # even one sequence shows a bar
             lines.append(f"  {name.rjust(wide)} {'█' * length}{' ' if length else ''}{count:,}")
     return "\n".join(lines)
 
@@ -455,7 +455,7 @@ def _token(piece: Piece, painter: Painter) -> str:
 
 
 def batches_page(title: str, batches: Sequence[BatchView], totals: Totals, rows: Table) -> str:
-    """Batches as one HTML page that needs no other file, in light and dark; `rows` is the summary."""
+    """Batches as one self-contained HTML page, with a light and a dark style; `rows` is the summary."""
     bars = histogram(totals) if totals.has_masks else []
     settings = {"title": printable(title), "summary": rows, "bars": bars, "meanings": MEANINGS}
     return render("inspect.html.jinja", batches=batches, **settings)

@@ -37,7 +37,7 @@ from lit_distil.run import run as run_training_command
 from lit_distil.tasks.base import place_of
 from lit_distil.types import Batch
 
-# of each split: when the data module opens it, and the hook that gives its batches
+# for each split: the stage in which the data module opens it, and the hook that returns its batches
 _STAGES = {
     "train": (TrainerFn.FITTING, "train_dataloader"),
     "validation": (TrainerFn.VALIDATING, "val_dataloader"),
@@ -50,13 +50,13 @@ _OPTIONS = ("split", "batches", "step", "samples", "epoch", "show", "top", "colo
 
 
 class StandingTrainer(Trainer):
-    """A trainer in one process on the CPU that claims to be at a given step; data modules ask it for the step."""
+    """A Trainer in one process on the CPU that reports a given step, which data modules ask for."""
 
     standing_at = 0
 
     @property
     def global_step(self) -> int:
-        """The optimizer steps that the run would have taken."""
+        """The number of optimizer steps that the run would have done."""
         return self.standing_at
 
 
@@ -69,7 +69,7 @@ class InspectCLI(TrainingCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """The parser of `fit`, under the name of this command."""
+        """Build the parser of `fit`, under the name of this command."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         parser = self._parser("fit")
         parser.prog = "lit-distil inspect"
@@ -80,14 +80,14 @@ class InspectCLI(TrainingCLI):
             action.help = helps.get(action.dest, action.help)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """As LightningCLI does, but the model may be left out, so that data can be inspected before there is one."""
+        """Like LightningCLI, but the model is optional, so that data can be inspected before there is one."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
         parser.add_lightning_class_args(EncoderModule, "model", subclass_mode=True, required=False)
         parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The options of this command."""
+        """Add the options of this command."""
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
         add("--split", type=Literal["train", "validation", "test", "predict"], default="train", help="which split")
@@ -111,18 +111,18 @@ class InspectCLI(TrainingCLI):
         given = {name: config.trainer[name] for name in _TRAINER_SETTINGS if config.trainer.get(name) is not None}
         _check(self.options)
         check_pages(_page(self.options, self.run_name), (), overwrite=config.overwrite)
-        self.config_dump: dict[str, Any] = {}  # for checkpoints, of which there are none here
+        self.config_dump: dict[str, Any] = {}  # only checkpoints use it
         kept = Namespace(data=config.data, trainer=Namespace(**given))
         self.config = Namespace({"subcommand": self.subcommand, str(self.subcommand): kept})
 
     def settle_folder(self, config: Any) -> None:
-        """Nothing: no run is written."""
+        """Do nothing, since no run is written."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer at the requested step."""
+        """A Trainer at the requested step."""
         log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
         level = log.level
-        log.setLevel(logging.WARNING)  # which accelerators are unused does not matter here
+        log.setLevel(logging.WARNING)  # hide the notice about unused accelerators
         try:
             trainer = StandingTrainer(
                 accelerator="cpu",
@@ -148,14 +148,14 @@ def show_batches(data: TextDataModule, trainer: Trainer, options: Namespace, *, 
 
     Args:
         data: The data module, not set up yet.
-        trainer: Tells the data module where the run is (`StandingTrainer`).
-        options: What to show, as `InspectCLI` takes it.
+        trainer: Tells the data module which step the run is at (`StandingTrainer`).
+        options: What to show: the options of `InspectCLI`.
         run: Folder of the run; the page goes there unless `options.out` names another file.
 
     Raises:
-        ValueError: The split has no data, or not the requested samples.
+        ValueError: The split has no data, or lacks a requested sample.
     """
-    data.num_workers = 0  # a worker would take longer to start
+    data.num_workers = 0  # starting workers would take longer
     data.trainer = trainer
     stage, hook = _STAGES[options.split]
     trainer.state.fn = stage
@@ -238,7 +238,7 @@ def _size_of(dataset: SequenceDataset) -> str:
 
 
 def _whole(dataset: SequenceDataset) -> SequenceDataset:
-    """The data set that sample ids refer to; a split may be evaluated on some of its sequences only."""
+    """The full data set, which sample ids refer to: a split may be evaluated on only some of its sequences."""
     whole: SequenceDataset = getattr(dataset, "dataset", dataset)
     return whole
 
@@ -251,5 +251,5 @@ def _places(dataset: SequenceDataset, batches: list[Batch]) -> dict[int, str]:
 
 
 def _shows_colours() -> bool:
-    """Whether stdout is a terminal that wants colours (https://no-color.org)."""
+    """Whether stdout is a terminal that accepts colours (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,4 +1,4 @@
-"""Finished runs side by side: runs that differ only in their seeds are one arm, with a mean and a 95 % interval."""
+"""Compare finished runs: those that differ only in their seeds form one arm, with a mean and a 95 % interval."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lit_distil.console import Table, signed
 from lit_distil.files import differences
 
 At = Literal["end", "best"]
-"""Which validation counts: the last one, or the best one (highest `val/score`, without a task lowest `val/loss`)."""
+"""Which validation counts: the last, or the best (highest `val/score`, or lowest `val/loss` without a task)."""
 
 _SPEED = "train/tokens_per_second"
-_MASKED_LM = ("val/masked_lm_loss", "val/loss/masked_lm")  # the second of older runs
-_MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # the first of each that the runs have
-# settings that change where a run writes, what it shows or how fast it reads, and not what it computes
+_MASKED_LM = ("val/masked_lm_loss", "val/loss/masked_lm")  # the second name is that of older runs
+_MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the first that the runs have
+# settings that change where a run writes, what it shows or how fast it reads, but not what it computes
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
-_RESULTS = "*-seed-*.json"  # one run of a claim's arm
+_RESULTS = "*-seed-*.json"  # results of a claim, one file per run
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
 _T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
@@ -41,9 +41,9 @@ class Run:
     """What a run left in its folder.
 
     Attributes:
-        folder: As it was given, or the file of its result without `.json`.
+        folder: As given, or the path of its result file without `.json`.
         config: Its `config.yaml`.
-        metrics: Columns of `metrics.csv`: name to optimizer steps done to value.
+        metrics: Columns of `metrics.csv`, as {name: {optimizer steps done: value}}.
     """
 
     folder: str
@@ -62,12 +62,12 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median of its logged throughputs without the first, which holds the warm-up."""
+        """The median of its logged throughputs, without the first, which includes the warm-up."""
         speeds = list(self.metrics.get(_SPEED, {}).values())[1:]
         return median(speeds) if speeds else None
 
     def step(self, at: At) -> int:
-        """The step of its last or best validation; a run that was never validated has an end, but no best.
+        """The step of its last or best validation. A run that was never validated has a last step but no best one.
 
         Raises:
             ValueError: There is no best validation.
@@ -86,7 +86,7 @@ class Run:
         """A metric at its last or best validation: the latest value that was logged by then.
 
         Raises:
-            ValueError: There is none.
+            ValueError: It was not logged by then.
         """
         step = self.step(at)
         steps = [logged for logged in self.metrics.get(metric, {}) if logged <= step]
@@ -99,7 +99,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs with the same configuration but for the seeds.
+    """Runs whose configurations differ only in the seeds.
 
     Attributes:
         name: Short name, from the folder of its first run.
@@ -116,13 +116,13 @@ class Arm:
         return [run.value(metric, at) for run in self.runs]
 
     def curve(self, metric: str) -> list[tuple[int, list[float]]]:
-        """The steps at which every run logged the metric, each with its values."""
+        """(step, the value of each run), at the steps where all runs logged the metric."""
         columns = [run.metrics.get(metric, {}) for run in self.runs]
         return [(step, [column[step] for column in columns]) for step in sorted(set.intersection(*map(set, columns)))]
 
 
 def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
-    """Every column of a run's `metrics.csv`: name to optimizer steps done to value."""
+    """Every column of a run's `metrics.csv`, as {name: {optimizer steps done: value}}."""
     path = Path(folder, "metrics.csv")
     found: dict[str, dict[int, float]] = {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -130,17 +130,17 @@ def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
         if "step" not in (reader.fieldnames or []):
             raise ValueError(f"{path}: no column 'step', so a run did not write it")
         for row in reader:
-            step = int(row["step"]) + 1  # the trainer counts from 0 and logs at the end of a step
+            step = int(row["step"]) + 1  # the Trainer counts from 0 and logs after the step
             for name, value in row.items():
                 if name != "step" and value:
-                    found.setdefault(name, {})[step] = float(value)  # a resumed run may repeat a step: the later stands
+                    found.setdefault(name, {})[step] = float(value)  # a resumed run may repeat a step: the last counts
     return found
 
 
 def open_runs(patterns: Sequence[str]) -> list[Run]:
-    """Runs by folder or glob, in order, each once; folders without a metrics.csv are named and left out.
+    """Open runs by folder or glob, in order and without duplicates; report and skip folders without a metrics.csv.
 
-    A folder or a file of results, as `lit-distil claims` keeps them, stands for the runs that they are of.
+    Results of `lit-distil claims`, a file or a folder of them, are read as the runs that they came from.
 
     Raises:
         ValueError: A pattern finds nothing, or no folder holds a run.
@@ -170,7 +170,7 @@ def open_runs(patterns: Sequence[str]) -> list[Run]:
 
 
 def _result(file: str) -> Run:
-    """The run that a file of results is of: what its last validation measured, and no curve."""
+    """The run of a result file: the metrics of its last validation, without curves."""
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     config = {"seed_everything": content["seed"], **{name: content[name] for name in ("claim", "arm")}}
     step = content.get("steps", 0)
@@ -181,7 +181,7 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
     """Group runs by their configurations, in the order of each arm's first run.
 
     Raises:
-        ValueError: Two runs of an arm have the same seeds too, and would be counted as two.
+        ValueError: Two runs of an arm also have the same seeds.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -204,7 +204,7 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def main_metrics(runs: Sequence[Run]) -> list[str]:
-    """The metrics that a report shows unless others are requested: the task's score, and the loss."""
+    """The metrics that a report shows by default: the task's score and the loss."""
     shared = set.intersection(*(set(run.metrics) for run in runs))
     found = [next((name for name in names if name in shared), None) for names in _MAIN_METRICS]
     if not any(found):
@@ -220,7 +220,7 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of `a` less mean of `b`, and half its 95 % interval (Welch's t); None if either is a single value."""
+    """Mean of `a` minus mean of `b`, and half its 95 % interval (Welch's t), None if either is a single value."""
     difference = fmean(a) - fmean(b)
     if len(a) < 2 or len(b) < 2:
         return difference, None
@@ -232,13 +232,13 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
 
 
 def steps_in_equal_time(run: Run, reference: Run) -> int | None:
-    """Optimizer steps that `run` does in the time that `reference` took; both must have as many tokens in a step."""
+    """Optimizer steps of `run` in the time that `reference` took; steps of both must have equally many tokens."""
     ours, theirs = run.tokens_per_second, reference.tokens_per_second
     return None if ours is None or theirs is None else max(1, round(reference.num_steps * ours / theirs))
 
 
 def arms_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
-    """A row for each arm: mean and interval of each metric, and the difference from the first arm's mean."""
+    """One row per arm: mean and interval of each metric, and the difference from the first arm's mean."""
     several = len(arms) > 1
     table = [["arm", "runs", *(cell for name in metrics for cell in (name, *(["vs first"] if several else [])))]]
     for arm in arms:
@@ -254,7 +254,7 @@ def arms_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
 
 
 def runs_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
-    """A row for each run: the validation that counts, its metrics, and its speed."""
+    """One row per run: the step of its validation, its metrics, and its speed."""
     table = [["run", "arm", "seed", "steps", f"{at} at", *metrics, "tokens/s", "steps in the first's time"]]
     first = arms[0].runs[0]
     for arm in arms:
@@ -285,16 +285,16 @@ def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[st
 
 
 def beside_table(arms: Sequence[Arm], published: Mapping[str, Any], at: At) -> Table:
-    """Ours and the papers' figures in percent, a row for each network and a column for each task.
+    """Our figures beside the papers', in percent: one row per network, one column per task.
 
     Args:
-        arms: Runs in folders `<network>/<column>/...`, each network and column one arm.
-        published: `columns` (name to title and the metrics whose mean is the score) and `rows` (name to source, average
-            as printed and figure by column), as `configs/finetune/glue/papers.yaml` has them.
+        arms: Runs in folders `<network>/<column>/...`, one arm for each network and column.
+        published: `columns` (by name: title, and the metrics whose mean is the score) and `rows` (by name: source,
+            printed average, and the figure of each column), in the format of `configs/finetune/glue/papers.yaml`.
         at: Which validation counts.
 
     Raises:
-        ValueError: A run is in no column's folder, or the runs of one cell differ in more than the seed.
+        ValueError: A run's folder belongs to no column, or the runs of one cell differ in more than the seed.
     """
     scores: dict[str, dict[str, list[float]]] = {}
     for arm in arms:
@@ -321,14 +321,14 @@ def beside_table(arms: Sequence[Arm], published: Mapping[str, Any], at: At) -> T
     for name, row in published["rows"].items():
         figures = {column: row[column] for column in published["columns"] if column in row}
         cells = [f"{figures[column]:.1f}" if column in figures else "–" for column in columns]
-        for chosen in averages.values():  # as printed where it is over the same columns
+        for chosen in averages.values():  # the printed average if it covers the same columns
             cells.append(f"{row['average']:.1f}" if set(chosen) == set(figures) else _average(figures, chosen))
         table.append([name, *cells, row["source"]])
     return table
 
 
 def with_interval(value: float, half: float | None, *, sign: bool = False) -> str:
-    """`3.9380 ± 0.0066`: as many digits as give the interval two that mean something."""
+    """Format as `3.9380 ± 0.0066`, so that the interval has two significant digits."""
     digits = max(2, min(6, 1 - math.floor(math.log10(half)))) if half else 4
     text = signed(value, digits) if sign else f"{value:.{digits}f}"
     return text if half is None else f"{text} ± {half:.{digits}f}"
@@ -339,7 +339,7 @@ def _quantile(freedom: int) -> float:
 
 
 def relevant_settings(config: Any) -> Any:
-    """A configuration without the seeds, and without what changes nothing that is computed."""
+    """A configuration without the seeds and without settings that do not affect the results."""
     if isinstance(config, dict):
         return {key: relevant_settings(value) for key, value in config.items() if key not in _IRRELEVANT}
     return config

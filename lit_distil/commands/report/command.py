@@ -1,6 +1,6 @@
-"""`lit-distil report`: finished runs side by side, as tables, pictures and raw numbers.
+"""`lit-distil report`: compare finished runs in tables, pictures and raw numbers.
 
-Runs are compared by what they logged (`runs`), or their exported networks are measured again (`entries`), or both.
+Runs are compared by their logs (`runs`), by measuring their exported networks again (`entries`), or both.
 """
 
 from __future__ import annotations
@@ -64,30 +64,30 @@ def report(
 ) -> None:
     """Compare finished runs by what they logged, or measure their exported networks again on the same test data.
 
-    Writes report.md, report.html (one file) and report.json (every number) to a folder, and pictures: of runs runs.png,
-    with seeds as bands; of entries curves.png and quality_latency.png.
+    Writes report.md, report.html (one file), report.json (every number) and pictures to a folder: runs.png for runs,
+    with seeds as bands; curves.png and quality_latency.png for entries.
 
     Args:
         runs: Folders of runs or of results (results/claims/soft-targets), or globs in quotes; runs that differ only in
             their seeds count as one arm.
-        metrics: Column of metrics.csv, such as val/loss, or a list of them; None takes the score and the loss.
-        at: Compare at the last validation (end) or at the best one (best), which is the one that was exported.
+        metrics: Column of metrics.csv, such as val/loss, or a list of columns; None takes the score and the loss.
+        at: Compare at the last validation (end), or at the best one (best), whose network was exported.
         beside: YAML file with published figures to put beside the runs, such as configs/finetune/glue/papers.yaml.
         title: Headline.
-        out: Folder to write to; without entries it may be left out, and the tables are only printed.
-        entries: Networks to measure, each under a key, in order.
+        out: Folder to write to; without entries it may be left out, which only prints the tables.
+        entries: Networks to measure, by key, in order.
         teacher: Key of the entry that the others are compared with.
         masked_lm_data: Documents whose test split gives the masked-LM loss of the entries.
         task_data: Rows whose test split gives the scores of fine-tuned entries.
-        comparisons: Pairs of entries whose differences are the findings.
+        comparisons: Pairs of entries whose differences to list as findings.
         length: Tokens of a sequence when latency and throughput are measured.
         batch_size: Sequences in a batch when the throughput is measured.
         repeats: Timed calls for the latency; the throughput gets a third as many.
-        threads: Threads of torch when they are measured.
+        threads: Torch's threads for these measurements.
         device: Where to measure, such as cpu or cuda.
-        seed: Of whatever is random.
-        made_by: What to run when a run is missing, such as `make demo`; None names each run's own command.
-        overwrite: Replace files of these names that no report wrote; a report may always be written again.
+        seed: Seed for everything random.
+        made_by: Command to suggest if a run is missing, such as `make demo`; None suggests each run's own command.
+        overwrite: Replace files of these names even if no report wrote them; a report may always be replaced.
     """
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
@@ -130,7 +130,7 @@ run = functools.partial(call_command, report, words="runs", help="Folders of run
 def _compare_runs(
     patterns: Sequence[str], metrics: Sequence[str] | None, at: At, beside: str | None, folder: Path | None
 ) -> tuple[list[Section], dict[str, Any]]:
-    """Print the tables of what runs logged; their sections of the page, and their numbers."""
+    """Print the tables of what runs logged, and return the page's sections and the numbers."""
     found = open_runs(patterns)
     arms = make_arms(found)
     if beside is not None:
@@ -171,7 +171,7 @@ def _check_entries(entries: Mapping[str, Entry], comparisons: Sequence[Compariso
 
 
 def _check_exports(entries: Mapping[str, Entry], made_by: str | None) -> None:
-    """Every export must be there before any time is spent."""
+    """Check that every export exists before spending any time."""
     missing = [
         (f"entries.{key}.{field}", folder)
         for key, entry in entries.items()
@@ -185,7 +185,7 @@ def _check_exports(entries: Mapping[str, Entry], made_by: str | None) -> None:
 
 
 def _command_for(run: str) -> str:
-    """The command that makes a run: from its config.yaml, or because `configs/a/b.yaml` writes to `runs/a/b`."""
+    """The command that makes a run, by its config.yaml or by the rule that `configs/a/b.yaml` writes to `runs/a/b`."""
     if Path(run, "config.yaml").is_file():
         return f"lit-distil fit --config {Path(run, 'config.yaml')}"
     parts = Path(run).parts

@@ -1,4 +1,4 @@
-"""Networks measured again on the same held-out data, beside floors that need no network; as tables and findings."""
+"""Measure networks on the same held-out data, next to baselines without a network; as tables and findings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class MaskedLMScore:
-    """On the masked tokens of the test split: mean cross-entropy in nats, its exponential, share predicted right."""
+    """On the masked tokens of the test split: mean cross-entropy in nats, its exponential, and accuracy."""
 
     loss: float
     perplexity: float
@@ -47,7 +47,7 @@ class MaskedLMScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """On the rows of the test split: accuracy and its standard error from their number alone, F1, loss in nats."""
+    """On the rows of the test split: accuracy, its standard error given the number of rows, F1, and loss in nats."""
 
     accuracy: float
     accuracy_error: float
@@ -57,7 +57,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Floors:
-    """What can be reached without a network, on the same test data.
+    """Baselines that need no network, on the same test data.
 
     Attributes:
         num_masked: Masked tokens of the test split.
@@ -74,7 +74,7 @@ class Floors:
 
 @dataclass(frozen=True)
 class EntryResult:
-    """What was measured of one entry; None if it has no such run. `curve` is (step, validation loss)."""
+    """The results of one entry; None if it has no such run. `curve` is (step, validation loss)."""
 
     label: str
     masked_lm: MaskedLMScore | None
@@ -90,7 +90,7 @@ def measure_entries(
     benchmark: Mapping[str, Any],
     device: str,
 ) -> tuple[dict[str, EntryResult], Floors]:
-    """Test every network on the test splits with the same masks, time all of them, and compute the floors.
+    """Test every network on the test splits with the same masks, time them all, and compute the baselines.
 
     `benchmark` holds further arguments of `measure_networks`.
     """
@@ -116,12 +116,12 @@ def measure_entries(
 
 
 def unigram_loss(token_counts: np.ndarray, labels: np.ndarray, *, vocabulary_size: int) -> float:
-    """Cross-entropy in nats of `labels` under add-one token frequencies.
+    """Cross-entropy in nats of `labels` under token frequencies with add-one smoothing.
 
     Args:
         token_counts: int64 `[at most vocabulary_size]`, how often each id occurs in the training corpus.
         labels: int64 `[M]`, the tokens to predict.
-        vocabulary_size: Number of ids; each counts one occurrence more.
+        vocabulary_size: Number of ids.
     """
     counts = np.ones(vocabulary_size)
     counts[: len(token_counts)] += token_counts
@@ -153,13 +153,13 @@ def _test(module: MaskedLMModule | FineTuningModule, data: TextDataModule, devic
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # `latest` has the means in full precision; Lightning logs float32
+    # `latest` has the means in full precision, while Lightning logs float32
     trainer.test(module, datamodule=data, verbose=False)
     return {name: value for name, value in module.latest.items() if name.startswith("test/")}
 
 
 def _measure_floors(masked_lm_data: TextDataModule, task_data: TextDataModule | None) -> Floors:
-    """The floors, on the very labels that the networks predict."""
+    """The baselines, on exactly the labels that the networks predict."""
     train = masked_lm_data.datasets["train"]
     if not isinstance(train, MaskedSequences):
         raise ValueError("masked_lm_data.format: the report measures masked language modelling, which needs documents")
@@ -182,7 +182,7 @@ def _collect(data: TextDataModule, field: str) -> np.ndarray:
 
 
 def _check_labels(export: str, data: TextDataModule) -> None:
-    """A network fine-tuned for other classes, or for the same in another order, would get a wrong score."""
+    """Refuse a network with other classes or another order of classes, whose score would be wrong."""
     if data.task is None:
         raise ValueError("task_data.task: scoring fine-tuned networks needs one; give the task of their runs")
     settings = data.task.head_settings()
@@ -196,14 +196,14 @@ def _check_labels(export: str, data: TextDataModule) -> None:
 
 
 def _curve(folder: str | None) -> list[tuple[int, float]]:
-    """Validation loss by step; empty without metrics, as for an export from elsewhere."""
+    """Validation loss by step; empty without metrics.csv, as for an export from elsewhere."""
     if folder is None or not Path(folder, "metrics.csv").is_file():
         return []
     metrics = read_metrics(folder)
     return sorted(metrics.get("val/masked_lm_loss", metrics.get("val/loss/masked_lm", {})).items())
 
 
-# What was measured as tables, findings and notes; every number comes from the results
+# The results as tables, findings and notes
 
 
 _GLUE = (79.5, 77.0)  # macro-scores of BERT base and DistilBERT: Sanh et al. 2019 (arXiv 1910.01108), table 1
@@ -221,7 +221,7 @@ class Comparison:
     Attributes:
         label: What is compared, such as `soft targets vs no teacher, equal steps`.
         a: Key of an entry.
-        b: Key of the entry that is subtracted from it.
+        b: Key of the entry that is subtracted from `a`.
     """
 
     label: str
@@ -231,7 +231,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a report measured of its entries."""
+    """All results of a report's entries."""
 
     teacher: str
     entries: dict[str, EntryResult]
@@ -241,24 +241,24 @@ class Results:
     hardware: dict[str, str | int | None]
 
     def share_kept(self, key: str) -> float | None:
-        """Accuracy over the teacher's."""
+        """Accuracy divided by the teacher's."""
         ours, theirs = self.entries[key].task, self.entries[self.teacher].task
         return None if ours is None or theirs is None or not theirs.accuracy else ours.accuracy / theirs.accuracy
 
     def loss_difference(self, a: str, b: str) -> float | None:
-        """Masked-LM loss of one entry less another's, in nats; below 0 if the first is better."""
+        """Masked-LM loss of `a` minus that of `b`, in nats; below 0 if `a` is better."""
         ours, theirs = self.entries[a].masked_lm, self.entries[b].masked_lm
         return None if ours is None or theirs is None else ours.loss - theirs.loss
 
     def accuracy_difference(self, a: str, b: str) -> tuple[float, float] | None:
-        """Accuracy of one entry less another's, and its standard error as if their rows were independent."""
+        """Accuracy of `a` minus that of `b`, and its standard error as if their rows were independent."""
         ours, theirs = self.entries[a].task, self.entries[b].task
         if ours is None or theirs is None:
             return None
         return ours.accuracy - theirs.accuracy, (ours.accuracy_error**2 + theirs.accuracy_error**2) ** 0.5
 
     def sections(self, folder: Path) -> list[Section]:
-        """The parts of the page; draws its pictures into a folder."""
+        """The sections of the page; draws its pictures into `folder`."""
         first = [Section(table=main_table(self))]
         if self.comparisons:
             first.append(Section("Findings", lines=findings(self)))
@@ -272,7 +272,7 @@ class Results:
         ]
 
     def numbers(self) -> dict[str, Any]:
-        """Everything that was measured, and what follows from it, as plain types."""
+        """All results and what is derived from them, as plain values."""
         numbers = asdict(self)
         for key, entry in numbers["entries"].items():
             entry["share_of_teacher_accuracy"] = self.share_kept(key)
@@ -286,7 +286,7 @@ class Results:
 
 
 def main_table(results: Results) -> Table:
-    """A row for each entry, and one for what can be reached without a network: quality, size and latency."""
+    """One row per entry, and one for the baselines without a network: quality, size and latency."""
     table = [["network", "MLM loss (nats)", "vs teacher", "accuracy %", "parameters", "latency ms"]]
     for key, entry in results.entries.items():
         difference = results.loss_difference(key, results.teacher)
@@ -310,7 +310,7 @@ def main_table(results: Results) -> Table:
 
 
 def details_table(results: Results) -> Table:
-    """What else was measured of each entry."""
+    """The other measurements of each entry."""
     table = [["network", "perplexity", "macro-F1 %", "accuracy kept %", "MB", "latency ms (quartiles)", "seq/s"]]
     for key, entry in results.entries.items():
         kept, masked, task, network = results.share_kept(key), entry.masked_lm, entry.task, entry.network
@@ -329,7 +329,7 @@ def details_table(results: Results) -> Table:
 
 
 def published_table(results: Results) -> Table:
-    """Our ratios to the teacher beside DistilBERT's to BERT."""
+    """Our ratios to the teacher beside DistilBERT's ratios to BERT."""
     (bert_size, bert_time), (size, time) = DISTILBERT_TABLE_3["BERT-base"], DISTILBERT_TABLE_3["DistilBERT"]
     table = [
         ["student", "parameters", "time at batch 1", "score kept"],
@@ -360,7 +360,7 @@ def published_table(results: Results) -> Table:
 
 
 def findings(results: Results) -> list[str]:
-    """A sentence for each comparison: what was measured, whichever way it went, and whether chance could give it."""
+    """One sentence per comparison: the differences, in either direction, and whether chance could explain them."""
     lines = []
     for comparison in results.comparisons:
         parts = []
@@ -407,7 +407,7 @@ def notes(results: Results) -> list[str]:
 
 
 def _draw(results: Results, folder: Path) -> list[Path]:
-    """The curves of the runs that logged them, and quality against latency."""
+    """Draw the curves of the runs that logged them, and quality against latency."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures, floors, entries = [], results.floors, list(results.entries.values())
     curves = [(index, entry.label, entry.curve) for index, entry in enumerate(entries) if entry.curve]

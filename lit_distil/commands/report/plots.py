@@ -19,7 +19,7 @@ from lit_distil.files import staged_file
 
 matplotlib.use("Agg")
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; they repeat after eight entries
+# Okabe and Ito's colours, which colour-blind readers can distinguish; they repeat after eight entries
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _FLOOR: Any = {"color": "#555555", "linestyle": "--", "linewidth": 1}
@@ -38,7 +38,7 @@ _STYLE: Any = {
     "svg.hashsalt": "lit_distil",
     "svg.fonttype": "none",
 }
-_MAX_WRITTEN_CLASSES = 20  # of a confusion matrix whose cells have room for numbers
+_MAX_WRITTEN_CLASSES = 20  # largest confusion matrix whose cells have room for numbers
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Point:
 
     Attributes:
         label: Its name.
-        index: Place of its entry in the report, which gives colour and marker.
+        index: Position of its entry in the report, which determines colour and marker.
         latency: Median, lower and upper quartile, in milliseconds.
         quality: Value on the vertical axis.
         error: Half the length of its error bar; 0 draws none.
@@ -61,12 +61,9 @@ class Point:
 
 
 def plot_curves(path: Path, curves: Sequence[tuple[int, str, Sequence[tuple[int, float]]]], *, floor: float) -> None:
-    """Validation masked-LM loss against optimizer steps.
+    """Plot validation masked-LM loss against optimizer steps, with the unigram loss as a dashed line.
 
-    Args:
-        path: PNG to write.
-        curves: (place of the entry in the report, its label, its (step, loss) in ascending steps).
-        floor: The unigram loss, drawn as a dashed line.
+    `curves` holds (position of the entry in the report, its label, its (step, loss) in ascending steps).
     """
     with _figure(path, (7.6, 4.6)) as figure:
         axes = figure.add_subplot()
@@ -81,11 +78,9 @@ def plot_curves(path: Path, curves: Sequence[tuple[int, str, Sequence[tuple[int,
 
 
 def plot_arms(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, Sequence[float]]]]]) -> None:
-    """Metrics against optimizer steps: the mean of each arm, and a band from its lowest to its highest run.
+    """Plot metrics against optimizer steps: the mean of each arm, and a band from its lowest to its highest run.
 
-    Args:
-        path: PNG to write.
-        panels: By metric and arm, in ascending steps: (step, the value of each run).
+    `panels` holds, by metric and arm, (step, the value of each run) in ascending steps.
     """
     with _figure(path, (7.6, 1.0 + 3.4 * len(panels))) as figure:
         for place, (metric, arms) in enumerate(panels.items()):
@@ -100,13 +95,9 @@ def plot_arms(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, 
 
 
 def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tuple[float, str]) -> None:
-    """Quality against latency.
+    """Plot quality against latency; `quality` names the vertical axis.
 
-    Args:
-        path: PNG to write.
-        points: The networks.
-        quality: Name of the vertical axis.
-        floor: Quality without a network, and its name: a dashed line, or part of the axis label if it is far away.
+    `floor` is the quality without a network and its name: a dashed line, or part of the axis label if it is far away.
     """
     with _figure(path, (9.6, 4.6)) as figure:
         axes = figure.add_subplot()
@@ -128,7 +119,7 @@ def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tu
         if min(values) - span <= value <= max(values) + span:
             axes.axhline(value, **_FLOOR, label=name)
             values.append(value)
-        else:  # a line so far away would squeeze all points together
+        else:  # a distant line would squeeze the points together
             quality = f"{quality}; {name}: {value:.1f}"
         axes.set_xlim(0, 1.1 * max(point.latency[2] for point in points))
         margin = 0.12 * (max(values) - min(values) or 1.0)
@@ -140,13 +131,7 @@ def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tu
 
 
 def plot_confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """A confusion matrix, coloured by the share of each true class.
-
-    Args:
-        path: PNG to write.
-        counts: int64 `[C, C]`, true classes down and predicted ones across.
-        classes: Their names.
-    """
+    """Plot a confusion matrix `[C, C]` (true classes down, predicted across), coloured by share of the true class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, 3.2 + 0.55 * len(classes))
     with _figure(path, (side + 1.2, side)) as figure:
@@ -166,13 +151,9 @@ def plot_confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]
 
 
 def plot_reliability(path: Path, filled_bins: Sequence[Mapping[str, Any]], *, width: float, error: float) -> None:
-    """A reliability diagram: accuracy against confidence by bin, and below it how many rows each bin has.
+    """Plot a reliability diagram: accuracy against confidence by bin, and below it how many rows each bin has.
 
-    Args:
-        path: PNG to write.
-        filled_bins: As `lit_distil.commands.diagnose.Calibration` has them.
-        width: Of a bin.
-        error: Expected calibration error, for the title.
+    `filled_bins` and `error`, the expected calibration error, are those of `Calibration`; `width` is that of a bin.
     """
     edges, rows, confidence, accuracy = (
         [each[name] for each in filled_bins] for name in ("from", "rows", "confidence", "accuracy")
@@ -193,12 +174,9 @@ def plot_reliability(path: Path, filled_bins: Sequence[Mapping[str, Any]], *, wi
 
 
 def plot_effects(path: Path, effects: Sequence[tuple[str, Sequence[float], float, float, float]], *, unit: str) -> None:
-    """Effects with their 95 % intervals and margins, one below the other.
+    """Plot effects with their 95 % intervals and margins, one below the other, on an axis named `unit`.
 
-    Args:
-        path: SVG or PNG to write.
-        effects: (label, the effect of each seed, their mean, half the interval, the margin).
-        unit: Name of the axis.
+    `effects` holds (label, the effect of each seed, their mean, half the interval, the margin).
     """
     with _figure(path, (8.0, 1.5 + 0.7 * len(effects))) as figure:
         axes = figure.add_subplot()
@@ -213,15 +191,13 @@ def plot_effects(path: Path, effects: Sequence[tuple[str, Sequence[float], float
 
 
 Size = tuple[float, float, float, float]
-"""Parameters, milliseconds, quality and half its interval."""
+"""Parameters, milliseconds, quality, and half the interval of the quality."""
 
 
 def plot_sizes(path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]]]]) -> None:
-    """Quality against parameters and latency, a row of two panels for each quality.
+    """Plot quality against parameters and latency, a row of two panels for each quality.
 
-    Args:
-        path: SVG or PNG to write.
-        rows: (name of the quality, each line's name to its networks).
+    `rows` holds (name of the quality, the networks of each line by the line's name).
     """
     with _figure(path, (8.0, 1.0 + 2.6 * len(rows))) as figure:
         for (quality, lines), (left, right) in zip(rows, figure.subplots(len(rows), 2, squeeze=False), strict=True):
@@ -239,12 +215,12 @@ def plot_sizes(path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]
 
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure in the common style, saved at the end."""
+    """A figure in the common style, saved as SVG or PNG at the end."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         with staged_file(path) as file:
-            # an SVG of the same numbers has the same bytes
+            # no date, so that the same numbers give the same SVG bytes
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
 

@@ -1,1 +1,1 @@
-"""Documents to tokens on disk."""
+"""From documents to tokens on disk."""

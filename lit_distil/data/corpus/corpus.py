@@ -1,4 +1,4 @@
-"""A corpus of tokens: arrays on disk, memory-mapped, with the ends of its units and documents.
+"""A corpus of tokens: memory-mapped arrays on disk, with the ends of its units and documents.
 
 Text is tokenised once, without special tokens. Which tokens form a sequence and which are masked is decided later, by
 index arithmetic alone, so a corpus never has to be prepared again for another input format, length or mask.
@@ -17,7 +17,7 @@ from lit_distil.data.corpus.shards import MANIFEST, TOKEN_COUNTS, Manifest, Shar
 from lit_distil.files import short_hash
 
 Ints = NDArray[np.int64]
-_MOST_MAPS = 768  # each holds a file open, and a process may often have no more than 1,024
+_MOST_MAPS = 768  # each keeps a file open, and the usual limit per process is 1,024
 
 
 class Pieces(NamedTuple):
@@ -37,19 +37,19 @@ class Pieces(NamedTuple):
 class TokenCorpus:
     """Tokens of a corpus with the ends of its units and documents.
 
-    A unit is whatever the source calls one: a sentence, a line, a paragraph. Units and documents are contiguous and
-    never empty. A corpus on disk has one shard or more, each of whole documents; tokens are numbered through all of
-    them. A corpus made of arrays has a single shard, which the properties that return arrays need.
+    A unit is whatever the source treats as one: a sentence, a line, a paragraph. Units and documents are contiguous and
+    never empty. A corpus on disk has one or more shards, each of whole documents; tokens are numbered across all of
+    them. A corpus made from arrays has a single shard; the properties that return arrays need a single shard.
 
     Args:
-        tokens: uint16 `[N]`, or uint32 where the vocabulary has more than 65,536 entries; no special tokens.
+        tokens: uint16 `[N]`, or uint32 if the vocabulary has more than 65,536 entries; no special tokens.
         word_starts: bool `[N]`, whether a token is the first of its word; punctuation is a word of its own.
         unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
         document_ends: int64 `[D]`, exclusive end of each document, counted in units.
         token_counts: int64 `[vocabulary]`, how often each id occurs.
 
     Attributes:
-        folder: Where the corpus is on disk; None for a corpus made of arrays.
+        folder: Where the corpus is on disk; None for a corpus made from arrays.
         shard_sizes: For each shard its numbers of tokens, units and documents.
         num_tokens: N.
         num_units: U.
@@ -83,10 +83,10 @@ class TokenCorpus:
 
         Args:
             folder: Where it is.
-            verify: Whether to compare each file with its sha256, and not only its size.
+            verify: Whether to compare each file with its sha256, not only its size.
 
         Raises:
-            ValueError: The folder holds no corpus, one of another version, or one whose files do not fit its manifest.
+            ValueError: The folder holds no corpus, one of another version, or files that do not match the manifest.
         """
         folder = Path(folder).resolve()
         manifest = Manifest.read(folder)
@@ -105,19 +105,19 @@ class TokenCorpus:
 
     @property
     def unit_ends(self) -> Ints:
-        """The units' ends."""
+        """The exclusive end of each unit."""
         return self._only_shard().unit_ends.astype(np.int64, copy=False)
 
     @property
     def document_ends(self) -> Ints:
-        """The documents' ends."""
+        """The exclusive end of each document."""
         return self._only_shard().document_ends.astype(np.int64, copy=False)
 
     def gather(self, starts: Ints, ends: Ints) -> Pieces:
-        """The tokens of pieces of the corpus; pieces of one shard are not copied.
+        """The tokens of some pieces of the corpus; if they are in one shard, nothing is copied.
 
         Args:
-            starts: int64 `[P]`, first token of each piece, counted through the whole corpus.
+            starts: int64 `[P]`, first token of each piece, counted across the whole corpus.
             ends: int64 `[P]`, exclusive ends; a piece never crosses a shard boundary.
         """
         shards = np.searchsorted(self._token_ends, starts, side="right")
@@ -135,7 +135,7 @@ class TokenCorpus:
         return Pieces(*copied, np.cumsum(lengths) - lengths)
 
     def document_hashes(self) -> Iterator[bytes]:
-        """A hash of the tokens of each document, which reads all of them."""
+        """A hash of each document's tokens; this reads all of them."""
         for number in range(len(self.shard_sizes)):
             shard = self._shard(number)
             start = 0
@@ -144,7 +144,7 @@ class TokenCorpus:
                 start = end
 
     def part(self, first: int, end: int) -> TokenCorpus:
-        """The shards from `first` to `end` (exclusive) as a corpus of one shard; tokens of one shard are not copied."""
+        """The shards from `first` to `end` (exclusive) as a corpus of one shard; a single shard is not copied."""
         shards = [self._shard(number) for number in range(first, end)]
         for shard in shards:
             if any((each[1:] <= each[:-1]).any() for each in (shard.unit_ends, shard.document_ends)):
@@ -182,7 +182,7 @@ class _MappedCorpus(TokenCorpus):
         self._set_sizes([(shard.tokens, shard.units, shard.documents) for shard in manifest.shards], token_counts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a worker process maps the files again: pickling a memory map would copy the whole corpus
+        # a worker process maps the files itself: pickling a memory map would copy the whole corpus
         return TokenCorpus.load, (self.folder,)
 
     def _shard(self, number: int) -> ShardArrays:

@@ -1,8 +1,8 @@
-"""Text to token ids with the beginnings of words, for any kind of fast tokenizer.
+"""Text to token ids and word beginnings, for any kind of fast tokenizer.
 
-A tokenizer cuts text into words and then each word into tokens. For printable ASCII and the two usual tokenizers it is
-known where words begin and end, so the tokens of a word are computed once and remembered: several times faster than
-encoding every text anew, with exactly the same tokens. All other text goes through the tokenizer.
+A tokenizer splits text into words and each word into tokens. For printable ASCII and the two usual tokenizers the word
+boundaries are known, so the tokens of a word are computed once and remembered: several times faster than encoding every
+text from scratch, with exactly the same tokens. All other text goes through the tokenizer.
 
 This file imports no torch and no transformers, so that a process that only encodes starts quickly and stays small (see
 `engine.py`).
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 _MOST_WORDS = 1_000_000
-# where BertPreTokenizer and ByteLevel (GPT-2's rule) cut printable ASCII
+# how BertPreTokenizer and ByteLevel (GPT-2's rule) split printable ASCII
 _BERT_WORDS = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
 _BYTE_LEVEL_WORDS = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\s0-9A-Za-z]+|\s+(?!\S)|\s+", re.ASCII
@@ -45,7 +45,7 @@ class Encoded(NamedTuple):
 
 
 def token_type(vocabulary_size: int) -> np.dtype[Any]:
-    """uint16 if every id fits, else uint32."""
+    """uint16 if every id fits, otherwise uint32."""
     return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
 
 
@@ -53,11 +53,11 @@ class TextEncoder:
     """Encodes texts without special tokens.
 
     If the tokenizer separates both spaces and punctuation (WordPiece, byte-level BPE), its own word ids say where words
-    begin. SentencePiece-like ones leave punctuation attached to the word, and some do not cut words at all. For these
-    the token's text decides: a leading `▁` begins a word, and so do a token of punctuation and the token after it.
+    begin. Those like SentencePiece leave punctuation attached to the word, and some do not split into words at all. For
+    these the token's text decides: a leading `▁` begins a word, and so do a punctuation token and the token after it.
 
     Args:
-        tokenizer: The JSON of a fast tokenizer, as `tokenizer.json` has it.
+        tokenizer: The JSON of a fast tokenizer, as in `tokenizer.json`.
     """
 
     def __init__(self, tokenizer: str) -> None:
@@ -85,12 +85,12 @@ class TextEncoder:
             self._is_punctuation[index] = bool(text) and all(unicodedata.category(c)[0] in "PS" for c in text)
 
     def __call__(self, texts: list[str]) -> Encoded:
-        """Encode texts, of which there must be at least one."""
+        """Encode texts; there must be at least one."""
         if len(self._ends) > _MOST_WORDS:
             self._forget()
         is_difficult = [self._words is None or self._is_difficult(text) is not None for text in texts]
         encodings = iter(self._backend.encode_batch([*compress(texts, is_difficult)], add_special_tokens=False))
-        words = array("q")  # their numbers in the table
+        words = array("q")  # the words' numbers in the table
         word_ends = []  # of each text, counted in words
         for text, difficult in zip(texts, is_difficult, strict=True):
             if self._words is None or difficult:
@@ -118,13 +118,13 @@ class TextEncoder:
         return Encoded(tokens.astype(self._type), starts[:-1], np.diff(text_ends, prepend=0))
 
     def _forget(self) -> None:
-        """Begin an empty table of words: word n has the tokens from `_ends[n]` to `_ends[n + 1]`."""
+        """Start an empty table of words: word n has the tokens from `_ends[n]` to `_ends[n + 1]`."""
         self._tokens = array("q")
         self._ends = array("q", [0])
         self._number_of = _WordNumbers(self)
 
     def _add_words(self, encoding: Any) -> list[int]:
-        """Put the words of an encoding into the table, and return their numbers."""
+        """Add the words of an encoding to the table, and return their numbers."""
         numbers = []
         ids = iter(encoding.ids)
         # a token that belongs to no word stands alone
@@ -137,7 +137,7 @@ class TextEncoder:
 
 
 class _WordNumbers(dict[str, int]):
-    """The number of each word in the encoder's table; a word that is not there yet is encoded and added."""
+    """The number of each word in the encoder's table; a missing word is encoded and added."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
@@ -148,14 +148,14 @@ class _WordNumbers(dict[str, int]):
         numbers = encoder._add_words(encoder._backend.encode(word, add_special_tokens=False))
         if len(numbers) > 1:
             raise RuntimeError(f"the tokenizer cuts {word!r} into {len(numbers)} words, expected one")
-        if not numbers:  # a tokenizer without an unknown token drops what it does not know
+        if not numbers:  # a tokenizer without an unknown token drops unknown text
             encoder._ends.append(len(encoder._tokens))
         self[word] = len(encoder._ends) - 2
         return self[word]
 
 
 def _word_pattern(settings: dict[str, Any]) -> re.Pattern[str] | None:
-    """The pattern that finds the words of printable ASCII exactly as this tokenizer does; None if none is known."""
+    """The pattern that finds words in printable ASCII exactly as this tokenizer does; None if none is known."""
     normalizer, pre_tokenizer, model = settings["normalizer"], settings["pre_tokenizer"], settings["model"]
     if pre_tokenizer is None or model["type"] not in ("WordPiece", "BPE") or model.get("dropout"):
         return None

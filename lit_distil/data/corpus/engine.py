@@ -1,8 +1,8 @@
-"""Work on text in several processes: of this machine, of a Ray cluster or of a Dask cluster, through joblib.
+"""Work on text in several processes, on this machine, a Ray cluster or a Dask cluster, through joblib.
 
-The results come in the order of the items, whatever the backend and the number of processes. This file imports neither
-torch nor transformers, and the functions given to it should be in files that do not either: every worker process
-imports them.
+Results come in the order of the items, whatever the backend and the number of processes. This file imports neither
+torch nor transformers, and the functions passed to it should be in files that do not either, because every worker
+process imports them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from joblib.externals.loky import get_reusable_executor
 from lit_distil.files import hash_of
 
 Backend = Literal["loky", "ray", "dask"]
-"""Where the processes are, by joblib's names: on this machine, on a Ray cluster, on a Dask cluster."""
+"""Where the processes run, by joblib's names: on this machine, on a Ray cluster, on a Dask cluster."""
 
 Item = TypeVar("Item")
 Work = Callable[[Any], Any]
 
-_TASKS_AT_ONCE = 32  # in a round, and more with more than 16 processes
+_TASKS_AT_ONCE = 32  # per round; more with over 16 processes
 _FEW = 4
-_SHARED_BYTES = 10_000  # larger arrays reach the processes of this machine through a file, once
+_SHARED_BYTES = 10_000  # larger arrays are sent to local processes once, through a file
 
 
 class _Workers(NamedTuple):
@@ -52,11 +52,11 @@ def workers(
     """Let `results_in_order` use several processes inside this block; elsewhere it works in the calling process.
 
     Args:
-        num_processes: How many; None takes those of the surrounding block, or one for each core of the machine or
+        num_processes: How many; None takes the number of the surrounding block, or one for each core of the machine or
             cluster.
-        backend: Where they are; None takes the backend of the surrounding block, or this machine.
-        address: Of the cluster; None takes the one that `RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or starts a
-            cluster on this machine.
+        backend: Where they run; None takes the backend of the surrounding block, or this machine.
+        address: Address of the cluster; None takes the one that `RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or
+            starts a cluster on this machine.
 
     Raises:
         ValueError: The backend is not installed, there is no cluster at the address, or a number is below 1.
@@ -80,7 +80,7 @@ def workers(
         else:
             inner = _Workers("loky", num_processes or joblib.cpu_count())
             if outer is None or outer.backend != "loky":
-                stack.callback(lambda: get_reusable_executor().shutdown(wait=True))  # idle processes hold memory
+                stack.callback(lambda: get_reusable_executor().shutdown(wait=True))  # idle processes keep memory
         token = _active.set(inner)
         try:
             yield
@@ -93,8 +93,8 @@ def results_in_order(
 ) -> Iterator[tuple[Item, Any]]:
     """Each item with the result of its work, in the order of the items.
 
-    The calling thread reads the items of one round while the processes work on the round before, so memory does not
-    grow with their number. Very few items are worked on here, since processes take longer to start.
+    The calling thread reads the items of one round while the processes work on the previous round, so memory does not
+    grow with the number of items. A few items are handled here, since processes take longer to start.
 
     Args:
         make_work: Called once in each process with the settings; returns the function that does the work.
@@ -115,7 +115,7 @@ def results_in_order(
         import ray
 
         shared = ray.put(shared)
-    # a backend of its own: items may come from another call of this function, whose work is under way too
+    # its own backend: the items may come from another call of this function that is still working
     with joblib.parallel_config(active.backend):
         parallel = joblib.Parallel(active.number, batch_size=1, pre_dispatch="all", max_nbytes=_SHARED_BYTES)
     task, key = joblib.delayed(_work), hash_of(settings)
@@ -141,7 +141,7 @@ def results_in_order(
 def _work(make_work: Callable[[str], Work], key: str, shared: Any, payload: Any) -> Any:
     """In a worker process: the result for one payload."""
     if key not in _work_of:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share out the cores, not their threads
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores are shared by processes, not by threads
         if current_process().name.startswith("Loky") and not _work_of:
             end_with_parent()
         if not isinstance(shared, np.ndarray):
@@ -153,9 +153,9 @@ def _work(make_work: Callable[[str], Work], key: str, shared: Any, payload: Any)
 
 
 def end_with_parent(*_: Any) -> None:
-    """In a worker process: end it soon after the one that started it was killed.
+    """In a worker process: make it end soon after its parent is killed.
 
-    Loky would keep it for minutes, and torch for ever, if it waits for room in a pipe that nobody reads any more.
+    Otherwise loky would keep it for minutes, and torch forever if it waits to write to a pipe that nobody reads.
     """
     parent = os.getppid()
 
@@ -182,7 +182,7 @@ def _connect_ray(num_processes: int | None, address: str | None, stack: ExitStac
 
 
 def _connect_dask(num_processes: int | None, address: str | None, stack: ExitStack) -> int:
-    """Connect to a Dask cluster until the stack ends; returns the number of processes that it has."""
+    """Connect to a Dask cluster until the stack ends; returns the cluster's number of processes."""
     import dask
     from distributed import Client
 

@@ -1,8 +1,8 @@
-"""Preparing a corpus: text to shards of tokens, in several processes, from wherever it was interrupted.
+"""Preparing a corpus: text to shards of tokens, in several processes, continuing from where it was interrupted.
 
 One process reads the documents (`reading.py`), others encode them (`engine.py`, `encoding.py`), and the first writes
-the results in the order of the source (`shards.py`). The folder appears under its name once it is complete. Its bytes
-are the same whatever the backend and the number of processes, and however often the work was interrupted.
+the results in the order of the source (`shards.py`). The folder gets its name once it is complete. Its bytes are the
+same whatever the backend and the number of processes, and however often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def prepare_corpus(
 ) -> TokenCorpus | None:
     """Tokenise a split of a source into a folder of shards, in bounded memory.
 
-    Interrupted work continues with the first shard that is not whole. If two processes prepare the same folder, the
-    second waits and uses what the first wrote. Inside a block of `engine.workers`, the work runs on its backend.
+    Interrupted work continues with the first incomplete shard. If two processes prepare the same folder, the second
+    waits and uses what the first wrote. Inside a block of `engine.workers`, the work runs on its backend.
 
     Args:
         source: Where the documents come from. Units without a token and documents without a unit are left out.
-        split: Which of its splits.
+        split: The split to prepare.
         tokenizer: A fast tokenizer; no special tokens are added.
         folder: Where to write.
         filters: Which documents to leave out.
         num_processes: How many processes tokenise; None is one for each core.
-        shard_characters: A shard ends with the document by which it has this many characters. Until then it is held in
-            memory, in about as many bytes. A sequence never crosses a shard boundary.
+        shard_characters: A shard ends with the document that brings it to this many characters. Until then it is held
+            in memory, in about as many bytes. A sequence never crosses a shard boundary.
         progress: Whether to show the text done, the rate and the time left on stderr.
-        overwrite: Whether to replace a corpus that was made of something else, once the new one is whole.
+        overwrite: Whether to replace a corpus that was made from something else, once the new one is complete.
 
     Returns:
         The corpus, memory-mapped; None if the split has no documents.
@@ -98,7 +98,7 @@ def write_corpus(
 ) -> TokenCorpus:
     """Tokenise documents that can be read only once, into a folder that must not exist yet.
 
-    The arguments are those of `prepare_corpus`, but interrupted work starts again.
+    The arguments are those of `prepare_corpus`, but interrupted work starts from scratch.
 
     Raises:
         ValueError: The folder exists, the tokenizer is not a fast one or does not fit the text, or no token is left.
@@ -126,16 +126,12 @@ class _Preparation:
             raise ValueError(f"shard_characters must be at least 1, got {self.shard_characters}")
 
     def made_of(self, split: Split, source: str) -> dict[str, Any]:
-        """Everything that the bytes of the corpus depend on. `source` is empty for documents that are read once."""
+        """Everything that the bytes of the corpus depend on; `source` is empty for documents that are read once."""
         settings = {"shard_characters": self.shard_characters, "filters": asdict(self.filters)}
         return {"tokenizer": tokenizer_hash(self.tokenizer), "split": split, "source": source, "settings": settings}
 
     def is_done(self, made_of: dict[str, Any]) -> bool:
-        """Whether the folder holds this corpus.
-
-        Raises:
-            ValueError: It holds other files, or another corpus that may not be replaced.
-        """
+        """Whether the folder holds this corpus; other files, or a corpus that may not be replaced, are refused."""
         if not holds_corpus(self.folder):
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise ValueError(
@@ -151,17 +147,17 @@ class _Preparation:
 
     @property
     def staging(self) -> Path:
-        """Where the corpus is written, beside its place."""
+        """Where the corpus is written, beside its final folder."""
         return self.folder.with_name(f".{self.folder.name}.partial")
 
     def remove_leftover(self) -> None:
-        """Remove what a process left there that was killed just after it had put the corpus in its place."""
-        if self.staging.is_dir() and not (self.staging / SETTINGS).is_file():  # which unfinished work has
+        """Remove what is left of a process that was killed just after it had moved the corpus to its folder."""
+        if self.staging.is_dir() and not (self.staging / SETTINGS).is_file():  # unfinished work has settings
             with suppress(OSError, Timeout), FileLock(self.staging / _LOCK, timeout=0):
                 shutil.rmtree(self.staging)
 
     def run(self, documents: Iterable[list[str]], made_of: dict[str, Any], text_bytes: int | None) -> TokenCorpus:
-        """Write the corpus beside its place, then put it there."""
+        """Write the corpus beside its folder, then move it there."""
         _check_tokenizer(self.tokenizer)
         if self.is_done(made_of):
             return TokenCorpus.load(self.folder)
@@ -170,7 +166,7 @@ class _Preparation:
         try:
             if self.is_done(made_of):  # another process finished while this one waited
                 return TokenCorpus.load(self.folder)
-            if _difference(staging, made_of):  # it may hold the whole corpus, or that of other settings
+            if _difference(staging, made_of):  # it may already be complete, or have other settings
                 _keep_if_same(staging, made_of)
                 writer = ShardWriter(staging, len(self.tokenizer), self.tokenizer.unk_token_id, self.filters)
                 if writer.num_shards and self.progress:
@@ -179,7 +175,7 @@ class _Preparation:
                 _check_result(writer)
                 writer.finish(made_of)
             remove_notes(staging)
-            # the lock goes along: a process that waits for it would lock another file of that name
+            # the lock file moves along; otherwise a waiting process would lock another file of that name
             place_folder(staging, self.folder, CORPUS_FILES if self.overwrite else None)
             (self.folder / _LOCK).unlink(missing_ok=True)
         finally:
@@ -190,7 +186,7 @@ class _Preparation:
         return TokenCorpus.load(self.folder)
 
     def _write_shards(self, writer: ShardWriter, documents: Iterable[list[str]], text_bytes: int | None) -> None:
-        """Read, encode and write the shards that are not there yet."""
+        """Read, encode and write the missing shards."""
         duplicates = Duplicates(writer.folder / SEEN, writer.num_shards) if self.filters.drop_duplicates else None
         chunks = read_chunks(
             documents,
@@ -231,7 +227,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _check_unknown(writer: ShardWriter) -> None:
-    """Stop at the end of a shard, rather than after all of them, if the tokenizer does not fit the text."""
+    """Stop at the end of a shard instead of the corpus if the tokenizer does not fit the text."""
     limit = writer.filters.max_corpus_unknown_share
     if writer.num_unknown > limit * writer.num_tokens:
         raise ValueError(
@@ -256,7 +252,7 @@ def _check_result(writer: ShardWriter) -> None:
 
 
 def _lock(staging: Path) -> FileLock:
-    """Make the folder to work in, and wait until no other process does."""
+    """Make the work folder, and wait until no other process uses it."""
     while True:
         staging.mkdir(parents=True, exist_ok=True)
         lock = FileLock(staging / _LOCK)
@@ -274,7 +270,7 @@ def _lock(staging: Path) -> FileLock:
 
 
 def _keep_if_same(staging: Path, made_of: dict[str, Any]) -> None:
-    """Keep the files of interrupted work with the same settings, and remove those of other work."""
+    """Keep the files of interrupted work if its settings were the same, otherwise remove them."""
     path, settings = staging / SETTINGS, json.dumps(made_of)
     if path.is_file() and path.read_text(encoding="utf-8") == settings:
         return
@@ -284,7 +280,7 @@ def _keep_if_same(staging: Path, made_of: dict[str, Any]) -> None:
 
 
 def _difference(folder: Path, made_of: dict[str, Any]) -> str | None:
-    """In what the corpus in a folder is another one; None if it is this one."""
+    """How the corpus in a folder differs from this one; None if it is the same."""
     if not holds_corpus(folder):
         return f"folder {str(folder)!r} holds no corpus"
     manifest = asdict(Manifest.read(folder))

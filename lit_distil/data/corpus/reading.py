@@ -1,6 +1,6 @@
 """Documents to chunks of text: which documents are kept, what is encoded together, and where a shard ends.
 
-All of this depends on the source's order and text alone, so a corpus is the same whatever the number of processes.
+All of this depends only on the source's order and text, so a corpus is the same whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ REASONS = ("empty", "too_short", "too_long", "duplicate", "unknown_tokens")
 """Why a document is left out: it has no token, or one of the filters excludes it."""
 
 _CHUNK_TEXTS = 4_096
-_CHUNK_CHARACTERS = 250_000  # some 40 ms of work
+_CHUNK_CHARACTERS = 250_000  # about 40 ms of work
 _LONGEST_TEXT = 100_000
 
 
 @dataclass(frozen=True)
 class DocumentFilters:
-    """Filters on whole documents. What each leaves out is counted, reported and kept in the corpus' manifest.
+    """Filters on whole documents. What each filter leaves out is counted, reported and stored in the corpus' manifest.
 
     Attributes:
         min_characters: Leave out documents with fewer characters in their units.
-        max_characters: Leave out documents with more; None has no limit.
-        drop_duplicates: Leave out documents whose text came before in the same split.
+        max_characters: Leave out documents with more; None sets no limit.
+        drop_duplicates: Leave out documents whose text occurred before in the same split.
         max_unknown_share: Leave out documents with a larger share of unknown tokens; 1 keeps all.
         max_corpus_unknown_share: Refuse a corpus with a larger share of unknown tokens, since its tokenizer was made
-            for another text (more than half is a warning); 1 accepts all.
+            for other text (more than half is a warning); 1 accepts all.
     """
 
     min_characters: int = 0
@@ -53,7 +53,7 @@ class DocumentFilters:
                 raise ValueError(f"filters.{name} must lie in [0, 1], got {share}")
 
     def reason_of_length(self, num_characters: int) -> str | None:
-        """Why a document of this length is left out, if it is."""
+        """Why a document of this length is left out; None if it is kept."""
         if num_characters < self.min_characters:
             return "too_short"
         if self.max_characters is not None and num_characters > self.max_characters:
@@ -61,7 +61,7 @@ class DocumentFilters:
         return None
 
     def describe(self, dropped: dict[str, int]) -> str:
-        """How many documents were left out and why, in words; empty if none were."""
+        """How many documents were left out and why, in words; empty if there were none."""
         words = {
             "empty": "without a token",
             "too_short": f"shorter than {self.min_characters:,} characters (filters.min_characters)",
@@ -75,9 +75,9 @@ class DocumentFilters:
 class Duplicates:
     """The texts seen so far, as hashes of 16 bytes in a table on disk with a cache of fixed size.
 
-    Each hash has the number of the shard in which it came first, so that interrupted work continues with what had been
-    seen by the end of the last whole shard. The probability that any two of n different documents have the same hash
-    is n² / 2^129.
+    Each hash has the number of the shard in which it first occurred, so that interrupted work continues with what had
+    been seen by the end of the last complete shard. The probability that any two of n different documents have the same
+    hash is n² / 2^129.
 
     Args:
         path: The table (SQLite); created if it does not exist.
@@ -93,27 +93,27 @@ class Duplicates:
         self._table.execute("DELETE FROM seen WHERE shard >= ?", (first_shard,))
 
     def add(self, units: list[str], shard: int) -> bool:
-        """Add a document; returns whether its text was there already."""
+        """Add a document; returns whether its text was already there."""
         digest = short_hash("\n".join(units).encode("utf-8", "surrogatepass"), 16)
         return self._table.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, shard)).rowcount == 0
 
     def commit(self) -> None:
-        """Put everything added so far on disk, before its shard is written."""
+        """Save everything added so far to disk, before its shard is written."""
         self._table.commit()
 
     def close(self) -> None:
-        """Close the table; what was not committed is forgotten."""
+        """Close the table; uncommitted entries are lost."""
         self._table.close()
 
 
 @dataclass
 class ShardEnd:
-    """What was read for a shard, known once its last document is.
+    """What was read for a shard, known after its last document.
 
     Attributes:
         documents_read: Documents taken from the source since its beginning, including those left out.
         characters: Characters of the shard's documents.
-        dropped: How many documents were left out for what their text shows, since the end of the last shard.
+        dropped: How many documents were left out because of their text, by reason, since the end of the last shard.
     """
 
     documents_read: int
@@ -125,13 +125,13 @@ class ShardEnd:
 class TextChunk:
     """Where units and documents end among some texts that are encoded together.
 
-    A long unit is several texts, and a large document several chunks.
+    A long unit is divided into several texts, and a large document into several chunks.
 
     Attributes:
         ends_unit: Whether each text is the last of its unit.
-        ends_document: Whether each is the last of its document.
+        ends_document: Whether each text is the last of its document.
         text_bytes: Bytes of text read since the source's beginning, including line ends.
-        end: What was read for the shard, in its last chunk.
+        end: What was read for the shard, in the shard's last chunk.
     """
 
     ends_unit: list[bool] = field(default_factory=list)
@@ -156,7 +156,7 @@ def read_chunks(
         documents: All documents of the source.
         filters: Which documents to leave out.
         duplicates: The texts seen so far, if duplicates are left out.
-        shard_characters: A shard ends with the document by which it has this many characters.
+        shard_characters: A shard ends with the document that brings it to this many characters.
         first_shard: Number of the shard to begin with.
         documents_read: Documents of earlier shards, which are skipped.
         text_bytes: Bytes of the text of earlier shards.
@@ -170,7 +170,7 @@ def read_chunks(
     def end_of_shard() -> tuple[TextChunk, list[str]]:
         if duplicates is not None:
             duplicates.commit()
-        if not texts:  # the encoder needs a text, and this one belongs to no document
+        if not texts:  # the encoder needs a text; this one belongs to no document
             texts.append("")
             chunk.ends_unit, chunk.ends_document = [False], [False]
         chunk.text_bytes, chunk.end = text_bytes, ShardEnd(documents_read, shard_size, dropped)
@@ -210,9 +210,9 @@ def read_chunks(
 def _texts_of(document: list[str]) -> Iterator[tuple[str, bool, bool]]:
     """The texts of a document, and whether each ends its unit and the document.
 
-    A very long unit is cut before spaces, so that a file that is one line takes bounded memory and uses all cores.
+    A very long unit is cut before spaces, so that a file with a single line takes bounded memory and uses all cores.
     """
-    # a document without units has one text, so that it is counted
+    # a document without units gets one text, so that it is counted
     for number, unit in enumerate(document or [""], start=1):
         start = 0
         while len(unit) - start > _LONGEST_TEXT:

@@ -1,7 +1,7 @@
 """Tables of sequences on disk: made once from a corpus, shard by shard, and mapped by every process that trains.
 
-A table is kept beside the corpus. Its name has a hash of everything that it depends on: the format with its settings
-and its code, the longest sequence and the seed.
+A table is kept beside the corpus. Its name contains a hash of everything that it depends on: the format with its
+settings and code, the maximum length and the seed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TYPES = dict.fromkeys(("piece_starts", "piece_ends", "offsets", "lengths"), np.
 
 
 class MappedTable(SequenceTable):
-    """A table that `write_table` put in a folder; nothing is read until it is used."""
+    """A table that `write_table` wrote to a folder; nothing is read until it is used."""
 
     def __init__(self, folder: Path) -> None:
         pieces = {name: _map(folder, name) for name in ("piece_starts", "piece_ends", "offsets")}
@@ -42,7 +42,7 @@ class MappedTable(SequenceTable):
         object.__setattr__(self, "folder", folder)  # the class is frozen
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a worker process maps the files again
+        # a worker process maps the files itself
         return MappedTable, (self.__dict__["folder"],)
 
     @cached_property
@@ -54,7 +54,7 @@ class MappedTable(SequenceTable):
 def open_table(
     corpus: TokenCorpus, format: SequenceFormat, max_length: int, seed: int, *, cache_dir: Path, progress: bool = True
 ) -> SequenceTable:
-    """The sequences of a corpus on disk; they are made and kept if they are not there yet.
+    """The sequences of a corpus on disk; they are made and stored if they are not there yet.
 
     Args:
         corpus: The tokens, on disk.
@@ -65,7 +65,7 @@ def open_table(
         progress: Whether to show progress on stderr.
 
     Raises:
-        ValueError: The format gives no sequence of this corpus.
+        ValueError: The format makes no sequence from this corpus.
     """
     assert corpus.folder is not None
     key = _key(format, max_length, seed)
@@ -75,7 +75,7 @@ def open_table(
         if folder.is_dir():
             return MappedTable(folder)
     folder = own if os.access(corpus.folder, os.W_OK) else cached
-    # processes that make the same table at the same time get the same bytes, and the first to finish wins
+    # processes that make the same table at the same time write the same bytes, and the first to finish wins
     try:
         with staged_folder(folder, replaces=None) as staging:
             write_table(corpus, format, max_length, seed, staging, progress=progress)
@@ -88,9 +88,9 @@ def open_table(
 def write_table(
     corpus: TokenCorpus, format: SequenceFormat, max_length: int, seed: int, folder: Path, *, progress: bool = True
 ) -> None:
-    """Make the sequences of a corpus, part by part, in a folder with a file for each array."""
+    """Make the sequences of a corpus, part by part, in a folder with one file per array."""
     parts = list(parts_of(corpus))
-    messages: dict[str, list[str]] = {}  # those that differ only in their numbers together
+    messages: dict[str, list[str]] = {}  # grouped if only their numbers differ
     starts = np.cumsum([0, *(size[0] for size in corpus.shard_sizes)])
     num_pieces = 0
     bar = progress_bar(parts, desc="making sequences", unit=" shards", disable=not progress or len(parts) < 4)
@@ -122,10 +122,10 @@ def write_table(
 
 
 def parts_of(corpus: TokenCorpus) -> Iterator[tuple[int, int]]:
-    """The shards that sequences are made of together: a single one, or as many as it takes to have two documents.
+    """The groups of shards that sequences are made from: single shards, or as many as are needed for two documents.
 
-    A format that takes a random sentence from another document needs two, and a shard has one if documents are larger
-    than a shard. Shards that are left at the end join the part before them.
+    A format that takes a random sentence from another document needs two, and a shard has only one if the documents are
+    larger than a shard. Shards left over at the end join the group before them.
     """
     num_shards = len(corpus.shard_sizes)
     first, documents, remaining = 0, 0, corpus.num_documents
@@ -140,7 +140,7 @@ def parts_of(corpus: TokenCorpus) -> Iterator[tuple[int, int]]:
 
 
 def _check_pieces(table: SequenceTable, bounds: NDArray[np.int64], format: SequenceFormat) -> None:
-    """Check that each piece is inside one shard; a format that joins documents might break this."""
+    """Check that each piece is inside one shard; a format that joins documents might violate this."""
     first = np.searchsorted(bounds, table.piece_starts, side="right")
     last = np.searchsorted(bounds, table.piece_ends - 1, side="right")
     if not np.array_equal(first, last):
@@ -154,11 +154,11 @@ def _map(folder: Path, name: str) -> NDArray[Any]:
 
 
 def _key(format: SequenceFormat, max_length: int, seed: int) -> str:
-    """The name of a table, which changes with the format's class, code and settings."""
+    """The name of a table, which depends on the format's class, code and settings."""
     kind = type(format)
     settings = {name: getattr(format, name) for name in inspect.signature(kind).parameters if hasattr(format, name)}
     code = [hash_code(base) for base in kind.__mro__ if issubclass(base, SequenceFormat)]
-    # the formats of the package call functions of other files in their folder
+    # the package's formats call functions in other files of their folder
     code += [hash_file(path) for path in sorted(Path(formats.__file__).parent.glob("*.py"))]
     made_of = [_TABLE_VERSION, f"{kind.__module__}.{kind.__qualname__}", code, describe(settings), max_length, seed]
     return f"{kind.__name__}-{max_length}-{hash_values(made_of)[:16]}"

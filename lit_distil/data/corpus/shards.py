@@ -23,11 +23,11 @@ SETTINGS = "settings.json"
 CORPUS_FILES = (MANIFEST, TOKEN_COUNTS, "shard-*", ".lock")
 SEEN = "seen.sqlite"
 _COUNTED_AT_ONCE = 1_000_000
-_SHARD_NAME = re.compile(r"shard-\d{5,}\.bin")  # of a file in the corpus's own folder, and nowhere else
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.bin")  # only names of files in the corpus's own folder match
 
 
 class ShardArrays(NamedTuple):
-    """The arrays of a `TokenCorpus` in the order of a shard's file. Ends are counted in the shard (uint32 on disk)."""
+    """The arrays of a `TokenCorpus`, in a shard file's order. Ends are counted within the shard (uint32 on disk)."""
 
     unit_ends: NDArray[np.integer]
     document_ends: NDArray[np.integer]
@@ -37,7 +37,7 @@ class ShardArrays(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard in the manifest: its file, how much is in it, and how many characters of text it was made from."""
+    """A shard in the manifest: its file, how much it contains, and how many characters of text it was made from."""
 
     file: str
     documents: int
@@ -60,14 +60,14 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus holds and what it was made from.
+    """What a corpus contains and what it was made from.
 
     Attributes:
         tokenizer: sha256 of the tokenizer.
-        token_type: Name of the numpy type of the tokens.
+        token_type: Name of the tokens' numpy dtype.
         source: The source's fingerprint.
         settings: Everything else that the content depends on.
-        dropped: How many documents were left out, for each reason.
+        dropped: How many documents were left out, by reason.
         token_counts: sha256 of the file that says how often each id occurs.
     """
 
@@ -98,11 +98,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, place: str) -> Manifest:
-        """Read what `to_json` wrote; `place` is for messages.
-
-        Raises:
-            ValueError: The text is damaged, or of another version.
-        """
+        """Read what `to_json` wrote; text that is damaged or of another version is refused, with `place` named."""
         try:
             values = json.loads(text)
             version = values.pop("version", None)
@@ -117,11 +113,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a folder.
-
-        Raises:
-            ValueError: There is none, or it is damaged or of another version.
-        """
+        """The manifest of a folder; a missing or damaged one, or another version, is refused."""
         path = folder / MANIFEST
         if not path.is_file():
             splits = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
@@ -147,7 +139,7 @@ def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays
     """Map the arrays of a shard; nothing is read until it is used."""
     token_bytes = np.dtype(token_type).itemsize
     size = record.num_bytes(token_bytes)
-    # plain views of the map: slices of np.memmap itself are several times slower to make
+    # plain views of the map: slicing np.memmap itself is several times slower
     data = np.asarray(np.memmap(folder / record.file, np.uint8, "r")) if size else np.zeros(0, dtype=np.uint8)
     unit_ends, document_ends, tokens, word_starts = np.split(
         data, np.cumsum([4 * record.units, 4 * record.documents, token_bytes * record.tokens])
@@ -158,12 +150,10 @@ def map_shard(folder: Path, record: ShardRecord, token_type: str) -> ShardArrays
 
 
 def check_shards(folder: Path, manifest: Manifest, *, contents: bool = False) -> None:
-    """Check that every file of a corpus is there with its size and counts, or, which is slower, with its content.
+    """Check that every file of a corpus is there with the right size and counts, or (slower) with the right content.
 
-    The counts are compared with the last ends in each shard, since compiled loops index with both.
-
-    Raises:
-        ValueError: A file is missing or damaged; the message names it.
+    The counts are compared with the last ends in each shard, since compiled loops index with both. The error names the
+    file that is missing or damaged.
     """
     remedy = "Delete the folder and prepare the corpus again"
     for record in manifest.shards:
@@ -191,19 +181,19 @@ def check_shards(folder: Path, manifest: Manifest, *, contents: bool = False) ->
 
 
 class ShardWriter:
-    """Writes the shards of a corpus. Whole shards that an interrupted run left in the folder are kept and counted.
+    """Writes the shards of a corpus. Complete shards that an interrupted run left in the folder are kept and counted.
 
     Args:
-        folder: Where to write; what is there was made with the same settings.
+        folder: Where to write; files that are there were made with the same settings.
         vocabulary_size: Number of ids.
         unknown_id: Id of the unknown token; None if the tokenizer has none.
         filters: What to leave out once the tokens are known.
 
     Attributes:
-        documents_read: Documents of the source that the whole shards were made from.
+        documents_read: Documents of the source that the complete shards were made from.
         text_bytes: Bytes of text that they were made from.
-        dropped: How many documents were left out, for each reason.
-        token_counts: How often each id occurs in the whole shards.
+        dropped: How many documents were left out, by reason.
+        token_counts: How often each id occurs in the complete shards.
     """
 
     def __init__(self, folder: Path, vocabulary_size: int, unknown_id: int | None, filters: DocumentFilters) -> None:
@@ -213,41 +203,37 @@ class ShardWriter:
         self.dropped = dict.fromkeys(REASONS, 0)
         self.documents_read = self.text_bytes = 0
         self._records: list[ShardRecord] = []
-        self._chunks: list[tuple[np.ndarray, ...]] = []  # of the shard that is not whole yet
+        self._chunks: list[tuple[np.ndarray, ...]] = []  # of the incomplete shard
         self._keep_whole_shards()
 
     @property
     def num_shards(self) -> int:
-        """Whole shards."""
+        """Number of complete shards."""
         return len(self._records)
 
     @property
     def num_documents(self) -> int:
-        """Documents in the whole shards."""
+        """Number of documents in the complete shards."""
         return sum(record.documents for record in self._records)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the whole shards."""
+        """Number of tokens in the complete shards."""
         return sum(record.tokens for record in self._records)
 
     @property
     def num_unknown(self) -> int:
-        """Unknown tokens in the whole shards."""
+        """Number of unknown tokens in the complete shards."""
         return 0 if self.unknown_id is None else int(self.token_counts[self.unknown_id])
 
     def add(self, chunk: TextChunk, encoded: Encoded) -> None:
-        """Take the next chunk; the last one of a shard writes the shard."""
+        """Add the next chunk; a shard's last chunk writes the shard."""
         self._chunks.append((*encoded, np.array(chunk.ends_unit), np.array(chunk.ends_document)))
         if chunk.end is not None:
             self._write_shard(chunk.end, chunk.text_bytes)
 
     def finish(self, made_of: dict[str, Any]) -> None:
-        """Write the manifest, which makes the folder a corpus.
-
-        Args:
-            made_of: The manifest's `tokenizer`, `split`, `source` and `settings`.
-        """
+        """Write the manifest, with the entries of `made_of`; it makes the folder a corpus."""
         counts = io.BytesIO()
         np.save(counts, self.token_counts)
         manifest = Manifest(
@@ -264,14 +250,14 @@ class ShardWriter:
         write_file(self.folder / MANIFEST, manifest.to_json())
 
     def _arrays_of_shard(self) -> tuple[ShardArrays, dict[str, int]]:
-        """The shard's arrays, and how many of its documents were left out for what their tokens show."""
+        """The shard's arrays, and how many of its documents were left out because of their tokens, by reason."""
         tokens, word_starts, lengths, ends_unit, ends_document = map(np.concatenate, zip(*self._chunks, strict=True))
         self._chunks = []
         text_ends = np.cumsum(lengths)
         unit_sizes = np.diff(text_ends[ends_unit], prepend=0)
         document_ends = text_ends[ends_document]
         sizes = np.diff(document_ends, prepend=0)
-        # how many units with a token there are up to each document's end
+        # the number of units with a token up to each document's end
         units_before = np.concatenate([[0], np.cumsum(unit_sizes > 0)])[np.cumsum(ends_unit)[ends_document]]
         document_units = np.diff(units_before, prepend=0)
         unit_sizes = unit_sizes[unit_sizes > 0]
@@ -309,7 +295,7 @@ class ShardWriter:
         self._count(record, progress, arrays.tokens)
 
     def _keep_whole_shards(self) -> None:
-        """Count the whole shards; the first that is not whole, and all after it, are removed."""
+        """Count the complete shards; remove the first incomplete one and all after it."""
         while (path := self.folder / f"{_shard_name(self.num_shards)}.json").is_file():
             progress = json.loads(path.read_text(encoding="utf-8"))
             record = ShardRecord(**progress.pop("record"))
@@ -325,7 +311,7 @@ class ShardWriter:
         self.documents_read, self.text_bytes = progress["documents_read"], progress["text_bytes"]
         for reason, count in progress["dropped"].items():
             self.dropped[reason] += count
-        # in blocks, since bincount makes an int64 copy
+        # in blocks, because bincount makes an int64 copy
         for block in np.array_split(tokens, 1 + len(tokens) // _COUNTED_AT_ONCE):
             self.token_counts += np.bincount(block, minlength=len(self.token_counts))
 

@@ -18,7 +18,7 @@ from lit_distil.types import Piece, refuse_result
 
 @dataclass(frozen=True, eq=False)
 class SequenceTable:
-    """Sequences as lists of pieces; a piece is a range of neighbouring tokens of the corpus.
+    """Sequences as lists of pieces; a piece is a range of consecutive tokens of the corpus.
 
     A sequence becomes `[CLS] piece 0 [SEP] piece 1 [SEP] ...`.
 
@@ -45,7 +45,7 @@ class SequenceTable:
 
 
 def _whole_table(format: SequenceFormat, table: Any, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
-    """A table that a format made, if every sequence is made of tokens of the corpus and has a possible length."""
+    """Check a format's table: every sequence consists of tokens of the corpus and has a possible length."""
 
     def refuse(contract: str, given: Any) -> NoReturn:
         refuse_result(format, "arrange", contract, given)
@@ -86,7 +86,7 @@ def _whole_table(format: SequenceFormat, table: Any, corpus: TokenCorpus, max_le
 class SequenceFormat(Piece, ABC):
     """How documents become sequences.
 
-    A subclass decides in `arrange` which units go together; `build` checks the input, and the class the result.
+    A subclass decides in `arrange` which units go together; `build` checks the input, and the base class the result.
 
     Attributes:
         has_segments: Whether sequences have two pieces with token type ids 0 and 1.
@@ -111,7 +111,7 @@ class SequenceFormat(Piece, ABC):
             The table of sequences, in the corpus' order.
 
         Raises:
-            ValueError: `max_length` leaves no room for text, or the corpus gives no sequence.
+            ValueError: `max_length` leaves no room for text, or no sequence can be made from the corpus.
         """
         self.check_length(max_length)
         if corpus.num_tokens == 0:
@@ -127,7 +127,7 @@ class SequenceFormat(Piece, ABC):
         return table
 
     def check_length(self, max_length: int) -> None:
-        """Refuse sequences without room for text."""
+        """Refuse a maximum length without room for text."""
         least = self.num_special_tokens + (2 if self.has_segments else 1)
         if max_length < least:
             raise ValueError(f"max_length must be at least {least} for {type(self).__name__}, got {max_length}")
@@ -137,11 +137,11 @@ class SequenceFormat(Piece, ABC):
         """The sequences of a corpus that is not empty; the arguments are those of `build`."""
 
 
-# Formats of one text
+# Formats with one text
 
 
 class FullSentences(SequenceFormat):
-    """RoBERTa's FULL-SENTENCES: neighbouring units up to `max_length`, across documents with an extra separator.
+    """RoBERTa's FULL-SENTENCES: consecutive units up to `max_length`, across documents with an extra separator.
 
     A unit that does not fit begins the next sequence; one that is longer than a whole sequence is cut. There is no
     next-sentence prediction. No token is lost or repeated.
@@ -157,7 +157,7 @@ class FullSentences(SequenceFormat):
 
 
 class DocSentences(FullSentences):
-    """RoBERTa's DOC-SENTENCES: as `FullSentences`, but a sequence never crosses the end of a document.
+    """RoBERTa's DOC-SENTENCES: like `FullSentences`, but a sequence never crosses the end of a document.
 
     The last sequence of a document may be short, so batches of a fixed number of sequences have fewer tokens.
     """
@@ -169,7 +169,7 @@ class LinePerSequence(SequenceFormat):
     """Each unit is a sequence; a warning says how many units are too long and were cut.
 
     Args:
-        keep_rest: Whether the rest of such a unit becomes further sequences; otherwise it is left out, as
+        keep_rest: Whether the rest of a cut unit becomes further sequences; otherwise it is dropped, as
             sentence-transformers does.
     """
 
@@ -193,11 +193,11 @@ class LinePerSequence(SequenceFormat):
         return SequenceTable(starts, ends, np.arange(len(starts) + 1))
 
 
-# Formats of two texts
+# Formats with two texts
 
 
 class _PairFormat(SequenceFormat):
-    """What both formats share: the checks, the seed of each document in each copy, and the table."""
+    """What both pair formats share: the checks, a seed for each document in each copy, and the table."""
 
     has_segments = True
     has_next_sentence = True
@@ -206,14 +206,14 @@ class _PairFormat(SequenceFormat):
     def __init__(self, random_next_prob: float = 0.5, copies: int = 1) -> None:
         if not 0 <= random_next_prob <= 1:
             raise ValueError(f"random_next_prob must lie in [0, 1], got {random_next_prob}")
-        if not 1 <= copies <= 1000:  # every copy has a table of its own
+        if not 1 <= copies <= 1000:  # every copy has its own table
             raise ValueError(f"copies must lie between 1 and 1000, got {copies}")
         self.random_next_prob = random_next_prob
         self.copies = copies
 
     @abstractmethod
     def _pairs(self, unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int) -> tuple[Ints, NDArray[np.int8]]:
-        """The pairs of a corpus and their labels; arguments and result are those of `kernels.segment_pairs`."""
+        """The pairs of a corpus and their labels; arguments and result as for `kernels.segment_pairs`."""
 
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:
         """Sequences of two pieces with a next-sentence label."""
@@ -256,16 +256,16 @@ def document_seeds(seed: int, num_documents: int, copy: int) -> Ints:
 class SegmentPair(_PairFormat):
     """BERT's SEGMENT-PAIR: two segments of several units each, for next-sentence prediction (Devlin et al., A.2).
 
-    Units of a document are gathered up to a target length and cut at a random unit into A and B. With probability
+    Units of a document are collected up to a target length and divided at a random unit into A and B. With probability
     `random_next_prob`, and always if there is only one unit, B is replaced by units of another document (label 1), and
     the units that B would have had are put back. Otherwise B is what follows A (label 0). Pairs longer than
     `max_length` are truncated.
 
     Args:
         short_seq_prob: Share of documents whose target length is drawn from 2 to the maximum.
-        random_next_prob: Chance of a random B if there is a choice.
-        copies: How many times to go through the corpus, each time with other cuts and random segments (`dupe_factor`
-            of BERT's code, 10 there). An epoch is all copies.
+        random_next_prob: Probability of a random B if there is a choice.
+        copies: How many times to go through the corpus, each time with other divisions and random segments
+            (`dupe_factor` of BERT's code, 10 there). An epoch is all copies.
     """
 
     def __init__(self, short_seq_prob: float = 0.1, random_next_prob: float = 0.5, copies: int = 1) -> None:
@@ -285,12 +285,12 @@ class SegmentPair(_PairFormat):
 class SentencePair(_PairFormat):
     """RoBERTa's SENTENCE-PAIR: two single units instead of segments, for next-sentence prediction.
 
-    With probability `random_next_prob`, and always at the end of a document, a unit is paired with one of another
+    With probability `random_next_prob`, and always at the end of a document, a unit is paired with one from another
     document (label 1), and the unit after it begins the next pair. Otherwise it is paired with the unit after it
-    (label 0). These sequences are much shorter than `max_length`: use bigger batches for the same tokens in a step.
+    (label 0). These sequences are much shorter than `max_length`: use larger batches for the same tokens per step.
 
     Args:
-        random_next_prob: Chance of a random second unit if there is a choice.
+        random_next_prob: Probability of a random second unit if there is a choice.
         copies: How many times to go through the corpus, each time with other pairs. An epoch is all copies.
     """
 

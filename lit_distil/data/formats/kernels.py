@@ -1,6 +1,6 @@
-"""The compiled loops that make sequences out of units, and batches out of sequences.
+"""The compiled loops that make sequences from units, and batches from sequences.
 
-The formats of two texts draw random numbers. Each document has a generator of its own, which repeats Python's
+The formats with two texts draw random numbers. Each document has its own generator, which repeats Python's
 `random.Random` word for word (the Mersenne Twister of Matsumoto and Nishimura 1998, seeded with `init_by_array`), so
 that a few lines of plain Python can make the same table. Importing numba is slow: import this file where it is used.
 """
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from lit_distil.data.compiling import compiled
 from lit_distil.data.randomness import Bools, Ints
 
-# Sequences of one text
+# Sequences with one text
 
 
 @compiled
 def fill(unit_ends: Ints, document_ends: Ints, max_length: int, cross_documents: bool) -> tuple[Ints, Ints, Ints]:
-    """Fill sequences with neighbouring units, as many as fit; each document in a sequence is a piece.
+    """Fill sequences with consecutive units, as many as fit; each document in a sequence is a piece.
 
     A unit that is longer than a sequence is cut into parts of full length and a rest.
 
@@ -38,11 +38,11 @@ def fill(unit_ends: Ints, document_ends: Ints, max_length: int, cross_documents:
     for end in unit_ends:
         num_parts += (end - start + room - 1) // room
         start = end
-    # as many as there could be; what is never written takes no memory
+    # as many as there could be; memory that is never written is never allocated
     piece_starts, piece_ends = np.empty(num_parts, dtype=np.int64), np.empty(num_parts, dtype=np.int64)
     offsets = np.empty(num_parts + 1, dtype=np.int64)
     sequence, piece, unit, start = -1, -1, 0, 0
-    used = max_length  # tokens of the sequence with special ones; full, so that the first part begins a sequence
+    used = max_length  # tokens with special ones; full, so that the first part begins a sequence
     for document_end in document_ends:
         begins_document = True
         while unit < document_end:
@@ -68,13 +68,13 @@ def fill(unit_ends: Ints, document_ends: Ints, max_length: int, cross_documents:
     return piece_starts[: piece + 1].copy(), piece_ends[: piece + 1].copy(), offsets[: sequence + 2].copy()
 
 
-# Random numbers: a state has 624 words of 32 bits and the index of the next one, all as int64.
+# Random numbers: a state has 624 words of 32 bits and the index of the next word, all as int64.
 
 IS_NEXT, IS_RANDOM = 0, 1
 
 _N, _M = 624, 397
 _WORD = 0xFFFFFFFF
-# where `init_by_array` begins
+# the state that `init_by_array` starts from
 _FIRST_STATE = np.append(np.random.RandomState(19650218).get_state(legacy=False)["state"]["key"], 0).astype(np.int64)
 
 
@@ -158,14 +158,10 @@ def count_heads(state: Ints, tosses: int) -> int:
 
 @compiled
 def truncate_pair(pair: Ints, room: int, state: Ints) -> None:
-    """Shorten two ranges to `room` tokens together, as BERT does.
+    """Shorten two ranges to `room` tokens in total, as BERT does.
 
-    Tokens are removed one by one from the longer range (the second if both are equal), at its front or back at random.
-
-    Args:
-        pair: int64 `[2, 2]`, start and exclusive end of both, changed in place.
-        room: Most tokens of both together.
-        state: Random numbers.
+    Tokens are removed one by one from the longer range (the second if both are equal), randomly at its front or back.
+    `pair` is int64 `[2, 2]`, start and exclusive end of both, changed in place.
     """
     length, other_length = pair[0, 1] - pair[0, 0], pair[1, 1] - pair[1, 0]
     excess = max(0, length + other_length - room)
@@ -184,7 +180,7 @@ def truncate_pair(pair: Ints, room: int, state: Ints) -> None:
 def segment_pairs(
     unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int, short_seq_prob: float, random_next_prob: float
 ) -> tuple[Ints, NDArray[np.int8]]:
-    """The pairs of BERT's `create_instances_from_document`, with one target length for each document, as there.
+    """The pairs of BERT's `create_instances_from_document`, with one target length per document, as there.
 
     Args:
         unit_ends: int64 `[U]`, exclusive end of each unit, counted in tokens.
@@ -192,7 +188,7 @@ def segment_pairs(
         seeds: int64 `[D]`, a seed for each document.
         room: Most tokens of a pair, without special tokens.
         short_seq_prob: Share of documents whose target length is drawn from 2 to the maximum.
-        random_next_prob: Chance of a random second segment where there is a choice.
+        random_next_prob: Probability of a random second segment if there is a choice.
 
     Returns:
         Start and exclusive end of both segments of each pair, int64 `[pairs, 2, 2]`, and the labels.
@@ -205,7 +201,7 @@ def segment_pairs(
         stop = document_ends[document]
         first = unit
         while unit < stop:
-            unit += 1  # the chunk is units first to unit, exclusive
+            unit += 1  # the chunk is the units from first to unit, exclusive
             start, end = _first_token(unit_ends, first), _first_token(unit_ends, unit)
             if unit < stop and end - start < target:
                 continue
@@ -235,7 +231,7 @@ def segment_pairs(
 def sentence_pairs(
     unit_ends: Ints, document_ends: Ints, seeds: Ints, room: int, random_next_prob: float
 ) -> tuple[Ints, NDArray[np.int8]]:
-    """Pairs of single units, from each document's first to its last; arguments and result as of `segment_pairs`."""
+    """Pairs of single units, from each document's first to its last; arguments and result as in `segment_pairs`."""
     pairs, labels, state = _room_for(len(unit_ends))
     count = unit = 0
     for document in range(len(document_ends)):
@@ -259,7 +255,7 @@ def sentence_pairs(
 
 @compiled
 def _room_for(num_pairs: int) -> tuple[Ints, NDArray[np.int8], Ints]:
-    """Arrays for as many pairs as there could be (what is never written takes no memory), and for random numbers."""
+    """Arrays for as many pairs as there could be (unwritten memory is never allocated), and for random numbers."""
     pairs = np.empty((num_pairs, 2, 2), dtype=np.int64)
     return pairs, np.empty(num_pairs, dtype=np.int8), np.empty(_N + 1, dtype=np.int64)
 
@@ -318,8 +314,8 @@ def assemble(
         tokens: uint16 or uint32 `[N]`, tokens of the corpus that include all pieces.
         word_starts: bool `[N]`, whether each begins a word.
         piece_starts: int64 `[P]`, where each piece begins in `tokens`.
-        piece_lengths: int64 `[P]`.
-        num_pieces: int64 `[S]`, how many of the pieces each sequence has.
+        piece_lengths: int64 `[P]`, tokens of each piece.
+        num_pieces: int64 `[S]`, number of pieces of each sequence.
         cls: Id of [CLS].
         sep: Id of [SEP].
         is_ordinary: bool `[vocabulary]`, False for special ids.

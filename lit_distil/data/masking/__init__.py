@@ -1,4 +1,4 @@
-"""Masking strategies: which positions to predict, and what stands there instead."""
+"""Masking strategies: which positions to predict, and what replaces them in the input."""
 
 from lit_distil.data.masking.frequency import FrequencyMasking as FrequencyMasking
 from lit_distil.data.masking.mixed import MixedMasking as MixedMasking

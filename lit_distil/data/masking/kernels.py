@@ -1,4 +1,4 @@
-"""The compiled loops of masking, one sequence after another.
+"""The compiled loops of masking; each sequence is processed separately.
 
 Importing numba is slow: import this file where it is used.
 """
@@ -22,7 +22,7 @@ _LOW_32, _LARGEST_32 = np.uint64(0xFFFFFFFF), np.uint32(0xFFFFFFFF)
 _WEYL_32 = np.uint32(0x9E3779B9)  # the golden ratio of 32 bits, odd
 _MULTIPLIER_32_1, _MULTIPLIER_32_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _SHIFT_32_16, _SHIFT_32_15 = np.uint32(16), np.uint32(15)
-# the streams that the strategies draw from, named as in `Draws`
+# the streams that the strategies draw from, with the names used in `Draws`
 _COUNT, _ORDER, _LENGTH, _PLACE, _ACTION, _SPAN = (
     np.uint64(zlib.crc32(name)) for name in (b"count", b"order", b"length", b"place", b"action", b"span")
 )
@@ -52,7 +52,7 @@ def _mix_64(word: np.uint64) -> np.uint64:
 
 @compiled
 def mix_32(word: np.uint32) -> np.uint32:
-    """A hash of 32 bits, the bijection `lowbias32` (Wellons 2018, "Prospecting for hash functions")."""
+    """A hash of 32 bits: the bijection `lowbias32` (Wellons 2018, "Prospecting for hash functions")."""
     word = np.uint32((word ^ (word >> _SHIFT_32_16)) * _MULTIPLIER_32_1)
     word = np.uint32((word ^ (word >> _SHIFT_32_15)) * _MULTIPLIER_32_2)
     return np.uint32(word ^ (word >> _SHIFT_32_16))
@@ -60,7 +60,7 @@ def mix_32(word: np.uint32) -> np.uint32:
 
 @compiled
 def draw_at(stream: np.uint32, index: int) -> np.uint32:
-    """32 random bits for this index: the hash of a Weyl sequence that begins at `stream`."""
+    """32 random bits for this index: the hash of a Weyl sequence that starts at `stream`."""
     return mix_32(np.uint32(stream + np.uint32(np.uint32(index) * _WEYL_32)))
 
 
@@ -76,13 +76,13 @@ def keys_of(seed: np.uint64, samples: Ints, patterns: Ints) -> Keys:
 
 @compiled
 def stream_of(key: np.uint64, name: np.uint64) -> np.uint32:
-    """Where a sequence's stream of this name begins, the upper half of `hash_words(key ^ name)`."""
+    """Where a sequence's stream of this name starts: the upper half of `hash_words(key ^ name)`."""
     return np.uint32(_mix_64(key ^ name) >> _SHIFT_32)
 
 
 @compiled
 def draws_at(keys: Keys, name: np.uint64, sequences: Ints, indices: Ints) -> Bits:
-    """uint32 `[N]`: draws of the stream of this name, by sequence and by index in it."""
+    """uint32 `[N]`: draws from the stream of this name, by sequence and by index in it."""
     bits = np.empty(len(indices), dtype=np.uint32)
     for number in range(len(indices)):
         bits[number] = draw_at(stream_of(keys[sequences[number]], name), indices[number])
@@ -94,7 +94,7 @@ def draws_at(keys: Keys, name: np.uint64, sequences: Ints, indices: Ints) -> Bit
 
 @compiled
 def key_of(draw: np.uint32, index: int) -> np.uint64:
-    """A draw in the upper half and its index in the lower, so that the first of two equal draws comes first."""
+    """A draw in the upper half and its index in the lower, so that equal draws are ordered by index."""
     return (np.uint64(draw) << _SHIFT_32) | np.uint64(index)
 
 
@@ -106,9 +106,9 @@ def index_of(key: np.uint64) -> np.int64:
 
 @compiled
 def lowest(stream: np.uint32, allowed: Bools, wanted: int) -> Keys:
-    """Keys of the `wanted` allowed indices with the lowest draws (or of all, if there are fewer), the lowest first."""
+    """Keys of the `wanted` allowed indices with the lowest draws (all, if there are fewer), in ascending order."""
     share = min(wanted / max(1, len(allowed)), 1.0)
-    # almost surely enough draws are below this; if not, look at all of them
+    # enough draws are below this almost always; if not, look at all of them
     likely = np.uint32(min(1.4 * share + 8 / max(1, len(allowed)), 1.0) * _LARGEST_32)
     keys = _below(stream, allowed, likely)
     if len(keys) < wanted:
@@ -118,7 +118,7 @@ def lowest(stream: np.uint32, allowed: Bools, wanted: int) -> Keys:
 
 @compiled
 def _below(stream: np.uint32, allowed: Bools, largest: np.uint32) -> Keys:
-    """Keys of the allowed indices whose draws are no larger than this, in the order of the indices."""
+    """Keys of the allowed indices whose draws are at most this, in the order of the indices."""
     keys = np.empty(len(allowed), dtype=np.uint64)
     num = 0
     for index in range(len(allowed)):
@@ -130,10 +130,9 @@ def _below(stream: np.uint32, allowed: Bools, largest: np.uint32) -> Keys:
 
 @compiled
 def in_order(keys: Keys) -> Keys:
-    """The keys, the lowest first.
+    """Sort the keys.
 
-    Random keys are spread out, so with one bucket for each key every bucket holds few. An insertion sort puts those
-    in order.
+    Random keys are evenly spread, so with one bucket per key every bucket holds few; an insertion sort orders them.
     """
     num = len(keys)
     if num < 2:
@@ -163,7 +162,7 @@ def in_order(keys: Keys) -> Keys:
     return ordered
 
 
-# Which positions
+# Which positions to predict
 
 
 @compiled
@@ -177,7 +176,7 @@ def budgets(view: Arrays, keys: Keys, rate: float, rule: int, most: int) -> Ints
             count = np.int64(np.rint(rate * length))
         elif rule == 1:
             count = np.int64(rate * length + draw_at(stream, 0) * 2.0**-32)
-        else:  # to choose a binomial number of positions evenly is the same as to toss a coin for each
+        else:  # uniformly choosing a binomial number of positions equals a coin toss for each
             count = 0
             for index in range(length):
                 count += (draw_at(stream, index) < rate * 2.0**32) & maskable[index]
@@ -203,7 +202,7 @@ def lowest_tokens(view: Arrays, keys: Keys, budgets: Ints) -> Ints:
 def first_clocks(view: Arrays, keys: Keys, budgets: Ints, resistance: Floats, deadline: np.float32) -> Ints:
     """int64 `[M]`: the maskable tokens of each sequence whose exponential clocks ring first.
 
-    Only clocks that ring before the deadline are looked at, and all of them if these are too few.
+    Only clocks that ring before the deadline are looked at, or all clocks if these are too few.
     """
     positions = np.empty(budgets.sum(), dtype=np.int64)
     num = 0
@@ -226,12 +225,12 @@ def _ringing(view: Arrays, sequence: int, stream: np.uint32, resistance: Floats,
     maskable = view.maskable[start : start + view.lengths[sequence]]
     near = np.empty(len(ids), dtype=np.int64)
     num_near = 0
-    for index in range(len(ids)):  # -log(1 - u) >= u, so only few tokens need the logarithm
+    for index in range(len(ids)):  # -log(1 - u) >= u, so few tokens need the logarithm
         near[num_near] = index
         num_near += maskable[index] & (draw_at(stream, index) * 2.0**-32 * resistance[ids[index]] <= deadline)
     keys = np.empty(num_near, dtype=np.uint64)
     times = np.empty(num_near, dtype=np.float32)
-    bits = times.view(np.uint32)  # bits of non-negative floats are in the order of the floats
+    bits = times.view(np.uint32)  # bits of non-negative floats sort like the floats
     num = 0
     for index in near[:num_near]:
         times[num] = -np.log1p(draw_at(stream, index) * -(2.0**-32)) * resistance[ids[index]]
@@ -242,7 +241,7 @@ def _ringing(view: Arrays, sequence: int, stream: np.uint32, resistance: Floats,
 
 @compiled
 def whole_words(view: Arrays, keys: Keys, budgets: Ints, most: int) -> Ints:
-    """int64 `[M]`: words of each sequence in random order, those that fit into what is left of the budget."""
+    """int64 `[M]`: words of each sequence in random order, taking those that fit in the rest of the budget."""
     positions = np.empty(len(view.ids), dtype=np.int64)
     num = 0
     for sequence in range(len(budgets)):
@@ -267,7 +266,7 @@ def whole_words(view: Arrays, keys: Keys, budgets: Ints, most: int) -> Ints:
 
 @compiled
 def _words(view: Arrays, sequence: int) -> Ints:
-    """int64 `[W + 1]`: where each word of a sequence begins, and where the last ends; a special token is a word."""
+    """int64 `[W + 1]`: where each word of a sequence begins, and the end of the last; a special token is a word."""
     start, end = view.starts[sequence], view.starts[sequence] + view.lengths[sequence]
     edges = np.empty(end - start + 1, dtype=np.int64)
     num, after_special = 0, True
@@ -291,7 +290,7 @@ def _take(positions: Ints, num: int, begin: int, end: int) -> int:
 
 @compiled
 def _take_shortest(positions: Ints, num: int, view: Arrays, edges: Ints, most: int) -> int:
-    """As `_take`, for the shortest word (the first of several), cut to `most` tokens."""
+    """Like `_take`, for the shortest word (the first of several), cut to `most` tokens."""
     shortest, least = 0, np.int64(len(view.ids) + 1)
     for word in range(len(edges) - 1):
         if view.maskable[edges[word]] and edges[word + 1] - edges[word] < least:
@@ -314,7 +313,7 @@ def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) ->
             leader = edges[words[first]]
             end = fitting = leader
             for word in words[first : first + size]:
-                if edges[word] != end:  # a special token stands between them
+                if edges[word] != end:  # there is a special token between them
                     break
                 end = edges[word + 1]
                 fitting = end if end - leader <= left else fitting
@@ -331,7 +330,7 @@ def spans(view: Arrays, keys: Keys, budgets: Ints, bounds: Floats, most: int) ->
 
 @compiled
 def _span_lengths(wanted: int, num_words: int, stream: np.uint32, bounds: Floats) -> Ints:
-    """Words of each span, drawn one after another until `wanted` words are in spans; the last may be cut."""
+    """Words in each span, drawn one after another until spans hold `wanted` words; the last may be cut."""
     sizes = np.empty(wanted, dtype=np.int64)
     num = drawn = 0
     while drawn < wanted:
@@ -344,10 +343,10 @@ def _span_lengths(wanted: int, num_words: int, stream: np.uint32, bounds: Floats
 
 @compiled
 def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
-    """The first word of each span; all arrangements of spans and words outside them are equally likely.
+    """The first word of each span; all arrangements of spans and of words outside them are equally likely.
 
-    There is one slot for each span and for each word outside. The spans take random slots in a random order. (In the
-    order of drawing, the last span would always stand last, and it is longer than others, as it fills the budget.)
+    There is one slot for each span and for each word outside. The spans take random slots in random order. (In the
+    order of drawing, the last span would always come last, and its length is special, because it fills the budget.)
     """
     num_slots = num_words - sizes.sum() + len(sizes)
     span_of = np.full(num_slots, -1, dtype=np.int64)
@@ -364,7 +363,7 @@ def _span_places(sizes: Ints, num_words: int, stream: np.uint32) -> Ints:
     return firsts
 
 
-# What stands there instead
+# What replaces them
 
 
 @compiled
@@ -381,10 +380,7 @@ def replace(
     shifts: Ints,
     num_ordinary: int,
 ) -> Ints:
-    """Write into `ids` what the network sees at the chosen positions.
-
-    Returns:
-        int64 `[M]`: the positions, ascending.
+    """Write what the network sees at the chosen positions into `ids`; returns int64 `[M]`, the positions, ascending.
 
     Raises:
         IndexError: A position is outside the batch, not maskable or chosen twice, or a leader is outside the sequence.
@@ -413,7 +409,7 @@ def replace(
             if fate < mask_below:
                 ids[position] = mask_id
             elif fate < keep_from:
-                # these bits may already have decided the token's fate, so they are hashed again
+                # these bits may have decided the token's fate already, so they are hashed again
                 bits = mix_32(draw_at(stream, position - start))
                 ordinary = np.int64((np.uint64(bits) * np.uint64(num_ordinary)) >> np.uint64(32))
                 ids[position] = ordinary + np.searchsorted(shifts, ordinary, side="right")
@@ -442,17 +438,16 @@ def reorder(view: Arrays, order: Ints) -> Arrays:
 
 @compiled
 def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
-    """The same as `target[:] = source`, which takes numba three times as long."""
+    """The same as `target[:] = source`, which takes three times as long in numba."""
     for index in range(len(source)):
         target[index] = source[index]
 
 
 @compiled
 def put_back(ids: Ints, view: Arrays, reordered: Arrays, order: Ints, chosen: Ints) -> Ints:
-    """Copy the ids at the chosen positions of the reordered sequences to where `view` has these positions.
+    """Copy the ids at the chosen positions of the reordered sequences to the same tokens in the order of `view`.
 
-    Returns:
-        int64 `[M]`: the positions there, ascending, as `chosen` is.
+    Returns int64 `[M]`: the positions there, ascending like `chosen`.
     """
     firsts = np.searchsorted(chosen, reordered.starts)
     lasts = np.append(firsts[1:], len(chosen))

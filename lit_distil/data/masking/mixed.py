@@ -13,12 +13,12 @@ from lit_distil.data.randomness import Ints
 class MixedMasking(MaskingStrategy):
     """Masks each sequence by one of several strategies, drawn by weight.
 
-    Which one is a function of (seed, sample id, pattern), like the mask itself. Each strategy keeps its own rate,
+    The choice is a function of (seed, sample id, pattern), like the mask itself. Each strategy keeps its own rate,
     shares and count, and masks a sequence exactly as it would alone.
 
     Args:
         strategies: The strategies. Their own `patterns` must stay None.
-        weights: How likely each is, in any unit; None makes all equally likely.
+        weights: Relative weight of each strategy; None makes all equally likely.
         patterns: As in `MaskingStrategy`, for the choice and the masks together.
     """
 
@@ -58,7 +58,7 @@ class MixedMasking(MaskingStrategy):
         return any(strategy.changes_over_steps for strategy in self.strategies)
 
     def choice(self, draws: Draws) -> Ints:
-        """int64 `[S]`: which strategy each sequence gets."""
+        """int64 `[S]`: the number of the strategy for each sequence."""
         bounds = np.array(list(accumulate(self.weights[:-1]))) / sum(self.weights)
         return np.searchsorted(bounds, draws.per_sequence("strategy"), side="right")
 
@@ -70,7 +70,7 @@ class MixedMasking(MaskingStrategy):
         """Let each sequence's strategy choose positions and write into `ids`."""
         choice = self.choice(draws)
         order = np.argsort(choice, kind="stable")
-        arrays = kernels().reorder(view.arrays, order)  # the sequences of each strategy side by side
+        arrays = kernels().reorder(view.arrays, order)  # the sequences of each strategy next to each other
         sample_ids, keys = view.sample_ids[order], draws.keys[order]
         bounds = np.searchsorted(choice[order], np.arange(len(self.strategies) + 1))
         chosen = []
@@ -88,6 +88,6 @@ class MixedMasking(MaskingStrategy):
                 sample_ids[first:end],
                 view.vocabulary,
             )
-            # the part's ids are a copy of the batch's, so the strategy may write into them
+            # the part's ids are a copy of the batch's, so the strategy may overwrite them
             chosen.append(start + strategy.write(part.ids, part, draws.only(part, keys[first:end])))
         return kernels().put_back(ids, view.arrays, arrays, order, np.concatenate(chosen))

@@ -14,14 +14,14 @@ from lit_distil.schedules import StepValue
 class SpanMasking(MaskingStrategy):
     """Spans of whole words, each replaced as a whole (SpanBERT, section 3.1).
 
-    Lengths follow a geometric law, cut at `max_words` and normalised. Spans are drawn until the budget is full, and the
-    last one is cut to the words that fit. Spans never overlap or cross a special token, and all arrangements of them
-    are equally likely. The 80/10/10 is drawn once for each span.
+    Lengths follow a geometric distribution, truncated at `max_words` and normalised. Spans are drawn until the budget
+    is full, and the last one is cut to the words that fit. Spans never overlap or cross a special token, and all
+    arrangements of them are equally likely. The 80/10/10 is drawn once for each span.
 
     Args:
         mask_share: Share of the spans that become [MASK].
         random_share: Share of the spans that become random ids.
-        geometric_p: Parameter of the law, in (0, 1]; the paper's 0.2 gives 3.8 words on average.
+        geometric_p: Parameter of the distribution, in (0, 1]; the paper's 0.2 gives 3.8 words on average.
         max_words: Longest span, in words.
     """
 
@@ -52,7 +52,7 @@ class SpanMasking(MaskingStrategy):
         return law / law.sum()
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """Spans in the order in which they are drawn, as many as fit; the first token of a span leads the others."""
+        """As many spans as fit, in the order they are drawn; the first token of a span leads the others."""
         return Selection(*self.spans(view, draws))
 
     def spans(self, view: TokenView, draws: Draws) -> tuple[Ints, Ints]:
@@ -62,10 +62,10 @@ class SpanMasking(MaskingStrategy):
 
 
 class NgramMasking(SpanMasking):
-    """N-grams of whole words, of n words with a chance proportional to 1/n (ALBERT, section 3.1; MacBERT).
+    """N-grams of whole words, with lengths n drawn in proportion to 1/n (ALBERT, section 3.1; MacBERT).
 
-    N-grams are drawn and arranged as the spans of `SpanMasking` are. As in ALBERT's code, the 80/10/10 is drawn for
-    each token by itself.
+    N-grams are drawn and arranged like the spans of `SpanMasking`. As in ALBERT's code, the 80/10/10 is drawn for each
+    token separately.
 
     Args:
         mask_share: Share of the chosen tokens that become [MASK].
@@ -95,5 +95,5 @@ class NgramMasking(SpanMasking):
         return law / law.sum()
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """N-grams in the order in which they are drawn, as many as fit."""
+        """As many n-grams as fit, in the order they are drawn."""
         return Selection(self.spans(view, draws)[0])

@@ -1,4 +1,4 @@
-"""Masking: which positions of a batch are to be predicted, and what stands there instead.
+"""Masking: which positions of a batch to predict, and what replaces them in the input.
 
 A mask is a pure function of (seed, sample id, pattern). The pattern is the epoch (dynamic masking, RoBERTa), or the
 epoch modulo n (static masking, BERT's n copies). If the rate follows a schedule, the mask also depends on the step. It
@@ -34,7 +34,7 @@ _RULES = ("exact", "stochastic", "independent")
 
 @cache
 def kernels() -> ModuleType:
-    """The compiled loops; imported when the first mask is made, since numba takes a third of a second to import."""
+    """The compiled loops; imported for the first mask, since importing numba takes a third of a second."""
     from lit_distil.data.masking import kernels
 
     return kernels
@@ -50,7 +50,7 @@ class TokenView:
         word_starts: bool `[T]`, whether a token begins a word; True for special tokens and for the token after one.
         lengths: int64 `[S]`, special tokens included; from 1 to 65,536.
         starts: int64 `[S]`, where each sequence begins in T.
-        sample_ids: int64 `[S]`, the index of each sequence in its data set.
+        sample_ids: int64 `[S]`, the index of each sequence in its dataset.
         vocabulary: The tokenizer's size, special ids by name (`special_ids`) and entries by id (`tokens`).
     """
 
@@ -79,17 +79,17 @@ class TokenView:
 
     @cached_property
     def position_of(self) -> Ints:
-        """int64 `[T]`: where each token stands in its sequence."""
+        """int64 `[T]`: the position of each token in its sequence."""
         return np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths)
 
     @cached_property
     def num_maskable(self) -> Ints:
-        """int64 `[S]`: maskable tokens of each sequence."""
+        """int64 `[S]`: number of maskable tokens in each sequence."""
         return np.add.reduceat(self.maskable, self.starts, dtype=np.int64)
 
     @cached_property
     def arrays(self) -> Arrays:
-        """The arrays that the compiled loops read, in the types that these are compiled for."""
+        """The arrays for the compiled loops, in the types that these are compiled for."""
         return kernels().Arrays(
             np.ascontiguousarray(self.ids, dtype=np.int64),
             np.ascontiguousarray(self.maskable, dtype=np.bool_),
@@ -102,7 +102,7 @@ class TokenView:
 class Draws:
     """The random numbers of a batch: functions of (seed, sample id, pattern, stream, index in the sequence).
 
-    A stream is any name; streams of different names are independent.
+    A stream can have any name; streams of different names are independent.
 
     Args:
         seed: Seed of the run.
@@ -111,7 +111,7 @@ class Draws:
         step: The optimizer step, for settings that follow a schedule; no number depends on it.
 
     Attributes:
-        keys: uint64 `[S]`, which all numbers of a sequence follow from; for the compiled loops.
+        keys: uint64 `[S]`, from which all numbers of a sequence follow; for the compiled loops.
     """
 
     def __init__(self, seed: int, view: TokenView, pattern_per_sequence: Ints, step: int | None = None) -> None:
@@ -121,7 +121,7 @@ class Draws:
         self.keys = kernels().keys_of(np.uint64(seed & 0xFFFFFFFFFFFFFFFF), samples, patterns)
 
     def only(self, view: TokenView, keys: NDArray[np.uint64]) -> Draws:
-        """The same numbers for a view of some of the sequences, which have these keys."""
+        """The same numbers for a view of those sequences that have these keys."""
         part = object.__new__(Draws)
         part.step, part._view, part.keys = self.step, view, keys
         return part
@@ -139,7 +139,7 @@ class Draws:
         return self.at(stream, sequences[positions], indices[positions])
 
     def at(self, stream: str, sequences: Ints, indices: Ints) -> Floats:
-        """float64 `[N]` in [0, 1): in each of these sequences the number of this index, counted from 0."""
+        """float64 `[N]` in [0, 1): for each of these sequences, the number at this index, counted from 0."""
         name = np.uint64(zlib.crc32(stream.encode()))
         sequences = np.ascontiguousarray(sequences, dtype=np.int64)
         bits = kernels().draws_at(self.keys, name, sequences, np.ascontiguousarray(indices, dtype=np.int64))
@@ -147,7 +147,7 @@ class Draws:
 
 
 class Selection(NamedTuple):
-    """What a strategy chose.
+    """The choice of a strategy.
 
     Attributes:
         positions: int64 `[M]`, maskable positions in T, each at most once, in any order.
@@ -175,7 +175,7 @@ class Masked(NamedTuple):
 
 
 def _plain_selection(strategy: MaskingStrategy, selection: Any, view: TokenView, draws: Draws) -> Selection:
-    """A selection of whole numbers, a leader for each position; `write` checks that the positions are allowed."""
+    """Check a selection: whole numbers, and a leader for each position; `write` checks that they are allowed."""
     if not isinstance(selection, Selection):
         refuse_result(strategy, "select", "return a Selection", selection)
     for name, given in selection._asdict().items():
@@ -193,17 +193,17 @@ def _plain_selection(strategy: MaskingStrategy, selection: Any, view: TokenView,
 
 
 class MaskingStrategy(Piece, ABC):
-    """Chooses the positions to predict. A subclass chooses in `select`; the base class replaces and labels.
+    """Chooses the positions to predict. A subclass chooses in `select`; the base class replaces tokens and adds labels.
 
     A sequence of n tokens ([CLS] and [SEP] counted, as in BERT) gets `min(max_predictions, max(1, count))` positions,
-    but never more than it has maskable tokens. Special ids, [UNK] included, are never chosen, and by default never put
-    in as random ids.
+    but never more than it has maskable tokens. Special ids, [UNK] included, are never chosen, and by default never
+    inserted as random ids.
 
     Args:
         rate: Share of the tokens to predict, in (0, 1], or a schedule of it over the optimizer steps. Evaluation uses
             the schedule's final value.
         mask_share: Share of the chosen positions that become [MASK].
-        random_share: Share of them that become a random id; the rest keep theirs.
+        random_share: Share of the chosen positions that become a random id; the rest keep theirs.
         count: "exact" is BERT's round(rate · n). "stochastic" is fairseq's floor(rate · n + u) with u uniform in
             [0, 1). "independent" tosses a coin for each maskable token, as transformers' collator does.
         patterns: How many different masks a sequence gets before they repeat (static masking; BERT has 10). None
@@ -252,15 +252,15 @@ class MaskingStrategy(Piece, ABC):
 
     @abstractmethod
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """Choose the positions to predict, in each sequence by itself.
+        """Choose the positions to predict, in each sequence independently.
 
         Args:
             view: The batch.
-            draws: Its random numbers; take them from here only.
+            draws: Its random numbers; use no others.
 
         Returns:
-            Maskable positions, each at most once: as many in each sequence as `budgets` says, or as close as the
-            strategy can come.
+            Maskable positions, each at most once: as many in each sequence as `budgets` says, or as close to it as the
+            strategy can get.
         """
 
     def budgets(self, view: TokenView, draws: Draws) -> Ints:
@@ -286,7 +286,7 @@ class MaskingStrategy(Piece, ABC):
         return isinstance(self.rate, StepValue)
 
     def bind(self, token_counts: Ints) -> None:
-        """Take how often each id occurs in the corpus (int64 `[vocabulary]`); called once, before the first batch."""
+        """Receive how often each id occurs in the corpus (int64 `[vocabulary]`); called once before the first batch."""
 
     @property
     def parts(self) -> list[MaskingStrategy]:
@@ -300,16 +300,16 @@ class MaskingStrategy(Piece, ABC):
             view: The batch.
             epochs: int64 `[S]`, the epoch of each sequence.
             seed: Seed of the run.
-            step: The optimizer step that the batch is for, None in evaluation; only a rate with a schedule needs it.
+            step: The optimizer step of the batch, None in evaluation; only a rate with a schedule needs it.
 
         Raises:
-            ValueError: `select` chose positions that it must not choose.
+            ValueError: `select` chose positions that are not allowed.
         """
         epochs = np.asarray(epochs)
         draws = Draws(seed, view, epochs if self.patterns is None else epochs % self.patterns, step)
         ids = view.ids.copy()
         positions = self.write(ids, view, draws)
-        if not len(positions) and view.maskable.any():  # the masked-LM term would be missing from the loss
+        if not len(positions) and view.maskable.any():  # the loss would lack the masked-LM term
             raise ValueError(
                 f"data.masking: {type(self).__name__}.select must choose at least one position of a batch, and chose "
                 f"none of the {int(view.maskable.sum())} maskable ones in {len(view.lengths)} sequences"
@@ -317,7 +317,7 @@ class MaskingStrategy(Piece, ABC):
         return Masked(ids, positions, view.ids[positions])
 
     def write(self, ids: Ints, view: TokenView, draws: Draws) -> Ints:
-        """Choose positions, and write into `ids` `[T]` what stands there instead.
+        """Choose positions, and write what replaces them into `ids` `[T]`.
 
         Returns:
             int64 `[M]`: the chosen positions, ascending.
@@ -353,7 +353,7 @@ class MaskingStrategy(Piece, ABC):
 
 @lru_cache(maxsize=8)
 def _shifts(special_ids: tuple[int, ...]) -> Ints:
-    """How many ordinary ids come before each special one: ordinary id n is n plus the number of these up to n."""
+    """The number of ordinary ids before each special id: ordinary id n is n plus how many of these are at most n."""
     ids = np.array(sorted(set(special_ids)), dtype=np.int64)
     return ids - np.arange(len(ids))
 

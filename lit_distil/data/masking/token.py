@@ -14,11 +14,11 @@ class TokenMasking(MaskingStrategy):
 
 
 class WholeWordMasking(MaskingStrategy):
-    """Whole words, in random order until the budget is full; a word that would overrun it is skipped (BERT).
+    """Whole words, in random order until the budget is full; a word that would exceed it is skipped (BERT).
 
-    If no word of a sequence fits its budget, the shortest one is taken all the same, cut to `max_predictions`.
+    If no word of a sequence fits the budget, the shortest one is taken anyway, cut to `max_predictions`.
     """
 
     def select(self, view: TokenView, draws: Draws) -> Selection:
-        """Words in random order, as many as fit."""
+        """As many words as fit, in random order."""
         return Selection(kernels().whole_words(view.arrays, draws.keys, self.budgets(view, draws), self.limit))

@@ -1,7 +1,7 @@
-"""Where text and labelled rows come from: the two abstract sources, and local files behind them.
+"""Where text and labelled rows come from: the two abstract sources, and sources of local files.
 
 A document source gives documents, each a list of units (sentences, lines or paragraphs: whatever one line of the
-source is). A row source gives labelled rows, each a plain dictionary. Neither knows tokens.
+source is). A row source gives labelled rows, each a plain dictionary. Neither deals with tokens.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def _texts(source: Any, documents: Iterable[Any], split: str) -> Iterator[list[str]]:
-    """The documents that a source gives, if each is a list of texts."""
+    """The documents of a source; each must be a list of texts."""
     try:
         given = iter(documents)
     except TypeError:
         refuse_result(source, "documents", "give the documents of a split, one after another", documents)
     for number, units in enumerate(given, start=1):
-        if not isinstance(units, list | tuple):  # the letters of a text would become units
+        if not isinstance(units, list | tuple):  # the letters of a string would become units
             contract = f"give each document as a list of texts (document {number} of {split})"
             refuse_result(source, "documents", contract, f"a {type(units).__name__}")
         for unit in units:
@@ -53,9 +53,9 @@ def _texts(source: Any, documents: Iterable[Any], split: str) -> Iterator[list[s
 
 
 def _fingerprint(source: Any, given: Any, split: str) -> str:
-    """What a source returns; with a user's class that inherits it, its code and settings, which change the documents.
+    """A source's fingerprint; for a user's class that inherits the method, with its code and settings added.
 
-    Otherwise such a class would be given the corpus that was made for the class below it.
+    Otherwise such a class would get the corpus that was made for its base class.
     """
     if not isinstance(given, str) or not given:
         refuse_result(source, "fingerprint", "return a text that changes with the documents", given or "nothing")
@@ -68,7 +68,7 @@ def _fingerprint(source: Any, given: Any, split: str) -> str:
 
 
 def _dictionaries(source: Any, rows: Iterable[Any], split: str) -> Iterator[Row]:
-    """The rows that a source gives, if each is a dictionary."""
+    """The rows of a source; each must be a dictionary."""
     try:
         given = iter(rows)
     except TypeError:
@@ -81,7 +81,7 @@ def _dictionaries(source: Any, rows: Iterable[Any], split: str) -> Iterator[Row]
 
 
 class DocumentSource(Piece, ABC):
-    """Gives documents for pretraining and distillation."""
+    """Provides documents for pretraining and distillation."""
 
     contracts = {"documents": _texts, "fingerprint": _fingerprint}
 
@@ -93,23 +93,23 @@ class DocumentSource(Piece, ABC):
     def fingerprint(self, split: Split) -> str:
         """A string that changes whenever the documents of the split may have changed.
 
-        A class that inherits it need not write its own: its code and the arguments that it keeps are added.
+        A class that inherits this method need not override it: its code and its arguments are added.
         """
 
     def check(self, split: Split) -> None:
-        """Refuse what shows, without reading a document, that a split cannot be read; called before any work.
+        """Refuse a split that cannot be read, as far as this shows without reading a document; called before any work.
 
         Raises:
-            ValueError: A file is not there.
+            ValueError: A file does not exist.
         """
 
     def text_bytes(self, split: Split) -> int | None:
-        """About how many bytes of text the split has, if that is known without reading it; for the time left."""
+        """Approximate bytes of text in the split, if known without reading it; used to estimate the time left."""
         return None
 
 
 class RowSource(Piece, ABC):
-    """Gives labelled rows for fine-tuning."""
+    """Provides labelled rows for fine-tuning."""
 
     contracts = {"rows": _dictionaries}
 
@@ -122,7 +122,7 @@ class RowSource(Piece, ABC):
 
 
 class LocalFiles:
-    """The part that sources of local files share: for each split a file, a folder, a glob, or a list of them."""
+    """What sources of local files share: for each split a file, a folder, a glob, or a list of them."""
 
     def __init__(self, files: dict[str, Files], errors: Errors = "strict") -> None:
         if errors not in ("strict", "replace"):
@@ -142,7 +142,7 @@ class LocalFiles:
         self.paths(split)
 
     def read(self, split: Split, read_file: Callable[[Path], Iterator[Any]]) -> Iterator[Any]:
-        """What `read_file` gives for a split's files; an empty file is a warning, and an error if all are empty."""
+        """Apply `read_file` to a split's files; an empty file is a warning, and an error if all are empty."""
         if split != "predict":
             warn_of_shared_files(self.files, split)
         paths, num_empty = self.paths(split), 0
@@ -197,8 +197,8 @@ class TextFiles(LocalFiles, DocumentSource):
     def documents(self, split: Split) -> Iterator[list[str]]:
         """Each run of non-blank lines is a document.
 
-        To bound memory, a line of more than a million bytes becomes several units, and a document of more than 20
-        million characters several documents; warnings count both.
+        To bound memory, a line of more than a million bytes is divided into several units, and a document of more than
+        20 million characters into several documents; warnings count both.
         """
         return self.read(split, self._documents_of)
 
@@ -219,7 +219,7 @@ class TextFiles(LocalFiles, DocumentSource):
         for line in read_lines(path, errors=self.errors, longest=_LONGEST_LINE):
             text = line.strip()
             num_characters += len(text)
-            # a file without a blank line is one document, and must not be held in memory whole
+            # a file without a blank line is one document, which must not be held in memory whole
             is_cut = bool(text and units) and num_characters > _LONGEST_DOCUMENT
             if units and (is_cut or not text):
                 yield units
@@ -238,7 +238,7 @@ class TextFiles(LocalFiles, DocumentSource):
 
 
 class TableFiles(LocalFiles, RowSource, DocumentSource):
-    """Files of rows, whose kind is their suffix (before `.gz` or `.zst`, which are recognised by their first bytes).
+    """Files of rows; the suffix says the kind (before `.gz` or `.zst`; compression is recognised by the first bytes).
 
     `.jsonl`, `.ndjson`: an object on each line. `.json`: the same, or one array of objects. `.csv`. `.tsv`, without
     quoting. `.parquet`. `.arrow`, `.feather`, `.ipc`: Arrow's file or streaming format (what `datasets` writes).
@@ -248,8 +248,8 @@ class TableFiles(LocalFiles, RowSource, DocumentSource):
         validation: The same for validation.
         test: The same for testing.
         predict: The same for `predict`; labels are not needed there.
-        text_column: Column that holds the text when rows serve as documents. Each line of the text is a unit; a list
-            of texts is possible too.
+        text_column: Column that holds the text when rows serve as documents. Each line of the text is a unit; the
+            column may also hold lists of texts.
         errors: What to do with bytes of JSON, CSV and TSV that are not UTF-8: `strict` stops with file and line,
             `replace` inserts U+FFFD.
     """
@@ -281,13 +281,10 @@ class TableFiles(LocalFiles, RowSource, DocumentSource):
 
 
 def documents_of(rows: Iterable[Row], column: str) -> Iterator[list[str]]:
-    r"""Each row as a document. Its units are the non-blank lines of the text, or list of texts, in a column.
+    r"""Each row as a document. Its units are the non-blank lines of the text, or list of texts, in `column`.
 
-    A line ends with `\n`, `\r\n` or `\r`, nothing else. A row without a unit, such as one whose text is None, is left
-    out.
-
-    Raises:
-        ValueError: A row has no such column, or it holds something else.
+    Only `\n`, `\r\n` and `\r` end a line. A row without a unit, such as one whose text is None, is left out; any other
+    value in the column is refused.
     """
     for row in rows:
         if column not in row:

@@ -1,4 +1,4 @@
-"""Docstrings of Python files. This file imports the standard library alone, so worker processes start quickly."""
+"""Docstrings of Python files. This file imports only the standard library, so worker processes start quickly."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MIN_CHARACTERS = 20
 
 
 def make_reader(_settings: str) -> Callable[[list[str]], list[list[str]]]:
-    """The function that reads a list of files, for `results_in_order`; it has no settings."""
+    """The function that reads a list of files, for `results_in_order`; it takes no settings."""
 
     def read(files: list[str]) -> list[list[str]]:
-        gc.disable()  # a syntax tree is many small objects without a cycle
+        gc.disable()  # a syntax tree has many small objects but no cycles
         try:
             return [docstrings_of(file) for file in files]
         finally:
@@ -37,7 +37,7 @@ def docstrings_of(file: str) -> list[str]:
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
-        # only these nodes have docstrings, and no expression can hold one: descend through statements alone
+        # only these nodes have docstrings, and no expression contains one, so only statements are searched
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             raw = ast.get_docstring(node, clean=False)
             if raw is not None:

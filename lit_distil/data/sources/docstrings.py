@@ -1,7 +1,7 @@
-"""The embedded corpus: docstrings of the installed packages, megabytes of real English with no network.
+"""The embedded corpus: docstrings of the installed packages, megabytes of real English without a network.
 
-Files are read with `ast`, and nothing is imported. A document is a module; its units are the lines of its docstrings.
-A docstring that occurs in two places is kept once. A row is one docstring with the package that wrote it.
+Files are parsed with `ast`, and nothing is imported. A document is a module; its units are the lines of its docstrings.
+A docstring that occurs in several places is kept once. A row is one docstring with the package that contains it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CORE_PACKAGES = (
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3", "ensurepip"}
 _CACHE_VERSION = 1
 _NUM_SHARES = 256
-_NUM_WORDS = 16  # of a row's `words`
-_NUM_BARE = 24  # of a row's `bare`
+_NUM_WORDS = 16  # in a row's `words`
+_NUM_BARE = 24  # in a row's `bare`
 _MARKS = {".": "stop", ",": "comma", ":": "colon"}
 
 
@@ -52,7 +52,7 @@ class Docstrings(DocumentSource, RowSource):
         test_share: Share of documents to hold out for testing.
         rows_per_package: Most rows of each package in a split: `{train: 50, test: 150}`. None takes all.
         min_characters: Shorter docstrings make no row (they are still part of their document).
-        cache_dir: Where to keep the docstrings once read; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
+        cache_dir: Where to cache the extracted docstrings; None is `$LIT_DISTIL_CACHE` or `~/.cache/lit_distil`.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class Docstrings(DocumentSource, RowSource):
         self.cache_dir = cache_dir
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """One document a module: the non-blank lines of its docstrings, with the indentation inside a docstring."""
+        """One document per module: the non-blank lines of its docstrings, with the indentation inside a docstring."""
         for module in self._modules(split):
             units = [line for text in module["docstrings"] for line in text.split("\n") if line.strip()]
             if units:
                 yield units
 
     def rows(self, split: Split) -> Iterator[Row]:
-        """A row for each docstring, with the columns of three tasks; a cap takes the first by a hash.
+        """A row for each docstring, with the columns of three tasks; `rows_per_package` takes the first by a hash.
 
-        `text`, `package` and `module` tell who wrote it. `words` are its first words, half of the time with each two
-        neighbours exchanged, and `order` says so: `intact` or `exchanged`. `bare` are its first words without the mark
-        at their end, and `marks` names it: `comma`, `stop`, `colon` or `none`. Of docstrings that begin with the same
-        words, in whichever splits they are, only the first makes a row.
+        `text`, `package` and `module` tell where it comes from. `words` are its first words, half of the time with
+        neighbours exchanged in pairs; `order` says so: `intact` or `exchanged`. `bare` are its first words without the
+        punctuation mark at their end; `marks` names it: `comma`, `stop`, `colon` or `none`. Of docstrings that begin
+        with the same words, in whichever splits they are, only the first makes a row.
         """
         if split == "predict":
             return
@@ -114,7 +114,7 @@ class Docstrings(DocumentSource, RowSource):
             yield from sorted(rows, key=lambda row: _hash_fraction(row["text"]))[:limit]
 
     def fingerprint(self, split: Split) -> str:
-        """Hash of the versions of the packages and the settings."""
+        """Hash of the packages' versions and the settings."""
         return hash_values([self._versions(), self.validation_share, self.test_share, split])
 
     def _modules(self, *splits: Split) -> Iterator[dict]:
@@ -132,11 +132,11 @@ class Docstrings(DocumentSource, RowSource):
         return "validation" if fraction < self.test_share + self.validation_share else "train"
 
     def _versions(self) -> list[tuple[str, str]]:
-        # in order: a docstring that two packages have belongs to the first
+        # in order: a docstring that two packages share belongs to the first
         return [(package, _version(package)) for package in self.packages]
 
     def _read_all(self) -> Path:
-        """Read every package once, and keep the docstrings as JSON lines, one for each module."""
+        """Read every package once, and store the docstrings as JSON lines, one for each module."""
         key = hash_values([_CACHE_VERSION, self._versions()])[:16]
         path = default_cache_dir(self.cache_dir) / f"docstrings-{key}.jsonl"
         if path.is_file():
@@ -175,7 +175,7 @@ def _roots(package: str) -> list[str]:
     """The folders of a package, or the file of a single module."""
     if package == STANDARD_LIBRARY:
         return [sysconfig.get_paths()["stdlib"]]
-    # find_spec of a dotted name would import the parent
+    # find_spec would import the parent of a dotted name
     spec = None if "." in package else importlib.util.find_spec(package)
     if spec is not None and spec.submodule_search_locations:
         return list(spec.submodule_search_locations)
@@ -191,14 +191,14 @@ def _version(package: str) -> str:
         return platform.python_version()
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # then the state of its files says whether it has changed
+    except importlib.metadata.PackageNotFoundError:  # the state of its files then shows whether it changed
         stats = [(file, os.stat(file)) for file, _ in _python_files(package)]
         return hash_values([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
 
 
 def _read_files(files: list[str]) -> dict[str, list[str]]:
-    """The docstrings of each file, read in several processes of this machine."""
-    # every share has as many large files as another, so that none takes longer
+    """The docstrings of each file, read by several processes of this machine."""
+    # each process gets as many large files as the others, so that none takes longer
     by_size = sorted(files, key=lambda file: (-os.path.getsize(file), file))
     shares = [by_size[number::_NUM_SHARES] for number in range(min(_NUM_SHARES, len(files)))]
     found: dict[str, list[str]] = {}
@@ -210,7 +210,7 @@ def _read_files(files: list[str]) -> dict[str, list[str]]:
 
 
 def _exchanged(words: list[str], text: str) -> tuple[str, str]:
-    """The words, half of the time with each two neighbours after the first exchanged, and which of both they are."""
+    """The words, half of the time with neighbours after the first exchanged in pairs, and which of the two it is."""
     moved = [words[0], *chain(*(words[place : place + 2][::-1] for place in range(1, len(words), 2)))]
     if moved == words or _hash_fraction(f"order {text}") < 0.5:
         return " ".join(words), "intact"
@@ -218,7 +218,7 @@ def _exchanged(words: list[str], text: str) -> tuple[str, str]:
 
 
 def _without_marks(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words without the marks at their end, and the name of the first one of each; a word of marks is left out."""
+    """The words without the marks at their ends, and the name of each one's first mark; all-mark words are dropped."""
     cut = [(bare, word[len(bare) :]) for word in words if (bare := word.rstrip("".join(_MARKS)))]
     return [bare for bare, _ in cut], [_MARKS[marks[0]] if marks else "none" for _, marks in cut]
 

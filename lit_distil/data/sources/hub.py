@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, or what `datasets` keeps on disk, as documents and rows."""
+"""Datasets of the Hugging Face Hub, or saved to disk by `datasets`, as documents and rows."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SLICE_OF_ROWS = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>\d*):(?P<stop>\d
 class HubDataset(RowSource, DocumentSource):
     """A dataset of the Hugging Face Hub, a local folder of data files, or what `save_to_disk` wrote.
 
-    Columns of classes (`ClassLabel`) give names, which still know their numbers; −1 (unlabelled) stays a number.
+    Class columns (`ClassLabel`) give names, which still know their numbers; −1 (unlabelled) stays a number.
 
     Args:
         name: Name on the Hub, or a folder.
         config: Configuration of the dataset, such as `sst2` of `nyu-mll/glue`.
         revision: Commit, tag or branch, so that a run can be repeated.
         splits: The dataset's names of our splits, if they differ: `{validation: validation_matched}`. They may be
-            slices, `{train: "train[5%:]", validation: "train[:5%]"}`; null takes none.
+            slices, `{train: "train[5%:]", validation: "train[:5%]"}`; null skips the split.
         columns: Columns to take; None takes all. The others are not read if the files allow it (Parquet, Arrow).
-        text_column: Column that holds the text when rows serve as documents. Each line of the text is a unit; a list
-            of texts is possible too.
+        text_column: Column that holds the text when rows serve as documents. Each line of the text is a unit; the
+            column may also hold lists of texts.
         streaming: Read rows as they are needed, without downloading everything first: for corpora that are prepared
             once and then read from shards. Slices then count rows (`train[:1000]`, `train[1000:]`).
     """
@@ -66,7 +66,7 @@ class HubDataset(RowSource, DocumentSource):
         return documents_of(self._rows(split, [self.text_column], field="text_column"), self.text_column)
 
     def fingerprint(self, split: Split) -> str:
-        """The fingerprint that `datasets` keeps; when streaming, the state of the data files and the slice."""
+        """The fingerprint from `datasets`; when streaming, the state of the data files and the slice."""
         dataset = self._load(split)
         if dataset is None:
             return f"None:{self.text_column}"
@@ -76,12 +76,12 @@ class HubDataset(RowSource, DocumentSource):
         return hash_values([self.name, self.config, self.revision, self._origin, theirs, self.text_column])
 
     def _rows(self, split: Split, columns: list[str] | None, *, field: str) -> Iterator[Row]:
-        """The rows with some columns, or all of them."""
+        """The rows, with some columns or all of them."""
         dataset = self._load(split)
         if dataset is None:
             return
         if columns is not None:
-            # a stream may not know its columns before the first row
+            # a stream may not know its columns before its first row
             known = dataset.column_names or list(next(self._read(dataset), {}))
             for column in columns:
                 if column not in known:
@@ -127,7 +127,7 @@ class HubDataset(RowSource, DocumentSource):
         return datasets.concatenate_datasets(parts)
 
     def _cut(self, split: Split, theirs: str) -> list[Any]:
-        """The slices of rows on disk that a name such as `train[:5%]+dev` means."""
+        """The slices of rows on disk that a name such as `train[:5%]+dev` describes."""
         import datasets
 
         sizes = {name: len(rows) for name, rows in self._all.items()}
@@ -167,7 +167,7 @@ class HubDataset(RowSource, DocumentSource):
 
         try:
             if Path(self.name, "dataset_dict.json").is_file() or Path(self.name, "state.json").is_file():
-                loaded = datasets.load_from_disk(self.name)  # mapped, so it is never read whole
+                loaded = datasets.load_from_disk(self.name)  # memory-mapped, so it is never read whole
             elif self.streaming:
                 builder = datasets.load_dataset_builder(self.name, self.config, revision=self.revision)
                 self._origin = str(builder.hash)  # a hash of the commit, or of the files' names and times
@@ -184,18 +184,18 @@ class HubDataset(RowSource, DocumentSource):
 
 
 def _reading_errors() -> tuple[type[Exception], ...]:
-    """The errors that `datasets` lets through from the readers of its formats."""
+    """The errors that `datasets` passes on from the readers of its formats."""
     import datasets
     import pyarrow
 
     of_datasets = datasets.exceptions.DatasetsError
-    # a RuntimeError for a data set with a script, which is not run
+    # RuntimeError: a dataset with a script, which is not run
     others = (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zlib.error)
     return (of_datasets, pyarrow.ArrowException, *others)
 
 
 def name_classes(rows: Iterable[Row], features: Mapping[str, Any] | None) -> Iterator[Row]:
-    """Rows of `datasets` with the names of classes instead of their numbers; a stream may not know its features."""
+    """Rows of `datasets` with the names of classes instead of numbers; a stream may not know its features."""
     readers = {column: read for column, kind in (features or {}).items() if (read := _class_reader(kind))}
     for row in rows:
         for column, read in readers.items():
@@ -204,7 +204,7 @@ def name_classes(rows: Iterable[Row], features: Mapping[str, Any] | None) -> Ite
 
 
 def _class_reader(kind: Any) -> Callable[[Any], Any] | None:
-    """What turns numbers into names in a column of classes, or of lists of them; None for other columns."""
+    """A function from numbers to names for a column of classes, or of lists of them; None for other columns."""
     import datasets
 
     if isinstance(kind, datasets.ClassLabel):

@@ -1,4 +1,4 @@
-"""Sources over what Python already holds (lists of texts or rows, `datasets`), and a share held out of a source."""
+"""Sources from Python objects (lists of texts or rows, `datasets`), and a source that holds out a share of another."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Rows = Sequence[Any]
 class InMemory(RowSource, DocumentSource):
     """Texts or rows that are in memory.
 
-    Each split is a list of texts, a list of dictionaries, or a `datasets.Dataset`, whose columns of classes give their
-    names. A text is one document (or one row with the column `text_column`), and its lines are the document's units.
+    Each split is a list of texts, a list of dictionaries, or a `datasets.Dataset`, whose class columns give names. A
+    text is one document (or one row with the column `text_column`), and its lines are the document's units.
 
     Args:
         train: Training split.
@@ -55,7 +55,7 @@ class InMemory(RowSource, DocumentSource):
                 )
 
     def rows(self, split: Split) -> Iterator[Row]:
-        """Each row carries its split and number under `__source__`, for messages."""
+        """Each row has its split and number under `__source__`, for messages."""
         rows: Any = self.splits.get(split)
         if rows is None:
             return
@@ -92,11 +92,11 @@ class InMemory(RowSource, DocumentSource):
 class HeldOut(DocumentSource):
     """Holds out a share of another source's training documents for validation.
 
-    Every n-th document is held out, n being 1/share rounded. A source with fewer than n documents gives the last lines
-    of each of them, so that one file without blank lines is split too. The test split is the source's own.
+    Every n-th document is held out, where n is 1/share rounded. If the source has fewer than n documents, the last
+    lines of each are held out, so that one file without blank lines is divided too. The test split is the source's own.
 
     Args:
-        source: Gives the documents.
+        source: The source of the documents.
         share: Share of the training documents, above 0 and at most 0.5.
     """
 
@@ -129,13 +129,13 @@ class HeldOut(DocumentSource):
         self.source.check("train" if split == "validation" else split)
 
     def fingerprint(self, split: Split) -> str:
-        """The source's, with the share."""
+        """The source's fingerprint, combined with the share."""
         if split not in ("train", "validation"):
             return self.source.fingerprint(split)
         return f"{self.source.fingerprint('train')}:{split} without {self.share:g}"
 
     def text_bytes(self, split: Split) -> int | None:
-        """About the share of the source's bytes that falls to the split."""
+        """The source's bytes times the split's share, approximately."""
         if split not in ("train", "validation"):
             return self.source.text_bytes(split)
         whole = self.source.text_bytes("train")

@@ -18,24 +18,24 @@ AtTheEnd = Literal["go_on", "stop", "repeat", "first"]
 class Mixture(DocumentSource):
     """Several sources, interleaved document by document in an order that never changes and needs no memory.
 
-    The next document comes from the source that has given the least so far, relative to its weight; among equals, from
-    the one named first. So at any point the shares match the weights to within a document.
+    The next document comes from the source that has given the least so far, relative to its weight; in a tie, from the
+    one named first. So at any point the shares match the weights to within a document.
 
-    Weights, shares, caps and the end of a source concern the `train` split. The other splits have every document of
+    Weights, shares, caps and the end of a source apply to the `train` split. The other splits have every document of
     every source once, source after source, so that runs with different mixtures are evaluated on the same text.
 
     Args:
         sources: Sources by name.
         weights: How much a source gives relative to the others; they need not sum to 1. The default is 1.
         measure: What the weights count: `characters` or `documents`.
-        shares: Share of a source's documents to take, by its name, in (0, 1]; they are evenly spread over the source.
-        max_documents: Most documents of a source, by its name.
-        max_characters: Most characters of a source, by its name; the first document that would exceed them, and all
+        shares: Share of a source's documents to take, by source name, in (0, 1]; evenly spread over the source.
+        max_documents: Most documents of a source, by source name.
+        max_characters: Most characters of a source, by source name; the first document that would exceed them, and all
             after it, are left out.
         at_the_end: What happens when a source, or the part that its cap allows, ends. `go_on`: the others continue
             without it, and every document is given once. `stop`: the mixture ends there, so the weights hold
-            throughout. `repeat`: the source starts again, until each has ended once. `first`: the mixture ends with the
-            source named first, and the others start again until then.
+            throughout. `repeat`: the source starts again, until each source has ended once. `first`: the mixture ends
+            with the source named first; until then the others start again.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Mixture(DocumentSource):
                 raise ValueError(f"source.shares.{name} must lie in (0, 1], got {value}")
 
     def documents(self, split: Split) -> Iterator[list[str]]:
-        """The documents of all sources, each as its source gives it."""
+        """The documents of all sources, unchanged."""
         if split != "train":
             for source in self.sources.values():
                 yield from source.documents(split)
@@ -111,7 +111,7 @@ class Mixture(DocumentSource):
         self._compare_shares(everything)
 
     def _compare_shares(self, parts: list[_Part]) -> None:
-        """Say so if sources that ended early left the others a larger share than their weights."""
+        """Report sources that ended early and so left the others a larger share than their weights."""
         given, weights = sum(part.given for part in parts), sum(part.weight for part in parts)
         shares = {part.name: (part.given / max(given, 1), part.weight / weights) for part in parts}
         if self.has_weights and any(abs(found - wanted) > 0.05 for found, wanted in shares.values()):
@@ -128,7 +128,7 @@ class Mixture(DocumentSource):
             source.check(split)
 
     def fingerprint(self, split: Split) -> str:
-        """Hash of the sources' own and of the settings."""
+        """Hash of the sources' fingerprints and of the settings."""
         parts = [[name, source.fingerprint(split)] for name, source in self.sources.items()]
         settings = [self.weights, self.measure, self.shares, self.max_documents, self.max_characters, self.at_the_end]
         return hash_values([parts, settings if split == "train" else None])

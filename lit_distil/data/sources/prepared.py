@@ -15,16 +15,16 @@ from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.files import hash_of, is_whole, write_file
 
 _BLOCK_BYTES = 1 << 22
-# fsspec knows more kinds, and some of those run what an address says
+# fsspec supports more kinds, but some of those run code that an address contains
 _KINDS = ("file", "memory", "http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hdfs")
 
 
 class PreparedCorpus(DocumentSource):
-    """What `lit-distil prepare` wrote: a folder with a corpus for each split.
+    """The output of `lit-distil prepare`: a folder with a corpus for each split.
 
-    A local folder is used where it is. From an address such as `s3://bucket/corpus` each node copies it once into the
-    local cache, and checks each file against its sha256; an interrupted copy continues. An address needs the fsspec
-    package for its kind (s3fs, gcsfs, ...).
+    A local folder is used where it is. From an address such as `s3://bucket/corpus`, each node copies the corpus once
+    to its local cache and checks each file against its sha256; an interrupted copy continues. An address needs the
+    fsspec package for its kind (s3fs, gcsfs, ...).
 
     Args:
         folder: A local folder, or an address with `://`.
@@ -57,11 +57,11 @@ class PreparedCorpus(DocumentSource):
         """Where the corpus of a split is on this machine.
 
         Args:
-            split: Which split.
-            tokenizer_hash: Hash that its tokenizer must have.
+            split: The split.
+            tokenizer_hash: Hash of the tokenizer that the corpus must have been made with.
             cache_dir: Where to keep copies from an address.
-            fetch: Whether to copy the files that are not here yet; once on each node.
-            verify: Whether to compare the files of an earlier copy with their sha256, and not only their sizes.
+            fetch: Whether to copy missing files; once on each node.
+            verify: Whether to compare the files of an earlier copy with their sha256, not only their sizes.
 
         Returns:
             The folder; None if there is no such split, or if it is not here and not to be fetched.
@@ -95,7 +95,7 @@ class PreparedCorpus(DocumentSource):
         return str(Path(os.path.expandvars(self.folder)).expanduser() / split)
 
     def _read_manifest(self, split: Split) -> bytes | None:
-        """The manifest of a split; None if only another split has one."""
+        """The manifest of a split; None if only other splits have one."""
         data = self._read(f"{self._place(split)}/{MANIFEST}")
         if data is not None:
             return data
@@ -133,7 +133,7 @@ class PreparedCorpus(DocumentSource):
             ) from error
 
     def _fetch(self, split: Split, manifest: Manifest, local: Path, verify: bool) -> None:
-        """Copy the files that are missing here or not whole."""
+        """Copy the files that are missing or incomplete here."""
         sizes = {shard.file: shard.num_bytes(manifest.token_bytes) for shard in manifest.shards}
         hashes = {shard.file: shard.sha256 for shard in manifest.shards} | {TOKEN_COUNTS: manifest.token_counts}
 

@@ -1,4 +1,4 @@
-"""Units that are sentences: text whose units are paragraphs, cut by pysbd's rules."""
+"""Sentences as units: text whose units are paragraphs, split by pysbd's rules."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.sources.sentence_rules import WINDOW, SentenceCutter
 from lit_distil.files import hash_values
 
-_BATCH_CHARACTERS = 25_000  # some 60 ms of work
+_BATCH_CHARACTERS = 25_000  # about 60 ms of work
 
 
 class Sentences(DocumentSource):
-    """Another source's documents with every unit cut into sentences, for text that is not cut yet.
+    """Another source's documents with every unit split into sentences, for text that is not split yet.
 
-    `SegmentPair`, `SentencePair`, `FullSentences` and `DocSentences` take each unit for a sentence. The rules are
+    `SegmentPair`, `SentencePair`, `FullSentences` and `DocSentences` treat each unit as a sentence. The rules are
     pysbd's (Sadvilkar and Neumann 2020, "PySBD: Pragmatic Sentence Boundary Disambiguation"), which know abbreviations,
     numbers, lists and quotations of each language. Only white space between sentences is lost. A sentence never
     continues in the next unit, so units should be paragraphs, not lines of a fixed width.
 
-    A core cuts about 0.4 MB of English text a second (on an AMD EPYC server); text that needs no cutting is prepared
-    ten times faster. `prepare` and `fit` cut in as many processes as they tokenise in (`num_processes`).
+    One core splits about 0.4 MB of English text per second (on an AMD EPYC server); text that needs no splitting is
+    prepared ten times faster. `prepare` and `fit` split with the processes that tokenise (`num_processes`).
 
     Args:
         source: Where the documents come from.
@@ -60,12 +60,12 @@ class Sentences(DocumentSource):
         self.source.check(split)
 
     def fingerprint(self, split: Split) -> str:
-        """Hash of the source's own, the language and pysbd's version."""
+        """Hash of the source's fingerprint, the language and pysbd's version."""
         return hash_values([self.source.fingerprint(split), self.language, importlib.metadata.version("pysbd"), WINDOW])
 
 
 def _batches(documents: Iterable[list[str]]) -> Iterator[tuple[list[bool], list[str]]]:
-    """Whether each unit is the last of its document, and units to cut together."""
+    """Units to split together, with whether each is the last of its document."""
     units: list[str] = []
     ends: list[bool] = []
     size = 0

@@ -24,14 +24,10 @@ _ARROW_MAGIC = b"ARROW1"
 
 
 def read_rows(path: Path, *, errors: Errors = "strict") -> Iterator[Row]:
-    """The rows of a table file, whose kind is the suffix before `.gz` or `.zst`.
+    """The rows of a table file; the suffix before `.gz` or `.zst` says its kind.
 
-    Args:
-        path: The file; JSON, CSV and TSV may be compressed.
-        errors: What to do with bytes of text files that are not UTF-8: `strict` stops, `replace` inserts U+FFFD.
-
-    Raises:
-        ValueError: The kind is unknown, or a row cannot be read; the message names file and line.
+    JSON, CSV and TSV may be compressed. Bytes of theirs that are not UTF-8 are an error if `errors` is `strict`, and
+    become U+FFFD if it is `replace`. Errors name file and line.
     """
     kind = table_kind(path)
     if kind is None:
@@ -49,14 +45,14 @@ def read_rows(path: Path, *, errors: Errors = "strict") -> Iterator[Row]:
 
 
 def table_kind(path: Path) -> str | None:
-    """The suffix that says which kind of table a file is, before `.gz` or `.zst`; None if it is no table."""
+    """The suffix, before `.gz` or `.zst`, that says a file's kind of table; None if it is no table."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix not in (".gz", ".zst")]
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
 def _read_delimited(path: Path, errors: Errors, *, is_tsv: bool) -> _Rows:
-    csv.field_size_limit(2**31 - 1)  # the default is 128 KiB, and a document may be longer
-    # a quoted field may contain line ends, which the reader needs to see
+    csv.field_size_limit(2**31 - 1)  # the default is 128 KiB, but a document may be longer
+    # a quoted field may contain line ends, so the reader must see them
     lines = (f"{line}\n" for line in read_lines(path, errors=errors))
     # TSV has no quoting: in GLUE's files a quotation mark is an ordinary character
     style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
@@ -90,7 +86,7 @@ def _read_columnar(path: Path, *, is_parquet: bool) -> _Rows:
                 for row in batch.slice(start, _ROWS_AT_ONCE).to_pylist():
                     number += 1
                     yield row, f"{path}:row {number}"
-    # OverflowError: a time that Python has no object for; UnicodeDecodeError is a ValueError
+    # OverflowError: a time that no Python object can hold; UnicodeDecodeError is a ValueError
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         kind = "Parquet" if is_parquet else "Arrow"
         raise ValueError(f"{path}: not a readable {kind} file, after row {number} ({error})") from error
@@ -116,7 +112,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
         else:
             batches = pyarrow.ipc.open_stream(file)
         for batch in batches:
-            batch.validate(full=True)  # a damaged file could make it read past the end of a buffer
+            batch.validate(full=True)  # a damaged file could cause a read past the end of a buffer
             yield batch
 
 
@@ -144,7 +140,7 @@ def _read_json_lines(path: Path, errors: Errors) -> _Rows:
 
 
 def _read_json(path: Path, errors: Errors) -> _Rows:
-    """The objects of one array, or of a file with one on each line."""
+    """The objects of one array, or of a file with one object on each line."""
     text = _JsonText(path, read_text(path, errors=errors))
     if text.peek() != "[":
         text.close()
@@ -170,7 +166,7 @@ def _read_json(path: Path, errors: Errors) -> _Rows:
 
 
 class _JsonText:
-    """A text that is read only as far as needed, and the number of the current line."""
+    """A text that is read only as far as needed, with the number of the current line."""
 
     def __init__(self, path: Path, blocks: Generator[str]) -> None:
         self._path, self._blocks = path, blocks
@@ -182,7 +178,7 @@ class _JsonText:
         return f"{self._path}:{self._line}"
 
     def close(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         self._blocks.close()
 
     def peek(self) -> str:
@@ -200,12 +196,12 @@ class _JsonText:
         self._position += 1
 
     def value(self) -> tuple[Any, str]:
-        """The value that comes next, and its text."""
+        """The next value, and its text."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                # an incomplete value fails at its end, or inside a text without one
+                # an incomplete value fails at its end, or inside a string that never ends
                 is_cut = "Unterminated" in error.msg or len(self._text[error.pos :].strip()) < _LONGEST_LITERAL
                 number = self._line + self._text.count("\n", self._position, error.pos)
                 if is_cut and self._read_more():
@@ -222,7 +218,7 @@ class _JsonText:
         self._position = end
 
     def _read_more(self) -> bool:
-        """Read as much as is held, so that a long value is not parsed too often; returns False at the end."""
+        """Read as much again as is held, so that a long value is not parsed too often; returns False at the end."""
         held = self._text[self._position :]
         parts, size = [held], 0
         for block in self._blocks:
@@ -241,7 +237,7 @@ def _checked(row: Any, place: str, raw: str, errors: Errors) -> dict[str, Any]:
 
 
 def _without_halves(value: Any, place: str, errors: Errors) -> Any:
-    r"""Refuse a `\ud83d` without its second half, which is no character, or replace it by U+FFFD."""
+    r"""Refuse a `\ud83d` without its second half, which is not a character, or replace it by U+FFFD."""
     if isinstance(value, dict):
         return {_without_halves(k, place, errors): _without_halves(v, place, errors) for k, v in value.items()}
     if isinstance(value, list):

@@ -23,14 +23,13 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK_BYTES = 1 << 20
 _COMPRESSED_BYTES = 1 << 14
-_ZSTD_BYTES = 1 << 6  # few, since nothing else bounds the output: 4 bytes can unpack to 128 KiB
+_ZSTD_BYTES = 1 << 6  # small, because nothing else bounds the output: 4 bytes can unpack to 128 KiB
 
 
 def resolve_files(files: Files, *, field: str) -> list[Path]:
-    """Expand files, folders and globs to a list of files, sorted within each entry.
+    """Expand files, folders and globs to a list of files, sorted within each entry; each entry must give one.
 
-    Raises:
-        ValueError: A file is missing (the message gives similar names), a glob matches nothing, or a folder is empty.
+    The error for a missing file lists similar names.
     """
     paths: list[Path] = []
     for name in [files] if isinstance(files, str) else files or []:
@@ -54,7 +53,7 @@ def resolve_files(files: Files, *, field: str) -> list[Path]:
 
 
 def warn_of_shared_files(files: dict[str, Files], split: str) -> None:
-    """Warn if an evaluation split has files that are also trained on."""
+    """Warn if files of an evaluation split are also trained on."""
     if split == "train":
         return
     try:
@@ -78,11 +77,11 @@ def read_lines(path: Path, *, errors: Errors = "strict", longest: int | None = N
     Args:
         path: The file, which may be compressed.
         errors: What to do with bytes that are not UTF-8: `strict` stops, `replace` inserts U+FFFD.
-        longest: Bytes after which a line is cut, at a space if there is one, so that a file that is one line takes
+        longest: Bytes after which a line is cut, at a space if there is one, so that a file with a single line takes
             bounded memory; a warning counts the cuts. None never cuts.
 
     Raises:
-        ValueError: The file is not UTF-8, is cut short or is damaged; the message names file and line.
+        ValueError: The file is not UTF-8, is truncated or is damaged; the message names file and line.
     """
     num_cuts = 0
     for text, is_cut in _decoded(path, errors, longest):
@@ -93,7 +92,7 @@ def read_lines(path: Path, *, errors: Errors = "strict", longest: int | None = N
 
 
 def read_text(path: Path, *, errors: Errors = "strict") -> Generator[str]:
-    r"""Like `read_lines`, but the text is in blocks of bounded size, with every line end as `\n`."""
+    r"""Like `read_lines`, but the text comes in blocks of bounded size, with every line end as `\n`."""
     for text, is_cut in _decoded(path, errors, _BLOCK_BYTES):
         yield text if is_cut else f"{text}\n"
 
@@ -125,14 +124,14 @@ def _whole_lines(path: Path, longest: int | None) -> Iterator[tuple[bytes, bool]
     is_first = True
     for block in _blocks(path):
         if is_first and block:
-            # English in UTF-16 without a mark has a NUL at every second byte
+            # English in UTF-16 without a byte order mark has a NUL at every second byte
             head = block[:1024]
             if head.startswith(_UTF16_MARKS) or head.count(b"\0") * 3 > len(head):
                 raise ValueError(f"{path}: the file is UTF-16 or not text; convert it first (iconv -f UTF-16 -t UTF-8)")
             block = block.removeprefix(_BYTE_ORDER_MARK)
             is_first = False
         if rest:
-            # a carriage return at the end may be half of a line end, so it waits for the next block
+            # a carriage return at the end may be half of a line end, so it is left for the next block
             block = rest + block
         held = b"\r" if block.endswith(b"\r") else b""
         block = block.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -179,7 +178,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a file is gzip or zstd, by its first bytes, whatever its name."""
+    """Whether a file is gzip or zstd, judging by its first bytes and not by its name."""
     return _first_bytes(path).startswith((_GZIP_MAGIC, _ZSTD_MAGIC))
 
 
@@ -189,11 +188,11 @@ def _first_bytes(path: Path) -> bytes:
 
 
 class _Decoder:
-    """Decompresses a file in steps, so that a few bytes that unpack to very many take bounded memory."""
+    """Decompresses a file in steps, so that a few bytes that unpack to a great many take bounded memory."""
 
     def __init__(self, path: Path) -> None:
         self.damage: type[Exception]
-        self._new: Callable[[], Any]  # another decoder
+        self._new: Callable[[], Any]  # makes another decoder
         self._limit: tuple[int, ...] = ()
         if _first_bytes(path).startswith(_GZIP_MAGIC):
             self.damage, self._step, self._limit = zlib.error, _COMPRESSED_BYTES, (_BLOCK_BYTES,)
@@ -210,12 +209,12 @@ class _Decoder:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the compressed data are complete."""
+        """Whether the compressed data is complete."""
         return self._decoder.eof
 
     def decompress(self, chunk: bytes) -> tuple[bytes, bytes]:
-        """The next bytes, and the part of the chunk that is still to be decompressed."""
-        if self.has_ended:  # a file may contain several compressed ones, with zeros between
+        """The next bytes, and the part of the chunk that is still compressed."""
+        if self.has_ended:  # a file may contain several compressed streams, with zeros between
             chunk = chunk.lstrip(b"\0")
             if chunk:
                 self._decoder = self._new()
@@ -228,7 +227,7 @@ class _Decoder:
 
 
 def fingerprint_files(paths: list[Path], *, extra: list[str]) -> str:
-    """A hash of settings and of the names, sizes and modification times of files."""
+    """A hash of the settings in `extra`, and of the names, sizes and modification times of files."""
     stats = ((path.resolve(), path.stat()) for path in paths)
     states = "".join(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0" for path, stat in stats)
     return hash_of(json.dumps(extra) + states)

@@ -1,4 +1,4 @@
-"""Making a student out of its teacher, with a record of where each of its tensors came from.
+"""Making a student from its teacher, with a record of where each of its tensors came from.
 
 DistilBERT (Sanh et al., 2019, section 3) takes every second layer of the teacher. Its ablation (table 4) shows that a
 random start costs more than leaving out any part of the loss.

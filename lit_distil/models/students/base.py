@@ -1,4 +1,4 @@
-"""What a student initialisation is, the record of where the student's tensors came from, and the tools to fill them."""
+"""What a student initialisation is, the record of where the student's tensors came from, and tools to fill them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from lit_distil.types import Piece, refuse_result
 logger = logging.getLogger(__name__)
 
 HeadChoice = Literal["copy", "new"]
-"""What the student's head starts from: the teacher's, or fresh weights. What is tied to the embeddings stays so."""
+"""What the student's head starts from: the teacher's, or new weights. Parts tied to the embeddings stay tied."""
 
 Origin = Literal["copied", "sliced", "projected", "folded", "new"]
 """`copied`: unchanged; `sliced`: some rows or columns of the teacher's; `projected`: multiplied by a projection of the
-width; `folded`: the sum of two of the teacher's tensors; `new`: fresh weights."""
+width; `folded`: the sum of two of the teacher's tensors; `new`: newly initialised."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CopyRecord:
         origin: See `Origin`.
         source: The teacher's tensor, or `a + b` if folded; None if new.
         shape: Shape of the student's tensor.
-        source_shape: Shape of the teacher's; None if new.
+        source_shape: Shape of the teacher's tensor; None if new.
         frozen: Whether the tensor is not trained.
     """
 
@@ -56,7 +56,7 @@ class CopyRecord:
 def _whole_student(
     initialisation: Any, made: Any, teacher: PreTrainedModel
 ) -> tuple[PreTrainedModel, list[CopyRecord]]:
-    """A student whose every tensor is set, is its own, and has a record."""
+    """Check that every tensor of a student is set, shares no memory with the teacher, and has a record."""
     what = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     student, records = what
     if not isinstance(student, PreTrainedModel):
@@ -71,7 +71,7 @@ def _whole_student(
         if counts.pop(name, 0) != 1:
             contract = "return one record for each tensor of the student's state dict"
             refuse_result(initialisation, "build", contract, f"none, or several, for {name}")
-        if teacher.device.type == "meta":  # a sketch, which has no values yet
+        if teacher.device.type == "meta":  # a sketch has no values yet
             continue
         if value.is_meta or (value.is_floating_point() and not value.isfinite().all()):
             refuse_result(initialisation, "build", "set every tensor of the student", f"no finite values in {name}")
@@ -104,7 +104,7 @@ class StudentInitialisation(Piece, ABC):
         """
 
     def sketch(self, teacher: PreTrainedModel) -> PreTrainedModel | None:
-        """What `build` would make of a teacher without weights, see `NetworkSource.sketch`.
+        """What `build` would make from a teacher without weights, see `NetworkSource.sketch`.
 
         Returns:
             The student; None if only building it can tell, because it computes with the teacher's values.
@@ -115,12 +115,12 @@ class StudentInitialisation(Piece, ABC):
         with sketching():
             try:
                 return self.build(teacher)[0]
-            except (RuntimeError, TypeError):  # what has no values cannot be computed with
+            except (RuntimeError, TypeError):  # a sketch has no values to compute with
                 return None
 
 
 def mark_frozen(records: list[CopyRecord], student: nn.Module) -> list[CopyRecord]:
-    """Return the records with those of untrained parameters marked as frozen."""
+    """Return the records, with those of parameters that do not train marked as frozen."""
     frozen = {name for name, value in student.named_parameters(remove_duplicate=False) if not value.requires_grad}
     return [dataclasses.replace(record, frozen=record.name in frozen) for record in records]
 
@@ -160,7 +160,7 @@ def _count_origins(records: list[CopyRecord]) -> str:
 
 
 def _part(name: str) -> str:
-    """Name the part that a tensor belongs to: `layer 3`, `embeddings`, `head`, or something between the last two."""
+    """Name the part that a tensor belongs to: `layer 3`, `embeddings`, `head`, or another between the last two."""
     if match := re.search(r"\.(\d+)\.", name):
         return f"layer {match[1]}"
     if re.search("embed|token|position", name):
@@ -169,7 +169,7 @@ def _part(name: str) -> str:
 
 
 def _order(part: str) -> tuple[int, int, str]:
-    """Sort the embeddings first, then the layers by number, and the head last."""
+    """Sort key: the embeddings first, then the layers by number, the head last."""
     if part.startswith("layer "):
         return 1, int(part.removeprefix("layer ")), part
     return {"embeddings": 0, "head": 3}.get(part, 2), 0, part
@@ -179,7 +179,7 @@ def _size(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else " x ".join(map(str, shape))
 
 
-# what architectures call a field for which transformers has no common name
+# architectures' own names of fields for which transformers has no common name
 _ALIASES = {
     "intermediate_size": ("hidden_dim",),
     "hidden_act": ("activation", "hidden_activation"),
@@ -191,7 +191,7 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Filling:
-    """What goes into one tensor of a student: the values, and the teacher's tensor they are from (see `CopyRecord`)."""
+    """The values for one tensor of a student, and the teacher's tensor that they come from (see `CopyRecord`)."""
 
     value: Tensor
     source: str
@@ -205,22 +205,22 @@ class Filling:
 
 
 def field_name(config: PretrainedConfig, name: str) -> str:
-    """Return the architecture's own name of a field: `dim` for DistilBERT's `hidden_size`."""
+    """Return the architecture's own name for a field: `dim` for DistilBERT's `hidden_size`."""
     if name in config.attribute_map:
         return config.attribute_map[name]
     return next((alias for alias in (name, *_ALIASES.get(name, ())) if hasattr(config, alias)), name)
 
 
 def known_type(config: PretrainedConfig, known: Collection[str]) -> str | None:
-    """Return the known architecture that a configuration is of, or derives from; None if there is none."""
+    """Return the known architecture that a configuration is, or derives from; None if there is none."""
     types = (getattr(parent, "model_type", "") for parent in type(config).__mro__)
     return next((model_type for model_type in types if model_type in known), None)
 
 
 def config_with(config: PretrainedConfig, layers: list[int], **changes: Any) -> PretrainedConfig:
-    """Copy the teacher's configuration, for a student with these of its layers.
+    """Copy the teacher's configuration for a student with these layers; `changes` are further fields, by common names.
 
-    A local layer stays local wherever it goes (ModernBERT). `changes` are more fields, by their common names.
+    A local layer stays local wherever it goes (ModernBERT).
     """
     fields = config.to_dict()
     kinds = getattr(config, "layer_types", None)
@@ -232,7 +232,7 @@ def config_with(config: PretrainedConfig, layers: list[int], **changes: Any) -> 
 
 
 def new_model(teacher: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Make a model of the teacher's class with fresh weights, in training mode, in float32, on the teacher's device."""
+    """Make a model of the teacher's class with new weights, in training mode, in float32, on the teacher's device."""
     config.dtype = torch.float32
     config._attn_implementation = teacher.config._attn_implementation
     student = type(teacher)(config)
@@ -248,14 +248,9 @@ def build_from_layers(
     head: HeadChoice,
     convert: Callable[[str, Tensor], Filling] = Filling.copy_of,
 ) -> tuple[PreTrainedModel, list[CopyRecord]]:
-    """Build a student of the teacher's architecture from some of its layers.
+    """Build a student of the teacher's architecture; `layers` are the teacher's layers for each of the student's.
 
-    Args:
-        teacher: Where the weights come from.
-        config: The student's configuration.
-        layers: The teacher's layer for each of the student's.
-        head: See `HeadChoice`.
-        convert: Makes a tensor of the student from the name and the values of the teacher's.
+    `convert` makes a tensor of the student from the name and the values of the teacher's.
     """
     stack = layer_stack(teacher)
     weights = teacher.state_dict()
@@ -273,18 +268,14 @@ def build_from_layers(
 
 
 def layer_stack(model: PreTrainedModel) -> str:
-    """Return the name of the list that holds the model's layers.
-
-    Raises:
-        ValueError: The model has no such list, or one set of weights for all layers.
-    """
+    """Return the name of the list that holds the model's layers; shared layers, or none in a list, are refused."""
     num_layers, model_type = model.config.num_hidden_layers, model.config.model_type
     if hasattr(model.config, "num_hidden_groups"):
         raise ValueError(
             f"{model_type} shares one set of weights among its {num_layers} layers, so there is none to pick; use "
             "RandomWeights, or start the student from the teacher's own folder"
         )
-    # the outermost list of that length: the blocks of a layer may hold lists too
+    # the outermost list of that length: the blocks of a layer may contain lists too
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return name
@@ -301,7 +292,7 @@ def new_head(records: list[CopyRecord], student: PreTrainedModel) -> list[CopyRe
 
 
 def head_names(model: PreTrainedModel) -> set[str]:
-    """Return the names of the tensors outside the encoder, except those tied to the embeddings."""
+    """Return the names of the tensors outside the encoder, without those tied to the embeddings."""
     embedding: Any = model.get_input_embeddings()
     prefix = f"{model.base_model_prefix}."
     return {
@@ -312,16 +303,7 @@ def head_names(model: PreTrainedModel) -> set[str]:
 
 
 def freeze_parts(network: FlatNetwork, *, head: bool, positions: bool) -> None:
-    """Take parts of a network out of training.
-
-    Args:
-        network: The network.
-        head: Whether to freeze the head, except what is tied to the embeddings.
-        positions: Whether to freeze the position embeddings.
-
-    Raises:
-        ValueError: The architecture has no table of positions.
-    """
+    """Exclude the head (except what is tied to the embeddings), the position embeddings or both from training."""
     names = head_names(network.model) if head else set()
     for name, parameter in network.model.named_parameters():
         if name in names:
@@ -337,15 +319,9 @@ def freeze_parts(network: FlatNetwork, *, head: bool, positions: bool) -> None:
 
 
 def fill(student: PreTrainedModel, fillings: dict[str, Filling], *, expected_new: set[str]) -> list[CopyRecord]:
-    """Fill the student's tensors by their names, and record every one; those without a filling keep fresh weights.
+    """Fill the student's tensors by name, and record every one; those without a filling keep new weights.
 
-    Args:
-        student: The model to fill.
-        fillings: By the name of the student's tensor.
-        expected_new: Tensors that may stay new without a warning.
-
-    Raises:
-        ValueError: A filling has another shape than its tensor. Nothing is ever broadcast.
+    `expected_new` may stay new without a warning. A filling of another shape is an error: nothing is ever broadcast.
     """
     records = []
     with torch.no_grad():

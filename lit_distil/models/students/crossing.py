@@ -47,9 +47,9 @@ _DISTILBERT_PARTS = {
 
 
 Modules = dict[str, str]
-"""An architecture's modules by their common names, each as it is called there. A module of the layers has `{}` for the
-number of its layer. Only layers built like BERT's are listed (norms after the sums, a table of positions, full
-attention): others cannot be copied."""
+"""An architecture's own module names by common names; names of modules in layers contain `{}` for the layer's number.
+Layers are listed only for architectures built like BERT (norms after the sums, a position table, full attention):
+others cannot be copied."""
 
 
 def _bert_like(prefix: str, *, layer: str = "encoder.layer", parts: Modules = _BERT_PARTS, **head: str) -> Modules:
@@ -101,7 +101,7 @@ _MODULES: dict[str, Modules] = {
 
 
 def _architecture(config: PretrainedConfig, role: str) -> str:
-    """The known architecture that a configuration is of or derives from; an error if there is none."""
+    """The known architecture that a configuration is, or derives from; an error if there is none."""
     model_type = known_type(config, _MODULES)
     if model_type is None:
         raise ValueError(
@@ -113,7 +113,7 @@ def _architecture(config: PretrainedConfig, role: str) -> str:
 
 
 def _module_names(model_type: str, head: Head, layers: list[int]) -> Modules:
-    """The modules by their common names, with the task's head; those of the i-th of these layers under `name.i`."""
+    """The modules by common names, with the task head's; modules of the i-th of these layers are named `name.i`."""
     names = _task_head_names(model_type, head)
     for common, name in _MODULES[model_type].items():
         if "{}" in name:
@@ -124,11 +124,11 @@ def _module_names(model_type: str, head: Head, layers: list[int]) -> Modules:
 
 
 def _task_head_names(model_type: str, head: Head) -> Modules:
-    """The modules of a task's head by common names; none if other architectures have nothing like them.
+    """The modules of a task head by common names; empty if other architectures have no counterpart.
 
-    `pooled` is the layer that the first token passes, `labels` what gives the logits. DistilBERT follows the first with
-    a ReLU, BERT and RoBERTa with a tanh and ELECTRA with a GELU, so a copied head is a start and not the same function.
-    ModernBERT pools and normalises in its own way.
+    `pooled` is the layer applied to the first token, `labels` the one that gives the logits. DistilBERT follows
+    `pooled` with a ReLU, BERT and RoBERTa with a tanh and ELECTRA with a GELU, so a copied head is a start, not the
+    same function. ModernBERT pools and normalises in its own way.
     """
     is_roberta = model_type in _ROBERTA_LIKE
     if model_type == "modernbert" or head in ("masked_lm", "pretraining"):
@@ -147,11 +147,11 @@ def _task_head_names(model_type: str, head: Head) -> Modules:
 
 
 def _first_position(config: PretrainedConfig) -> int:
-    """The row of the position table that the first token of a sequence takes."""
+    """The row of the position table for the first token of a sequence."""
     return config.pad_token_id + 1 if known_type(config, _ROBERTA_LIKE) else 0
 
 
-# fields that come from the teacher, unless the student's config gives them
+# fields taken from the teacher, unless the student's config sets them
 _INHERITED = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
 _INHERITED_WITH_LAYERS = (
     "hidden_dropout_prob",
@@ -163,21 +163,21 @@ _INHERITED_WITH_LAYERS = (
 
 
 class CrossArchitecture(StudentInitialisation):
-    """A student of another architecture, with what matches copied: a distilbert or modernbert out of a roberta.
+    """A student of another architecture, with whatever matches copied: a distilbert or modernbert from a roberta.
 
     Word embeddings, their norm and the masked-LM transform, norm and bias are copied between all architectures known
     here; a task's head between all but modernbert. Positions, token types and layers are copied between those built
     like BERT (bert, roberta, camembert, xlm-roberta, distilbert, electra); a modernbert, whose layers normalise first
-    and rotate positions, starts with new layers. RoBERTa-likes count positions from pad_token_id + 1, so rows of the
-    position table are shifted to match. If only the teacher has token types, the first segment's is added to every
-    position, so that dropping the table changes nothing for single texts; if only the student has them, they start at
-    zero.
+    and use rotary positions, starts with new layers. RoBERTa and its kin count positions from pad_token_id + 1, so rows
+    of the position table are shifted to match. If only the teacher has token types, the first segment's embedding is
+    added to every position, so that dropping the table changes nothing for single texts; if only the student has them,
+    they start at zero.
 
     Args:
-        student: The student's `model_type` and `config`. What `config` leaves out is the teacher's: vocabulary, width,
-            heads, special ids; between architectures built like BERT also dropout, norms, segments and room for
-            positions. With another `vocab_size`, as where one embedding is padded beyond the tokenizer, the rows that
-            both have are copied.
+        student: The student's `model_type` and `config`. Fields missing from `config` are the teacher's: vocabulary,
+            width, heads, special ids; between architectures built like BERT also dropout, norms, segments and number of
+            positions. If `vocab_size` differs, because one embedding is padded beyond the tokenizer, the rows that both
+            have are copied.
         layers: Which of the teacher's layers the student takes (`EveryOther`, `Layers`, ...). None takes as many as
             the config's `num_hidden_layers` says, evenly spaced, or all of them.
         head: See `LayerPick`.
@@ -218,7 +218,7 @@ class CrossArchitecture(StudentInitialisation):
                 elif key in ("words", "decoder") and own[name].shape[1:] == weights[source].shape[1:]:
                     fillings[name] = _shared_rows(own[name], source, weights[source])
         decoder = f"{names['decoder']}.bias"
-        for twin in ("cls.predictions.bias", "lm_head.bias"):  # tied to the decoder's
+        for twin in ("cls.predictions.bias", "lm_head.bias"):  # tied to the decoder's bias
             if twin in own and decoder in fillings:
                 fillings[twin] = fillings[decoder]
         fillings.update(_position_fillings(student, names, teacher, sources))
@@ -246,7 +246,7 @@ class CrossArchitecture(StudentInitialisation):
             first = ours.get("pad_token_id", fields["pad_token_id"]) + 1 if self._model_type in _ROBERTA_LIKE else 0
             fields["max_position_embeddings"] = room + first
         if hasattr(default, "sinusoidal_pos_embds"):
-            fields["sinusoidal_pos_embds"] = False  # the teacher's, learned, are copied
+            fields["sinusoidal_pos_embds"] = False  # the teacher's learned ones are copied
         fields.update(ours)
         if fields["tie_word_embeddings"] and not config.tie_word_embeddings:
             raise ValueError(
@@ -287,7 +287,7 @@ class CrossArchitecture(StudentInitialisation):
         return layers
 
     def _new_student(self, teacher: PreTrainedModel, head: Head, fields: dict[str, Any]) -> PreTrainedModel:
-        """The student before anything is copied."""
+        """The student, before anything is copied."""
         labels: dict[str, Any] = {}
         if head != "masked_lm":
             labels = {"id2label": teacher.config.id2label, "problem_type": teacher.config.problem_type}
@@ -297,13 +297,13 @@ class CrossArchitecture(StudentInitialisation):
 
 
 class DistilBertFromBert(StudentInitialisation):
-    """A DistilBERT out of a BERT, as in the paper (Sanh et al., 2019, section 3): no token types, no pooler.
+    """A DistilBERT from a BERT, as in the paper (Sanh et al., 2019, section 3): no token types, no pooler.
 
     This is `CrossArchitecture` with a distilbert student. The masked-LM transform and head are copied too.
 
     Args:
         layers: Layers of the teacher; negative ones count from the end, as in Python. The default is that of the
-            released DistilBERT, and needs a teacher of 12.
+            released DistilBERT, and needs a teacher with 12 layers.
         head: See `LayerPick`.
 
     Raises:
@@ -324,7 +324,7 @@ class DistilBertFromBert(StudentInitialisation):
 
 
 def _shared_rows(own: Tensor, source: str, theirs: Tensor) -> Filling:
-    """The entries of the vocabulary that both have; rows beyond them, which pad the student's, stay new."""
+    """Copy the rows that both vocabularies have; further rows, which pad the student's embedding, stay new."""
     num_rows = min(len(own), len(theirs))
     value = own.clone()
     value[:num_rows] = theirs[:num_rows].to(value)
@@ -341,7 +341,7 @@ def _position_fillings(
     segments = weights.get(segment_source)
     if segment_name in own:
         if segments is None:
-            own[segment_name].zero_()  # so that the student says what the teacher says, whatever the segment
+            own[segment_name].zero_()  # so that the segment does not change what the student predicts
         elif segments.shape == own[segment_name].shape:
             fillings[segment_name] = Filling.copy_of(segment_source, segments)
     name, source = (f"{modules.get('positions')}.weight" for modules in (names, sources))

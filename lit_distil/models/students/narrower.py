@@ -1,8 +1,8 @@
-"""Students of the teacher's architecture that are narrower than it.
+"""Students of the teacher's architecture with smaller widths.
 
-**Which axis is what.** Two axes of the same size are not the same thing: the rows of a query projection are heads, its
-columns the residual stream. Sizes cannot tell them apart, so the names of Hugging Face's modules do, and a tensor with
-an unknown name is refused rather than guessed.
+**What each axis is.** Two axes of the same size can mean different things: the rows of a query projection are heads,
+its columns the residual stream. Sizes cannot tell them apart, so the axes are identified by Hugging Face's module
+names, and a tensor with an unknown name is refused rather than guessed.
 
 **Projecting the stream.** Let P be `[H, h]` with orthonormal columns and c = √(h / H). Where the teacher's stream is x,
 the student's is c · Pᵀx, so that its layer norms see the same variance:
@@ -16,10 +16,10 @@ the student's is c · Pᵀx, so that its layer norms see the same variance:
 | masked-LM transform's output, its norm γ, β    | Pᵀ W, γ' / c², Pᵀ β / c                |
 | what reads that output `[n, H]`, tied or not   | c · D P                                |
 
-P spans the all-ones direction, which layer norms take out, and the leading right singular vectors of the embeddings
-without it (a truncated SVD: no data is seen). It is turned so that the student's all-ones direction is the teacher's.
-The encoder is exact where the teacher's stream lies in the span and its norms' weights are equal across the width. The
-masked-LM transform is only roughly right, because its activation works coordinate by coordinate; it learns the rest.
+P spans the all-ones direction, which layer norms remove, and the leading right singular vectors of the embeddings
+without it (a truncated SVD; no data is needed). It is rotated so that the student's all-ones direction is the
+teacher's. The encoder is exact if the teacher's stream lies in the span and each norm's weights are equal across the
+width. The masked-LM transform is only approximate, because its activation works elementwise; it learns the rest.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from lit_distil.models.students.base import (
 from lit_distil.models.students.picks import LayerPick, check_head
 
 Method = Literal["slice", "project"]
-"""How the residual stream becomes narrower."""
+"""How the residual stream is made narrower."""
 
 Role = Literal["stream", "transform", "heads", "qkv", "inner", "gated", "embedding", "pooled", "head_count"]
-"""What an axis runs over: the residual stream (`hidden_size`); the masked-LM transform's output, which meets the rows
-of the vocabulary projection (`hidden_size`); all heads, one after the other; queries, keys and values of all heads in
-one matrix (ModernBERT); the feed-forward network's inner width; that width twice, for a gate and its input; ELECTRA's
-`embedding_size`; the output of a pooler (`hidden_size`); one entry a head."""
+"""What an axis runs over: the residual stream (`hidden_size`); the masked-LM transform's output, which the vocabulary
+projection reads (`hidden_size`); all heads, one after the other; queries, keys and values of all heads in one matrix
+(ModernBERT); the feed-forward network's inner width; twice that width, for a gate and its input; ELECTRA's
+`embedding_size`; the output of a pooler (`hidden_size`); one entry per head."""
 
 Axes = tuple[Role | None, ...]
 """The role of each axis of a tensor; None for the vocabulary, positions and labels, which keep their size."""
@@ -62,7 +62,7 @@ Axes = tuple[Role | None, ...]
 _WIDTHS = ("hidden_size", "num_attention_heads", "intermediate_size", "embedding_size")
 _PROJECTED = ("stream", "transform")
 
-# module names of matrices [out, in]; the first pattern that matches counts, and a bias has the first axis
+# module names of matrices [out, in]; the first matching pattern counts, and a bias has the first axis
 _MATRICES: tuple[tuple[str, Axes], ...] = (
     (r"attention\.self\.(query|key|value)|attention\.[qkv]_lin|attention\.attn\.[qkv]", ("heads", "stream")),
     (r"attn\.Wqkv", ("qkv", "stream")),
@@ -87,29 +87,29 @@ _KNOWN = ("bert", "roberta", "camembert", "xlm-roberta", "distilbert", "electra"
 
 
 class Narrower(StudentInitialisation):
-    """A student of the teacher's architecture with smaller widths, and with fewer layers if asked for.
+    """A student of the teacher's architecture with smaller widths, and fewer layers if requested.
 
     Heads and inner widths are always sliced: the first heads, each with its dimensions kept together, and the first
-    inner units. The residual stream is sliced too (the same first dimensions everywhere), or projected by one matrix
-    for the whole network onto the leading directions of the teacher's embeddings (formulas at the top of this file).
-    Both work for bert, roberta, camembert, xlm-roberta, distilbert, electra, mpnet and modernbert, and for your own
-    architecture if its configuration derives from one of theirs and its tensors have their names. Others are refused:
-    deberta's relative positions share the projections, and albert has one set of weights for all layers.
+    inner units. The residual stream is either sliced too (the same first dimensions everywhere), or projected by one
+    matrix for the whole network onto the leading directions of the teacher's embeddings (formulas at the top of this
+    file). Both work for bert, roberta, camembert, xlm-roberta, distilbert, electra, mpnet and modernbert, and for your
+    own architecture if its configuration derives from one of theirs and its tensors have the same names. Others are
+    refused: deberta's relative positions share the projections, and albert has one set of weights for all layers.
 
     Args:
         hidden_size: Width of the student's residual stream; None keeps the teacher's.
-        num_attention_heads: Heads of the student; None keeps the size of a head and takes as many as fill
-            `hidden_size`. With a number, heads may be smaller too: the first dimensions of each are kept. (Not in
+        num_attention_heads: Heads of the student; None keeps the size of a head and takes as many as fit in
+            `hidden_size`. If given, heads may become smaller too: the first dimensions of each are kept. (Not in
             ModernBERT, where a head's dimensions are pairs of a rotation.)
-        intermediate_size: Inner width of the feed-forward networks; None narrows it as `hidden_size` is narrowed.
-        embedding_size: ELECTRA's width of the embeddings; None keeps the teacher's, or follows `hidden_size` where the
+        intermediate_size: Inner width of the feed-forward networks; None narrows it in proportion to `hidden_size`.
+        embedding_size: ELECTRA's width of the embeddings; None keeps the teacher's, or follows `hidden_size` if the
             two are equal.
         layers: Which layers to take (`EveryOther`, `Layers`, ...); None takes all.
-        method: What happens to the residual stream, `slice` or `project`.
+        method: How to narrow the residual stream, `slice` or `project`.
         head: See `LayerPick`.
 
     Raises:
-        ValueError: No width is given, one is not positive, or `layers` has another choice of the head.
+        ValueError: No width is given, one is not positive, or `layers` has another setting for the head.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Narrower(StudentInitialisation):
 
     def build(self, teacher: PreTrainedModel) -> tuple[PreTrainedModel, list[CopyRecord]]:
         """See `StudentInitialisation.build`."""
-        layer_stack(teacher)  # an architecture without layers to pick is refused for that reason first
+        layer_stack(teacher)  # first, so that an architecture without layers to pick is refused for that
         weights = teacher.state_dict()
         axes = _axes_of(list(weights), teacher.config)
         num_layers = teacher.config.num_hidden_layers
@@ -191,7 +191,7 @@ class Narrower(StudentInitialisation):
 
 
 def _axes_of(names: list[str], config: PretrainedConfig) -> dict[str, Axes]:
-    """The axes of each tensor of a state dict; an error if the architecture, or one of the tensors, is not known."""
+    """The axes of each tensor of a state dict; an error if the architecture or one of the tensors is unknown."""
     model_type = known_type(config, _KNOWN)
     if model_type is None:
         raise ValueError(
@@ -207,11 +207,11 @@ def _axes_of(names: list[str], config: PretrainedConfig) -> dict[str, Axes]:
 
 def _axes(name: str, names: list[str]) -> Axes:
     module = _module(name)
-    if module in ("cls.predictions", "lm_head"):  # the vocabulary's bias, tied to the decoder's
+    if module in ("cls.predictions", "lm_head"):  # the vocabulary bias, tied to the decoder's
         return (None,)
     if _NORM.search(module):
         return ("transform",) if _HEAD_NORM.search(module) else ("stream",)
-    if module == "classifier":  # reads the output of a pooler, of the head, or the stream
+    if module == "classifier":  # reads a pooler's output, the head's, or the stream
         if any("pooler." in other or "pre_classifier." in other for other in names):
             return (None, "pooled")
         return (None, "transform" if any(other.startswith("head.dense.") for other in names) else "stream")
@@ -222,7 +222,7 @@ def _axes(name: str, names: list[str]) -> Axes:
 
 
 def _electra_axes(name: str, axes: Axes, names: list[str]) -> Axes:
-    """ELECTRA's embeddings and its head's transform have a width of their own, unless no matrix widens them."""
+    """In ELECTRA, embeddings and the head's transform have their own width, unless no matrix widens them."""
     module = _module(name)
     if _NORM.search(module) and module.split(".")[-2] in ("embeddings", "generator_predictions"):
         axes = ("embedding",)
@@ -287,35 +287,30 @@ def _narrow(
 
 
 def _project(name: str, value: Tensor, axes: Axes, projection: Tensor) -> Tensor:
-    """Write a float64 tensor in the narrower basis, by the table at the top of this file."""
+    """Write a float64 tensor in the narrower basis, following the table at the top of this file."""
     scale = math.sqrt(projection.shape[1] / projection.shape[0])
     role = axes[0]
     if _NORM.search(_module(name)) and role in _PROJECTED:
-        factor = 1.0 if role == "stream" else scale**-2  # the transform is read without 1 / c
+        factor = 1.0 if role == "stream" else scale**-2  # what reads the transform has no factor 1 / c
         if name.endswith(".weight"):
             return factor * (projection.square().T @ value)
         return factor * scale * (projection.T @ value)
     if role in _PROJECTED:
         value = (scale if role == "stream" else 1.0) * (projection.T @ value)
     if len(axes) == 2 and axes[1] in _PROJECTED:
-        # a table's rows are written to the stream, a matrix reads it; what reads the transform is tied to the table
+        # rows of a table are written to the stream, matrices read it; what reads the transform is tied to the table
         is_table = name.endswith("_embeddings.weight") or axes[1] == "transform"
         value = (value @ projection) * (scale if is_table else 1 / scale)
     return value
 
 
 def projection_of(embeddings: Tensor, width: int) -> Tensor:
-    """Return P, float64 `[H, width]`, with orthonormal columns.
-
-    Args:
-        embeddings: `[n, H]`, what enters the stream.
-        width: h, at most H.
-    """
+    """Return P, float64 `[H, width]` with orthonormal columns, for the embeddings `[n, H]` that enter the stream."""
     rows = embeddings.detach().double()
     size = rows.shape[1]
     ones = rows.new_full((size,), size**-0.5)
     rows = rows - torch.outer(rows @ ones, ones)
-    # the ones direction gets the one negative eigenvalue, so it comes first and the leading ones come last
+    # the all-ones direction gets the one negative eigenvalue, so it comes first and the leading ones come last
     _, vectors = torch.linalg.eigh(rows.T @ rows - torch.outer(ones, ones))
     leading = vectors.flip(1)[:, : width - 1]  # descending
     signs = torch.sign(leading.gather(0, leading.abs().argmax(0, keepdim=True)))  # the same on every machine
@@ -324,7 +319,7 @@ def projection_of(embeddings: Tensor, width: int) -> Tensor:
 
 
 def _turn_ones_to_first(width: int) -> Tensor:
-    """Orthogonal float64 `[width, width]` that takes the normalised all-ones vector to the first unit vector."""
+    """Orthogonal float64 `[width, width]` that maps the normalised all-ones vector to the first unit vector."""
     mirror = torch.full((width,), width**-0.5, dtype=torch.float64)
     mirror[0] -= 1.0
     square = mirror.dot(mirror)
@@ -333,10 +328,10 @@ def _turn_ones_to_first(width: int) -> Tensor:
 
 
 def _token_embeddings(weights: dict[str, Tensor], axes: dict[str, Axes]) -> Tensor:
-    """`[vocabulary, hidden]`: the tokens' embeddings as they enter the stream."""
+    """The tokens' embeddings as they enter the stream, `[vocabulary, hidden]`."""
     name = next(name for name in weights if name.endswith(("word_embeddings.weight", "tok_embeddings.weight")))
     table = weights[name].double()
-    if axes[name][1] == "embedding":  # ELECTRA's pass a matrix first
+    if axes[name][1] == "embedding":  # in ELECTRA they pass through a matrix first
         table = table @ next(w for n, w in weights.items() if n.endswith("embeddings_project.weight")).double().T
     return table
 

@@ -1,4 +1,4 @@
-"""Students of the teacher's architecture and width: which of its layers they take."""
+"""Students of the teacher's architecture and width: the choice of its layers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lit_distil.models.students.base import (
 
 
 class LayerPick(StudentInitialisation):
-    """A student of the teacher's architecture and width, with some of its layers; all else is copied.
+    """A student of the teacher's architecture and width, with some of its layers; everything else is copied.
 
     Args:
-        head: `copy` takes the teacher's masked-LM transform and head (or a task's head), `new` gives it fresh weights.
+        head: `copy` takes the teacher's masked-LM transform and head (or a task's head), `new` initialises it anew.
 
     Raises:
         ValueError: `head` is neither.
@@ -35,7 +35,7 @@ class LayerPick(StudentInitialisation):
         """Choose which of the teacher's layers become the student's, in order.
 
         Args:
-            num_layers: How many the teacher has.
+            num_layers: Number of the teacher's layers.
 
         Raises:
             ValueError: The teacher has too few.
@@ -48,7 +48,7 @@ class LayerPick(StudentInitialisation):
 
 
 def check_head(head: HeadChoice, layers: LayerPick | None = None) -> HeadChoice:
-    """Return `head`, unless it is unknown or contradicts `layers.head`: of `layers`, only the layers are taken."""
+    """Return `head`, unless it is unknown or contradicts `layers.head`: only the layers are taken from `layers`."""
     if head not in get_args(HeadChoice):
         raise ValueError(f"head must be 'copy' or 'new', got {head!r}")
     if layers is not None and layers.head not in ("copy", head):
@@ -70,7 +70,7 @@ class Layers(LayerPick):
     """The listed layers, in that order.
 
     Args:
-        layers: Indices into the teacher's layers; negative ones count from the end, as in Python.
+        layers: Indices of the teacher's layers; negative ones count from the end, as in Python.
 
     Raises:
         ValueError: The list is empty.
@@ -98,7 +98,7 @@ class Layers(LayerPick):
 
 
 class _SomeLayers(LayerPick):
-    """A given number of layers; a subclass answers in `choose` which."""
+    """A given number of layers; a subclass implements `choose`."""
 
     def __init__(self, num_layers: int, *, head: HeadChoice = "copy") -> None:
         super().__init__(head=head)
@@ -114,13 +114,13 @@ class _SomeLayers(LayerPick):
 
 
 class EvenlySpaced(_SomeLayers):
-    """Layers at equal distances from the first to the last, both included.
+    """Evenly spaced layers from the first to the last, both included.
 
-    Student layer i of k takes the teacher's layer i · (n − 1) / (k − 1) of n, rounded, halves up; a student of one
-    layer takes the first. For 6 of 12 that is 0, 2, 4, 7, 9, 11, the list of the released DistilBERT.
+    Student layer i of k takes the teacher's layer i · (n − 1) / (k − 1) of n, rounded, halves up; a student with one
+    layer takes the first. For 6 of 12 that is 0, 2, 4, 7, 9, 11, as in the released DistilBERT.
 
     Args:
-        num_layers: How many.
+        num_layers: Number of layers to take.
     """
 
     def choose(self, wanted: int, available: int) -> list[int]:
@@ -133,7 +133,7 @@ class FirstLayers(_SomeLayers):
     """The first layers.
 
     Args:
-        num_layers: How many.
+        num_layers: Number of layers to take.
     """
 
     def choose(self, wanted: int, available: int) -> list[int]:
@@ -145,7 +145,7 @@ class LastLayers(_SomeLayers):
     """The last layers.
 
     Args:
-        num_layers: How many.
+        num_layers: Number of layers to take.
     """
 
     def choose(self, wanted: int, available: int) -> list[int]:
@@ -154,10 +154,10 @@ class LastLayers(_SomeLayers):
 
 
 class RandomWeights(StudentInitialisation):
-    """The teacher's architecture with fewer layers and fresh weights: the baseline for copying.
+    """The teacher's architecture with fewer layers and random weights: the baseline for copying.
 
     Args:
-        num_layers: How many layers the student has.
+        num_layers: Number of layers of the student.
     """
 
     def __init__(self, num_layers: int) -> None:

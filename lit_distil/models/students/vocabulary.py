@@ -1,4 +1,4 @@
-"""Networks over another vocabulary: the rows of its entries are taken from the embedding and the head."""
+"""Networks with another vocabulary: the rows of its entries are taken from the embedding and the head."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lit_distil.types import Vocabulary
 def with_vocabulary(
     model: PreTrainedModel, vocabulary: Vocabulary, sources: Sequence[Sequence[int]]
 ) -> PreTrainedModel:
-    """Copy a network, with other entries in its vocabulary.
+    """Copy a network, with another vocabulary.
 
     Hidden states are bitwise those of the original, and so are the rows that give the logits. A softmax over the new
-    logits is the original's distribution over the entries that stay: each probability is divided by their sum.
+    logits is the original distribution restricted to the entries that stay and renormalised.
 
     Args:
         model: Any encoder with or without a head; it is left unchanged.
         vocabulary: Size and special ids of the new tokenizer.
-        sources: For each new entry, the old entries that its rows are the mean of; one alone is copied.
+        sources: For each new entry, the old entries whose rows are averaged; a single one is copied.
 
     Returns:
         The copy: in training mode, in float32, with exactly one row for each entry.
@@ -42,7 +42,7 @@ def with_vocabulary(
             f"would be {config.pad_token_id}; keep all entries before it"
         )
     has_rows = _vocabulary_tensors(type(model), config)
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn only to be replaced
+    with torch.random.fork_rng(devices=[]):  # the random weights are all replaced
         made = new_model(model, config)
     fillings = {}
     for name, value in model.state_dict().items():
@@ -56,10 +56,10 @@ def with_vocabulary(
 
 
 def _config_for(config: PretrainedConfig, vocabulary: Vocabulary, sources: Sequence[Sequence[int]]) -> PretrainedConfig:
-    """The configuration with the new size, and each special id where its entry is now."""
+    """The configuration with the new size, and with the special ids at their new places."""
     places: dict[int, int] = {}
     for place, source in enumerate(sources):
-        if len(source) == 1:  # a new word may have the unknown token as its only piece, and stands behind it
+        if len(source) == 1:  # a new word whose only piece is the unknown token comes after it
             places.setdefault(source[0], place)
     changed = copy.deepcopy(config)
     changed.vocab_size = vocabulary.size
@@ -71,7 +71,7 @@ def _config_for(config: PretrainedConfig, vocabulary: Vocabulary, sources: Seque
 
 
 def _vocabulary_tensors(model_class: type[PreTrainedModel], config: PretrainedConfig) -> set[str]:
-    """Names of the tensors with a row for each entry: those that grow with the vocabulary."""
+    """Names of the tensors with one row per entry: those that grow with the vocabulary."""
     larger = copy.deepcopy(config)
     larger.vocab_size += 1
     with sketching():
@@ -80,7 +80,7 @@ def _vocabulary_tensors(model_class: type[PreTrainedModel], config: PretrainedCo
 
 
 def _rows(value: Tensor, sources: Sequence[Sequence[int]]) -> Tensor:
-    """`[old entries, ...]` to `[new entries, ...]`."""
+    """From `[old entries, ...]` to `[new entries, ...]`."""
     rows = value.detach().index_select(0, torch.tensor([source[0] for source in sources], device=value.device))
     for place, source in enumerate(sources):
         if len(source) > 1:
