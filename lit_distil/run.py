@@ -604,6 +604,17 @@ def _let_null_reach_its_key() -> None:
     set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), (yaml.YAMLError,))
 
 
+_UNWANTED_WARNINGS = (  # what messages begin with
+    ".*sync_dist=True",  # an evaluation is reduced over the ranks before it is logged
+    ".*isinstance.treespec, LeafSpec",
+    ".*does not have many workers",
+    "LightningCLI's args parameter",  # a caller's script has options, too
+    "Total length of `list` across ranks is zero",  # there are no validation rows
+    "Found .* in eval mode at the start of training",  # student_dropout: false
+    ".*callbacks used to create the checkpoint need to be provided",  # those of training do nothing in an evaluation
+    ".*infer the batch indices fetched from your dataloader",  # predictions know their samples
+    "Checkpoint directory .* exists and is not empty",  # a run that continues was told which files are removed
+)
 _UNWANTED_LINES = (
     *("litlogger", "litmodels", "TPU available", "Loading `train_dataloader", "model summary callbacks"),
     *("`weights_only` was not set", "Restored all states"),  # "Restoring states" already names the file
@@ -624,20 +635,8 @@ def leave_process_group() -> None:
 def _quieten() -> None:
     """Silence libraries' notices and warnings that a user cannot act on."""
     transformers_logging.disable_progress_bar()
-    # evaluation results are reduced over the ranks before logging
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # a caller's script has its own options
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")  # no validation rows
-    warnings.filterwarnings(
-        "ignore", message="Found .* in eval mode at the start of training"
-    )  # student_dropout: false
-    # training callbacks have nothing to do in an evaluation, and predictions store their own sample ids
-    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
-    warnings.filterwarnings("ignore", message=".*infer the batch indices fetched from your dataloader.*")
-    # a resumed run has its folder already, and the user knows which files are replaced
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    for message in _UNWANTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_wanted)
 
 

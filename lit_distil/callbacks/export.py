@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from lit_distil.files import check_output, check_output_files, staged_folder, write_file
 from lit_distil.modules.checkpoints import network_weights
 from lit_distil.modules.checks import datamodule_of
+from lit_distil.modules.guards import from_all_ranks
 from lit_distil.objectives.embedding import SentenceFormat
 from lit_distil.trust import trusts_remote_code
 
@@ -147,11 +148,8 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Gather the rows of all ranks, and write them on the first."""
-        rows: list[Any] = [row for batch in predictions for row in batch]
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
+        mine = [row for batch in predictions for row in batch]
+        rows = [row for part in from_all_ranks(trainer, mine) for row in part]
         if not trainer.is_global_zero:
             return
         path = self._path(trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -60,6 +61,18 @@ def run_process(
         finally:
             child.terminate()  # does nothing if it has ended already
     return subprocess.CompletedProcess(command, child.returncode, said, errors)
+
+
+def run_python(*arguments: str, seconds: float = math.inf) -> str:
+    """What a Python process prints; a ValueError with its last line if it fails."""
+    # with -P and our own path, so that no file in the working directory hides an installed package
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command, pipe = [sys.executable, "-P", *arguments], subprocess.PIPE
+    done = run_process(command, seconds=seconds, stdout=pipe, stderr=pipe, env=variables)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ValueError(said[-1].removeprefix("lit-distil: error: ").removeprefix("ValueError: "))
+    return done.stdout
 
 
 def _end_with_parent() -> None:

@@ -17,6 +17,7 @@ from lit_distil.models import NetworkSource, TaskNetwork
 from lit_distil.models.sources import as_source
 from lit_distil.modules.base import EncoderModule
 from lit_distil.modules.checks import check_length
+from lit_distil.modules.guards import from_all_ranks
 from lit_distil.modules.meters import Stage
 from lit_distil.objectives import TaskLoss
 from lit_distil.objectives.terms import TeacherOutputs
@@ -148,10 +149,7 @@ class TaskModule(EncoderModule):
             stage: `val` or `test`.
             outputs: The outputs for this rank's samples; both results are empty if no rank has any.
         """
-        if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, outputs)
-            outputs = [one for part in gathered for one in part]
+        outputs = [one for part in from_all_ranks(self.trainer, outputs) for one in part]
         if not outputs:
             return [], {}
         dataset = self.data.datasets[SPLITS[stage]]

@@ -294,6 +294,15 @@ def shard(network: nn.Module, objectives: Iterable[Objective], device_mesh: Devi
             fully_shard(objective, mesh=mesh)
 
 
+def from_all_ranks(trainer: Trainer, mine: Any) -> list[Any]:
+    """What each rank has, in the order of the ranks; all must call it."""
+    if trainer.world_size == 1:
+        return [mine]
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
+
+
 def with_all_outputs(loss: Tensor, student: EncoderOutput) -> Tensor:
     """The same loss, connected in the graph to every output of the network; unused outputs get zero gradients.
 

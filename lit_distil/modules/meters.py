@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_distil.console import progress_bar
 from lit_distil.models.flops import NetworkFlops, peak_flops, times_of_float32
-from lit_distil.modules.guards import StepGuard, keep_freed_memory
+from lit_distil.modules.guards import StepGuard, from_all_ranks, keep_freed_memory
 from lit_distil.objectives.terms import LossTerms
 from lit_distil.types import Batch, DataModule
 
@@ -48,11 +48,7 @@ class SumMeters:
         """The sums so far, as one dictionary of plain numbers per rank; call it on all ranks."""
         totals = {name: float(total) for name, total in self._totals.items()}
         mine: dict[str, Any] = {"totals": totals, "counts": dict(self._counts)}
-        if trainer.world_size == 1:
-            return [mine]
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, mine)
-        return gathered
+        return from_all_ranks(trainer, mine)
 
     def restore(self, states: list[dict[str, Any]], trainer: Trainer) -> None:
         """Continue from `state`; with another number of ranks the first takes all sums; the means stay the same."""

@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 from lit_distil import __version__
 from lit_distil.commands.networks import exported_folder, load_network
 from lit_distil.commands.onnx import takes_segments
-from lit_distil.commands.processes import ending_processes, run_process
+from lit_distil.commands.processes import ending_processes, run_python
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
 from lit_distil.models.exported import EXPORTED, exported_bytes, open_exported
@@ -409,15 +409,12 @@ def peak_memory_mb(network: str, *, length: int, batch_size: int, device: str = 
         ValueError: The process failed; the message contains its last line.
     """
     settings = {"network": network, "length": length, "batch_size": batch_size, "device": device}
-    # with -P and our own path, so that no file in the working directory hides an installed package
-    command = [sys.executable, "-P", "-m", "lit_distil.commands.benchmark.latency", json.dumps(settings)]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with ending_processes():
-        done = run_process(command, seconds=600, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ValueError(f"memory: measuring {network!r} failed ({said[-1]}); leave it out: --memory false")
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+        try:
+            said = run_python("-m", "lit_distil.commands.benchmark.latency", json.dumps(settings), seconds=600)
+        except ValueError as error:
+            raise ValueError(f"memory: measuring {network!r} failed ({error}); leave it out: --memory false") from error
+    return float(json.loads(said.strip().splitlines()[-1]))
 
 
 def _measure(network: str, length: int, batch_size: int, device: str) -> float:

@@ -7,8 +7,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
 from lit_distil.commands.benchmark.latency import describe_hardware, hardware_lines, peak_bytes
-from lit_distil.commands.processes import ending_processes, run_process
+from lit_distil.commands.processes import ending_processes, run_python
 from lit_distil.console import Table, bullets, progress_bar, text_table
 from lit_distil.files import check_output_files, write_file
 from lit_distil.models.flops import data_sheet, product_rate
@@ -433,24 +431,12 @@ def _fit(settings: list[str], folder: Path, callback: str, options: dict[str, An
         "callbacks": json.dumps([{"class_path": _CALLBACK.format(callback), "init_args": options}]),
     }
     arguments = [f"--trainer.{name}={value}" for name, value in trainer.items()]
-    _process("-m", "lit_distil", "fit", *settings, *arguments, "--overwrite")
+    run_python("-m", "lit_distil", "fit", *settings, *arguments, "--overwrite")
 
 
 def _time_peer(folder: Path, precision: str) -> dict[str, Any]:
-    said = _process("-m", "lit_distil.commands.benchmark.peers", str(folder), precision)
+    said = run_python("-m", "lit_distil.commands.benchmark.peers", str(folder), precision)
     return json.loads(said.splitlines()[-1])
-
-
-def _process(*arguments: str) -> str:
-    """Run a Python process and return its output."""
-    # with -P and our own path, so that no file in the working directory hides an installed package
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-P", *arguments]
-    done = run_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ValueError(said[-1].removeprefix("lit-distil: error: ").removeprefix("ValueError: "))
-    return done.stdout
 
 
 def _summary(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:

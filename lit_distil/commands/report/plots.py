@@ -70,10 +70,8 @@ def plot_curves(path: Path, curves: Sequence[tuple[int, str, Sequence[tuple[int,
         for index, label, values in curves:
             axes.plot(*zip(*values, strict=True), **_look(index), markersize=4, linewidth=1.6, label=label)
         axes.axhline(floor, **_FLOOR, label="token frequencies alone (unigram)")
-        axes.set_xlabel("optimizer steps")
-        axes.set_ylabel("validation masked-LM loss (nats)")
-        axes.set_title("Masked-LM loss during training")
-        axes.set_xlim(left=0)
+        labels = {"xlabel": "optimizer steps", "ylabel": "validation masked-LM loss (nats)"}
+        axes.set(**labels, title="Masked-LM loss during training", xlim=(0, None))
         axes.legend()
 
 
@@ -124,9 +122,7 @@ def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tu
         axes.set_xlim(0, 1.1 * max(point.latency[2] for point in points))
         margin = 0.12 * (max(values) - min(values) or 1.0)
         axes.set_ylim(min(values) - margin, max(values) + margin)
-        axes.set_xlabel("latency of the encoder, one sequence (ms)")
-        axes.set_ylabel(quality)
-        axes.set_title("Quality and latency")
+        axes.set(xlabel="latency of the encoder, one sequence (ms)", ylabel=quality, title="Quality and latency")
         figure.legend(loc="outside right upper")
 
 
@@ -145,9 +141,7 @@ def plot_confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]
             for (row, column), count in np.ndenumerate(counts):
                 colour = "white" if shares[row, column] > 0.6 else "#1d1f21"
                 axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
-        axes.set_xlabel("prediction")
-        axes.set_ylabel("label")
-        axes.set_title("Confusion matrix")
+        axes.set(xlabel="prediction", ylabel="label", title="Confusion matrix")
 
 
 def plot_reliability(path: Path, filled_bins: Sequence[Mapping[str, Any]], *, width: float, error: float) -> None:
