@@ -24,7 +24,8 @@ each seed, and its 95 % interval is that of the mean over the seeds (Student's t
 interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
 at this size* otherwise. A claim holds if all its effects do, and does not hold if one does not. Margins were set before
 the first run; a page says which effects came later. The interval of an accuracy includes the sampling of its test rows.
-The *deciding effect* is the first whose verdict is that of the claim.
+The *deciding effect* is the first whose verdict is that of the claim. A student has its teacher's seed, so its steps
+have the same sequences with the same masks as its teacher's first steps.
 
 A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
 `results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`. Results of up to 29 November
@@ -63,7 +64,7 @@ other work can only add to it. Parameters are those of the whole network, with i
 
 _ROWS = """\
 What comes from the rows is added in squares, as if each arm had test rows of its own. They share them and are often
-right together, so these intervals are rather too wide."""
+right together, so these intervals are too wide."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def summary_table(measured: Sequence[Measured], *, pages: str | None = None, is_
         place = verdicts.index(one.verdict) if one.verdict in verdicts else 0
         found = one.estimates[place]
         title = claim.name if pages is None else f"[{claim.title}]({pages}/{claim.name}.md)"
-        effect, margin = _effect(found), f"{claim.effects[place].margin:g}"
+        effect, margin = _effect(found), _margin(claim.effects[place])
         cells = [f"{verdicts.count('holds')} of {len(verdicts)}"]
         cells += [effect, margin] if pages is None else [f"{claim.effects[place].label}: {effect} ({margin})"]
         cells += [str(len(found.by_seed) or "–"), f"{_minutes(one):.0f}"]
@@ -127,7 +128,7 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         verdict.append(f"No arm is better than {claim.learned:g}, so no difference could show here.")
     verdict += [claim.shows_at] if claim.shows_at and measured.verdict != "holds" else []
     lines = [
-        f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {effect.margin:g}): {one.verdict}"
+        f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}"
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
     if any(one.of_rows is not None for one in estimates):
@@ -279,6 +280,10 @@ def _minutes(measured: Measured) -> float:
 
 def _effect(one: Estimate) -> str:
     return "–" if one.mean is None else _number(one.mean, one.half, sign=True)
+
+
+def _margin(effect: Effect) -> str:
+    return f"{effect.margin:g}".replace("-", "−")
 
 
 def _of_rows(one: Estimate) -> str:
