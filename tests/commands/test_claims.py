@@ -30,6 +30,7 @@ from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
 from lit_distil.commands.claims import command, measurements
 from lit_distil.commands.claims.measurements import hard_label, same_architecture
 from lit_distil.commands.claims.pages import claim_page, write_claim_pages
+from lit_distil.commands.claims.scales import load_scale, scale_file, write_scaled
 from lit_distil.commands.claims.verdicts import (
     CLAIM,
     Effect,
@@ -92,16 +93,21 @@ def merged(files: tuple[Path, ...]) -> dict[str, Any]:
     return functools.reduce(over, contents)
 
 
+def scaled(name: str, out: Path) -> Path:
+    """The claims at one of their scales."""
+    return write_scaled(CLAIMS, load_scale(scale_file(CLAIMS / "scales", name), CLAIMS), out)
+
+
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The claims at the size of one GPU."""
-    return command.write_scaled(CLAIMS, CLAIMS / "scales/gpu.yaml", tmp_path_factory.mktemp("claims") / "larger")
+    return scaled("gpu", tmp_path_factory.mktemp("claims") / "larger")
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The claims that start from MiniLM."""
-    return command.write_scaled(CLAIMS, CLAIMS / "scales/minilm.yaml", tmp_path_factory.mktemp("claims") / "real")
+    return scaled("minilm", tmp_path_factory.mktemp("claims") / "real")
 
 
 ON_A_REAL_NETWORK = ("soft-targets", "table4", "half")
@@ -207,24 +213,6 @@ def test_what_a_real_network_takes_is_estimated_from_its_configuration_alone(
     flops = [float(row[2].split()[0]) for row in rows if "/sst2-" not in row[0]]
     # 6 layers forward and backward, against these forward and one forward and backward; the rest is the vocabulary's
     assert flops[1] / flops[0] == pytest.approx((6 + 3) / (3 * 6), abs=0.05)
-
-
-def test_a_text_takes_the_place_of_docstrings(tmp_path: Path) -> None:
-    root = command.write_scaled(CLAIMS, None, tmp_path / "configs", text="novels.txt")
-    for base in CLAIMS.glob("*.yaml"):
-        ours, theirs = (yaml.safe_load((folder / base.name).read_text()) for folder in (root, CLAIMS))
-        (source,) = differences(theirs, ours) or [None]
-        if base.stem.startswith("task"):
-            assert source is None
-        else:
-            assert source and source.name == "data.source" and "novels.txt" in str(source.new)
-    scale = tmp_path / "wrong.yaml"
-    for text in ("over: {pretrian: {}}", "arms: {half/fwe: {}}", "times: {task-odrer: {lr: 2}}", "claims: {hlaf: {}}"):
-        scale.write_text(text)
-        with pytest.raises(ValueError, match=r"there is no base, arm or claim '[^']*'; there are \["):
-            command.write_scaled(CLAIMS, scale, tmp_path / "again")
-    with pytest.raises(ValueError, match=r"scale: no scale and no file 'gpus'; there are \['gpu', 'minilm'\]"):
-        command.claims(["half"], scale="gpus", configs=str(CLAIMS), runs=str(tmp_path / "runs"))
 
 
 def sizes(config: dict[str, Any]) -> tuple[float, float, float]:
@@ -448,6 +436,20 @@ def test_arms_of_one_recipe_share_a_run_and_a_student_waits_for_its_teacher(tmp_
     assert [("dynamic", "static"), ("stack", "bert")] in [job.results for job in shared]
 
 
+def test_a_run_that_starts_from_one_whose_folder_is_gone_needs_it_again(tmp_path: Path) -> None:
+    """Also over two steps: results of teacher and student are there, their exports are not."""
+    claim = load_claim(CLAIMS / "half")
+    planned = command.plan([claim], [1], configs=CLAIMS, runs=tmp_path / "runs")
+    for arm, spec in claim.arms.items():
+        if arm != "half-order":
+            write_result(tmp_path, arm, 1, 1.0, recipe=spec.recipe, folder="results/half")
+    needed = command.needed_of(planned, tmp_path / "results")
+    assert [job.results[0][1] for job in needed] == ["teacher", "half", "half-order"]
+    (needed[1].folder / "export").mkdir(parents=True)
+    (needed[1].folder / "export/config.json").write_text("{}")
+    assert [job.results[0][1] for job in command.needed_of(planned, tmp_path / "results")] == ["half", "half-order"]
+
+
 def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
     folder = write_claim(tmp_path / "configs")
     claim = load_claim(folder)
@@ -469,15 +471,6 @@ def test_a_damaged_result_is_named(content: str, tmp_path: Path) -> None:
         read_results(load_claim(folder), tmp_path / "results")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [("overs: {}", "'overs' is no part of a scale"), ("", "it is no mapping")]
-)
-def test_a_scale_that_says_nothing_is_refused(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        command.claims(["dynamic"], scale=str(tmp_path / "mine.yaml"), runs=str(tmp_path / "runs"), estimate="cpu")
-
-
 def test_another_scale_or_text_has_results_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,10 +482,13 @@ def test_another_scale_or_text_has_results_of_its_own(
         return Measured(claim, [])
 
     monkeypatch.setattr(command, "read_results", read)
+    Path("mine").mkdir()
     for settings in ({}, {"scale": "gpu"}, {"text": "novels.txt"}, {"scale": "gpu", "out": "mine"}):
         command.claims(["dynamic", "dynamic"], only_pages=True, **settings)
     assert seen == ["results/claims", "results/claims-gpu", "results/claims-text", "mine"]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["claims-gpu", "claims-text"]
+    with pytest.raises(ValueError, match="out: there is no folder 'nowhere', so there are no results to show"):
+        command.claims(["dynamic"], only_pages=True, out="nowhere")
     with pytest.raises(ValueError, match="docs: there is no folder 'nowhere'"):
         command.claims(["dynamic"], only_pages=True, docs="nowhere")
 

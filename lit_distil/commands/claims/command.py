@@ -30,11 +30,12 @@ from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
 from lit_distil.commands.claims.pages import Suite, summary_table, write_claim_pages
+from lit_distil.commands.claims.scales import load_scale, scale_file, write_scaled
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, load_result, read_results
 from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars
-from lit_distil.files import hash_values, write_file, write_json
+from lit_distil.files import hash_values, write_json
 from lit_distil.messages import recipes_folder
 from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
@@ -105,94 +106,6 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
             if (arm in needed) is is_needed and spec.base not in MEASUREMENTS:
                 job_of(claim, arm, seed)
     return list(jobs.values())
-
-
-def write_scaled(root: Path, scale: Path | None, out: Path, *, text: str | None = None) -> Path:
-    """Write all claims at another size: bases change alike for all their arms, so arms differ as before.
-
-    Args:
-        root: Folder of the claims.
-        scale: What is multiplied, by the base of an arm (`times`), what lies over a base or over `every` one (`over`),
-            what stands in place of an arm's own file (`arms`, by claim/arm), more bases (`bases`), and what lies over
-            a claim's file (`claims`, where an arm that is null goes); None for none of it. `about` says in words what
-            it is.
-        out: Where to write.
-        text: File that the bases without a task train on; a tenth of it is held out.
-
-    Returns:
-        `out`, which can take the place of `root`.
-
-    Raises:
-        ValueError: The scale names a base, an arm or a claim that is none.
-    """
-    size = {} if scale is None else yaml.safe_load(scale.read_text(encoding="utf-8"))
-    parts = ("times", "over", "arms", "bases", "claims", "about")
-    if not isinstance(size, dict) or (wrong := sorted(size.keys() - {*parts})):
-        found = f"{wrong[0]!r} is no part of a scale" if isinstance(size, dict) else "it is no mapping"
-        raise ValueError(f"{scale}: {found}; a scale has {', '.join(parts)}")
-    times, over, arms, more, anew = (size.get(name, {}) for name in parts[:-1])
-    bases, claims = sorted(root.glob("*.yaml")), sorted(root.glob(f"*/{CLAIM}"))
-    known = {"every", *(file.stem for file in bases), *(f"{file.parent.name}/{file.stem}" for file in root.glob("*/*"))}
-    known |= {file.parent.name for file in claims}
-    if unknown := [name for name in (*times, *over, *arms, *anew) if name not in known]:
-        raise ValueError(f"{scale}: there is no base, arm or claim {unknown[0]!r}; there are {sorted(known)}")
-
-    def write(file: Path, content: Any) -> None:
-        write_file(out / file.relative_to(root), yaml.safe_dump(content, sort_keys=False))
-
-    out.mkdir(parents=True, exist_ok=True)
-    for file in bases:
-        content = _multiplied(yaml.safe_load(file.read_text(encoding="utf-8")), times.get(file.stem, {}))
-        content = _laid_over(_laid_over(content, over.get("every", {})), over.get(file.stem, {}))
-        if text is not None and "task" not in content["data"]["init_args"]:
-            files = {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": text}}
-            held_out = {"class_path": "lit_distil.data.HeldOut", "init_args": {"source": files}}
-            content["data"]["init_args"]["source"] = held_out
-        write(file, content)
-    for name, content in more.items():
-        write(root / f"{name}.yaml", content)
-    for file in claims:
-        (out / file.parent.name).mkdir(exist_ok=True)
-        claim = _laid_over(yaml.safe_load(file.read_text(encoding="utf-8")), anew.get(file.parent.name, {}))
-        claim["arms"] = {arm: spec for arm, spec in claim["arms"].items() if spec is not None}
-        write(file, claim)
-        for arm, spec in claim["arms"].items():
-            if (own := file.with_name(f"{arm}.yaml")).is_file():
-                content = yaml.safe_load(own.read_text(encoding="utf-8"))
-                write(own, arms.get(f"{file.parent.name}/{arm}") or _multiplied(content, times.get(spec["base"], {})))
-    return out
-
-
-def _scale_file(scales: Path, scale: str) -> Path:
-    """The file of a scale, by its name or by its own path."""
-    for file in (scales / f"{scale}.yaml", Path(scale)):
-        if file.is_file():
-            return file
-    known = sorted(file.stem for file in scales.glob("*.yaml"))
-    raise ValueError(f"scale: no scale and no file {scale!r}; there are {known}, or give a file of your own")
-
-
-def _about(scale: Path | None) -> str:
-    """What a scale says of itself."""
-    return "" if scale is None else str(yaml.safe_load(scale.read_text(encoding="utf-8")).get("about", ""))
-
-
-def _laid_over(below: Any, above: Any) -> Any:
-    """Settings over others; another class takes none of the arguments below it."""
-    is_whole = not (isinstance(below, dict) and isinstance(above, dict))
-    if is_whole or above.get("class_path", below.get("class_path")) != below.get("class_path"):
-        return above
-    return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
-
-
-def _multiplied(value: Any, factors: Mapping[str, float]) -> Any:
-    """A configuration with these settings multiplied, wherever they stand; a whole number stays one."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: type(one)(one * factors[key]) if key in factors and one is not None else _multiplied(one, factors)
-        for key, one in value.items()
-    }
 
 
 def estimate_of(planned: Sequence[Job], gpu: str) -> str:
@@ -273,7 +186,7 @@ def claims(
         docs: Folder of pages to write: claims.md and one page for each claim; None writes none.
         only_pages: Run nothing; print the table of what is in `out`, and write the pages if `docs` names a folder.
         scale: Another size, such as gpu, or another network (minilm): a file of `scales/` beside the claims, or of your
-            own.
+            own. A scale has `times`, `over`, `arms`, `bases`, `claims` and `about` (docs/claims.md says what they do).
         text: Text file to pretrain and distil on in place of docstrings, a tenth of it held out. Claims that cut the
             text keep theirs. Without `scale`, results and runs go to claims-text.
         estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100; or cpu.
@@ -285,19 +198,22 @@ def claims(
     target, runs = Path(out or f"results/{name}"), runs or f"runs/{name}"
     if docs is not None and not Path(docs).is_dir():
         raise ValueError(f"docs: there is no folder {docs!r}; make it first, or give another")
+    if only_pages and out is not None and not target.is_dir():
+        raise ValueError(f"out: there is no folder {out!r}, so there are no results to show")
     suite = Suite(name)
     if scale is not None or text is not None:
-        file = None if scale is None else _scale_file(root / "scales", scale)
+        size = load_scale(None if scale is None else scale_file(root / "scales", scale), root)
         options = [("scale", scale), ("text", text)]
         spoken = "".join(f" --{option} {value}" for option, value in options if value is not None)
-        root = write_scaled(root, file, Path(runs) / "configs", text=text)
-        suite = Suite(name, spoken, _about(file) or f"# The papers' claims:{spoken}\n")
+        root = write_scaled(root, size, Path(runs) / "configs", text=text)
+        suite = Suite(name, spoken, size.about or f"# The papers' claims:{spoken}\n")
     everyone = sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))
     chosen = [load_claim(root / name) for name in dict.fromkeys(names or everyone)]
     if estimate is not None:
         planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
-        missing = [job for job in planned if _missing(job, target)]
-        print(estimate_of(missing, estimate) if missing else f"every run has its result in {target}")
+        missing = [job for job in needed_of(planned, target) if not job.is_finished]
+        nothing = f"every run has its result in {target}; with another --out all of them count"
+        print(estimate_of(missing, estimate) if missing else nothing)
         return
     if not only_pages:
         with ending_processes():
@@ -323,8 +239,7 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
 def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[str, Claim]) -> None:
     """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
     missing = {job: _missing(job, out) for job in planned}
-    needed = {job for job, results in missing.items() if results}
-    needed |= {job.after for job in needed if job.after is not None}
+    needed = needed_of(planned, out)
     starts = [job for job in needed if not job.is_finished and job.after is None and job.files]
     is_used = any(TOKENIZER in job.files[0].read_text(encoding="utf-8") for job in starts)
     if is_used and not Path(TOKENIZER, "tokenizer.json").is_file():
@@ -359,15 +274,23 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
                 _write_result(out, claim, arm, job.recipe, job.seed, result, made_with)
 
     with ThreadPoolExecutor(num_jobs) as pool:
-        for job in planned:  # in an order in which no run waits for a later one, so that the pool cannot lock up
-            if job in needed:
-                started[job] = pool.submit(work, job)
+        for job in needed:  # in an order in which no run waits for a later one, so that the pool cannot lock up
+            started[job] = pool.submit(work, job)
         try:
             for future in progress_bar(started.values(), desc="claims", unit="run"):
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def needed_of(planned: Sequence[Job], out: Path) -> list[Job]:
+    """Those without a result, and those that they start from, unless their export is there; in their order."""
+    needed = {job for job in planned if _missing(job, out)}
+    for job in reversed(planned):  # a run stands behind the one that it starts from
+        if job in needed and job.after is not None and not job.is_finished:
+            needed.add(job.after)
+    return [job for job in planned if job in needed]
 
 
 def _contents(job: Job) -> list[str]:

@@ -28,8 +28,9 @@ The *deciding effect* is the first whose verdict is that of the claim. A student
 have the same sequences with the same masks as its teacher's first steps.
 
 A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
-`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`. Results of up to 29 November
-2026 name the commit at which they were written, which may be later than that of the training.
+`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`, and then the same with
+`--scale minilm`. Results of up to 29 November 2026 name the commit at which they were written, which may be later than
+that of the training.
 """
 
 _LARGER = """\
@@ -46,15 +47,29 @@ any claim. It has not been run on a GPU yet.
 ## From a real network
 
 `make claims-minilm` runs soft targets, DistilBERT's ablation and half the layers from MiniLM (6 layers of 384), adapted
-as masked-LM to your text (`configs/claims/scales/minilm.yaml`). Half of it is then fine-tuned on six public tasks. The
-files are yours to bring, in a folder `data`: `text.txt`; `sst2`, `trec`, `mrpc`, `stsb` and `ner` with train.jsonl and
-test.jsonl; `qa` with train.json and validation.json in SQuAD's format. Rows have the columns `sentence` and `label`;
-`sentence1`, `sentence2` and `label` (MRPC, STS-B); `tokens` and `ner_tags`. `make` fetches MiniLM first (82 MB).
-`make claims-minilm DRY=cpu` prints what the runs take here, as if all sequences were of full length. What half of
-MiniLM keeps as a sentence encoder stands in [its guide](guides/sentence-encoder.md).
+as masked-LM to your text. Half of it is then fine-tuned on six public tasks. [Its page](claims-minilm.md) says which
+files you bring. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` prints what the runs that are missing
+take here, as if all sequences were of full length, and as if networks this small were as fast as larger ones. What half
+of MiniLM keeps as a sentence encoder stands in [its guide](guides/sentence-encoder.md).
 
 <!-- claims-minilm:begin -->
 <!-- claims-minilm:end -->
+
+## A scale of your own
+
+`--scale mine.yaml` runs the claims at your size. The file changes the bases that arms share, so arms differ as before:
+
+| part | what it says |
+| --- | --- |
+| `times` | by base: factors of settings, such as `pretrain: {hidden_size: 2, lr: 0.5}`, in the base and in its arms |
+| `over` | by base, or for `every` one: a configuration that lies over it |
+| `arms` | by claim/arm: a configuration in place of the arm's own file |
+| `bases` | more bases, whole configurations |
+| `claims` | by claim: what lies over its `claim.yaml`; an arm that is null goes, and a list is replaced as a whole |
+| `about` | the beginning of its page, in Markdown |
+
+Its results go to `results/claims-mine`. `lit-distil claims --scale mine.yaml --only_pages true --docs docs` makes its
+pages, `docs/claims-mine.md` and those of the claims that have results.
 """
 
 _TIMED = """\
