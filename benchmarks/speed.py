@@ -36,14 +36,28 @@ _FEW = ["--steps", "5", "--warm_up_steps", "2"]
 TRAINING = {
     "mlm-base-sentences": ("BERT-base, masked-LM, sentences", [*_MLM, *_BASE, *_SENTENCES, *_FEW]),
     "mlm-base-bf16": (
-        "BERT-base, masked-LM, sentences, bf16-mixed on a CPU with units for it",
+        "BERT-base, masked-LM, sentences, bf16-mixed",
         [*_MLM, *_BASE, *_SENTENCES, "--trainer.precision", "bf16-mixed", *_FEW],
     ),
     "mlm-base-packed": ("BERT-base, masked-LM, packed to 128", [*_MLM, *_BASE, *_FEW]),
+    "mlm-base-packed-bf16": (
+        "BERT-base, masked-LM, packed to 128, bf16-mixed",
+        [*_MLM, *_BASE, "--trainer.precision", "bf16-mixed", *_FEW],
+    ),
     "mlm-small": ("4 layers of 256, masked-LM, sentences", [*_MLM, *_SMALL, *_SENTENCES, "--steps", "40"]),
     "distil-base": (
         "BERT-base into 6 layers: KL on all tokens, masked-LM, cosine; sentences",
         [*_DISTIL, "--model.student.layers", "[0, 2, 4, 7, 9, 11]", *_SENTENCES, *_FEW],
+    ),
+    "distil-base-bf16": (
+        "BERT-base into 6 layers, the same, bf16-mixed",
+        [
+            *_DISTIL,
+            *("--model.student.layers", "[0, 2, 4, 7, 9, 11]"),
+            *_SENTENCES,
+            *("--trainer.precision", "bf16-mixed"),
+            *_FEW,
+        ],
     ),
 }
 """By the name of its file: a title, and the arguments of `lit-distil benchmark training`."""
