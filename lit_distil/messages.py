@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -255,13 +256,51 @@ def broken_file(arguments: list[str]) -> str | None:
     for flag, name in pairwise(words):
         if flag in ("--config", "-c") and os.path.isfile(name):  # False for an inline configuration
             try:
-                yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-                return f"config: {name} is not YAML: {reason}"
+                read_yaml(Path(name))
+            except ValueError as error:
+                return f"config: {error}"
         elif flag in ("--config", "-c") and not re.search(r"[:{\n]", name):
             return f"config: no file {name!r} (looked from {Path.cwd()}){near_names(Path(name))}"
     return None
+
+
+def check_keys(text: str) -> None:
+    """Refuse YAML with a key that stands twice in a mapping, of which a parser would keep the last without a word.
+
+    Raises:
+        YAMLError: There is one, or the text is no YAML.
+    """
+    nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))  # an alias is the node that it stands for
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
+                raise yaml.YAMLError(f"{name!r} stands twice in a mapping, in lines {lines[name]} and {line}")
+            lines[name] = line
+            nodes.append(value)
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: It is no YAML, or has a key twice. The message names file and line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        check_keys(text)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ValueError(f"{file} is not YAML: {reason}") from None
 
 
 def known_options() -> list[str]:

@@ -46,7 +46,7 @@ from lit_distil.callbacks import (
 from lit_distil.console import metrics_table, text_table
 from lit_distil.data import TextDataModule
 from lit_distil.files import MISSING, check_local, check_writable, differences, write_file
-from lit_distil.messages import broken_file, hint, known_options, one_line, shorten
+from lit_distil.messages import broken_file, check_keys, hint, known_options, one_line, shorten
 from lit_distil.models.exported import open_exported
 from lit_distil.modules import EncoderModule
 from lit_distil.modules.cached_teacher import teacher_identity
@@ -464,7 +464,7 @@ def check_before_work(
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
     """Parse and run a command of the Trainer, or with another `cli` a command that reads the same configuration."""
     _quieten()
-    _let_null_reach_its_key()
+    _read_yaml_strictly()
     cli(
         EncoderModule,
         TextDataModule,
@@ -595,13 +595,21 @@ _NO_SHARDS = (
 _load_yaml = get_loader("yaml")
 
 
-def _let_null_reach_its_key() -> None:
-    """Let `--data.source.validation null` mean null.
+def _read_yaml_strictly() -> None:
+    """Refuse a key that a file has twice, and let `--data.source.validation null` mean null.
 
     The parser passes the value of a nested class's argument down as text, one level at a time, and turns null into the
     text None on the way.
     """
-    set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), (yaml.YAMLError,))
+
+    def load(text: str) -> Any:
+        if text == "None":
+            return None
+        if "\n" in text:  # a file; a key that it has twice would count once
+            check_keys(text)
+        return _load_yaml(text)
+
+    set_loader("yaml", load, (yaml.YAMLError,))
 
 
 _UNWANTED_WARNINGS = (  # what messages begin with

@@ -31,6 +31,7 @@ from lit_distil.files import (
 RUN_FILES: dict[str, tuple[str, ...]] = {
     "metrics.csv": (),
     "predictions.jsonl": (),
+    "jackknife.json": (),
     "checkpoints": ("*.ckpt", "*.ckpt/", "*.sha256"),
     "export": NETWORK_FILES,
     "tensorboard": ("events.out.tfevents.*", "hparams.yaml", "checkpoints/"),

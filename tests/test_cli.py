@@ -296,7 +296,9 @@ def test_missing_and_broken_config_files_are_named(
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [a\n b: c\n")
     good = write_config(with_trainer(workspace.pretraining(), tmp_path / "run"), tmp_path / "good.yaml")
+    (twice := tmp_path / "twice.yaml").write_text("trainer:\n  max_steps: 1\n  max_steps: 2\n")
     for files, part in (
+        ([good, str(twice)], "twice.yaml is not YAML: 'max_steps' stands twice in a mapping, in lines 2 and 3"),
         ([good, "nope.yaml"], "nope.yaml"),
         ([good, str(broken)], "broken.yaml is not YAML"),
         ([], "data and model: not given; name a file with --config FILE, or a recipe with"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lit_distil.messages import broken_file, missing_folder, one_line
+from lit_distil.messages import broken_file, check_keys, missing_folder, one_line, read_yaml
 
 
 def test_a_missing_configuration_file_is_told_with_near_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +18,33 @@ def test_a_missing_configuration_file_is_told_with_near_names(tmp_path: Path, mo
         assert told is not None and "config: no file 'mime.yaml'" in told and "near it: mine.yaml" in told
     assert broken_file(["--config", "mine.yaml"]) is None
     assert broken_file(["--config", "{a: 1}"]) is None
+
+
+@pytest.mark.parametrize("content", ["a: 1\nb: {a: 2}\n", "- &x {a: 1}\n- {<<: *x, b: 2}\n- *x\n", "", "word"])
+def test_yaml_is_read_if_no_key_stands_twice(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    assert read_yaml(tmp_path / "mine.yaml") == yaml.safe_load(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "'a' stands twice in a mapping, in lines 1 and 3"),
+        ("model:\n  - {lr: 1}\n  - {lr: 2, x: 3,\n     lr: 4}\n", "'lr' stands twice in a mapping, in lines 3 and 4"),
+        ("a: [1", "line 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_told_with_its_lines(content: str, reason: str, tmp_path: Path) -> None:
+    """A parser keeps the last one without a word: a list of caveats was lost like this."""
+    (file := tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(ValueError, match=reason) as told:
+        read_yaml(file)
+    assert str(file) in str(told.value)
+
+
+def test_aliases_of_aliases_are_read_once() -> None:
+    """Else the nodes to look at would double with each line."""
+    check_keys("\n".join(["a0: &a0 [1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]))
 
 
 @pytest.mark.parametrize(

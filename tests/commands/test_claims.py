@@ -19,6 +19,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -352,6 +353,58 @@ def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
     assert losses.estimates[0].of_rows is None
 
 
+@pytest.fixture
+def answers() -> tuple[Any, Any]:
+    """Which of 400 rows two networks tell right with each of three seeds, often the same rows."""
+    generator = np.random.default_rng(0)
+    hard = generator.random(400)
+    small, large = (np.stack([hard + 0.1 * generator.random(400) < limit for _ in range(3)]) for limit in (0.6, 0.65))
+    return small, large
+
+
+def measured_on_rows(root: Path, answers: tuple[Any, Any], num_groups: int) -> Measured:
+    folder = write_claim(root / "configs", metric="val/accuracy", higher_is_better=True)
+    claim = load_claim(folder)
+    for arm, right in zip(("small", "large"), answers, strict=True):
+        for seed, rows in enumerate(right, start=1):
+            without = [float(np.delete(rows, np.s_[group::num_groups]).mean()) for group in range(num_groups)]
+            more = {"recipe": claim.arms[arm].recipe, "metric": "val/accuracy", "rows": 400.0}
+            write_result(root, arm, seed, float(rows.mean()), **more, without_rows={"val/accuracy": without})
+    effect = Effect("x", {"small": -1.0, "large": 1.0}, 0.0)
+    return read_results(dataclasses.replace(claim, effects=[effect]), root / "results")
+
+
+def test_rows_are_paired_where_runs_tell_their_metrics_without_each_group_of_rows(
+    tmp_path: Path, answers: tuple[Any, Any]
+) -> None:
+    """With a group for each row that is the interval of a mean of paired differences, the seeds' mean for each row."""
+    small, large = answers
+    found = measured_on_rows(tmp_path / "each", answers, 400).estimates[0]
+    differences_of_rows = large.mean(0) - small.mean(0, dtype=float)
+    exact = (1.96 + 2.46 / 399) * differences_of_rows.std(ddof=1) / 20
+    assert found.is_paired and found.of_rows == pytest.approx(exact, rel=1e-6)
+    seeds = 4.303 * statistics.stdev(found.by_seed.values()) / 3**0.5
+    assert found.half == pytest.approx((exact**2 + seeds**2) ** 0.5, rel=1e-3)
+    measured = measured_on_rows(tmp_path / "groups", answers, 20)
+    of_groups = measured.estimates[0].of_rows
+    assert of_groups is not None and 0.6 * exact < of_groups < 1.6 * exact
+    assert "delete-a-group jackknife" in claim_page(measured, None) and "over the rows" in claim_page(measured, None)
+    # one run that does not tell, and all are as if each had rows of its own
+    first = {name: value for name, value in measured.results[0].items() if name != "without_rows"}
+    apart = dataclasses.replace(measured, results=[first, *measured.results[1:]]).estimates[0]
+    assert not apart.is_paired and apart.of_rows is not None and apart.of_rows > 1.5 * exact
+
+
+def test_an_effect_is_undecided_if_none_of_its_arms_has_learned(tmp_path: Path, answers: tuple[Any, Any]) -> None:
+    measured = measured_on_rows(tmp_path, answers, 20)
+    best = float(answers[1].mean())
+    for least, verdict in ((best - 0.01, "holds"), (best + 0.01, "undecided at this size")):
+        effect = dataclasses.replace(measured.claim.effects[0], learned=least)
+        one = dataclasses.replace(measured, claim=dataclasses.replace(measured.claim, effects=[effect]))
+        assert one.verdict == verdict
+        assert ("so no difference could show" in claim_page(one, None)) is (verdict != "holds")
+
+
 # Running
 
 
@@ -422,6 +475,16 @@ def test_arms_of_one_recipe_share_a_run_and_a_student_waits_for_its_teacher(tmp_
     assert words[words.index("--model.teacher") + 1] == words[words.index("--data.tokenizer") + 1]
     assert words[words.index("--model.teacher") + 1] == str(teacher.folder / "export")
     assert words[words.index("--seed_everything") + 1] == "1" and words[-1] == "--overwrite"
+    # a base's own seed of the data moves with the run's; a task keeps its metrics without each group of rows
+    (root / "distill.yaml").write_text("model: {init_args: {teacher: t}}\ndata: {init_args: {seed: 1000}}")
+    assert [words[words.index("--data.seed") + 1] for words in (student.command(), jobs[5].command())] == [
+        "1001",
+        "1002",
+    ]
+    assert "--data.seed" not in teacher.command() and not any("callbacks" in word for word in student.command())
+    (root / "distill.yaml").write_text("model: {init_args: {}}\ndata: {init_args: {task: t}}")
+    assert "--trainer.callbacks+=lit_distil.callbacks.JackknifeWriter" in student.command()
+    (root / "distill.yaml").write_text("model: {init_args: {teacher: t}}")
     # a teacher's recipe that changes makes other runs of it and of its students; a comment does not
     (folder / "large.yaml").write_text("# larger\n" + (folder / "large.yaml").read_text())
     assert [job.folder for job in planned([1])] == [job.folder for job in jobs[:3]]
@@ -542,7 +605,8 @@ def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
     monkeypatch.setattr(sys, "executable", str(run))
     monkeypatch.setattr(command, "TOKENIZER", str(Path(tmp_path, "tokenizer.json").parent))
     (tmp_path / "tokenizer.json").touch()
-    jobs = [command.Job(tmp_path / name, 1, (), "", results=[("a", name)]) for name in ("first", "second")]
+    (base := tmp_path / "base.yaml").write_text("{}")
+    jobs = [command.Job(tmp_path / name, 1, (base,), "", results=[("a", name)]) for name in ("first", "second")]
 
     def stop() -> None:
         while not (tmp_path / "begun").exists():
@@ -555,6 +619,25 @@ def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
         command._run_all(jobs, 1, tmp_path, {})
     assert stopped.value.code == 128 + number and signal.getsignal(number) == before
     assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()
+
+
+def test_a_core_is_not_left_idle_while_a_run_waits_for_its_teacher(tmp_path: Path) -> None:
+    """With two at a time the other teacher trains beside the first one, though its students stand before it."""
+    teachers = [command.Job(tmp_path / f"teacher-{seed}", seed, (), "") for seed in (1, 2)]
+    students = {
+        teacher: [command.Job(tmp_path / f"{teacher}-{n}", 1, (), "", teacher) for n in (1, 2)] for teacher in teachers
+    }
+    order = [job for teacher in teachers for job in (teacher, *students[teacher])]
+    begun: list[command.Job] = []
+    is_beside = threading.Barrier(2, timeout=20)
+
+    def work(job: command.Job) -> None:
+        begun.append(job)
+        if job in teachers:
+            is_beside.wait()
+
+    assert len([*command._each_when_it_can(order, 2, work)]) == 6
+    assert set(begun[:2]) == set(teachers) and begun[2:] == [job for job in order if job not in teachers]
 
 
 class AtOnce:

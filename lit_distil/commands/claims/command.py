@@ -15,17 +15,17 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
 from transformers import AutoConfig
 
+from lit_distil.callbacks.jackknife import JACKKNIFE
 from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
@@ -36,7 +36,7 @@ from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars
 from lit_distil.files import hash_values, write_json
-from lit_distil.messages import recipes_folder
+from lit_distil.messages import read_yaml, recipes_folder
 from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
 
@@ -54,7 +54,8 @@ class Job:
 
     Attributes:
         folder: Named after the recipe, so that a recipe that changes finds neither a checkpoint nor an export.
-        seed: Of weights, order, masks and dropout.
+        seed: Of weights, order, masks and dropout. A base with a `data.seed` of its own has order and masks from the
+            sum of both, so its runs do not see what those before them saw.
         files: Configurations, the later ones over the earlier.
         recipe: `ArmSpec.recipe`.
         after: The run whose export it starts from.
@@ -77,11 +78,16 @@ class Job:
         """What `lit-distil` is given."""
         files = [word for file in self.files for word in ("--config", str(file))]
         command = ["fit", *files, "--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.folder)]
+        base = read_yaml(self.files[0])
+        data = base.get("data", {}).get("init_args", {})
+        if "seed" in data:
+            command += ["--data.seed", str(data["seed"] + self.seed)]
         if self.after is not None:
-            model = yaml.safe_load(self.files[0].read_text(encoding="utf-8"))["model"]["init_args"]
             export = str(self.after.folder / "export")
-            key = "teacher" if "teacher" in model else "network.name_or_path"
+            key = "teacher" if "teacher" in base["model"]["init_args"] else "network.name_or_path"
             command += [f"--model.{key}", export, "--data.tokenizer", export]
+        if "task" in data:
+            command += ["--trainer.callbacks+=lit_distil.callbacks.JackknifeWriter"]
         has_checkpoint = (self.folder / "checkpoints" / "last.ckpt").is_file()
         return [*command, *(["--ckpt_path", "last"] if has_checkpoint else ["--overwrite"])]
 
@@ -129,7 +135,8 @@ def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
     """What a finished run measured, on what, and how long it trained.
 
     The minutes are those of its steps, without validations, also of a run that was cut off and went on. Of the metrics
-    that are `followed`, the values at earlier validations stand in `validations`.
+    that are `followed`, the values at earlier validations stand in `validations`, and those without each group of rows
+    in `without_rows` (`JackknifeWriter`).
     """
     speeds, tokens = (run.metrics.get(f"train/{name}", {}) for name in ("tokens_per_second", "tokens_per_step"))
     if not speeds:
@@ -139,6 +146,8 @@ def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
     last = run.step("end")
     metrics = {name: run.value(name, "end") for name, column in run.metrics.items() if last in column}
     on_the_way = {name: run.metrics[name] for name in followed if name in run.metrics}
+    groups = Path(run.folder, JACKKNIFE)
+    without = json.loads(groups.read_text(encoding="utf-8")) if groups.is_file() else {}
     return {
         "config": hash_values(relevant_settings(run.config)),
         "steps": run.num_steps,
@@ -149,6 +158,7 @@ def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
             name: {str(step): value for step, value in column.items() if step < last and math.isfinite(value)}
             for name, column in on_the_way.items()
         },
+        "without_rows": {name: without[name] for name in followed if name in without},
     }
 
 
@@ -244,13 +254,9 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
     is_used = any(TOKENIZER in job.files[0].read_text(encoding="utf-8") for job in starts)
     if is_used and not Path(TOKENIZER, "tokenizer.json").is_file():
         _lit_distil(_TRAIN_TOKENIZER, Path(f"{TOKENIZER}.log"))
-    started: dict[Job, Future[None]] = {}
-
     contents = {job: _contents(job) for job in needed}
 
     def work(job: Job) -> None:
-        if job.after in started:
-            started[job.after].result()
         if is_new := not job.is_finished:
             _lit_distil(job.command(), job.folder.with_suffix(".log"))
         if _contents(job) != contents[job]:  # what it was made from is not the recipe that its result would name
@@ -269,16 +275,32 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
             for claim, arm in missing[job]:
                 result = result_of(run, by_name[claim].metrics)
                 if (pairs := by_name[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:
-                    result["metrics"] |= accuracy_on_pairs(export, pairs)
+                    on_pairs, groups = accuracy_on_pairs(export, pairs)
+                    result["metrics"] |= on_pairs
+                    result["without_rows"] |= groups
                 result["size"] = size
                 _write_result(out, claim, arm, job.recipe, job.seed, result, made_with)
 
+    for _ in progress_bar(_each_when_it_can(needed, num_jobs, work), desc="claims", unit="run", total=len(needed)):
+        pass
+
+
+def _each_when_it_can(jobs: Sequence[Job], num_jobs: int, work: Callable[[Job], None]) -> Iterator[None]:
+    """Do the work of all runs, so many at a time: always the first of those that wait for no other. One step a run."""
+    waiting, running = [*jobs], dict[Future[None], Job]()
     with ThreadPoolExecutor(num_jobs) as pool:
-        for job in needed:  # in an order in which no run waits for a later one, so that the pool cannot lock up
-            started[job] = pool.submit(work, job)
         try:
-            for future in progress_bar(started.values(), desc="claims", unit="run"):
-                future.result()
+            while waiting or running:
+                unfinished = {*waiting, *running.values()}
+                ready = [job for job in waiting if job.after not in unfinished]
+                for job in ready[: num_jobs - len(running)]:
+                    running[pool.submit(work, job)] = job
+                    waiting.remove(job)
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    del running[future]
+                    future.result()
+                    yield
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
+from lit_distil.callbacks.jackknife import NUM_GROUPS
 from lit_distil.commands.networks import open_masked_lm
-from lit_distil.commands.score import MinimalPair, judge, score_pairs
+from lit_distil.commands.score import MinimalPair, score_pairs
 from lit_distil.data import Docstrings
 from lit_distil.files import hash_of
 from lit_distil.objectives.functional import cross_entropy_sum, soft_target_kl
@@ -93,8 +95,14 @@ def docstring_pairs(number: int, source: Docstrings | None = None) -> list[Minim
     return list(pairs.values())
 
 
-def accuracy_on_pairs(export: Path, number: int) -> dict[str, float]:
-    """The share of pairs of which a masked language model finds the good sentence likelier, and their number."""
-    pairs = docstring_pairs(number)
-    result = judge([pair.paradigm for pair in pairs], score_pairs(open_masked_lm(str(export)), pairs)).pairs
-    return {"pairs/accuracy": result.accuracy, "pairs/rows": float(result.num_pairs)}
+def accuracy_on_pairs(export: Path, number: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The share of pairs of which a masked language model finds the good sentence likelier, and their number.
+
+    The second result is that share without each group of pairs (`lit_distil.callbacks.jackknife`).
+    """
+    right = score_pairs(open_masked_lm(str(export)), docstring_pairs(number))
+    metrics = {"pairs/accuracy": float(right.mean()), "pairs/rows": float(len(right))}
+    if len(right) < NUM_GROUPS:
+        return metrics, {}
+    without = [np.delete(right, np.s_[group::NUM_GROUPS]).mean() for group in range(NUM_GROUPS)]
+    return metrics, {"pairs/accuracy": [round(float(share), 6) for share in without]}

@@ -9,7 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lit_distil.commands.claims.verdicts import Effect, Estimate, Measured, Point, half_width_over_rows
+from lit_distil.commands.claims.verdicts import (
+    Effect,
+    Estimate,
+    Measured,
+    Point,
+    half_width_of_groups,
+    half_width_over_rows,
+)
 from lit_distil.commands.pages import Section, to_markdown
 from lit_distil.commands.report.arms import half_width, with_interval
 from lit_distil.commands.report.plots import Size, plot_effects, plot_sizes
@@ -77,7 +84,11 @@ The milliseconds are those of the encoder for one sequence of 64 tokens with one
 calls, right after its training, while other runs may be at work; here the least of all runs with as many layers, since
 other work can only add to it. Parameters are those of the whole network, with its head."""
 
-_ROWS = """\
+_PAIRED = """\
+What comes from the rows is added in squares. It is that of the difference, because all arms have the same rows: the
+effect is computed again without each of 20 groups of them (delete-a-group jackknife)."""
+
+_UNPAIRED = """\
 What comes from the rows is added in squares, as if each arm had test rows of its own. They share them and are often
 right together, so these intervals are too wide."""
 
@@ -144,10 +155,11 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
     verdict += [claim.shows_at] if claim.shows_at and measured.verdict != "holds" else []
     lines = [
         f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}"
+        + _unlearned(effect, one)
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
-    if any(one.of_rows is not None for one in estimates):
-        lines.append(_ROWS)
+    lines += [_PAIRED] if any(one.is_paired for one in estimates) else []
+    lines += [_UNPAIRED] if any(one.of_rows is not None and not one.is_paired for one in estimates) else []
     sections = [Section("What the paper says", lines=paper), Section("What is compared", lines=here)]
     sections += [Section("Verdict", lines=[*verdict, *lines])]
     sections += [Section("Before you believe it", lines=claim.caveats)] if claim.caveats else []
@@ -252,7 +264,10 @@ def _arms_table(measured: Measured) -> Table:
             if by_seed := values.get(arm):
                 mean, num_rows = fmean(by_seed.values()), measured.num_rows(metric, [arm])
                 cell = _number(mean, half_width([*by_seed.values()]))
-                if num_rows is not None:
+                if groups := measured.groups(metric, [arm]):
+                    of_rows = half_width_of_groups([fmean(one[arm].values()) for one in groups])
+                    cell += f", ± {of_rows:.3f} over the rows"
+                elif num_rows is not None:
                     cell += f", ± {half_width_over_rows([(1.0, mean)], num_rows):.3f} over {num_rows:,.0f} rows"
                 table.append([arm, metric, cell, ", ".join(f"{value:.4g}" for value in by_seed.values())])
     return table
@@ -303,6 +318,10 @@ def _margin(effect: Effect) -> str:
 
 def _of_rows(one: Estimate) -> str:
     return "" if one.of_rows is None else f", ± {one.of_rows:.3f} of it from the rows"
+
+
+def _unlearned(effect: Effect, one: Estimate) -> str:
+    return "" if one.has_learned else f" (no arm reached {effect.learned:g}, so no difference could show)"
 
 
 def _number(mean: float, half: float | None, *, sign: bool = False) -> str:

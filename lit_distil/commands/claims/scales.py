@@ -11,7 +11,7 @@ import yaml
 
 from lit_distil.commands.claims.verdicts import CLAIM
 from lit_distil.files import write_file
-from lit_distil.messages import one_line
+from lit_distil.messages import read_yaml
 
 Settings = dict[str, Any]
 EVERY = "every"  # base
@@ -64,10 +64,7 @@ def load_scale(file: Path | None, root: Path) -> Scale:
     """
     if file is None:
         return Scale()
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: this is no YAML: {one_line(error)}") from None
+    content = read_yaml(file)
     parts = [one.name for one in fields(Scale)]
     if not isinstance(content, dict) or (wrong := sorted(map(str, content.keys() - {*parts}))):
         found = f"{wrong[0]!r} is no part of a scale" if isinstance(content, dict) else "it is no mapping"
@@ -81,7 +78,7 @@ def load_scale(file: Path | None, root: Path) -> Scale:
             if names is not None and name not in names:
                 raise ValueError(f"{file}: {part}: there is no {name!r}; there are {sorted(names)}")
             _mapping(file, f"{part}.{name}", value)
-    _check_factors(file, content.get("times", {}), {name for one in files for name in _names(_read(one))})
+    _check_factors(file, content.get("times", {}), {name for one in files for name in _names(read_yaml(one))})
     for name, claim in content.get("claims", {}).items():
         for arm, spec in _mapping(file, f"claims.{name}.arms", claim.get("arms", {})).items():
             _mapping(file, f"claims.{name}.arms.{arm}", spec or {})
@@ -108,7 +105,7 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
 
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(root.glob("*.yaml")):
-        content = _multiplied(_read(file), scale.times.get(file.stem, {}))
+        content = _multiplied(read_yaml(file), scale.times.get(file.stem, {}))
         content = _laid_over(_laid_over(content, scale.over.get(EVERY, {})), scale.over.get(file.stem, {}))
         if text is not None and "task" not in content["data"]["init_args"]:
             files = {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": text}}
@@ -119,18 +116,14 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
         write(root / f"{name}.yaml", content)
     for file in sorted(root.glob(f"*/{CLAIM}")):
         (out / file.parent.name).mkdir(exist_ok=True)
-        claim = _laid_over(_read(file), scale.claims.get(file.parent.name, {}))
+        claim = _laid_over(read_yaml(file), scale.claims.get(file.parent.name, {}))
         claim["arms"] = {arm: spec for arm, spec in claim["arms"].items() if spec is not None}
         write(file, claim)
         for arm, spec in claim["arms"].items():
             if (own := file.with_name(f"{arm}.yaml")).is_file():
                 replaced = scale.arms.get(f"{file.parent.name}/{arm}")
-                write(own, replaced or _multiplied(_read(own), scale.times.get(spec["base"], {})))
+                write(own, replaced or _multiplied(read_yaml(own), scale.times.get(spec["base"], {})))
     return out
-
-
-def _read(file: Path) -> Any:
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def _mapping(file: Path, place: str, value: Any) -> Settings:

@@ -15,10 +15,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-import yaml
-
-from lit_distil.commands.report.arms import half_width
+from lit_distil.commands.report.arms import half_width, quantile
 from lit_distil.files import hash_values
+from lit_distil.messages import read_yaml
 
 Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
 CLAIM = "claim.yaml"
@@ -52,12 +51,15 @@ class Effect:
             soft targets. `a|b` stands for the one of these arms whose mean is better.
         margin: The effect that the claim needs, stated before the runs. Below 0: how much worse is still as good.
         metric: What is summed; None for the claim's.
+        learned: What the best of its arms must reach for a difference to mean something, such as 5 points more than
+            naive Bayes; higher is better. None asks for nothing.
     """
 
     label: str
     arms: dict[str, float]
     margin: float
     metric: str | None = None
+    learned: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def load_claim(folder: Path) -> Claim:
     if not file.is_file():
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{CLAIM}"))
         raise ValueError(f"claims: no claim {folder.name!r} in {folder.parent}; there are {known}")
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file)
     try:
         arms = {name: ArmSpec(**arm) for name, arm in content.pop("arms").items()}
         effects = [Effect(**effect) for effect in content.pop("effects")]
@@ -180,7 +182,7 @@ def load_claim(folder: Path) -> Claim:
 
 
 def _length_and_rate(file: Path) -> str:
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = read_yaml(file)
     trainer, model = config.get("trainer", {}), config.get("model", {}).get("init_args", {})
     steps = trainer.get("max_steps")
     epochs = trainer.get("max_epochs")
@@ -195,7 +197,7 @@ def files_of(folder: Path, base: str, arm: str) -> tuple[Path, ...]:
 
 def _recipe(folder: Path, arms: Mapping[str, ArmSpec], name: str) -> str:
     arm = arms[name]
-    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files_of(folder, arm.base, name)]
+    contents = [read_yaml(path) for path in files_of(folder, arm.base, name)]
     return hash_values([contents, "" if arm.after is None else _recipe(folder, arms, arm.after)])
 
 
@@ -206,10 +208,12 @@ class Estimate:
     Attributes:
         by_seed: The effect of each seed that all its arms have run with.
         mean: Over the seeds; None without any.
-        half: Half the 95 % interval of the mean (Student's t); None for fewer than two seeds. For accuracies it is the
-            root of the sum of squares of that and of `of_rows`.
-        verdict: By `verdict_of`.
-        of_rows: Half the 95 % interval over the rows that accuracies are of; None if the metric is none.
+        half: Half the 95 % interval of the mean (Student's t); None for fewer than two seeds. With `of_rows` it is the
+            root of the sum of squares of both.
+        verdict: By `verdict_of`; undecided if no arm has learned.
+        of_rows: Half the 95 % interval over the rows that were evaluated; None if the results do not tell.
+        has_learned: See `Effect.learned`.
+        is_paired: Whether `of_rows` is of rows that all arms have in common.
     """
 
     by_seed: dict[int, float]
@@ -217,6 +221,8 @@ class Estimate:
     half: float | None
     verdict: Verdict
     of_rows: float | None = None
+    has_learned: bool = True
+    is_paired: bool = False
 
 
 def verdict_of(mean: float, half: float | None, margin: float) -> Verdict:
@@ -268,8 +274,8 @@ def _chosen(
 def half_width_over_rows(weighted: Sequence[tuple[float, float]], num_rows: float) -> float:
     """Half the 95 % interval of a weighted sum of accuracies over the rows that they are of.
 
-    `1.96 · √(Σ w² · p · (1 − p) / rows)`, as if each arm had rows of its own. The arms have the same rows and are
-    often right together, so this is rather too wide.
+    `1.96 · √(Σ w² · p · (1 − p) / rows)`, as if each arm had rows of its own. Arms that have the same rows are often
+    right together; then this is rather too wide, and `half_width_of_groups` is better.
 
     Args:
         weighted: Weight and accuracy of each arm.
@@ -278,24 +284,50 @@ def half_width_over_rows(weighted: Sequence[tuple[float, float]], num_rows: floa
     return 1.96 * math.sqrt(sum(weight**2 * p * (1 - p) for weight, p in weighted) / num_rows)
 
 
+def half_width_of_groups(values: Sequence[float]) -> float:
+    """Half the 95 % interval of a value over its rows, from the value without each of G groups of them.
+
+    The delete-a-group jackknife: the variance is `(G − 1) / G · Σ (v − mean)²`, with G − 1 degrees of freedom.
+    """
+    centre = fmean(values)
+    spread = sum((value - centre) ** 2 for value in values)
+    return quantile(len(values) - 1) * math.sqrt((len(values) - 1) / len(values) * spread)
+
+
 def estimate(
     effect: Effect,
     values: Mapping[str, Mapping[int, float]],
     *,
     higher_is_better: bool,
     num_rows: float | None = None,
+    groups: Sequence[Mapping[str, Mapping[int, float]]] = (),
 ) -> Estimate:
-    """An effect over the seeds, and its verdict. `values`: see `effect_by_seed`; `num_rows`: if they are accuracies."""
+    """An effect over the seeds, and its verdict.
+
+    Args:
+        effect: The effect.
+        values: See `effect_by_seed`.
+        higher_is_better: Of the metric.
+        num_rows: How many rows the values are accuracies of; None if they are none.
+        groups: The values without one group of rows, for each group in turn.
+    """
     by_seed = effect_by_seed(effect.arms, values, higher_is_better=higher_is_better)
     if not by_seed:
         return Estimate({}, None, None, "not run")
     mean, half, of_rows = fmean(by_seed.values()), half_width([*by_seed.values()]), None
-    if num_rows is not None:
-        chosen = _chosen(effect.arms, values, higher_is_better=higher_is_better)
-        weighted = [(weight, fmean(values[name].values())) for name, weight in chosen.items()]
-        of_rows = half_width_over_rows(weighted, num_rows)
-        half = None if half is None else math.hypot(half, of_rows)
-    return Estimate(by_seed, mean, half, verdict_of(mean, half, effect.margin), of_rows)
+    chosen = _chosen(effect.arms, values, higher_is_better=higher_is_better)
+    if groups:
+        of_rows = half_width_of_groups([fmean(effect_by_seed(chosen, one).values()) for one in groups])
+    elif num_rows is not None:
+        of_rows = half_width_over_rows(
+            [(weight, fmean(values[name].values())) for name, weight in chosen.items()], num_rows
+        )
+    if half is not None and of_rows is not None:
+        half = math.hypot(half, of_rows)
+    best = max(fmean(values[name].values()) for name in chosen)
+    has_learned = effect.learned is None or best >= effect.learned
+    verdict = verdict_of(mean, half, effect.margin) if has_learned else "undecided at this size"
+    return Estimate(by_seed, mean, half, verdict, of_rows, has_learned, is_paired=bool(groups))
 
 
 @dataclass(frozen=True)
@@ -331,6 +363,19 @@ class Measured:
         counts = [result["metrics"].get(rows) for result in self.results if result["arm"] in arms]
         return min((count for count in counts if count), default=None)
 
+    def groups(self, metric: str | None, arms: Iterable[str]) -> list[dict[str, dict[int, float]]]:
+        """For each group of rows: arm to seed to metric without them; empty if a run of these arms did not keep it."""
+        name, found = metric or self.claim.metric, {}
+        for result in self.results:
+            if result["arm"] in arms and name in result["metrics"]:
+                found[result["arm"], result["seed"]] = result.get("without_rows", {}).get(name, [])
+        num_groups = min(map(len, found.values()), default=0)
+        by_group: list[dict[str, dict[int, float]]] = [{} for _ in range(num_groups)]
+        for (arm, seed), values in found.items():
+            for group, value in zip(by_group, values, strict=False):
+                group.setdefault(arm, {})[seed] = value
+        return by_group
+
     def line(self, arms: Sequence[str], metric: str | None) -> list[Point]:
         """A line of `Curves`: those of its arms that were run and whose results have their size."""
         values, found = self.values(metric), []
@@ -353,11 +398,13 @@ class Measured:
 
     def estimate(self, effect: Effect, step: int | None = None) -> Estimate:
         """An effect at the end, or at a step on the way."""
+        arms = "|".join(effect.arms).split("|")
         return estimate(
             effect,
             self.values(effect.metric, step),
             higher_is_better=self.claim.higher_is_better,
-            num_rows=self.num_rows(effect.metric, "|".join(effect.arms).split("|")),
+            num_rows=self.num_rows(effect.metric, arms),
+            groups=self.groups(effect.metric, arms) if step is None else (),
         )
 
     @property

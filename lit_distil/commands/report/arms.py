@@ -216,7 +216,7 @@ def half_width(values: Sequence[float]) -> float | None:
     """Half the 95 % interval of the mean (Student's t); None for a single value."""
     if len(values) < 2:
         return None
-    return _quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
+    return quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
 
 
 def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
@@ -228,7 +228,7 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
     if not sum(errors):
         return difference, 0.0
     freedom = sum(errors) ** 2 / sum(e**2 / (len(values) - 1) for e, values in zip(errors, (a, b), strict=True))
-    return difference, _quantile(int(freedom)) * math.sqrt(sum(errors))
+    return difference, quantile(int(freedom)) * math.sqrt(sum(errors))
 
 
 def steps_in_equal_time(run: Run, reference: Run) -> int | None:
@@ -334,7 +334,8 @@ def with_interval(value: float, half: float | None, *, sign: bool = False) -> st
     return text if half is None else f"{text} ± {half:.{digits}f}"
 
 
-def _quantile(freedom: int) -> float:
+def quantile(freedom: int) -> float:
+    """Student's t: how many standard errors half a 95 % interval has, with so many degrees of freedom."""
     return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.46 / freedom
 
 

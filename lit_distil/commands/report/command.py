@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import seed_everything
 
 from lit_distil.commands.benchmark.latency import describe_hardware
@@ -29,6 +28,7 @@ from lit_distil.commands.report.entries import Comparison, Entry, Results, findi
 from lit_distil.commands.report.plots import plot_arms
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
+from lit_distil.messages import read_yaml
 from lit_distil.pieces import call_command
 
 _HOW_TO_READ = (
@@ -134,7 +134,7 @@ def _compare_runs(
     found = open_runs(patterns)
     arms = make_arms(found)
     if beside is not None:
-        published = yaml.safe_load(Path(beside).read_text(encoding="utf-8"))
+        published = read_yaml(Path(beside))
         table, notes = beside_table(arms, published, at), list(published.get("notes", []))
         print(markdown_table(table), bullets(notes), sep="\n\n")
         return [Section(table=table), Section(lines=notes, small=True)], {"beside": [list(row) for row in table]}
