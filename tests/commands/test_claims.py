@@ -621,13 +621,29 @@ def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
     assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()
 
 
+def test_all_that_runs_read_and_is_not_there_is_told_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Hub was asked for the network first, and then each run told of a file of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_lit_distil", lambda *_: pytest.fail("a run was started"))
+    (tmp_path / "data/sst2").mkdir(parents=True)
+    (tmp_path / "data/sst2/train.jsonl").touch()
+    with pytest.raises(ValueError, match="the runs read what is not there: no folder 'runs/minilm'") as told:
+        command.claims(["half"], scale="minilm", seeds=1)
+    files = re.findall(r"no file '(\S+)'", str(told.value))
+    assert len(files) == len(set(files)) == 13 and "data/sst2/train.jsonl" not in files
+    assert {"data/text.txt", "data/held-out.txt", "data/sst2/test.jsonl", "data/qa/train.json"} <= set(files)
+    assert "tokenizer" not in str(told.value)  # of the teacher, once it is there
+
+
 def test_a_core_is_not_left_idle_while_a_run_waits_for_its_teacher(tmp_path: Path) -> None:
     """With two at a time the other teacher trains beside the first one, though its students stand before it."""
     teachers = [command.Job(tmp_path / f"teacher-{seed}", seed, (), "") for seed in (1, 2)]
-    students = {
-        teacher: [command.Job(tmp_path / f"{teacher}-{n}", 1, (), "", teacher) for n in (1, 2)] for teacher in teachers
-    }
-    order = [job for teacher in teachers for job in (teacher, *students[teacher])]
+    order: list[command.Job] = []
+    for one in teachers:
+        students = [command.Job(tmp_path / f"student-{one.seed}-{number}", one.seed, (), "", one) for number in (1, 2)]
+        order += [one, *students]
     begun: list[command.Job] = []
     is_beside = threading.Barrier(2, timeout=20)
 
@@ -637,7 +653,7 @@ def test_a_core_is_not_left_idle_while_a_run_waits_for_its_teacher(tmp_path: Pat
             is_beside.wait()
 
     assert len([*command._each_when_it_can(order, 2, work)]) == 6
-    assert set(begun[:2]) == set(teachers) and begun[2:] == [job for job in order if job not in teachers]
+    assert set(begun[:2]) == set(teachers) and set(begun) == set(order)
 
 
 class AtOnce:

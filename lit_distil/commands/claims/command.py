@@ -7,6 +7,7 @@ on from its last checkpoint, so the command can be stopped at any moment and giv
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import math
 import os
@@ -35,10 +36,12 @@ from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_cla
 from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars
+from lit_distil.data.sources.base import LocalFiles
 from lit_distil.files import hash_values, write_json
-from lit_distil.messages import read_yaml, recipes_folder
+from lit_distil.messages import missing_folder, read_yaml, recipes_folder
 from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
+from lit_distil.trust import imported
 
 TOKENIZER = "runs/claims/tokenizer"
 _MADE_WITH = "made_with.json"
@@ -250,6 +253,7 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
     """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
     missing = {job: _missing(job, out) for job in planned}
     needed = needed_of(planned, out)
+    _check_inputs([job for job in needed if not job.is_finished])
     starts = [job for job in needed if not job.is_finished and job.after is None and job.files]
     is_used = any(TOKENIZER in job.files[0].read_text(encoding="utf-8") for job in starts)
     if is_used and not Path(TOKENIZER, "tokenizer.json").is_file():
@@ -304,6 +308,31 @@ def _each_when_it_can(jobs: Sequence[Job], num_jobs: int, work: Callable[[Job], 
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _check_inputs(jobs: Sequence[Job]) -> None:
+    """Tell all files and networks that these runs read and that are not there, before the first one starts."""
+    problems: dict[str, None] = {}
+
+    def look(settings: Any, *, starts_anew: bool) -> None:
+        if not isinstance(settings, dict):
+            return
+        source = imported(settings.get("class_path", ""))
+        if isinstance(source, type) and issubclass(source, LocalFiles):
+            given = [settings.get("init_args", {}).get(split) for split in ("train", "validation", "test")]
+            patterns = [one for value in given for one in (value if isinstance(value, list) else [value]) if one]
+            problems.update({f"no file {one!r}": None for one in patterns if not glob.glob(one)})
+        for key, value in settings.items():
+            # a run that starts from another has its tokenizer and network, and the claims' own tokenizer is trained
+            if key in ("tokenizer", "name_or_path") and starts_anew and value != TOKENIZER:
+                problems.update({one: None for one in [missing_folder(value)] if one})
+            look(value, starts_anew=starts_anew)
+
+    for job in jobs:
+        for file in job.files:
+            look(read_yaml(file), starts_anew=job.after is None)
+    if problems:
+        raise ValueError(f"claims: the runs read what is not there: {'; '.join(problems)}")
 
 
 def needed_of(planned: Sequence[Job], out: Path) -> list[Job]:
