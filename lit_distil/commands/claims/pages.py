@@ -30,9 +30,9 @@ Each claim is an experiment on small networks, which `lit-distil claims NAME` ru
 each seed, and its 95 % interval is that of the mean over the seeds (Student's t). An effect *holds* if the whole
 interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
 at this size* otherwise. A claim holds if all its effects do, and does not hold if one does not. Margins were set before
-the first run; a page says which effects came later. The interval of an accuracy includes the sampling of its test rows.
-The *deciding effect* is the first whose verdict is that of the claim. A student has its teacher's seed, so its steps
-have the same sequences with the same masks as its teacher's first steps.
+the first run; a page says which effects came later. The interval of a task's effect includes the sampling of its test
+rows. The *deciding effect* is the first whose verdict is that of the claim. A student of the small claims has its
+teacher's seed, so its steps have the same sequences with the same masks as its teacher's first steps.
 
 A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
 `results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`, and then the same with
