@@ -280,7 +280,9 @@ def test_a_claim_holds_if_all_of_its_effects_do() -> None:
     assert overall(["holds", "undecided at this size"]) == "undecided at this size"
     assert overall(["undecided at this size", "does not hold"]) == "does not hold"
     assert overall(["holds", "not run"]) == overall([]) == "not run"
+    assert overall(["not run", "does not hold", "holds"]) == "does not hold"  # the missing one could not change it
     assert overall(["does not hold"], has_learned=False) == "undecided at this size"
+    assert overall(["does not hold", "not run"], has_learned=False) == "not run"
 
 
 def test_effects_are_paired_by_seed() -> None:

@@ -233,13 +233,14 @@ def verdict_of(mean: float, half: float | None, margin: float) -> Verdict:
 
 
 def overall(verdicts: Sequence[Verdict], *, has_learned: bool = True) -> Verdict:
-    """The verdict of a claim: all its effects must hold; one that does not is enough to refute it."""
-    if not verdicts or "not run" in verdicts:
-        return "not run"
+    """The verdict of a claim: all its effects must hold; one that does not is enough to refute it, whatever the others.
+
+    If nothing was learned, all of them are undecided.
+    """
     if not has_learned:
-        return "undecided at this size"
-    order: tuple[Verdict, ...] = ("does not hold", "undecided at this size", "holds")
-    return next(verdict for verdict in order if verdict in verdicts)
+        verdicts = ["not run" if one == "not run" else "undecided at this size" for one in verdicts]
+    order: tuple[Verdict, ...] = ("does not hold", "not run", "undecided at this size", "holds")
+    return next((one for one in order if one in verdicts), "not run")
 
 
 def effect_by_seed(
