@@ -365,15 +365,16 @@ class Measured:
         return min((count for count in counts if count), default=None)
 
     def groups(self, metric: str | None, arms: Iterable[str]) -> list[dict[str, dict[int, float]]]:
-        """For each group of rows: arm to seed to metric without them; empty if a run of these arms did not keep it."""
+        """For each group of rows: arm to seed to metric without them; empty if the runs have not the same groups."""
         name, found = metric or self.claim.metric, {}
         for result in self.results:
             if result["arm"] in arms and name in result["metrics"]:
                 found[result["arm"], result["seed"]] = result.get("without_rows", {}).get(name, [])
-        num_groups = min(map(len, found.values()), default=0)
-        by_group: list[dict[str, dict[int, float]]] = [{} for _ in range(num_groups)]
+        if len({len(values) for values in found.values()}) != 1:
+            return []
+        by_group: list[dict[str, dict[int, float]]] = [{} for _ in next(iter(found.values()))]
         for (arm, seed), values in found.items():
-            for group, value in zip(by_group, values, strict=False):
+            for group, value in zip(by_group, values, strict=True):
                 group.setdefault(arm, {})[seed] = value
         return by_group
 
