@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import sys
@@ -804,6 +805,9 @@ def test_curves_show_what_results_say_of_sizes(tmp_path: Path) -> None:
     assert "![Quality against parameters and milliseconds](size-sizes.svg)" in page
     assert page.count(" 4,000 |") == 2 and "student |" not in page.partition("## Each arm")[0]
     assert "no teacher" in (docs / "claims/size-sizes.svg").read_text()
+    shutil.rmtree(tmp_path / "results/size")
+    write_claim_pages([read_results(claim, tmp_path / "results")], docs)
+    assert [path.name for path in (docs / "claims").iterdir()] == ["size.md"]  # no figure without results
 
 
 def test_the_pages_in_the_documentation_are_those_of_the_results(

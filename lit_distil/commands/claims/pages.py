@@ -200,15 +200,16 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path, suite: Suite = S
     _show(readme, suite.name, markdown_table(summary_table(run, pages=f"{docs.name}/{suite.name}", is_brief=True)))
     pages.mkdir(exist_ok=True)
     for one in measured:
-        name, effects = one.claim.name, _shown(one)
+        name, effects, lines = one.claim.name, _shown(one), _lines(one)
+        pictures = f"{name}.svg" if effects else None, f"{name}-sizes.svg" if lines else None
+        for old in {f"{name}.svg", f"{name}-sizes.svg"}.difference(pictures):
+            (pages / old).unlink(missing_ok=True)
         if effects:
             path = pages / f"{name}.svg"
             plot_effects(path, [_drawn(*each) for each in effects], unit=f"effect on {one.claim.metric}")
-        lines = _lines(one)
         if lines:
             drawn = [(label, {line: [_size(each) for each in row[line]] for line in row}) for label, row in lines]
             plot_sizes(pages / f"{name}-sizes.svg", drawn)
-        pictures = f"{name}.svg" if effects else None, f"{name}-sizes.svg" if lines else None
         write_file(pages / f"{name}.md", claim_page(one, *pictures, suite=suite))
 
 
