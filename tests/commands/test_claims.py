@@ -207,12 +207,12 @@ def test_what_a_real_network_takes_is_estimated_from_its_configuration_alone(
     with kept_environment():
         found = command.estimate_of(jobs, "cpu")
     rows = [re.split(r"  +", line) for line in found.splitlines() if "and 1 more seeds" in line]
-    assert [(row[0].split("/")[2].split("-")[0], row[4]) for row in rows] == [
-        ("pretrain", "600"),
-        ("sst2", "2"),  # 64 rows, 32 a step
-        ("distill", "240"),
+    assert [(row[0], row[4]) for row in rows] == [
+        ("half/teacher, seed 1 and 1 more seeds", "600"),
+        ("half/teacher-sst2, seed 1 and 1 more seeds", "2"),  # 64 rows, 32 a step
+        ("half/few, seed 1 and 1 more seeds", "240"),
     ]
-    flops = [float(row[2].split()[0]) for row in rows if "/sst2-" not in row[0]]
+    flops = [float(row[2].split()[0]) for row in rows if "sst2" not in row[0]]
     # 6 layers forward and backward, against these forward and one forward and backward; the rest is the vocabulary's
     assert flops[1] / flops[0] == pytest.approx((6 + 3) / (3 * 6), abs=0.05)
 

@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import fmean
@@ -118,7 +118,9 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
 
 
 def estimate_of(planned: Sequence[Job], gpu: str) -> str:
-    """What the runs will take, each recipe once: a table of tokens, operations and hours.
+    """What the runs will take: a table of tokens, operations and hours.
+
+    A row is a recipe, named by the first claim and arm that it belongs to.
 
     Args:
         planned: The runs.
@@ -129,8 +131,12 @@ def estimate_of(planned: Sequence[Job], gpu: str) -> str:
     chain.networks[TOKENIZER] = AutoConfig.for_model("bert", vocab_size=_NUM_ENTRIES, **ids)  # it need not be there yet
     recipes = Counter(job.folder.parent for job in planned)
     first = {job.folder.parent: job for job in reversed(planned)}
-    stages = [(chain.read(first[folder].command()), count) for folder, count in recipes.items()]
-    named = [(stage, count) for stage, count in stages if stage is not None]
+    stages = [(chain.read(first[folder].command()), first[folder], count) for folder, count in recipes.items()]
+    named = [
+        (replace(stage, folder=f"{'/'.join(job.results[0])}, seed {job.seed}"), count)
+        for stage, job, count in stages
+        if stage is not None
+    ]
     return report(named, gpu, [*chain.notes], mfu=None, results=Path(RESULTS))
 
 
