@@ -309,6 +309,8 @@ def test_the_interval_is_students(tmp_path: Path) -> None:
     for seed, gain in enumerate((0.10, 0.20, 0.15), start=1):
         write_result(tmp_path, "small", seed, 3.0 + seed, recipe=claim.arms["small"].recipe)
         write_result(tmp_path, "large", seed, 3.0 + seed - gain, recipe=claim.arms["large"].recipe)
+        has_none = "(a single seed has no interval)" in claim_page(read_results(claim, tmp_path / "results"), None)
+        assert has_none is (seed == 1)
     (found,) = read_results(claim, tmp_path / "results").estimates
     assert found.mean == pytest.approx(0.15) and found.half == pytest.approx(4.303 * 0.05 / 3**0.5, rel=1e-4)
     assert found.verdict == read_results(claim, tmp_path / "results").verdict == "holds"

@@ -155,7 +155,7 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
     verdict += [claim.shows_at] if claim.shows_at and measured.verdict != "holds" else []
     lines = [
         f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}"
-        + _unlearned(effect, one)
+        + _why_undecided(effect, one)
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
     lines += [_PAIRED] if any(one.is_paired for one in estimates) else []
@@ -321,8 +321,10 @@ def _of_rows(one: Estimate) -> str:
     return "" if one.of_rows is None else f", ± {one.of_rows:.3f} of it from the rows"
 
 
-def _unlearned(effect: Effect, one: Estimate) -> str:
-    return "" if one.has_learned else f" (no arm reached {effect.learned:g}, so no difference could show)"
+def _why_undecided(effect: Effect, one: Estimate) -> str:
+    if not one.has_learned:
+        return f" (no arm reached {effect.learned:g}, so no difference could show)"
+    return " (a single seed has no interval)" if len(one.by_seed) == 1 else ""
 
 
 def _number(mean: float, half: float | None, *, sign: bool = False) -> str:
