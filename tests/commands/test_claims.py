@@ -31,7 +31,7 @@ from lit_distil.commands.benchmark import estimate, latency
 from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
 from lit_distil.commands.claims import command, measurements
 from lit_distil.commands.claims.measurements import hard_label, same_architecture
-from lit_distil.commands.claims.pages import claim_page, write_claim_pages
+from lit_distil.commands.claims.pages import claim_page, summary_table, write_claim_pages
 from lit_distil.commands.claims.scales import load_scale, scale_file, write_scaled
 from lit_distil.commands.claims.verdicts import (
     CLAIM,
@@ -39,6 +39,7 @@ from lit_distil.commands.claims.verdicts import (
     Measured,
     effect_by_seed,
     files_of,
+    half_width_of_groups,
     load_claim,
     overall,
     read_results,
@@ -309,7 +310,7 @@ def test_the_interval_is_students(tmp_path: Path) -> None:
     for seed, gain in enumerate((0.10, 0.20, 0.15), start=1):
         write_result(tmp_path, "small", seed, 3.0 + seed, recipe=claim.arms["small"].recipe)
         write_result(tmp_path, "large", seed, 3.0 + seed - gain, recipe=claim.arms["large"].recipe)
-        has_none = "(a single seed has no interval)" in claim_page(read_results(claim, tmp_path / "results"), None)
+        has_none = "a single seed has no interval" in claim_page(read_results(claim, tmp_path / "results"), None)
         assert has_none is (seed == 1)
     (found,) = read_results(claim, tmp_path / "results").estimates
     assert found.mean == pytest.approx(0.15) and found.half == pytest.approx(4.303 * 0.05 / 3**0.5, rel=1e-4)
@@ -408,7 +409,52 @@ def test_an_effect_is_undecided_if_none_of_its_arms_has_learned(tmp_path: Path, 
         effect = dataclasses.replace(measured.claim.effects[0], learned=least)
         one = dataclasses.replace(measured, claim=dataclasses.replace(measured.claim, effects=[effect]))
         assert one.verdict == verdict
-        assert ("so no difference could show" in claim_page(one, None)) is (verdict != "holds")
+        assert ("so it is not judged" in claim_page(one, None)) is (verdict != "holds")
+
+
+def test_a_mean_over_tasks_takes_each_ones_own_metric(tmp_path: Path) -> None:
+    metrics = {"pretrain": "val/accuracy", "distill": "val/f1"}
+    mean = {"label": "mean", "arms": {"small": 0.5, "student": 0.5}, "margin": 0, "metric": metrics}
+    folder = write_claim(tmp_path / "configs", effects=[mean])
+    claim = load_claim(folder)
+    assert claim.metrics == ["val/masked_lm_loss", "val/accuracy", "val/f1"]
+    for seed in (1, 2, 3):
+        for arm, metric, value in (("small", "val/accuracy", 0.5), ("student", "val/f1", 0.7)):
+            groups = {metric: [value + seed / 100 + (group % 2) / 10 for group in range(20)], "val/precision": [0.0]}
+            recipe = claim.arms[arm].recipe
+            write_result(tmp_path, arm, seed, value + seed / 100, recipe=recipe, metric=metric, without_rows=groups)
+    (found,) = read_results(claim, tmp_path / "results").estimates
+    assert found.mean == pytest.approx(0.6 + 0.02) and found.is_paired
+    assert found.of_rows == pytest.approx(half_width_of_groups([(group % 2) / 10 for group in range(20)]))
+    assert "val/f1 |" in claim_page(read_results(claim, tmp_path / "results"), None)
+    for wrong, told in (
+        ("val/f1", "a metric, and no arm of the base 'order'"),
+        (None, "no metric of the base 'distill'"),
+    ):
+        changed = {**metrics, "order": wrong} if wrong else {"pretrain": "val/accuracy"}
+        with pytest.raises(ValueError, match=f"'mean' has {told}"):
+            load_claim(write_claim(tmp_path / str(wrong), effects=[{**mean, "metric": changed}]))
+
+
+def test_an_effect_that_does_not_decide_is_shown_and_leaves_the_verdict(tmp_path: Path) -> None:
+    """Here the size, which each result has: 4 ms less 1.6 times 1 ms. The loss fails, and is only shown."""
+    is_faster = {"label": "faster", "arms": {"large": 1, "small": -1.6}, "margin": 0, "metric": "size/milliseconds"}
+    is_better = {"label": "better", "arms": {"large": 1, "small": -1}, "margin": 0, "decides": False}
+    claim = load_claim(write_claim(tmp_path / "configs", effects=[is_better, is_faster]))
+    for seed in (1, 2):
+        for arm, layers in {"small": 1, "large": 4}.items():
+            size = {"layers": layers, "parameters": 1000 * layers, "milliseconds": float(layers)}
+            write_result(tmp_path, arm, seed, 5.0 - layers, recipe=claim.arms[arm].recipe, size=size)
+    measured = read_results(claim, tmp_path / "results")
+    assert [one.verdict for one in measured.estimates] == ["does not hold", "holds"] and measured.verdict == "holds"
+    assert measured.estimates[1].mean == pytest.approx(4 - 1.6)
+    ((*_, verdict, holds, effect, margin, _, _),) = summary_table([measured])[1:]
+    assert (verdict, holds, effect, margin) == ("holds", "1 of 1", "+2.4000 ± 0.0000", "0")
+    page = claim_page(measured, None)
+    assert "better: −3.0000 ± 0.0000 (margin 0): does not hold (shown, but not part of the verdict)" in page
+    assert "| size/milliseconds" not in page.partition("## Each arm")[2]
+    with pytest.raises(ValueError, match="no effect decides; leave out `decides: false` of one"):
+        load_claim(write_claim(tmp_path / "none", effects=[is_better]))
 
 
 # Running

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from lit_distil.commands.claims.verdicts import (
+    SIZE,
     Effect,
     Estimate,
     Measured,
@@ -119,13 +120,12 @@ def summary_table(measured: Sequence[Measured], *, pages: str | None = None, is_
     columns = ["deciding effect", "margin"] if pages is None else ["deciding effect, and its margin"]
     table = [["claim", "verdict", "effects that hold", *columns, "seeds", "minutes"]]
     for one in measured:
-        claim, verdicts = one.claim, [each.verdict for each in one.estimates]
-        place = verdicts.index(one.verdict) if one.verdict in verdicts else 0
-        found = one.estimates[place]
+        claim, verdicts = one.claim, [estimate.verdict for _, estimate in one.deciding]
+        effect, found = one.deciding[verdicts.index(one.verdict) if one.verdict in verdicts else 0]
         title = claim.name if pages is None else f"[{claim.title}]({pages}/{claim.name}.md)"
-        effect, margin = _effect(found), _margin(claim.effects[place])
+        value, margin = _effect(found), _margin(effect)
         cells = [f"{verdicts.count('holds')} of {len(verdicts)}"]
-        cells += [effect, margin] if pages is None else [f"{claim.effects[place].label}: {effect} ({margin})"]
+        cells += [value, margin] if pages is None else [f"{effect.label}: {value} ({margin})"]
         cells += [str(len(found.by_seed) or "–"), f"{_minutes(one):.0f}"]
         table.append([title, one.verdict if pages is None else f"**{one.verdict}**", *cells])
     return [[*row[:3], row[-2]] for row in table] if is_brief else table
@@ -154,8 +154,7 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         verdict.append(f"No arm is better than {claim.learned:g}, so no difference could show here.")
     verdict += [claim.shows_at] if claim.shows_at and measured.verdict != "holds" else []
     lines = [
-        f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}"
-        + _why_undecided(effect, one)
+        f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}{_notes(effect, one)}"
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
     lines += [_PAIRED] if any(one.is_paired for one in estimates) else []
@@ -260,7 +259,7 @@ def _arms_table(measured: Measured) -> Table:
     claim = measured.claim
     table = [["arm", "metric", "mean over the seeds", "each seed"]]
     for metric in claim.metrics:
-        values = measured.values(metric)
+        values = {} if metric.startswith(SIZE) else measured.values(metric)  # sizes have their own table
         for arm in claim.arms:
             if by_seed := values.get(arm):
                 mean, num_rows = fmean(by_seed.values()), measured.num_rows(metric, [arm])
@@ -321,15 +320,16 @@ def _of_rows(one: Estimate) -> str:
     return "" if one.of_rows is None else f", ± {one.of_rows:.3f} of it from the rows"
 
 
-def _why_undecided(effect: Effect, one: Estimate) -> str:
-    if not one.has_learned:
-        return f" (no arm reached {effect.learned:g}, so no difference could show)"
-    return " (a single seed has no interval)" if len(one.by_seed) == 1 else ""
+def _notes(effect: Effect, one: Estimate) -> str:
+    notes = [] if effect.decides else ["shown, but not part of the verdict"]
+    notes += [] if one.has_learned else [f"no arm reached {effect.learned:g}, so it is not judged"]
+    notes += ["a single seed has no interval"] if len(one.by_seed) == 1 else []
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def _number(mean: float, half: float | None, *, sign: bool = False) -> str:
     if half is not None and max(abs(mean), half) < 1e-6:  # rounding, of a claim that is exact
-        return f"{mean:.0e} ± {half:.0e}"
+        return f"{mean:.0e} ± {half:.0e}".replace("0e+00", "0").replace("-", "−")
     return with_interval(mean, half, sign=sign)
 
 
@@ -345,5 +345,5 @@ def _size(one: Point) -> Size:
 
 def _drawn(effect: Effect, one: Estimate) -> tuple[str, list[float], float, float, float]:
     assert one.mean is not None
-    label = f"{effect.label} ({effect.metric})" if effect.metric else effect.label
+    label = f"{effect.label} ({effect.metric})" if isinstance(effect.metric, str) else effect.label
     return label, [*one.by_seed.values()], one.mean, one.half or 0.0, effect.margin

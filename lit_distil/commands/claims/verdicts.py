@@ -7,6 +7,8 @@ for each seed by itself: the arms of a seed have the same order of data and, whe
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +23,7 @@ from lit_distil.messages import read_yaml
 
 Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
 CLAIM = "claim.yaml"
+SIZE = "size/"  # begins the names of what a network's size is
 _ACCURACY, _ROWS = "/accuracy", "/rows"  # how the names of a share of rows, and of how many there were, end
 
 
@@ -50,16 +53,19 @@ class Effect:
         arms: Name of each arm to its weight in the sum, such as `{none: 1, soft: -1}`: how much lower the loss is with
             soft targets. `a|b` stands for the one of these arms whose mean is better.
         margin: The effect that the claim needs, stated before the runs. Below 0: how much worse is still as good.
-        metric: What is summed; None for the claim's.
+        metric: What is summed; None for the claim's. `size/milliseconds`, `size/parameters` and `size/layers` are those
+            of the network. For a mean over tasks: base to metric, such as `{sst2: val/accuracy, ner: val/f1}`.
         learned: What the best of its arms must reach for a difference to mean something, such as 5 points more than
             naive Bayes; higher is better. None asks for nothing.
+        decides: Whether the claim's verdict depends on it; otherwise it is only shown.
     """
 
     label: str
     arms: dict[str, float]
     margin: float
-    metric: str | None = None
+    metric: str | dict[str, str] | None = None
     learned: float | None = None
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Claim:
         matched: What the arms have in common: `steps`, `tokens` or `time`.
         metric: What is measured, a column of `metrics.csv` at the last validation.
         arms: By name; a file `<arm>.yaml` beside the claim lies over the base, if there is one.
-        effects: The claim holds if all of them do.
+        effects: The claim holds if all of them do that decide.
         keys: The settings in which arms of the same base may differ, and nothing else: `model.objectives`.
         shows_at: At which size it should show, if not here.
         learned: What the best arm must reach for a difference to mean something, such as a loss below that of token
@@ -147,7 +153,14 @@ class Claim:
     @property
     def metrics(self) -> list[str]:
         """What its effects look at."""
-        return list(dict.fromkeys([self.metric, *(effect.metric or self.metric for effect in self.effects)]))
+        named = [effect.metric or self.metric for effect in self.effects]
+        each = [[one] if isinstance(one, str) else one.values() for one in named]
+        return list(dict.fromkeys([self.metric, *itertools.chain.from_iterable(each)]))
+
+    def metric_of(self, arm: str, metric: str | Mapping[str, str] | None) -> str:
+        """The metric of an arm, by `Effect.metric`; empty if it has none of its base."""
+        named = metric or self.metric
+        return named if isinstance(named, str) else named.get(self.arms[arm].base, "")
 
 
 def load_claim(folder: Path) -> Claim:
@@ -173,6 +186,13 @@ def load_claim(folder: Path) -> Claim:
     named += [name for one in curves for line in one.lines.values() for name in line]
     if unknown := sorted(set(named) - set(arms)):
         raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
+    for effect in effects:
+        own = {arms[name].base for group in effect.arms for name in group.split("|")}
+        if isinstance(effect.metric, dict) and (unknown := sorted(own ^ effect.metric.keys())):
+            has = "no metric" if unknown[0] in own else "a metric, and no arm"
+            raise ValueError(f"{file}: effects: {effect.label!r} has {has} of the base {unknown[0]!r}")
+    if not any(effect.decides for effect in effects):
+        raise ValueError(f"{file}: no effect decides; leave out `decides: false` of one")
     if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
         raise ValueError(f"{file}: {lost[0]}.yaml is no arm of the claim; name it in arms, or remove it")
     with_recipes = {name: dataclasses.replace(arm, recipe=_recipe(folder, arms, name)) for name, arm in arms.items()}
@@ -338,36 +358,42 @@ class Measured:
     claim: Claim
     results: list[dict[str, Any]]
 
-    def values(self, metric: str | None = None, step: int | None = None) -> dict[str, dict[int, float]]:
+    def values(
+        self, metric: str | Mapping[str, str] | None = None, step: int | None = None
+    ) -> dict[str, dict[int, float]]:
         """Arm to seed to metric, of the arms that measure it: at the end, or at a validation on the way."""
-        name = metric or self.claim.metric
         found: dict[str, dict[int, float]] = {}
         for result in self.results:
+            name = self.claim.metric_of(result["arm"], metric)
             on_the_way = result.get("validations", {}).get(name, {})
-            value = result["metrics"].get(name) if step is None else on_the_way.get(str(step))
+            measured = result["metrics"] | {f"{SIZE}{key}": value for key, value in result.get("size", {}).items()}
+            value = measured.get(name) if step is None else on_the_way.get(str(step))
             if value is not None:
                 found.setdefault(result["arm"], {})[result["seed"]] = value
         return found
 
     def steps(self, effect: Effect) -> list[int]:
         """The steps at which all runs of an effect's arms were validated on the way; without the last."""
-        name, arms = effect.metric or self.claim.metric, "|".join(effect.arms).split("|")
-        found = [one.get("validations", {}).get(name, {}) for one in self.results if one["arm"] in arms]
+        arms, name_of = "|".join(effect.arms).split("|"), functools.partial(self.claim.metric_of, metric=effect.metric)
+        found = [one.get("validations", {}).get(name_of(one["arm"]), {}) for one in self.results if one["arm"] in arms]
         return sorted(map(int, set.intersection(*map(set, found)))) if found else []
 
-    def num_rows(self, metric: str | None, arms: Iterable[str]) -> float | None:
+    def num_rows(self, metric: str | Mapping[str, str] | None, arms: Iterable[str]) -> float | None:
         """How many rows an accuracy of these arms is of, the fewest of their runs; None if the metric is none."""
-        name = metric or self.claim.metric
-        if not name.endswith(_ACCURACY):
-            return None
-        rows = name.removesuffix(_ACCURACY) + _ROWS
-        counts = [result["metrics"].get(rows) for result in self.results if result["arm"] in arms]
+        counts: list[float | None] = []
+        for result in self.results:
+            if result["arm"] in arms:
+                name = self.claim.metric_of(result["arm"], metric)
+                if not name.endswith(_ACCURACY):
+                    return None
+                counts.append(result["metrics"].get(name.removesuffix(_ACCURACY) + _ROWS))
         return min((count for count in counts if count), default=None)
 
-    def groups(self, metric: str | None, arms: Iterable[str]) -> list[dict[str, dict[int, float]]]:
+    def groups(self, metric: str | Mapping[str, str] | None, arms: Iterable[str]) -> list[dict[str, dict[int, float]]]:
         """For each group of rows: arm to seed to metric without them; empty if the runs have not the same groups."""
-        name, found = metric or self.claim.metric, {}
+        found: dict[tuple[str, int], list[float]] = {}
         for result in self.results:
+            name = self.claim.metric_of(result["arm"], metric)
             if result["arm"] in arms and name in result["metrics"]:
                 found[result["arm"], result["seed"]] = result.get("without_rows", {}).get(name, [])
         if len({len(values) for values in found.values()}) != 1:
@@ -419,9 +445,14 @@ class Measured:
         return max(means) > self.claim.learned if better else min(means) < self.claim.learned
 
     @property
+    def deciding(self) -> list[tuple[Effect, Estimate]]:
+        """The effects on which the verdict depends."""
+        return [one for one in zip(self.claim.effects, self.estimates, strict=True) if one[0].decides]
+
+    @property
     def verdict(self) -> Verdict:
         """See `overall`."""
-        return overall([one.verdict for one in self.estimates], has_learned=self.has_learned)
+        return overall([estimate.verdict for _, estimate in self.deciding], has_learned=self.has_learned)
 
 
 def load_result(file: Path) -> dict[str, Any]:
