@@ -324,7 +324,7 @@ def test_a_page_shows_an_effect_at_the_validations_that_all_its_arms_had(tmp_pat
     for arm, seed in product(("small", "large"), (1, 2)):
         write_result(tmp_path, arm, seed, 3.0, recipe=claim.arms[arm].recipe)
     measured = read_results(claim, tmp_path / "results")
-    assert "On the way" not in claim_page(measured, None)
+    assert "During training" not in claim_page(measured, None)
     values = {"small": {"5": 5.0, "10": 4.0, "20": 3.5}, "large": {"10": 3.5, "20": 3.25}}
     results = [{**one, "validations": {claim.metric: values[one["arm"]]}} for one in measured.results]
     measured = dataclasses.replace(measured, results=results)
@@ -332,7 +332,7 @@ def test_a_page_shows_an_effect_at_the_validations_that_all_its_arms_had(tmp_pat
     assert measured.steps(effect) == [10, 20]
     sign = effect.arms["small"]
     assert [measured.estimate(effect, step).mean for step in (10, 20)] == [0.5 * sign, 0.25 * sign]
-    rows = claim_page(measured, None).partition("## On the way")[2].partition("##")[0].strip().splitlines()[2:]
+    rows = claim_page(measured, None).partition("## During training")[2].partition("##")[0].strip().splitlines()[2:]
     assert [row.split("|")[2].strip() for row in rows] == ["10", "20", "all"]
 
 
@@ -451,7 +451,7 @@ def test_an_effect_that_does_not_decide_is_shown_and_leaves_the_verdict(tmp_path
     ((*_, verdict, holds, effect, margin, _, _),) = summary_table([measured])[1:]
     assert (verdict, holds, effect, margin) == ("holds", "1 of 1", "+2.4000 ± 0.0000", "0")
     page = claim_page(measured, None)
-    assert "better: −3.0000 ± 0.0000 (margin 0): does not hold (shown, but not part of the verdict)" in page
+    assert "better: −3.0000 ± 0.0000 (margin 0): does not hold (shown only)" in page
     assert "| size/milliseconds" not in page.partition("## Each arm")[2]
     with pytest.raises(ValueError, match="no effect decides; leave out `decides: false` of one"):
         load_claim(write_claim(tmp_path / "none", effects=[is_better]))

@@ -30,15 +30,17 @@ _INTRODUCTION = """\
 Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is computed for
 each seed, and its 95 % interval is that of the mean over the seeds (Student's t). An effect *holds* if the whole
 interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
-at this size* otherwise. A claim holds if all its effects do, and does not hold if one does not. Margins were set before
-the first run; a page says which effects came later. The interval of a task's effect includes the sampling of its test
-rows. The *deciding effect* is the first whose verdict is that of the claim. A student of the small claims has its
-teacher's seed, so its steps have the same sequences with the same masks as its teacher's first steps.
+at this size* otherwise. A claim holds if all effects do that decide, and does not hold if one does not; with many
+effects, one may fail by chance. Margins were set before the first run; a page says which effects came later. The
+interval of a task's effect includes the sampling of its test rows where the page says so. No interval includes the
+choice of the text that a loss is measured on. The *deciding effect* is the first whose verdict is that of the claim. A
+student of the small claims has its teacher's seed, so its steps have the same sequences with the same masks as its
+teacher's first steps.
 
 A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
 `results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`, and then the same with
 `--scale minilm`. Results of up to 29 November 2026 name the commit at which they were written, which may be later than
-that of the training.
+that of the training; `+` behind a commit means changes that were not committed.
 """
 
 _LARGER = """\
@@ -172,7 +174,7 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
     missing = sorted(set(claim.arms) - {result["arm"] for result in measured.results})
     page += f"\nNot run yet: {', '.join(missing)}.\n" if missing and measured.results else ""
     on_the_way = _way_table(measured)
-    page += f"\n## On the way\n\n{markdown_table(on_the_way)}\n" if len(on_the_way) > 1 else ""
+    page += f"\n## During training\n\n{markdown_table(on_the_way)}\n" if len(on_the_way) > 1 else ""
     page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}{suite.options}\n```\n"
     return page + (f"\n{bullets(cost)}\n" if cost else "")
 
@@ -321,7 +323,7 @@ def _of_rows(one: Estimate) -> str:
 
 
 def _notes(effect: Effect, one: Estimate) -> str:
-    notes = [] if effect.decides else ["shown, but not part of the verdict"]
+    notes = [] if effect.decides else ["shown only"]
     notes += [] if one.has_learned else [f"no arm reached {effect.learned:g}, so it is not judged"]
     notes += ["a single seed has no interval"] if len(one.by_seed) == 1 else []
     return f" ({'; '.join(notes)})" if notes else ""
@@ -334,9 +336,9 @@ def _number(mean: float, half: float | None, *, sign: bool = False) -> str:
 
 
 def _shown(measured: Measured) -> list[tuple[Effect, Estimate]]:
-    """The effects that were measured."""
+    """The effects that the figure shows: those that were measured, without sizes, which have other units."""
     pairs = zip(measured.claim.effects, measured.estimates, strict=True)
-    return [(effect, one) for effect, one in pairs if one.mean is not None]
+    return [pair for pair in pairs if pair[1].mean is not None and not str(pair[0].metric).startswith(SIZE)]
 
 
 def _size(one: Point) -> Size:
