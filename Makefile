@@ -48,7 +48,7 @@ test: $(VENV)/.dev  ## the tests (15 minutes at most on two cores)
 test-slow: $(VENV)/.dev  ## the tests that take longer
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not reliability' --timeout 3600
 
-test-reliability: $(VENV)/.dev  ## kills, faults and damage by the hundred; at most 30 minutes on two cores
+test-reliability: $(VENV)/.dev  ## kills, faults and damage by the hundred; some 30 minutes on two idle cores
 	@rm -rf results/reliability
 	@LIT_DISTIL_RESULTS=$(CURDIR)/results/reliability OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n 2 --dist worksteal -m reliability --timeout 1500 tests/reliability; \
@@ -163,7 +163,7 @@ glue: $(VENV)/.core  ## fine-tune MODEL on TASKS of GLUE with SEEDS, beside the 
 # The papers' claims: a run whose result is in results/claims is not repeated. make claim-soft-targets SEEDS="5" JOBS=2
 
 .PHONY: claims
-claims: $(VENV)/.core  ## run the papers' claims on small networks (some 5 hours on two cores), and write docs/claims.md
+claims: $(VENV)/.core  ## run the papers' claims on small networks (some 5 hours on two cores), and write docs/claims.md; one: make claim-soft-targets
 	@$(RUN) claims --seeds $(or $(SEEDS),3) --jobs $(or $(JOBS),2) --docs docs
 
 claim-%: $(VENV)/.core

@@ -30,12 +30,12 @@ _INTRODUCTION = """\
 Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is computed for
 each seed, and its 95 % interval is that of the mean over the seeds (Student's t). An effect *holds* if the whole
 interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
-at this size* otherwise. A claim holds if all effects do that decide, and does not hold if one does not; with many
-effects, one may fail by chance. Margins were set before the first run; a page says which effects came later. The
-interval of a task's effect includes the sampling of its test rows where the page says so. No interval includes the
-choice of the text that a loss is measured on. The *deciding effect* is the first whose verdict is that of the claim. A
-student of the small claims has its teacher's seed, so its steps have the same sequences with the same masks as its
-teacher's first steps.
+at this size* otherwise. A claim holds if every effect holds that is not marked *shown only*, and does not hold if one
+of them does not; with many effects, one may fail by chance. Margins were set before the first run; a page says which
+effects came later. The interval of a task's effect includes the sampling of its test rows where the page says so. No
+interval includes the choice of the text that a loss is measured on. The *deciding effect* is the first whose verdict is
+that of the claim. A student of the small claims has its teacher's seed, so its steps have the same sequences with the
+same masks as its teacher's first steps.
 
 A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
 `results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`, and then the same with
@@ -58,9 +58,9 @@ any claim. It has not been run on a GPU yet.
 
 `make claims-minilm` runs soft targets, DistilBERT's ablation and half the layers from MiniLM (6 layers of 384), adapted
 as masked-LM to your text. Half of it is then fine-tuned on six public tasks. [Its page](claims-minilm.md) says which
-files you bring. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` prints what the runs that are missing
-take here, as if all sequences were of full length, and as if networks this small were as fast as larger ones. What half
-of MiniLM keeps as a sentence encoder stands in [its guide](guides/sentence-encoder.md).
+files you bring. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` estimates how long the missing runs
+take. It assumes sequences of full length and the speed of larger networks. What half of MiniLM keeps as a sentence
+encoder is in [its guide](guides/sentence-encoder.md).
 
 <!-- claims-minilm:begin -->
 <!-- claims-minilm:end -->
