@@ -158,7 +158,12 @@ TASKS = ("sst2", "trec", "mrpc", "stsb", "ner", "qa")
 def test_half_of_a_real_network_is_asked_about_six_public_tasks(real: Path) -> None:
     claim = load_claim(real / "half")
     asked = {tuple(effect.arms) for effect in claim.effects}
-    assert asked == {("teacher", "half"), ("half", "teacher"), *((f"half-{one}", f"teacher-{one}") for one in TASKS)}
+    single = {(f"half-{one}", f"teacher-{one}") for one in TASKS}
+    mean = tuple(f"{arm}-{one}" for arm in ("half", "teacher") for one in TASKS)
+    assert asked == {("teacher", "half"), ("half", "teacher"), mean, *single}
+    assert {
+        tuple(effect.arms) for effect in claim.effects if not effect.decides
+    } == single  # the paper's is of the mean
     assert not [arm for arm in claim.arms if arm.endswith(("-order", "-marks", "-package"))]
     assert {"few", "most", "alone-few"} <= set(claim.arms)
     small = load_claim(CLAIMS / "half")
@@ -336,29 +341,6 @@ def test_a_page_shows_an_effect_at_the_validations_that_all_its_arms_had(tmp_pat
     assert [row.split("|")[2].strip() for row in rows] == ["10", "20", "all"]
 
 
-def test_an_accuracys_interval_counts_seeds_and_rows(tmp_path: Path) -> None:
-    """For one arm that is the interval of a binomial share; for an effect the arms' variances add, times w²."""
-    folder = write_claim(tmp_path / "configs", metric="val/accuracy", higher_is_better=True)
-    claim = load_claim(folder)
-    write_result(tmp_path, "student", 1, 0.5, recipe=claim.arms["student"].recipe, metric="val/accuracy", rows=100.0)
-    for seed, (small, large) in enumerate(((0.50, 0.58), (0.52, 0.60), (0.48, 0.62)), start=1):
-        for arm, value in (("small", small), ("large", large)):
-            write_result(tmp_path, arm, seed, value, recipe=claim.arms[arm].recipe, metric="val/accuracy", rows=400.0)
-    effect = {"small": -1.0, "large": 1.0}
-    measured = read_results(dataclasses.replace(claim, effects=[Effect("x", effect, 0.0)]), tmp_path / "results")
-    (found,) = measured.estimates
-    of_rows = 1.96 * ((0.5 * 0.5 + 0.6 * 0.4) / 400) ** 0.5
-    seeds = 4.303 * statistics.stdev([0.08, 0.08, 0.14]) / 3**0.5
-    assert found.of_rows == pytest.approx(of_rows) and found.half == pytest.approx((of_rows**2 + seeds**2) ** 0.5, 1e-4)
-    as_pairs = [{**one, "metrics": {"pairs/accuracy": 0.5, "pairs/rows": 50.0}} for one in measured.results]
-    of_pairs = dataclasses.replace(measured, results=as_pairs)
-    assert of_pairs.num_rows("pairs/accuracy", ["small", "large"]) == 50
-    assert of_pairs.num_rows("val/accuracy", ["small", "large"]) is of_pairs.num_rows("pairs/rows", ["small"]) is None
-    assert "± 0.049 over 400 rows" in claim_page(measured, None)  # the student's 100 rows are those of another task
-    losses = read_results(dataclasses.replace(measured.claim, metric="val/rows"), tmp_path / "results")
-    assert losses.estimates[0].of_rows is None
-
-
 @pytest.fixture
 def answers() -> tuple[Any, Any]:
     """Which of 400 rows two networks tell right with each of three seeds, often the same rows."""
@@ -374,7 +356,7 @@ def measured_on_rows(root: Path, answers: tuple[Any, Any], num_groups: int) -> M
     for arm, right in zip(("small", "large"), answers, strict=True):
         for seed, rows in enumerate(right, start=1):
             without = [float(np.delete(rows, np.s_[group::num_groups]).mean()) for group in range(num_groups)]
-            more = {"recipe": claim.arms[arm].recipe, "metric": "val/accuracy", "rows": 400.0}
+            more = {"recipe": claim.arms[arm].recipe, "metric": "val/accuracy"}
             write_result(root, arm, seed, float(rows.mean()), **more, without_rows={"val/accuracy": without})
     effect = Effect("x", {"small": -1.0, "large": 1.0}, 0.0)
     return read_results(dataclasses.replace(claim, effects=[effect]), root / "results")
@@ -388,18 +370,17 @@ def test_rows_are_paired_where_runs_tell_their_metrics_without_each_group_of_row
     found = measured_on_rows(tmp_path / "each", answers, 400).estimates[0]
     differences_of_rows = large.mean(0) - small.mean(0, dtype=float)
     exact = (1.96 + 2.46 / 399) * differences_of_rows.std(ddof=1) / 20
-    assert found.is_paired and found.of_rows == pytest.approx(exact, rel=1e-6)
+    assert found.of_rows == pytest.approx(exact, rel=1e-6)
     seeds = 4.303 * statistics.stdev(found.by_seed.values()) / 3**0.5
     assert found.half == pytest.approx((exact**2 + seeds**2) ** 0.5, rel=1e-3)
     measured = measured_on_rows(tmp_path / "groups", answers, 20)
     of_groups = measured.estimates[0].of_rows
     assert of_groups is not None and 0.6 * exact < of_groups < 1.6 * exact
     assert "delete-a-group jackknife" in claim_page(measured, None) and "over the rows" in claim_page(measured, None)
-    # one run that does not tell, and all are as if each had rows of its own
-    for without in ({}, {"val/accuracy": [0.5] * 10}):  # or has other groups
+    for without in ({}, {"val/accuracy": [0.5] * 10}):  # one run does not tell, or has other groups
         first = {**measured.results[0], "without_rows": without}
         apart = dataclasses.replace(measured, results=[first, *measured.results[1:]]).estimates[0]
-        assert not apart.is_paired and apart.of_rows is not None and apart.of_rows > 1.5 * exact
+        assert apart.of_rows is None and apart.half == pytest.approx(seeds, rel=1e-3)
 
 
 def test_an_effect_is_undecided_if_none_of_its_arms_has_learned(tmp_path: Path, answers: tuple[Any, Any]) -> None:
@@ -424,7 +405,7 @@ def test_a_mean_over_tasks_takes_each_ones_own_metric(tmp_path: Path) -> None:
             recipe = claim.arms[arm].recipe
             write_result(tmp_path, arm, seed, value + seed / 100, recipe=recipe, metric=metric, without_rows=groups)
     (found,) = read_results(claim, tmp_path / "results").estimates
-    assert found.mean == pytest.approx(0.6 + 0.02) and found.is_paired
+    assert found.mean == pytest.approx(0.6 + 0.02)
     assert found.of_rows == pytest.approx(half_width_of_groups([(group % 2) / 10 for group in range(20)]))
     assert "val/f1 |" in claim_page(read_results(claim, tmp_path / "results"), None)
     for wrong, told in (
@@ -494,12 +475,11 @@ def write_result(
     *,
     recipe: str,
     metric: str = "val/masked_lm_loss",
-    rows: float = 1.0,
     folder: str = "results/size",
     **more: Any,
 ) -> None:
     about = {"claim": "size", "arm": arm, "seed": seed, "recipe": recipe, **more}
-    content = {**about, "minutes": 1.5, "metrics": {metric: value, "val/rows": rows}, "made_with": {"cpu": "x"}}
+    content = {**about, "minutes": 1.5, "metrics": {metric: value}, "made_with": {"cpu": "x"}}
     (root / folder).mkdir(parents=True, exist_ok=True)
     (root / folder / f"{arm}-seed-{seed}.json").write_text(json.dumps(content))
 

@@ -16,7 +16,6 @@ from lit_distil.commands.claims.verdicts import (
     Measured,
     Point,
     half_width_of_groups,
-    half_width_over_rows,
 )
 from lit_distil.commands.pages import Section, to_markdown
 from lit_distil.commands.report.arms import half_width, with_interval
@@ -32,10 +31,9 @@ each seed, and its 95 % interval is that of the mean over the seeds (Student's t
 interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
 at this size* otherwise. A claim holds if every effect holds that is not marked *shown only*, and does not hold if one
 of them does not; with many effects, one may fail by chance. Margins were set before the first run; a page says which
-effects came later. The interval of a task's effect includes the sampling of its test rows where the page says so. No
-interval includes the choice of the text that a loss is measured on. The *deciding effect* is the first whose verdict is
-that of the claim. A student of the small claims has its teacher's seed, so its steps have the same sequences with the
-same masks as its teacher's first steps.
+effects came later. The interval of a task's effect includes the sampling of its test rows. No interval includes the
+choice of the text that a loss is measured on. The *deciding effect* is the first whose verdict is that of the claim. A
+student draws other sequences and masks than its teacher did.
 
 A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
 `results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`, and then the same with
@@ -87,13 +85,9 @@ The milliseconds are those of the encoder for one sequence of 64 tokens with one
 calls, right after its training, while other runs may be at work; here the least of all runs with as many layers, since
 other work can only add to it. Parameters are those of the whole network, with its head."""
 
-_PAIRED = """\
+_OF_ROWS = """\
 What comes from the rows is added in squares. It is that of the difference, because all arms have the same rows: the
 effect is computed again without each of 20 groups of them (delete-a-group jackknife)."""
-
-_UNPAIRED = """\
-What comes from the rows is added in squares, as if each arm had test rows of its own. They share them and are often
-right together, so these intervals are too wide."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +153,7 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}{_notes(effect, one)}"
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
-    lines += [_PAIRED] if any(one.is_paired for one in estimates) else []
-    lines += [_UNPAIRED] if any(one.of_rows is not None and not one.is_paired for one in estimates) else []
+    lines += [_OF_ROWS] if any(one.of_rows is not None for one in estimates) else []
     sections = [Section("What the paper says", lines=paper), Section("What is compared", lines=here)]
     sections += [Section("Verdict", lines=[*verdict, *lines])]
     sections += [Section("Before you believe it", lines=claim.caveats)] if claim.caveats else []
@@ -259,18 +252,17 @@ def _sizes_table(measured: Measured) -> Table:
 def _arms_table(measured: Measured) -> Table:
     """A row for each arm and metric that an effect looks at."""
     claim = measured.claim
+    looked = {(arm, claim.metric_of(arm, one.metric)) for one in claim.effects for arm in "|".join(one.arms).split("|")}
     table = [["arm", "metric", "mean over the seeds", "each seed"]]
     for metric in claim.metrics:
         values = {} if metric.startswith(SIZE) else measured.values(metric)  # sizes have their own table
         for arm in claim.arms:
-            if by_seed := values.get(arm):
-                mean, num_rows = fmean(by_seed.values()), measured.num_rows(metric, [arm])
-                cell = _number(mean, half_width([*by_seed.values()]))
+            is_asked = (arm, metric) in looked or not any(arm == name for name, _ in looked)
+            if (by_seed := values.get(arm)) and is_asked:
+                cell = _number(fmean(by_seed.values()), half_width([*by_seed.values()]))
                 if groups := measured.groups(metric, [arm]):
                     of_rows = half_width_of_groups([fmean(one[arm].values()) for one in groups])
                     cell += f", ± {of_rows:.3f} over the rows"
-                elif num_rows is not None:
-                    cell += f", ± {half_width_over_rows([(1.0, mean)], num_rows):.3f} over {num_rows:,.0f} rows"
                 table.append([arm, metric, cell, ", ".join(f"{value:.4g}" for value in by_seed.values())])
     return table
 

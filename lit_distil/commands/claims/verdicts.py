@@ -24,7 +24,6 @@ from lit_distil.messages import read_yaml
 Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
 CLAIM = "claim.yaml"
 SIZE = "size/"  # begins the names of what a network's size is
-_ACCURACY, _ROWS = "/accuracy", "/rows"  # how the names of a share of rows, and of how many there were, end
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,6 @@ class Estimate:
         verdict: By `verdict_of`; undecided if no arm has learned.
         of_rows: Half the 95 % interval over the rows that were evaluated; None if the results do not tell.
         has_learned: See `Effect.learned`.
-        is_paired: Whether `of_rows` is of rows that all arms have in common.
     """
 
     by_seed: dict[int, float]
@@ -242,7 +240,6 @@ class Estimate:
     verdict: Verdict
     of_rows: float | None = None
     has_learned: bool = True
-    is_paired: bool = False
 
 
 def verdict_of(mean: float, half: float | None, margin: float) -> Verdict:
@@ -292,19 +289,6 @@ def _chosen(
     return chosen
 
 
-def half_width_over_rows(weighted: Sequence[tuple[float, float]], num_rows: float) -> float:
-    """Half the 95 % interval of a weighted sum of accuracies over the rows that they are of.
-
-    `1.96 · √(Σ w² · p · (1 − p) / rows)`, as if each arm had rows of its own. Arms that have the same rows are often
-    right together; then this is rather too wide, and `half_width_of_groups` is better.
-
-    Args:
-        weighted: Weight and accuracy of each arm.
-        num_rows: How many rows.
-    """
-    return 1.96 * math.sqrt(sum(weight**2 * p * (1 - p) for weight, p in weighted) / num_rows)
-
-
 def half_width_of_groups(values: Sequence[float]) -> float:
     """Half the 95 % interval of a value over its rows, from the value without each of G groups of them.
 
@@ -320,7 +304,6 @@ def estimate(
     values: Mapping[str, Mapping[int, float]],
     *,
     higher_is_better: bool,
-    num_rows: float | None = None,
     groups: Sequence[Mapping[str, Mapping[int, float]]] = (),
 ) -> Estimate:
     """An effect over the seeds, and its verdict.
@@ -329,26 +312,21 @@ def estimate(
         effect: The effect.
         values: See `effect_by_seed`.
         higher_is_better: Of the metric.
-        num_rows: How many rows the values are accuracies of; None if they are none.
         groups: The values without one group of rows, for each group in turn.
     """
     by_seed = effect_by_seed(effect.arms, values, higher_is_better=higher_is_better)
     if not by_seed:
         return Estimate({}, None, None, "not run")
-    mean, half, of_rows = fmean(by_seed.values()), half_width([*by_seed.values()]), None
+    mean, half = fmean(by_seed.values()), half_width([*by_seed.values()])
     chosen = _chosen(effect.arms, values, higher_is_better=higher_is_better)
-    if groups:
-        of_rows = half_width_of_groups([fmean(effect_by_seed(chosen, one).values()) for one in groups])
-    elif num_rows is not None:
-        of_rows = half_width_over_rows(
-            [(weight, fmean(values[name].values())) for name, weight in chosen.items()], num_rows
-        )
+    without = [fmean(effect_by_seed(chosen, one).values()) for one in groups]
+    of_rows = half_width_of_groups(without) if without else None
     if half is not None and of_rows is not None:
         half = math.hypot(half, of_rows)
     best = max(fmean(values[name].values()) for name in chosen)
     has_learned = effect.learned is None or best >= effect.learned
     verdict = verdict_of(mean, half, effect.margin) if has_learned else "undecided at this size"
-    return Estimate(by_seed, mean, half, verdict, of_rows, has_learned, is_paired=bool(groups))
+    return Estimate(by_seed, mean, half, verdict, of_rows, has_learned)
 
 
 @dataclass(frozen=True)
@@ -377,17 +355,6 @@ class Measured:
         arms, name_of = "|".join(effect.arms).split("|"), functools.partial(self.claim.metric_of, metric=effect.metric)
         found = [one.get("validations", {}).get(name_of(one["arm"]), {}) for one in self.results if one["arm"] in arms]
         return sorted(map(int, set.intersection(*map(set, found)))) if found else []
-
-    def num_rows(self, metric: str | Mapping[str, str] | None, arms: Iterable[str]) -> float | None:
-        """How many rows an accuracy of these arms is of, the fewest of their runs; None if the metric is none."""
-        counts: list[float | None] = []
-        for result in self.results:
-            if result["arm"] in arms:
-                name = self.claim.metric_of(result["arm"], metric)
-                if not name.endswith(_ACCURACY):
-                    return None
-                counts.append(result["metrics"].get(name.removesuffix(_ACCURACY) + _ROWS))
-        return min((count for count in counts if count), default=None)
 
     def groups(self, metric: str | Mapping[str, str] | None, arms: Iterable[str]) -> list[dict[str, dict[int, float]]]:
         """For each group of rows: arm to seed to metric without them; empty if the runs have not the same groups."""
@@ -431,7 +398,6 @@ class Measured:
             effect,
             self.values(effect.metric, step),
             higher_is_better=self.claim.higher_is_better,
-            num_rows=self.num_rows(effect.metric, arms),
             groups=self.groups(effect.metric, arms) if step is None else (),
         )
 
