@@ -110,7 +110,7 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
         return job
 
     for is_needed, claim, seed in product((True, False), claims, seeds):
-        needed = {arm for effect in claim.effects for group in effect.arms for arm in group.split("|")}
+        needed = {arm for effect in claim.effects for arm in effect.names}
         for arm, spec in claim.arms.items():
             if (arm in needed) is is_needed and spec.base not in MEASUREMENTS:
                 job_of(claim, arm, seed)

@@ -30,8 +30,8 @@ Each claim is an experiment on small networks, which `lit-distil claims NAME` ru
 each seed, and its 95 % interval is that of the mean over the seeds (Student's t). An effect *holds* if the whole
 interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
 at this size* otherwise. A claim holds if every effect holds that is not marked *shown only*, and does not hold if one
-of them does not; with many effects, one may fail by chance. Margins were set before the first run; a page says which
-effects came later. The interval of a task's effect includes the sampling of its test rows. No interval includes the
+of them does not; with many effects, one may fail by chance. Margins were set before the first run; a page says what was
+added or changed later. The interval of a task's effect includes the sampling of its test rows. No interval includes the
 choice of the text that a loss is measured on. The *deciding effect* is the first whose verdict is that of the claim. A
 student draws other sequences and masks than its teacher did.
 
@@ -252,7 +252,7 @@ def _sizes_table(measured: Measured) -> Table:
 def _arms_table(measured: Measured) -> Table:
     """A row for each arm and metric that an effect looks at."""
     claim = measured.claim
-    looked = {(arm, claim.metric_of(arm, one.metric)) for one in claim.effects for arm in "|".join(one.arms).split("|")}
+    looked = {(arm, claim.metric_of(arm, effect.metric)) for effect in claim.effects for arm in effect.names}
     table = [["arm", "metric", "mean over the seeds", "each seed"]]
     for metric in claim.metrics:
         values = {} if metric.startswith(SIZE) else measured.values(metric)  # sizes have their own table

@@ -7,7 +7,6 @@ for each seed by itself: the arms of a seed have the same order of data and, whe
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -66,6 +65,11 @@ class Effect:
     learned: float | None = None
     decides: bool = True
 
+    @property
+    def names(self) -> list[str]:
+        """Its arms, those of a group each by itself."""
+        return [name for group in self.arms for name in group.split("|")]
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -118,7 +122,7 @@ class Claim:
         matched: What the arms have in common: `steps`, `tokens` or `time`.
         metric: What is measured, a column of `metrics.csv` at the last validation.
         arms: By name; a file `<arm>.yaml` beside the claim lies over the base, if there is one.
-        effects: The claim holds if all of them do that decide.
+        effects: The claim holds if all that decide do.
         keys: The settings in which arms of the same base may differ, and nothing else: `model.objectives`.
         shows_at: At which size it should show, if not here.
         learned: What the best arm must reach for a difference to mean something, such as a loss below that of token
@@ -180,13 +184,13 @@ def load_claim(folder: Path) -> Claim:
         claim = Claim(folder.name, arms=arms, effects=effects, curves=curves, **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: {error}; the fields are {[one.name for one in dataclasses.fields(Claim)]}") from None
-    named = [name for effect in effects for group in effect.arms for name in group.split("|")]
+    named = [name for effect in effects for name in effect.names]
     named += [arm.after for arm in arms.values() if arm.after]
     named += [name for one in curves for line in one.lines.values() for name in line]
     if unknown := sorted(set(named) - set(arms)):
         raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
     for effect in effects:
-        own = {arms[name].base for group in effect.arms for name in group.split("|")}
+        own = {arms[name].base for name in effect.names}
         if isinstance(effect.metric, dict) and (unknown := sorted(own ^ effect.metric.keys())):
             has = "no metric" if unknown[0] in own else "a metric, and no arm"
             raise ValueError(f"{file}: effects: {effect.label!r} has {has} of the base {unknown[0]!r}")
@@ -352,8 +356,8 @@ class Measured:
 
     def steps(self, effect: Effect) -> list[int]:
         """The steps at which all runs of an effect's arms were validated on the way; without the last."""
-        arms, name_of = "|".join(effect.arms).split("|"), functools.partial(self.claim.metric_of, metric=effect.metric)
-        found = [one.get("validations", {}).get(name_of(one["arm"]), {}) for one in self.results if one["arm"] in arms]
+        own = [one for one in self.results if one["arm"] in effect.names]
+        found = [one.get("validations", {}).get(self.claim.metric_of(one["arm"], effect.metric), {}) for one in own]
         return sorted(map(int, set.intersection(*map(set, found)))) if found else []
 
     def groups(self, metric: str | Mapping[str, str] | None, arms: Iterable[str]) -> list[dict[str, dict[int, float]]]:
@@ -393,12 +397,11 @@ class Measured:
 
     def estimate(self, effect: Effect, step: int | None = None) -> Estimate:
         """An effect at the end, or at a step on the way."""
-        arms = "|".join(effect.arms).split("|")
         return estimate(
             effect,
             self.values(effect.metric, step),
             higher_is_better=self.claim.higher_is_better,
-            groups=self.groups(effect.metric, arms) if step is None else (),
+            groups=self.groups(effect.metric, effect.names) if step is None else (),
         )
 
     @property
