@@ -8,8 +8,9 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,21 @@ def known_options() -> list[str]:
 
 
 # Missing files and folders
+
+
+def check_at_least(least: int, values: Mapping[str, object], reason: str = "") -> None:
+    """Refuse what is not a whole number, or below the least; None is unset.
+
+    Args:
+        least: The smallest valid number.
+        values: By the names that the message gives them.
+        reason: What the message says after the least.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}{reason}, got {value}")
 
 
 def near_names(path: Path) -> str:

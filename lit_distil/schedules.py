@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from numbers import Real
 from typing import Any
 
+from lit_distil.messages import check_at_least
 from lit_distil.types import Piece, refuse_result
 
 
@@ -56,10 +57,8 @@ class LinearRamp(StepValue):
     """
 
     def __init__(self, start: float, end: float, *, steps: int, begin: int = 0) -> None:
-        if steps < 1:
-            raise ValueError(f"steps of {type(self).__name__} must be at least 1, got {steps}")
-        if begin < 0:
-            raise ValueError(f"begin of {type(self).__name__} must not be negative, got {begin}")
+        check_at_least(1, {f"steps of {type(self).__name__}": steps})
+        check_at_least(0, {f"begin of {type(self).__name__}": begin})
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ValueError(f"start and end of {type(self).__name__} must be finite, got {start} and {end}")
         self.start, self.end, self.steps, self.begin = float(start), float(end), steps, begin

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from lit_distil.messages import broken_file, check_keys, missing_folder, one_line, read_yaml
+from lit_distil.messages import broken_file, check_at_least, check_keys, missing_folder, one_line, read_yaml
 
 
 def test_a_missing_configuration_file_is_told_with_near_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +99,19 @@ def test_torchs_advice_to_run_what_a_file_holds_is_not_passed_on(text: str) -> N
     assert "weights_only" not in one_line(ValueError(text)) and "could run code" in one_line(ValueError(text))
     kept = "the checkpoint holds no optimizer: ModelCheckpoint.save_weights_only is True"
     assert one_line(ValueError(kept)) == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (0, "steps must be at least 1, or None, got 0"),
+        (2.5, "steps must be a whole number, got 2.5"),
+        (True, "steps must be a whole number, got True"),
+        ("3", "steps must be a whole number, got '3'"),
+    ],
+)
+def test_a_number_that_is_too_small_or_not_whole_is_refused(value: object, reason: str) -> None:
+    """Python gives what the parser of a command line would refuse, and 2.5 sequences fail far from where they enter."""
+    check_at_least(1, {"unset": None, "one": 1, "numpy": np.int64(3)})
+    with pytest.raises(ValueError, match=reason):
+        check_at_least(1, {"fine": 1, "steps": value}, ", or None")

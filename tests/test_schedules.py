@@ -49,7 +49,7 @@ def test_a_plain_number_never_changes():
     ("build", "message"),
     [
         (lambda: LinearRamp(0, 1, steps=0), "steps of LinearRamp must be at least 1, got 0"),
-        (lambda: CosineRamp(0, 1, steps=1, begin=-1), "begin of CosineRamp must not be negative"),
+        (lambda: CosineRamp(0, 1, steps=1, begin=-1), "begin of CosineRamp must be at least 0, got -1"),
         (lambda: LinearRamp(0, math.inf, steps=1), "must be finite"),
         (lambda: Stages([1.0, 2.0], []), "2 values need 1 steps in until"),
         (lambda: Stages([1.0, 2.0, 3.0], [4, 4]), "ascending order"),

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lit_distil.files import write_json
+from lit_distil.messages import check_at_least
 from lit_distil.tasks import Prediction, Task
 from lit_distil.tasks.base import Row
 
@@ -48,8 +49,7 @@ class JackknifeWriter(Callback):
 
     def __init__(self, num_groups: int = NUM_GROUPS) -> None:
         super().__init__()
-        if num_groups < 2:
-            raise ValueError(f"JackknifeWriter.num_groups must be at least 2, got {num_groups}")
+        check_at_least(2, {"JackknifeWriter.num_groups": num_groups})
         self.num_groups = num_groups
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -25,6 +25,7 @@ from lit_distil.console import progress_bar
 from lit_distil.data import SequenceDataset, TextDataModule
 from lit_distil.data.sources.base import Split
 from lit_distil.files import check_output, only_process, place_folder, write_json
+from lit_distil.messages import check_at_least
 from lit_distil.models import MaskedLMNetwork
 from lit_distil.models.teacher_sources import load_teacher
 from lit_distil.modules import DistillationModule, FrozenTeacher
@@ -307,8 +308,7 @@ def cache(
         overwrite: Replace a cache in the folder, and nothing else.
     """
     check_output(Path(out), overwrite=overwrite, replaces=CACHE_FILES)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_at_least(1, {"batch_size": batch_size})
     check_static_masks(data)
     role = _choose_teacher(teacher, list(model.teacher_sources))
     check_cacheable(model.terms, [role])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.plots import plot_confusion, plot_reliability
 from lit_distil.data.sources.tables import read_rows
+from lit_distil.messages import check_at_least
 from lit_distil.objectives.metrics import confusion_matrix
 from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY
@@ -52,8 +53,7 @@ def diagnose(
         examples: How many of the worst examples to show.
         overwrite: Replace files of these names even if no diagnosis wrote them; a diagnosis may always be replaced.
     """
-    if examples < 0:
-        raise ValueError(f"examples must not be negative, got {examples}")
+    check_at_least(0, {"examples": examples})
     written = [".md", ".json", "confusion.png", "reliability.png"]
     check_pages(Path(out, "diagnosis.html"), written, overwrite=overwrite)
     found = read_predictions(predictions)
@@ -308,8 +308,7 @@ class Calibration:
 
 def calibrate(confidences: NDArray[np.float64], right: NDArray[np.bool_], *, bins: int = 10) -> Calibration:
     """Sort predictions into bins by their confidence: float64 `[N]` in [0, 1], and bool `[N]`."""
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+    check_at_least(1, {"bins": bins})
     edges = np.linspace(0.0, 1.0, bins + 1)
     places = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, bins - 1)
     counts = np.bincount(places, minlength=bins)

@@ -25,6 +25,7 @@ from lit_distil.commands.pages import check_pages, write_report
 from lit_distil.console import markdown_table, progress_bar
 from lit_distil.data import SquadFiles, load_tokenizer
 from lit_distil.data.sources.tables import read_rows
+from lit_distil.messages import check_at_least
 from lit_distil.models.exported import EXPORTED, ExportedNetwork, open_exported
 from lit_distil.models.positions import position_range
 from lit_distil.objectives.embedding import SentenceFormat, unit_embeddings
@@ -132,8 +133,7 @@ def open_encoder(
     Raises:
         ValueError: It cannot be loaded, or its pooling is unknown.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_at_least(1, {"batch_size": batch_size})
     network: Any
     if Path(name).suffix in EXPORTED:
         network, folder = open_exported(name, threads=torch.get_num_threads()), str(Path(name).parent)

@@ -25,6 +25,7 @@ from lit_distil.commands.pages import check_pages, write_report
 from lit_distil.console import Table, bullets, markdown_table, progress_bar, signed
 from lit_distil.data.corpus.encoding import TextEncoder
 from lit_distil.data.sources.tables import read_rows
+from lit_distil.messages import check_at_least
 from lit_distil.pieces import call_command
 from lit_distil.tasks import Features
 from lit_distil.tasks.base import SOURCE_KEY
@@ -138,8 +139,7 @@ def pseudo_likelihoods(
     Raises:
         ValueError: A text is too long or has no tokens, or `tokens_per_batch` is not positive.
     """
-    if tokens_per_batch < 1:
-        raise ValueError(f"tokens_per_batch must be at least 1, got {tokens_per_batch}")
+    check_at_least(1, {"tokens_per_batch": tokens_per_batch})
     features = model.encode(texts, places=places)
     names = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
     around = [index for name in names if (index := getattr(model.tokenizer, name, None)) is not None]

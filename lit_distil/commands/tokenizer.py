@@ -12,6 +12,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenize
 from lit_distil.console import progress_bar
 from lit_distil.data import DocumentSource
 from lit_distil.files import check_output, staged_folder, write_json
+from lit_distil.messages import check_at_least
 from lit_distil.pieces import call_command
 
 TRAINING_SETTINGS = "training.json"
@@ -43,9 +44,8 @@ def tokenizer(
         min_frequency: Pairs that occur less often are not merged.
         overwrite: Replace what an earlier command wrote to `out`, and nothing else.
     """
-    if vocab_size < 300:
-        reason = "256 bytes and the special tokens" if kind == "byte_bpe" else "the letters and the special tokens"
-        raise ValueError(f"vocab_size must be at least 300 ({reason}), got {vocab_size}")
+    needed = "256 bytes" if kind == "byte_bpe" else "the letters"
+    check_at_least(300, {"vocab_size": vocab_size}, f" ({needed} and the special tokens)")
     if lowercase and kind == "byte_bpe":
         raise ValueError("lowercase: byte-level BPE keeps case, as RoBERTa's does; use kind: wordpiece")
     check_output(Path(out), overwrite=overwrite)

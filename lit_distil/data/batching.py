@@ -30,6 +30,7 @@ from lit_distil.data.corpus.engine import end_with_parent
 from lit_distil.data.ordering import EpochOrder, LengthGroupedOrder, Plan, StepPlan, TokenPlan
 from lit_distil.data.randomness import Ints
 from lit_distil.data.sequences import SequenceDataset
+from lit_distil.messages import check_at_least
 from lit_distil.pieces import piece_that_raised
 from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.types import Batch
@@ -158,8 +159,7 @@ class EvalLoader:
         sort_by_length: bool = False,
     ) -> None:
         _check_rank(rank, world_size)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_at_least(1, {"batch_size": batch_size})
         if len(dataset) < world_size:
             raise ValueError(
                 f"the evaluation data has {len(dataset)} sequences for {world_size} devices: take at most "
@@ -388,8 +388,7 @@ def num_shares(world_size: int, accumulate: int, batch_size: int | None) -> int:
 
     `batch_size` is None if a step counts tokens.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate_grad_batches must be at least 1, got {accumulate}")
+    check_at_least(1, {"accumulate_grad_batches": accumulate})
     shares = world_size * accumulate
     if batch_size is not None and batch_size % shares:
         nearest = max(shares, round(batch_size / shares) * shares)

@@ -32,6 +32,7 @@ from lit_distil.data.splits import STAND_INS, open_rows
 from lit_distil.data.tokenizers import check_same_vocabulary, load_tokenizer, tokenizer_hash, vocabulary_of
 from lit_distil.data.trimming import shared_entries
 from lit_distil.files import check_writable, default_cache_dir, describe, hash_values, short_hash
+from lit_distil.messages import check_at_least
 from lit_distil.schedules import StepValue, extremes_of
 from lit_distil.tasks import Task
 from lit_distil.types import Vocabulary
@@ -114,8 +115,7 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"data.source: {type(source).__name__} gives rows, and data.format needs documents")
         if task is not None and not isinstance(source, RowSource):
             raise ValueError(f"data.source: {type(source).__name__} gives documents, and data.task needs labelled rows")
-        if max_length < 4:
-            raise ValueError(f"data.max_length must be at least 4, got {max_length}")
+        check_at_least(4, {"data.max_length": max_length})
         counts = {
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
@@ -124,9 +124,7 @@ class TextDataModule(LightningDataModule):
             "num_processes": num_processes,
             "pad_to_multiple_of": pad_to_multiple_of,
         }
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {count}")
+        check_at_least(1, {f"data.{name}": count for name, count in counts.items()})
         most = 32 * (os.cpu_count() or 1)
         if not 0 <= num_workers <= most:
             raise ValueError(

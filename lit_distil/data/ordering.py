@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from lit_distil.data.randomness import Ints, Permutation, derive_seed
+from lit_distil.messages import check_at_least
 from lit_distil.schedules import StepValue, extremes_of, value_at
 
 _CHUNK = 1 << 16
@@ -49,10 +50,7 @@ class LengthGroupedOrder(EpochOrder):
 
     def __init__(self, lengths: Ints, *, group_size: int, window_groups: int, seed: int, shuffle: bool = True) -> None:
         super().__init__(len(lengths), seed=seed, shuffle=shuffle)
-        if window_groups < 2:
-            raise ValueError(
-                f"length_window must be at least 2 steps (1 has nothing to sort), or None for none, got {window_groups}"
-            )
+        check_at_least(2, {"length_window": window_groups}, " steps (1 has nothing to sort), or None for none")
         self.lengths, self.group_size = lengths, group_size
         self.window = group_size * window_groups
         self._cache: tuple[tuple[int, int], Ints] = ((-1, -1), np.zeros(0, dtype=np.int64))
@@ -119,8 +117,7 @@ class StepPlan(Plan):
     def __init__(
         self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool = True, order: EpochOrder | None = None
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_at_least(1, {"batch_size": batch_size})
         if batch_size > num_samples:
             raise ValueError(
                 f"batch_size {batch_size} is larger than the data ({num_samples} sequences): lower batch_size to at "

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lit_distil.messages import check_at_least
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -78,8 +80,7 @@ class Permutation:
     """
 
     def __init__(self, size: int, seed: int, epoch: int = 0) -> None:
-        if size < 1:
-            raise ValueError(f"size of a permutation must be at least 1, got {size}")
+        check_at_least(1, {"size of a permutation": size})
         self.size = size
         self._half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
         self._mask = np.uint64((1 << int(self._half)) - 1)

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_distil.messages import one_line
+from lit_distil.messages import check_at_least, one_line
 from lit_distil.models import FlatNetwork, Head, MaskedLMNetwork
 from lit_distil.modules.cached_teacher import STATIC_MASKS, CachedTeacher
 from lit_distil.objectives import NetworkCapabilities, Objective, RowObjective
@@ -336,8 +336,7 @@ def check_settings(terms: LossTerms, teacher_dtype: str | None, gradient_shares_
                 f"model.teacher_dtype: torch has no dtype {teacher_dtype!r} of floating point; use bfloat16, float16 "
                 "or float32"
             )
-    if gradient_shares_every < 0:
-        raise ValueError(f"model.gradient_shares_every must not be negative, got {gradient_shares_every}")
+    check_at_least(0, {"model.gradient_shares_every": gradient_shares_every})
 
 
 def check_for_text(objectives: Mapping[str, Objective]) -> None:

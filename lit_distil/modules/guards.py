@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_distil.messages import check_at_least
 from lit_distil.objectives import Objective
 from lit_distil.types import COUNTABLES, Batch, Countable, EncoderOutput, Projection
 
@@ -61,8 +62,7 @@ class StepGuard:
     """
 
     def __init__(self, patience: int, bad_terms: Callable[[], list[str]] = list) -> None:
-        if patience < 0:
-            raise ValueError(f"model.max_skipped_steps must not be negative, got {patience}")
+        check_at_least(0, {"model.max_skipped_steps": patience})
         self.patience, self.bad_terms = patience, bad_terms
         self.norm: Tensor | None = None
         """Norm of the current step's gradients, from `check` to `clip`."""

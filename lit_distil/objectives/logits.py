@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_distil.messages import check_at_least
 from lit_distil.objectives.base import (
     LogitObjective,
     LogitRows,
@@ -80,8 +81,7 @@ class SoftTargetLoss(_SoftenedLoss):
         top: int | None = None,
     ) -> None:
         super().__init__(temperature, positions=positions, weight=weight)
-        if top is not None and top < 1:
-            raise ValueError(f"top must be at least 1, got {top}; null keeps the teacher's whole distribution")
+        check_at_least(1, {"top": top}, ", or null for the teacher's whole distribution")
         self.top = top
         self.tail = "student" if top is None else "even"  # so that no token missing from a cache is among the top
 

@@ -18,6 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_distil.messages import check_at_least
 from lit_distil.objectives.label_kinds import SpanLabel
 from lit_distil.tasks.base import Features, Prediction, Row, Task, column_of, cut_into_windows, place_of, text_in
 from lit_distil.types import Batch
@@ -258,11 +259,8 @@ class ExtractiveQA(Task):
         n_best: int = 20,
     ) -> None:
         sizes = {"max_question_length": max_question_length, "max_answer_length": max_answer_length, "n_best": n_best}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"task.{name} must be at least 1, got {value}")
-        if stride is not None and stride < 0:
-            raise ValueError(f"task.stride must be 0 or more, got {stride}")
+        check_at_least(1, {f"task.{name}": value for name, value in sizes.items()})
+        check_at_least(0, {"task.stride": stride})
         if not math.isfinite(null_threshold):
             raise ValueError(f"task.null_threshold must be finite, got {null_threshold}")
         self.question, self.context, self.answers, self.id = question, context, answers, id

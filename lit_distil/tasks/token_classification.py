@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_distil.messages import check_at_least
 from lit_distil.objectives.label_kinds import ClassLabel
 from lit_distil.objectives.metrics import accuracy, confusion_matrix, macro_f1
 from lit_distil.tasks.base import (
@@ -60,8 +61,7 @@ class TokenClassification(Task):
         label_all: bool = False,
         stride: int | None = None,
     ) -> None:
-        if stride is not None and stride < 0:
-            raise ValueError(f"task.stride must be 0 or more, got {stride}")
+        check_at_least(0, {"task.stride": stride})
         self.tokens, self.tags = tokens, tags
         self.names = LabelNames(labels)
         self.label_all, self.stride = label_all, stride

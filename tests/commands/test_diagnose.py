@@ -138,7 +138,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", made_rows(3))
     with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
         diagnose.diagnose(file, str(tmp_path), bins=0)
-    with pytest.raises(ValueError, match="examples must not be negative, got -1"):
+    with pytest.raises(ValueError, match="examples must be at least 0, got -1"):
         diagnose.diagnose(file, str(tmp_path), examples=-1)
     with pytest.raises(ValueError, match="holds no rows"):
         read_predictions(write(tmp_path / "empty.jsonl", []))

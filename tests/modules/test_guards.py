@@ -132,7 +132,7 @@ def test_patience_is_for_steps_in_a_row() -> None:
 
 
 def test_negative_patience_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.max_skipped_steps must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"model\.max_skipped_steps must be at least 0, got -1"):
         StepGuard(-1)
 
 

@@ -87,7 +87,7 @@ def test_two_teachers_are_distilled_as_the_mean_of_their_distributions(workspace
             {"objective_teachers": {"cosine": "large", "mlm": "small"}},
             r"mlm: small - mlm \(MaskedLMLoss\) compares with no teacher",
         ),
-        ({"gradient_shares_every": -1}, r"model\.gradient_shares_every must not be negative"),
+        ({"gradient_shares_every": -1}, r"model\.gradient_shares_every must be at least 0"),
     ],
 )
 def test_mistakes_about_several_teachers_are_named(changes: dict[str, Any], message: str) -> None:

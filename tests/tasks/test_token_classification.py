@@ -193,7 +193,7 @@ def test_tags_as_they_should_be_are_no_reason_to_warn():
 def test_windows_that_would_not_get_on_are_refused(tokenizer):
     with pytest.raises(ValueError, match=r"task\.stride: windows of 6 tokens .*data\.max_length 8.* cannot share 6"):
         TokenClassification(labels=NAMES, stride=6).encode([], tokenizer, max_length=8)
-    with pytest.raises(ValueError, match=r"task\.stride must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"task\.stride must be at least 0, got -1"):
         TokenClassification(stride=-1)
 
 

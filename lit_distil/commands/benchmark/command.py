@@ -22,6 +22,7 @@ from lit_distil.commands.pages import Section, check_pages, to_markdown, write_p
 from lit_distil.console import Table, bullets, progress_bar, text_table
 from lit_distil.data import RowSource, TableFiles
 from lit_distil.data.sources.base import Split
+from lit_distil.messages import check_at_least
 from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY, place_of
 
@@ -154,8 +155,7 @@ def read_pairs(
     """
     if texts is not None and source is not None:
         raise ValueError("texts: give a file or a source, not both")
-    if max_texts is not None and max_texts < 1:
-        raise ValueError(f"max_texts must be at least 1, got {max_texts}")
+    check_at_least(1, {"max_texts": max_texts})
     if texts is not None:
         source = TableFiles(**{split: texts})  # type: ignore[arg-type]
     if source is None:

@@ -27,6 +27,7 @@ from lit_distil.data import HubDataset, PreparedCorpus, TextDataModule, load_tok
 from lit_distil.data.batching import num_shares
 from lit_distil.data.corpus.shards import MANIFEST, Manifest
 from lit_distil.data.tokenizers import vocabulary_of
+from lit_distil.messages import check_at_least
 from lit_distil.models import FlatNetwork, NetworkSource, Pretrained, StudentInitialisation
 from lit_distil.models.architectures import Head
 from lit_distil.models.flops import NetworkFlops, peak_flops, sheet_rate
@@ -375,8 +376,7 @@ def run(arguments: list[str]) -> None:
         ValueError: An option is wrong.
     """
     options, settings = _parser().parse_known_args(arguments)
-    if options.devices < 1:
-        raise ValueError(f"devices must be at least 1, got {options.devices}")
+    check_at_least(1, {"devices": options.devices})
     if options.mfu is not None and not 0 < options.mfu <= 1:
         raise ValueError(f"mfu must lie in (0, 1], got {options.mfu}")
     if Path(options.results).is_dir():

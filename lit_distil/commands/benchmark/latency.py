@@ -32,6 +32,7 @@ from lit_distil.commands.onnx import takes_segments
 from lit_distil.commands.processes import ending_processes, run_python
 from lit_distil.console import progress_bar
 from lit_distil.data import load_tokenizer
+from lit_distil.messages import check_at_least
 from lit_distil.models.exported import EXPORTED, exported_bytes, open_exported
 from lit_distil.models.positions import position_range
 
@@ -154,9 +155,7 @@ def measure_networks(
     """
     if not networks:
         raise ValueError("networks: give at least one folder")
-    for name, value in (("length", length), ("batch_size", batch_size), ("repeats", repeats), ("threads", threads)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_at_least(1, {"length": length, "batch_size": batch_size, "repeats": repeats, "threads": threads})
     opened, calls = _open_all(networks, length=length, device=device, threads=threads, part=part)
     with limited_threads(threads):
         singles = _time_blocks(calls, make_inputs(opened, length, 1, device), repeats, "latency")
@@ -192,8 +191,7 @@ def time_texts(
 
     A text that is too long for a network is truncated. An exported file uses the tokenizer in its folder.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    check_at_least(1, {"rounds": rounds})
     opened, calls = _open_all(networks, length=1, device=device, threads=threads, part=part)
     inputs = [_encode(name, network, pairs, device) for name, network in zip(networks, opened, strict=True)]
     times = torch.zeros(len(networks), rounds, len(pairs), dtype=torch.float64)

@@ -23,6 +23,7 @@ from lit_distil.commands.benchmark.latency import describe_hardware, hardware_li
 from lit_distil.commands.processes import ending_processes, run_python
 from lit_distil.console import Table, bullets, progress_bar, text_table
 from lit_distil.files import check_output_files, write_file
+from lit_distil.messages import check_at_least
 from lit_distil.models.flops import data_sheet, product_rate
 from lit_distil.modules import DistillationModule, EncoderModule, FineTuningModule, MaskedLMModule
 from lit_distil.objectives import HiddenCosineLoss, MaskedLMLoss, NextSentenceLoss, SoftTargetLoss, TaskLoss
@@ -348,9 +349,8 @@ def run(arguments: list[str]) -> None:
     options, settings = _parser().parse_known_args(arguments)
     if not any(argument.startswith(("--config", "-c", "--model")) for argument in settings):
         raise ValueError("config: give the configuration of a run, such as --config recipe:bert-small")
-    for name, least in (("steps", 1), ("rounds", 1), ("warm_up_steps", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}")
+    check_at_least(1, {"steps": options.steps, "rounds": options.rounds})
+    check_at_least(0, {"warm_up_steps": options.warm_up_steps})
     out = None if options.out is None else Path(options.out)
     if out is not None:
         is_ours = out.is_file() and _MARK in out.read_text(encoding="utf-8", errors="replace")[:200]

@@ -38,7 +38,7 @@ from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars
 from lit_distil.data.sources.base import LocalFiles
 from lit_distil.files import hash_values, write_json
-from lit_distil.messages import missing_folder, read_yaml, recipes_folder
+from lit_distil.messages import check_at_least, missing_folder, read_yaml, recipes_folder
 from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
 from lit_distil.trust import imported
@@ -210,8 +210,7 @@ def claims(
             text keep theirs. Without `scale`, results and runs go to claims-text.
         estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100; or cpu.
     """
-    if seeds < 1 or jobs < 1:
-        raise ValueError(f"{'seeds' if seeds < 1 else 'jobs'} must be at least 1, got {min(seeds, jobs)}")
+    check_at_least(1, {"seeds": seeds, "jobs": jobs})
     root = Path(configs) if configs else recipes_folder() / "claims"
     name = "claims" + (f"-{Path(scale).stem}" if scale is not None else "-text" if text is not None else "")
     target, runs = Path(out or f"results/{name}"), runs or f"runs/{name}"

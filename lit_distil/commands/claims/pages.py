@@ -26,39 +26,43 @@ from lit_distil.files import write_file
 _INTRODUCTION = """\
 # The papers' claims
 
-Each claim is an experiment on small networks, which `lit-distil claims NAME` runs and judges. An effect is computed for
-each seed, and its 95 % interval is that of the mean over the seeds (Student's t). An effect *holds* if the whole
-interval lies above the margin in the claim's file, it *does not hold* if the interval lies below, and it is *undecided
-at this size* otherwise. A claim holds if every effect holds that is not marked *shown only*, and does not hold if one
-of them does not; with many effects, one may fail by chance. Margins were set before the first run; a page says what was
-added or changed later. The interval of a task's effect includes the sampling of its test rows. No interval includes the
-choice of the text that a loss is measured on. The *deciding effect* is the first whose verdict is that of the claim. A
-student draws other sequences and masks than its teacher did.
+Each claim is an experiment on small networks. `lit-distil claims NAME` runs one and computes its verdict.
 
-A verdict is about these small networks and this text. Read "Before you believe it" on its page. The pages are made from
-`results/claims`, which the runs write: `lit-distil claims --only_pages true --docs docs`, and then the same with
-`--scale minilm`. Results of up to 29 November 2026 name the commit at which they were written, which may be later than
-that of the training; `+` behind a commit means changes that were not committed.
+An effect is a difference between arms. It is computed for each seed, and its 95 % interval is for the mean over the
+seeds (Student's t). An effect *holds* if the whole interval lies above the margin in the claim's file, *does not hold*
+if it lies below, and is *undecided at this size* otherwise. A claim holds if all its effects hold, and does not hold if
+one of them does not; effects marked *shown only* do not count. With many effects, one may fail by chance. Margins were
+set before the first run; the pages say what was added or changed later.
+
+For a task, the interval also includes the sampling of its test rows. No interval includes the choice of the held-out
+text. The table shows the *deciding effect*: the first one with the claim's verdict. Students train on other sequences
+and masks than their teacher did.
+
+The verdicts are about these small networks and this text. Read "Before you believe it" on each page. The runs write
+`results/claims`, and the pages are made from these files: `lit-distil claims --only_pages true --docs docs`, and then
+the same with `--scale minilm`. Results up to 29 November 2026 name the commit at which they were written, which may be
+later than that of the training; `+` after a commit means uncommitted changes.
 """
 
 _LARGER = """\
 ## Ten times larger, on one GPU
 
 `make claims-gpu CLAIM=soft-targets` runs a claim with nine times the parameters in the layers and ten times the tokens
-(`configs/claims/scales/gpu.yaml`), four runs side by side, and goes on like the others when it was stopped. Its results
-go to `results/claims-gpu`. For soft targets these are 36 runs with 215M tokens and 21,000 steps. Their 6.7 PFLOP would
-take an H100 19 seconds at an MFU of 35 %, but networks of this size do not reach that: the host has to start the
-kernels of each step. At 20 ms a step the 21,000 steps take 7 minutes, an MFU of 1.6 %. Each of the 36 processes takes
-some 15 seconds to start, four at a time: 2 minutes more. `make claims-gpu DRY=H100` prints the table behind this, for
-any claim. It has not been run on a GPU yet.
+(`configs/claims/scales/gpu.yaml`), four runs side by side. It can be stopped and given again like the others. The
+results go to `results/claims-gpu`. It has not been run on a GPU yet.
+
+Soft targets have 36 runs with 215M tokens in 21,000 steps, 6.7 PFLOP in all. At an MFU of 35 % an H100 would take 19
+seconds, but launching the kernels of such small networks takes longer than that. At 20 ms a step the 21,000 steps take
+7 minutes, an MFU of 1.6 %. Starting 36 processes, 15 seconds each and four at a time, takes 2 minutes more. `make
+claims-gpu DRY=H100` prints this estimate for any claim.
 
 ## From a real network
 
-`make claims-minilm` runs soft targets, DistilBERT's ablation and half the layers from MiniLM (6 layers of 384), adapted
-as masked-LM to your text. Half of it is then fine-tuned on six public tasks. [Its page](claims-minilm.md) says which
-files you bring. `make` fetches MiniLM first (82 MB). `make claims-minilm DRY=cpu` estimates how long the missing runs
-take. It assumes sequences of full length and the speed of larger networks. What half of MiniLM keeps as a sentence
-encoder is in [its guide](guides/sentence-encoder.md).
+`make claims-minilm` tests soft targets, DistilBERT's ablation and half the layers on MiniLM (6 layers of 384), which is
+first adapted to your text as a masked language model. Students are fine-tuned on public tasks. [Its
+page](claims-minilm.md) lists the files you bring; MiniLM itself (82 MB) is downloaded. `make claims-minilm DRY=cpu`
+estimates how long the missing runs take. It assumes sequences of full length and the speed of larger networks. [The
+guide to sentence encoders](guides/sentence-encoder.md) shows what half of MiniLM keeps as one.
 
 <!-- claims-minilm:begin -->
 <!-- claims-minilm:end -->
@@ -81,13 +85,13 @@ pages, `docs/claims-mine.md` and those of the claims that have results.
 """
 
 _TIMED = """\
-The milliseconds are those of the encoder for one sequence of 64 tokens with one thread: in each run the median of 30
-calls, right after its training, while other runs may be at work; here the least of all runs with as many layers, since
-other work can only add to it. Parameters are those of the whole network, with its head."""
+Milliseconds are for the encoder on one sequence of 64 tokens with one thread. Each run takes the median of 30 calls
+right after its training, while other runs may still be working. That can only add time, so the table has the smallest
+value of all runs with as many layers. Parameters are those of the whole network, with its head."""
 
 _OF_ROWS = """\
-What comes from the rows is added in squares. It is that of the difference, because all arms have the same rows: the
-effect is computed again without each of 20 groups of them (delete-a-group jackknife)."""
+All arms have the same test rows, so the sampling error is that of the difference: the effect is computed again without
+each of 20 groups of rows (delete-a-group jackknife). Its square is added to that of the seeds' interval."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,11 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
     verdict = [f"**{measured.verdict}**"]
     if not measured.has_learned:
         verdict.append(f"No arm is better than {claim.learned:g}, so no difference could show here.")
-    verdict += [claim.shows_at] if claim.shows_at and measured.verdict != "holds" else []
+    if measured.verdict != "holds":
+        verdict += [claim.shows_at] if claim.shows_at else []
+        verdict += (
+            [] if suite.about else [f"Ten times larger, on one GPU: `lit-distil claims {claim.name} --scale gpu`."]
+        )
     lines = [
         f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}{_notes(effect, one)}"
         for effect, one in zip(claim.effects, estimates, strict=True)
@@ -183,11 +191,11 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path, suite: Suite = S
     pages, summary = docs / suite.name, docs / f"{suite.name}.md"
     table, readme = markdown_table(summary_table(measured, pages=suite.name)), docs.parent / "README.md"
     if suite.about:
-        write_file(summary, f"{suite.about}\n{table}\n")
+        write_file(summary, f"{suite.about}\n{table}\n\n{_whole_cost(measured)}\n")
         _show(summary.with_name("claims.md"), suite.name, table)
     else:
         others = {name: text for name, text in _shown_in(summary).items() if name != suite.name}
-        write_file(summary, f"{_INTRODUCTION}\n{table}\n\n{_LARGER}")
+        write_file(summary, f"{_INTRODUCTION}\n{table}\n\n{_whole_cost(measured)}\n\n{_LARGER}")
         for name, text in others.items():
             _show(summary, name, text)
     run = [one for one in measured if one.verdict != "not run"]
@@ -288,7 +296,7 @@ def _cost(measured: Measured) -> list[str]:
         sha, changes, _ = (commit or "").partition("+")
         commits.setdefault(tuple(made.items()), {}).update({sha[:9] + changes: None} if commit else {})
     minutes = f"{_minutes(measured):.0f} minutes of training by the clock, with one thread each"
-    beside = "more than on an idle machine if other programs ran beside, and counted again in claims that share a run"
+    beside = "other programs may have run at the same time, and claims that share a run count it again"
     lines = [f"{len(measured.results)} runs, {minutes}; {beside}"]
     if not measured.claim.bases:
         lines = [f"{len(measured.results)} measurements with numbers drawn anew; nothing is trained"]
@@ -296,6 +304,15 @@ def _cost(measured: Measured) -> list[str]:
         at = f"; {'commit' if len(found) == 1 else 'commits'} {', '.join(found)}" if found else ""
         lines.append(", ".join(f"{name} {value}" for name, value in made_with) + at)
     return lines
+
+
+def _whole_cost(measured: Sequence[Measured]) -> str:
+    """What all runs took, each counted once."""
+    trained = [one for claim in measured for one in claim.results if "minutes" in one]
+    minutes = {(one["recipe"], one["seed"]): one["minutes"] for one in trained}
+    return f"""\
+All claims together are {len(minutes)} runs, counted once where claims share them, and {sum(minutes.values()) / 60:.1f}
+hours of training with one thread each, without start-up and validation. Two run side by side."""
 
 
 def _minutes(measured: Measured) -> float:
@@ -311,7 +328,7 @@ def _margin(effect: Effect) -> str:
 
 
 def _of_rows(one: Estimate) -> str:
-    return "" if one.of_rows is None else f", ± {one.of_rows:.3f} of it from the rows"
+    return "" if one.of_rows is None else f", of which ± {one.of_rows:.3f} from the rows"
 
 
 def _notes(effect: Effect, one: Estimate) -> str:

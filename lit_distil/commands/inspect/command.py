@@ -31,6 +31,7 @@ from lit_distil.commands.inspect.batches import (
 from lit_distil.commands.pages import check_pages
 from lit_distil.data import LabelledSequences, MaskedSequences, SequenceDataset, TextDataModule
 from lit_distil.files import write_file
+from lit_distil.messages import check_at_least
 from lit_distil.modules import EncoderModule
 from lit_distil.run import TrainingCLI
 from lit_distil.run import run as run_training_command
@@ -201,10 +202,8 @@ def run(arguments: list[str]) -> None:
 
 
 def _check(options: Namespace) -> None:
-    least = {"batches": 1, "step": 0, "epoch": 0, "show": 0, "top": 0}
-    for name, bound in least.items():
-        if options[name] is not None and options[name] < bound:
-            raise ValueError(f"{name} must be at least {bound}, got {options[name]}")
+    check_at_least(1, {"batches": options["batches"]})
+    check_at_least(0, {name: options[name] for name in ("step", "epoch", "show", "top")})
     if options.step and options.split != "train":
         raise ValueError(f"step {options.step}: only training has steps; take --split train, or leave out --step")
     if options.samples is not None and (options.step or options.batches is not None):

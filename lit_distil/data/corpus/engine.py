@@ -24,6 +24,7 @@ import numpy as np
 from joblib.externals.loky import get_reusable_executor
 
 from lit_distil.files import hash_of
+from lit_distil.messages import check_at_least
 
 Backend = Literal["loky", "ray", "dask"]
 """Where the processes run, by joblib's names: on this machine, on a Ray cluster, on a Dask cluster."""
@@ -61,8 +62,7 @@ def workers(
     Raises:
         ValueError: The backend is not installed, there is no cluster at the address, or a number is below 1.
     """
-    if num_processes is not None and num_processes < 1:
-        raise ValueError(f"num_processes must be at least 1, got {num_processes}")
+    check_at_least(1, {"num_processes": num_processes})
     if address is not None and backend not in ("ray", "dask"):
         raise ValueError(f"address: {address!r} needs backend ray or dask, got {backend or 'loky'}")
     outer = _active.get()

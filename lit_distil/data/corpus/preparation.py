@@ -31,6 +31,7 @@ from lit_distil.data.corpus.shards import CORPUS_FILES, MANIFEST, SEEN, SETTINGS
 from lit_distil.data.sources.base import DocumentSource, Split
 from lit_distil.data.tokenizers import tokenizer_hash
 from lit_distil.files import check_output, place_folder, write_file
+from lit_distil.messages import check_at_least
 
 SHARD_CHARACTERS = 64_000_000
 _LOCK = ".lock"
@@ -122,8 +123,7 @@ class _Preparation:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.shard_characters < 1:
-            raise ValueError(f"shard_characters must be at least 1, got {self.shard_characters}")
+        check_at_least(1, {"shard_characters": self.shard_characters})
 
     def made_of(self, split: Split, source: str) -> dict[str, Any]:
         """Everything that the bytes of the corpus depend on; `source` is empty for documents that are read once."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_distil.files import short_hash
+from lit_distil.messages import check_at_least
 
 REASONS = ("empty", "too_short", "too_long", "duplicate", "unknown_tokens")
 """Why a document is left out: it has no token, or one of the filters excludes it."""
@@ -41,8 +42,7 @@ class DocumentFilters:
     max_corpus_unknown_share: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.min_characters < 0:
-            raise ValueError(f"filters.min_characters must be at least 0, got {self.min_characters}")
+        check_at_least(0, {"filters.min_characters": self.min_characters})
         if self.max_characters is not None and self.max_characters < max(1, self.min_characters):
             raise ValueError(
                 f"filters.max_characters must be at least 1 and at least filters.min_characters "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lit_distil.data.corpus.corpus import TokenCorpus
 from lit_distil.data.randomness import Ints, hash_words
+from lit_distil.messages import check_at_least
 from lit_distil.types import Piece, refuse_result
 
 
@@ -129,8 +130,7 @@ class SequenceFormat(Piece, ABC):
     def check_length(self, max_length: int) -> None:
         """Refuse a maximum length without room for text."""
         least = self.num_special_tokens + (2 if self.has_segments else 1)
-        if max_length < least:
-            raise ValueError(f"max_length must be at least {least} for {type(self).__name__}, got {max_length}")
+        check_at_least(least, {"max_length": max_length}, f" for {type(self).__name__}")
 
     @abstractmethod
     def arrange(self, corpus: TokenCorpus, max_length: int, seed: int) -> SequenceTable:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.data.randomness import Bools, Floats, Ints
+from lit_distil.messages import check_at_least
 from lit_distil.schedules import StepValue, extremes_of, value_at
 from lit_distil.types import Piece, Vocabulary, refuse_result
 
@@ -238,10 +239,8 @@ class MaskingStrategy(Piece, ABC):
             )
         if count not in _RULES:
             raise ValueError(f"count must be 'exact', 'stochastic' or 'independent', got {count!r}")
-        if patterns is not None and patterns < 1:
-            raise ValueError(f"patterns must be at least 1, or None for a new mask every epoch, got {patterns}")
-        if max_predictions is not None and max_predictions < 1:
-            raise ValueError(f"max_predictions must be at least 1, or None for no limit, got {max_predictions}")
+        check_at_least(1, {"patterns": patterns}, ", or None for a new mask every epoch")
+        check_at_least(1, {"max_predictions": max_predictions}, ", or None for no limit")
         self.rate = rate
         self.mask_share = mask_share
         self.random_share = random_share

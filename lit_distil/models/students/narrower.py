@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lit_distil.messages import check_at_least
 from lit_distil.models.students.base import (
     CopyRecord,
     Filling,
@@ -127,9 +128,7 @@ class Narrower(StudentInitialisation):
         self.widths = {name: value for name, value in widths if value is not None}
         if not self.widths:
             raise ValueError(f"give at least one of {', '.join(_WIDTHS)}; for fewer layers alone use `layers`' class")
-        for name, value in self.widths.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, self.widths)
         if method not in get_args(Method):
             raise ValueError(f"method must be 'slice' or 'project', got {method!r}")
         self.layers = layers
