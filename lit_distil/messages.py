@@ -200,7 +200,10 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
     if text.startswith("unhashable type"):
         return "class_path must be one import path, such as torch.optim.AdamW, and is a list or a dictionary"
     if match := _NO_ATTRIBUTE.search(text):
-        return text + hint(match[2], _names(match[1]))
+        names = _names(match[1])
+        near = [repr(one) for one in difflib.get_close_matches(match[2], names, n=1, cutoff=0.6)]
+        near = near or _near_classes(match[2])
+        return text + (f"; did you mean {' or '.join(near)}?" if near else hint(match[2], names))
     match = _UNRECOGNIZED.search(text)
     if match and class_path is None:
         return f"no option --{match[1]}{hint(match[1], options)}"
@@ -233,7 +236,8 @@ def _near_classes(name: str) -> list[str]:
 
 
 def _names(module: str) -> list[str]:
-    return [name for name in dir(sys.modules.get(module)) if name[0].isupper()]
+    found = sys.modules.get(module)
+    return [name for name in getattr(found, "__all__", dir(found)) if name[0].isupper()]
 
 
 def _arguments(class_path: str) -> list[str]:

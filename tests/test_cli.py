@@ -528,3 +528,19 @@ def test_distillation_validates_predicts_and_obeys_the_command_line_over_its_che
     assert len(rows) > 10
     assert all(len(row["top"]) == 5 and isinstance(row["label"], str) for row in rows)
     assert [(row["sample"], row["position"]) for row in rows] == sorted((r["sample"], r["position"]) for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "meant"),
+    [
+        ("lit_distil.models", "EveryOthr", "'EveryOther'"),
+        ("lit_distil", "LinearRam", "lit_distil.schedules.LinearRamp"),
+        ("lit_distil.objectives", "EveryOther", "lit_distil.models.EveryOther"),
+    ],
+)
+def test_a_class_that_a_module_lacks_is_told_with_the_one_that_was_meant(module: str, name: str, meant: str) -> None:
+    """And without everything else in the module, of which most has another use."""
+    for room in ("models", "objectives", "schedules"):
+        importlib.import_module(f"lit_distil.{room}")  # as the parser has done by then
+    told = shorten(f"Parser key \"model.student\":\n  module '{module}' has no attribute '{name}'")
+    assert f"did you mean {meant}" in told and "there are" not in told

@@ -171,13 +171,23 @@ def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
     }
 
 
-def size_of(export: Path) -> dict[str, int | float]:
-    """Layers and parameters of an exported network, and the milliseconds of one sequence of 64 tokens, one thread."""
-    layers = AutoConfig.from_pretrained(export).num_hidden_layers
+def size_of(export: Path, start: Path | None = None) -> dict[str, int | float]:
+    """Layers and parameters of an exported network, and its milliseconds for one sequence of 64 tokens, one thread.
+
+    Args:
+        export: The network.
+        start: The one that it started from. The two take turns, and the result also has how many times as fast the
+            network is; what else the machine does slows both.
+    """
+    networks = [str(one) for one in (export, start) if one is not None and (one / "config.json").is_file()]
     with _TIMING:
-        (found,) = measure_networks([str(export)], length=64, batch_size=1)
-    milliseconds = round(found.latency_ms.median, 4)
-    return {"layers": layers, "parameters": found.parameters, "milliseconds": milliseconds}
+        found, *starts = measure_networks(networks, length=64, batch_size=1)
+    layers = AutoConfig.from_pretrained(export).num_hidden_layers
+    milliseconds = found.latency_ms.median
+    size = {"layers": layers, "parameters": found.parameters, "milliseconds": round(milliseconds, 4)}
+    if starts:
+        size["times_as_fast"] = round(starts[0].latency_ms.median / milliseconds, 4)
+    return size
 
 
 def claims(
@@ -280,7 +290,8 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
         if run.config["trainer"]["accelerator"] in ("gpu", "cuda"):
             made_with["device"] = describe_hardware(threads=1, device="cuda", seed=job.seed)["device"]
         with without_bars():
-            size = size_of(export) if missing[job] else {}
+            start = None if job.after is None else job.after.folder / "export"
+            size = size_of(export, start) if missing[job] else {}
             for claim, arm in missing[job]:
                 result = result_of(run, by_name[claim].metrics)
                 if (pairs := by_name[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:

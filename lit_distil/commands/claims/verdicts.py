@@ -51,8 +51,9 @@ class Effect:
         arms: Name of each arm to its weight in the sum, such as `{none: 1, soft: -1}`: how much lower the loss is with
             soft targets. `a|b` stands for the one of these arms whose mean is better.
         margin: The effect that the claim needs, stated before the runs. Below 0: how much worse is still as good.
-        metric: What is summed; None for the claim's. `size/milliseconds`, `size/parameters` and `size/layers` are those
-            of the network. For a mean over tasks: base to metric, such as `{sst2: val/accuracy, ner: val/f1}`.
+        metric: What is summed; None for the claim's. `size/parameters`, `size/layers` and `size/milliseconds` are those
+            of the network, `size/times_as_fast` is against the one that it started from. For a mean over tasks: base
+            to metric, such as `{sst2: val/accuracy, ner: val/f1}`.
         learned: What the best of its arms must reach for a difference to mean something, such as 5 points more than
             naive Bayes; higher is better. None asks for nothing.
         decides: Whether the claim's verdict depends on it; otherwise it is only shown.
