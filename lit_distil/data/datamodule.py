@@ -120,7 +120,7 @@ class TextDataModule(LightningDataModule):
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "max_eval_sequences": max_eval_sequences,
-            "batch_tokens": None if batch_tokens is None else extremes_of(batch_tokens)[0],
+            "batch_tokens": int(extremes_of(batch_tokens)[0]) if isinstance(batch_tokens, StepValue) else batch_tokens,
             "num_processes": num_processes,
             "pad_to_multiple_of": pad_to_multiple_of,
         }
