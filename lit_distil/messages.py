@@ -200,10 +200,10 @@ def _reason(text: str, class_path: str | None, options: list[str]) -> str:
     if text.startswith("unhashable type"):
         return "class_path must be one import path, such as torch.optim.AdamW, and is a list or a dictionary"
     if match := _NO_ATTRIBUTE.search(text):
-        names = _names(match[1])
-        meant = [repr(one) for one in difflib.get_close_matches(match[2], names, n=1, cutoff=0.6)]
+        known = _names(match[1])
+        meant = [repr(one) for one in difflib.get_close_matches(match[2], known, n=1, cutoff=0.6)]
         meant = meant or _near_classes(match[2])
-        return text + (f"; did you mean {' or '.join(meant)}?" if meant else hint(match[2], names))
+        return text + (f"; did you mean {' or '.join(meant)}?" if meant else hint(match[2], known))
     match = _UNRECOGNIZED.search(text)
     if match and class_path is None:
         return f"no option --{match[1]}{hint(match[1], options)}"
