@@ -12,7 +12,7 @@ LEAVES = {"types", "console", "schedules", "files", "messages", "pieces", "swaps
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "console": set(),
-    "schedules": {"types"},
+    "schedules": {"messages", "types"},
     "files": set(),
     "messages": {"trust"},
     "pieces": {"messages", "swaps", "trust", "__init__"},

@@ -105,7 +105,7 @@ def test_all_of_the_teachers_tokens_are_its_distribution_and_one_is_its_label() 
     one = SoftTargetLoss(1.0, top=1)(student, teacher, batch)
     torch.testing.assert_close(TeacherLabelLoss()(student, teacher, batch), one)
     assert abs(one.item() - whole.item()) > 0.1
-    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="top must be at least 1, or null for the teacher's whole distribution, got 0"):
         SoftTargetLoss(top=0)
 
 
