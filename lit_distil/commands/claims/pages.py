@@ -177,7 +177,9 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
     page += f"\nNot run yet: {', '.join(missing)}.\n" if missing and measured.results else ""
     on_the_way = _way_table(measured)
     page += f"\n## During training\n\n{markdown_table(on_the_way)}\n" if len(on_the_way) > 1 else ""
-    page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}{suite.options}\n```\n"
+    seeds = max((result["seed"] for result in measured.results), default=0)
+    options = suite.options + (f" --seeds {seeds}" if seeds else "")
+    page += f"\n## Run it\n\n```\nlit-distil claims {claim.name}{options}\n```\n"
     return page + (f"\n{bullets(cost)}\n" if cost else "")
 
 
