@@ -613,7 +613,7 @@ def test_pages_of_a_scale_stand_beside_those_of_the_small_claims(
     assert row in first[Path("docs/claims.md")].splitlines()
     assert [path.name for path in Path("docs/claims-minilm").glob("*.md")] == ["half.md"]
     page = first[Path("docs/claims-minilm/half.md")]
-    assert "results/claims-minilm/half" in page and "\nlit-distil claims half --scale minilm\n" in page
+    assert "results/claims-minilm/half" in page and "\nlit-distil claims half --scale minilm --seeds 2\n" in page
     readme = first[Path("README.md")].splitlines()
     assert readme[0] == "before" and readme[-1] == "after" and "between" in readme
 
