@@ -1,4 +1,4 @@
-"""Messages for users: short forms of parser errors, similar names, and the command that makes a missing folder."""
+"""Messages for users: short forms of parser errors, similar names, whole numbers, and what makes a missing folder."""
 
 from __future__ import annotations
 

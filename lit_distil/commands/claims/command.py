@@ -177,7 +177,7 @@ def size_of(export: Path, start: Path | None = None) -> dict[str, int | float]:
     Args:
         export: The network.
         start: The one that it started from. The two take turns, and the result also has how many times as fast the
-            network is; what else the machine does slows both.
+            network is; what else the machine does slows both. Without its export, the result leaves this out.
     """
     networks = [str(one) for one in (export, start) if one is not None and (one / "config.json").is_file()]
     with _TIMING:
