@@ -131,6 +131,9 @@ def estimate_of(planned: Sequence[Job], gpu: str) -> str:
     chain.networks[TOKENIZER] = AutoConfig.for_model("bert", vocab_size=_NUM_ENTRIES, **ids)  # it need not be there yet
     recipes = Counter(job.folder.parent for job in planned)
     first = {job.folder.parent: job for job in reversed(planned)}
+    for folder, job in first.items():  # seeds are alike; without this, a recipe could start from one that has no row
+        if job.after is not None:
+            first[folder] = replace(job, after=first.get(job.after.folder.parent, job.after))
     stages = [(chain.read(first[folder].command()), first[folder], count) for folder, count in recipes.items()]
     named = [
         (replace(stage, folder=f"{'/'.join(job.results[0])}, seed {job.seed}"), count)
