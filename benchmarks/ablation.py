@@ -30,9 +30,10 @@ from unittest.mock import patch
 import torch
 from gpu import make_texts, make_tokenizer
 from lightning.pytorch import Callback, Trainer
-from speed import PAGE, ROOT, TRAINING, prepare, put
+from speed import PAGE, ROOT, TRAINING, prepare
 
 from lit_distil.commands.benchmark.latency import describe_hardware
+from lit_distil.commands.pages import with_part
 from lit_distil.console import markdown_table, progress_bar
 from lit_distil.models import attention, layout
 from lit_distil.modules import base, guards
@@ -416,7 +417,7 @@ def main() -> None:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     text = pages(results)
-    PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), "ablation", text), encoding="utf-8")
+    PAGE.write_text(with_part(PAGE.read_text(encoding="utf-8"), "ablation", text), encoding="utf-8")
     print(text)
 
 

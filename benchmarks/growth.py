@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from gpu import make_texts, make_tokenizer
 from numpy.typing import NDArray
-from speed import PAGE, put
+from speed import PAGE
 
 from lit_distil.commands.benchmark.training import measure
+from lit_distil.commands.pages import with_part
 from lit_distil.console import markdown_table, progress_bar
 
 ROOT = Path(__file__).parents[1]
@@ -225,7 +226,7 @@ def main() -> None:
             RESULTS.parent.mkdir(parents=True, exist_ok=True)
             RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     text = pages(rows)
-    PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), "growth", text), encoding="utf-8")
+    PAGE.write_text(with_part(PAGE.read_text(encoding="utf-8"), "growth", text), encoding="utf-8")
     print(text)
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from lit_distil.commands.pages import with_part
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE, RUNS = ROOT / "results" / "speed", ROOT / "docs" / "speed.md", ROOT / "runs" / "speed"
@@ -142,17 +143,7 @@ def with_tables(page: str, results: dict[str, Any]) -> str:
     if trained := {name: results[name] for name in TRAINING if name in results}:
         tables |= {"training": training_table(trained), "phases": phase_table(trained)}
     for name, table in tables.items():
-        page = put(page, name, table)
-    return page
-
-
-def put(page: str, name: str, text: str) -> str:
-    """The page with a text in the place that its comments mark."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.S)
-    page, count = marked.subn(lambda _: f"{begin}\n{text}\n{end}", page)
-    if count != 1:
-        raise ValueError(f"docs/speed.md must have {begin} and {end} once, found {count}")
+        page = with_part(page, name, table)
     return page
 
 

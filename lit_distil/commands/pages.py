@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lit_distil.console import Table, bullets, markdown_table
 from lit_distil.files import check_output_files, write_file
 
+_PART = re.compile(r"^<!-- (?P<name>[\w-]+):begin -->\n(?P<text>.*?)^<!-- (?P=name):end -->$", re.DOTALL | re.MULTILINE)
 _OURS = '<meta name="generator" content="lit_distil">'  # as in templates/base.html.jinja
 
 
@@ -50,6 +52,25 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
         parts += [markdown_table(section.table)] if section.table else []
         parts += [bullets(section.lines)] if section.lines else []
     return "\n\n".join(parts) + "\n"
+
+
+def parts_of(page: str) -> dict[str, str]:
+    """What a page has between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, by name, without space around it."""
+    return {match["name"]: match["text"].strip() for match in _PART.finditer(page)}
+
+
+def with_part(page: str, name: str, text: str) -> str:
+    """The page with a text between the two comments of this name.
+
+    Raises:
+        ValueError: The page does not have them once.
+    """
+    found = [match for match in _PART.finditer(page) if match["name"] == name]
+    if len(found) != 1:
+        comments = f"<!-- {name}:begin --> and <!-- {name}:end -->"
+        raise ValueError(f"the page must have {comments} once, each on a line; found {len(found)}")
+    first, last = found[0].span("text")
+    return f"{page[:first]}{text}\n{page[last:]}"
 
 
 def check_pages(page: Path, others: Sequence[str] = (".md", ".json"), *, overwrite: bool, mark: str = _OURS) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lit_distil.commands.pages import with_part
 from lit_distil.models import attention, layout
 from lit_distil.modules import base
 from tests.workspace import REPOSITORY
@@ -76,4 +77,4 @@ def test_a_piece_is_worth_the_time_without_it(ablation: Any) -> None:
 
 def test_the_documentation_shows_what_was_measured(ablation: Any) -> None:
     page, speed = ablation.PAGE.read_text(encoding="utf-8"), importlib.import_module("speed")
-    assert speed.put(page, "ablation", ablation.pages(speed.read_results()["ablation"])) == page
+    assert with_part(page, "ablation", ablation.pages(speed.read_results()["ablation"])) == page

@@ -435,7 +435,9 @@ def test_an_effect_that_does_not_decide_is_shown_and_leaves_the_verdict(tmp_path
     assert (verdict, holds, effect, margin) == ("holds", "1 of 1", "+2.4000 ± 0.0000", "0")
     page = claim_page(measured, None)
     assert "better: −3.0000 ± 0.0000 (margin 0): does not hold (shown only)" in page
-    assert "| size/milliseconds" not in page.partition("## Each arm")[2]
+    arms = page.partition("## Each arm")[2]
+    assert "| size/milliseconds" not in arms
+    assert arms.count("val/masked_lm_loss") == 2
     with pytest.raises(ValueError, match="no effect decides; leave out `decides: false` of one"):
         load_claim(write_claim(tmp_path / "none", effects=[is_better]))
 

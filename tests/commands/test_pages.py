@@ -12,9 +12,20 @@ import matplotlib.pyplot
 import pytest
 from jinja2 import UndefinedError
 
-from lit_distil.commands.pages import Section, render, to_markdown, write_pages
+from lit_distil.commands.pages import Section, parts_of, render, to_markdown, with_part, write_pages
 
 HOSTILE = "<script>alert('&')</script>"
+
+
+def test_a_part_of_a_page_is_replaced_and_nothing_else() -> None:
+    page = "a\n<!-- one:begin -->\n<!-- one:end -->\nb\n<!-- two:begin -->\n| old |\n<!-- two:end -->\n"
+    assert parts_of(page) == {"one": "", "two": "| old |"}
+    filled = with_part(with_part(page, "two", r"| \1 |"), "one", "first\nlast")
+    assert parts_of(filled) == {"one": "first\nlast", "two": r"| \1 |"}
+    assert with_part(with_part(filled, "two", "| old |"), "one", "").replace("\n\n", "\n") == page
+    for other, count in (("nothing", 0), (page + page, 2), ("text <!-- one:begin --> <!-- one:end -->", 0)):
+        with pytest.raises(ValueError, match=f"must have <!-- one:begin --> and <!-- one:end --> once.*found {count}"):
+            with_part(other, "one", "")
 
 
 def test_markdown_and_html_have_the_same_content_and_pictures_travel_inside_the_page(tmp_path: Path) -> None:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from lit_distil.commands.pages import parts_of, with_part
 from tests.workspace import REPOSITORY, TIMED, Workspace, metrics, network_weights
 
 PAGE = REPOSITORY / "docs" / "reliability.md"
 RESULTS = REPOSITORY / "results" / "reliability"
-_MARKS = ("<!-- figures: written by python -m tests.reliability.harness -->", "<!-- end of figures -->")
 NOT_REPEATABLE = {*TIMED, "epoch"}
 
 
@@ -121,14 +120,12 @@ def table(folder: Path = RESULTS) -> str:
 
 def table_on_page() -> str:
     """The figures that the page shows."""
-    return PAGE.read_text().split(_MARKS[0])[1].split(_MARKS[1])[0].strip()
+    return parts_of(PAGE.read_text())["figures"]
 
 
 def write_page() -> None:
     """Put the figures of the last run on the page."""
-    first, last = map(re.escape, _MARKS)
-    text = f"{_MARKS[0]}\n\n{table()}\n\n{_MARKS[1]}"
-    PAGE.write_text(re.sub(f"{first}.*{last}", lambda _: text, PAGE.read_text(), flags=re.DOTALL))
+    PAGE.write_text(with_part(PAGE.read_text(), "figures", f"\n{table()}\n"))
 
 
 # The configurations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from lit_distil.commands.claims.verdicts import (
     Point,
     half_width_of_groups,
 )
-from lit_distil.commands.pages import Section, to_markdown
+from lit_distil.commands.pages import Section, parts_of, to_markdown, with_part
 from lit_distil.commands.report.arms import half_width, with_interval
 from lit_distil.commands.report.plots import Size, plot_effects, plot_sizes
 from lit_distil.console import Table, bullets, markdown_table
@@ -197,7 +196,7 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path, suite: Suite = S
         write_file(summary, f"{suite.about}\n{table}\n\n{_whole_cost(measured)}\n")
         _show(summary.with_name("claims.md"), suite.name, table)
     else:
-        others = {name: text for name, text in _shown_in(summary).items() if name != suite.name}
+        others = parts_of(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
         write_file(summary, f"{_INTRODUCTION}\n{table}\n\n{_whole_cost(measured)}\n\n{_LARGER}")
         for name, text in others.items():
             _show(summary, name, text)
@@ -218,25 +217,11 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path, suite: Suite = S
         write_file(pages / f"{name}.md", claim_page(one, *pictures, suite=suite))
 
 
-_TABLE = re.compile(
-    r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<text>.*?)(?P<end><!-- (?P=name):end -->)", re.DOTALL
-)
-
-
-def _shown_in(page: Path) -> dict[str, str]:
-    """The tables that a page shows between comments, by their names; of a page that is not there, none."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    return {match["name"]: match["text"].rstrip() for match in _TABLE.finditer(text)}
-
-
 def _show(page: Path, name: str, table: str) -> None:
-    """Put a table between the comments of its name, if the page has them."""
-    if name in _shown_in(page):
-
-        def filled(match: re.Match[str]) -> str:
-            return f"{match['begin']}{table}\n{match['end']}" if match["name"] == name else match[0]
-
-        write_file(page, _TABLE.sub(filled, page.read_text(encoding="utf-8")))
+    """Put a table between the comments of its name, if the page is there and has them."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if name in parts_of(text):
+        write_file(page, with_part(text, name, table))
 
 
 def _lines(measured: Measured) -> list[tuple[str, dict[str, list[Point]]]]:
@@ -261,15 +246,17 @@ def _sizes_table(measured: Measured) -> Table:
 
 
 def _arms_table(measured: Measured) -> Table:
-    """A row for each arm and metric that an effect looks at."""
+    """A row for each arm and metric by which an effect judges arms of the same base; if none does, all metrics."""
     claim = measured.claim
-    looked = {(arm, claim.metric_of(arm, effect.metric)) for effect in claim.effects for arm in effect.names}
+    looked: dict[str, set[str]] = {}
+    for effect in claim.effects:
+        for arm in effect.names:
+            looked.setdefault(claim.arms[arm].base, set()).add(claim.metric_of(arm, effect.metric))
     table = [["arm", "metric", "mean over the seeds", "each seed"]]
     for metric in claim.metrics:
         values = {} if metric.startswith(SIZE) else measured.values(metric)  # sizes have their own table
-        for arm in claim.arms:
-            is_asked = (arm, metric) in looked or not any(arm == name for name, _ in looked)
-            if (by_seed := values.get(arm)) and is_asked:
+        for arm, spec in claim.arms.items():
+            if (by_seed := values.get(arm)) and metric in looked.get(spec.base, claim.metrics):
                 cell = _number(fmean(by_seed.values()), half_width([*by_seed.values()]))
                 if groups := measured.groups(metric, [arm]):
                     of_rows = half_width_of_groups([fmean(one[arm].values()) for one in groups])
