@@ -463,7 +463,7 @@ def check_before_work(
 @guard()
 def run(arguments: list[str], cli: type[TrainingCLI] = TrainingCLI, **settings: Any) -> None:
     """Parse and run a command of the Trainer, or with another `cli` a command that reads the same configuration."""
-    _quieten()
+    quieten()
     _read_yaml_strictly()
     cli(
         EncoderModule,
@@ -505,7 +505,7 @@ def fit_objects(
         RunFinishedError: The folder holds this run already.
         ValueError: The folder holds something else, or a piece is wrong.
     """
-    _quieten()
+    quieten()
     run_folder = RunFolder(folder, is_call=True)
     with run_folder.lock():
         checkpoint = refusal = None
@@ -640,8 +640,8 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _quieten() -> None:
-    """Silence libraries' notices and warnings that a user cannot act on."""
+def quieten() -> None:
+    """Silence those notices and warnings of libraries that a user cannot act on."""
     transformers_logging.disable_progress_bar()
     for message in _UNWANTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

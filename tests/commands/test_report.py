@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import warnings
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -88,8 +89,11 @@ def made(tmp_path_factory):
     }
     path = root / "report.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    command.run(["--config", str(path)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        command.run(["--config", str(path)])
     return SimpleNamespace(
+        warnings=[str(one.message) for one in caught],
         root=root,
         out=root / "out",
         numbers=json.loads((root / "out" / "report.json").read_text()),
@@ -212,6 +216,10 @@ def test_findings_tell_the_measured_sign(made):
     assert first == f"student vs control: the loss is {abs(difference):.2f} nats {sign}"
     assert "accuracy is" in second and "the loss is" in second
     assert third == "control vs bare: not measured on the same data"
+
+
+def test_nobody_is_warned_of_what_they_cannot_change(made):
+    assert not [one for one in made.warnings if "LeafSpec" in one or "many workers" in one]
 
 
 def test_the_table_has_every_entry_in_order_and_its_columns_stand_under_each_other(made, capsys):

@@ -19,6 +19,7 @@ from lit_distil.console import Table, progress_bar, signed
 from lit_distil.data import EvalLoader, MaskedSequences, TextDataModule
 from lit_distil.models import Pretrained
 from lit_distil.modules import FineTuningModule, MaskedLMModule
+from lit_distil.run import quieten
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def _test_task(export: str, data: TextDataModule, device: str) -> TaskScore:
 
 
 def _test(module: MaskedLMModule | FineTuningModule, data: TextDataModule, device: str) -> dict[str, float]:
+    quieten()
     trainer = Trainer(
         accelerator="gpu" if device.startswith("cuda") else device,
         devices=1,
