@@ -34,8 +34,8 @@ one of them does not; effects marked *shown only* do not count. With many effect
 set before the first run; the pages say what was added or changed later.
 
 For a task, the interval also includes the sampling of its test rows. No interval includes the choice of the held-out
-text. The table shows the *deciding effect*: the first one with the claim's verdict. Students train on other sequences
-and masks than their teacher did.
+text. The table shows the *deciding effect*: the first one with the claim's verdict. Students train with other masks
+than their teacher did, and mostly on other sequences: about a third are the same, and all where the text is little.
 
 The verdicts are about these small networks and this text. Read "Before you believe it" on each page. The runs write
 `results/claims`, and the pages are made from these files: `lit-distil claims --only_pages true --docs docs`, and then
@@ -86,8 +86,8 @@ pages, `docs/claims-mine.md` and those of the claims that have results.
 _TIMED = """\
 Milliseconds are for the encoder on one sequence of 64 tokens with one thread. Each run takes the median of 30 calls
 right after its training, while other runs may still be working. That can only add time, so the table has the smallest
-value of all runs with as many layers. How many times as fast a network is as the one it started from comes from the two
-taking turns. Parameters are those of the whole network, with its head."""
+value of all runs with as many layers. How many times as fast a network is as the one it started from is measured by
+running the two in turn. Parameters are those of the whole network, with its head."""
 
 _OF_ROWS = """\
 All arms have the same test rows, so the sampling error is that of the difference: the effect is computed again without
