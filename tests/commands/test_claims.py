@@ -25,7 +25,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForMaskedLM, BertConfig
+from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig
 
 from lit_distil.commands.benchmark import estimate, latency
 from lit_distil.commands.benchmark.estimate import ASSUMED_MFU, LEAST_SECONDS
@@ -168,6 +168,23 @@ def test_half_of_a_real_network_is_asked_about_six_public_tasks(real: Path) -> N
     assert {"few", "most", "alone-few"} <= set(claim.arms)
     small = load_claim(CLAIMS / "half")
     assert {effect.margin for effect in claim.effects} == {effect.margin for effect in small.effects}
+
+
+def test_half_has_the_same_layers_with_and_without_a_teacher() -> None:
+    """Also the same kinds of attention, which a configuration of fewer layers alone would not give."""
+    folder = CLAIMS / "half"
+
+    def network(arm: str) -> ModernBertConfig:
+        settings = merged(files_of(folder, "pretrain", arm))["model"]["init_args"]["network"]["init_args"]
+        return ModernBertConfig(**settings["config"])
+
+    def copied(arm: str) -> list[int]:
+        student = merged(files_of(folder, "distill", arm))["model"]["init_args"]["student"]
+        return [0, 2] if student == "lit_distil.models.EveryOther" else student["init_args"]["layers"]
+
+    kinds = network("teacher").layer_types
+    for size in ("few", "half", "most"):
+        assert network(f"alone-{size}").layer_types == [kinds[layer] for layer in copied(size)], size
 
 
 def test_claims_on_a_real_network_adapt_it_and_take_layers_of_it(real: Path) -> None:
