@@ -40,7 +40,8 @@ than their teacher did, and mostly on other sequences: about a third are the sam
 The verdicts are about these small networks and this text. Read "Before you believe it" on each page. The runs write
 `results/claims`, and the pages are made from these files: `lit-distil claims --only_pages true --docs docs`, and then
 the same with `--scale minilm`. Results up to 29 November 2026 name the commit at which they were written, which may be
-later than that of the training; `+` after a commit means uncommitted changes.
+later than that of the training; `+` after a commit means uncommitted changes. Commit 6b70c5b41 was not published: its
+code is that of fad0709, its configurations those of a1fdc1e.
 """
 
 _LARGER = """\
