@@ -45,7 +45,7 @@ from lit_distil.trust import imported
 
 TOKENIZER = "runs/claims/tokenizer"
 _MADE_WITH = "made_with.json"
-_TIMING = threading.Lock()  # one network at a time, so that none slows another down
+_MEASURING = threading.Lock()  # one network at a time: none slows another down, and transformers loads one at a time
 _NUM_ENTRIES = 4096
 _TRAIN_TOKENIZER = ["tokenizer", "--source", "lit_distil.data.Docstrings", "--vocab_size", str(_NUM_ENTRIES)]
 _TRAIN_TOKENIZER += ["--out", TOKENIZER]
@@ -183,8 +183,7 @@ def size_of(export: Path, start: Path | None = None) -> dict[str, int | float]:
             network is; what else the machine does slows both. Without its export, the result leaves this out.
     """
     networks = [str(one) for one in (export, start) if one is not None and (one / "config.json").is_file()]
-    with _TIMING:
-        found, *starts = measure_networks(networks, length=64, batch_size=1)
+    found, *starts = measure_networks(networks, length=64, batch_size=1)
     layers = AutoConfig.from_pretrained(export).num_hidden_layers
     milliseconds = found.latency_ms.median
     size = {"layers": layers, "parameters": found.parameters, "milliseconds": round(milliseconds, 4)}
@@ -292,7 +291,7 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
         made_with = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else _made_with()
         if run.config["trainer"]["accelerator"] in ("gpu", "cuda"):
             made_with["device"] = describe_hardware(threads=1, device="cuda", seed=job.seed)["device"]
-        with without_bars():
+        with _MEASURING, without_bars():
             start = None if job.after is None else job.after.folder / "export"
             size = size_of(export, start) if missing[job] else {}
             for claim, arm in missing[job]:
