@@ -14,7 +14,7 @@ import statistics
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from itertools import combinations, product
 from pathlib import Path
@@ -793,6 +793,26 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
     ((name, earlier),) = result["validations"].items()
     assert name == "val/masked_lm_loss" and earlier.keys() == {"1"} and earlier["1"] != result["metrics"][name]
     assert "undecided at this size" in capsys.readouterr().out
+    monkeypatch.setattr(command, "ThreadPoolExecutor", ThreadPoolExecutor)
+    for path in done:
+        path.unlink()
+    inside: list[str] = []
+
+    def alone(measure: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            inside.append(measure.__name__)
+            time.sleep(0.2)
+            assert len(inside) == 1, "two networks are loaded at once, and transformers cannot"
+            found = measure(*arguments)
+            inside.pop()
+            return found
+
+        return call
+
+    for name in ("size_of", "accuracy_on_pairs"):
+        monkeypatch.setattr(command, name, alone(getattr(command, name)))
+    command.claims(["size"], seeds=1, **(where | {"jobs": 2}))
+    assert sorted((tmp_path / "results/size").iterdir()) == done and len(calls) == 4
 
 
 def test_minimal_pairs_are_ten_words_of_held_out_docstrings_and_two_neighbours_exchanged() -> None:
