@@ -558,7 +558,7 @@ def test_a_run_that_starts_from_one_whose_folder_is_gone_needs_it_again(tmp_path
     planned = command.plan([claim], [1], configs=CLAIMS, runs=tmp_path / "runs")
     for arm, spec in claim.arms.items():
         if arm != "half-order":
-            write_result(tmp_path, arm, 1, 1.0, recipe=spec.recipe, folder="results/half")
+            write_result(tmp_path, arm, 1, 1.0, recipe=spec.recipe, folder="results/half", pairs=claim.pairs)
     needed = command.needed_of(planned, tmp_path / "results")
     assert [job.results[0][1] for job in needed] == ["teacher", "half", "half-order"]
     (needed[1].folder / "export").mkdir(parents=True)
@@ -577,7 +577,16 @@ def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ['{"arm": "sm', "[]", "{}", '{"arm": "small", "seed": 1, "metrics": {"val/loss": NaN}}']
+    "content",
+    [
+        '{"arm": "sm',
+        "[]",
+        "{}",
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": NaN}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": Infinity}}',
+        '{"arm": "small", "seed": 1, "metrics": {"val/loss": 3.0}}',
+        '{"arm": "large", "seed": 2, "metrics": {"val/loss": 3.0}}',
+    ],
 )
 def test_a_damaged_result_is_named(content: str, tmp_path: Path) -> None:
     folder = write_claim(tmp_path / "configs")
@@ -625,7 +634,8 @@ def test_pages_of_a_scale_stand_beside_those_of_the_small_claims(
     for arm, loss in (("teacher", 2.0), ("half", 2.1)):
         for seed in (1, 2):
             recipe = claim.arms[arm].recipe
-            write_result(Path(), arm, seed, loss + seed / 100, recipe=recipe, folder="results/claims-minilm/half")
+            folder = "results/claims-minilm/half"
+            write_result(Path(), arm, seed, loss + seed / 100, recipe=recipe, folder=folder, pairs=claim.pairs)
     command.claims(scale="minilm", **settings)
     first = {path: path.read_text() for path in (*Path("docs").rglob("*.md"), Path("README.md"))}
     command.claims(**settings)
@@ -635,6 +645,9 @@ def test_pages_of_a_scale_stand_beside_those_of_the_small_claims(
     assert [path.name for path in Path("docs/claims-minilm").glob("*.md")] == ["half.md"]
     page = first[Path("docs/claims-minilm/half.md")]
     assert "results/claims-minilm/half" in page and "\nlit-distil claims half --scale minilm --seeds 2\n" in page
+    Path("elsewhere").mkdir()
+    command.claims(scale="minilm", **(settings | {"docs": "elsewhere"}))
+    assert Path("README.md").read_text() == first[Path("README.md")]  # it shows the pages of docs
     readme = first[Path("README.md")].splitlines()
     assert readme[0] == "before" and readme[-1] == "after" and "between" in readme
 
@@ -813,6 +826,13 @@ def test_a_claim_runs_once_and_goes_on_where_it_was_stopped(
         monkeypatch.setattr(command, name, alone(getattr(command, name)))
     command.claims(["size"], seeds=1, **(where | {"jobs": 2}))
     assert sorted((tmp_path / "results/size").iterdir()) == done and len(calls) == 4
+    for asked, found in ((1, 1), (5, 2)):  # other pairs make other results, also where there are fewer than asked for
+        file = root / "size/claim.yaml"
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"pairs": asked}))
+        assert read_results(load_claim(root / "size"), tmp_path / "results").results == []
+        command.claims(["size"], seeds=1, **where)
+        measured = read_results(load_claim(root / "size"), tmp_path / "results").results
+        assert [one["metrics"]["pairs/rows"] for one in measured] == [found] * 3 and len(calls) == 4
 
 
 def test_minimal_pairs_are_ten_words_of_held_out_docstrings_and_two_neighbours_exchanged() -> None:

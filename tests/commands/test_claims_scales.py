@@ -34,6 +34,12 @@ def test_a_text_takes_the_place_of_docstrings(tmp_path: Path) -> None:
             assert source and source.name == "data.source" and "novels.txt" in str(source.new)
 
 
+def test_what_an_earlier_scale_wrote_is_removed(tmp_path: Path) -> None:
+    root = write_scaled(CLAIMS, Scale(bases={"mine": {}}), tmp_path / "configs")
+    write_scaled(CLAIMS, Scale(claims={"data": {"arms": {"fold-4": None}}}), root)
+    assert "fold-4" not in load_claim(root / "data").arms and not (root / "mine.yaml").exists()
+
+
 def test_each_part_of_a_scale_changes_what_it_says(tmp_path: Path) -> None:
     scale: dict[str, Any] = {
         "times": {"distill": {"lr": 0.5}},

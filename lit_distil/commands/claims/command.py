@@ -32,7 +32,15 @@ from lit_distil.commands.benchmark.latency import describe_hardware, measure_net
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
 from lit_distil.commands.claims.pages import Suite, summary_table, write_claim_pages
 from lit_distil.commands.claims.scales import load_scale, scale_file, write_scaled
-from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, load_claim, load_result, read_results
+from lit_distil.commands.claims.verdicts import (
+    CLAIM,
+    Claim,
+    files_of,
+    is_current,
+    load_claim,
+    load_result,
+    read_results,
+)
 from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars
@@ -63,6 +71,7 @@ class Job:
         recipe: `ArmSpec.recipe`.
         after: The run whose export it starts from.
         results: For each claim's arm that it is, (claim, arm).
+        pairs: On how many minimal pairs each claim measures it.
     """
 
     folder: Path
@@ -71,6 +80,7 @@ class Job:
     recipe: str
     after: Job | None = None
     results: list[tuple[str, str]] = field(default_factory=list, compare=False)
+    pairs: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def is_finished(self) -> bool:
@@ -107,6 +117,7 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
         job = jobs.setdefault(folder, Job(folder, seed, files, spec.recipe, before))
         if (claim.name, arm) not in job.results:
             job.results.append((claim.name, arm))
+            job.pairs[claim.name] = claim.pairs
         return job
 
     for is_needed, claim, seed in product((True, False), claims, seeds):
@@ -214,7 +225,8 @@ def claims(
         out: Where a small JSON file of each run goes; None for results/claims, or results/claims-SCALE.
         runs: Where the runs go; None for runs/claims, or runs/claims-SCALE.
         configs: Folder of the claims; None for those that come with the package.
-        docs: Folder of pages to write: claims.md and one page for each claim; None writes none.
+        docs: Folder of pages to write: claims.md, a page for each claim, and the table in a README beside the folder
+            that shows its pages; None writes none.
         only_pages: Run nothing; print the table of what is in `out`, and write the pages if `docs` names a folder.
         scale: Another size, such as gpu, or another network (minilm): a file of `scales/` beside the claims, or of your
             own. A scale has `times`, `over`, `arms`, `bases`, `claims` and `about` (docs/claims.md says what they do).
@@ -242,6 +254,7 @@ def claims(
     if estimate is not None:
         planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
         missing = [job for job in needed_of(planned, target) if not job.is_finished]
+        _check_inputs(missing)
         nothing = f"every run has its result in {target}; with another --out all of them count"
         print(estimate_of(missing, estimate) if missing else nothing)
         return
@@ -261,7 +274,7 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
     for claim in chosen:
         for arm, spec in claim.arms.items():
             for seed in seeds if spec.base in MEASUREMENTS else ():
-                if not _has_result(out, claim.name, arm, seed, spec.recipe):
+                if not _has_result(out, claim.name, arm, seed, spec.recipe, 0):
                     found = {"metrics": MEASUREMENTS[spec.base](seed)}
                     _write_result(out, claim.name, arm, spec.recipe, seed, found, _made_with())
 
@@ -296,8 +309,9 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
             size = size_of(export, start) if missing[job] else {}
             for claim, arm in missing[job]:
                 result = result_of(run, by_name[claim].metrics)
-                if (pairs := by_name[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:
+                if (pairs := job.pairs.get(claim, 0)) and "val/masked_lm_loss" in result["metrics"]:
                     on_pairs, groups = accuracy_on_pairs(export, pairs)
+                    result["pairs"] = pairs
                     result["metrics"] |= on_pairs
                     result["without_rows"] |= groups
                 result["size"] = size
@@ -380,17 +394,21 @@ def _lit_distil(arguments: list[str], log: Path) -> None:
 
 def _missing(job: Job, out: Path) -> list[tuple[str, str]]:
     """The claims' arms that a run is, and that have no result yet."""
-    return [one for one in job.results if not _has_result(out, *one, job.seed, job.recipe)]
+    return [
+        (claim, arm)
+        for claim, arm in job.results
+        if not _has_result(out, claim, arm, job.seed, job.recipe, job.pairs.get(claim, 0))
+    ]
 
 
 def _result_file(out: Path, claim: str, arm: str, seed: int) -> Path:
     return out / claim / f"{arm}-seed-{seed}.json"
 
 
-def _has_result(out: Path, claim: str, arm: str, seed: int, recipe: str) -> bool:
-    """Whether the result is there, and of this recipe."""
+def _has_result(out: Path, claim: str, arm: str, seed: int, recipe: str, pairs: int) -> bool:
+    """Whether the result is there, and current."""
     file = _result_file(out, claim, arm, seed)
-    return file.is_file() and load_result(file).get("recipe") == recipe
+    return file.is_file() and is_current(load_result(file), recipe, pairs)
 
 
 def _made_with() -> dict[str, Any]:

@@ -202,7 +202,8 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path, suite: Suite = S
         for name, text in others.items():
             _show(summary, name, text)
     run = [one for one in measured if one.verdict != "not run"]
-    _show(readme, suite.name, markdown_table(summary_table(run, pages=f"{docs.name}/{suite.name}", is_brief=True)))
+    linked = f"{docs.name}/{suite.name}"
+    _show(readme, suite.name, markdown_table(summary_table(run, pages=linked, is_brief=True)), f"{linked}/")
     pages.mkdir(exist_ok=True)
     for one in measured:
         name, effects, lines = one.claim.name, _shown(one), _lines(one)
@@ -218,10 +219,11 @@ def write_claim_pages(measured: Sequence[Measured], docs: Path, suite: Suite = S
         write_file(pages / f"{name}.md", claim_page(one, *pictures, suite=suite))
 
 
-def _show(page: Path, name: str, table: str) -> None:
-    """Put a table between the comments of its name, if the page is there and has them."""
+def _show(page: Path, name: str, table: str, pages: str = "") -> None:
+    """Put a table between the comments of its name, if the page is there and shows no other folder's pages there."""
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if name in parts_of(text):
+    shown = parts_of(text).get(name)
+    if shown is not None and ("](" not in shown or f"]({pages}" in shown):
         write_file(page, with_part(text, name, table))
 
 

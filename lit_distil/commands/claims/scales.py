@@ -88,7 +88,7 @@ def load_scale(file: Path | None, root: Path) -> Scale:
 
 
 def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None) -> Path:
-    """Write all claims at another size.
+    """Write all claims at another size, and remove what an earlier call wrote of arms and claims that are gone.
 
     Args:
         root: Folder of the claims.
@@ -100,8 +100,12 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
         `out`, which can take the place of `root`.
     """
 
+    written: set[Path] = set()
+
     def write(file: Path, content: Any) -> None:
-        write_file(out / file.relative_to(root), yaml.safe_dump(content, sort_keys=False))
+        path = out / file.relative_to(root)
+        write_file(path, yaml.safe_dump(content, sort_keys=False))
+        written.add(path)
 
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(root.glob("*.yaml")):
@@ -123,6 +127,8 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
             if (own := file.with_name(f"{arm}.yaml")).is_file():
                 replaced = scale.arms.get(f"{file.parent.name}/{arm}")
                 write(own, replaced or _multiplied(read_yaml(own), scale.times.get(spec["base"], {})))
+    for path in {*out.glob("*.yaml"), *out.glob("*/*.yaml")} - written:
+        path.unlink(missing_ok=True)
     return out
 
 

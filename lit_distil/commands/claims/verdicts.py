@@ -437,18 +437,30 @@ def load_result(file: Path) -> dict[str, Any]:
         result = None
     metrics = result.get("metrics") if isinstance(result, dict) else None
     is_whole = isinstance(metrics, dict) and all(
-        isinstance(one, int | float) and one == one for one in metrics.values()
+        isinstance(one, int | float) and math.isfinite(one) for one in metrics.values()
     )
-    if not is_whole or not {"arm", "seed"} <= result.keys():
+    if not is_whole or file.stem != f"{result.get('arm')}-seed-{result.get('seed')}":
         raise ValueError(
             f"{file}: this is no result of a claim, or it is damaged; delete it, and its run is judged anew"
         )
     return dict(result)
 
 
+def is_current(result: Mapping[str, Any], recipe: str, pairs: int) -> bool:
+    """Whether a result is of this recipe and, if it is a language model's, measured on as many minimal pairs as asked.
+
+    Results before 2 December 2026 hold how many pairs there were (`pairs/rows`), not how many were asked for (`pairs`).
+    """
+    metrics = result["metrics"]
+    asked = result.get("pairs", metrics.get("pairs/rows")) if "val/masked_lm_loss" in metrics else pairs
+    return result.get("recipe") == recipe and (not pairs or asked == pairs)
+
+
 def read_results(claim: Claim, folder: Path) -> Measured:
-    """A claim with the results of its recipes that lie in the folder, in the order of arms and seeds."""
+    """A claim with those results in the folder that are current, in the order of arms and seeds."""
     results = [load_result(path) for path in (folder / claim.name).glob("*.json")]
     order = {name: place for place, name in enumerate(claim.arms)}
-    results = [one for one in results if one["arm"] in order and one.get("recipe") == claim.arms[one["arm"]].recipe]
+    results = [
+        one for one in results if one["arm"] in order and is_current(one, claim.arms[one["arm"]].recipe, claim.pairs)
+    ]
     return Measured(claim, sorted(results, key=lambda result: (order[result["arm"]], result["seed"])))

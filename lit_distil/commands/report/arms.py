@@ -331,7 +331,7 @@ def with_interval(value: float, half: float | None, *, sign: bool = False) -> st
     """Format as `3.9380 ± 0.0066`, so that the interval has two significant digits."""
     digits = max(2, min(6, 1 - math.floor(math.log10(half)))) if half else 4
     text = signed(value, digits) if sign else f"{value:.{digits}f}"
-    return text if half is None else f"{text} ± {half:.{digits}f}"
+    return text if half is None else f"{text.removeprefix('±')} ± {half:.{digits}f}"
 
 
 def quantile(freedom: int) -> float:
