@@ -231,7 +231,8 @@ def claims(
         scale: Another size, such as gpu, or another network (minilm): a file of `scales/` beside the claims, or of your
             own. A scale has `times`, `over`, `arms`, `bases`, `claims` and `about` (docs/claims.md says what they do).
         text: Text file to pretrain and distil on in place of docstrings, a tenth of it held out. Claims that cut the
-            text keep theirs. Without `scale`, results and runs go to claims-text.
+            text keep theirs. Without `scale`, results and runs go to claims-text. Results are told apart by the name of
+            the file, not by what is in it: for another text, take another `out` and `runs`.
         estimate: Run nothing; print what would run and how long it takes on this GPU, such as H100; or cpu.
     """
     check_at_least(1, {"seeds": seeds, "jobs": jobs})
