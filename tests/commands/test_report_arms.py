@@ -374,3 +374,7 @@ def test_results_stand_for_their_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "3.30 ± 1.27" in capsys.readouterr().out
     files = [str(tmp_path / "c/none-seed-1.json"), f"{tmp_path}/c/soft-seed-*.json"]
     assert [(run.seed, run.num_steps) for run in arms.open_runs(files)] == [("1", 500), ("1", 500), ("2", 500)]
+    for damaged in ('{"arm": "no', "[]", '{"claim": "c", "arm": "none", "seed": 2, "metrics": {"val/loss": NaN}}'):
+        (tmp_path / "c/none-seed-2.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"none-seed-2\.json: this is no result of a claim, or it is damaged"):
+            command.report([str(tmp_path / "c")], out=str(tmp_path / "out"), overwrite=True)

@@ -38,11 +38,10 @@ from lit_distil.commands.claims.verdicts import (
     files_of,
     is_current,
     load_claim,
-    load_result,
     read_results,
 )
 from lit_distil.commands.processes import ending_processes, run_process
-from lit_distil.commands.report.arms import Run, open_runs, relevant_settings
+from lit_distil.commands.report.arms import Run, load_result, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars
 from lit_distil.data.sources.base import LocalFiles
 from lit_distil.files import hash_values, write_json

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from lit_distil.commands.report.arms import half_width, quantile
+from lit_distil.commands.report.arms import half_width, load_result, quantile
 from lit_distil.files import hash_values
 from lit_distil.messages import read_yaml
 
@@ -423,27 +422,6 @@ class Measured:
     def verdict(self) -> Verdict:
         """See `overall`."""
         return overall([estimate.verdict for _, estimate in self.deciding], has_learned=self.has_learned)
-
-
-def load_result(file: Path) -> dict[str, Any]:
-    """What a run left.
-
-    Raises:
-        ValueError: The file is damaged, or of something else.
-    """
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        result = None
-    metrics = result.get("metrics") if isinstance(result, dict) else None
-    is_whole = isinstance(metrics, dict) and all(
-        isinstance(one, int | float) and math.isfinite(one) for one in metrics.values()
-    )
-    if not is_whole or file.stem != f"{result.get('arm')}-seed-{result.get('seed')}":
-        raise ValueError(
-            f"{file}: this is no result of a claim, or it is damaged; delete it, and its run is judged anew"
-        )
-    return dict(result)
 
 
 def is_current(result: Mapping[str, Any], recipe: str, pairs: int) -> bool:

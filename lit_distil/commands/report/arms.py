@@ -169,10 +169,31 @@ def open_runs(patterns: Sequence[str]) -> list[Run]:
     return runs
 
 
+def load_result(file: Path) -> dict[str, Any]:
+    """What a run of a claim left, as a file.
+
+    Raises:
+        ValueError: The file is damaged, or of something else.
+    """
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        result = None
+    metrics = result.get("metrics") if isinstance(result, dict) else None
+    is_whole = isinstance(metrics, dict) and all(
+        isinstance(one, int | float) and math.isfinite(one) for one in metrics.values()
+    )
+    if not is_whole or file.stem != f"{result.get('arm')}-seed-{result.get('seed')}":
+        raise ValueError(
+            f"{file}: this is no result of a claim, or it is damaged; delete it, and its run is judged anew"
+        )
+    return dict(result)
+
+
 def _result(file: str) -> Run:
     """The run of a result file: the metrics of its last validation, without curves."""
-    content = json.loads(Path(file).read_text(encoding="utf-8"))
-    config = {"seed_everything": content["seed"], **{name: content[name] for name in ("claim", "arm")}}
+    content = load_result(Path(file))
+    config = {"seed_everything": content["seed"], **{name: content.get(name) for name in ("claim", "arm")}}
     step = content.get("steps", 0)
     return Run(file.removesuffix(".json"), config, {name: {step: value} for name, value in content["metrics"].items()})
 
