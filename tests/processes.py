@@ -83,11 +83,8 @@ class Command:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.join()
 
-    def survivors(self, seconds: float = 60) -> list[int]:
-        """Processes that it started and that still run after this time.
-
-        A worker looks whether its parent lives once it has started, which takes long where other programs work, too.
-        """
+    def survivors(self, seconds: float = 10) -> list[int]:
+        """Processes that it started and that still run after this time."""
         until = time.monotonic() + seconds
         while found := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == self.pid]:
             if time.monotonic() > until:

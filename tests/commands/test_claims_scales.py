@@ -34,10 +34,15 @@ def test_a_text_takes_the_place_of_docstrings(tmp_path: Path) -> None:
             assert source and source.name == "data.source" and "novels.txt" in str(source.new)
 
 
-def test_what_an_earlier_scale_wrote_is_removed(tmp_path: Path) -> None:
-    root = write_scaled(CLAIMS, Scale(bases={"mine": {}}), tmp_path / "configs")
+def test_an_arm_that_a_scale_leaves_out_is_removed_and_nothing_of_others(tmp_path: Path) -> None:
+    root = write_scaled(CLAIMS, Scale(), tmp_path / "configs")
+    others = [root / "mine.yaml", root / "pretrain/mine.yaml"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
     write_scaled(CLAIMS, Scale(claims={"data": {"arms": {"fold-4": None}}}), root)
-    assert "fold-4" not in load_claim(root / "data").arms and not (root / "mine.yaml").exists()
+    assert "fold-4" not in load_claim(root / "data").arms and not (root / "data/fold-4.yaml").exists()
+    assert all(path.is_file() for path in others)
 
 
 def test_each_part_of_a_scale_changes_what_it_says(tmp_path: Path) -> None:

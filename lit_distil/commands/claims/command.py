@@ -32,14 +32,7 @@ from lit_distil.commands.benchmark.latency import describe_hardware, measure_net
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
 from lit_distil.commands.claims.pages import Suite, summary_table, write_claim_pages
 from lit_distil.commands.claims.scales import load_scale, scale_file, write_scaled
-from lit_distil.commands.claims.verdicts import (
-    CLAIM,
-    Claim,
-    files_of,
-    is_current,
-    load_claim,
-    read_results,
-)
+from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, is_current, load_claim, read_results
 from lit_distil.commands.processes import ending_processes, run_process
 from lit_distil.commands.report.arms import Run, load_result, open_runs, relevant_settings
 from lit_distil.console import markdown_table, progress_bar, without_bars

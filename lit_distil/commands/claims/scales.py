@@ -88,7 +88,7 @@ def load_scale(file: Path | None, root: Path) -> Scale:
 
 
 def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None) -> Path:
-    """Write all claims at another size, and remove what an earlier call wrote of arms and claims that are gone.
+    """Write all claims at another size, and remove what an earlier call wrote of arms that are gone.
 
     Args:
         root: Folder of the claims.
@@ -127,8 +127,8 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
             if (own := file.with_name(f"{arm}.yaml")).is_file():
                 replaced = scale.arms.get(f"{file.parent.name}/{arm}")
                 write(own, replaced or _multiplied(read_yaml(own), scale.times.get(spec["base"], {})))
-    for path in {*out.glob("*.yaml"), *out.glob("*/*.yaml")} - written:
-        path.unlink(missing_ok=True)
+        for left in set((out / file.parent.name).glob("*.yaml")) - written:  # in the claims' folders only
+            left.unlink(missing_ok=True)
     return out
 
 
