@@ -308,6 +308,18 @@ def read_yaml(file: Path) -> Any:
         raise ValueError(f"{file} is not YAML: {reason}") from None
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """The content of a YAML file that has settings by name.
+
+    Raises:
+        ValueError: It is no YAML, has a key twice, or has no names.
+    """
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected settings by name, got {content!r:.40}")
+    return content
+
+
 def known_options() -> list[str]:
     """The keys of a configuration, including the Trainer's."""
     from lightning.pytorch import Trainer  # takes seconds, and some commands do not need it

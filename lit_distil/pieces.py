@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import Namespace, add_instantiator
 
 import lit_distil
-from lit_distil.messages import broken_file, causes, one_line, shorten
+from lit_distil.messages import broken_file, causes, hint, one_line, read_settings, shorten
 from lit_distil.swaps import classes_first, pieces_in, swapping, tell_dropped
 from lit_distil.trust import LIBRARIES, Parser, guard
 
+Record = TypeVar("Record")
 _SECTIONS = ("source", "task", "filters")
 
 
@@ -309,6 +310,34 @@ def call_command(
         parsed.pop(key, None)
     with whole_paths(parsed):
         function(**parser.instantiate(parsed).as_dict())
+
+
+# Files of settings
+
+
+def read_record(kind: type[Record], file: Path, **given: Any) -> Record:
+    """A dataclass from a YAML file of its fields, whose values are of the annotated types; null is the default.
+
+    Args:
+        kind: The dataclass; fields may be dataclasses, too, or hold some.
+        file: The file.
+        **given: Fields that do not stand in it.
+
+    Raises:
+        ValueError: The file is no YAML, or a field is missing, unknown or of another type.
+    """
+    content = {name: value for name, value in read_settings(file).items() if value is not None}
+    names = [name for name in inspect.signature(kind).parameters if name not in given]
+    if unknown := [name for name in content if name not in names]:
+        raise ValueError(f"{file}: there is no {unknown[0]!r}{hint(str(unknown[0]), names)}")
+    parser = Parser(exit_on_error=False)
+    parser.add_class_arguments(kind, skip={*given}, fail_untyped=False)
+    try:
+        read = parser.instantiate(parser.parse_object(content))
+    except ArgumentError as error:
+        reasons = "; ".join(shorten(error.message, names).splitlines())
+        raise ValueError(f"{file}: {reasons}") from error
+    return kind(**read.as_dict(), **given)
 
 
 # Errors in a user's own piece

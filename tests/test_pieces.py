@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from lit_distil.data import DocumentSource, MaskingStrategy, RowSource, SequenceFormat, load_tokenizer
 from lit_distil.data.sources.base import Split
 from lit_distil.objectives import Objective
-from lit_distil.pieces import call_command
+from lit_distil.pieces import call_command, read_record
 from lit_distil.tasks import Task
 
 
@@ -178,3 +179,36 @@ def test_a_bug_of_ours_keeps_its_type(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         call_command(command, ["--number", "0"])
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Of an animal."""
+
+    length: float
+
+
+@dataclass(frozen=True)
+class Animal:
+    """What a file describes."""
+
+    name: str
+    legs: dict[str, Leg]
+    food: list[str] = field(default_factory=list)
+
+
+def test_a_record_has_what_its_file_says_and_the_types_of_its_fields(tmp_path: Path) -> None:
+    file = tmp_path / "cat.yaml"
+    file.write_text("legs: {left: {length: 2}}\nfood:\n")
+    assert read_record(Animal, file, name="cat") == Animal("cat", {"left": Leg(2.0)})
+    for content, message in {
+        "": "expected settings by name, got None",
+        "legs: {}\nfoot: [fish]": "there is no 'foot'; did you mean 'food'",
+        "legs: {left: {length: long}}": "legs.length: expected float, got 'long'",
+        "legs: {left: {size: 2}}": "Leg has no argument 'size'",
+        "food: [fish]": "legs",
+        "legs: {}\nlegs: {}": "is not YAML: 'legs' stands twice in a mapping, in lines 1 and 2",
+    }.items():
+        file.write_text(content)
+        with pytest.raises(ValueError, match=rf"cat\.yaml:? .*{message}"):
+            read_record(Animal, file, name="cat")

@@ -479,6 +479,8 @@ def write_claim(root: Path, *, margin: float = 0.0, **changes: Any) -> Path:
         "keys": ["model.network"],
     }
     (root / "size").mkdir(parents=True)
+    for base in ("pretrain", "distill"):
+        (root / f"{base}.yaml").write_text("{}")
     (root / "size" / CLAIM).write_text(
         yaml.safe_dump({**content, "arms": arms, "effects": effects, **changes}, sort_keys=False)
     )
@@ -848,19 +850,50 @@ def test_minimal_pairs_are_ten_words_of_held_out_docstrings_and_two_neighbours_e
         assert any(text.split()[:10] == good for text in held_out)
 
 
-def test_mistakes_in_a_claim_are_told(tmp_path: Path) -> None:
+ARMS = {"large": {"base": "pretrain"}, "student": {"base": "distill", "after": "large"}}
+EFFECT = {"label": "x", "arms": {"small": 1, "large": -1}, "margin": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"marginn": {}}, r"there is no 'marginn'.* \(there are title, paper"),
+        ({"title": None}, "title"),
+        ({"learned": "a lot"}, "learned: expected float, got 'a lot'"),
+        ({"caveats": "one"}, "caveats: expected list, got 'one'"),
+        ({"effects": [{**EFFECT, "margin": "wide"}]}, "effects.margin: expected float, got 'wide'"),
+        ({"effects": [{**EFFECT, "arms": ["small", "large"]}]}, "effects.arms: expected dict"),
+        ({"effects": [{**EFFECT, "arms": {"small": "much"}}]}, "effects.arms: expected float, got 'much'"),
+        ({"effects": [{**EFFECT, "arms": {}}]}, "effects: 'x' has no arms"),
+        ({"effects": [{**EFFECT, "arms": {"huge": 1}}]}, r"no arm 'huge'; there are \['small', 'large', 'student'\]"),
+        ({"curves": [{"label": "x", "lines": {"distilled": ["student", "tiny"]}}]}, "no arm 'tiny'"),
+        (
+            {"arms": {**ARMS, "small": {"base": "pretrian"}}},
+            "arms.small.base: there is no 'pretrian'; did you mean 'pretrain'",
+        ),
+        ({"arms": {"small": {"bases": "pretrain"}}}, "arms: .* has no argument 'bases'; did you mean 'base'"),
+        (
+            {"arms": {"small": {"base": "pretrain", "after": "large"}, "large": {"base": "distill", "after": "small"}}},
+            "arms.small.after: small after large after small has no beginning",
+        ),
+    ],
+)
+def test_mistakes_in_a_claim_are_told_with_its_file(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = write_claim(tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"size/claim\.yaml: .*{message}"):
+        load_claim(folder)
+
+
+def test_lost_and_empty_files_of_a_claim_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no claim 'nsq' in .*; there are .*'nsp'"):
         load_claim(CLAIMS / "nsq")
-    folder = write_claim(tmp_path / "a", marginn=1)
-    with pytest.raises(ValueError, match=r"unexpected keyword argument 'marginn'; the fields are \['name', 'title'"):
-        load_claim(folder)
-    folder = write_claim(tmp_path / "b", effects=[{"label": "x", "arms": {"huge": 1}, "margin": 0}])
-    with pytest.raises(ValueError, match=r"no arm 'huge'; there are \['small', 'large', 'student'\]"):
-        load_claim(folder)
-    folder = write_claim(tmp_path / "d", curves=[{"label": "loss", "lines": {"distilled": ["student", "tiny"]}}])
-    with pytest.raises(ValueError, match="no arm 'tiny'"):
-        load_claim(folder)
-    folder = write_claim(tmp_path / "c")
+    folder = write_claim(tmp_path)
+    for file in (folder / "claim.yaml", folder / "large.yaml", tmp_path / "pretrain.yaml"):
+        before = file.read_text()
+        file.write_text("")
+        with pytest.raises(ValueError, match=rf"{file.name}: expected settings by name, got None"):
+            load_claim(folder)
+        file.write_text(before)
     (folder / "lost.yaml").write_text("{}")
     with pytest.raises(ValueError, match=r"lost\.yaml is no arm of the claim"):
         load_claim(folder)

@@ -38,7 +38,7 @@ from lit_distil.commands.report.arms import Run, load_result, open_runs, relevan
 from lit_distil.console import markdown_table, progress_bar, without_bars
 from lit_distil.data.sources.base import LocalFiles
 from lit_distil.files import hash_values, write_json
-from lit_distil.messages import check_at_least, missing_folder, read_yaml, recipes_folder
+from lit_distil.messages import check_at_least, missing_folder, read_settings, recipes_folder
 from lit_distil.models.sources import STAND_INS
 from lit_distil.pieces import call_command
 from lit_distil.trust import imported
@@ -83,7 +83,7 @@ class Job:
         """What `lit-distil` is given."""
         files = [word for file in self.files for word in ("--config", str(file))]
         command = ["fit", *files, "--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.folder)]
-        base = read_yaml(self.files[0])
+        base = read_settings(self.files[0])
         data = base.get("data", {}).get("init_args", {})
         if "seed" in data:
             command += ["--data.seed", str(data["seed"] + self.seed)]
@@ -355,7 +355,7 @@ def _check_inputs(jobs: Sequence[Job]) -> None:
 
     for job in jobs:
         for file in job.files:
-            look(read_yaml(file), starts_anew=job.after is None)
+            look(read_settings(file), starts_anew=job.after is None)
     if problems:
         raise ValueError(f"claims: the runs read what is not there: {'; '.join(problems)}")
 

@@ -11,7 +11,7 @@ import yaml
 
 from lit_distil.commands.claims.verdicts import CLAIM
 from lit_distil.files import write_file
-from lit_distil.messages import read_yaml
+from lit_distil.messages import read_settings, read_yaml
 
 Settings = dict[str, Any]
 EVERY = "every"  # base
@@ -78,7 +78,7 @@ def load_scale(file: Path | None, root: Path) -> Scale:
             if names is not None and name not in names:
                 raise ValueError(f"{file}: {part}: there is no {name!r}; there are {sorted(names)}")
             _mapping(file, f"{part}.{name}", value)
-    _check_factors(file, content.get("times", {}), {name for one in files for name in _names(read_yaml(one))})
+    _check_factors(file, content.get("times", {}), {name for one in files for name in _names(read_settings(one))})
     for name, claim in content.get("claims", {}).items():
         for arm, spec in _mapping(file, f"claims.{name}.arms", claim.get("arms", {})).items():
             _mapping(file, f"claims.{name}.arms.{arm}", spec or {})
@@ -109,7 +109,7 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
 
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(root.glob("*.yaml")):
-        content = _multiplied(read_yaml(file), scale.times.get(file.stem, {}))
+        content = _multiplied(read_settings(file), scale.times.get(file.stem, {}))
         content = _laid_over(_laid_over(content, scale.over.get(EVERY, {})), scale.over.get(file.stem, {}))
         if text is not None and "task" not in content["data"]["init_args"]:
             files = {"class_path": "lit_distil.data.TextFiles", "init_args": {"train": text}}
@@ -120,13 +120,13 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
         write(root / f"{name}.yaml", content)
     for file in sorted(root.glob(f"*/{CLAIM}")):
         (out / file.parent.name).mkdir(exist_ok=True)
-        claim = _laid_over(read_yaml(file), scale.claims.get(file.parent.name, {}))
+        claim = _laid_over(read_settings(file), scale.claims.get(file.parent.name, {}))
         claim["arms"] = {arm: spec for arm, spec in claim["arms"].items() if spec is not None}
         write(file, claim)
         for arm, spec in claim["arms"].items():
             if (own := file.with_name(f"{arm}.yaml")).is_file():
                 replaced = scale.arms.get(f"{file.parent.name}/{arm}")
-                write(own, replaced or _multiplied(read_yaml(own), scale.times.get(spec["base"], {})))
+                write(own, replaced or _multiplied(read_settings(own), scale.times.get(spec["base"], {})))
         for left in set((out / file.parent.name).glob("*.yaml")) - written:  # in the claims' folders only
             left.unlink(missing_ok=True)
     return out

@@ -15,9 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from lit_distil.commands.claims.measurements import MEASUREMENTS
 from lit_distil.commands.report.arms import half_width, load_result, quantile
 from lit_distil.files import hash_values
-from lit_distil.messages import read_yaml
+from lit_distil.messages import hint, read_settings
+from lit_distil.pieces import read_record
 
 Verdict = Literal["holds", "does not hold", "undecided at this size", "not run"]
 CLAIM = "claim.yaml"
@@ -176,20 +178,26 @@ def load_claim(folder: Path) -> Claim:
     if not file.is_file():
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{CLAIM}"))
         raise ValueError(f"claims: no claim {folder.name!r} in {folder.parent}; there are {known}")
-    content = read_yaml(file)
-    try:
-        arms = {name: ArmSpec(**arm) for name, arm in content.pop("arms").items()}
-        effects = [Effect(**effect) for effect in content.pop("effects")]
-        curves = [Curves(**one) for one in content.pop("curves", [])]
-        claim = Claim(folder.name, arms=arms, effects=effects, curves=curves, **content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: {error}; the fields are {[one.name for one in dataclasses.fields(Claim)]}") from None
+    claim = read_record(Claim, file, name=folder.name, bases={})
+    arms, effects, curves = claim.arms, claim.effects, claim.curves
     named = [name for effect in effects for name in effect.names]
     named += [arm.after for arm in arms.values() if arm.after]
     named += [name for one in curves for line in one.lines.values() for name in line]
     if unknown := sorted(set(named) - set(arms)):
         raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
+    files = {arm.base: folder.parent / f"{arm.base}.yaml" for arm in arms.values()}
+    for name, arm in arms.items():
+        if not files[arm.base].is_file() and arm.base not in MEASUREMENTS:
+            known = [*(one.stem for one in sorted(folder.parent.glob("*.yaml"))), *MEASUREMENTS]
+            raise ValueError(f"{file}: arms.{name}.base: there is no {arm.base!r}{hint(arm.base, known)}")
+        before = [name]
+        while (start := arms[before[-1]].after) is not None:
+            before.append(start)
+            if before.count(start) > 1:
+                raise ValueError(f"{file}: arms.{name}.after: {' after '.join(before)} has no beginning")
     for effect in effects:
+        if not effect.arms:
+            raise ValueError(f"{file}: effects: {effect.label!r} has no arms")
         own = {arms[name].base for name in effect.names}
         if isinstance(effect.metric, dict) and (unknown := sorted(own ^ effect.metric.keys())):
             has = "no metric" if unknown[0] in own else "a metric, and no arm"
@@ -199,14 +207,13 @@ def load_claim(folder: Path) -> Claim:
     if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
         raise ValueError(f"{file}: {lost[0]}.yaml is no arm of the claim; name it in arms, or remove it")
     with_recipes = {name: dataclasses.replace(arm, recipe=_recipe(folder, arms, name)) for name, arm in arms.items()}
-    files = {arm.base: folder.parent / f"{arm.base}.yaml" for arm in arms.values()}
     bases = {base: _length_and_rate(file) for base, file in files.items() if file.is_file()}
     return dataclasses.replace(claim, arms=with_recipes, bases=bases)
 
 
 def _length_and_rate(file: Path) -> str:
-    config = read_yaml(file)
-    trainer, model = config.get("trainer", {}), config.get("model", {}).get("init_args", {})
+    config = read_settings(file)
+    trainer, model = config.get("trainer") or {}, (config.get("model") or {}).get("init_args") or {}
     steps = trainer.get("max_steps")
     epochs = trainer.get("max_epochs")
     length = f"{epochs} epoch{'s' * (epochs != 1)}" if steps in (None, -1) else f"{steps:,} steps"
@@ -220,7 +227,7 @@ def files_of(folder: Path, base: str, arm: str) -> tuple[Path, ...]:
 
 def _recipe(folder: Path, arms: Mapping[str, ArmSpec], name: str) -> str:
     arm = arms[name]
-    contents = [read_yaml(path) for path in files_of(folder, arm.base, name)]
+    contents = [read_settings(path) for path in files_of(folder, arm.base, name)]
     return hash_values([contents, "" if arm.after is None else _recipe(folder, arms, arm.after)])
 
 
