@@ -359,6 +359,32 @@ def test_real_runs_of_two_seeds_and_two_rates_are_two_arms(
         assert set(arm["metrics"]) == {"val/score", "val/loss"}
 
 
+def test_tasks_and_language_models_are_compared_each_by_its_own_metric(tmp_path, capsys):
+    """Their losses, which both have, are of different things."""
+    measured = {
+        "soft": {"val/masked_lm_loss": 3.1, "val/loss": 0.4},
+        "soft-marks": {"val/score": 0.9, "val/loss": 0.3},
+        "none": {"val/masked_lm_loss": 3.2, "val/loss": 3.2},
+    }
+    for arm, metrics in measured.items():
+        content = {"claim": "c", "arm": arm, "seed": 1, "steps": 500, "metrics": metrics}
+        (tmp_path / f"{arm}-seed-1.json").write_text(json.dumps(content))
+    command.report([str(tmp_path)], out=str(tmp_path / "out"))
+    of_loss, of_task = capsys.readouterr().out.split("Runs by val/score and val/loss")
+    assert of_loss.startswith("Runs by val/masked_lm_loss") and "none" in of_loss and "soft-marks" not in of_loss
+    assert "soft-marks" in of_task and "none" not in of_task
+    arms = json.loads((tmp_path / "out/report.json").read_text())["arms"]
+    assert {arm["name"]: [*arm["metrics"]] for arm in arms} == {
+        "none": ["val/masked_lm_loss"],
+        "soft": ["val/masked_lm_loss"],
+        "soft-marks": ["val/score", "val/loss"],
+    }
+    page = (tmp_path / "out/report.md").read_text()
+    assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run by val/score and val/loss")
+    command.report([str(tmp_path)], ["val/loss"])
+    assert "Runs by" not in capsys.readouterr().out
+
+
 def test_results_stand_for_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two arms of two seeds: each arm's mean, and what changes between them, without the runs."""
     for arm, losses in (("none", (3.4, 3.2)), ("soft", (3.1, 3.1))):

@@ -16,6 +16,7 @@ from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.arms import (
     At,
+    Run,
     arms_numbers,
     arms_table,
     beside_table,
@@ -31,6 +32,7 @@ from lit_distil.data import TextDataModule
 from lit_distil.messages import read_yaml
 from lit_distil.pieces import call_command
 
+_PICTURES = ("runs.png", "runs-2.png")  # tasks have a score, language models a loss
 _HOW_TO_READ = (
     "± is half the 95 % interval of the mean (Student's t) or of the difference (Welch's t); a single run has none. "
     "Runs that differ only in their seeds are one arm."
@@ -92,7 +94,7 @@ def report(
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
     if out is not None:
-        pictures = ["runs.png"] * bool(runs) + ["curves.png", "quality_latency.png"] * bool(entries)
+        pictures = [*_PICTURES] * bool(runs) + ["curves.png", "quality_latency.png"] * bool(entries)
         check_pages(Path(out, "report.html"), [".md", ".json", *pictures], overwrite=overwrite)
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
@@ -130,30 +132,46 @@ run = functools.partial(call_command, report, words="runs", help="Folders of run
 def _compare_runs(
     patterns: Sequence[str], metrics: Sequence[str] | None, at: At, beside: str | None, folder: Path | None
 ) -> tuple[list[Section], dict[str, Any]]:
-    """Print the tables of what runs logged, and return the page's sections and the numbers."""
+    """Print the tables of what runs logged, and return the page's sections and the numbers.
+
+    Without `metrics`, tasks and language models have tables of their own, each by what it is judged by.
+    """
     found = open_runs(patterns)
-    arms = make_arms(found)
     if beside is not None:
         published = read_yaml(Path(beside))
-        table, notes = beside_table(arms, published, at), list(published.get("notes", []))
+        table, notes = beside_table(make_arms(found), published, at), list(published.get("notes", []))
         print(markdown_table(table), bullets(notes), sep="\n\n")
         return [Section(table=table), Section(lines=notes, small=True)], {"beside": [list(row) for row in table]}
-    metrics = metrics or main_metrics(found)
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in found:
+        groups.setdefault(tuple(metrics or main_metrics([run])), []).append(run)
+    sections: list[Section] = []
+    details: list[Section] = []
+    numbers: dict[str, Any] = {"at": at, "arms": [], "runs": []}
+    for place, (names, runs) in enumerate(groups.items(), start=1):
+        arms = make_arms(runs)
+        by = f" by {' and '.join(names)}" if len(groups) > 1 else ""
+        changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:] if arm.changes]
+        summary, each = arms_table(arms, names, at), runs_table(arms, names, at)
+        heading = f"Runs{by}" if by else ""
+        shown = [heading, markdown_table(summary), bullets(changes), markdown_table(each)]
+        print("\n\n".join(part for part in shown if part), end="\n" * (1 + (place < len(groups))))
+        sections.append(Section(heading, summary))
+        curves = {name: {arm.name: curve for arm in arms if len(curve := arm.curve(name)) > 1} for name in names}
+        if folder is not None and (drawn := {metric: of_arms for metric, of_arms in curves.items() if of_arms}):
+            picture = folder / _PICTURES[place - 1]
+            folder.mkdir(parents=True, exist_ok=True)
+            plot_arms(picture, drawn)
+            band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
+            sections.append(Section(f"Over the steps{by}", lines=band, pictures=[picture]))
+        if changes:
+            sections.append(Section(f"What each arm changes of {arms[0].name}", lines=changes))
+        details.append(Section(f"Each run{by}", each))
+        for part, more in arms_numbers(arms, names, at).items():
+            numbers[part] = [*numbers[part], *more] if isinstance(more, list) else more
     where = "the last validation" if at == "end" else "the best validation, which is the exported one"
     notes = [f"Values are those of {where}. {_HOW_TO_READ}", _EQUAL_TIME]
-    changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:] if arm.changes]
-    summary, details = arms_table(arms, metrics, at), runs_table(arms, metrics, at)
-    print(markdown_table(summary), *([bullets(changes)] if changes else []), markdown_table(details), sep="\n\n")
-    sections = [Section(table=summary)]
-    curves = {metric: {arm.name: curve for arm in arms if len(curve := arm.curve(metric)) > 1} for metric in metrics}
-    if folder is not None and (drawn := {metric: of_arms for metric, of_arms in curves.items() if of_arms}):
-        folder.mkdir(parents=True, exist_ok=True)
-        plot_arms(folder / "runs.png", drawn)
-        band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
-        sections.append(Section("Over the steps", lines=band, pictures=[folder / "runs.png"]))
-    if changes:
-        sections.append(Section(f"What each arm changes of {arms[0].name}", lines=changes))
-    return [*sections, Section("Each run", details), Section(lines=notes, small=True)], arms_numbers(arms, metrics, at)
+    return [*sections, *details, Section(lines=notes, small=True)], numbers
 
 
 def _check_entries(entries: Mapping[str, Entry], comparisons: Sequence[Comparison], *, has_task: bool) -> None:
