@@ -328,6 +328,17 @@ def test_what_a_seed_does_to_all_arms_alike_does_not_count(shifts: list[float], 
     assert effect_by_seed({"a": 1, "b": -1}, values) == pytest.approx(dict.fromkeys(range(len(shifts)), gain), abs=1e-9)
 
 
+def test_an_effect_of_fewer_seeds_than_another_says_so(tmp_path: Path) -> None:
+    effects = [{"label": "less", "arms": {"small": 1, "large": -1}, "margin": 0}]
+    effects += [{"label": "more", "arms": {"small": 1}, "margin": 0}]
+    claim = load_claim(write_claim(tmp_path / "configs", effects=effects))
+    for arm, seed in (("small", 1), ("small", 2), ("small", 3), ("large", 1), ("large", 2)):
+        write_result(tmp_path, arm, seed, 3.0 + seed, recipe=claim.arms[arm].recipe)
+    page = claim_page(read_results(claim, tmp_path / "results"), None)
+    less, more = (line for line in page.splitlines() if line.startswith(("- less", "- more")))
+    assert less.endswith("(2 seeds)") and more.endswith("holds")
+
+
 def test_the_interval_is_students(tmp_path: Path) -> None:
     """0.10, 0.20 and 0.15: mean 0.15, standard deviation 0.05, t of two degrees of freedom 4.303."""
     claim = load_claim(write_claim(tmp_path / "configs", margin=0.02))

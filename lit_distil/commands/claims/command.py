@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
@@ -63,7 +63,7 @@ class Job:
         recipe: `ArmSpec.recipe`.
         after: The run whose export it starts from.
         results: For each claim's arm that it is, (claim, arm).
-        pairs: On how many minimal pairs each claim measures it.
+        claims: Those of the results, by name.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class Job:
     recipe: str
     after: Job | None = None
     results: list[tuple[str, str]] = field(default_factory=list, compare=False)
-    pairs: dict[str, int] = field(default_factory=dict, compare=False)
+    claims: dict[str, Claim] = field(default_factory=dict, compare=False)
 
     @property
     def is_finished(self) -> bool:
@@ -109,7 +109,7 @@ def plan(claims: Sequence[Claim], seeds: Sequence[int], *, configs: Path, runs: 
         job = jobs.setdefault(folder, Job(folder, seed, files, spec.recipe, before))
         if (claim.name, arm) not in job.results:
             job.results.append((claim.name, arm))
-            job.pairs[claim.name] = claim.pairs
+            job.claims[claim.name] = claim
         return job
 
     for is_needed, claim, seed in product((True, False), claims, seeds):
@@ -255,7 +255,7 @@ def claims(
         with ending_processes():
             _measure_exactly(chosen, range(1, seeds + 1), target)
             planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))
-            _run_all(planned, jobs, target, {claim.name: claim for claim in chosen})
+            _run_all(planned, jobs, target)
     measured = [read_results(claim, target) for claim in chosen]
     if docs is not None:  # the table is of all claims, whichever were asked for
         write_claim_pages([read_results(load_claim(root / name), target) for name in everyone], Path(docs), suite)
@@ -272,7 +272,7 @@ def _measure_exactly(chosen: Sequence[Claim], seeds: Sequence[int], out: Path) -
                     _write_result(out, claim.name, arm, spec.recipe, seed, found, _made_with())
 
 
-def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[str, Claim]) -> None:
+def _run_all(planned: Sequence[Job], num_jobs: int, out: Path) -> None:
     """Run what has no result yet, so many at a time; a run waits for the one that it starts from."""
     missing = {job: _missing(job, out) for job in planned}
     needed = needed_of(planned, out)
@@ -301,8 +301,8 @@ def _run_all(planned: Sequence[Job], num_jobs: int, out: Path, by_name: Mapping[
             start = None if job.after is None else job.after.folder / "export"
             size = size_of(export, start) if missing[job] else {}
             for claim, arm in missing[job]:
-                result = result_of(run, by_name[claim].metrics)
-                if (pairs := job.pairs.get(claim, 0)) and "val/masked_lm_loss" in result["metrics"]:
+                result = result_of(run, job.claims[claim].metrics)
+                if (pairs := job.claims[claim].pairs) and "val/masked_lm_loss" in result["metrics"]:
                     on_pairs, groups = accuracy_on_pairs(export, pairs)
                     result["pairs"] = pairs
                     result["metrics"] |= on_pairs
@@ -390,7 +390,7 @@ def _missing(job: Job, out: Path) -> list[tuple[str, str]]:
     return [
         (claim, arm)
         for claim, arm in job.results
-        if not _has_result(out, claim, arm, job.seed, job.recipe, job.pairs.get(claim, 0))
+        if not _has_result(out, claim, arm, job.seed, job.recipe, job.claims[claim].pairs)
     ]
 
 

@@ -158,8 +158,10 @@ def claim_page(measured: Measured, figure: str | None, curves: str | None = None
         verdict += (
             [] if suite.about else [f"Ten times larger, on one GPU: `lit-distil claims {claim.name} --scale gpu`."]
         )
+    most = max(len(one.by_seed) for one in estimates)
     lines = [
-        f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}{_notes(effect, one)}"
+        f"{effect.label}: {_effect(one)}{_of_rows(one)} (margin {_margin(effect)}): {one.verdict}"
+        f"{_notes(effect, one, most)}"
         for effect, one in zip(claim.effects, estimates, strict=True)
     ]
     lines += [_OF_ROWS] if any(one.of_rows is not None for one in estimates) else []
@@ -324,10 +326,12 @@ def _of_rows(one: Estimate) -> str:
     return "" if one.of_rows is None else f", of which ± {one.of_rows:.3f} from the rows"
 
 
-def _notes(effect: Effect, one: Estimate) -> str:
+def _notes(effect: Effect, one: Estimate, most: int) -> str:
+    """What to know about an effect beside the others of its claim, the most seeds of which are given."""
     notes = [] if effect.decides else ["shown only"]
     notes += [] if one.has_learned else [f"no arm reached {effect.learned:g}, so it is not judged"]
     notes += ["a single seed has no interval"] if len(one.by_seed) == 1 else []
+    notes += [f"{len(one.by_seed)} seeds"] if 1 < len(one.by_seed) < most else []
     return f" ({'; '.join(notes)})" if notes else ""
 
 
