@@ -599,6 +599,9 @@ def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": Infinity}}',
         '{"arm": "small", "seed": 1, "metrics": {"val/loss": 3.0}}',
         '{"arm": "large", "seed": 2, "metrics": {"val/loss": 3.0}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "minutes": "3"}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "validations": []}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "made_with": null}',
     ],
 )
 def test_a_damaged_result_is_named(content: str, tmp_path: Path) -> None:

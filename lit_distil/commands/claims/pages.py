@@ -286,7 +286,7 @@ def _cost(measured: Measured) -> list[str]:
         return []
     commits: dict[tuple[tuple[str, Any], ...], dict[str, None]] = {}  # by what they ran on
     for result in measured.results:
-        made = {name: value for name, value in result["made_with"].items() if value is not None}
+        made = {name: value for name, value in result.get("made_with", {}).items() if value is not None}
         commit = made.pop("git_commit", None)
         sha, changes, _ = (commit or "").partition("+")
         commits.setdefault(tuple(made.items()), {}).update({sha[:9] + changes: None} if commit else {})

@@ -30,6 +30,8 @@ _MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the firs
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
 _RESULTS = "*-seed-*.json"  # results of a claim, one file per run
+_KINDS: dict[str, Any] = dict.fromkeys(("metrics", "validations", "without_rows", "size", "made_with"), dict)
+_KINDS |= {"seed": int, "steps": int, "minutes": int | float}  # of what a result holds
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
 _T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
@@ -179,15 +181,19 @@ def load_result(file: Path) -> dict[str, Any]:
         result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         result = None
-    metrics = result.get("metrics") if isinstance(result, dict) else None
-    is_whole = isinstance(metrics, dict) and all(
-        isinstance(one, int | float) and math.isfinite(one) for one in metrics.values()
-    )
-    if not is_whole or file.stem != f"{result.get('arm')}-seed-{result.get('seed')}":
+    if not _is_result(result) or file.stem != f"{result.get('arm')}-seed-{result.get('seed')}":
         raise ValueError(
             f"{file}: this is no result of a claim, or it is damaged; delete it, and its run is judged anew"
         )
     return dict(result)
+
+
+def _is_result(content: Any) -> bool:
+    if not isinstance(content, dict) or "metrics" not in content:
+        return False
+    if not all(isinstance(content[name], kind) for name, kind in _KINDS.items() if name in content):
+        return False
+    return all(isinstance(one, int | float) and math.isfinite(one) for one in content["metrics"].values())
 
 
 def _result(file: str) -> Run:
