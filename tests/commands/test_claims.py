@@ -328,6 +328,25 @@ def test_what_a_seed_does_to_all_arms_alike_does_not_count(shifts: list[float], 
     assert effect_by_seed({"a": 1, "b": -1}, values) == pytest.approx(dict.fromkeys(range(len(shifts)), gain), abs=1e-9)
 
 
+def test_a_run_that_claims_share_counts_once_and_one_trained_again_twice(tmp_path: Path) -> None:
+    claim = load_claim(write_claim(tmp_path))
+    shared = {"arm": "small", "seed": 1, "recipe": "a", "minutes": 60.0, "metrics": {}}
+    again, other = {**shared, "minutes": 30.0}, {**shared, "seed": 2, "minutes": 90.0}
+    write_claim_pages([Measured(claim, [shared, other]), Measured(claim, [shared, again])], tmp_path)
+    assert "All claims together are 3 runs, counted once where claims share them, and 3.0\n" in (
+        tmp_path / "claims.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_of_a_group_the_page_names_the_best_arm(tmp_path: Path) -> None:
+    effects = [{"label": "best", "arms": {"small|large": 1, "student": -1}, "margin": 0}]
+    claim = load_claim(write_claim(tmp_path / "configs", effects=effects))
+    for arm, loss in {"small": 3.0, "large": 2.0, "student": 4.0}.items():
+        write_result(tmp_path, arm, 1, loss, recipe=claim.arms[arm].recipe)
+    page = claim_page(read_results(claim, tmp_path / "results"), None)
+    assert "(best of their groups: large; a single seed has no interval)" in page
+
+
 def test_an_effect_of_fewer_seeds_than_another_says_so(tmp_path: Path) -> None:
     effects = [{"label": "less", "arms": {"small": 1, "large": -1}, "margin": 0}]
     effects += [{"label": "more", "arms": {"small": 1}, "margin": 0}]

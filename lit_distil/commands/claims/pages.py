@@ -304,9 +304,10 @@ def _cost(measured: Measured) -> list[str]:
 def _whole_cost(measured: Sequence[Measured]) -> str:
     """What all runs took, each counted once."""
     trained = [one for claim in measured for one in claim.results if "minutes" in one]
-    minutes = {(one["recipe"], one["seed"]): one["minutes"] for one in trained}
+    runs = {(one["recipe"], one["seed"], one["minutes"]) for one in trained}  # one trained again has another time
+    hours = sum(minutes for *_, minutes in runs) / 60
     return f"""\
-All claims together are {len(minutes)} runs, counted once where claims share them, and {sum(minutes.values()) / 60:.1f}
+All claims together are {len(runs)} runs, counted once where claims share them, and {hours:.1f}
 hours of training with one thread each, without start-up and validation. Two run side by side."""
 
 
@@ -329,6 +330,8 @@ def _of_rows(one: Estimate) -> str:
 def _notes(effect: Effect, one: Estimate, most: int) -> str:
     """What to know about an effect beside the others of its claim, the most seeds of which are given."""
     notes = [] if effect.decides else ["shown only"]
+    best = [arm for arm in one.arms if arm not in effect.arms]
+    notes += [f"best of their groups: {' and '.join(best)}"] if best else []
     notes += [] if one.has_learned else [f"no arm reached {effect.learned:g}, so it is not judged"]
     notes += ["a single seed has no interval"] if len(one.by_seed) == 1 else []
     notes += [f"{len(one.by_seed)} seeds"] if 1 < len(one.by_seed) < most else []

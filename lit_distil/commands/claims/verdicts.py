@@ -243,6 +243,7 @@ class Estimate:
         verdict: By `verdict_of`; undecided if no arm has learned.
         of_rows: Half the 95 % interval over the rows that were evaluated; None if the results do not tell.
         has_learned: See `Effect.learned`.
+        arms: Those that were summed: of each group the best one.
     """
 
     by_seed: dict[int, float]
@@ -251,6 +252,7 @@ class Estimate:
     verdict: Verdict
     of_rows: float | None = None
     has_learned: bool = True
+    arms: tuple[str, ...] = ()
 
 
 def verdict_of(mean: float, half: float | None, margin: float) -> Verdict:
@@ -337,7 +339,7 @@ def estimate(
     best = max(fmean(values[name].values()) for name in chosen)
     has_learned = effect.learned is None or best >= effect.learned
     verdict = verdict_of(mean, half, effect.margin) if has_learned else "undecided at this size"
-    return Estimate(by_seed, mean, half, verdict, of_rows, has_learned)
+    return Estimate(by_seed, mean, half, verdict, of_rows, has_learned, tuple(chosen))
 
 
 @dataclass(frozen=True)
