@@ -303,7 +303,7 @@ def read_yaml(file: Path) -> Any:
         text = file.read_text(encoding="utf-8")
         check_keys(text)
         return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, or a date that is none
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise ValueError(f"{file} is not YAML: {reason}") from None
 

@@ -326,7 +326,7 @@ def read_record(kind: type[Record], file: Path, **given: Any) -> Record:
     Raises:
         ValueError: The file is no YAML, or a field is missing, unknown or of another type.
     """
-    content = {name: value for name, value in read_settings(file).items() if value is not None}
+    content = {name: _of_records(value) for name, value in _without_nulls(read_settings(file)).items()}
     names = [name for name in inspect.signature(kind).parameters if name not in given]
     if unknown := [name for name in content if name not in names]:
         raise ValueError(f"{file}: there is no {unknown[0]!r}{hint(str(unknown[0]), names)}")
@@ -338,6 +338,19 @@ def read_record(kind: type[Record], file: Path, **given: Any) -> Record:
         reasons = "; ".join(shorten(error.message, names).splitlines())
         raise ValueError(f"{file}: {reasons}") from error
     return kind(**read.as_dict(), **given)
+
+
+def _of_records(value: Any) -> Any:
+    """A list or a mapping of records, the nulls of which are left out, too."""
+    if isinstance(value, list):
+        return [_without_nulls(one) if isinstance(one, dict) else one for one in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) if isinstance(one, dict) else one for name, one in value.items()}
+    return value
+
+
+def _without_nulls(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 # Errors in a user's own piece

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -618,6 +619,8 @@ def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": Infinity}}',
         '{"arm": "small", "seed": 1, "metrics": {"val/loss": 3.0}}',
         '{"arm": "large", "seed": 2, "metrics": {"val/loss": 3.0}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": true}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "minutes": NaN}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "minutes": "3"}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "validations": []}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "made_with": null}',
@@ -717,7 +720,7 @@ def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
     before = signal.getsignal(number)
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(SystemExit) as stopped, ending_processes():
-        command._run_all(jobs, 1, tmp_path, {})
+        command._run_all(jobs, 1, tmp_path)
     assert stopped.value.code == 128 + number and signal.getsignal(number) == before
     assert (tmp_path / "first.log").read_text() == "saved\n" and not (tmp_path / "second.log").exists()
 
@@ -898,6 +901,8 @@ EFFECT = {"label": "x", "arms": {"small": 1, "large": -1}, "margin": 0}
         ({"effects": [{**EFFECT, "arms": ["small", "large"]}]}, "effects.arms: expected dict"),
         ({"effects": [{**EFFECT, "arms": {"small": "much"}}]}, "effects.arms: expected float, got 'much'"),
         ({"effects": [{**EFFECT, "arms": {}}]}, "effects: 'x' has no arms"),
+        ({"effects": [{**EFFECT, "margin": math.nan}]}, "effects: 'x' has a margin, weight or score that is no finite"),
+        ({"effects": [{**EFFECT, "arms": {"small": math.inf}}]}, "effects: 'x' has a margin, weight or score"),
         ({"effects": [{**EFFECT, "arms": {"huge": 1}}]}, r"no arm 'huge'; there are \['small', 'large', 'student'\]"),
         ({"curves": [{"label": "x", "lines": {"distilled": ["student", "tiny"]}}]}, "no arm 'tiny'"),
         (
@@ -927,9 +932,19 @@ def test_lost_and_empty_files_of_a_claim_are_told(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"{file.name}: expected settings by name, got None"):
             load_claim(folder)
         file.write_text(before)
-    (folder / "lost.yaml").write_text("{}")
-    with pytest.raises(ValueError, match=r"lost\.yaml is no arm of the claim"):
-        load_claim(folder)
+    for name in ("lost.yaml", "small.yml"):
+        (folder / name).write_text("{}")
+        with pytest.raises(ValueError, match=rf"{name} is no arm of the claim"):
+            load_claim(folder)
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"configs: no claim in .*none; a claim is a folder with a claim\.yaml"):
+        command.claims(configs=str(tmp_path / "none"), only_pages=True)
+
+
+def test_what_is_blank_in_a_claim_is_the_default(tmp_path: Path) -> None:
+    """Also within an effect, which would no longer decide."""
+    blank = load_claim(write_claim(tmp_path / "a", caveats=None, effects=[{**EFFECT, "decides": None}]))
+    assert blank.effects[0].decides and blank.caveats == []
 
 
 # Pages

@@ -93,7 +93,11 @@ def test_each_part_of_a_scale_changes_what_it_says(tmp_path: Path) -> None:
         ("times: {pretrain: {lr: '2'}}", "times.pretrain.lr must be a number above 0, got '2'"),
         ("times: {pretrain: {lr: true}}", "times.pretrain.lr must be a number above 0, got True"),
         ("times: {pretrain: {lr: 0}}", "times.pretrain.lr must be a number above 0, got 0"),
-        ("times: {pretrain: {batchsize: 2}}", "times.pretrain.batchsize: no claim has a setting 'batchsize'"),
+        ("times: {pretrain: {batchsize: 2}}", "times.pretrain.batchsize: no claim has a number 'batchsize'"),
+        ("times: {pretrain: {class_path: 2}}", "times.pretrain.class_path: no claim has a number 'class_path'"),
+        ("bases: {../mine: {}}", "bases: '../mine' must be a name, not a path"),
+        ("claims: {half: {arms: {few: false}}}", "claims.half.arms.few must be a mapping, got False"),
+        ("claims: {half: {arms: {nobody: null}}}", "claims.half.arms: there is no 'nobody' to leave out"),
     ],
 )
 def test_what_is_wrong_in_a_scale_is_named_with_its_file(content: str, message: str, tmp_path: Path) -> None:

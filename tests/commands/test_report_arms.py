@@ -147,7 +147,7 @@ def test_a_run_that_was_never_validated_has_an_end_but_no_best(tmp_path: Path) -
     assert run.value("train/tokens_per_second", "end") == 3.0
     with pytest.raises(ValueError, match=r"run: the run was never validated.*val_check_interval"):
         run.step("best")
-    with pytest.raises(ValueError, match="the runs share no validation metric"):
+    with pytest.raises(ValueError, match="run has no validation metric"):
         arms.main_metrics([run])
 
 
@@ -383,6 +383,31 @@ def test_tasks_and_language_models_are_compared_each_by_its_own_metric(tmp_path,
     assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run by val/score and val/loss")
     command.report([str(tmp_path)], ["val/loss"])
     assert "Runs by" not in capsys.readouterr().out
+
+
+def test_every_kind_of_run_has_its_curves_in_a_picture_of_its_own(tmp_path: Path) -> None:
+    falling = [3.0, 2.0]
+    runs = [write_run(tmp_path / "task", falling, val_score=[0.1, 0.2])]
+    runs += [write_run(tmp_path / "language", falling, val_masked_lm_loss=falling)]
+    runs += [write_run(tmp_path / "sentences", falling)]
+    command.report(runs, out=str(tmp_path / "out"))
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    page = (tmp_path / "out/report.md").read_text()
+    assert names == {"runs.png", "runs-2.png", "runs-3.png"} and all(f"({name})" in page for name in names)
+
+
+def test_arms_of_one_name_and_another_recipe_stay_apart(tmp_path: Path) -> None:
+    """Such as those of the small claims and of MiniLM."""
+    files = []
+    for suite, loss in (("small", 3.7), ("minilm", 4.9)):
+        content = {"claim": "half", "arm": "half", "seed": 1, "recipe": suite, "metrics": {"val/masked_lm_loss": loss}}
+        files.append(tmp_path / suite / "half-seed-1.json")
+        files[-1].parent.mkdir()
+        files[-1].write_text(json.dumps(content))
+    command.report([*map(str, files)], out=str(tmp_path / "out"))
+    arms = json.loads((tmp_path / "out/report.json").read_text())["arms"]
+    assert [arm["name"] for arm in arms] == ["small/half", "minilm/half"]
+    assert not any(arm["changes"] for arm in arms)
 
 
 def test_results_stand_for_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -243,6 +243,8 @@ def claims(
         root = write_scaled(root, size, Path(runs) / "configs", text=text)
         suite = Suite(name, spoken, size.about or f"# The papers' claims:{spoken}\n")
     everyone = sorted(path.parent.name for path in root.glob(f"*/{CLAIM}"))
+    if not everyone:
+        raise ValueError(f"configs: no claim in {root}; a claim is a folder with a {CLAIM}")
     chosen = [load_claim(root / name) for name in dict.fromkeys(names or everyone)]
     if estimate is not None:
         planned = plan(chosen, range(1, seeds + 1), configs=root, runs=Path(runs))

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lit_distil.commands.claims.verdicts import CLAIM
+from lit_distil.commands.claims.verdicts import CLAIM, load_claim
 from lit_distil.files import write_file
 from lit_distil.messages import read_settings, read_yaml
 
@@ -77,11 +77,16 @@ def load_scale(file: Path | None, root: Path) -> Scale:
         for name, value in _mapping(file, part, content.get(part, {})).items():
             if names is not None and name not in names:
                 raise ValueError(f"{file}: {part}: there is no {name!r}; there are {sorted(names)}")
+            if part == "bases" and "/" in str(name):
+                raise ValueError(f"{file}: bases: {name!r} must be a name, not a path")
             _mapping(file, f"{part}.{name}", value)
     _check_factors(file, content.get("times", {}), {name for one in files for name in _names(read_settings(one))})
     for name, claim in content.get("claims", {}).items():
         for arm, spec in _mapping(file, f"claims.{name}.arms", claim.get("arms", {})).items():
-            _mapping(file, f"claims.{name}.arms.{arm}", spec or {})
+            if spec is not None:
+                _mapping(file, f"claims.{name}.arms.{arm}", spec)
+            elif arm not in load_claim(root / name).arms:
+                raise ValueError(f"{file}: claims.{name}.arms: there is no {arm!r} to leave out")
     if not isinstance(content.get("about", ""), str):
         raise ValueError(f"{file}: about must be a text, got {content['about']!r}")
     return Scale(**content)
@@ -119,6 +124,7 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
     for name, content in scale.bases.items():
         write(root / f"{name}.yaml", content)
     for file in sorted(root.glob(f"*/{CLAIM}")):
+        load_claim(file.parent)  # tells what is wrong with it
         (out / file.parent.name).mkdir(exist_ok=True)
         claim = _laid_over(read_settings(file), scale.claims.get(file.parent.name, {}))
         claim["arms"] = {arm: spec for arm, spec in claim["arms"].items() if spec is not None}
@@ -126,7 +132,8 @@ def write_scaled(root: Path, scale: Scale, out: Path, *, text: str | None = None
         for arm, spec in claim["arms"].items():
             if (own := file.with_name(f"{arm}.yaml")).is_file():
                 replaced = scale.arms.get(f"{file.parent.name}/{arm}")
-                write(own, replaced or _multiplied(read_settings(own), scale.times.get(spec["base"], {})))
+                scaled = _multiplied(read_settings(own), scale.times.get(spec["base"], {}))
+                write(own, scaled if replaced is None else replaced)
         for left in set((out / file.parent.name).glob("*.yaml")) - written:  # in the claims' folders only
             left.unlink(missing_ok=True)
     return out
@@ -144,14 +151,15 @@ def _check_factors(file: Path, times: Mapping[str, Mapping[str, Any]], settings:
             if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
                 raise ValueError(f"{file}: times.{base}.{name} must be a number above 0, got {factor!r}")
             if name not in settings:
-                raise ValueError(f"{file}: times.{base}.{name}: no claim has a setting {name!r}")
+                raise ValueError(f"{file}: times.{base}.{name}: no claim has a number {name!r}")
 
 
 def _names(value: Any) -> Iterator[str]:
-    """All keys of a configuration, those of mappings within it included."""
+    """The keys of all numbers in a configuration, those of mappings within it included; one that is not set counts."""
     if isinstance(value, dict):
         for key, one in value.items():
-            yield key
+            if one is None or type(one) in (int, float):
+                yield key
             yield from _names(one)
 
 
@@ -168,6 +176,8 @@ def _multiplied(value: Any, factors: Mapping[str, float]) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: type(one)(one * factors[key]) if key in factors and one is not None else _multiplied(one, factors)
+        key: type(one)(one * factors[key])
+        if key in factors and type(one) in (int, float)
+        else _multiplied(one, factors)
         for key, one in value.items()
     }

@@ -181,7 +181,7 @@ def load_claim(folder: Path) -> Claim:
     claim = read_record(Claim, file, name=folder.name, bases={})
     arms, effects, curves = claim.arms, claim.effects, claim.curves
     named = [name for effect in effects for name in effect.names]
-    named += [arm.after for arm in arms.values() if arm.after]
+    named += [arm.after for arm in arms.values() if arm.after is not None]
     named += [name for one in curves for line in one.lines.values() for name in line]
     if unknown := sorted(set(named) - set(arms)):
         raise ValueError(f"{file}: there is no arm {unknown[0]!r}; there are {list(arms)}")
@@ -198,14 +198,20 @@ def load_claim(folder: Path) -> Claim:
     for effect in effects:
         if not effect.arms:
             raise ValueError(f"{file}: effects: {effect.label!r} has no arms")
+        if not all(map(math.isfinite, [effect.margin, effect.learned or 0.0, *effect.arms.values()])):
+            raise ValueError(
+                f"{file}: effects: {effect.label!r} has a margin, weight or score that is no finite number"
+            )
         own = {arms[name].base for name in effect.names}
         if isinstance(effect.metric, dict) and (unknown := sorted(own ^ effect.metric.keys())):
             has = "no metric" if unknown[0] in own else "a metric, and no arm"
             raise ValueError(f"{file}: effects: {effect.label!r} has {has} of the base {unknown[0]!r}")
     if not any(effect.decides for effect in effects):
         raise ValueError(f"{file}: no effect decides; leave out `decides: false` of one")
-    if lost := sorted({path.stem for path in folder.glob("*.yaml")} - set(arms) - {file.stem}):
-        raise ValueError(f"{file}: {lost[0]}.yaml is no arm of the claim; name it in arms, or remove it")
+    if lost := sorted({path.name for path in folder.glob("*.y*ml")} - {f"{name}.yaml" for name in [*arms, file.stem]}):
+        raise ValueError(
+            f"{file}: {lost[0]} is no arm of the claim; name it in arms (its file ends in .yaml), or remove it"
+        )
     with_recipes = {name: dataclasses.replace(arm, recipe=_recipe(folder, arms, name)) for name, arm in arms.items()}
     bases = {base: _length_and_rate(file) for base, file in files.items() if file.is_file()}
     return dataclasses.replace(claim, arms=with_recipes, bases=bases)
@@ -213,11 +219,16 @@ def load_claim(folder: Path) -> Claim:
 
 def _length_and_rate(file: Path) -> str:
     config = read_settings(file)
-    trainer, model = config.get("trainer") or {}, (config.get("model") or {}).get("init_args") or {}
-    steps = trainer.get("max_steps")
-    epochs = trainer.get("max_epochs")
-    length = f"{epochs} epoch{'s' * (epochs != 1)}" if steps in (None, -1) else f"{steps:,} steps"
-    return f"{length}, learning rate {(model.get('optimizer') or {}).get('init_args', {}).get('lr')}"
+
+    def find(*path: str) -> Any:
+        value: Any = config
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    steps, epochs = find("trainer", "max_steps"), find("trainer", "max_epochs")
+    length = f"{steps:,} steps" if isinstance(steps, int) and steps > 0 else f"{epochs} epoch{'s' * (epochs != 1)}"
+    return f"{length}, learning rate {find('model', 'init_args', 'optimizer', 'init_args', 'lr')}"
 
 
 def files_of(folder: Path, base: str, arm: str) -> tuple[Path, ...]:

@@ -30,6 +30,7 @@ _MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the firs
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
 _RESULTS = "*-seed-*.json"  # results of a claim, one file per run
+_OF_AN_ARM = ("arm", "recipe")  # in a result; arms of one name may have different recipes, at another scale
 _KINDS: dict[str, Any] = dict.fromkeys(("metrics", "validations", "without_rows", "size", "made_with"), dict)
 _KINDS |= {"seed": int, "steps": int, "minutes": int | float}  # of what a result holds
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
@@ -193,13 +194,14 @@ def _is_result(content: Any) -> bool:
         return False
     if not all(isinstance(content[name], kind) for name, kind in _KINDS.items() if name in content):
         return False
-    return all(isinstance(one, int | float) and math.isfinite(one) for one in content["metrics"].values())
+    numbers = [*content["metrics"].values(), content.get("minutes", 0.0)]
+    return all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
 
 
 def _result(file: str) -> Run:
     """The run of a result file: the metrics of its last validation, without curves."""
     content = load_result(Path(file))
-    config = {"seed_everything": content["seed"], **{name: content.get(name) for name in ("claim", "arm")}}
+    config = {"seed_everything": content["seed"], **{name: content.get(name) for name in ("claim", *_OF_AN_ARM)}}
     step = content.get("steps", 0)
     return Run(file.removesuffix(".json"), config, {name: {step: value} for name, value in content["metrics"].items()})
 
@@ -225,7 +227,7 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
         name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
         settings = [relevant_settings(run.config) for run in (arms[0].runs[0] if arms else group[0], group[0])]
         changes = differences(*settings)
-        shown = [f"{change.name}: {' -> '.join(change.shown())}" for change in changes if change.name != "arm"]
+        shown = [f"{change.name}: {' -> '.join(change.shown())}" for change in changes if change.name not in _OF_AN_ARM]
         arms.append(Arm(name, group, shown))
     return arms
 
@@ -235,7 +237,8 @@ def main_metrics(runs: Sequence[Run]) -> list[str]:
     shared = set.intersection(*(set(run.metrics) for run in runs))
     found = [next((name for name in names if name in shared), None) for names in _MAIN_METRICS]
     if not any(found):
-        raise ValueError(f"metrics: the runs share no validation metric; name some of {sorted(shared)} (--metrics)")
+        which = f"{runs[0].folder} has" if len(runs) == 1 else "the runs share"
+        raise ValueError(f"metrics: {which} no validation metric; name some of {sorted(shared)} (--metrics)")
     return [name for name in found if name]
 
 

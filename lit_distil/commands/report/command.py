@@ -32,7 +32,6 @@ from lit_distil.data import TextDataModule
 from lit_distil.messages import read_yaml
 from lit_distil.pieces import call_command
 
-_PICTURES = ("runs.png", "runs-2.png")  # tasks have a score, language models a loss
 _HOW_TO_READ = (
     "± is half the 95 % interval of the mean (Student's t) or of the difference (Welch's t); a single run has none. "
     "Runs that differ only in their seeds are one arm."
@@ -94,7 +93,9 @@ def report(
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
     if out is not None:
-        pictures = [*_PICTURES] * bool(runs) + ["curves.png", "quality_latency.png"] * bool(entries)
+        pictures = [_picture(place) for place in range(1, 4) if runs] + ["curves.png", "quality_latency.png"] * bool(
+            entries
+        )
         check_pages(Path(out, "report.html"), [".md", ".json", *pictures], overwrite=overwrite)
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
@@ -159,7 +160,7 @@ def _compare_runs(
         sections.append(Section(heading, summary))
         curves = {name: {arm.name: curve for arm in arms if len(curve := arm.curve(name)) > 1} for name in names}
         if folder is not None and (drawn := {metric: of_arms for metric, of_arms in curves.items() if of_arms}):
-            picture = folder / _PICTURES[place - 1]
+            picture = folder / _picture(place)
             folder.mkdir(parents=True, exist_ok=True)
             plot_arms(picture, drawn)
             band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
@@ -172,6 +173,11 @@ def _compare_runs(
     where = "the last validation" if at == "end" else "the best validation, which is the exported one"
     notes = [f"Values are those of {where}. {_HOW_TO_READ}", _EQUAL_TIME]
     return [*sections, *details, Section(lines=notes, small=True)], numbers
+
+
+def _picture(place: int) -> str:
+    """The picture of a group of runs: tasks, language models and sentence encoders are judged by other metrics."""
+    return "runs.png" if place == 1 else f"runs-{place}.png"
 
 
 def _check_entries(entries: Mapping[str, Entry], comparisons: Sequence[Comparison], *, has_task: bool) -> None:
