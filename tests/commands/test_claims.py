@@ -710,7 +710,11 @@ def test_a_command_that_is_told_to_stop_leaves_no_run_behind(
     monkeypatch.setattr(command, "TOKENIZER", str(Path(tmp_path, "tokenizer.json").parent))
     (tmp_path / "tokenizer.json").touch()
     (base := tmp_path / "base.yaml").write_text("{}")
-    jobs = [command.Job(tmp_path / name, 1, (base,), "", results=[("a", name)]) for name in ("first", "second")]
+    claims = {"size": load_claim(write_claim(tmp_path / "configs"))}
+    jobs = [
+        command.Job(tmp_path / name, 1, (base,), "", results=[("size", name)], claims=claims)
+        for name in ("first", "second")
+    ]
 
     def stop() -> None:
         while not (tmp_path / "begun").exists():
