@@ -367,7 +367,9 @@ def test_tasks_and_language_models_are_compared_each_by_its_own_metric(tmp_path,
         "none": {"val/masked_lm_loss": 3.2, "val/loss": 3.2},
     }
     for arm, metrics in measured.items():
-        content = {"claim": "c", "arm": arm, "seed": 1, "steps": 500, "metrics": metrics}
+        metrics = {**metrics, "val/agreement_with_teacher": 0.5} if arm == "soft" else metrics
+        size = {"layers": 2, "parameters": 1000, "milliseconds": 1.5}
+        content = {"claim": "c", "arm": arm, "seed": 1, "steps": 500, "metrics": metrics, "size": size}
         (tmp_path / f"{arm}-seed-1.json").write_text(json.dumps(content))
     command.report([str(tmp_path)], out=str(tmp_path / "out"))
     of_loss, of_task = capsys.readouterr().out.split("Runs by val/score and val/loss")
@@ -381,6 +383,10 @@ def test_tasks_and_language_models_are_compared_each_by_its_own_metric(tmp_path,
     }
     page = (tmp_path / "out/report.md").read_text()
     assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run by val/score and val/loss")
+    others = page.partition("## Loss terms and what else was measured by val/masked_lm_loss")[2].partition("## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in others.splitlines() if line.startswith("| ")]
+    assert ["val/agreement_with_teacher", "soft", "0.5000"] in rows and ["size/parameters", "none", "1000.0000"] in rows
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"sizes.png"}  # of the two language models
     command.report([str(tmp_path)], ["val/loss"])
     assert "Runs by" not in capsys.readouterr().out
 
@@ -393,7 +399,11 @@ def test_every_kind_of_run_has_its_curves_in_a_picture_of_its_own(tmp_path: Path
     command.report(runs, out=str(tmp_path / "out"))
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
     page = (tmp_path / "out/report.md").read_text()
-    assert names == {"runs.png", "runs-2.png", "runs-3.png"} and all(f"({name})" in page for name in names)
+    assert (
+        "sizes" not in page
+        and names == {"runs.png", "runs-2.png", "runs-3.png"}
+        and all(f"({name})" in page for name in names)
+    )
 
 
 def test_arms_of_one_name_and_another_recipe_stay_apart(tmp_path: Path) -> None:

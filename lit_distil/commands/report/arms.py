@@ -30,7 +30,7 @@ _MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the firs
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
 _RESULTS = "*-seed-*.json"  # results of a claim, one file per run
-_OF_AN_ARM = ("arm", "recipe")  # in a result; arms of one name may have different recipes, at another scale
+_OF_AN_ARM = ("claim", "arm", "recipe")  # tell the arms of results apart; at another scale the recipe differs
 _KINDS: dict[str, Any] = dict.fromkeys(("metrics", "validations", "without_rows", "size", "made_with"), dict)
 _KINDS |= {"seed": int, "steps": int, "minutes": int | float}  # of what a result holds
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
@@ -201,9 +201,10 @@ def _is_result(content: Any) -> bool:
 def _result(file: str) -> Run:
     """The run of a result file: the metrics of its last validation, without curves."""
     content = load_result(Path(file))
-    config = {"seed_everything": content["seed"], **{name: content.get(name) for name in ("claim", *_OF_AN_ARM)}}
+    config = {"seed_everything": content["seed"], **{name: content.get(name) for name in _OF_AN_ARM}}
     step = content.get("steps", 0)
-    return Run(file.removesuffix(".json"), config, {name: {step: value} for name, value in content["metrics"].items()})
+    measured = content["metrics"] | {f"size/{name}": value for name, value in content.get("size", {}).items()}
+    return Run(file.removesuffix(".json"), config, {name: {step: value} for name, value in measured.items()})
 
 
 def make_arms(runs: Sequence[Run]) -> list[Arm]:
@@ -296,6 +297,23 @@ def runs_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
     return table
 
 
+def others_of(arm: Arm, metrics: Sequence[str], at: At) -> dict[str, list[float]]:
+    """What all runs of an arm measured beside these metrics: loss terms, agreement with the teacher, sizes."""
+    shared = set.intersection(*(set(run.metrics) for run in arm.runs)).difference(metrics)
+    return {name: arm.values(name, at) for name in sorted(shared) if name.startswith(("val/", "size/"))}
+
+
+def others_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
+    """One row for each of `others_of` and arm, so that arms stand below each other."""
+    measured = [(arm.name, others_of(arm, metrics, at)) for arm in arms]
+    names = dict.fromkeys(name for _, others in measured for name in others)
+    table = [["measured", "arm", "mean over the runs"]]
+    for name in names:
+        values = [(arm, others[name]) for arm, others in measured if name in others]
+        table += [[name, arm, with_interval(fmean(each), half_width(each))] for arm, each in values]
+    return table
+
+
 def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[str, Any]:
     """Both tables as plain numbers."""
     summaries, details = [], []
@@ -305,7 +323,8 @@ def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[st
             name: {"values": each, "mean": fmean(each), "half_width_95": half_width(each)}
             for name, each in values.items()
         }
-        summaries.append({"name": arm.name, "changes": arm.changes, "metrics": measured})
+        others = others_of(arm, metrics, at)
+        summaries.append({"name": arm.name, "changes": arm.changes, "metrics": measured, "others": others})
         for run in arm.runs:
             detail = {"folder": run.folder, "arm": arm.name, "seed": run.seed, "steps": run.num_steps}
             detail["tokens_per_second"] = run.tokens_per_second

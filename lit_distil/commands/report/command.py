@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -15,18 +16,22 @@ from lightning.pytorch import seed_everything
 from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.arms import (
+    Arm,
     At,
     Run,
     arms_numbers,
     arms_table,
     beside_table,
+    half_width,
     main_metrics,
     make_arms,
     open_runs,
+    others_of,
+    others_table,
     runs_table,
 )
 from lit_distil.commands.report.entries import Comparison, Entry, Results, findings, measure_entries
-from lit_distil.commands.report.plots import plot_arms
+from lit_distil.commands.report.plots import Size, plot_arms, plot_sizes
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
 from lit_distil.messages import read_yaml
@@ -66,7 +71,8 @@ def report(
     """Compare finished runs by what they logged, or measure their exported networks again on the same test data.
 
     Writes report.md, report.html (one file), report.json (every number) and pictures to a folder: runs.png for runs,
-    with seeds as bands; curves.png and quality_latency.png for entries.
+    with seeds as bands; sizes.png for results of claims, which know the networks' sizes; curves.png and
+    quality_latency.png for entries.
 
     Args:
         runs: Folders of runs or of results (results/claims/soft-targets), or globs in quotes; runs that differ only in
@@ -93,9 +99,10 @@ def report(
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
     if out is not None:
-        pictures = [_picture(place) for place in range(1, 4) if runs] + ["curves.png", "quality_latency.png"] * bool(
-            entries
-        )
+        pictures = [_picture(place, of) for of in ("runs", "sizes") for place in range(1, 4) if runs] + [
+            "curves.png",
+            "quality_latency.png",
+        ] * bool(entries)
         check_pages(Path(out, "report.html"), [".md", ".json", *pictures], overwrite=overwrite)
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
@@ -167,17 +174,34 @@ def _compare_runs(
             sections.append(Section(f"Over the steps{by}", lines=band, pictures=[picture]))
         if changes:
             sections.append(Section(f"What each arm changes of {arms[0].name}", lines=changes))
+        sizes = {arm.name: size for arm in arms if (size := _size(arm, names[0], at))}
+        if folder is not None and len(sizes) > 1:
+            picture = folder / _picture(place, "sizes")
+            plot_sizes(picture, [(names[0], {name: [size] for name, size in sizes.items()})])
+            sections.append(Section(f"Size and latency{by}", pictures=[picture]))
         details.append(Section(f"Each run{by}", each))
-        for part, more in arms_numbers(arms, names, at).items():
-            numbers[part] = [*numbers[part], *more] if isinstance(more, list) else more
+        more = others_table(arms, names, at)
+        details += [Section(f"Loss terms and what else was measured{by}", more)] if len(more) > 1 else []
+        for part, of_group in arms_numbers(arms, names, at).items():
+            numbers[part] = [*numbers[part], *of_group] if isinstance(of_group, list) else of_group
     where = "the last validation" if at == "end" else "the best validation, which is the exported one"
     notes = [f"Values are those of {where}. {_HOW_TO_READ}", _EQUAL_TIME]
     return [*sections, *details, Section(lines=notes, small=True)], numbers
 
 
-def _picture(place: int) -> str:
+def _size(arm: Arm, metric: str, at: At) -> Size | None:
+    """The point of an arm whose runs tell their size, as results of claims do.
+
+    The least time counts, since what else the machine does can only add to it.
+    """
+    others, values = others_of(arm, [], at), arm.values(metric, at)
+    known = [min(others[name]) for name in ("size/parameters", "size/milliseconds") if name in others]
+    return (known[0], known[1], fmean(values), half_width(values) or 0.0) if len(known) == 2 else None
+
+
+def _picture(place: int, of: str = "runs") -> str:
     """The picture of a group of runs: tasks, language models and sentence encoders are judged by other metrics."""
-    return "runs.png" if place == 1 else f"runs-{place}.png"
+    return f"{of}.png" if place == 1 else f"{of}-{place}.png"
 
 
 def _check_entries(entries: Mapping[str, Entry], comparisons: Sequence[Comparison], *, has_task: bool) -> None:

@@ -204,7 +204,7 @@ def plot_sizes(path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]
         right.set_xlabel("milliseconds of one sequence of 64 tokens")
         legends = [axes.get_legend_handles_labels() for axes in figure.axes]
         handles = {name: handle for of_axes in legends for handle, name in zip(*of_axes, strict=True)}
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=len(handles))
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(4, len(handles)))
 
 
 @contextmanager
@@ -220,4 +220,4 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
 
 
 def _look(index: int) -> dict[str, Any]:
-    return {"color": _COLOURS[index % 8], "marker": _MARKERS[index % 8]}
+    return {"color": _COLOURS[index % 8], "marker": _MARKERS[(index + index // 8) % 8]}  # 64 pairs
