@@ -239,6 +239,8 @@ def test_main_metrics_are_the_score_and_a_loss_that_objectives_share(tmp_path: P
     assert arms.main_metrics(arms.open_runs([distilled])) == ["val/masked_lm_loss"]
     assert arms.main_metrics(arms.open_runs([distilled, older])) == ["val/loss/masked_lm"]
     assert arms.main_metrics(arms.open_runs([task, distilled])) == ["val/loss"]
+    groups = arms.group_runs(arms.open_runs([task, distilled, older]))  # an older run is compared with a new one
+    assert [[Path(run.folder).name for run in group] for group in groups] == [["task"], ["distilled", "older"]]
 
 
 # Equal time: figures for a control that trains for as long as another run

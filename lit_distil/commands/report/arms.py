@@ -233,6 +233,14 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
     return arms
 
 
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Tasks, language models and others apart, since their losses are of different things; in the order of the runs."""
+    groups: dict[tuple[bool, bool], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(("val/score" in run.metrics, any(one in run.metrics for one in _MASKED_LM)), []).append(run)
+    return [*groups.values()]
+
+
 def main_metrics(runs: Sequence[Run]) -> list[str]:
     """The metrics that a report shows by default: the task's score and the loss."""
     shared = set.intersection(*(set(run.metrics) for run in runs))
@@ -298,8 +306,9 @@ def runs_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
 
 
 def others_of(arm: Arm, metrics: Sequence[str], at: At) -> dict[str, list[float]]:
-    """What all runs of an arm measured beside these metrics: loss terms, agreement with the teacher, sizes."""
-    shared = set.intersection(*(set(run.metrics) for run in arm.runs)).difference(metrics)
+    """What all runs of an arm measured by then beside these metrics: loss terms, agreement with the teacher, sizes."""
+    known = [{name for name, values in run.metrics.items() if min(values) <= run.step(at)} for run in arm.runs]
+    shared = set.intersection(*known).difference(metrics)
     return {name: arm.values(name, at) for name in sorted(shared) if name.startswith(("val/", "size/"))}
 
 

@@ -18,10 +18,10 @@ from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.arms import (
     Arm,
     At,
-    Run,
     arms_numbers,
     arms_table,
     beside_table,
+    group_runs,
     half_width,
     main_metrics,
     make_arms,
@@ -99,10 +99,8 @@ def report(
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
     if out is not None:
-        pictures = [_picture(place, of) for of in ("runs", "sizes") for place in range(1, 4) if runs] + [
-            "curves.png",
-            "quality_latency.png",
-        ] * bool(entries)
+        pictures = [_picture(place, of) for of in ("runs", "sizes") for place in range(1, 4) if runs]
+        pictures += ["curves.png", "quality_latency.png"] if entries else []
         check_pages(Path(out, "report.html"), [".md", ".json", *pictures], overwrite=overwrite)
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
@@ -150,14 +148,12 @@ def _compare_runs(
         table, notes = beside_table(make_arms(found), published, at), list(published.get("notes", []))
         print(markdown_table(table), bullets(notes), sep="\n\n")
         return [Section(table=table), Section(lines=notes, small=True)], {"beside": [list(row) for row in table]}
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in found:
-        groups.setdefault(tuple(metrics or main_metrics([run])), []).append(run)
+    groups = [found] if metrics else group_runs(found)
     sections: list[Section] = []
     details: list[Section] = []
     numbers: dict[str, Any] = {"at": at, "arms": [], "runs": []}
-    for place, (names, runs) in enumerate(groups.items(), start=1):
-        arms = make_arms(runs)
+    for place, runs in enumerate(groups, start=1):
+        arms, names = make_arms(runs), metrics or main_metrics(runs)
         by = f" by {' and '.join(names)}" if len(groups) > 1 else ""
         changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:] if arm.changes]
         summary, each = arms_table(arms, names, at), runs_table(arms, names, at)
@@ -165,28 +161,34 @@ def _compare_runs(
         shown = [heading, markdown_table(summary), bullets(changes), markdown_table(each)]
         print("\n\n".join(part for part in shown if part), end="\n" * (1 + (place < len(groups))))
         sections.append(Section(heading, summary))
-        curves = {name: {arm.name: curve for arm in arms if len(curve := arm.curve(name)) > 1} for name in names}
-        if folder is not None and (drawn := {metric: of_arms for metric, of_arms in curves.items() if of_arms}):
-            picture = folder / _picture(place)
-            folder.mkdir(parents=True, exist_ok=True)
-            plot_arms(picture, drawn)
-            band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
-            sections.append(Section(f"Over the steps{by}", lines=band, pictures=[picture]))
+        if folder is not None:
+            sections += _pictures(arms, names, at, folder, place, by)
         if changes:
             sections.append(Section(f"What each arm changes of {arms[0].name}", lines=changes))
-        sizes = {arm.name: size for arm in arms if (size := _size(arm, names[0], at))}
-        if folder is not None and len(sizes) > 1:
-            picture = folder / _picture(place, "sizes")
-            plot_sizes(picture, [(names[0], {name: [size] for name, size in sizes.items()})])
-            sections.append(Section(f"Size and latency{by}", pictures=[picture]))
         details.append(Section(f"Each run{by}", each))
-        more = others_table(arms, names, at)
-        details += [Section(f"Loss terms and what else was measured{by}", more)] if len(more) > 1 else []
-        for part, of_group in arms_numbers(arms, names, at).items():
-            numbers[part] = [*numbers[part], *of_group] if isinstance(of_group, list) else of_group
+        others = others_table(arms, names, at)
+        details += [Section(f"Loss terms and what else was measured{by}", others)] if len(others) > 1 else []
+        measured = arms_numbers(arms, names, at)
+        numbers["arms"] += measured["arms"]
+        numbers["runs"] += measured["runs"]
     where = "the last validation" if at == "end" else "the best validation, which is the exported one"
     notes = [f"Values are those of {where}. {_HOW_TO_READ}", _EQUAL_TIME]
     return [*sections, *details, Section(lines=notes, small=True)], numbers
+
+
+def _pictures(arms: Sequence[Arm], metrics: Sequence[str], at: At, folder: Path, place: int, by: str) -> list[Section]:
+    """Draw what a group of runs has: its curves, and its first metric against size and latency."""
+    found: list[Section] = []
+    curves = {name: {arm.name: curve for arm in arms if len(curve := arm.curve(name)) > 1} for name in metrics}
+    if drawn := {metric: of_arms for metric, of_arms in curves.items() if of_arms}:
+        plot_arms(folder / _picture(place), drawn)
+        band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
+        found.append(Section(f"Over the steps{by}", lines=band, pictures=[folder / _picture(place)]))
+    sizes = {arm.name: [size] for arm in arms if (size := _size(arm, metrics[0], at))}
+    if len(sizes) > 1:
+        plot_sizes(folder / _picture(place, "sizes"), [(metrics[0], sizes)])
+        found.append(Section(f"Size and latency{by}", pictures=[folder / _picture(place, "sizes")]))
+    return found
 
 
 def _size(arm: Arm, metric: str, at: At) -> Size | None:
