@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_distil.commands.networks import open_network
-from lit_distil.commands.report.arms import read_metrics
+from lit_distil.commands.report.runs import read_metrics
 from lit_distil.commands.tokenizer import TRAINING_SETTINGS
 from lit_distil.commands.tokenizer import tokenizer as train_tokenizer
 from lit_distil.commands.vocabulary import vocabulary as vocabulary

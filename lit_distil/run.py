@@ -35,6 +35,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
 from lit_distil.callbacks import (
+    ConfusionWriter,
     ExportCallback,
     PredictionWriter,
     RunCheckpoint,
@@ -112,6 +113,7 @@ def complete_trainer(
         (ModelSummary, RunSummary, is_fit and settings.get("enable_model_summary") is not False),
         (ModelCheckpoint, RunCheckpoint, is_fit and settings.get("enable_checkpointing") is not False),
         (StopOnSignal, StopOnSignal, True),
+        (ConfusionWriter, ConfusionWriter, is_fit),
         (ExportCallback, ExportCallback, is_fit),
         (PredictionWriter, PredictionWriter, command == "predict"),
     ]

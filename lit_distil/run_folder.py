@@ -31,6 +31,7 @@ from lit_distil.files import (
 RUN_FILES: dict[str, tuple[str, ...]] = {
     "metrics.csv": (),
     "predictions.jsonl": (),
+    "confusion.json": (),
     "jackknife.json": (),
     "checkpoints": ("*.ckpt", "*.ckpt/", "*.sha256"),
     "export": NETWORK_FILES,

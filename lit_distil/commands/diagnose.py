@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_distil.commands.pages import Section, check_pages, write_pages
-from lit_distil.commands.report.plots import plot_confusion, plot_reliability
+from lit_distil.commands.report.plots import plot_confusions, plot_reliability
 from lit_distil.data.sources.tables import read_rows
 from lit_distil.messages import check_at_least
-from lit_distil.objectives.metrics import confusion_matrix
+from lit_distil.objectives.metrics import Confusion, confusion_matrix
 from lit_distil.pieces import call_command
 from lit_distil.tasks.base import SOURCE_KEY
 from lit_distil.tasks.question_answering import exact_match, f1
@@ -63,7 +63,7 @@ def diagnose(
     pictures = []
     if found.classes:
         pictures.append(folder / "confusion.png")
-        plot_confusion(pictures[-1], found.confusion, found.classes)
+        plot_confusions(pictures[-1], [("Confusion matrix", found.confusion)])
     if reliability is not None:
         pictures.append(folder / "reliability.png")
         plot_reliability(pictures[-1], reliability.filled_bins, width=1 / bins, error=reliability.expected_error)
@@ -138,23 +138,17 @@ class Predictions:
         return float(np.mean([one.wrongness for one in self.all]))
 
     @property
-    def confusion(self) -> NDArray[np.int64]:
-        """int64 `[C, C]`: predictions by true class (down) and predicted class (across)."""
+    def confusion(self) -> Confusion:
+        """What was predicted for each class."""
         predicted, gold = (
             [self.classes.index(getattr(one, name)) for one in self.all] for name in ("predicted", "gold")
         )
-        return confusion_matrix(predicted, gold, len(self.classes))
+        return Confusion(self.classes, confusion_matrix(predicted, gold, len(self.classes)))
 
     def worst(self, count: int) -> list[Prediction]:
         """The wrong predictions with the largest `wrongness`, worst first; values are never right."""
         wrong = [one for one in self.all if not one.right]
         return sorted(wrong, key=lambda one: -one.wrongness)[:count]
-
-    def commonest_confusions(self, count: int) -> list[tuple[str, str, int]]:
-        """(true class, predicted class, count) of the commonest mistakes, in descending order."""
-        pairs = Counter((one.gold, one.predicted) for one in self.all if not one.right)
-        ranked = sorted(pairs, key=lambda pair: (-pairs[pair], *map(self.classes.index, pair)))
-        return [(*pair, pairs[pair]) for pair in ranked[:count]]
 
 
 def read_predictions(path: str) -> Predictions:
@@ -342,11 +336,11 @@ def _summary(found: Predictions, reliability: Calibration | None, bins: int) -> 
 def _sections(found: Predictions, reliability: Calibration | None, examples: int) -> list[Section]:
     sections: list[Section] = []
     if found.classes:
-        counts = found.confusion
+        counts = found.confusion.counts
         rows = [[name, *(f"{n:,}" for n in row)] for name, row in zip(found.classes, counts.tolist(), strict=True)]
         sections.append(Section("Confusion matrix", [["label ↓ prediction →", *found.classes], *rows]))
         sections.append(Section("By class", _class_table(found.classes, counts)))
-        confusions = [[gold, said, f"{count:,}"] for gold, said, count in found.commonest_confusions(_CONFUSIONS)]
+        confusions = [[gold, said, f"{count:,}"] for gold, said, count in found.confusion.commonest(_CONFUSIONS)]
         if confusions:
             sections.append(Section("What is mistaken for what", [["label", "prediction", found.unit], *confusions]))
     if reliability is not None:
@@ -385,7 +379,7 @@ def _numbers(found: Predictions, reliability: Calibration | None, examples: int)
         "mean_wrongness": found.mean_wrongness,
     }
     if found.classes:
-        numbers |= {"classes": found.classes, "confusion": found.confusion.tolist()}
+        numbers |= {"classes": found.classes, "confusion": found.confusion.counts.tolist()}
     if reliability is not None:
         numbers |= {
             "accuracy": float(found.right.mean()),

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lit_distil.objectives.base import sum_of
 from lit_distil.objectives.functional import logit_mse, soft_target_kl
 from lit_distil.objectives.metrics import (
+    Confusion,
     accuracy,
     confusion_matrix,
     f1_of_classes,
@@ -156,6 +157,13 @@ class LabelKind(Piece, ABC):
         """
         raise ValueError(f"{type(self).__name__} has no usual metrics; override the task's `score`")
 
+    def confusion(self, outputs: list[Any], labels: list[Any], names: list[str]) -> Confusion | None:
+        """What was predicted for the samples of each class; None if a sample does not have one class.
+
+        The arguments are those of `metrics`.
+        """
+        return None
+
     def batch_fields(self, labels: list[Any], starts: list[int]) -> dict[str, Any]:
         """The fields of a `Batch` that hold its labels; the arguments are those of `to_tensor`."""
         tensor = self.to_tensor(labels, starts)
@@ -286,9 +294,14 @@ class ClassLabel(_OneOutcome):
         probabilities = dict(zip(names, softmax(output).tolist(), strict=True))
         return {"label": names[int(np.argmax(output))], "probabilities": probabilities}
 
+    def confusion(self, outputs: list[Any], labels: list[Any], names: list[str]) -> Confusion:
+        """See the base class."""
+        predicted = [int(np.argmax(output)) for output in outputs]
+        return Confusion(names, confusion_matrix(predicted, labels, len(names)))
+
     def metrics(self, outputs: list[Any], labels: list[Any], names: list[str]) -> dict[str, float]:
         """Accuracy, macro-F1, Matthews correlation, and, for two classes, F1 of the second."""
-        confusion = confusion_matrix([int(np.argmax(output)) for output in outputs], labels, len(names))
+        confusion = self.confusion(outputs, labels, names).counts
         values = {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion), "matthews": matthews(confusion)}
         if len(names) == 2:
             values["f1"] = float(np.nan_to_num(f1_of_classes(confusion)[1]))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +25,39 @@ def confusion_matrix(predicted: ArrayLike, labels: ArrayLike, num_classes: int) 
     """int64 `[K, K]`: how many samples of each class (row) were predicted as each class (column)."""
     pairs = np.asarray(labels, dtype=np.int64) * num_classes + np.asarray(predicted, dtype=np.int64)
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What was predicted for the samples of each class.
+
+    Attributes:
+        classes: The K class names.
+        counts: int64 `[K, K]`: `confusion_matrix`.
+    """
+
+    classes: Sequence[str]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def from_plain(cls, classes: Any, counts: Any) -> Confusion:
+        """From plain values; ValueError unless they are K names and `[K, K]` whole numbers, none below 0."""
+        table = np.array(counts)
+        is_named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+        if not is_named or table.shape != (len(classes),) * 2 or table.dtype != np.int64 or table.min(initial=0) < 0:
+            raise ValueError("no confusion matrix")
+        return cls(classes, table)
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"classes": [*self.classes], "counts": self.counts.tolist()}
+
+    def commonest(self, count: int) -> list[tuple[str, str, int]]:
+        """(true class, predicted class, samples) of the commonest mistakes, in descending order."""
+        wrong = np.where(np.eye(len(self.counts), dtype=bool), 0, self.counts)
+        ranked = np.argsort(-wrong, axis=None, kind="stable")[: min(count, np.count_nonzero(wrong))]
+        pairs = (divmod(cell, len(self.classes)) for cell in ranked.tolist())
+        return [(self.classes[row], self.classes[column], int(wrong[row, column])) for row, column in pairs]
 
 
 def accuracy(confusion: NDArray[np.int64]) -> float:

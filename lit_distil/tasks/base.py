@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.objectives.label_kinds import LabelKind
+from lit_distil.objectives.metrics import Confusion
 from lit_distil.types import IGNORE_INDEX, Batch, Piece, refuse_result
 
 Row = dict[str, Any]
@@ -204,6 +205,16 @@ class Task(Piece, ABC):
         """
         outputs = [output for _, output in predictions]
         return self.label_kind.metrics(outputs, [sample.label for sample, _ in predictions], self.label_names)
+
+    def confusion(self, predictions: list[Prediction], rows: list[Row]) -> Confusion | None:
+        """What was predicted for the rows (or words) of each class; None if they do not have one class each.
+
+        The arguments are those of `score`. A task with a `predict` of its own has none unless it defines this too.
+        """
+        if type(self).predict is not Task.predict:
+            return None
+        outputs = [output for _, output in predictions]
+        return self.label_kind.confusion(outputs, [sample.label for sample, _ in predictions], self.label_names)
 
     @abstractmethod
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_distil.messages import check_at_least
 from lit_distil.objectives.label_kinds import ClassLabel
-from lit_distil.objectives.metrics import accuracy, confusion_matrix, macro_f1
+from lit_distil.objectives.metrics import Confusion, accuracy, confusion_matrix, macro_f1
 from lit_distil.tasks.base import (
     Features,
     LabelNames,
@@ -137,19 +138,35 @@ class TokenClassification(Task):
 
     def score(self, predictions: list[Prediction], rows: list[Row]) -> dict[str, float]:
         """F1, precision and recall of spans if the tags mark spans, and accuracy; see the class."""
-        predicted, gold = [], []
-        for index, (tags, _) in self._by_row(predictions, rows).items():
-            predicted.append(tags)
-            gold.append([self.names.known[tag] for tag in self._tags_of(rows[index], len(tags))])
-        number_of = {name: number for number, name in enumerate([*self.names.known, ""])}  # "" never matches
-        tags_of_words, gold_of_words = ([number_of[tag] for tag in chain(*each)] for each in (predicted, gold))
-        confusion = confusion_matrix(tags_of_words, gold_of_words, len(number_of))
+        predicted, gold = self._tags_by_row(predictions, rows)
+        confusion = self._counts(predicted, gold)
         if not self.marks_spans:
             return {"accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
         measure, scheme = _seqeval()
         precision, recall, f1, _ = measure(gold, predicted, average="micro", scheme=scheme, zero_division=0)
         values = {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
         return {**values, "accuracy": accuracy(confusion)}
+
+    def confusion(self, predictions: list[Prediction], rows: list[Row]) -> Confusion:
+        """See the base class; of words."""
+        counts = self._counts(*self._tags_by_row(predictions, rows))
+        names = [*self.names.known, "(none)"]
+        num_used = len(names) if counts[:, -1].any() else len(names) - 1
+        return Confusion(names[:num_used], counts[:num_used, :num_used])
+
+    def _tags_by_row(self, predictions: list[Prediction], rows: list[Row]) -> tuple[list[list[str]], list[list[str]]]:
+        """Predicted and true tags of all words of each evaluated row."""
+        predicted, gold = [], []
+        for index, (tags, _) in self._by_row(predictions, rows).items():
+            predicted.append(tags)
+            gold.append([self.names.known[tag] for tag in self._tags_of(rows[index], len(tags))])
+        return predicted, gold
+
+    def _counts(self, predicted: list[list[str]], gold: list[list[str]]) -> NDArray[np.int64]:
+        """The confusion matrix of words; its last class is that of words without a token, which is never right."""
+        number_of = {name: number for number, name in enumerate([*self.names.known, ""])}
+        of_words, gold_of_words = ([number_of[tag] for tag in chain(*each)] for each in (predicted, gold))
+        return confusion_matrix(of_words, gold_of_words, len(number_of))
 
     def readable(self, predictions: list[Prediction], rows: list[Row]) -> list[dict[str, Any]]:
         """Words, their predicted tags and probabilities, and the row's tags (`gold`) if it has any."""

@@ -49,9 +49,11 @@ from lit_distil.commands.claims.verdicts import (
 from lit_distil.commands.networks import open_masked_lm
 from lit_distil.commands.processes import ending_processes
 from lit_distil.commands.report.arms import relevant_settings
+from lit_distil.commands.report.runs import Run
 from lit_distil.commands.score import MinimalPair, score_pairs
 from lit_distil.data import Docstrings
 from lit_distil.files import differences
+from lit_distil.objectives.metrics import Confusion
 from lit_distil.run import run as run_command
 from tests.workspace import REPOSITORY, Workspace, kept_environment, with_trainer, write_config
 
@@ -427,10 +429,13 @@ def test_rows_are_paired_where_runs_tell_their_metrics_without_each_group_of_row
     of_groups = measured.estimates[0].of_rows
     assert of_groups is not None and 0.6 * exact < of_groups < 1.6 * exact
     assert "delete-a-group jackknife" in claim_page(measured, None) and "over the rows" in claim_page(measured, None)
-    for without in ({}, {"val/accuracy": [0.5] * 10}):  # one run does not tell, or has other groups
+    for without, number in (({}, 0), ({"val/accuracy": [0.5] * 10}, 10)):  # one run does not tell, or has other groups
         first = {**measured.results[0], "without_rows": without}
-        apart = dataclasses.replace(measured, results=[first, *measured.results[1:]]).estimates[0]
-        assert apart.of_rows is None and apart.half == pytest.approx(seeds, rel=1e-3)
+        apart = dataclasses.replace(measured, results=[first, *measured.results[1:]])
+        with pytest.raises(ValueError, match=rf"small-seed-1\.json has {number} values in without_rows.* 20; delete"):
+            apart.estimates  # noqa: B018
+    untold = dataclasses.replace(measured, results=[{**one, "without_rows": {}} for one in measured.results])
+    assert untold.estimates[0].of_rows is None and untold.estimates[0].half == pytest.approx(seeds, rel=1e-3)
 
 
 def test_an_effect_is_undecided_if_none_of_its_arms_has_learned(tmp_path: Path, answers: tuple[Any, Any]) -> None:
@@ -599,6 +604,15 @@ def test_a_run_that_starts_from_one_whose_folder_is_gone_needs_it_again(tmp_path
     assert [job.results[0][1] for job in command.needed_of(planned, tmp_path / "results")] == ["half", "half-order"]
 
 
+def test_a_result_has_the_confusion_matrix_of_the_last_validation() -> None:
+    metrics = {"train/tokens_per_second": {10: 5.0, 20: 5.0}, "train/tokens_per_step": {10: 5.0, 20: 5.0}}
+    metrics["val/score"] = {10: 0.9, 20: 0.5}
+    confusions = {step: Confusion(["no", "yes"], np.array([[step, 1], [2, 3]])) for step in (10, 20)}
+    found = command.result_of(Run("run", {}, metrics, confusions))
+    assert found["confusion"] == {"classes": ["no", "yes"], "counts": [[20, 1], [2, 3]]}
+    assert "confusion" not in command.result_of(Run("run", {}, metrics))
+
+
 def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
     folder = write_claim(tmp_path / "configs")
     claim = load_claim(folder)
@@ -624,6 +638,11 @@ def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "minutes": "3"}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "validations": []}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "made_with": null}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "validations": {"val/loss": null}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "without_rows": {"val/loss": {"0": 1.0}}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "size": {}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "confusion": {"classes": ["a"]}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "confusion": {"classes": ["a"], "counts": [[]]}}',
     ],
 )
 def test_a_damaged_result_is_named(content: str, tmp_path: Path) -> None:

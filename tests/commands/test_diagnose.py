@@ -98,10 +98,10 @@ def test_confusions_are_ranked_and_right_predictions_are_neither_confusions_nor_
     rows = made_rows()
     found = read_predictions(write(tmp_path / "p.jsonl", rows))
     num_wrong = sum(row["label"] != row["gold"] for row in rows)
-    ranked = found.commonest_confusions(99)
+    ranked = found.confusion.commonest(99)
     assert ranked == sorted(ranked, key=lambda row: -row[2]) and len(ranked) > 3
     assert sum(count for _, _, count in ranked) == num_wrong > 0
-    assert found.commonest_confusions(2) == ranked[:2]
+    assert found.confusion.commonest(2) == ranked[:2]
     assert len(found.worst(1000)) == num_wrong and not any(one.right for one in found.worst(1000))
 
 

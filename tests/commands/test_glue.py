@@ -13,7 +13,7 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict
 
-from lit_distil.commands.report.arms import open_runs
+from lit_distil.commands.report.runs import open_runs
 from tests.workspace import REPOSITORY, Workspace, environment, fit, write_config
 
 WORDS = ["the", "a", "model", "loss", "film", "good", "bad", "layer"]

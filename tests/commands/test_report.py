@@ -34,6 +34,7 @@ from lit_distil.data import FullSentences, TextDataModule, TextFiles, TokenMaski
 from tests.commands.examples import LABELS, finished_run, make_tokenizer, write_rows, write_texts
 
 PROJECT = Path(__file__).parents[2]
+PICTURES = ("curves.png", "quality_latency.png", "test_confusion.png")
 ANY_DATA = SimpleNamespace()  # is not looked at before the checks
 
 
@@ -175,6 +176,19 @@ def macro_f1(truth: list[int], guesses: list[int]) -> float:
     return sum(scores) / len(scores)
 
 
+def test_each_network_has_a_confusion_matrix_of_the_test_rows(made):
+    rows = Counter(json.loads(line)["label"] for line in Path(made.rows["test"]).read_text().splitlines())
+    for key in ("teacher", "student", "bare"):
+        entry = made.numbers["entries"][key]
+        assert entry["confusion"]["classes"] == LABELS
+        counts = np.array(entry["confusion"]["counts"])
+        assert dict(zip(LABELS, counts.sum(1).tolist(), strict=True)) == rows
+        assert np.trace(counts) / counts.sum() == pytest.approx(entry["task"]["accuracy"])
+    assert made.numbers["entries"]["control"]["confusion"] is None
+    page = (made.out / "report.md").read_text()
+    assert "## What is mistaken for what\n\n![test confusion](test_confusion.png)" in page
+
+
 def test_the_floors_are_token_frequencies_of_the_training_text_and_the_commonest_class(made, masked_sequences):
     tokenizer = AutoTokenizer.from_pretrained(made.root / "tokenizer")
     lines = [line for line in Path(made.texts["train"]).read_text().split("\n") if line]
@@ -239,11 +253,15 @@ def test_the_page_is_one_wellformed_file_with_its_pictures_in_it(made):
     assert not parser.open
     assert "Tiny &lt;networks&gt;" in page
     assert "script" not in parser.seen
-    # the table; what else was measured; published, and the two that were fine-tuned beside it
-    assert parser.seen["tr"] == (1 + 5) + (1 + 4) + (1 + 3)
+    # the table; mistakes; what else was measured; published, and the two that were fine-tuned beside it
+    counts = sum(
+        np.array(made.numbers["entries"][key]["confusion"]["counts"]) for key in ("teacher", "student", "bare")
+    )
+    num_mistakes = np.count_nonzero(counts - np.diag(np.diag(counts)))
+    assert parser.seen["tr"] == (1 + 5) + (1 + 3 * num_mistakes) + (1 + 4) + (1 + 3)
     pictures = [dict(attributes)["src"] for attributes in parser.images]
     decoded = [base64.b64decode(picture.removeprefix("data:image/png;base64,")) for picture in pictures]
-    assert decoded == [(made.out / name).read_bytes() for name in ("curves.png", "quality_latency.png")]
+    assert decoded == [(made.out / name).read_bytes() for name in PICTURES]
 
 
 class _Checker(HTMLParser):

@@ -14,6 +14,7 @@ import scipy.stats
 import yaml
 
 from lit_distil.commands.report import arms, command
+from lit_distil.commands.report import runs as runs_of
 from lit_distil.files import differences
 from tests.workspace import REPOSITORY, Workspace, fit
 
@@ -80,7 +81,7 @@ def test_runs_that_differ_in_seed_folder_or_what_they_show_are_one_arm(tmp_path:
     moved["data"]["init_args"] |= {"cache_dir": "z", "seed": 5, "num_workers": 2}
     second = write_run(tmp_path / "soft-seed2", [3.1], config=moved, seed=2)
     warm = write_run(tmp_path / "warm", [2.0], config=changed(f"{SOFT}/init_args/temperature", 4.0))
-    found = arms.make_arms(arms.open_runs([first, second, warm]))
+    found = arms.make_arms(runs_of.open_runs([first, second, warm]))
     assert [(arm.name, len(arm.runs)) for arm in found] == [("soft", 2), ("warm", 1)]
     assert found[0].changes == [] and found[1].changes == ["model.objectives.soft.temperature: 2.0 -> 4.0"]
 
@@ -111,39 +112,39 @@ def test_what_an_arm_changed_is_told_as_one_setting(config: dict[str, Any], told
 def test_the_same_run_twice_does_not_narrow_the_interval(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, [3.0], seed=3) for name in ("a", "b")]
     with pytest.raises(ValueError, match=r"a and .*b have the same configuration and seed"):
-        arms.make_arms(arms.open_runs(runs))
-    assert len(arms.open_runs([runs[0], str(tmp_path / "[a]"), f"{runs[0]}/"])) == 1
+        arms.make_arms(runs_of.open_runs(runs))
+    assert len(runs_of.open_runs([runs[0], str(tmp_path / "[a]"), f"{runs[0]}/"])) == 1
 
 
 def test_globs_find_runs_and_leave_other_folders_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (2, 1):
         write_run(tmp_path / f"lr/seed-{seed}", [3.0], seed=seed)
     (tmp_path / "lr/report").mkdir()
-    found = arms.open_runs([f"{tmp_path}/lr/*"])
+    found = runs_of.open_runs([f"{tmp_path}/lr/*"])
     assert capsys.readouterr().out == f"left out, without a metrics.csv: {tmp_path}/lr/report\n"
     assert [Path(run.folder).name for run in found] == ["seed-1", "seed-2"]
     assert [arm.name for arm in arms.make_arms(found)] == ["lr"]
     with pytest.raises(ValueError, match=r"runs: nothing at '.*/none\*'"):
-        arms.open_runs([f"{tmp_path}/none*"])
+        runs_of.open_runs([f"{tmp_path}/none*"])
     with pytest.raises(ValueError, match=r"runs: no metrics\.csv in .*report;"):
-        arms.open_runs([str(tmp_path / "lr/report")])
+        runs_of.open_runs([str(tmp_path / "lr/report")])
 
 
 def test_end_and_best_read_every_metric_at_one_validation(tmp_path: Path) -> None:
     score = [0.2, 0.8, 0.8, 0.5]
     folder = write_run(tmp_path / "run", [0.9, 0.7, 0.6, 0.4], val_score=score, val_accuracy=[0.1, 0.2, 0.3, 0.4])
-    (run,) = arms.open_runs([folder])
+    (run,) = runs_of.open_runs([folder])
     assert (run.step("end"), run.step("best")) == (40, 20)  # the first of two that are as good, as the export has it
     assert [run.value("val/loss", at) for at in ("end", "best")] == [0.4, 0.7]
     assert [run.value("val/accuracy", at) for at in ("end", "best")] == [0.4, 0.2]
-    (other,) = arms.open_runs([write_run(tmp_path / "other", [0.9, 0.3, 0.4], train_seen=[1.0, 2.0])])
+    (other,) = runs_of.open_runs([write_run(tmp_path / "other", [0.9, 0.3, 0.4], train_seen=[1.0, 2.0])])
     assert other.step("best") == 20 and other.value("train/seen", "end") == 2.0
     with pytest.raises(ValueError, match=r"metrics: .*other logged no 'val/score' by step 20; it has \['train/seen'"):
         other.value("val/score", "best")
 
 
 def test_a_run_that_was_never_validated_has_an_end_but_no_best(tmp_path: Path) -> None:
-    (run,) = arms.open_runs([write_run(tmp_path / "run", speeds=[1.0, 2.0, 3.0])])
+    (run,) = runs_of.open_runs([write_run(tmp_path / "run", speeds=[1.0, 2.0, 3.0])])
     assert run.value("train/tokens_per_second", "end") == 3.0
     with pytest.raises(ValueError, match=r"run: the run was never validated.*val_check_interval"):
         run.step("best")
@@ -155,7 +156,7 @@ def test_a_resumed_run_that_logged_a_step_twice_has_the_later_value(tmp_path: Pa
     folder = write_run(tmp_path / "run", [3.0, 2.0])
     with (tmp_path / "run/metrics.csv").open("a") as file:
         file.write("19,,1.5\n")
-    assert arms.read_metrics(folder)["val/loss"] == {10: 3.0, 20: 1.5}
+    assert runs_of.read_metrics(folder)["val/loss"] == {10: 3.0, 20: 1.5}
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 31, 200])
@@ -224,7 +225,7 @@ def test_the_command_writes_means_changes_and_every_run(tmp_path: Path, capsys: 
 
 def test_a_curve_has_the_steps_that_all_runs_of_the_arm_logged(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / f"a-seed{seed}", [9.0, 4.0 + seed], seed=seed) for seed in (1, 2)]
-    (arm,) = arms.make_arms(arms.open_runs(folders))
+    (arm,) = arms.make_arms(runs_of.open_runs(folders))
     steps = [step for step, _ in arm.curve("val/loss")]
     assert [values for _, values in arm.curve("val/loss")] == [[9.0, 9.0], [5.0, 6.0]] and steps == sorted(steps)
     del arm.runs[0].metrics["val/loss"][steps[0]]
@@ -235,11 +236,11 @@ def test_main_metrics_are_the_score_and_a_loss_that_objectives_share(tmp_path: P
     task = write_run(tmp_path / "task", [1.0], val_score=[0.5], val_accuracy=[0.5])
     older = write_run(tmp_path / "older", [1.0], **{"val_loss/masked_lm": [2.0]})
     distilled = write_run(tmp_path / "distilled", [1.0], **{"val_loss/masked_lm": [2.0], "val_masked_lm_loss": [2.0]})
-    assert arms.main_metrics(arms.open_runs([task])) == ["val/score", "val/loss"]
-    assert arms.main_metrics(arms.open_runs([distilled])) == ["val/masked_lm_loss"]
-    assert arms.main_metrics(arms.open_runs([distilled, older])) == ["val/loss/masked_lm"]
-    assert arms.main_metrics(arms.open_runs([task, distilled])) == ["val/loss"]
-    groups = arms.group_runs(arms.open_runs([task, distilled, older]))  # an older run is compared with a new one
+    assert arms.main_metrics(runs_of.open_runs([task])) == ["val/score", "val/loss"]
+    assert arms.main_metrics(runs_of.open_runs([distilled])) == ["val/masked_lm_loss"]
+    assert arms.main_metrics(runs_of.open_runs([distilled, older])) == ["val/loss/masked_lm"]
+    assert arms.main_metrics(runs_of.open_runs([task, distilled])) == ["val/loss"]
+    groups = arms.group_runs(runs_of.open_runs([task, distilled, older]))  # an older run is compared with a new one
     assert [[Path(run.folder).name for run in group] for group in groups] == [["task"], ["distilled", "older"]]
 
 
@@ -260,9 +261,9 @@ def test_a_run_twice_as_fast_gets_twice_the_steps(tmp_path: Path) -> None:
 def test_warm_up_and_single_stalls_do_not_shift_equal_time(tmp_path: Path) -> None:
     reference = write_run(tmp_path / "reference", speeds=[1.0, 100.0, 100.0, 100.0, 1.0])
     other = write_run(tmp_path / "other", speeds=[100_000.0, 150.0, 2.0, 150.0, 150.0])
-    runs = arms.open_runs([reference, other])
+    runs = runs_of.open_runs([reference, other])
     assert arms.steps_in_equal_time(runs[1], runs[0]) == 75
-    (short,) = arms.open_runs([write_run(tmp_path / "short", speeds=[1.0])])
+    (short,) = runs_of.open_runs([write_run(tmp_path / "short", speeds=[1.0])])
     assert arms.steps_in_equal_time(short, runs[0]) is None
 
 
@@ -289,7 +290,7 @@ def write_scores(folder: Path, **scores: list[float]) -> None:
 
 def beside(*patterns: str) -> list[list[str]]:
     published = yaml.safe_load(PAPERS.read_text())
-    return [list(row) for row in arms.beside_table(arms.make_arms(arms.open_runs(patterns)), published, "best")]
+    return [list(row) for row in arms.beside_table(arms.make_arms(runs_of.open_runs(patterns)), published, "best")]
 
 
 def test_the_papers_rows_have_averages_over_the_same_tasks(tmp_path: Path) -> None:
@@ -408,6 +409,106 @@ def test_every_kind_of_run_has_its_curves_in_a_picture_of_its_own(tmp_path: Path
     )
 
 
+def write_task_run(folder: Path, *, seed: int = 1, confusions: dict[str, Any] | None = None, **settings: Any) -> str:
+    """A run of a task, validated at steps 10 and 20."""
+    columns = {"val_score": [0.5, 0.7], "val_accuracy": [0.5, 0.7], "val_rows": [10.0, 10.0], **settings}
+    run = write_run(folder, [0.9, 0.8], config=changed("trainer/task", str(folder.parent)), seed=seed, **columns)
+    if confusions is not None:
+        content = {"classes": ["no", "yes"], "validations": confusions}
+        Path(run, "confusion.json").write_text(json.dumps(content))
+    return run
+
+
+def test_each_task_is_a_group_of_its_own_with_a_distilled_run_beside_one_that_was_not(tmp_path: Path) -> None:
+    """Two runs have the same task if they have the same metrics on as many rows."""
+    distilled = {"val_agreement_with_teacher": [0.8, 0.9], "val_teacher/accuracy": [0.9, 0.9]}
+    names = {"large/sst2": {}, "small/sst2": distilled, "large/rte": {"val_rows": [7.0, 7.0]}}
+    names |= {"large/cola": {"val_matthews": [0.1, 0.2]}, "small/rte": {"val_rows": [7.0, 7.0]}}
+    runs = [write_task_run(tmp_path / name / "seed-1", **columns) for name, columns in names.items()]
+    runs.append(write_run(tmp_path / "language", [3.0], val_masked_lm_loss=[3.0]))
+    groups = [arms.make_arms(group) for group in arms.group_runs(runs_of.open_runs(runs))]
+    assert [[arm.name for arm in group] for group in groups] == [
+        ["large/sst2", "small/sst2"],
+        ["large/rte", "small/rte"],
+        ["cola"],
+        ["language"],
+    ]
+    assert arms.group_names(groups) == ["sst2", "rte", "cola", "language"]
+    mixed = arms.make_arms(runs_of.open_runs([runs[0], runs[3]]))
+    assert arms.group_names([mixed, groups[0]]) == ["group 1", "sst2"]
+    command.report(runs, out=str(tmp_path / "out"))
+    page = (tmp_path / "out/report.md").read_text()
+    assert "## Runs by val/score and val/loss: sst2\n" in page and "(runs-4.png)" not in page
+    assert "## Findings by val/score and val/loss: rte\n\n- small/rte vs large/rte: val/score is the same" in page
+
+
+def test_confusion_matrices_are_those_of_the_validation_that_counts_summed_over_the_seeds(tmp_path: Path) -> None:
+    matrices = {"10": [[1, 4], [1, 4]], "20": [[5, 0], [3, 2]]}
+    better = {"val_score": [0.9, 0.7]}
+    runs = [write_task_run(tmp_path / f"soft/seed-{n}", seed=n, confusions=matrices, **better) for n in (1, 2)]
+    runs.append(write_task_run(tmp_path / "none/seed-1", confusions={"20": [[4, 1], [1, 4]]}))
+    runs.append(write_task_run(tmp_path / "older/seed-1"))
+    command.report(runs, out=str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out/report.json").read_text())["arms"]
+    assert [arm.get("confusion", {}).get("counts") for arm in found] == [[[10, 0], [6, 4]], [[4, 1], [1, 4]], None]
+    page = (tmp_path / "out/report.md").read_text()
+    section = page.split("## What is mistaken for what\n\n![confusion](confusion.png)\n\n")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+    assert rows[2:6] == [
+        ["yes", "no", "soft", "60.0", "6"],
+        ["yes", "no", "none", "20.0", "1"],
+        ["no", "yes", "soft", "0.0", "0"],
+        ["no", "yes", "none", "20.0", "1"],
+    ]
+    assert "- Without a matrix, as runs of an older version are: older" in section
+    assert (tmp_path / "out/confusion.png").stat().st_size > 10_000
+    command.report(runs, out=str(tmp_path / "best"), at="best")
+    found = json.loads((tmp_path / "best/report.json").read_text())["arms"]
+    assert found[0]["confusion"]["counts"] == [[2, 8], [2, 8]]
+    command.report(runs[3:], out=str(tmp_path / "none"))
+    assert "mistaken" not in (tmp_path / "none/report.md").read_text()
+
+
+def test_a_finding_says_whether_the_seeds_tell_it_from_chance(tmp_path: Path) -> None:
+    values = {"first": (3.0, 3.1, 3.2), "far": (2.0, 2.1, 2.2), "near": (3.0, 3.1, 3.3), "one": (9.0,), "same": (3.1,)}
+    runs = []
+    for name, losses in values.items():
+        config = changed(f"{SOFT}/init_args/weight", name)
+        runs += [write_run(tmp_path / f"{name}-seed{n}", [x], config=config, seed=n) for n, x in enumerate(losses)]
+    found = arms.arms_findings(arms.make_arms(runs_of.open_runs(runs)), ["val/loss"], "end")
+    half = scipy.stats.t.ppf(0.975, 4) * np.sqrt(2 * 0.01 / 3)
+    assert found[0] == f"far vs first: val/loss is 1 lower, beyond chance (± {half:.2g})"
+    assert found[1].startswith("near vs first: val/loss is 0.0333 higher, within chance (± ")
+    assert found[2] == "one vs first: val/loss is 5.9 higher, from too few seeds to tell from chance"
+    assert "the same" in found[3] or "e-16" in found[3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("step,val/loss\nx,1.0\n", r"metrics\.csv, line 2: invalid literal.*; leave the run out"),
+        ("step,val/loss\n9,1.0\n19,much\n", r"metrics\.csv, line 3: could not convert"),
+        ("step,val/loss\n9,1.0,2.0\n", r"metrics\.csv, line 2: "),
+        ("val/loss\n1.0\n", r"metrics\.csv, line 1: no column 'step'"),
+        ("step,val/loss\n,1.0\n", r"metrics\.csv, line 2: "),
+        ("", r"metrics\.csv, line 1: no column 'step'"),
+    ],
+)
+def test_a_damaged_log_is_named_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [3.0])
+    Path(run, "metrics.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        runs_of.open_runs([run])
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "a: [", "a: 1\na: 2\n"])
+def test_a_damaged_configuration_is_named(content: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [3.0])
+    Path(run, "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"run/config\.yaml"):
+        runs_of.open_runs([run])
+
+
 def test_arms_of_one_name_and_another_recipe_stay_apart(tmp_path: Path) -> None:
     """Such as those of the small claims and of MiniLM."""
     files = []
@@ -436,7 +537,7 @@ def test_results_stand_for_their_runs(tmp_path: Path, capsys: pytest.CaptureFixt
     assert first["metrics"]["val/masked_lm_loss"]["values"] == [3.4, 3.2]
     assert "3.30 ± 1.27" in capsys.readouterr().out
     files = [str(tmp_path / "c/none-seed-1.json"), f"{tmp_path}/c/soft-seed-*.json"]
-    assert [(run.seed, run.num_steps) for run in arms.open_runs(files)] == [("1", 500), ("1", 500), ("2", 500)]
+    assert [(run.seed, run.num_steps) for run in runs_of.open_runs(files)] == [("1", 500), ("1", 500), ("2", 500)]
     for damaged in ('{"arm": "no', "[]", '{"claim": "c", "arm": "none", "seed": 2, "metrics": {"val/loss": NaN}}'):
         (tmp_path / "c/none-seed-2.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"none-seed-2\.json: this is no result of a claim, or it is damaged"):

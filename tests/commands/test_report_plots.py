@@ -7,6 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lit_distil.commands.report import plots
+from lit_distil.objectives.metrics import Confusion
 
 
 @pytest.fixture
@@ -46,6 +47,20 @@ def test_an_arm_is_drawn_as_its_mean_in_a_band_from_its_lowest_to_its_highest_ru
     corners = {tuple(point) for point in first.collections[0].get_paths()[0].vertices.tolist()}
     assert {(10, 4.0), (10, 5.0), (20, 3.0), (20, 4.0)} <= corners
     assert (first.get_ylabel(), second.get_ylabel()) == ("val/loss", "val/score") and len(second.lines) == 1
+
+
+def test_confusion_matrices_stand_side_by_side_with_their_own_classes_and_counts(tmp_path, saved):
+    two = Confusion(["no", "yes"], np.array([[8, 2], [0, 0]]))
+    many = Confusion([f"c{n}" for n in range(25)], np.arange(625).reshape(25, 25))
+    plots.plot_confusions(tmp_path / "c.png", [("teacher", two), ("student", two)])
+    first, second, _ = saved[0].axes  # the last is the scale of the colours
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("teacher", "student")
+    assert first.images[0].get_array().tolist() == [[0.8, 0.2], [0.0, 0.0]]  # nothing is divided by 0
+    assert [text.get_text() for text in first.texts] == ["8", "2", "0", "0"]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["no", "yes"]
+    assert first.get_position().x1 < second.get_position().x0
+    plots.plot_confusions(tmp_path / "m.png", [("a", many), ("b", two)])
+    assert not saved[1].axes[0].texts and len(saved[1].axes[1].texts) == 4
 
 
 def test_every_point_is_drawn_where_it_was_measured_and_the_legend_covers_none(tmp_path, saved):

@@ -68,6 +68,14 @@ def test_right_predictions_are_counted_where_one_outcome_is_right() -> None:
     assert MultiLabel().num_correct(logits, batch) is None and ValueLabel().num_correct(logits, batch) is None
 
 
+def test_only_a_class_can_be_mistaken_for_another() -> None:
+    outputs = [np.array([0.0, 2.0, 1.0]), np.array([3.0, 0.0, 1.0]), np.array([0.0, 0.0, 5.0])]
+    found = ClassLabel().confusion(outputs, [1, 2, 2], ["a", "b", "c"])
+    assert found.classes == ["a", "b", "c"] and found.counts.tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
+    for kind in (ChoiceLabel(), MultiLabel(), SpanLabel(), ValueLabel()):
+        assert kind.confusion(outputs, [1, 2, 2], ["a", "b", "c"]) is None
+
+
 def test_what_a_kind_does_not_have_names_the_way_out() -> None:
     with pytest.raises(ValueError, match="SpanLabel has no usual metrics; override the task's `score`"):
         SpanLabel().metrics([], [], [])

@@ -1,4 +1,6 @@
+import json
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -29,6 +31,41 @@ def test_metrics_of_classes_are_scikit_learns(drawn):
         assert scores.macro_f1(confusion) == pytest.approx(macro, rel=1e-12)
         matthews = sklearn.metrics.matthews_corrcoef(labels, predicted)
         assert scores.matthews(confusion) == pytest.approx(matthews, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=60)
+@given(pairs)
+def test_the_commonest_mistakes_are_all_that_is_wrong_in_descending_order(drawn):
+    num_classes, values = drawn
+    predicted, labels = values.T
+    names = [f"class {n}" for n in range(num_classes)]
+    found = scores.Confusion(names, scores.confusion_matrix(predicted, labels, num_classes))
+    counts = Counter((names[label], names[one]) for one, label in values.tolist() if one != label)
+    ranked = found.commonest(999)
+    assert {(label, one): count for label, one, count in ranked} == counts and len(ranked) == len(counts)
+    assert [count for *_, count in ranked] == sorted(counts.values(), reverse=True)
+    assert found.commonest(2) == ranked[:2]
+    again = scores.Confusion.from_plain(**json.loads(json.dumps(found.to_plain())))
+    assert again.classes == names and (again.counts == found.counts).all()
+
+
+@pytest.mark.parametrize(
+    ("classes", "counts"),
+    [
+        (["a", "b"], [[1, 2]]),
+        (["a", "b"], [[1, 2], [3]]),
+        (["a", "b"], [[1.5, 2], [3, 4]]),
+        (["a", "b"], [[1, 2], [3, -4]]),
+        (["a", "b"], [[True, False], [False, True]]),
+        (["a", 2], [[1, 2], [3, 4]]),
+        ("ab", [[1, 2], [3, 4]]),
+        (["a", "b"], None),
+        (None, [[1, 2], [3, 4]]),
+    ],
+)
+def test_what_is_no_confusion_matrix_is_refused(classes, counts):
+    with pytest.raises(ValueError):
+        scores.Confusion.from_plain(classes, counts)
 
 
 @settings(max_examples=60)

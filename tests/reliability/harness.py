@@ -41,7 +41,19 @@ def difference(run: Path, unbroken: Path, *, first_step: int = 0) -> str:
         return "; ".join(f"{key}: {found.get(key)}, expected {expected.get(key)}" for key in keys[:4])
     ours, theirs = (network_weights(folder / "checkpoints" / "last.ckpt") for folder in (run, unbroken))
     names = [name for name in ours.keys() | theirs.keys() if not torch.equal(ours[name], theirs[name])]
-    return f"weights: {names[:3]}" if names else ""
+    if names:
+        return f"weights: {names[:3]}"
+    counts, expected_counts = (
+        {step: counts for step, counts in confusions(folder).items() if int(step) >= first_step}
+        for folder in (run, unbroken)
+    )
+    return "" if counts == expected_counts else f"confusion matrices: {counts}, expected {expected_counts}"
+
+
+def confusions(folder: Path) -> dict[str, Any]:
+    """A run's confusion matrices by step; empty if it has no task."""
+    file = folder / "confusion.json"
+    return json.loads(file.read_text())["validations"] if file.is_file() else {}
 
 
 def leftovers(folder: Path) -> list[str]:

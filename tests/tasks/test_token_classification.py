@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from seqeval.scheme import IOB2
@@ -110,6 +111,9 @@ def test_spans_and_tags_are_scored_as_seqeval_does(tokenizer):
     assert found["precision"] == precision_score(gold, guesses, **strict)
     assert found["recall"] == recall_score(gold, guesses, **strict)
     assert found["accuracy"] == accuracy_score(gold, guesses)
+    confusion = task.confusion(predictions_of(task, features, logits), rows)
+    theirs = sklearn.metrics.confusion_matrix(sum(gold, []), sum(guesses, []), labels=NAMES)
+    assert confusion.classes == NAMES and (confusion.counts == theirs).all()
     assert 0.1 < found["f1"] < found["accuracy"] < 1
     assert found["f1"] != f1_score(gold, guesses)  # the lenient one takes spans that begin with I-
 
@@ -136,6 +140,16 @@ def test_tags_that_mark_no_spans_are_scored_by_accuracy(tokenizer):
         (sample, (np.ones(len(sample.detail[1]), np.int32), np.ones(len(sample.detail[1])))) for sample in features
     ]
     assert task.score(found, rows) == {"accuracy": 2 / 3, "macro_f1": pytest.approx(0.4)}
+    confusion = task.confusion(found, rows)
+    assert confusion.classes == ["ADJ", "NOUN"] and confusion.counts.tolist() == [[0, 1], [0, 2]]
+
+
+def test_without_a_tag_for_the_outside_a_word_without_a_token_is_no_tag(tokenizer):
+    task = TokenClassification(labels=["ADJ", "NOUN"])
+    rows = [row_of(["new", "\u200b"], ["NOUN", "ADJ"])]
+    features = task.encode(rows, tokenizer, max_length=8)
+    found = task.confusion(predictions_of(task, features, logits_for(features, [[1, 0]])), rows)
+    assert found.classes == ["ADJ", "NOUN", "(none)"] and found.counts.tolist() == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
 
 
 def test_outside_comes_first_and_numbers_take_the_names_that_are_given(tokenizer):

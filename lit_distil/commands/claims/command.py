@@ -26,7 +26,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from lit_distil.callbacks.jackknife import JACKKNIFE
+from lit_distil.callbacks.evaluations import JACKKNIFE
 from lit_distil.commands.benchmark.estimate import RESULTS, Chain, report
 from lit_distil.commands.benchmark.latency import describe_hardware, measure_networks
 from lit_distil.commands.claims.measurements import MEASUREMENTS, accuracy_on_pairs
@@ -34,7 +34,8 @@ from lit_distil.commands.claims.pages import Suite, summary_table, write_claim_p
 from lit_distil.commands.claims.scales import load_scale, scale_file, write_scaled
 from lit_distil.commands.claims.verdicts import CLAIM, Claim, files_of, is_current, load_claim, read_results
 from lit_distil.commands.processes import ending_processes, run_process
-from lit_distil.commands.report.arms import Run, load_result, open_runs, relevant_settings
+from lit_distil.commands.report.arms import relevant_settings
+from lit_distil.commands.report.runs import Run, load_result, open_runs
 from lit_distil.console import markdown_table, progress_bar, without_bars
 from lit_distil.data.sources.base import LocalFiles
 from lit_distil.files import hash_values, write_json
@@ -161,7 +162,7 @@ def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
     last = run.step("end")
     metrics = {name: run.value(name, "end") for name, column in run.metrics.items() if last in column}
     on_the_way = {name: run.metrics[name] for name in followed if name in run.metrics}
-    groups = Path(run.folder, JACKKNIFE)
+    groups, confusion = Path(run.folder, JACKKNIFE), run.confusion("end")
     without = json.loads(groups.read_text(encoding="utf-8")) if groups.is_file() else {}
     return {
         "config": hash_values(relevant_settings(run.config)),
@@ -174,6 +175,7 @@ def result_of(run: Run, followed: Collection[str] = ()) -> dict[str, Any]:
             for name, column in on_the_way.items()
         },
         "without_rows": {name: without[name] for name in followed if name in without},
+        **({} if confusion is None else {"confusion": confusion.to_plain()}),
     }
 
 

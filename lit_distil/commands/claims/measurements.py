@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from lit_distil.callbacks.jackknife import NUM_GROUPS
+from lit_distil.callbacks.evaluations import NUM_GROUPS
 from lit_distil.commands.networks import open_masked_lm
 from lit_distil.commands.score import MinimalPair, score_pairs
 from lit_distil.data import Docstrings
@@ -98,7 +98,7 @@ def docstring_pairs(number: int, source: Docstrings | None = None) -> list[Minim
 def accuracy_on_pairs(export: Path, number: int) -> tuple[dict[str, float], dict[str, list[float]]]:
     """The share of pairs of which a masked language model finds the good sentence likelier, and their number.
 
-    The second result is that share without each group of pairs (`lit_distil.callbacks.jackknife`).
+    The second result is that share without each group of pairs (`lit_distil.callbacks.evaluations`).
     """
     right = score_pairs(open_masked_lm(str(export)), docstring_pairs(number))
     metrics = {"pairs/accuracy": float(right.mean()), "pairs/rows": float(len(right))}

@@ -16,7 +16,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from lit_distil.commands.claims.measurements import MEASUREMENTS
-from lit_distil.commands.report.arms import half_width, load_result, quantile
+from lit_distil.commands.report.arms import half_width, quantile
+from lit_distil.commands.report.runs import load_result
 from lit_distil.files import hash_values
 from lit_distil.messages import hint, read_settings
 from lit_distil.pieces import read_record
@@ -381,13 +382,24 @@ class Measured:
         return sorted(map(int, set.intersection(*map(set, found)))) if found else []
 
     def groups(self, metric: str | Mapping[str, str] | None, arms: Iterable[str]) -> list[dict[str, dict[int, float]]]:
-        """For each group of rows: arm to seed to metric without them; empty if the runs have not the same groups."""
+        """For each group of rows: arm to seed to metric without them; empty if there are none.
+
+        Raises:
+            ValueError: Some results have them, or another number of them, and others do not.
+        """
         found: dict[tuple[str, int], list[float]] = {}
         for result in self.results:
             name = self.claim.metric_of(result["arm"], metric)
             if result["arm"] in arms and name in result["metrics"]:
                 found[result["arm"], result["seed"]] = result.get("without_rows", {}).get(name, [])
-        if len({len(values) for values in found.values()}) != 1:
+        sizes = {key: len(values) for key, values in found.items()}
+        if len({*sizes.values()}) > 1:
+            arm, seed = min(sizes, key=lambda key: sizes[key])
+            raise ValueError(
+                f"claims: {self.claim.name}/{arm}-seed-{seed}.json has {sizes[arm, seed]} values in without_rows, and "
+                f"others of its claim have {max(sizes.values())}; delete it, and its run is judged anew"
+            )
+        if not found:
             return []
         by_group: list[dict[str, dict[int, float]]] = [{} for _ in next(iter(found.values()))]
         for (arm, seed), values in found.items():

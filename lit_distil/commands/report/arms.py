@@ -2,102 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import glob
 import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
-from statistics import fmean, median, variance
-from typing import Any, Literal
+from statistics import fmean, variance
+from typing import Any
 
-import yaml
+import numpy as np
 
+from lit_distil.commands.report.runs import OF_AN_ARM, At, Run
 from lit_distil.console import Table, signed
 from lit_distil.files import differences
+from lit_distil.objectives.metrics import Confusion
 
-At = Literal["end", "best"]
-"""Which validation counts: the last, or the best (highest `val/score`, or lowest `val/loss` without a task)."""
-
-_SPEED = "train/tokens_per_second"
 _MASKED_LM = ("val/masked_lm_loss", "val/loss/masked_lm")  # the second name is that of older runs
+_NOT_OF_A_TASK = ("val/loss", "val/teacher/", "val/agreement_with_teacher")  # also logged by runs of a task
 _MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the first that the runs have
 # settings that change where a run writes, what it shows or how fast it reads, but not what it computes
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
-_RESULTS = "*-seed-*.json"  # results of a claim, one file per run
-_OF_AN_ARM = ("claim", "arm", "recipe")  # tell the arms of results apart; at another scale the recipe differs
-_KINDS: dict[str, Any] = dict.fromkeys(("metrics", "validations", "without_rows", "size", "made_with"), dict)
-_KINDS |= {"seed": int, "steps": int, "minutes": int | float}  # of what a result holds
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
 _T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
 _T += [2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run left in its folder.
-
-    Attributes:
-        folder: As given, or the path of its result file without `.json`.
-        config: Its `config.yaml`.
-        metrics: Columns of `metrics.csv`, as {name: {optimizer steps done: value}}.
-    """
-
-    folder: str
-    config: dict[str, Any]
-    metrics: dict[str, dict[int, float]]
-
-    @property
-    def seed(self) -> str:
-        """Its `seed_everything`."""
-        return str(self.config.get("seed_everything", "–"))
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps done."""
-        return max((step for values in self.metrics.values() for step in values), default=0)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """The median of its logged throughputs, without the first, which includes the warm-up."""
-        speeds = list(self.metrics.get(_SPEED, {}).values())[1:]
-        return median(speeds) if speeds else None
-
-    def step(self, at: At) -> int:
-        """The step of its last or best validation. A run that was never validated has a last step but no best one.
-
-        Raises:
-            ValueError: There is no best validation.
-        """
-        scores = self.metrics.get("val/score") or {n: -loss for n, loss in self.metrics.get("val/loss", {}).items()}
-        if not scores and at == "end":
-            return self.num_steps
-        if not scores:
-            raise ValueError(
-                f"{self.folder}: the run was never validated; train for a whole epoch, validate more often "
-                "(trainer.val_check_interval), or give validation rows (data.validation_share)"
-            )
-        return max(scores) if at == "end" else min(scores, key=lambda step: (-scores[step], step))
-
-    def value(self, metric: str, at: At) -> float:
-        """A metric at its last or best validation: the latest value that was logged by then.
-
-        Raises:
-            ValueError: It was not logged by then.
-        """
-        step = self.step(at)
-        steps = [logged for logged in self.metrics.get(metric, {}) if logged <= step]
-        if not steps:
-            raise ValueError(
-                f"metrics: {self.folder} logged no {metric!r} by step {step}; it has {sorted(self.metrics)}"
-            )
-        return self.metrics[metric][max(steps)]
 
 
 @dataclass(frozen=True)
@@ -118,93 +50,17 @@ class Arm:
         """The metric of each run."""
         return [run.value(metric, at) for run in self.runs]
 
+    def confusion(self, at: At) -> Confusion | None:
+        """The sum of its runs' confusion matrices; None unless all have one of the same classes."""
+        found = [one for run in self.runs if (one := run.confusion(at)) is not None]
+        if len(found) < len(self.runs) or len({tuple(one.classes) for one in found}) != 1:
+            return None
+        return Confusion(found[0].classes, np.sum([one.counts for one in found], axis=0))
+
     def curve(self, metric: str) -> list[tuple[int, list[float]]]:
         """(step, the value of each run), at the steps where all runs logged the metric."""
         columns = [run.metrics.get(metric, {}) for run in self.runs]
         return [(step, [column[step] for column in columns]) for step in sorted(set.intersection(*map(set, columns)))]
-
-
-def read_metrics(folder: str | Path) -> dict[str, dict[int, float]]:
-    """Every column of a run's `metrics.csv`, as {name: {optimizer steps done: value}}."""
-    path = Path(folder, "metrics.csv")
-    found: dict[str, dict[int, float]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if "step" not in (reader.fieldnames or []):
-            raise ValueError(f"{path}: no column 'step', so a run did not write it")
-        for row in reader:
-            step = int(row["step"]) + 1  # the Trainer counts from 0 and logs after the step
-            for name, value in row.items():
-                if name != "step" and value:
-                    found.setdefault(name, {})[step] = float(value)  # a resumed run may repeat a step: the last counts
-    return found
-
-
-def open_runs(patterns: Sequence[str]) -> list[Run]:
-    """Open runs by folder or glob, in order and without duplicates; report and skip folders without a metrics.csv.
-
-    Results of `lit-distil claims`, a file or a folder of them, are read as the runs that they came from.
-
-    Raises:
-        ValueError: A pattern finds nothing, or no folder holds a run.
-    """
-    names = [name for pattern in patterns for name in sorted(glob.glob(pattern)) or [pattern]]
-    names = [one for name in names for one in sorted(map(str, Path(name).glob(_RESULTS))) or [name]]
-    folders = list(dict.fromkeys(str(Path(name)) for name in names))
-    for folder in folders:
-        if not Path(folder).exists():
-            raise ValueError(f"runs: nothing at {folder!r}; give folders of runs that trained, or globs")
-    results = {folder: _result(folder) for folder in folders if Path(folder).match(_RESULTS)}
-    others = [folder for folder in folders if folder not in results and not Path(folder, "metrics.csv").is_file()]
-    if len(others) == len(folders):
-        raise ValueError(f"runs: no metrics.csv in {', '.join(folders)}; give folders of runs that trained")
-    if others:
-        print(f"left out, without a metrics.csv: {', '.join(others)}")
-    runs = []
-    for folder in folders:
-        if folder in results:
-            runs.append(results[folder])
-            continue
-        config = Path(folder, "config.yaml")
-        content = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {"run": folder}
-        if folder not in others:
-            runs.append(Run(folder, content, read_metrics(folder)))
-    return runs
-
-
-def load_result(file: Path) -> dict[str, Any]:
-    """What a run of a claim left, as a file.
-
-    Raises:
-        ValueError: The file is damaged, or of something else.
-    """
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        result = None
-    if not _is_result(result) or file.stem != f"{result.get('arm')}-seed-{result.get('seed')}":
-        raise ValueError(
-            f"{file}: this is no result of a claim, or it is damaged; delete it, and its run is judged anew"
-        )
-    return dict(result)
-
-
-def _is_result(content: Any) -> bool:
-    if not isinstance(content, dict) or "metrics" not in content:
-        return False
-    if not all(isinstance(content[name], kind) for name, kind in _KINDS.items() if name in content):
-        return False
-    numbers = [*content["metrics"].values(), content.get("minutes", 0.0)]
-    return all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
-
-
-def _result(file: str) -> Run:
-    """The run of a result file: the metrics of its last validation, without curves."""
-    content = load_result(Path(file))
-    config = {"seed_everything": content["seed"], **{name: content.get(name) for name in _OF_AN_ARM}}
-    step = content.get("steps", 0)
-    measured = content["metrics"] | {f"size/{name}": value for name, value in content.get("size", {}).items()}
-    return Run(file.removesuffix(".json"), config, {name: {step: value} for name, value in measured.items()})
 
 
 def make_arms(runs: Sequence[Run]) -> list[Arm]:
@@ -228,17 +84,37 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
         name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
         settings = [relevant_settings(run.config) for run in (arms[0].runs[0] if arms else group[0], group[0])]
         changes = differences(*settings)
-        shown = [f"{change.name}: {' -> '.join(change.shown())}" for change in changes if change.name not in _OF_AN_ARM]
+        shown = [f"{change.name}: {' -> '.join(change.shown())}" for change in changes if change.name not in OF_AN_ARM]
         arms.append(Arm(name, group, shown))
     return arms
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Tasks, language models and others apart, since their losses are of different things; in the order of the runs."""
-    groups: dict[tuple[bool, bool], list[Run]] = {}
+    """Language models, each task, and others apart, since their values are of different things; in the runs' order.
+
+    Two runs have the same task if they have the same metrics on as many rows.
+    """
+    groups: dict[Any, list[Run]] = {}
     for run in runs:
-        groups.setdefault(("val/score" in run.metrics, any(one in run.metrics for one in _MASKED_LM)), []).append(run)
+        key: Any = any(one in run.metrics for one in _MASKED_LM)
+        if "val/score" in run.metrics:
+            names = [one for one in run.metrics if one.startswith("val/") and not one.startswith(_NOT_OF_A_TASK)]
+            rows = run.metrics.get("val/rows", {0: 0.0})
+            key = (*sorted(names), rows[max(rows)])
+        groups.setdefault(key, []).append(run)
     return [*groups.values()]
+
+
+def group_names(groups: Sequence[Sequence[Arm]]) -> list[str]:
+    """A name for each of several groups: what its arms' names end with, or what it is."""
+
+    def name_of(number: int, arms: Sequence[Arm]) -> str:
+        words = zip(*(re.split(r"[-/]", arm.name)[::-1] for arm in arms), strict=False)
+        ending = [each[0] for each in takewhile(lambda each: len({*each}) == 1, words)]
+        is_language_model = any(one in arms[0].runs[0].metrics for one in _MASKED_LM)
+        return "-".join(ending[::-1]) or ("language models" if is_language_model else f"group {number}")
+
+    return [name_of(number, arms) for number, arms in enumerate(groups, start=1)]
 
 
 def main_metrics(runs: Sequence[Run]) -> list[str]:
@@ -268,6 +144,24 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
         return difference, 0.0
     freedom = sum(errors) ** 2 / sum(e**2 / (len(values) - 1) for e, values in zip(errors, (a, b), strict=True))
     return difference, quantile(int(freedom)) * math.sqrt(sum(errors))
+
+
+def arms_findings(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> list[str]:
+    """A sentence for each arm and metric: how it differs from the first arm, and whether chance could explain it."""
+    lines = []
+    for arm in arms[1:]:
+        parts = []
+        for metric in metrics:
+            difference, half = difference_of_means(arm.values(metric, at), arms[0].values(metric, at))
+            verdict = "from too few seeds to tell from chance"
+            if half is not None:
+                verdict = f"{'beyond' if abs(difference) > half else 'within'} chance (± {half:.2g})"
+            change = (
+                "the same" if not difference else f"{abs(difference):.3g} {'higher' if difference > 0 else 'lower'}"
+            )
+            parts.append(f"{metric} is {change}, {verdict}")
+        lines.append(f"{arm.name} vs {arms[0].name}: {'; '.join(parts)}")
+    return lines
 
 
 def steps_in_equal_time(run: Run, reference: Run) -> int | None:
@@ -332,8 +226,9 @@ def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[st
             name: {"values": each, "mean": fmean(each), "half_width_95": half_width(each)}
             for name, each in values.items()
         }
-        others = others_of(arm, metrics, at)
+        others, confusion = others_of(arm, metrics, at), arm.confusion(at)
         summaries.append({"name": arm.name, "changes": arm.changes, "metrics": measured, "others": others})
+        summaries[-1] |= {"confusion": confusion.to_plain()} if confusion is not None else {}
         for run in arm.runs:
             detail = {"folder": run.folder, "arm": arm.name, "seed": run.seed, "steps": run.num_steps}
             detail["tokens_per_second"] = run.tokens_per_second

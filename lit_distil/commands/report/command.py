@@ -17,30 +17,33 @@ from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.arms import (
     Arm,
-    At,
+    arms_findings,
     arms_numbers,
     arms_table,
     beside_table,
+    group_names,
     group_runs,
     half_width,
     main_metrics,
     make_arms,
-    open_runs,
     others_of,
     others_table,
     runs_table,
 )
+from lit_distil.commands.report.confusions import confusion_sections
 from lit_distil.commands.report.entries import Comparison, Entry, Results, findings, measure_entries
 from lit_distil.commands.report.plots import Size, plot_arms, plot_sizes
+from lit_distil.commands.report.runs import At, Run, open_runs
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
-from lit_distil.messages import read_yaml
+from lit_distil.messages import read_settings
 from lit_distil.pieces import call_command
 
 _HOW_TO_READ = (
     "± is half the 95 % interval of the mean (Student's t) or of the difference (Welch's t); a single run has none. "
-    "Runs that differ only in their seeds are one arm."
+    "Runs that differ only in their seeds are one arm. Chance is the variation between seeds, by this interval."
 )
+_PICTURES = ("runs", "sizes", "confusion")  # of each group of runs
 _EQUAL_TIME = (
     "tokens/s: median of the logged throughputs without the first. steps in the first's time: optimizer steps that the "
     "run could do in the time of the first run, for runs with as many tokens in a step."
@@ -70,9 +73,10 @@ def report(
 ) -> None:
     """Compare finished runs by what they logged, or measure their exported networks again on the same test data.
 
-    Writes report.md, report.html (one file), report.json (every number) and pictures to a folder: runs.png for runs,
-    with seeds as bands; sizes.png for results of claims, which know the networks' sizes; curves.png and
-    quality_latency.png for entries.
+    Writes report.md, report.html (one file), report.json (every number) and pictures to a folder. For runs: runs.png,
+    with seeds as bands; confusion.png for classes or tags; sizes.png for results of claims, which know the networks'
+    sizes; further groups of runs, such as another task, have runs-2.png and so on. For entries: curves.png,
+    quality_latency.png and test_confusion.png.
 
     Args:
         runs: Folders of runs or of results (results/claims/soft-targets), or globs in quotes; runs that differ only in
@@ -81,7 +85,7 @@ def report(
         at: Compare at the last validation (end), or at the best one (best), whose network was exported.
         beside: YAML file with published figures to put beside the runs, such as configs/finetune/glue/papers.yaml.
         title: Headline.
-        out: Folder to write to; without entries it may be left out, which only prints the tables.
+        out: Folder to write to; without entries it may be left out, which only prints tables and findings.
         entries: Networks to measure, by key, in order.
         teacher: Key of the entry that the others are compared with.
         masked_lm_data: Documents whose test split gives the masked-LM loss of the entries.
@@ -98,15 +102,18 @@ def report(
     """
     if not runs and not entries:
         raise ValueError("runs: give folders of runs, such as runs/*, or entries in a file (--config FILE)")
+    chosen = [metrics] if isinstance(metrics, str) else metrics
+    found = open_runs(runs) if runs else []
+    groups = [found] if chosen or beside is not None else group_runs(found)
     if out is not None:
-        pictures = [_picture(place, of) for of in ("runs", "sizes") for place in range(1, 4) if runs]
-        pictures += ["curves.png", "quality_latency.png"] if entries else []
+        pictures = [_picture(of, place) for of in _PICTURES for place in range(1, 1 + len(groups)) if runs]
+        pictures += ["curves.png", "quality_latency.png", "test_confusion.png"] if entries else []
         check_pages(Path(out, "report.html"), [".md", ".json", *pictures], overwrite=overwrite)
     sections: list[Section] = []
     numbers: dict[str, Any] = {"title": title}
     if runs:
         folder = None if out is None else Path(out)
-        more, logged = _compare_runs(runs, [metrics] if isinstance(metrics, str) else metrics, at, beside, folder)
+        more, logged = _compare_runs(groups, chosen, at, folder) if beside is None else _put_beside(found, beside, at)
         sections += more
         numbers |= logged
     if entries:
@@ -135,32 +142,35 @@ def report(
 run = functools.partial(call_command, report, words="runs", help="Folders of runs or results, or globs in quotes.")
 
 
-def _compare_runs(
-    patterns: Sequence[str], metrics: Sequence[str] | None, at: At, beside: str | None, folder: Path | None
-) -> tuple[list[Section], dict[str, Any]]:
-    """Print the tables of what runs logged, and return the page's sections and the numbers.
+def _put_beside(found: Sequence[Run], beside: str, at: At) -> tuple[list[Section], dict[str, Any]]:
+    """Print the table of runs beside published figures, and return the page's sections and the numbers."""
+    published = read_settings(Path(beside))
+    table, notes = beside_table(make_arms(found), published, at), list(published.get("notes", []))
+    print(markdown_table(table), bullets(notes), sep="\n\n")
+    return [Section(table=table), Section(lines=notes, small=True)], {"beside": [list(row) for row in table]}
 
-    Without `metrics`, tasks and language models have tables of their own, each by what it is judged by.
+
+def _compare_runs(
+    groups: Sequence[Sequence[Run]], metrics: Sequence[str] | None, at: At, folder: Path | None
+) -> tuple[list[Section], dict[str, Any]]:
+    """Print what runs logged, and return the page's sections and the numbers.
+
+    Each group has tables of its own, without `metrics` by what it is judged by.
     """
-    found = open_runs(patterns)
-    if beside is not None:
-        published = read_yaml(Path(beside))
-        table, notes = beside_table(make_arms(found), published, at), list(published.get("notes", []))
-        print(markdown_table(table), bullets(notes), sep="\n\n")
-        return [Section(table=table), Section(lines=notes, small=True)], {"beside": [list(row) for row in table]}
-    groups = [found] if metrics else group_runs(found)
     sections: list[Section] = []
     details: list[Section] = []
     numbers: dict[str, Any] = {"at": at, "arms": [], "runs": []}
-    for place, runs in enumerate(groups, start=1):
-        arms, names = make_arms(runs), metrics or main_metrics(runs)
-        by = f" by {' and '.join(names)}" if len(groups) > 1 else ""
+    all_arms = [make_arms(runs) for runs in groups]
+    for place, (runs, arms, group) in enumerate(zip(groups, all_arms, group_names(all_arms), strict=True), start=1):
+        names = metrics or main_metrics(runs)
+        by = f" by {' and '.join(names)}: {group}" if len(groups) > 1 else ""
         changes = [f"{arm.name}: {', '.join(arm.changes)}" for arm in arms[1:] if arm.changes]
-        summary, each = arms_table(arms, names, at), runs_table(arms, names, at)
+        summary, each, lines = arms_table(arms, names, at), runs_table(arms, names, at), arms_findings(arms, names, at)
         heading = f"Runs{by}" if by else ""
-        shown = [heading, markdown_table(summary), bullets(changes), markdown_table(each)]
+        shown = [heading, markdown_table(summary), bullets(lines), bullets(changes), markdown_table(each)]
         print("\n\n".join(part for part in shown if part), end="\n" * (1 + (place < len(groups))))
         sections.append(Section(heading, summary))
+        sections += [Section(f"Findings{by}", lines=lines)] if lines else []
         if folder is not None:
             sections += _pictures(arms, names, at, folder, place, by)
         if changes:
@@ -177,18 +187,20 @@ def _compare_runs(
 
 
 def _pictures(arms: Sequence[Arm], metrics: Sequence[str], at: At, folder: Path, place: int, by: str) -> list[Section]:
-    """Draw what a group of runs has: its curves, and its first metric against size and latency."""
+    """Draw what a group of runs has: its curves, its first metric against size and latency, and its mistakes."""
     found: list[Section] = []
-    curves = {name: {arm.name: curve for arm in arms if len(curve := arm.curve(name)) > 1} for name in metrics}
-    if drawn := {metric: of_arms for metric, of_arms in curves.items() if of_arms}:
-        plot_arms(folder / _picture(place), drawn)
+    curves, sizes, confusion = (folder / _picture(of, place) for of in _PICTURES)
+    of_metrics = {name: {arm.name: curve for arm in arms if len(curve := arm.curve(name)) > 1} for name in metrics}
+    if drawn := {metric: of_arms for metric, of_arms in of_metrics.items() if of_arms}:
+        plot_arms(curves, drawn)
         band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
-        found.append(Section(f"Over the steps{by}", lines=band, pictures=[folder / _picture(place)]))
-    sizes = {arm.name: [size] for arm in arms if (size := _size(arm, metrics[0], at))}
-    if len(sizes) > 1:
-        plot_sizes(folder / _picture(place, "sizes"), [(metrics[0], sizes)])
-        found.append(Section(f"Size and latency{by}", pictures=[folder / _picture(place, "sizes")]))
-    return found
+        found.append(Section(f"Over the steps{by}", lines=band, pictures=[curves]))
+    points = {arm.name: [size] for arm in arms if (size := _size(arm, metrics[0], at))}
+    if len(points) > 1:
+        plot_sizes(sizes, [(metrics[0], points)])
+        found.append(Section(f"Size and latency{by}", pictures=[sizes]))
+    mistakes = [(arm.name, arm.confusion(at)) for arm in arms]
+    return [*found, *confusion_sections(f"What is mistaken for what{by}", mistakes, confusion)]
 
 
 def _size(arm: Arm, metric: str, at: At) -> Size | None:
@@ -201,8 +213,8 @@ def _size(arm: Arm, metric: str, at: At) -> Size | None:
     return (known[0], known[1], fmean(values), half_width(values) or 0.0) if len(known) == 2 else None
 
 
-def _picture(place: int, of: str = "runs") -> str:
-    """The picture of a group of runs: tasks, language models and sentence encoders are judged by other metrics."""
+def _picture(of: str, place: int) -> str:
+    """The file of a group of runs: each task and the language models have their own."""
     return f"{of}.png" if place == 1 else f"{of}-{place}.png"
 
 

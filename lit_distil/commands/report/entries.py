@@ -13,12 +13,14 @@ from lightning.pytorch import Trainer
 
 from lit_distil.commands.benchmark.latency import DISTILBERT_TABLE_3, NetworkBenchmark, hardware_lines, measure_networks
 from lit_distil.commands.pages import Section
-from lit_distil.commands.report.arms import read_metrics
+from lit_distil.commands.report.confusions import confusion_sections
 from lit_distil.commands.report.plots import Point, plot_curves, plot_quality
+from lit_distil.commands.report.runs import read_metrics
 from lit_distil.console import Table, progress_bar, signed
 from lit_distil.data import EvalLoader, MaskedSequences, TextDataModule
 from lit_distil.models import Pretrained
 from lit_distil.modules import FineTuningModule, MaskedLMModule
+from lit_distil.objectives.metrics import Confusion
 from lit_distil.run import quieten
 
 
@@ -82,6 +84,7 @@ class EntryResult:
     task: TaskScore | None
     network: NetworkBenchmark
     curve: list[tuple[int, float]]
+    confusion: Confusion | None = None
 
 
 def measure_entries(
@@ -101,7 +104,8 @@ def measure_entries(
         for split in ("train", "test"):
             if split not in data.datasets:
                 raise ValueError(f"data.source: it gives no {split} split, which the report needs")
-    masked, task = {}, {}
+    masked: dict[str, MaskedLMScore] = {}
+    task: dict[str, tuple[TaskScore, Confusion | None]] = {}
     for key, entry in progress_bar(entries.items(), desc="testing", unit="network"):
         if entry.pretrained is not None:
             masked[key] = _test_masked_lm(f"{entry.pretrained}/export", masked_lm_data, device)
@@ -110,8 +114,9 @@ def measure_entries(
     exports = [f"{entry.pretrained or entry.finetuned}/export" for entry in entries.values()]
     networks = measure_networks(exports, device=device, **benchmark)
     results = {
-        key: EntryResult(entry.label, masked.get(key), task.get(key), network, _curve(entry.pretrained))
+        key: EntryResult(entry.label, masked.get(key), score, network, _curve(entry.pretrained), confusion)
         for (key, entry), network in zip(entries.items(), networks, strict=True)
+        for score, confusion in [task.get(key, (None, None))]
     }
     return results, _measure_floors(masked_lm_data, task_data)
 
@@ -135,14 +140,16 @@ def _test_masked_lm(export: str, data: TextDataModule, device: str) -> MaskedLMS
     return MaskedLMScore(values["test/masked_lm_loss"], values["test/perplexity"], values["test/masked_accuracy"])
 
 
-def _test_task(export: str, data: TextDataModule, device: str) -> TaskScore:
+def _test_task(export: str, data: TextDataModule, device: str) -> tuple[TaskScore, Confusion | None]:
     _check_labels(export, data)
-    values = _test(FineTuningModule(Pretrained(export)), data, device)
+    module = FineTuningModule(Pretrained(export))
+    values = _test(module, data, device)
     if "test/accuracy" not in values:
         raise ValueError(f"task_data.task: {type(data.task).__name__} has no accuracy; the report compares classifiers")
     accuracy = values["test/accuracy"]
     error = float(np.sqrt(accuracy * (1 - accuracy) / len(data.datasets["test"])))
-    return TaskScore(accuracy, error, values["test/macro_f1"], values["test/loss"])
+    score = TaskScore(accuracy, error, values["test/macro_f1"], values["test/loss"])
+    return score, module.task.confusion(module.predictions["test"], module.data.datasets["test"].rows)
 
 
 def _test(module: MaskedLMModule | FineTuningModule, data: TextDataModule, device: str) -> dict[str, float]:
@@ -267,6 +274,7 @@ class Results:
         return [
             *first,
             Section(pictures=_draw(self, folder)),
+            *_mistakes(self, folder),
             Section("More of each network", details_table(self)),
             Section(lines=notes(self), small=True),
             Section("Beside the published figures", published_table(self), [_SOURCE], small=True),
@@ -279,6 +287,8 @@ class Results:
         for key, entry in numbers["entries"].items():
             entry["share_of_teacher_accuracy"] = self.share_kept(key)
             entry["loss_difference_to_teacher"] = self.loss_difference(key, self.teacher)
+            confusion = self.entries[key].confusion
+            entry["confusion"] = None if confusion is None else confusion.to_plain()
         for comparison in numbers["comparisons"]:
             a, b = comparison["a"], comparison["b"]
             accuracy, error = self.accuracy_difference(a, b) or (None, None)
@@ -406,6 +416,12 @@ def notes(results: Results) -> list[str]:
     if missing:
         lines.append(f"no curve, because val/masked_lm_loss was not logged: {'; '.join(missing)}.")
     return lines
+
+
+def _mistakes(results: Results, folder: Path) -> list[Section]:
+    """What each fine-tuned network mistakes for what, on the test rows."""
+    named = [(one.label, one.confusion) for one in results.entries.values() if one.task is not None]
+    return confusion_sections("What is mistaken for what", named, folder / "test_confusion.png")
 
 
 def _draw(results: Results, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Pictures of reports: loss curves, quality against latency, a confusion matrix, a reliability diagram."""
+"""Pictures of reports: loss curves, quality against latency, confusion matrices, a reliability diagram."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from lit_distil.files import staged_file
+from lit_distil.objectives.metrics import Confusion
 
 matplotlib.use("Agg")
 
@@ -38,6 +38,7 @@ _STYLE: Any = {
     "svg.hashsalt": "lit_distil",
     "svg.fonttype": "none",
 }
+_PAGE = 7.6  # inches across, so that a page shows the text large enough
 _MAX_WRITTEN_CLASSES = 20  # largest confusion matrix whose cells have room for numbers
 
 
@@ -126,22 +127,29 @@ def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tu
         figure.legend(loc="outside right upper")
 
 
-def plot_confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Plot a confusion matrix `[C, C]` (true classes down, predicted across), coloured by share of the true class."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(14.0, 3.2 + 0.55 * len(classes))
-    with _figure(path, (side + 1.2, side)) as figure:
-        axes = figure.add_subplot()
-        axes.grid(False)
-        picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-        figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
-        if len(classes) <= _MAX_WRITTEN_CLASSES:
-            for (row, column), count in np.ndenumerate(counts):
-                colour = "white" if shares[row, column] > 0.6 else "#1d1f21"
-                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
-        axes.set(xlabel="prediction", ylabel="label", title="Confusion matrix")
+def plot_confusions(path: Path, confusions: Sequence[tuple[str, Confusion]]) -> None:
+    """Plot confusion matrices side by side, each below its title: true classes down, predicted across.
+
+    The colour is the share of the true class.
+    """
+    cell = 0.55 if len(confusions) == 1 else 0.3
+    side = min(14.0, 2.0 + cell * max(len(one.classes) for _, one in confusions))
+    num_columns = max(1, min(len(confusions), int(_PAGE // side)))
+    num_rows = -(-len(confusions) // num_columns)
+    with _figure(path, (num_columns * side + 1.2, num_rows * side)) as figure:
+        for place, (title, confusion) in enumerate(confusions, start=1):
+            axes, counts = figure.add_subplot(num_rows, num_columns, place), confusion.counts
+            axes.grid(False)
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+            axes.set_xticks(range(len(counts)), confusion.classes, rotation=45, ha="right")
+            axes.set_yticks(range(len(counts)), confusion.classes)
+            if len(counts) <= _MAX_WRITTEN_CLASSES:
+                for (row, column), count in np.ndenumerate(counts):
+                    colour = "white" if shares[row, column] > 0.6 else "#1d1f21"
+                    axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+            axes.set(xlabel="prediction", ylabel="label", title=textwrap.fill(title, int(8 * side)))
+        figure.colorbar(picture, ax=figure.axes, label="share of the true class", shrink=0.8 / num_rows)
 
 
 def plot_reliability(path: Path, filled_bins: Sequence[Mapping[str, Any]], *, width: float, error: float) -> None:
