@@ -438,6 +438,19 @@ def test_rows_are_paired_where_runs_tell_their_metrics_without_each_group_of_row
     assert untold.estimates[0].of_rows is None and untold.estimates[0].half == pytest.approx(seeds, rel=1e-3)
 
 
+def test_a_metric_that_no_result_has_is_told_with_the_one_that_was_meant(
+    tmp_path: Path, answers: tuple[Any, Any]
+) -> None:
+    measured = measured_on_rows(tmp_path, answers, 20)
+    effects = [dataclasses.replace(measured.claim.effects[0], metric=name) for name in ("val/acuracy", "size/layers")]
+    wrong, unmeasured = (
+        dataclasses.replace(measured, claim=dataclasses.replace(measured.claim, effects=[one])) for one in effects
+    )
+    with pytest.raises(ValueError, match=r"no result has the metric 'val/acuracy'; did you mean 'val/accuracy'\?"):
+        wrong.estimates  # noqa: B018
+    assert unmeasured.estimates[0].verdict == "not run"
+
+
 def test_an_effect_is_undecided_if_none_of_its_arms_has_learned(tmp_path: Path, answers: tuple[Any, Any]) -> None:
     measured = measured_on_rows(tmp_path, answers, 20)
     best = float(answers[1].mean())

@@ -11,9 +11,9 @@ import pytest
 from lit_distil import cli
 from lit_distil.data import TextFiles
 from lit_distil.modules.cached_teacher import CACHE_FILES
+from tests.commands.logs import write_run
 from tests.commands.test_cache import configuration
 from tests.commands.test_diagnose import made_rows, write
-from tests.commands.test_report_arms import write_run
 from tests.test_run_folder import content
 from tests.workspace import Workspace, kept_environment, with_trainer, write_config
 

@@ -428,10 +428,24 @@ class Measured:
         return [self.estimate(one) for one in self.claim.effects]
 
     def estimate(self, effect: Effect, step: int | None = None) -> Estimate:
-        """An effect at the end, or at a step on the way."""
+        """An effect at the end, or at a step on the way.
+
+        Raises:
+            ValueError: None of its results has its metric, or only some tell their metrics without groups of rows.
+        """
+        values = self.values(effect.metric, step)
+        own = [one for one in self.results if one["arm"] in effect.names]
+        names = {self.claim.metric_of(one["arm"], effect.metric): one["metrics"] for one in own if one["metrics"]}
+        is_logged = not any(name.startswith((SIZE, "pairs/")) for name in names)  # the others may not be measured
+        if names and not values and step is None and is_logged:
+            name, measured = next(iter(names.items()))
+            raise ValueError(
+                f"claims: {self.claim.name}: effects: {effect.label!r}: no result has the metric "
+                f"{name!r}{hint(name, measured)}"
+            )
         return estimate(
             effect,
-            self.values(effect.metric, step),
+            values,
             higher_is_better=self.claim.higher_is_better,
             groups=self.groups(effect.metric, effect.names) if step is None else (),
         )

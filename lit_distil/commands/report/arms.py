@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, takewhile
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
@@ -20,9 +20,6 @@ from lit_distil.console import Table, signed
 from lit_distil.files import differences
 from lit_distil.objectives.metrics import Confusion
 
-_MASKED_LM = ("val/masked_lm_loss", "val/loss/masked_lm")  # the second name is that of older runs
-_NOT_OF_A_TASK = ("val/loss", "val/teacher/", "val/agreement_with_teacher")  # also logged by runs of a task
-_MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the first that the runs have
 # settings that change where a run writes, what it shows or how fast it reads, but not what it computes
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
@@ -87,44 +84,6 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
         shown = [f"{change.name}: {' -> '.join(change.shown())}" for change in changes if change.name not in OF_AN_ARM]
         arms.append(Arm(name, group, shown))
     return arms
-
-
-def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Language models, each task, and others apart, since their values are of different things; in the runs' order.
-
-    Two runs have the same task if they have the same metrics on as many rows.
-    """
-    groups: dict[Any, list[Run]] = {}
-    for run in runs:
-        key: Any = any(one in run.metrics for one in _MASKED_LM)
-        if "val/score" in run.metrics:
-            names = [one for one in run.metrics if one.startswith("val/") and not one.startswith(_NOT_OF_A_TASK)]
-            rows = run.metrics.get("val/rows", {0: 0.0})
-            key = (*sorted(names), rows[max(rows)])
-        groups.setdefault(key, []).append(run)
-    return [*groups.values()]
-
-
-def group_names(groups: Sequence[Sequence[Arm]]) -> list[str]:
-    """A name for each of several groups: what its arms' names end with, or what it is."""
-
-    def name_of(number: int, arms: Sequence[Arm]) -> str:
-        words = zip(*(re.split(r"[-/]", arm.name)[::-1] for arm in arms), strict=False)
-        ending = [each[0] for each in takewhile(lambda each: len({*each}) == 1, words)]
-        is_language_model = any(one in arms[0].runs[0].metrics for one in _MASKED_LM)
-        return "-".join(ending[::-1]) or ("language models" if is_language_model else f"group {number}")
-
-    return [name_of(number, arms) for number, arms in enumerate(groups, start=1)]
-
-
-def main_metrics(runs: Sequence[Run]) -> list[str]:
-    """The metrics that a report shows by default: the task's score and the loss."""
-    shared = set.intersection(*(set(run.metrics) for run in runs))
-    found = [next((name for name in names if name in shared), None) for names in _MAIN_METRICS]
-    if not any(found):
-        which = f"{runs[0].folder} has" if len(runs) == 1 else "the runs share"
-        raise ValueError(f"metrics: {which} no validation metric; name some of {sorted(shared)} (--metrics)")
-    return [name for name in found if name]
 
 
 def half_width(values: Sequence[float]) -> float | None:

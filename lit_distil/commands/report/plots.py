@@ -196,10 +196,13 @@ Size = tuple[float, float, float, float]
 """Parameters, milliseconds, quality, and half the interval of the quality."""
 
 
-def plot_sizes(path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]]]]) -> None:
+def plot_sizes(
+    path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]]]], *, length: int | None = 64
+) -> None:
     """Plot quality against parameters and latency, a row of two panels for each quality.
 
-    `rows` holds (name of the quality, the networks of each line by the line's name).
+    `rows` holds (name of the quality, the networks of each line by the line's name); the latency is that of `length`
+    tokens.
     """
     with _figure(path, (8.0, 1.0 + 2.6 * len(rows))) as figure:
         for (quality, lines), (left, right) in zip(rows, figure.subplots(len(rows), 2, squeeze=False), strict=True):
@@ -209,7 +212,7 @@ def plot_sizes(path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]
                     axes.errorbar(size, values, yerr=errors, **_look(index), capsize=4, markersize=6, label=name)
             left.set_ylabel(textwrap.fill(quality, 28))
         left.set_xlabel("parameters (millions)")
-        right.set_xlabel("milliseconds of one sequence of 64 tokens")
+        right.set_xlabel(f"milliseconds of one sequence of {length} tokens")
         legends = [axes.get_legend_handles_labels() for axes in figure.axes]
         handles = {name: handle for of_axes in legends for handle, name in zip(*of_axes, strict=True)}
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(4, len(handles)))

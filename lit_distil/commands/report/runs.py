@@ -7,12 +7,13 @@ import glob
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args, get_origin
 
 from lit_distil.callbacks.evaluations import CONFUSION, read_confusions
+from lit_distil.commands.benchmark.latency import measure_networks
 from lit_distil.messages import read_settings
 from lit_distil.objectives.metrics import Confusion
 
@@ -150,6 +151,25 @@ def open_runs(patterns: Sequence[str]) -> list[Run]:
             found = read_confusions(confusion) if confusion.is_file() else {}
             runs.append(Run(folder, content, read_metrics(folder), found))
     return runs
+
+
+def with_sizes(runs: Sequence[Run], *, device: str = "cpu", **benchmark: Any) -> list[Run]:
+    """The runs with parameters and milliseconds of their exported networks, as results of claims have them.
+
+    `benchmark` holds further arguments of `measure_networks`.
+
+    Raises:
+        ValueError: No run has an export.
+    """
+    exports = {run.folder: f"{run.folder}/export" for run in runs if Path(run.folder, "export/config.json").is_file()}
+    if not exports:
+        raise ValueError("sizes: none of the runs has an export/ to time; leave it out")
+    measured = dict(zip(exports, measure_networks([*exports.values()], device=device, **benchmark), strict=True))
+    columns = {
+        folder: {"size/parameters": {0: float(one.parameters)}, "size/milliseconds": {0: one.latency_ms.median}}
+        for folder, one in measured.items()
+    }
+    return [replace(run, metrics=run.metrics | columns.get(run.folder, {})) for run in runs]
 
 
 def load_result(file: Path) -> dict[str, Any]:
