@@ -101,7 +101,9 @@ def report(
     numbers: dict[str, Any] = {"title": title}
     if runs:
         folder = None if out is None else Path(out)
-        more, logged = _compare_runs(groups, folder, length) if beside is None else _put_beside(found, beside, at)
+        more, logged = (
+            _compare_runs(groups, folder, length if sizes else 64) if beside is None else _put_beside(found, beside, at)
+        )
         sections += more
         numbers |= logged
     if entries:

@@ -57,9 +57,8 @@ class Group:
     @property
     def text(self) -> str:
         """Its tables and findings for a terminal."""
-        tables = (markdown_table(table(self.arms, self.metrics, self.at)) for table in (arms_table, runs_table))
-        summary, each = tables
-        shown = [self._heading("Runs"), summary, bullets(self._findings), bullets(self._changes), each]
+        summary, each = (markdown_table(of(self.arms, self.metrics, self.at)) for of in (arms_table, runs_table))
+        shown = [self._title, summary, bullets(self._findings), bullets(self._changes), each]
         return "\n\n".join(part for part in shown if part)
 
     def sections(self, folder: Path | None, length: int) -> list[Section]:
@@ -69,9 +68,9 @@ class Group:
             folder: Where to draw.
             length: The tokens of the sequence whose milliseconds its runs tell, if they tell them.
         """
-        found = [Section(self._heading("Runs"), arms_table(self.arms, self.metrics, self.at))]
+        found = [Section(self._title, arms_table(self.arms, self.metrics, self.at))]
         if self._findings:
-            found.append(Section(self._heading("Findings", always=True), lines=self._findings))
+            found.append(Section(f"Findings{self._by}", lines=self._findings))
         if folder is not None:
             found += self._draw(folder, length)
         if self._changes:
@@ -82,8 +81,8 @@ class Group:
     def details(self) -> list[Section]:
         """The last part of its page: each run, and what else was measured."""
         others = others_table(self.arms, self.metrics, self.at)
-        each = Section(self._heading("Each run", always=True), runs_table(self.arms, self.metrics, self.at))
-        heading = self._heading("Loss terms and what else was measured", always=True)
+        each = Section(f"Each run{self._by}", runs_table(self.arms, self.metrics, self.at))
+        heading = f"Loss terms and what else was measured{self._by}"
         return [each, *([Section(heading, others)] if len(others) > 1 else [])]
 
     @property
@@ -94,11 +93,14 @@ class Group:
     def _changes(self) -> list[str]:
         return [f"{arm.name}: {', '.join(arm.changes)}" for arm in self.arms[1:] if arm.changes]
 
-    def _heading(self, text: str, *, always: bool = False) -> str:
-        """With the metrics and the name if there are several groups; otherwise only if the part needs a heading."""
-        if self.name:
-            return f"{text} by {' and '.join(self.metrics)}: {self.name}"
-        return text if always else ""
+    @property
+    def _title(self) -> str:
+        return f"Runs{self._by}" if self.name else ""
+
+    @property
+    def _by(self) -> str:
+        """The end of a heading, which tells the groups apart if there are several."""
+        return f" by {' and '.join(self.metrics)}: {self.name}" if self.name else ""
 
     def _draw(self, folder: Path, length: int) -> list[Section]:
         """Its curves, its first metric against size and latency, and its mistakes."""
@@ -110,13 +112,13 @@ class Group:
         if drawn := {metric: of_arms for metric, of_arms in panels.items() if of_arms}:
             plot_arms(curves, drawn)
             band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
-            found.append(Section(self._heading("Over the steps", always=True), lines=band, pictures=[curves]))
+            found.append(Section(f"Over the steps{self._by}", lines=band, pictures=[curves]))
         points = {arm.name: [size] for arm in self.arms if (size := self._size(arm))}
         if len(points) > 1:
             plot_sizes(sizes, [(self.metrics[0], points)], length=length)
-            found.append(Section(self._heading("Size and latency", always=True), pictures=[sizes]))
+            found.append(Section(f"Size and latency{self._by}", pictures=[sizes]))
         mistakes = [(arm.name, arm.confusion(self.at)) for arm in self.arms]
-        return found + confusion_sections(self._heading("What is mistaken for what", always=True), mistakes, confusion)
+        return found + confusion_sections(f"What is mistaken for what{self._by}", mistakes, confusion)
 
     def _size(self, arm: Arm) -> Size | None:
         """The point of an arm whose runs tell their size, as results of claims do.
