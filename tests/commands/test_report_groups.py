@@ -47,8 +47,8 @@ def test_tasks_and_language_models_are_compared_each_by_its_own_metric(tmp_path,
         "soft-marks": ["val/score", "val/loss"],
     }
     page = (tmp_path / "out/report.md").read_text()
-    assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run by val/score and val/loss")
-    others = page.partition("## Loss terms and what else was measured by val/masked_lm_loss")[2].partition("## ")[0]
+    assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run: soft-marks")
+    others = page.partition("## Loss terms and what else was measured: language models")[2].partition("## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in others.splitlines() if line.startswith("| ")]
     assert ["val/agreement_with_teacher", "soft", "0.5000"] in rows and ["size/parameters", "none", "1000.0000"] in rows
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"sizes.png"}  # of the two language models
@@ -91,7 +91,7 @@ def test_each_task_is_a_group_of_its_own_with_a_distilled_run_beside_one_that_wa
     command.report(runs, out=str(tmp_path / "out"))
     page = (tmp_path / "out/report.md").read_text()
     assert "## Runs by val/score and val/loss: sst2\n" in page and "(runs-4.png)" not in page
-    assert "## Findings by val/score and val/loss: rte\n\n- small/rte vs large/rte: val/score is the same" in page
+    assert "## Findings: rte\n\n- small/rte vs large/rte: val/score is the same" in page
 
 
 def test_confusion_matrices_are_those_of_the_validation_that_counts_summed_over_the_seeds(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lit_distil.commands.report.plots import plot_confusions
 from lit_distil.console import Table
 from lit_distil.objectives.metrics import Confusion
 
-_MOST_ROWS = 40  # of the table; a network has at least its two commonest mistakes in it
+_MOST_MISTAKES, _MOST_ROWS = 6, 40  # of the table, which has at least the two commonest mistakes
 
 
 def confusion_sections(heading: str, named: Sequence[tuple[str, Confusion | None]], picture: Path) -> list[Section]:
@@ -29,7 +29,7 @@ def confusion_sections(heading: str, named: Sequence[tuple[str, Confusion | None
 def mistakes_table(confusions: Sequence[tuple[str, Confusion]]) -> Table:
     """The commonest mistakes, each with all networks that have these classes below each other."""
     table = [["label", "prediction", "network", "% of the label", "count"]]
-    count = max(2, _MOST_ROWS // len(confusions))
+    count = max(2, min(_MOST_MISTAKES, _MOST_ROWS // len(confusions)))
     for classes in dict.fromkeys(tuple(one.classes) for _, one in confusions):
         own = [(name, one.counts) for name, one in confusions if tuple(one.classes) == classes]
         together = Confusion(classes, np.sum([counts for _, counts in own], axis=0))

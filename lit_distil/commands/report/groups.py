@@ -70,7 +70,7 @@ class Group:
         """
         found = [Section(self._title, arms_table(self.arms, self.metrics, self.at))]
         if self._findings:
-            found.append(Section(f"Findings{self._by}", lines=self._findings))
+            found.append(Section(f"Findings{self._of}", lines=self._findings))
         if folder is not None:
             found += self._draw(folder, length)
         if self._changes:
@@ -81,8 +81,8 @@ class Group:
     def details(self) -> list[Section]:
         """The last part of its page: each run, and what else was measured."""
         others = others_table(self.arms, self.metrics, self.at)
-        each = Section(f"Each run{self._by}", runs_table(self.arms, self.metrics, self.at))
-        heading = f"Loss terms and what else was measured{self._by}"
+        each = Section(f"Each run{self._of}", runs_table(self.arms, self.metrics, self.at))
+        heading = f"Loss terms and what else was measured{self._of}"
         return [each, *([Section(heading, others)] if len(others) > 1 else [])]
 
     @property
@@ -95,12 +95,12 @@ class Group:
 
     @property
     def _title(self) -> str:
-        return f"Runs{self._by}" if self.name else ""
+        return f"Runs by {' and '.join(self.metrics)}{self._of}" if self.name else ""
 
     @property
-    def _by(self) -> str:
+    def _of(self) -> str:
         """The end of a heading, which tells the groups apart if there are several."""
-        return f" by {' and '.join(self.metrics)}: {self.name}" if self.name else ""
+        return f": {self.name}" if self.name else ""
 
     def _draw(self, folder: Path, length: int) -> list[Section]:
         """Its curves, its first metric against size and latency, and its mistakes."""
@@ -112,13 +112,13 @@ class Group:
         if drawn := {metric: of_arms for metric, of_arms in panels.items() if of_arms}:
             plot_arms(curves, drawn)
             band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
-            found.append(Section(f"Over the steps{self._by}", lines=band, pictures=[curves]))
+            found.append(Section(f"Over the steps{self._of}", lines=band, pictures=[curves]))
         points = {arm.name: [size] for arm in self.arms if (size := self._size(arm))}
         if len(points) > 1:
             plot_sizes(sizes, [(self.metrics[0], points)], length=length)
-            found.append(Section(f"Size and latency{self._by}", pictures=[sizes]))
+            found.append(Section(f"Size and latency{self._of}", pictures=[sizes]))
         mistakes = [(arm.name, arm.confusion(self.at)) for arm in self.arms]
-        return found + confusion_sections(f"What is mistaken for what{self._by}", mistakes, confusion)
+        return found + confusion_sections(f"What is mistaken for what{self._of}", mistakes, confusion)
 
     def _size(self, arm: Arm) -> Size | None:
         """The point of an arm whose runs tell their size, as results of claims do.
