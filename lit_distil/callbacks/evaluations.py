@@ -18,12 +18,19 @@ from lit_distil.tasks.base import Row
 
 CONFUSION, JACKKNIFE = "confusion.json", "jackknife.json"
 NUM_GROUPS = 20
+_MOST_CLASSES = 200  # of a matrix that can be looked at; one of 5,000 classes would take 200 MB
+
+
+def confusion_of(task: Task, predictions: list[Prediction], rows: list[Row]) -> Confusion | None:
+    """What was predicted for each class; None for a task without classes, or with more than 200."""
+    return None if len(task.label_names) > _MOST_CLASSES else task.confusion(predictions, rows)
 
 
 class ConfusionWriter(Callback):
     """Writes `confusion.json` in the run's folder: the confusion matrix of each validation, by optimizer steps done.
 
-    A task whose samples do not have one class each has none. A resumed run keeps the validations before its first.
+    A task has one if each sample (or word) has one class, of 200 at most. A resumed run keeps the validations before
+    its first.
     """
 
     def __init__(self) -> None:
@@ -38,7 +45,7 @@ class ConfusionWriter(Callback):
         """Add the validation's matrix to the file."""
         predictions = _predictions(trainer, pl_module)
         rows = pl_module.data.datasets["validation"].rows if predictions else []
-        confusion = pl_module.task.confusion(predictions, rows) if predictions else None
+        confusion = confusion_of(pl_module.task, predictions, rows) if predictions else None
         if confusion is None:
             return
         file, step = Path(trainer.default_root_dir, CONFUSION), trainer.global_step

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lit_distil.callbacks import JackknifeWriter
-from lit_distil.callbacks.evaluations import CONFUSION, JACKKNIFE, read_confusions, scores_without_groups
+from lit_distil.callbacks.evaluations import CONFUSION, JACKKNIFE, confusion_of, read_confusions, scores_without_groups
 from lit_distil.tasks import Prediction, TextClassification
 from lit_distil.tasks.base import Features
 from tests.workspace import Workspace, fit, logged
@@ -80,8 +80,10 @@ def test_a_task_with_a_predict_of_its_own_has_to_say_what_was_predicted() -> Non
 
     own, plain = (of(text="text", label="label", labels=["a", "b"]) for of in (Own, TextClassification))
     assert own.confusion([Prediction(one.sample, "anything") for one in predictions_of([True])], []) is None
-    found = plain.confusion(predictions_of([True, False, True]), [])
+    found = confusion_of(plain, predictions_of([True, False, True]), [])
     assert found is not None and found.counts.tolist() == [[0, 0], [1, 2]]
+    many = TextClassification(text="text", label="label", labels=[f"class {n}" for n in range(201)])
+    assert confusion_of(many, predictions_of([True]), []) is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 
+from lit_distil.callbacks.evaluations import confusion_of
 from lit_distil.commands.benchmark.latency import DISTILBERT_TABLE_3, NetworkBenchmark, hardware_lines, measure_networks
 from lit_distil.commands.pages import Section
 from lit_distil.commands.report.confusions import confusion_sections
@@ -149,7 +150,7 @@ def _test_task(export: str, data: TextDataModule, device: str) -> tuple[TaskScor
     accuracy = values["test/accuracy"]
     error = float(np.sqrt(accuracy * (1 - accuracy) / len(data.datasets["test"])))
     score = TaskScore(accuracy, error, values["test/macro_f1"], values["test/loss"])
-    return score, module.task.confusion(module.predictions["test"], module.data.datasets["test"].rows)
+    return score, confusion_of(module.task, module.predictions["test"], module.data.datasets["test"].rows)
 
 
 def _test(module: MaskedLMModule | FineTuningModule, data: TextDataModule, device: str) -> dict[str, float]:
