@@ -48,7 +48,7 @@ def text_table(table: Table, *, numbers: bool = True) -> str:
 
 def markdown_table(table: Table) -> str:
     """A Markdown table with aligned columns: the first to the left, the others to the right."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    escaped = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in row] for row in table]
     header, *rows = _padded(escaped, numbers=True)
     rule = [("-" * (len(cell) - bool(column)) + ":" * bool(column)) for column, cell in enumerate(header)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

@@ -475,4 +475,4 @@ def _shown(value: Any) -> str:
         return value["class_path"].rpartition(".")[2] + (f"({inside})" if inside else "")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_shown(own)}" for key, own in value.items()) + "}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)  # such as a date

@@ -346,6 +346,19 @@ def check_at_least(least: int, values: Mapping[str, object], reason: str = "") -
             raise ValueError(f"{name} must be at least {least}{reason}, got {value}")
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know or does not see."""
+    import torch  # takes a second, and the help needs no torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: there is no device {name!r}; give cpu, cuda, or cuda:1 for the second GPU") from None
+    num_seen = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= num_seen:
+        raise ValueError(f"device: torch {torch.__version__} sees {num_seen or 'no'} CUDA devices, got {name!r}")
+
+
 def near_names(path: Path) -> str:
     """The end of a message: names that are similar to a missing path."""
     if not path.parent.is_dir():

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import Namespace, add_instantiator
 
 import lit_distil
-from lit_distil.messages import broken_file, causes, hint, one_line, read_settings, shorten
+from lit_distil.messages import broken_file, causes, check_device, hint, one_line, read_settings, shorten
 from lit_distil.swaps import classes_first, pieces_in, swapping, tell_dropped
 from lit_distil.trust import LIBRARIES, Parser, guard
 
@@ -308,6 +308,8 @@ def call_command(
         before(parsed)
     for key in ("config", *unused):
         parsed.pop(key, None)
+    if isinstance(device := parsed.get("device"), str):
+        check_device(device)
     with whole_paths(parsed):
         function(**parser.instantiate(parsed).as_dict())
 

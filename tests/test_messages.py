@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_distil.messages import broken_file, check_at_least, check_keys, missing_folder, one_line, read_yaml
+from lit_distil.commands.report.command import report
+from lit_distil.messages import (
+    broken_file,
+    check_at_least,
+    check_device,
+    check_keys,
+    missing_folder,
+    one_line,
+    read_yaml,
+)
+from lit_distil.pieces import call_command
 
 
 def test_a_missing_configuration_file_is_told_with_near_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +125,19 @@ def test_a_number_that_is_too_small_or_not_whole_is_refused(value: object, reaso
     check_at_least(1, {"unset": None, "one": 1, "numpy": np.int64(3)})
     with pytest.raises(ValueError, match=reason):
         check_at_least(1, {"fine": 1, "steps": value}, ", or None")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpu", "there is no device 'gpu'; give cpu, cuda, or cuda:1"),
+        ("cuda:99", r"sees (no|\d+) CUDA devices, got 'cuda:99'"),
+        ("", "there is no device ''"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_any_work(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^device: .*{reason}"):
+        check_device(name)
+    with pytest.raises(ValueError, match=f"^device: .*{reason}"):
+        call_command(report, ["--device", name])
+    check_device("cpu")

@@ -37,9 +37,12 @@ class ConfusionWriter(Callback):
         super().__init__()
         self._found: dict[int, Confusion] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Forget another fit."""
-        self._found = {}
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Read what the run found before the checkpoint that it continues from."""
+        self._found, file = {}, Path(trainer.default_root_dir, CONFUSION)
+        if trainer.global_step and trainer.is_global_zero and file.is_file():
+            with suppress(ValueError):  # training is worth more than a damaged file
+                self._found = {step: one for step, one in read_confusions(file).items() if step <= trainer.global_step}
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add the validation's matrix to the file."""
@@ -48,13 +51,12 @@ class ConfusionWriter(Callback):
         confusion = confusion_of(pl_module.task, predictions, rows) if predictions else None
         if confusion is None:
             return
-        file, step = Path(trainer.default_root_dir, CONFUSION), trainer.global_step
-        if not self._found and file.is_file():
-            with suppress(ValueError):  # training is worth more than a damaged file
-                self._found = {before: one for before, one in read_confusions(file).items() if before < step}
-        self._found[step] = confusion
+        classes = [*confusion.classes]
+        self._found = {step: one for step, one in self._found.items() if [*one.classes] == classes}
+        self._found[trainer.global_step] = confusion
         by_step = {str(step): one.to_plain()["counts"] for step, one in self._found.items()}
-        write_file(file, json.dumps({"classes": [*confusion.classes], "validations": by_step}))
+        content = {"classes": classes, "validations": by_step}
+        write_file(Path(trainer.default_root_dir, CONFUSION), json.dumps(content))
 
 
 def read_confusions(file: Path) -> dict[int, Confusion]:
@@ -67,7 +69,7 @@ def read_confusions(file: Path) -> dict[int, Confusion]:
         content = json.loads(file.read_text(encoding="utf-8"))
         classes, by_step = content["classes"], content["validations"]
         return {int(step): Confusion.from_plain(classes, counts) for step, counts in by_step.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: damaged ({error!r}); delete it, and the run counts as one without it") from None
 
 

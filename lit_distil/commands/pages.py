@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def write_report(file: Path, markdown: str, numbers: Mapping[str, Any]) -> None:
     """Write a text as `<file>.md` and its numbers as `<file>.json`; create the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file.with_suffix(".md"), markdown)
-    write_file(file.with_suffix(".json"), json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+    write_file(file.with_suffix(".json"), json.dumps(_in_json(numbers), indent=2, ensure_ascii=False) + "\n")
 
 
 def render(template: str, **values: Any) -> str:
@@ -115,6 +116,15 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def _in_json(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, Mapping):
+        return {key: _in_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(picture: Path) -> str:

@@ -46,6 +46,7 @@ class Confusion:
         is_named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
         if not is_named or table.shape != (len(classes),) * 2 or table.dtype != np.int64 or table.min(initial=0) < 0:
             raise ValueError("no confusion matrix")
+        "".join(classes).encode()  # UnicodeEncodeError for half a character
         return cls(classes, table)
 
     def to_plain(self) -> dict[str, Any]:

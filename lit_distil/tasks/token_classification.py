@@ -151,7 +151,7 @@ class TokenClassification(Task):
         """See the base class; of words."""
         counts = self._counts(*self._tags_by_row(predictions, rows))
         names = [*self.names.known, "(none)"]
-        num_used = len(names) if counts[:, -1].any() else len(names) - 1
+        num_used = len(names) - ("O" in names)  # a word without a token is outside, if there is a tag for that
         return Confusion(names[:num_used], counts[:num_used, :num_used])
 
     def _tags_by_row(self, predictions: list[Prediction], rows: list[Row]) -> tuple[list[list[str]], list[list[str]]]:

@@ -87,7 +87,17 @@ def test_a_task_with_a_predict_of_its_own_has_to_say_what_was_predicted() -> Non
 
 
 @pytest.mark.parametrize(
-    "content", ['{"classes": ["a"', "[]", '{"classes": ["a"], "validations": {"x": [[1]]}}', '{"classes": ["a"]}', "\0"]
+    "content",
+    [
+        '{"classes": ["a"',
+        "[]",
+        "[" * 200_000,
+        '{"classes": ["a"]}',
+        '{"classes": ["a"], "validations": {"x": [[1]]}}',
+        '{"classes": ["\\ud800"], "validations": {"1": [[1]]}}',
+        "\0",
+    ],
+    ids=range(7),
 )
 def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / CONFUSION).write_text(content)

@@ -442,13 +442,19 @@ def test_a_metric_that_no_result_has_is_told_with_the_one_that_was_meant(
     tmp_path: Path, answers: tuple[Any, Any]
 ) -> None:
     measured = measured_on_rows(tmp_path, answers, 20)
-    effects = [dataclasses.replace(measured.claim.effects[0], metric=name) for name in ("val/acuracy", "size/layers")]
-    wrong, unmeasured = (
-        dataclasses.replace(measured, claim=dataclasses.replace(measured.claim, effects=[one])) for one in effects
-    )
-    with pytest.raises(ValueError, match=r"no result has the metric 'val/acuracy'; did you mean 'val/accuracy'\?"):
-        wrong.estimates  # noqa: B018
-    assert unmeasured.estimates[0].verdict == "not run"
+    size = {"layers": 2, "parameters": 9, "milliseconds": 1.5}
+
+    def judged(metric: str, *, sized: bool = False) -> Any:
+        effects = [dataclasses.replace(measured.claim.effects[0], metric=metric)]
+        results = [{**one, "size": size} if sized else one for one in measured.results]
+        changed = dataclasses.replace(measured, claim=dataclasses.replace(measured.claim, effects=effects))
+        return dataclasses.replace(changed, results=results).estimates[0].verdict
+
+    with pytest.raises(ValueError, match=r"of small has the metric 'val/acuracy'; did you mean 'val/accuracy'"):
+        judged("val/acuracy")
+    with pytest.raises(ValueError, match=r"has the metric 'size/paramters'; did you mean 'size/parameters'"):
+        judged("size/paramters", sized=True)
+    assert judged("size/layers") == judged("size/times_as_fast", sized=True) == judged("pairs/accuracy") == "not run"
 
 
 def test_an_effect_is_undecided_if_none_of_its_arms_has_learned(tmp_path: Path, answers: tuple[Any, Any]) -> None:
@@ -654,6 +660,8 @@ def test_a_result_of_a_recipe_that_changed_is_not_there(tmp_path: Path) -> None:
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "validations": {"val/loss": null}}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "without_rows": {"val/loss": {"0": 1.0}}}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "size": {}}',
+        '{"arm": "large", "seed": 1, "metrics": {"val/loss": 1' + 400 * "0" + "}}",
+        "[" * 200_000,
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "confusion": {"classes": ["a"]}}',
         '{"arm": "large", "seed": 1, "metrics": {"val/loss": 3.0}, "confusion": {"classes": ["a"], "counts": [[]]}}',
     ],

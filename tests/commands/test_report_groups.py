@@ -10,6 +10,7 @@ import pytest
 from lit_distil.commands.report import arms, command, groups
 from lit_distil.commands.report.runs import open_runs
 from tests.commands.logs import write_run, write_task_run
+from tests.workspace import Workspace, fit
 
 
 def test_main_metrics_are_the_score_and_a_loss_that_objectives_share(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_tasks_and_language_models_are_compared_each_by_its_own_metric(tmp_path,
         "soft-marks": ["val/score", "val/loss"],
     }
     page = (tmp_path / "out/report.md").read_text()
-    assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run: soft-marks")
+    assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run: marks")
     others = page.partition("## Loss terms and what else was measured: language models")[2].partition("## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in others.splitlines() if line.startswith("| ")]
     assert ["val/agreement_with_teacher", "soft", "0.5000"] in rows and ["size/parameters", "none", "1000.0000"] in rows
@@ -74,6 +75,7 @@ def test_every_kind_of_run_has_its_curves_in_a_picture_of_its_own(tmp_path: Path
 def test_each_task_is_a_group_of_its_own_with_a_distilled_run_beside_one_that_was_not(tmp_path: Path) -> None:
     """Two runs have the same task if they have the same metrics on as many rows."""
     distilled = {"val_agreement_with_teacher": [0.8, 0.9], "val_teacher/accuracy": [0.9, 0.9]}
+    distilled |= {"val_kl_from_teacher": [0.2, 0.1], "val_loss/soft": [0.2, 0.1]}
     names = {"large/sst2": {}, "small/sst2": distilled, "large/rte": {"val_rows": [7.0, 7.0]}}
     names |= {"large/cola": {"val_matthews": [0.1, 0.2]}, "small/rte": {"val_rows": [7.0, 7.0]}}
     runs = [write_task_run(tmp_path / name / "seed-1", **columns) for name, columns in names.items()]
@@ -87,7 +89,7 @@ def test_each_task_is_a_group_of_its_own_with_a_distilled_run_beside_one_that_wa
     ]
     assert groups.group_names(found) == ["sst2", "rte", "cola", "language"]
     mixed = arms.make_arms(open_runs([runs[0], runs[3]]))
-    assert groups.group_names([mixed, found[0]]) == ["group 1", "sst2"]
+    assert groups.group_names([mixed, found[0]]) == ["group 1", "group 2"]
     command.report(runs, out=str(tmp_path / "out"))
     page = (tmp_path / "out/report.md").read_text()
     assert "## Runs by val/score and val/loss: sst2\n" in page and "(runs-4.png)" not in page
@@ -112,13 +114,54 @@ def test_confusion_matrices_are_those_of_the_validation_that_counts_summed_over_
         ["no", "yes", "soft", "0.0", "0"],
         ["no", "yes", "none", "20.0", "1"],
     ]
-    assert "- Without a matrix, as runs of an older version are: older" in section
+    assert "- Without a matrix (a run of an older version, or seeds with other classes): older" in section
     assert (tmp_path / "out/confusion.png").stat().st_size > 10_000
     command.report(runs, out=str(tmp_path / "best"), at="best")
     found = json.loads((tmp_path / "best/report.json").read_text())["arms"]
     assert found[0]["confusion"]["counts"] == [[2, 8], [2, 8]]
     command.report(runs[3:], out=str(tmp_path / "none"))
     assert "mistaken" not in (tmp_path / "none/report.md").read_text()
+
+
+def test_a_distilled_run_of_a_task_is_compared_with_one_that_was_not(workspace: Workspace, tmp_path: Path) -> None:
+    """By real runs, whose columns are what a key of a group has to bear with."""
+    validated = {"max_steps": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    teacher = fit(workspace.finetuning(), tmp_path / "teacher", **validated)
+    config = workspace.finetuning()
+    settings = {"teacher": str(teacher / "export"), "student": {"class_path": "lit_distil.models.EveryOther"}}
+    settings["objectives"] = {"soft": {"class_path": "lit_distil.objectives.TaskSoftTargetLoss"}}
+    settings["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0e-3}}
+    config["model"] = {"class_path": "lit_distil.modules.TaskDistillationModule", "init_args": settings}
+    student = fit(config, tmp_path / "student", **validated)
+    command.report([str(teacher), str(student)], out=str(tmp_path / "out"))
+    page = (tmp_path / "out/report.md").read_text()
+    assert "student vs teacher: val/score is " in page and "## Runs by" not in page and "(confusion.png)" in page
+
+
+def test_what_a_name_may_have_in_it_stops_no_report(tmp_path: Path) -> None:
+    """Dollars are no formula, a line break is no row, and no mistakes are no table."""
+    run = Path(write_task_run(tmp_path / "a$_{$b/seed-1"))
+    names = ["$\\frac{1$ cost", "one\nof|two", "x" * 200]
+    content = {"classes": names, "validations": {"20": [[3, 1, 0], [0, 2, 1], [0, 0, 3]]}}
+    (run / "confusion.json").write_text(json.dumps(content))
+    command.report([str(run)], out=str(tmp_path / "out"))
+    page = (tmp_path / "out/report.md").read_text()
+    assert "| $\\frac{1$ cost | one of\\|two |" in " ".join(page.split()) and (tmp_path / "out/confusion.png").is_file()
+    content["validations"] = {"20": [[3, 0, 0], [0, 2, 0], [0, 0, 3]]}
+    (run / "confusion.json").write_text(json.dumps(content))
+    command.report([str(run)], out=str(tmp_path / "out"))
+    assert "(confusion.png)" in (page := (tmp_path / "out/report.md").read_text()) and "% of the label" not in page
+
+
+def test_numbers_that_are_none_are_told_as_they_are(tmp_path: Path) -> None:
+    """Of a run that diverged: its mean is none, JSON has null for it, and it is not the best validation."""
+    wrong = float("nan"), float("inf"), 1e200
+    runs = [write_run(tmp_path / f"a-seed-{n}", [wrong[n], 0.7, wrong[n]], seed=n) for n in range(3)]
+    for some in (runs[:2], runs[1:], runs):
+        command.report(some, out=str(tmp_path / "out"))
+        numbers = json.loads((tmp_path / "out/report.json").read_text(), parse_constant=pytest.fail)
+        assert numbers["arms"][0]["metrics"]["val/loss"]["half_width_95"] is None
+    assert [open_runs([run])[0].step("best") for run in runs] == [20, 20, 20]
 
 
 def test_runs_without_a_validation_metric_are_told_and_left_out(

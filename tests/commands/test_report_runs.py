@@ -75,6 +75,13 @@ def test_a_damaged_log_is_named_with_its_line(content: str, message: str, tmp_pa
         open_runs([run])
 
 
+def test_a_date_in_a_configuration_is_a_setting(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [3.0]) for name in "ab"]
+    Path(runs[1], "config.yaml").write_text("seed_everything: 1\nmade: 2026-11-28\n")
+    command.report(runs, out=str(tmp_path / "out"))
+    assert "made: (not set) -> " in (tmp_path / "out/report.md").read_text()
+
+
 @pytest.mark.parametrize("content", ["", "[1, 2]", "a: [", "a: 1\na: 2\n"])
 def test_a_damaged_configuration_is_named(content: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [3.0])
@@ -109,11 +116,16 @@ def test_sizes_are_those_of_the_exported_networks(workspace: Workspace, tmp_path
     folders = [write_run(tmp_path / "large", [3.0]), write_run(tmp_path / "small", [3.5], config=config)]
     with pytest.raises(ValueError, match="sizes: none of the runs has an export/ to time"):
         command.report(folders, sizes=True)
+    sized = tmp_path / "half-seed-1.json"
+    size = {"layers": 1, "parameters": 9, "milliseconds": 1.5}
+    sized.write_text(json.dumps({"arm": "half", "seed": 1, "metrics": {"val/loss": 3.0}, "size": size}))
     for folder in folders:
         assert not (tmp_path / "out/sizes.png").exists()
         Path(folder, "export").symlink_to(workspace.teacher)
         command.report(folders, sizes=True, repeats=3, length=8, out=str(tmp_path / "out"))
     assert "(sizes.png)" in (tmp_path / "out/report.md").read_text() and (tmp_path / "out/sizes.png").is_file()
+    with pytest.raises(ValueError, match="length: results of claims were timed with 64 tokens"):
+        command.report([*folders, str(sized)], sizes=True, length=8)
     others = json.loads((tmp_path / "out/report.json").read_text())["arms"][0]["others"]
     num_parameters = AutoModelForMaskedLM.from_pretrained(workspace.teacher).num_parameters()
     assert others["size/parameters"] == [num_parameters] and 0 < others["size/milliseconds"][0] < 1000

@@ -44,7 +44,7 @@ def difference(run: Path, unbroken: Path, *, first_step: int = 0) -> str:
     if names:
         return f"weights: {names[:3]}"
     counts, expected_counts = (
-        {step: counts for step, counts in confusions(folder).items() if int(step) >= first_step}
+        {step: counts for step, counts in confusions(folder).items() if int(step) > first_step}  # the log counts from 0
         for folder in (run, unbroken)
     )
     return "" if counts == expected_counts else f"confusion matrices: {counts}, expected {expected_counts}"

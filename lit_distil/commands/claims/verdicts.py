@@ -354,6 +354,11 @@ def estimate(
     return Estimate(by_seed, mean, half, verdict, of_rows, has_learned, tuple(chosen))
 
 
+def _measured(result: Mapping[str, Any]) -> dict[str, float]:
+    """Everything that a result has a value of at the end."""
+    return {**result["metrics"], **{f"{SIZE}{key}": value for key, value in result.get("size", {}).items()}}
+
+
 @dataclass(frozen=True)
 class Measured:
     """A claim with the results of its runs."""
@@ -369,8 +374,7 @@ class Measured:
         for result in self.results:
             name = self.claim.metric_of(result["arm"], metric)
             on_the_way = result.get("validations", {}).get(name, {})
-            measured = result["metrics"] | {f"{SIZE}{key}": value for key, value in result.get("size", {}).items()}
-            value = measured.get(name) if step is None else on_the_way.get(str(step))
+            value = _measured(result).get(name) if step is None else on_the_way.get(str(step))
             if value is not None:
                 found.setdefault(result["arm"], {})[result["seed"]] = value
         return found
@@ -434,21 +438,27 @@ class Measured:
             ValueError: None of its results has its metric, or only some tell their metrics without groups of rows.
         """
         values = self.values(effect.metric, step)
-        own = [one for one in self.results if one["arm"] in effect.names]
-        names = {self.claim.metric_of(one["arm"], effect.metric): one["metrics"] for one in own if one["metrics"]}
-        is_logged = not any(name.startswith((SIZE, "pairs/")) for name in names)  # the others may not be measured
-        if names and not values and step is None and is_logged:
-            name, measured = next(iter(names.items()))
-            raise ValueError(
-                f"claims: {self.claim.name}: effects: {effect.label!r}: no result has the metric "
-                f"{name!r}{hint(name, measured)}"
-            )
+        if step is None:
+            self._check_metrics(effect, values)
         return estimate(
             effect,
             values,
             higher_is_better=self.claim.higher_is_better,
             groups=self.groups(effect.metric, effect.names) if step is None else (),
         )
+
+    def _check_metrics(self, effect: Effect, values: Mapping[str, Mapping[int, float]]) -> None:
+        """Refuse a metric that no result of an arm has, though they have others of its kind (`val/`, `size/`)."""
+        for arm in effect.names:
+            name = self.claim.metric_of(arm, effect.metric)
+            own = [_measured(result) for result in self.results if result["arm"] == arm]
+            kind = name.partition("/")[0]
+            of_its_kind = [one for one in dict.fromkeys(itertools.chain(*own)) if one.partition("/")[0] == kind]
+            if arm not in values and of_its_kind and name != f"{SIZE}times_as_fast":  # not without the network before
+                raise ValueError(
+                    f"claims: {self.claim.name}: effects: {effect.label!r}: no result of {arm} has the metric "
+                    f"{name!r}{hint(name, of_its_kind)}"
+                )
 
     @property
     def has_learned(self) -> bool:

@@ -69,7 +69,7 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(relevant_settings(run.config), sort_keys=True, default=str), []).append(run)
-    stems = [_SEED_SUFFIX.sub("", group[0].folder) for group in groups.values()]
+    stems = [without_seed(group[0].folder) for group in groups.values()]
     parent = os.path.commonpath([Path(stem).absolute().parent for stem in stems])
     arms: list[Arm] = []
     for stem, group in zip(stems, groups.values(), strict=True):
@@ -86,17 +86,27 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
     return arms
 
 
+def _are_small(values: Sequence[float]) -> bool:
+    """Whether their squares are numbers: not of a run that diverged."""
+    return all(abs(value) < 1e150 for value in values)
+
+
+def without_seed(folder: str) -> str:
+    """The name of a run without its seed: `soft` of `soft-seed-1` and of `soft/seed-1`."""
+    return _SEED_SUFFIX.sub("", folder)
+
+
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of the mean (Student's t); None for a single value."""
-    if len(values) < 2:
+    """Half the 95 % interval of the mean (Student's t); None for a single value, or if a run diverged."""
+    if len(values) < 2 or not _are_small(values):
         return None
     return quantile(len(values) - 1) * math.sqrt(variance(values) / len(values))
 
 
 def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of `a` minus mean of `b`, and half its 95 % interval (Welch's t), None if either is a single value."""
+    """Mean of `a` minus mean of `b`, and half its 95 % interval (Welch's t), None where `half_width` is."""
     difference = fmean(a) - fmean(b)
-    if len(a) < 2 or len(b) < 2:
+    if len(a) < 2 or len(b) < 2 or not _are_small([*a, *b]):
         return difference, None
     errors = [variance(values) / len(values) for values in (a, b)]
     if not sum(errors):
@@ -118,7 +128,8 @@ def arms_findings(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> list[s
             change = (
                 "the same" if not difference else f"{abs(difference):.3g} {'higher' if difference > 0 else 'lower'}"
             )
-            parts.append(f"{metric} is {change}, {verdict}")
+            is_known = math.isfinite(difference)
+            parts.append(f"{metric} is {change}, {verdict}" if is_known else f"{metric} is not known: a run diverged")
         lines.append(f"{arm.name} vs {arms[0].name}: {'; '.join(parts)}")
     return lines
 
@@ -241,7 +252,7 @@ def beside_table(arms: Sequence[Arm], published: Mapping[str, Any], at: At) -> T
 
 def with_interval(value: float, half: float | None, *, sign: bool = False) -> str:
     """Format as `3.9380 ± 0.0066`, so that the interval has two significant digits."""
-    digits = max(2, min(6, 1 - math.floor(math.log10(half)))) if half else 4
+    digits = max(2, min(6, 1 - math.floor(math.log10(half)))) if half and math.isfinite(half) else 4
     text = signed(value, digits) if sign else f"{value:.{digits}f}"
     return text if half is None else f"{text.removeprefix('±')} ± {half:.{digits}f}"
 

@@ -90,7 +90,7 @@ def report(
     chosen = [metrics] if isinstance(metrics, str) else metrics
     benchmark = {"length": length, "batch_size": batch_size, "repeats": repeats, "threads": threads}
     found = open_runs(runs) if runs else []
-    if sizes:
+    if sizes and beside is None:
         found = with_sizes(found, device=device, **benchmark)
     groups = make_groups(found, chosen, at) if found and beside is None else []
     if out is not None:

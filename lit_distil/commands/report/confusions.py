@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_distil.commands.pages import Section
-from lit_distil.commands.report.plots import plot_confusions
+from lit_distil.commands.report.plots import MOST_DRAWN, plot_confusions
 from lit_distil.console import Table
 from lit_distil.objectives.metrics import Confusion
 
@@ -22,8 +22,11 @@ def confusion_sections(heading: str, named: Sequence[tuple[str, Confusion | None
         return []
     plot_confusions(picture, found)
     lacking = ", ".join(name for name, confusion in named if confusion is None)
-    lines = [f"Without a matrix, as runs of an older version are: {lacking}"] if lacking else []
-    return [Section(heading, mistakes_table(found), lines, [picture])]
+    lines = [f"Without a matrix (a run of an older version, or seeds with other classes): {lacking}"] if lacking else []
+    if len(found) > MOST_DRAWN:
+        lines.append(f"The picture shows the first {MOST_DRAWN} networks")
+    table = mistakes_table(found)
+    return [Section(heading, table if len(table) > 1 else (), lines, [picture])]
 
 
 def mistakes_table(confusions: Sequence[tuple[str, Confusion]]) -> Table:

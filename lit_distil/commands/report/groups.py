@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +19,7 @@ from lit_distil.commands.report.arms import (
     others_of,
     others_table,
     runs_table,
+    without_seed,
 )
 from lit_distil.commands.report.confusions import confusion_sections
 from lit_distil.commands.report.plots import Size, plot_arms, plot_sizes
@@ -28,7 +28,6 @@ from lit_distil.console import bullets, markdown_table
 
 _MASKED_LM = ("val/masked_lm_loss", "val/loss/masked_lm")  # the second name is that of older runs
 _MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the first that the runs have
-_NOT_OF_A_TASK = ("val/loss", "val/teacher/", "val/agreement_with_teacher")  # also logged by runs of a task
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,8 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         key: Any = (any(one in run.metrics for one in _MASKED_LM), has_main_metric([run]))
         if "val/score" in run.metrics:
-            names = [one for one in run.metrics if one.startswith("val/") and not one.startswith(_NOT_OF_A_TASK)]
+            validated = [one for one in run.metrics if one.startswith("val/")]
+            names = [one for one in validated if not one.startswith("val/loss") and "teacher" not in one]
             rows = run.metrics.get("val/rows", {0: 0.0})
             key = (*sorted(names), rows[max(rows)])
         groups.setdefault(key, []).append(run)
@@ -167,15 +167,19 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def group_names(groups: Sequence[Sequence[Arm]]) -> list[str]:
-    """A name for each of several groups: what its arms' names end with, or what it is."""
+    """A name for each of several groups: the words that the names of its runs share and no other run has."""
 
-    def name_of(number: int, arms: Sequence[Arm]) -> str:
-        words = zip(*(re.split(r"[-/]", arm.name)[::-1] for arm in arms), strict=False)
-        ending = [each[0] for each in takewhile(lambda each: len({*each}) == 1, words)]
+    def words_of(arms: Sequence[Arm]) -> list[list[str]]:
+        return [re.split(r"[-/]", without_seed(run.folder)) for arm in arms for run in arm.runs]
+
+    names = []
+    for number, arms in enumerate(groups, start=1):
+        others = {word for other in groups if other is not arms for words in words_of(other) for word in words}
+        first, *rest = words_of(arms)
+        shared = [word for word in first if word not in others and all(word in words for words in rest)]
         is_language_model = any(one in arms[0].runs[0].metrics for one in _MASKED_LM)
-        return "-".join(ending[::-1]) or ("language models" if is_language_model else f"group {number}")
-
-    return [name_of(number, arms) for number, arms in enumerate(groups, start=1)]
+        names.append("-".join(shared) or ("language models" if is_language_model else f"group {number}"))
+    return names
 
 
 def has_main_metric(runs: Sequence[Run]) -> bool:

@@ -36,9 +36,12 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.hashsalt": "lit_distil",
+    "text.parse_math": False,  # a $ in a name is a $
     "svg.fonttype": "none",
 }
 _PAGE = 7.6  # inches across, so that a page shows the text large enough
+_MOST_IN_LEGEND = 8  # lines that a legend in the panel has room for
+MOST_DRAWN = 12  # confusion matrices in a picture
 _MAX_WRITTEN_CLASSES = 20  # largest confusion matrix whose cells have room for numbers
 
 
@@ -81,16 +84,21 @@ def plot_arms(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, 
 
     `panels` holds, by metric and arm, (step, the value of each run) in ascending steps.
     """
-    with _figure(path, (7.6, 1.0 + 3.4 * len(panels))) as figure:
+    names = dict.fromkeys(name for of_metric in panels.values() for name in of_metric)
+    below = 0.22 * -(-len(names) // 2) if len(names) > _MOST_IN_LEGEND else 0.0  # height of a legend below the panels
+    with _figure(path, (_PAGE, 1.0 + 3.4 * len(panels) + below)) as figure:
         for place, (metric, arms) in enumerate(panels.items()):
             axes = figure.add_subplot(len(panels), 1, place + 1)
             for index, (name, curve) in enumerate(arms.items()):
                 steps, values = zip(*curve, strict=True)
                 lows, means, highs = ([of(each) for each in values] for of in (min, fmean, max))
-                axes.plot(steps, means, **_look(index), markersize=4, linewidth=1.6, label=name)
+                axes.plot(steps, means, **_look(index), markersize=4, linewidth=1.6, label=_short(name))
                 axes.fill_between(steps, lows, highs, color=_look(index)["color"], alpha=0.2, linewidth=0)
             axes.set(xlabel="optimizer steps", ylabel=metric, xlim=(0, None))
-            axes.legend()
+            if not below:
+                axes.legend()
+        if below:
+            figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
 
 
 def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tuple[float, str]) -> None:
@@ -130,8 +138,9 @@ def plot_quality(path: Path, points: Sequence[Point], *, quality: str, floor: tu
 def plot_confusions(path: Path, confusions: Sequence[tuple[str, Confusion]]) -> None:
     """Plot confusion matrices side by side, each below its title: true classes down, predicted across.
 
-    The colour is the share of the true class.
+    The colour is the share of the true class. Only the first 12 are drawn.
     """
+    confusions = confusions[:MOST_DRAWN]
     cell = 0.55 if len(confusions) == 1 else 0.3
     side = min(14.0, 2.0 + cell * max(len(one.classes) for _, one in confusions))
     num_columns = max(1, min(len(confusions), int(_PAGE // side)))
@@ -142,13 +151,15 @@ def plot_confusions(path: Path, confusions: Sequence[tuple[str, Confusion]]) -> 
             axes.grid(False)
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             picture = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-            axes.set_xticks(range(len(counts)), confusion.classes, rotation=45, ha="right")
-            axes.set_yticks(range(len(counts)), confusion.classes)
+            names = [_short(name, 24) for name in confusion.classes]
+            size = min(10.0, 50 * (side - 2.0) / len(counts))  # so that names do not overlap
+            axes.set_xticks(range(len(counts)), names, rotation=45, ha="right", fontsize=size)
+            axes.set_yticks(range(len(counts)), names, fontsize=size)
             if len(counts) <= _MAX_WRITTEN_CLASSES:
                 for (row, column), count in np.ndenumerate(counts):
                     colour = "white" if shares[row, column] > 0.6 else "#1d1f21"
                     axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
-            axes.set(xlabel="prediction", ylabel="label", title=textwrap.fill(title, int(8 * side)))
+            axes.set(xlabel="prediction", ylabel="label", title=textwrap.fill(_short(title, 60), int(7 * side)))
         figure.colorbar(picture, ax=figure.axes, label="share of the true class", shrink=0.8 / num_rows)
 
 
@@ -228,6 +239,12 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
             # no date, so that the same numbers give the same SVG bytes
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
+
+
+def _short(name: str, length: int = 48) -> str:
+    """A name that a picture has room for, on one line."""
+    text = " ".join(name.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _look(index: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import glob
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,6 +68,8 @@ class Run:
             ValueError: There is no best validation.
         """
         scores = self.metrics.get("val/score") or {n: -loss for n, loss in self.metrics.get("val/loss", {}).items()}
+        if at == "best":  # a validation that gave no number is no best one
+            scores = {step: score for step, score in scores.items() if not math.isnan(score)}
         if not scores and at == "end":
             return self.num_steps
         if not scores:
@@ -164,6 +167,8 @@ def with_sizes(runs: Sequence[Run], *, device: str = "cpu", **benchmark: Any) ->
     exports = {run.folder: f"{run.folder}/export" for run in runs if Path(run.folder, "export/config.json").is_file()}
     if not exports:
         raise ValueError("sizes: none of the runs has an export/ to time; leave it out")
+    if benchmark.get("length", 64) != 64 and any("size/milliseconds" in run.metrics for run in runs):
+        raise ValueError("length: results of claims were timed with 64 tokens; leave it out, or leave out the results")
     measured = dict(zip(exports, measure_networks([*exports.values()], device=device, **benchmark), strict=True))
     columns = {
         folder: {"size/parameters": {0: float(one.parameters)}, "size/milliseconds": {0: one.latency_ms.median}}
@@ -182,7 +187,7 @@ def load_result(file: Path) -> dict[str, Any]:
         result = json.loads(file.read_text(encoding="utf-8"))
         if _is_result(result) and "confusion" in result:
             Confusion.from_plain(**result["confusion"])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         result = None
     if not _is_result(result) or file.stem != f"{result.get('arm')}-seed-{result.get('seed')}":
         raise ValueError(
@@ -206,7 +211,7 @@ def _is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_is_a(one, of[1]) for one in value.values())
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is_a(one, of[0]) for one in value)
-    return type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max if kind is float else type(value) is kind
 
 
 def _result(file: str) -> Run:

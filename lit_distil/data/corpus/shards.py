@@ -169,8 +169,8 @@ def check_shards(folder: Path, manifest: Manifest, *, contents: bool = False) ->
         ends = [int(each[-1]) if len(each) else 0 for each in (arrays.document_ends, arrays.unit_ends)]
         if ends != [record.units, record.tokens]:
             raise ValueError(
-                f"corpus {str(folder)!r}: {record.file} ends after {ends[0]:,} units and {ends[1]:,} tokens, its "
-                f"manifest says {record.units:,} and {record.tokens:,}. {remedy}"
+                f"corpus {str(folder)!r}: {record.file} is damaged: it ends after {ends[0]:,} units and {ends[1]:,} "
+                f"tokens, its manifest says {record.units:,} and {record.tokens:,}. {remedy}"
             )
     hashes = {record.file: record.sha256 for record in manifest.shards} if contents else {}
     for name, sha256 in ({TOKEN_COUNTS: manifest.token_counts} | hashes).items():

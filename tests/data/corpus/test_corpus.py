@@ -215,7 +215,9 @@ def test_counts_that_give_the_right_size_but_are_wrong_are_refused(wordpiece, tm
     for place in (manifest, manifest["shards"][0]):
         place |= {name: place[name] + change for name, change in changes.items()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"shard-00000\.bin ends after .* its manifest says .* Delete the folder"):
+    with pytest.raises(
+        ValueError, match=r"shard-00000\.bin is damaged: it ends after .* its manifest says .* Delete the folder"
+    ):
         TokenCorpus.load(folder)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "tokens": manifest["tokens"] + 1}))
     with pytest.raises(ValueError, match=r"manifest\.json is damaged \(tokens is \d+, but its shards have \d+\)"):
