@@ -121,17 +121,22 @@ def arms_findings(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> list[s
     for arm in arms[1:]:
         parts = []
         for metric in metrics:
-            difference, half = difference_of_means(arm.values(metric, at), arms[0].values(metric, at))
-            verdict = "from too few seeds to tell from chance"
-            if half is not None:
-                verdict = f"{'beyond' if abs(difference) > half else 'within'} chance (± {half:.2g})"
-            change = (
-                "the same" if not difference else f"{abs(difference):.3g} {'higher' if difference > 0 else 'lower'}"
-            )
-            is_known = math.isfinite(difference)
-            parts.append(f"{metric} is {change}, {verdict}" if is_known else f"{metric} is not known: a run diverged")
+            difference = difference_of_means(arm.values(metric, at), arms[0].values(metric, at))
+            parts.append(f"{metric} {_told(*difference)}")
         lines.append(f"{arm.name} vs {arms[0].name}: {'; '.join(parts)}")
     return lines
+
+
+def _told(difference: float, half: float | None) -> str:
+    """A difference, with half its interval, as the end of a sentence."""
+    if not math.isfinite(difference):
+        return "is not known: a run diverged"
+    change = (
+        f"{abs(difference):.3g} {'higher' if difference > 0 else 'lower'}" if abs(difference) > 1e-9 else "the same"
+    )
+    if half is None:
+        return f"is {change}, from too few seeds to tell from chance"
+    return f"is {change}, {'beyond' if abs(difference) > half else 'within'} chance (± {half:.2g})"
 
 
 def steps_in_equal_time(run: Run, reference: Run) -> int | None:
