@@ -23,6 +23,7 @@ from lit_distil.objectives.metrics import Confusion
 # settings that change where a run writes, what it shows or how fast it reads, but not what it computes
 _IRRELEVANT = {"ckpt_path", "default_root_dir", "logger", "cache_dir", "num_workers", "log_every_n_steps", "profiler"}
 _IRRELEVANT |= {"worker_timeout", "enable_progress_bar", "enable_model_summary", "seed_everything", "seed"}
+_LONGEST = 120  # characters of a setting that an arm changes
 _SEED_SUFFIX = re.compile(r"[-_/.]seed[-_]?\d+$")
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom
 _T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131]
@@ -81,7 +82,11 @@ def make_arms(runs: Sequence[Run]) -> list[Arm]:
         name = os.path.relpath(stem if stems.count(stem) == 1 else group[0].folder, parent)
         settings = [relevant_settings(run.config) for run in (arms[0].runs[0] if arms else group[0], group[0])]
         changes = differences(*settings)
-        shown = [f"{change.name}: {' -> '.join(change.shown())}" for change in changes if change.name not in OF_AN_ARM]
+        shown = [
+            f"{change.name}: {' -> '.join(change.shown(_LONGEST))}"
+            for change in changes
+            if change.name not in OF_AN_ARM
+        ]
         arms.append(Arm(name, group, shown))
     return arms
 
