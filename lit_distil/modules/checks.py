@@ -136,7 +136,8 @@ def check_headless(terms: LossTerms, name: str, teacher: Any) -> None:
             f"model.teacher: {network} has no trained masked-LM (or next-sentence) head, and {', '.join(asking)} "
             f"{compare} with its predictions. Train a head first (`lit-distil pretrain TEXT --network {network} --out "
             "runs/adapted`) and give that run's export as the teacher, or take objectives that need no head: "
-            "EmbeddingCosineLoss, RelationLoss, AttentionLoss, HiddenMSELoss, HiddenCosineLoss"
+            "EmbeddingCosineLoss, RelationLoss, AttentionLoss, HiddenMSELoss, HiddenCosineLoss. To distil a fine-tuned "
+            "teacher on its task, see `lit-distil fit --config recipe:own-files-task`"
         )
 
 

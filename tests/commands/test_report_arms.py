@@ -248,9 +248,9 @@ def test_real_runs_of_two_seeds_and_two_rates_are_two_arms(
     assert [arm["name"] for arm in found] == ["lr-0.001", "lr-0.01"]
     assert [arm["changes"] for arm in found] == [[], ["model.optimizer.lr: 0.001 -> 0.01"]]
     for arm in found:
-        first, second = arm["metrics"]["val/loss"]["values"]
-        assert first != second and arm["metrics"]["val/loss"]["mean"] == pytest.approx((first + second) / 2)
-        assert set(arm["metrics"]) == {"val/score", "val/loss"}
+        first, second = arm["metrics"]["val/loss/task"]["values"]
+        assert first != second and arm["metrics"]["val/loss/task"]["mean"] == pytest.approx((first + second) / 2)
+        assert set(arm["metrics"]) == {"val/score", "val/loss/task"}
 
 
 def test_published_figures_without_columns_are_refused(tmp_path: Path) -> None:

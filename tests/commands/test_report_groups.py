@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from lit_distil.commands.report import arms, command, groups
+from lit_distil.commands.report.arms import make_arms, others_table
+from lit_distil.commands.report.confusions import mistakes_table
 from lit_distil.commands.report.runs import open_runs
-from tests.commands.logs import write_run, write_task_run
+from tests.commands.logs import changed, write_run, write_task_run
 from tests.workspace import Workspace, fit
 
 
@@ -18,6 +20,12 @@ def test_main_metrics_are_the_score_and_a_loss_that_objectives_share(tmp_path: P
     older = write_run(tmp_path / "older", [1.0], **{"val_loss/masked_lm": [2.0]})
     distilled = write_run(tmp_path / "distilled", [1.0], **{"val_loss/masked_lm": [2.0], "val_masked_lm_loss": [2.0]})
     assert groups.main_metrics(open_runs([task])) == ["val/score", "val/loss"]
+    soft = write_run(tmp_path / "soft", [0.4], val_score=[0.5], **{"val_loss/soft": [0.4]})
+    both = write_run(tmp_path / "both", [0.4], val_score=[0.5], **{"val_loss/task": [0.6], "val_loss/soft": [0.2]})
+    plain = write_run(tmp_path / "plain", [0.7], val_score=[0.5], **{"val_loss/task": [0.7]})
+    assert groups.main_metrics(open_runs([both, plain])) == ["val/score", "val/loss/task"]  # the sums are not alike
+    assert groups.main_metrics(open_runs([soft, plain])) == ["val/score"]
+    assert groups.main_metrics(open_runs([soft])) == ["val/score", "val/loss"]
     assert groups.main_metrics(open_runs([distilled])) == ["val/masked_lm_loss"]
     assert groups.main_metrics(open_runs([distilled, older])) == ["val/loss/masked_lm"]
     assert groups.main_metrics(open_runs([task, distilled])) == ["val/loss"]
@@ -51,7 +59,7 @@ def test_tasks_and_language_models_are_compared_each_by_its_own_metric(tmp_path,
     assert page.index("## Runs by val/masked_lm_loss") < page.index("## Each run: marks")
     others = page.partition("## Loss terms and what else was measured: language models")[2].partition("## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in others.splitlines() if line.startswith("| ")]
-    assert ["val/agreement_with_teacher", "soft", "0.5000"] in rows and ["size/parameters", "none", "1000.0000"] in rows
+    assert ["val/agreement_with_teacher", "soft", "0.5000"] in rows and ["size/parameters", "none", "1,000"] in rows
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"sizes.png"}  # of the two language models
     command.report([str(tmp_path)], ["val/loss"])
     assert "Runs by" not in capsys.readouterr().out
@@ -92,7 +100,7 @@ def test_each_task_is_a_group_of_its_own_with_a_distilled_run_beside_one_that_wa
     assert groups.group_names([mixed, found[0]]) == ["group 1", "group 2"]
     command.report(runs, out=str(tmp_path / "out"))
     page = (tmp_path / "out/report.md").read_text()
-    assert "## Runs by val/score and val/loss: sst2\n" in page and "(runs-4.png)" not in page
+    assert "## Runs by val/score: sst2\n" in page and "(runs-4.png)" not in page
     assert "## Findings: rte\n\n- small/rte vs large/rte: val/score is the same" in page
 
 
@@ -136,6 +144,51 @@ def test_a_distilled_run_of_a_task_is_compared_with_one_that_was_not(workspace: 
     command.report([str(teacher), str(student)], out=str(tmp_path / "out"))
     page = (tmp_path / "out/report.md").read_text()
     assert "student vs teacher: val/score is " in page and "## Runs by" not in page and "(confusion.png)" in page
+
+
+def test_the_worst_mistakes_of_a_rare_label_come_before_common_ones_of_a_large_one(tmp_path: Path) -> None:
+    """Whatever the number of seeds: each network's shares count once."""
+    rare, common = [[0, 4, 0], [0, 95, 5], [0, 0, 100]], [[4, 0, 0], [0, 100, 0], [0, 20, 80]]
+    names = ["rare", "one", "two"]
+    runs = [Path(write_task_run(tmp_path / f"a/seed-{n}", seed=n)) for n in (1, 2, 3)]
+    runs.append(Path(write_task_run(tmp_path / "b/seed-1")))
+    for run, counts in zip(runs, [rare, rare, rare, common], strict=True):
+        (run / "confusion.json").write_text(json.dumps({"classes": names, "validations": {"20": counts}}))
+    named = [(arm.name, arm.confusion("end")) for arm in make_arms(open_runs([*map(str, runs)]))]
+    table = mistakes_table([(name, one) for name, one in named if one is not None])
+    assert [row[:3] for row in table[1:]] == [
+        ["rare", "one", "a"],
+        ["rare", "one", "b"],
+        ["two", "one", "a"],
+        ["two", "one", "b"],
+        ["one", "two", "a"],
+        ["one", "two", "b"],
+    ]
+    assert table[1][3:] == ["100.0", "12"] and table[4][3:] == ["20.0", "20"]
+
+
+def test_any_runs_may_be_those_that_the_others_are_compared_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / name, [3.0], config=changed("trainer/x", name)) for name in ("a", "b", "teacher")]
+    command.report(runs, first="teacher")
+    assert "- a vs teacher: val/loss is the same" in (said := capsys.readouterr().out) and " vs a" not in said
+    with pytest.raises(ValueError, match=r"first: no run has 'teachr' in its name, such as .*/a"):
+        command.report(runs, first="teachr")
+
+
+def test_networks_of_one_size_have_the_least_time_of_any_in_the_picture_and_runs_in_the_table(tmp_path: Path) -> None:
+    times = {"half": (1.5, 9.0), "alone-half": (2.0, 1.4), "teacher": (3.0, 4.0)}
+    for arm, of_seeds in times.items():
+        for seed, milliseconds in enumerate(of_seeds, start=1):
+            size = {"layers": 2, "parameters": 2000 if arm == "teacher" else 1000, "milliseconds": milliseconds}
+            content = {"claim": "c", "arm": arm, "seed": seed, "metrics": {"val/loss": 3.0}, "size": size}
+            (tmp_path / f"{arm}-seed-{seed}.json").write_text(json.dumps(content))
+    (group,) = groups.make_groups(open_runs([str(tmp_path)]), None, "end")
+    points = {name: point[:2] for name, (point,) in group._points.items()}
+    assert points == {"alone-half": (1000, 1.4), "half": (1000, 1.4), "teacher": (2000, 3.0)}
+    rows = {(name, arm): value for name, arm, value in others_table(group.arms, group.metrics, "end")}
+    assert rows["size/milliseconds", "half"] == "1.50" and rows["size/parameters", "half"] == "1,000"
 
 
 def test_what_a_name_may_have_in_it_stops_no_report(tmp_path: Path) -> None:

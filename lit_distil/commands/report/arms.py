@@ -190,11 +190,18 @@ def others_table(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> Table:
     """One row for each of `others_of` and arm, so that arms stand below each other."""
     measured = [(arm.name, others_of(arm, metrics, at)) for arm in arms]
     names = dict.fromkeys(name for _, others in measured for name in others)
-    table = [["measured", "arm", "mean over the runs"]]
+    table = [["measured", "arm", "mean over the runs, of milliseconds the least"]]
     for name in names:
         values = [(arm, others[name]) for arm, others in measured if name in others]
-        table += [[name, arm, with_interval(fmean(each), half_width(each))] for arm, each in values]
+        table += [[name, arm, _mean(each[:1] if len({*each}) == 1 else each, name)] for arm, each in values]
     return table
+
+
+def _mean(values: Sequence[float], name: str) -> str:
+    if name == "size/milliseconds":
+        return f"{min(values):.2f}"
+    is_count = len(values) == 1 and float(values[0]).is_integer()
+    return f"{values[0]:,.0f}" if is_count else with_interval(fmean(values), half_width(values))
 
 
 def arms_numbers(arms: Sequence[Arm], metrics: Sequence[str], at: At) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lit_distil.commands.benchmark.latency import describe_hardware
 from lit_distil.commands.pages import Section, check_pages, write_pages
 from lit_distil.commands.report.arms import arms_numbers, beside_table, make_arms
 from lit_distil.commands.report.entries import Comparison, Entry, Results, findings, measure_entries
-from lit_distil.commands.report.groups import Group, make_groups
+from lit_distil.commands.report.groups import Group, make_groups, put_first
 from lit_distil.commands.report.runs import At, Run, open_runs, with_sizes
 from lit_distil.console import bullets, markdown_table
 from lit_distil.data import TextDataModule
@@ -37,6 +37,7 @@ def report(
     runs: list[str] | None = None,
     metrics: list[str] | str | None = None,
     at: At = "end",
+    first: str | None = None,
     beside: str | None = None,
     title: str = "Runs side by side",
     out: str | None = None,
@@ -67,6 +68,8 @@ def report(
             their seeds count as one arm.
         metrics: Column of metrics.csv, such as val/loss, or a list of columns; None takes the score and the loss.
         at: Compare at the last validation (end), or at the best one (best), whose network was exported.
+        first: Part of the name of the runs that the others are compared with, such as teacher; None takes the first
+            run of each group.
         beside: YAML file with published figures to put beside the runs, such as configs/finetune/glue/papers.yaml.
         title: Headline.
         out: Folder to write to; without entries it may be left out, which only prints tables and findings.
@@ -81,7 +84,8 @@ def report(
         threads: Torch's threads for these measurements.
         device: Where to measure, such as cpu or cuda.
         seed: Seed for everything random.
-        sizes: Time the exported networks of runs, and draw their first metric against size and latency.
+        sizes: Time the exported networks of runs, some seconds each, and draw their first metric against size and
+            latency.
         made_by: Command to suggest if a run is missing, such as `make demo`; None suggests each run's own command.
         overwrite: Replace files of these names even if no report wrote them; a report may always be replaced.
     """
@@ -91,7 +95,9 @@ def report(
     benchmark = {"length": length, "batch_size": batch_size, "repeats": repeats, "threads": threads}
     found = open_runs(runs) if runs else []
     if sizes and beside is None:
-        found = with_sizes(found, device=device, **benchmark)
+        found = with_sizes(found, device=device, length=length, repeats=repeats, threads=threads)
+    if first is not None and found:
+        found = put_first(found, first)
     groups = make_groups(found, chosen, at) if found and beside is None else []
     if out is not None:
         pictures = [name for group in groups for name in group.pictures]

@@ -21,8 +21,10 @@ def confusion_sections(heading: str, named: Sequence[tuple[str, Confusion | None
     if not found:
         return []
     plot_confusions(picture, found)
+    lines = ["Sums over the seeds. The table has the mistakes that take the largest shares of their labels, on average"]
     lacking = ", ".join(name for name, confusion in named if confusion is None)
-    lines = [f"Without a matrix (a run of an older version, or seeds with other classes): {lacking}"] if lacking else []
+    if lacking:
+        lines.append(f"Without a matrix (a run of an older version, or seeds with other classes): {lacking}")
     if len(found) > MOST_DRAWN:
         lines.append(f"The picture shows the first {MOST_DRAWN} networks")
     table = mistakes_table(found)
@@ -30,15 +32,15 @@ def confusion_sections(heading: str, named: Sequence[tuple[str, Confusion | None
 
 
 def mistakes_table(confusions: Sequence[tuple[str, Confusion]]) -> Table:
-    """The commonest mistakes, each with all networks that have these classes below each other."""
+    """The mistakes with the largest shares of their label, each with all networks of these classes below each other."""
     table = [["label", "prediction", "network", "% of the label", "count"]]
     count = max(2, min(_MOST_MISTAKES, _MOST_ROWS // len(confusions)))
     for classes in dict.fromkeys(tuple(one.classes) for _, one in confusions):
         own = [(name, one.counts) for name, one in confusions if tuple(one.classes) == classes]
-        together = Confusion(classes, np.sum([counts for _, counts in own], axis=0))
-        for label, prediction, _ in together.commonest(count):
-            row, column = classes.index(label), classes.index(prediction)
-            for name, counts in own:
-                share = 100 * counts[row, column] / max(counts[row].sum(), 1)
-                table.append([label, prediction, name, f"{share:.1f}", f"{counts[row, column]:,}"])
+        shares = [100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for _, counts in own]
+        ranked = Confusion(classes, np.rint(1e6 * np.mean(shares, axis=0)).astype(np.int64))  # of a million rows each
+        for label, prediction, _ in ranked.commonest(count):
+            cell = classes.index(label), classes.index(prediction)
+            for (name, counts), of_label in zip(own, shares, strict=True):
+                table.append([label, prediction, name, f"{of_label[cell]:.1f}", f"{counts[cell]:,}"])
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ from lit_distil.commands.report.runs import At, Run
 from lit_distil.console import bullets, markdown_table
 
 _MASKED_LM = ("val/masked_lm_loss", "val/loss/masked_lm")  # the second name is that of older runs
-_MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss"))  # of each, the first that the runs have
+_MAIN_METRICS = (("val/score",), (*_MASKED_LM, "val/loss/task", "val/loss"))  # of each, the first that the runs have
+
+
+_OF_SIZES = (
+    "Bars are 95 % intervals over the seeds. Equal networks have the least time that any of their runs was measured at."
+)
 
 
 @dataclass(frozen=True)
@@ -112,21 +118,40 @@ class Group:
             plot_arms(curves, drawn)
             band = ["Lines are means over the seeds; a band reaches from the lowest run to the highest."]
             found.append(Section(f"Over the steps{self._of}", lines=band, pictures=[curves]))
-        points = {arm.name: [size] for arm in self.arms if (size := self._size(arm))}
+        points = self._points
         if len(points) > 1:
             plot_sizes(sizes, [(self.metrics[0], points)], length=length)
-            found.append(Section(f"Size and latency{self._of}", pictures=[sizes]))
+            found.append(Section(f"Size and latency{self._of}", lines=[_OF_SIZES], pictures=[sizes]))
         mistakes = [(arm.name, arm.confusion(self.at)) for arm in self.arms]
         return found + confusion_sections(f"What is mistaken for what{self._of}", mistakes, confusion)
 
-    def _size(self, arm: Arm) -> Size | None:
-        """The point of an arm whose runs tell their size, as results of claims do.
+    @property
+    def _points(self) -> dict[str, list[Size]]:
+        """The arms whose runs tell their size, as results of claims do."""
+        sizes = {arm.name: others_of(arm, [], self.at) for arm in self.arms}
+        sizes = {name: one for name, one in sizes.items() if {"size/parameters", "size/milliseconds"} <= one.keys()}
+        times: dict[float, float] = {}  # what else the machine does can only add to the time of equal networks
+        for one in sizes.values():
+            size = one["size/parameters"][0]
+            times[size] = min(times.get(size, math.inf), *one["size/milliseconds"])
+        points = {}
+        for arm in self.arms:
+            if arm.name in sizes:
+                size, values = sizes[arm.name]["size/parameters"][0], arm.values(self.metrics[0], self.at)
+                points[arm.name] = [(size, times[size], fmean(values), half_width(values) or 0.0)]
+        return points
 
-        The least time counts, since what else the machine does can only add to it.
-        """
-        others, values = others_of(arm, [], self.at), arm.values(self.metrics[0], self.at)
-        known = [min(others[name]) for name in ("size/parameters", "size/milliseconds") if name in others]
-        return (known[0], known[1], fmean(values), half_width(values) or 0.0) if len(known) == 2 else None
+
+def put_first(runs: Sequence[Run], part: str) -> list[Run]:
+    """The runs with those first whose names have this part, which the others are then compared with.
+
+    Raises:
+        ValueError: No run has it.
+    """
+    chosen = [run for run in runs if part in run.folder]
+    if not chosen:
+        raise ValueError(f"first: no run has {part!r} in its name, such as {runs[0].folder}")
+    return [*chosen, *(run for run in runs if part not in run.folder)]
 
 
 def make_groups(runs: Sequence[Run], metrics: Sequence[str] | None, at: At) -> list[Group]:
@@ -195,4 +220,7 @@ def main_metrics(runs: Sequence[Run]) -> list[str]:
         which = f"{runs[0].folder} has" if len(runs) == 1 else "the runs share"
         raise ValueError(f"metrics: {which} no validation metric; name some of {sorted(shared)} (--metrics)")
     found = [next((name for name in names if name in shared), None) for names in _MAIN_METRICS]
+    terms = [{name for name in run.metrics if name.startswith("val/loss/")} for run in runs]
+    if "val/score" in found and found[-1] == "val/loss" and any(one != terms[0] for one in terms):
+        found.pop()  # a sum of other terms is another quantity
     return [name for name in found if name]

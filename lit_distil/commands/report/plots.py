@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -219,7 +220,7 @@ def plot_sizes(
         for (quality, lines), (left, right) in zip(rows, figure.subplots(len(rows), 2, squeeze=False), strict=True):
             for index, (name, points) in enumerate(lines.items()):
                 for axes, size in ((left, [one[0] / 1e6 for one in points]), (right, [one[1] for one in points])):
-                    values, errors = [one[2] for one in points], [one[3] for one in points]
+                    values, errors = [one[2] for one in points], [one[3] or math.nan for one in points]
                     axes.errorbar(size, values, yerr=errors, **_look(index), capsize=4, markersize=6, label=name)
             left.set_ylabel(textwrap.fill(quality, 28))
         left.set_xlabel("parameters (millions)")

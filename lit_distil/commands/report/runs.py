@@ -156,10 +156,10 @@ def open_runs(patterns: Sequence[str]) -> list[Run]:
     return runs
 
 
-def with_sizes(runs: Sequence[Run], *, device: str = "cpu", **benchmark: Any) -> list[Run]:
+def with_sizes(runs: Sequence[Run], *, length: int, repeats: int, threads: int, device: str) -> list[Run]:
     """The runs with parameters and milliseconds of their exported networks, as results of claims have them.
 
-    `benchmark` holds further arguments of `measure_networks`.
+    The arguments are those of `measure_networks`.
 
     Raises:
         ValueError: No run has an export.
@@ -167,9 +167,10 @@ def with_sizes(runs: Sequence[Run], *, device: str = "cpu", **benchmark: Any) ->
     exports = {run.folder: f"{run.folder}/export" for run in runs if Path(run.folder, "export/config.json").is_file()}
     if not exports:
         raise ValueError("sizes: none of the runs has an export/ to time; leave it out")
-    if benchmark.get("length", 64) != 64 and any("size/milliseconds" in run.metrics for run in runs):
+    if length != 64 and any("size/milliseconds" in run.metrics for run in runs):
         raise ValueError("length: results of claims were timed with 64 tokens; leave it out, or leave out the results")
-    measured = dict(zip(exports, measure_networks([*exports.values()], device=device, **benchmark), strict=True))
+    settings: dict[str, Any] = {"length": length, "repeats": repeats, "threads": threads, "device": device}
+    measured = dict(zip(exports, measure_networks([*exports.values()], batch_size=1, **settings), strict=True))
     columns = {
         folder: {"size/parameters": {0: float(one.parameters)}, "size/milliseconds": {0: one.latency_ms.median}}
         for folder, one in measured.items()
