@@ -146,7 +146,7 @@ def plot_confusions(path: Path, confusions: Sequence[tuple[str, Confusion]]) -> 
     side = min(14.0, 2.0 + cell * max(len(one.classes) for _, one in confusions))
     num_columns = max(1, min(len(confusions), int(_PAGE // side)))
     num_rows = -(-len(confusions) // num_columns)
-    with _figure(path, (num_columns * side + 1.2, num_rows * side)) as figure:
+    with _figure(path, (num_columns * side, num_rows * side + 0.8)) as figure:
         for place, (title, confusion) in enumerate(confusions, start=1):
             axes, counts = figure.add_subplot(num_rows, num_columns, place), confusion.counts
             axes.grid(False)
@@ -160,8 +160,11 @@ def plot_confusions(path: Path, confusions: Sequence[tuple[str, Confusion]]) -> 
                 for (row, column), count in np.ndenumerate(counts):
                     colour = "white" if shares[row, column] > 0.6 else "#1d1f21"
                     axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
-            axes.set(xlabel="prediction", ylabel="label", title=textwrap.fill(_short(title, 60), int(7 * side)))
-        figure.colorbar(picture, ax=figure.axes, label="share of the true class", shrink=0.8 / num_rows)
+            axes.set(xlabel="prediction", ylabel="label")
+            axes.set_title(textwrap.fill(_short(title, 60), int(11 * (side - 1.0))), fontsize=9)
+        figure.colorbar(
+            picture, ax=figure.axes, label="share of the true class", location="bottom", shrink=0.5, aspect=30
+        )
 
 
 def plot_reliability(path: Path, filled_bins: Sequence[Mapping[str, Any]], *, width: float, error: float) -> None:
