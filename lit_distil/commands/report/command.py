@@ -25,7 +25,8 @@ from lit_distil.pieces import call_command
 
 _HOW_TO_READ = (
     "± is half the 95 % interval of the mean (Student's t) or of the difference (Welch's t); a single run has none. "
-    "Runs that differ only in their seeds are one arm. Chance is the variation between seeds, by this interval."
+    "Runs that differ only in their seeds are one arm, and confusion matrices are sums over them. Chance is the "
+    "variation between seeds, by this interval."
 )
 _EQUAL_TIME = (
     "tokens/s: median of the logged throughputs without the first. steps in the first's time: optimizer steps that the "

@@ -21,7 +21,7 @@ def confusion_sections(heading: str, named: Sequence[tuple[str, Confusion | None
     if not found:
         return []
     plot_confusions(picture, found)
-    lines = ["Sums over the seeds. The table has the mistakes that take the largest shares of their labels, on average"]
+    lines = ["The table has the mistakes that take the largest shares of their labels, on average over the networks"]
     lacking = ", ".join(name for name, confusion in named if confusion is None)
     if lacking:
         lines.append(f"Without a matrix (a run of an older version, or seeds with other classes): {lacking}")
