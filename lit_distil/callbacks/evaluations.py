@@ -29,8 +29,8 @@ def confusion_of(task: Task, predictions: list[Prediction], rows: list[Row]) -> 
 class ConfusionWriter(Callback):
     """Writes `confusion.json` in the run's folder: the confusion matrix of each validation, by optimizer steps done.
 
-    A task has one if each sample (or word) has one class, of 200 at most. A resumed run keeps the validations before
-    its first.
+    A task has one if each sample (or word) has one class, of 200 at most. A resumed run keeps the validations up to its
+    checkpoint.
     """
 
     def __init__(self) -> None:
@@ -46,9 +46,9 @@ class ConfusionWriter(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add the validation's matrix to the file."""
-        predictions = _predictions(trainer, pl_module)
-        rows = pl_module.data.datasets["validation"].rows if predictions else []
-        confusion = confusion_of(pl_module.task, predictions, rows) if predictions else None
+        if not (predictions := _predictions(trainer, pl_module)):
+            return
+        confusion = confusion_of(pl_module.task, predictions, pl_module.data.datasets["validation"].rows)
         if confusion is None:
             return
         classes = [*confusion.classes]

@@ -211,9 +211,7 @@ Size = tuple[float, float, float, float]
 """Parameters, milliseconds, quality, and half the interval of the quality."""
 
 
-def plot_sizes(
-    path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]]]], *, length: int | None = 64
-) -> None:
+def plot_sizes(path: Path, rows: Sequence[tuple[str, Mapping[str, Sequence[Size]]]], *, length: int = 64) -> None:
     """Plot quality against parameters and latency, a row of two panels for each quality.
 
     `rows` holds (name of the quality, the networks of each line by the line's name); the latency is that of `length`
